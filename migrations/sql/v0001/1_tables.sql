@@ -1,0 +1,269 @@
+-- Everything of Vestry's lives in the schema "vestry", owned by vestry_owner.
+-- Private content is sealed bytea in tables of its own; shareable content is text in theirs.
+
+-- The one clock. Durations and order come from here, never from an application's clock.
+CREATE FUNCTION vestry.clock() RETURNS timestamptz
+LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog
+AS 'SELECT clock_timestamp()';
+
+CREATE TABLE vestry.owners (
+  owner        text PRIMARY KEY CHECK (length(owner) BETWEEN 1 AND 200),
+  created_at   timestamptz NOT NULL DEFAULT vestry.clock(),
+  forgotten_at timestamptz
+);
+
+-- One data key per owner, wrapped by the key-encryption key named in kek_id. created_xid lets a
+-- producer see that the key is still its own uncommitted row and must not be cached.
+CREATE TABLE vestry.owner_keys (
+  key_id      uuid PRIMARY KEY,
+  owner       text NOT NULL UNIQUE REFERENCES vestry.owners (owner) ON DELETE CASCADE,
+  wrapped     bytea NOT NULL,
+  kek_id      text NOT NULL,
+  created_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  created_at  timestamptz NOT NULL DEFAULT vestry.clock()
+);
+
+-- turn is the lane's virtual time: the start tag of the latest job picked (start-time fair queueing).
+CREATE TABLE vestry.lanes (
+  lane      text PRIMARY KEY,
+  privacy   text NOT NULL,
+  latency   text NOT NULL,
+  pool      text NOT NULL,
+  paused_at timestamptz,
+  turn      bigint NOT NULL DEFAULT 0,
+  CHECK (lane = privacy || '.' || latency || '.' || pool),
+  CHECK (NOT (privacy = 'private' AND pool = 'cloud'))
+);
+
+CREATE TABLE vestry.jobs (
+  id            uuid PRIMARY KEY,
+  kind          text NOT NULL CHECK (kind IN ('embedding','classification','ocr','generation','rerank')),
+  task          text,
+  quality       text NOT NULL DEFAULT 'adequate' CHECK (quality IN ('adequate','best')),
+  tier          text,
+  model         text,
+  owner         text NOT NULL,
+  privacy       text NOT NULL CHECK (privacy IN ('private','shareable')),
+  latency       text NOT NULL CHECK (latency IN ('interactive','bulk')),
+  pool          text NOT NULL CHECK (pool IN ('gpu','cpu','cloud')),
+  lane          text NOT NULL GENERATED ALWAYS AS (privacy || '.' || latency || '.' || pool) STORED,
+  state         text NOT NULL DEFAULT 'queued' CHECK (state IN
+                  ('waiting','queued','running','succeeded','dead','cancelled','expired','superseded')),
+  units         integer NOT NULL DEFAULT 1 CHECK (units >= 1),
+  turn          bigint,
+  attempt       integer NOT NULL DEFAULT 0,
+  max_attempts  integer NOT NULL DEFAULT 5 CHECK (max_attempts >= 1),
+  crashes       integer NOT NULL DEFAULT 0,
+  suspect       boolean NOT NULL DEFAULT false,
+  keep_payload  boolean NOT NULL DEFAULT true,
+  result_ttl_s  integer NOT NULL DEFAULT 604800,
+  degraded      boolean NOT NULL DEFAULT false,
+  lease_id      uuid,
+  error_code    text,
+  error_message text,
+  parent_id     uuid,
+  root_id       uuid,
+  replay_of     uuid,
+  run_at        timestamptz NOT NULL DEFAULT vestry.clock(),
+  deadline      timestamptz,
+  hinted_at     timestamptz,
+  created_at    timestamptz NOT NULL DEFAULT vestry.clock(),
+  started_at    timestamptz,
+  finished_at   timestamptz,
+  CHECK (NOT (privacy = 'private' AND pool = 'cloud')),
+  CHECK ((state = 'running') = (lease_id IS NOT NULL)),
+  CHECK (turn IS NULL OR state = 'queued'),
+  CHECK ((finished_at IS NOT NULL) = (state IN ('succeeded','dead','cancelled','expired','superseded')))
+) WITH (fillfactor = 85);
+
+-- A queued job with a turn stands in line; without one it waits for run_at.
+CREATE INDEX jobs_ready     ON vestry.jobs (lane, kind, turn, id)
+  WHERE state = 'queued' AND turn IS NOT NULL AND NOT suspect;
+CREATE INDEX jobs_suspect   ON vestry.jobs (lane, kind, turn, id)
+  WHERE state = 'queued' AND turn IS NOT NULL AND suspect;
+CREATE INDEX jobs_line      ON vestry.jobs (lane, owner, turn)
+  WHERE state = 'queued' AND turn IS NOT NULL;
+CREATE INDEX jobs_scheduled ON vestry.jobs (run_at)
+  WHERE state = 'queued' AND turn IS NULL;
+CREATE INDEX jobs_lease     ON vestry.jobs (lease_id) WHERE lease_id IS NOT NULL;
+CREATE INDEX jobs_deadline  ON vestry.jobs (deadline)
+  WHERE deadline IS NOT NULL AND finished_at IS NULL;
+CREATE INDEX jobs_finished  ON vestry.jobs (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX jobs_parent    ON vestry.jobs (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX jobs_root      ON vestry.jobs (root_id) WHERE root_id IS NOT NULL;
+
+-- One row per claimed batch. Its random id is the fencing token.
+CREATE TABLE vestry.leases (
+  id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+  lane       text NOT NULL,
+  privacy    text NOT NULL,
+  worker     text NOT NULL,
+  alone      boolean NOT NULL DEFAULT false,
+  created_at timestamptz NOT NULL DEFAULT vestry.clock(),
+  expires_at timestamptz NOT NULL,
+  max_until  timestamptz NOT NULL
+) WITH (fillfactor = 70);
+CREATE INDEX leases_expiry ON vestry.leases (expires_at);
+
+CREATE TABLE vestry.receipts (
+  job_id           uuid NOT NULL,
+  lease_id         uuid NOT NULL,
+  privacy          text NOT NULL,
+  attempt          integer NOT NULL,
+  outcome          text NOT NULL,
+  reason           text,
+  intended_backend text,
+  intended_model   text,
+  served_backend   text,
+  served_model     text,
+  locality         text,
+  degraded         boolean NOT NULL DEFAULT false,
+  policy_version   text,
+  input_tokens     bigint,
+  output_tokens    bigint,
+  cost             numeric,
+  started_at       timestamptz,
+  finished_at      timestamptz NOT NULL DEFAULT vestry.clock(),
+  PRIMARY KEY (job_id, lease_id)
+);
+
+-- key_hash and content_hash are HMACs under the owner's key (private) or SHA-256 (shareable).
+CREATE TABLE vestry.idempotency_keys (
+  owner        text NOT NULL,
+  privacy      text NOT NULL,
+  key_hash     bytea NOT NULL,
+  content_hash bytea NOT NULL,
+  job_id       uuid NOT NULL,
+  PRIMARY KEY (owner, privacy, key_hash)
+);
+CREATE INDEX idempotency_keys_job ON vestry.idempotency_keys (job_id);
+
+CREATE TABLE vestry.private_payloads (
+  job_id uuid PRIMARY KEY, owner text NOT NULL, key_id uuid NOT NULL, body bytea NOT NULL);
+CREATE TABLE vestry.shareable_payloads (
+  job_id uuid PRIMARY KEY, owner text NOT NULL, body text NOT NULL);
+
+CREATE TABLE vestry.private_results (
+  job_id uuid PRIMARY KEY, owner text NOT NULL, key_id uuid NOT NULL, body bytea NOT NULL,
+  expires_at timestamptz NOT NULL);
+CREATE INDEX private_results_expiry ON vestry.private_results (expires_at);
+CREATE TABLE vestry.shareable_results (
+  job_id uuid PRIMARY KEY, owner text NOT NULL, body text NOT NULL,
+  expires_at timestamptz NOT NULL);
+CREATE INDEX shareable_results_expiry ON vestry.shareable_results (expires_at);
+
+-- Files of a job, in parts of at most 1 MiB, never inside JSON.
+CREATE TABLE vestry.private_blobs (
+  job_id uuid NOT NULL, name text NOT NULL, part integer NOT NULL, owner text NOT NULL,
+  key_id uuid NOT NULL, body bytea NOT NULL CHECK (length(body) <= 1048576 + 64),
+  PRIMARY KEY (job_id, name, part));
+CREATE TABLE vestry.shareable_blobs (
+  job_id uuid NOT NULL, name text NOT NULL, part integer NOT NULL, owner text NOT NULL,
+  body bytea NOT NULL CHECK (length(body) <= 1048576),
+  PRIMARY KEY (job_id, name, part));
+
+-- One vector space. Vectors of different spaces are never compared.
+CREATE TABLE vestry.spaces (
+  id              integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  name            text NOT NULL UNIQUE,
+  model           text NOT NULL,
+  revision        text NOT NULL,
+  dimension       integer NOT NULL CHECK (dimension BETWEEN 1 AND 4000),
+  query_prefix    text NOT NULL DEFAULT '',
+  document_prefix text NOT NULL DEFAULT '',
+  normalised      boolean NOT NULL,
+  precision       text NOT NULL,
+  library         text NOT NULL,
+  created_at      timestamptz NOT NULL DEFAULT vestry.clock()
+);
+
+-- A document's generation is advanced by every enqueue and delete; an attempt made for an older
+-- generation may not write. indexed_* say what the stored chunks are of.
+CREATE TABLE vestry.private_documents (
+  id                 uuid PRIMARY KEY,
+  owner              text NOT NULL,
+  source             text NOT NULL,
+  external_hash      bytea NOT NULL,
+  generation         bigint NOT NULL DEFAULT 1,
+  deleted            boolean NOT NULL DEFAULT false,
+  indexed_generation bigint,
+  indexed_hash       bytea,
+  indexed_space      integer REFERENCES vestry.spaces (id),
+  key_id             uuid,
+  detail             bytea,
+  updated_at         timestamptz NOT NULL DEFAULT vestry.clock(),
+  UNIQUE (owner, source, external_hash)
+);
+CREATE TABLE vestry.shareable_documents (
+  id                 uuid PRIMARY KEY,
+  owner              text NOT NULL,
+  source             text NOT NULL,
+  external_hash      bytea NOT NULL,
+  generation         bigint NOT NULL DEFAULT 1,
+  deleted            boolean NOT NULL DEFAULT false,
+  indexed_generation bigint,
+  indexed_hash       bytea,
+  indexed_space      integer REFERENCES vestry.spaces (id),
+  detail             text,
+  updated_at         timestamptz NOT NULL DEFAULT vestry.clock(),
+  UNIQUE (owner, source, external_hash)
+);
+
+-- Which generation of which document a job was enqueued for.
+CREATE TABLE vestry.job_documents (
+  job_id      uuid NOT NULL,
+  ordinal     integer NOT NULL,
+  privacy     text NOT NULL,
+  document_id uuid NOT NULL,
+  generation  bigint NOT NULL,
+  PRIMARY KEY (job_id, ordinal)
+);
+
+-- start_char and end_char are offsets into the document's text; text is NULL with keep_text=False.
+CREATE TABLE vestry.private_chunks (
+  id           uuid PRIMARY KEY,
+  document_id  uuid NOT NULL REFERENCES vestry.private_documents (id) ON DELETE CASCADE,
+  owner        text NOT NULL,
+  ordinal      integer NOT NULL,
+  start_char   integer NOT NULL,
+  end_char     integer NOT NULL,
+  content_hash bytea NOT NULL,
+  key_id       uuid NOT NULL,
+  text         bytea
+);
+CREATE INDEX private_chunks_document ON vestry.private_chunks (document_id);
+CREATE TABLE vestry.shareable_chunks (
+  id           uuid PRIMARY KEY,
+  document_id  uuid NOT NULL REFERENCES vestry.shareable_documents (id) ON DELETE CASCADE,
+  owner        text NOT NULL,
+  ordinal      integer NOT NULL,
+  start_char   integer NOT NULL,
+  end_char     integer NOT NULL,
+  content_hash bytea NOT NULL,
+  text         text
+);
+CREATE INDEX shareable_chunks_document ON vestry.shareable_chunks (document_id);
+
+-- No HNSW here: a filtered approximate search silently returns wrong neighbours, and one owner's
+-- exact search is fast.
+CREATE TABLE vestry.private_embeddings (
+  chunk_id uuid NOT NULL REFERENCES vestry.private_chunks (id) ON DELETE CASCADE,
+  space_id integer NOT NULL REFERENCES vestry.spaces (id),
+  owner    text NOT NULL,
+  source   text NOT NULL,
+  vector   public.halfvec NOT NULL,
+  PRIMARY KEY (chunk_id, space_id)
+);
+CREATE INDEX private_embeddings_owner ON vestry.private_embeddings (owner, space_id, source);
+
+-- One partition, and so one HNSW index, per space.
+CREATE TABLE vestry.shareable_embeddings (
+  chunk_id uuid NOT NULL REFERENCES vestry.shareable_chunks (id) ON DELETE CASCADE,
+  space_id integer NOT NULL REFERENCES vestry.spaces (id),
+  owner    text NOT NULL,
+  source   text NOT NULL,
+  vector   public.halfvec NOT NULL,
+  PRIMARY KEY (chunk_id, space_id)
+) PARTITION BY LIST (space_id);
+CREATE INDEX shareable_embeddings_owner ON vestry.shareable_embeddings (owner, space_id, source);
+CREATE INDEX shareable_embeddings_source ON vestry.shareable_embeddings (source, space_id);

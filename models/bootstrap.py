@@ -1,0 +1,61 @@
+"""What only an administrator can do: roles, schema, extension; then migrations as the schema's owner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from psycopg import sql
+
+from models.roles import ROLES, SCHEMA_OWNER
+
+MINIMUM_PGVECTOR = (0, 8, 3)
+"""pgvector before 0.8.3 can corrupt an HNSW index on vacuum (its changelog, 0.8.3)."""
+
+
+def bootstrap(conn: psycopg.Connection[tuple[object, ...]], passwords: Mapping[str, str]) -> None:
+    """Create or refresh roles, the extension and the schema. Safe to repeat.
+
+    Args:
+        conn: an autocommit connection with CREATEROLE and the right to create the extension.
+        passwords: role name to password, for every name in ROLES.
+    """
+    for role in ROLES:
+        name = sql.Identifier(role)
+        with conn.transaction():
+            exists = conn.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone()
+            verb = sql.SQL("ALTER" if exists else "CREATE")
+            conn.execute(
+                sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
+                    verb, name, sql.Literal(passwords[role])
+                )
+            )
+    conn.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    conn.execute(
+        sql.SQL("CREATE SCHEMA IF NOT EXISTS vestry AUTHORIZATION {}").format(
+            sql.Identifier(SCHEMA_OWNER)
+        )
+    )
+
+
+def migrate(url: str, revision: str = "head") -> None:
+    """Upgrade the schema to a revision, connecting as vestry_owner.
+
+    Args:
+        url: `postgresql+psycopg://…` of the schema's owner.
+        revision: an Alembic revision, `head` by default.
+    """
+    command.upgrade(alembic_config(url), revision)
+
+
+def alembic_config(url: str) -> Config:
+    """Alembic's configuration for this checkout and a database."""
+    config = Config()
+    config.set_main_option(
+        "script_location", str(Path(__file__).resolve().parent.parent / "migrations")
+    )
+    config.attributes["url"] = url
+    return config

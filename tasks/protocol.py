@@ -1,0 +1,147 @@
+"""What a handler of one kind gets and gives back. No Celery, no SQL.
+
+A handler is a function `run(batch, context) -> outcomes`, one outcome a job, in the batch's order.
+It must not raise for one job's fault: a bad job gets `Failed` and its neighbours their results. What
+it raises anyway is taken as a fault of the whole batch, whose jobs are then tried one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRef:
+    """The document a job's `ordinal`-th input is, at the generation the job was enqueued for."""
+
+    document_id: UUID
+    generation: int
+    # What is stored now, as read after the claim; None where nothing is.
+    indexed_hash: bytes | None
+    indexed_space: str | None
+    current: bool
+    """False when the document moved on since: embedding it would be work for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One claimed job with its payload opened.
+
+    `payload` is the JSON object the producer library made; its keys depend on the kind.
+    """
+
+    id: UUID
+    kind: str
+    task: str | None
+    owner: str
+    privacy: str
+    latency: str
+    attempt: int
+    model: str | None
+    payload: Mapping[str, Any]
+    documents: tuple[DocumentRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One stored piece of a document; `start` and `end` are character offsets into its text."""
+
+    ordinal: int
+    start: int
+    end: int
+    text: str
+    """Always given (it is hashed); stored only where the job keeps text."""
+    vector: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexDocument:
+    """Effect: replace a document's chunks and vectors, if its generation still stands."""
+
+    document_id: UUID
+    generation: int
+    source: str
+    space_id: int
+    content_hash: bytes
+    detail: Mapping[str, Any]
+    """External id, date, metadata: sealed in private lanes."""
+    chunks: Sequence[Chunk]
+    keep_text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmDocument:
+    """Effect: the stored chunks are already of this content; only move indexed_generation on."""
+
+    document_id: UUID
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the receipt says of the call."""
+
+    backend: str
+    model: str
+    locality: str = "local"
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The job's result (a JSON object) and its effects, committed together or not at all.
+
+    `result["superseded"]` and the like are filled in by the finishing transaction, which alone
+    knows whether an effect still stood.
+    """
+
+    result: dict[str, Any]
+    effects: tuple[IndexDocument | ConfirmDocument, ...] = ()
+    served: Served | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt failed. `code` and `message` are content-free: they are stored in the clear."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    retry_after: float | None = None
+    served: Served | None = None
+
+
+Outcome = Succeeded | Failed
+
+
+class Handing(Protocol):
+    """What a long handler asks between sub-batches."""
+
+    def abandoned(self, job_id: UUID) -> bool:
+        """The job was cancelled, expired or handed back: its effects would be refused."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a handler may use besides its arguments."""
+
+    handing: Handing
+    digest: Mapping[str, "Digest"] = field(default_factory=dict)
+    """Owner to the content digest of that owner (HMAC where private)."""
+
+
+class Digest(Protocol):
+    """Keyed content digest of one owner; equal content gives equal bytes, and nothing else is told."""
+
+    def __call__(self, purpose: str, data: bytes) -> bytes: ...
+
+
+class Handler(Protocol):
+    """A kind's entry point."""
+
+    def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]: ...
