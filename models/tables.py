@@ -1,0 +1,336 @@
+"""The tables, as declared. A test holds them against the migrated schema.
+
+Private and shareable content live in twin tables: sealed `bytea` with a key id on one side, text on
+the other. The twins are built by one function each, so that they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Computed,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.types import UserDefinedType
+
+SCHEMA = "vestry"
+
+
+class Base(DeclarativeBase):
+    """Holds the metadata that Alembic compares."""
+
+    metadata = MetaData(schema=SCHEMA)
+
+
+class Xid8(UserDefinedType[int]):
+    """Postgres's 64-bit transaction id."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_kw: Any) -> str:
+        """The type's name in SQL."""
+        return "xid8"
+
+
+def _now(name: str, **kw: Any) -> Column[Any]:
+    return Column(name, DateTime(timezone=True), server_default=func.vestry.clock(), **kw)
+
+
+def _time(name: str, **kw: Any) -> Column[Any]:
+    return Column(name, DateTime(timezone=True), **kw)
+
+
+owners = Table(
+    "owners",
+    Base.metadata,
+    Column("owner", Text, primary_key=True),
+    _now("created_at", nullable=False),
+    _time("forgotten_at"),
+)
+
+owner_keys = Table(
+    "owner_keys",
+    Base.metadata,
+    Column("key_id", Uuid, primary_key=True),
+    Column(
+        "owner",
+        Text,
+        ForeignKey(owners.c.owner, ondelete="CASCADE"),
+        nullable=False,
+        unique=True,
+    ),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("kek_id", Text, nullable=False),
+    Column("created_xid", Xid8, nullable=False, server_default=func.pg_current_xact_id()),
+    _now("created_at", nullable=False),
+)
+
+lanes = Table(
+    "lanes",
+    Base.metadata,
+    Column("lane", Text, primary_key=True),
+    Column("privacy", Text, nullable=False),
+    Column("latency", Text, nullable=False),
+    Column("pool", Text, nullable=False),
+    _time("paused_at"),
+    Column("turn", BigInteger, nullable=False, server_default=text("0")),
+)
+
+jobs = Table(
+    "jobs",
+    Base.metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("task", Text),
+    Column("quality", Text, nullable=False, server_default="adequate"),
+    Column("tier", Text),
+    Column("model", Text),
+    Column("owner", Text, nullable=False),
+    Column("privacy", Text, nullable=False),
+    Column("latency", Text, nullable=False),
+    Column("pool", Text, nullable=False),
+    Column(
+        "lane",
+        Text,
+        Computed("privacy || '.' || latency || '.' || pool", persisted=True),
+        nullable=False,
+    ),
+    Column("state", Text, nullable=False, server_default="queued"),
+    Column("units", Integer, nullable=False, server_default=text("1")),
+    Column("turn", BigInteger),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("max_attempts", Integer, nullable=False, server_default=text("5")),
+    Column("crashes", Integer, nullable=False, server_default=text("0")),
+    Column("suspect", Boolean, nullable=False, server_default=text("false")),
+    Column("keep_payload", Boolean, nullable=False, server_default=text("true")),
+    Column("result_ttl_s", Integer, nullable=False, server_default=text("604800")),
+    Column("degraded", Boolean, nullable=False, server_default=text("false")),
+    Column("lease_id", Uuid),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("parent_id", Uuid),
+    Column("root_id", Uuid),
+    Column("replay_of", Uuid),
+    _now("run_at", nullable=False),
+    _time("deadline"),
+    _time("hinted_at"),
+    _now("created_at", nullable=False),
+    _time("started_at"),
+    _time("finished_at"),
+    postgresql_with={"fillfactor": 85},
+)
+
+_IN_LINE = "state = 'queued' AND turn IS NOT NULL"
+Index(
+    "jobs_ready",
+    *(jobs.c[n] for n in ("lane", "kind", "turn", "id")),
+    postgresql_where=text(f"{_IN_LINE} AND NOT suspect"),
+)
+Index(
+    "jobs_suspect",
+    *(jobs.c[n] for n in ("lane", "kind", "turn", "id")),
+    postgresql_where=text(f"{_IN_LINE} AND suspect"),
+)
+Index(
+    "jobs_line",
+    *(jobs.c[n] for n in ("lane", "owner", "turn")),
+    postgresql_where=text(_IN_LINE),
+)
+Index("jobs_scheduled", jobs.c.run_at, postgresql_where=text("state = 'queued' AND turn IS NULL"))
+Index("jobs_lease", jobs.c.lease_id, postgresql_where=text("lease_id IS NOT NULL"))
+Index(
+    "jobs_deadline",
+    jobs.c.deadline,
+    postgresql_where=text("deadline IS NOT NULL AND finished_at IS NULL"),
+)
+Index("jobs_finished", jobs.c.finished_at, postgresql_where=text("finished_at IS NOT NULL"))
+Index("jobs_parent", jobs.c.parent_id, postgresql_where=text("parent_id IS NOT NULL"))
+Index("jobs_root", jobs.c.root_id, postgresql_where=text("root_id IS NOT NULL"))
+
+leases = Table(
+    "leases",
+    Base.metadata,
+    Column("id", Uuid, primary_key=True, server_default=func.gen_random_uuid()),
+    Column("lane", Text, nullable=False),
+    Column("privacy", Text, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("alone", Boolean, nullable=False, server_default=text("false")),
+    _now("created_at", nullable=False),
+    _time("expires_at", nullable=False),
+    _time("max_until", nullable=False),
+    Index("leases_expiry", "expires_at"),
+    postgresql_with={"fillfactor": 70},
+)
+
+receipts = Table(
+    "receipts",
+    Base.metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("lease_id", Uuid, primary_key=True),
+    Column("privacy", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("reason", Text),
+    Column("intended_backend", Text),
+    Column("intended_model", Text),
+    Column("served_backend", Text),
+    Column("served_model", Text),
+    Column("locality", Text),
+    Column("degraded", Boolean, nullable=False, server_default=text("false")),
+    Column("policy_version", Text),
+    Column("input_tokens", BigInteger),
+    Column("output_tokens", BigInteger),
+    Column("cost", Numeric),
+    _time("started_at"),
+    _now("finished_at", nullable=False),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    Base.metadata,
+    Column("owner", Text, primary_key=True),
+    Column("privacy", Text, primary_key=True),
+    Column("key_hash", LargeBinary, primary_key=True),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("job_id", Uuid, nullable=False),
+    Index("idempotency_keys_job", "job_id"),
+)
+
+spaces = Table(
+    "spaces",
+    Base.metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("model", Text, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("query_prefix", Text, nullable=False, server_default=""),
+    Column("document_prefix", Text, nullable=False, server_default=""),
+    Column("normalised", Boolean, nullable=False),
+    Column("precision", Text, nullable=False),
+    Column("library", Text, nullable=False),
+    _now("created_at", nullable=False),
+)
+
+job_documents = Table(
+    "job_documents",
+    Base.metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("ordinal", Integer, primary_key=True),
+    Column("privacy", Text, nullable=False),
+    Column("document_id", Uuid, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+)
+
+
+def _content(name: str, privacy: str, *, nullable: bool = False) -> list[Column[Any]]:
+    """A column of content: sealed bytes beside their key id, or plain text."""
+    if privacy == "private":
+        return [
+            Column("key_id", Uuid, nullable=nullable),
+            Column(name, LargeBinary, nullable=nullable),
+        ]
+    return [Column(name, Text, nullable=nullable)]
+
+
+def _twin(privacy: str) -> dict[str, Table]:
+    """The six content tables of one privacy class."""
+    payloads = Table(
+        f"{privacy}_payloads",
+        Base.metadata,
+        Column("job_id", Uuid, primary_key=True),
+        Column("owner", Text, nullable=False),
+        *_content("body", privacy),
+    )
+    results = Table(
+        f"{privacy}_results",
+        Base.metadata,
+        Column("job_id", Uuid, primary_key=True),
+        Column("owner", Text, nullable=False),
+        *_content("body", privacy),
+        _time("expires_at", nullable=False),
+        Index(f"{privacy}_results_expiry", "expires_at"),
+    )
+    key = [Column("key_id", Uuid, nullable=False)] if privacy == "private" else []
+    blobs = Table(
+        f"{privacy}_blobs",
+        Base.metadata,
+        Column("job_id", Uuid, primary_key=True),
+        Column("name", Text, primary_key=True),
+        Column("part", Integer, primary_key=True),
+        Column("owner", Text, nullable=False),
+        *key,
+        Column("body", LargeBinary, nullable=False),
+    )
+    documents = Table(
+        f"{privacy}_documents",
+        Base.metadata,
+        Column("id", Uuid, primary_key=True),
+        Column("owner", Text, nullable=False),
+        Column("source", Text, nullable=False),
+        Column("external_hash", LargeBinary, nullable=False),
+        Column("generation", BigInteger, nullable=False, server_default=text("1")),
+        Column("deleted", Boolean, nullable=False, server_default=text("false")),
+        Column("indexed_generation", BigInteger),
+        Column("indexed_hash", LargeBinary),
+        Column("indexed_space", Integer, ForeignKey(spaces.c.id)),
+        *_content("detail", privacy, nullable=True),
+        _now("updated_at", nullable=False),
+        UniqueConstraint("owner", "source", "external_hash"),
+    )
+    chunks = Table(
+        f"{privacy}_chunks",
+        Base.metadata,
+        Column("id", Uuid, primary_key=True),
+        Column(
+            "document_id", Uuid, ForeignKey(documents.c.id, ondelete="CASCADE"), nullable=False
+        ),
+        Column("owner", Text, nullable=False),
+        Column("ordinal", Integer, nullable=False),
+        Column("start_char", Integer, nullable=False),
+        Column("end_char", Integer, nullable=False),
+        Column("content_hash", LargeBinary, nullable=False),
+        *([Column("key_id", Uuid, nullable=False)] if privacy == "private" else []),
+        Column("text", LargeBinary if privacy == "private" else Text),
+        Index(f"{privacy}_chunks_document", "document_id"),
+    )
+    partitioned = {"postgresql_partition_by": "LIST (space_id)"} if privacy == "shareable" else {}
+    embeddings = Table(
+        f"{privacy}_embeddings",
+        Base.metadata,
+        Column(
+            "chunk_id", Uuid, ForeignKey(chunks.c.id, ondelete="CASCADE"), primary_key=True
+        ),
+        Column("space_id", Integer, ForeignKey(spaces.c.id), primary_key=True),
+        Column("owner", Text, nullable=False),
+        Column("source", Text, nullable=False),
+        Column("vector", HALFVEC, nullable=False),
+        Index(f"{privacy}_embeddings_owner", "owner", "space_id", "source"),
+        **partitioned,
+    )
+    if privacy == "shareable":
+        Index("shareable_embeddings_source", embeddings.c.source, embeddings.c.space_id)
+    return {t.name: t for t in (payloads, results, blobs, documents, chunks, embeddings)}
+
+
+CONTENT: dict[str, Table] = {**_twin("private"), **_twin("shareable")}
+"""The content tables by name."""
