@@ -1,0 +1,62 @@
+# Everything a newcomer types. `make` alone lists the targets.
+#
+# PYTHON       the interpreter that .venv is made from: Python 3.11 or newer
+# TORCH_INDEX  an index with PyTorch's CPU builds (the address is on PyTorch's own "Get Started"
+#              page). On Linux x86-64 pip's default is the CUDA build, several gigabytes; without
+#              an NVIDIA card the CPU build does the same work. Empty: pip's own default.
+
+PYTHON      ?= python3
+TORCH_INDEX ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := worker,embedded,dev,sqlalchemy
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help setup run up down test check bench clean
+
+help: ## list these targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv with everything in it (again only when pyproject.toml or constraints.txt change)
+
+# The stamp is written last: an installation that broke off is taken up again by the next call.
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Vestry needs Python 3.11 or newer, and '$(PYTHON)' is not. Name one: make setup PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+	  $(BIN)/pip install --quiet --no-deps --index-url "$(TORCH_INDEX)" "$$(grep '^torch==' constraints.txt)"; fi
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+run: $(READY) ## index the samples, search them, print the outcome, stop everything
+	@$(BIN)/python samples/first_run.py
+
+up: $(READY) ## keep the embedded stack running in the foreground; Ctrl-C drains it
+	@$(BIN)/vestry up
+
+down: $(READY) ## stop a stack that runs elsewhere on the same VESTRY_HOME
+	@$(BIN)/python -m workers.down
+
+test: check ## the checks, then every test
+	@$(BIN)/pytest
+
+check: $(READY) ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(READY) ## throughput and latency beside bare Celery and a bare encode loop
+	@$(BIN)/python -m benchmarks
+
+clean: ## remove .venv, caches and built files; data in .vestry/ stays
+	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
