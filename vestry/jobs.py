@@ -1,0 +1,430 @@
+"""What a producer asks for (`Embedding`, `Document`) and gets back (`EmbeddingResult`, …).
+
+Jobs are frozen and validated when they are made: each fault is one `InvalidInput` naming the field.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Literal, Protocol
+from uuid import UUID
+
+from vestry.errors import InvalidInput, PayloadTooLarge
+from vestry.lanes import Pool
+
+KINDS: Final[Mapping[str, Pool]] = {
+    "embedding": Pool.GPU,
+    "classification": Pool.GPU,
+    "ocr": Pool.CPU,
+    "generation": Pool.GPU,
+    "rerank": Pool.GPU,
+}
+"""The stable names of the kinds, and the pool each runs in on our own hardware."""
+
+PAYLOAD_LIMIT: Final = 1024 * 1024
+"""Bytes of a job's serialised payload; larger inputs are split over jobs."""
+
+UNIT_BYTES: Final = 1024
+"""A job costs one unit in the share-out of turns, and one more for so many bytes of text."""
+
+EXTERNAL_ID: Final = "external-id"
+"""Digest purpose of a document's id, as the documents' tables compare it."""
+_DERIVED_ID: Final = "derived-id"
+
+_SOURCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_LABEL_MAX: Final = 200
+
+State = Literal[
+    "waiting", "queued", "running", "succeeded", "dead", "cancelled", "expired", "superseded"
+]
+FINAL_STATES: Final = frozenset({"succeeded", "dead", "cancelled", "expired", "superseded"})
+
+
+class Digest(Protocol):
+    """`OwnerKey.digest` for private jobs, `plain_digest` for shareable ones."""
+
+    def __call__(self, purpose: str, data: bytes, /) -> bytes:
+        """32 bytes, the same for equal data and purpose."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job as it is enqueued, its payload still in the clear.
+
+    Attributes:
+        payload: compact JSON in UTF-8.
+        documents: source and external hash of each document, in the payload's order.
+        units: its cost in the share-out of turns.
+    """
+
+    kind: str
+    pool: Pool
+    model: str | None
+    payload: bytes
+    units: int
+    keep_payload: bool
+    documents: tuple[tuple[str, bytes], ...] = ()
+
+
+class JobRequest(Protocol):
+    """Any of the job classes."""
+
+    kind: ClassVar[str]
+
+    def prepare(self, digest: Digest, payload_limit: int = PAYLOAD_LIMIT) -> Prepared:
+        """Serialise. Raises `InvalidInput` where the job cannot be enqueued."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to index.
+
+    Attributes:
+        text: the whole of it; it is chunked by the worker.
+        id: the caller's own name for it, up to 200 characters. Indexing the same id again replaces
+            what was there. Without one, the id is a digest of date and text, under the owner's key
+            where private, so that the same entry is the same document.
+        date: shown with a hit; any text, or a date.
+        metadata: any JSON object; kept, sealed where private, never searched.
+    """
+
+    text: str
+    id: str | None = None
+    date: str | dt.date | None = None
+    metadata: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Document({len(self.text) if isinstance(self.text, str) else '?'} characters)"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """Vectors of texts, or an index of documents.
+
+    With `texts`, the result holds the vectors. With `documents`, the worker splits each into
+    chunks, stores their vectors for search, and the result counts them.
+
+    Attributes:
+        texts: what to embed, each whole: one that does not fit the model fails the job.
+        documents: what to index; give this or `texts`.
+        source: label of the collection the documents belong to; search filters by it. Lower-case
+            letters, digits, `.`, `_`, `-`, up to 64; stored in the clear.
+        model: a name the workers know; by default the one they are set up with.
+        input: whether texts are embedded as documents or as a search query.
+        keep_text: False keeps nothing of the text once the job has succeeded: vectors and
+            references only, and hits without text.
+    """
+
+    texts: Sequence[str] | None = None
+    documents: Sequence[Document] | None = None
+    source: str | None = None
+    model: str | None = None
+    input: Literal["document", "query"] = "document"
+    keep_text: bool = True
+    kind: ClassVar[str] = "embedding"
+
+    def __post_init__(self) -> None:
+        if (self.texts is None) == (self.documents is None):
+            raise InvalidInput("texts", "give either texts or documents")
+        if self.input not in {"document", "query"}:
+            raise InvalidInput("input", "is document or query")
+        if self.model is not None:
+            check_label("model", self.model)
+        if self.texts is not None:
+            _check_list("texts", self.texts)
+            object.__setattr__(self, "texts", tuple(self.texts))
+            if self.source is not None:
+                raise InvalidInput("source", "belongs to documents, not to texts")
+            for place, text in enumerate(self.texts):
+                check_text(f"texts[{place}]", text)
+        elif self.documents is not None:
+            _check_list("documents", self.documents)
+            object.__setattr__(self, "documents", tuple(self.documents))
+            check_source(self.source)
+            for place, document in enumerate(self.documents):
+                _check_document(f"documents[{place}]", document)
+            _check_distinct([document.id for document in self.documents])
+
+    def __repr__(self) -> str:
+        many = (
+            f"{len(self.texts)} texts" if self.texts else f"{len(self.documents or ())} documents"
+        )
+        return f"Embedding({many})"
+
+    def prepare(self, digest: Digest, payload_limit: int = PAYLOAD_LIMIT) -> Prepared:
+        """Serialise: `{"texts", "input"}` or `{"documents", "source", "keep_text"}`.
+
+        Raises:
+            InvalidInput: two documents are the same, or metadata is no JSON.
+            PayloadTooLarge: over `payload_limit` bytes.
+        """
+        if self.texts is not None:
+            body: dict[str, Any] = {"texts": list(self.texts), "input": self.input}
+            references: tuple[tuple[str, bytes], ...] = ()
+            field_name, texts = "texts", list(self.texts)
+        else:
+            assert self.documents is not None and self.source is not None  # noqa: S101, PT018
+            rows = [_document_row(document, digest) for document in self.documents]
+            _check_distinct([row["id"] for row in rows])
+            body = {"documents": rows, "source": self.source, "keep_text": self.keep_text}
+            references = tuple(
+                (self.source, external_hash(digest, self.source, row["id"])) for row in rows
+            )
+            field_name, texts = "documents", [document.text for document in self.documents]
+        payload = dump_json(field_name, body)
+        if len(payload) > payload_limit:
+            raise PayloadTooLarge(field_name, len(payload), payload_limit)
+        return Prepared(
+            kind=self.kind,
+            pool=KINDS[self.kind],
+            model=self.model,
+            payload=payload,
+            units=1 + sum(len(text.encode()) for text in texts) // UNIT_BYTES,
+            keep_payload=self.keep_text,
+            documents=references,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingResult:
+    """Vectors in the order of the texts, each of the space's dimension.
+
+    Attributes:
+        space: name of the embedding space; only vectors of one space may be compared.
+    """
+
+    vectors: tuple[tuple[float, ...], ...] = field(repr=False)
+    space: str
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> EmbeddingResult:
+        """From the worker's `{"vectors", "space"}`."""
+        return cls(tuple(tuple(map(float, row)) for row in body["vectors"]), str(body["space"]))
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDocument:
+    """A document of the job that could not be indexed; its neighbours were.
+
+    Attributes:
+        index: its place in the job's documents, from 0.
+        code: short content-free code.
+        message: one content-free sentence.
+    """
+
+    index: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexResult:
+    """What indexing documents did.
+
+    Attributes:
+        documents: how many were given.
+        chunks: pieces they now consist of.
+        embedded: pieces embedded by this job.
+        unchanged: documents whose stored chunks were already of this content.
+        superseded: documents enqueued again or deleted meanwhile; left alone.
+        failed: those that could not be indexed.
+        space: the embedding space.
+    """
+
+    documents: int
+    chunks: int
+    embedded: int
+    unchanged: int
+    superseded: int
+    failed: tuple[FailedDocument, ...]
+    space: str | None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> IndexResult:
+        """From the worker's JSON, whose keys are the attributes."""
+        return cls(
+            documents=int(body["documents"]),
+            chunks=int(body["chunks"]),
+            embedded=int(body["embedded"]),
+            unchanged=int(body["unchanged"]),
+            superseded=int(body.get("superseded", 0)),
+            failed=tuple(
+                FailedDocument(int(row["index"]), str(row["code"]), str(row["message"]))
+                for row in body.get("failed", ())
+            ),
+            space=body.get("space"),
+        )
+
+
+Result = EmbeddingResult | IndexResult
+
+
+def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
+    """The typed result of a job of a kind from its stored JSON."""
+    if kind == "embedding":
+        if "vectors" in body:
+            return EmbeddingResult.from_json(body)
+        return IndexResult.from_json(body)
+    raise InvalidInput("kind", "this version cannot read results of that kind")
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """An enqueued job.
+
+    Attributes:
+        id: its id everywhere: here, in Celery and Flower, in logs.
+        created: False when an earlier job with the same idempotency key and content stands for it.
+    """
+
+    id: UUID
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """Where a job stands.
+
+    Attributes:
+        error: code and message of the last failure, content-free.
+        attempt: how often it was started.
+        degraded: it was served by another model than the one intended.
+    """
+
+    job: UUID
+    kind: str
+    state: State
+    owner: str
+    privacy: str
+    latency: str
+    lane: str
+    attempt: int
+    degraded: bool
+    error: tuple[str, str] | None
+    created_at: dt.datetime
+    run_at: dt.datetime
+    started_at: dt.datetime | None
+    finished_at: dt.datetime | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state is final."""
+        return self.state in FINAL_STATES
+
+
+def external_hash(digest: Digest, source: str, document_id: str) -> bytes:
+    """How the documents' tables know a document: 32 bytes that do not tell its id."""
+    return digest(EXTERNAL_ID, f"{source}\n{document_id}".encode())
+
+
+def check_text(name: str, text: object) -> None:
+    """A text a model can be given: str, not blank, storable.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if not isinstance(text, str):
+        raise InvalidInput(name, "is not text (str)")
+    if not text.strip():
+        raise InvalidInput(name, "is empty")
+    _check_storable(name, text)
+    if len(text) > PAYLOAD_LIMIT:
+        raise PayloadTooLarge(name, len(text.encode()), PAYLOAD_LIMIT)
+
+
+def check_label(name: str, value: object) -> None:
+    """A short name: 1 to 200 characters, storable.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if not isinstance(value, str):
+        raise InvalidInput(name, "is not text (str)")
+    if not 1 <= len(value) <= _LABEL_MAX or not value.strip():
+        raise InvalidInput(name, f"must be 1 to {_LABEL_MAX} characters")
+    _check_storable(name, value)
+
+
+def check_source(source: object) -> None:
+    """A source's name.
+
+    Raises:
+        InvalidInput: it is missing, or no label.
+    """
+    if not isinstance(source, str) or not _SOURCE.fullmatch(source):
+        raise InvalidInput(
+            "source", "must be 1 to 64 of a-z, 0-9, '.', '_', '-', and start with a-z or 0-9"
+        )
+
+
+def dump_json(name: str, body: object) -> bytes:
+    """Compact JSON in UTF-8.
+
+    Raises:
+        InvalidInput: it holds something that JSON, or a database's text, cannot.
+    """
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):
+        # `from None`: the encoder's message may quote the value.
+        raise InvalidInput(name, "cannot be written as JSON") from None
+
+
+def _check_storable(name: str, text: str) -> None:
+    if "\x00" in text:
+        raise InvalidInput(name, "contains a NUL character")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput(
+                name, "is not valid Unicode (a lone surrogate); decode it with its right encoding"
+            ) from None
+
+
+def _check_list(name: str, values: object) -> None:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise InvalidInput(name, "is not a list")
+    if not values:
+        raise InvalidInput(name, "is empty")
+
+
+def _check_document(name: str, document: object) -> None:
+    if not isinstance(document, Document):
+        raise InvalidInput(name, "is not a Document")
+    check_text(f"{name}.text", document.text)
+    if document.id is not None:
+        check_label(f"{name}.id", document.id)
+    if isinstance(document.date, str):
+        check_label(f"{name}.date", document.date)
+    elif document.date is not None and not isinstance(document.date, dt.date):
+        raise InvalidInput(f"{name}.date", "is neither text nor a date")
+    if document.metadata is not None:
+        if not isinstance(document.metadata, Mapping):
+            raise InvalidInput(f"{name}.metadata", "is not a JSON object")
+        dump_json(f"{name}.metadata", dict(document.metadata))
+
+
+def _check_distinct(ids: Sequence[str | None]) -> None:
+    seen: dict[str, int] = {}
+    for place, document_id in enumerate(ids):
+        if document_id is None:
+            continue
+        first = seen.setdefault(document_id, place)
+        if first != place:
+            raise InvalidInput(f"documents[{place}].id", f"repeats documents[{first}]")
+
+
+def _document_row(document: Document, digest: Digest) -> dict[str, Any]:
+    date = document.date.isoformat() if isinstance(document.date, dt.date) else document.date
+    document_id = document.id
+    if document_id is None:
+        document_id = digest(_DERIVED_ID, json.dumps([date, document.text]).encode()).hex()
+    metadata = None if document.metadata is None else dict(document.metadata)
+    return {"text": document.text, "id": document_id, "date": date, "metadata": metadata}
