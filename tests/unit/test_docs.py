@@ -1,0 +1,84 @@
+"""The documents say what the code does: the drawing of the states, links, and names of files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from models.states import TERMINAL, TRANSITIONS, State
+from vestry.lanes import LANES
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("samples/*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/adr/*.md"),
+    ]
+)
+START_OR_END = "[*]"
+
+
+def drawing() -> str:
+    text = (ROOT / "docs" / "state_machine.md").read_text(encoding="utf-8")
+    found = re.search(r"```mermaid\nstateDiagram-v2\n(.*?)```", text, re.DOTALL)
+    assert found is not None, "docs/state_machine.md holds no mermaid state diagram"
+    return found.group(1)
+
+
+def arrows() -> list[tuple[str, str]]:
+    lines = [line.strip() for line in drawing().splitlines() if line.strip()]
+    parsed = [re.fullmatch(r"(\S+) --> ([^\s:]+)(?:: .+)?", line) for line in lines]
+    unread = [line for line, match in zip(lines, parsed, strict=True) if match is None]
+    assert not unread, f"not an arrow: {unread}"
+    return [(match.group(1), match.group(2)) for match in parsed if match is not None]
+
+
+def test_every_arrow_is_drawn_once() -> None:
+    drawn = arrows()
+    assert len(drawn) == len(set(drawn))
+
+
+def test_the_drawing_is_the_transition_table() -> None:
+    moves = {pair for pair in arrows() if START_OR_END not in pair}
+    assert moves == {(str(before), str(after)) for before, after in TRANSITIONS}
+
+
+def test_the_drawing_ends_where_the_table_ends() -> None:
+    ends = {before for before, after in arrows() if after == START_OR_END}
+    assert ends == {str(state) for state in TERMINAL}
+
+
+def test_every_state_is_explained() -> None:
+    text = (ROOT / "docs" / "state_machine.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert explained == {str(state) for state in State}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_within_the_project_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text)
+    missing = [target for target in targets if not (document.parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_named_in_a_document_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(
+        r"`((?:vestry|tasks|inference|models|workers|migrations|tests|samples|docs)/[\w./-]*)`",
+        text,
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lanes_named_in_a_document_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:private|shareable)\.(?:interactive|bulk)\.\w+", text))
+    assert named <= set(LANES)
