@@ -1,0 +1,1 @@
+"""The `vestry` command."""

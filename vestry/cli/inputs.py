@@ -1,0 +1,193 @@
+"""Read documents from files: JSON Lines or `REFERENCE text` lines, one at a time.
+
+A line that cannot be used becomes a `BadLine` with its number and a reason that quotes none of it;
+the lines around it are not touched. Memory holds one line at a time, and a 64-bit digest of every
+id seen, which is how a repeated id is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any, BinaryIO, Final
+
+from vestry.errors import InvalidInput
+from vestry.jobs import PAYLOAD_LIMIT, Document, check_label, check_text, dump_json
+
+DOCUMENT_LIMIT: Final = PAYLOAD_LIMIT - 1024
+"""Bytes of one document as JSON: a payload less what the job itself adds (source, id, names)."""
+
+LINE_LIMIT: Final = PAYLOAD_LIMIT * 6
+"""Bytes of a line before it is given up: JSON may write a character as the six of \\uXXXX."""
+
+SAMPLE_LINES: Final = 20
+"""How many lines decide a file's format."""
+
+# `Ge1:1 In the beginning` or `1 John 1:1 That which`: one word with a digit in it, or a book's name
+# and chapter:verse.
+_REFERENCE = re.compile(r"((?:\d )?[^\W\d]+\.? \d+:\d+\S*|\S*\d\S*)(?:\s+(.*))?", re.DOTALL)
+_FIELDS = frozenset({"text", "id", "date", "metadata"})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One document of a file; `size` is its part of a payload, in bytes."""
+
+    line: int
+    document: Document
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that cannot be indexed, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A line without an id whose date and text an earlier line had: nothing is left to do."""
+
+    line: int
+
+
+Line = Record | BadLine | Repeat
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads the files of one run; ids are remembered from file to file.
+
+    Attributes:
+        ignored: fields of JSON lines that mean nothing here, for one warning.
+    """
+
+    ignored: set[str] = field(default_factory=set)
+    _seen: set[int] = field(default_factory=set)
+
+    def read(self, stream: BinaryIO) -> Iterator[Line]:
+        """Every line of a file that is not blank.
+
+        Args:
+            stream: the file, open in binary mode.
+        """
+        lines = _lines(stream)
+        head = list(islice(lines, SAMPLE_LINES))
+        if head and head[0][1] and head[0][1].startswith((b"\xff\xfe", b"\xfe\xff")):
+            yield BadLine(1, "the file is UTF-16; only UTF-8 can be read")
+            return
+        is_json = _looks_like_json(raw for _, raw in head)
+        for number, raw in chain(head, lines):
+            try:
+                yield self._line(number, raw, is_json)
+            except InvalidInput as error:
+                yield BadLine(number, str(error))
+
+    def _line(self, number: int, raw: bytes | None, is_json: bool) -> Record | Repeat:
+        if raw is None:
+            raise InvalidInput("line", f"longer than a document may be ({DOCUMENT_LIMIT} bytes)")
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidInput("line", f"not UTF-8 at byte {error.start + 1}") from None
+        document = self._json(text) if is_json else _reference(text)
+        size = _check(document)
+        if self._is_new(document):
+            return Record(number, document, size)
+        if document.id is None:
+            return Repeat(number)
+        raise InvalidInput("id", "an earlier line has the same")
+
+    def _json(self, text: str) -> Document:
+        try:
+            value = json.loads(text, parse_constant=_no_constant)
+        except json.JSONDecodeError as error:
+            raise InvalidInput("line", f"malformed JSON at column {error.colno}") from None
+        except (ValueError, RecursionError):
+            raise InvalidInput("line", "JSON with a value that cannot be stored") from None
+        if not isinstance(value, dict):
+            raise InvalidInput("line", "not a JSON object")
+        if len(self.ignored) < SAMPLE_LINES:
+            self.ignored.update(value.keys() - _FIELDS)
+        return _document(value)
+
+    def _is_new(self, document: Document) -> bool:
+        key = json.dumps(
+            [document.id] if document.id is not None else [document.date, document.text]
+        )
+        number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+        if number in self._seen:
+            return False
+        self._seen.add(number)
+        return True
+
+
+def count_lines(stream: BinaryIO) -> int:
+    """How many lines a file has that are not blank."""
+    return sum(1 for _ in _lines(stream))
+
+
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Numbered lines that are not blank; None for one longer than LINE_LIMIT."""
+    number = 0
+    while raw := stream.readline(LINE_LIMIT + 1):
+        number += 1
+        if len(raw) > LINE_LIMIT and not raw.endswith(b"\n"):
+            while (rest := stream.readline(LINE_LIMIT)) and not rest.endswith(b"\n"):
+                pass
+            yield number, None
+        elif not raw.isspace():
+            yield number, raw
+
+
+def _looks_like_json(lines: Iterable[bytes | None]) -> bool:
+    """Half the lines begin an object: one broken line must not change the format."""
+    known = [line.removeprefix(b"\xef\xbb\xbf").lstrip() for line in lines if line is not None]
+    return 2 * sum(line.startswith(b"{") for line in known) >= len(known)
+
+
+def _reference(line: str) -> Document:
+    match = _REFERENCE.fullmatch(line.strip())
+    if match is None:
+        raise InvalidInput("line", "neither JSON nor `REFERENCE text`")
+    return Document(text=match[2] or "", id=match[1])
+
+
+def _document(value: dict[str, Any]) -> Document:
+    if "text" not in value:
+        raise InvalidInput("text", "is missing")
+    name: Any = value.get("id")
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+    return Document(
+        text=value["text"],
+        id=name,
+        date=value.get("date") or None,
+        metadata=value.get("metadata"),
+    )
+
+
+def _check(document: Document) -> int:
+    """The document's size in a payload; raises `InvalidInput` where it cannot be in one."""
+    check_text("text", document.text)
+    if document.id is not None:
+        check_label("id", document.id)
+    if document.date is not None:
+        check_label("date", document.date)
+    if document.metadata is not None and not isinstance(document.metadata, dict):
+        raise InvalidInput("metadata", "is not a JSON object")
+    row = {"text": document.text, "date": document.date, "metadata": document.metadata}
+    size = len(dump_json("metadata", row)) + 2 * len((document.id or "").encode())
+    if size > DOCUMENT_LIMIT:
+        raise InvalidInput("text", f"{size} bytes; a document may have {DOCUMENT_LIMIT}")
+    return size
+
+
+def _no_constant(_: str) -> float:
+    raise ValueError
