@@ -1,4 +1,4 @@
-"""Servers of the tests' own: one embedded stack a session, without workers, emptied between tests."""
+"""Servers of the tests' own: one embedded stack a session, without workers, emptied on request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from workers.devstack import DevStack
-from workers.valkey_server import USERS
+from workers.valkey_server import PRIVACIES, key_prefix
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +35,9 @@ def clean(stack: DevStack) -> DevStack:
     """The stack with every table of Vestry's empty, every lane fresh, and the broker empty."""
     with psycopg.connect(stack.superuser_url, autocommit=True) as conn:
         empty_tables(conn)
-    for user in USERS[:2]:
+    for user in PRIVACIES:
         with redis.Redis.from_url(stack.broker_url(user)) as broker:
-            for key in broker.scan_iter(match=f"vestry.{user}.*", count=1000):
+            for key in broker.scan_iter(match=f"{key_prefix(user)}*", count=1000):
                 broker.delete(key)
     return stack
 

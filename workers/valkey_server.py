@@ -13,7 +13,8 @@ from workers.process import Command
 from workers.server_place import ServerPlace
 
 PORT_NAME = "valkey"
-USERS = ("private", "shareable", "dispatcher")
+PRIVACIES = ("private", "shareable")
+USERS = (*PRIVACIES, "dispatcher")
 
 CONFIG = """\
 bind 127.0.0.1
@@ -35,6 +36,17 @@ enable-module-command no
 """maxmemory is some thousand times the hints of all lanes; noeviction, because a lost hint costs a
 second and an evicted binding would cost a lane."""
 
+CHANNELS = ("*", "/0.celery.pidbox", "/0.celeryev/*", "/0.celeryev/worker.*")
+"""What kombu publishes and subscribes to behind a class's prefix: events and remote control. A
+subscription to a pattern is allowed only where that very pattern is listed."""
+
+WORKER_COMMANDS = (
+    "+@read +@write +@pubsub +@transaction +@connection +time "
+    "+eval +evalsha +script|exists +script|load -@dangerous"
+)
+DISPATCHER_COMMANDS = "+@connection -@dangerous +multi +exec +lpush +llen +publish"
+"""Adds hints, counts them, reads none."""
+
 
 def key_prefix(privacy: str) -> str:
     """`global_keyprefix` of a privacy class."""
@@ -42,12 +54,17 @@ def key_prefix(privacy: str) -> str:
 
 
 def _rules(user: str) -> str:
-    if user == "dispatcher":
-        keys = " ".join(f"~{key_prefix(privacy)}*" for privacy in ("private", "shareable"))
-        return (
-            f"{keys} resetchannels -@all +@connection +lpush +llen +ping +multi +exec +info|server"
-        )
-    return f"~{key_prefix(user)}* &{key_prefix(user)}* -@all +@all -@admin -@dangerous"
+    if user in PRIVACIES:
+        return f"{_reach(user)} -@all {WORKER_COMMANDS}"
+    reach = " ".join(_reach(privacy) for privacy in PRIVACIES)
+    # kombu writes an exchange's binding before it first publishes; nothing else is added to.
+    bindings = " ".join(f"(~{key_prefix(p)}_kombu.binding* -@all +sadd)" for p in PRIVACIES)
+    return f"{reach} -@all {DISPATCHER_COMMANDS} {bindings}"
+
+
+def _reach(privacy: str) -> str:
+    prefix = key_prefix(privacy)
+    return " ".join([f"~{prefix}*", *(f"&{prefix}{channel}" for channel in CHANNELS)])
 
 
 class ValkeyServer:
