@@ -29,6 +29,12 @@ class InvalidInput(VestryError):  # noqa: N818 (reads as what it is; the family 
         self.problem = problem
         super().__init__(f"{field}: {problem}")
 
+    def within(self, place: str) -> InvalidInput:
+        """The same fault, seen from outside: `jobs[7]` makes `texts[3]` `jobs[7].texts[3]`."""
+        self.field = f"{place}.{self.field}"
+        self.args = (f"{self.field}: {self.problem}",)
+        return self
+
 
 class PayloadTooLarge(InvalidInput):
     """The job's payload is larger than a payload may be.

@@ -318,6 +318,13 @@ class JobStatus:
         return self.state in FINAL_STATES
 
 
+def document_id(document: Document, digest: Digest) -> str:
+    """The id a document is known by: its own, else a digest of its date and text."""
+    if document.id is not None:
+        return document.id
+    return digest(_DERIVED_ID, json.dumps([_date_text(document), document.text]).encode()).hex()
+
+
 def external_hash(digest: Digest, source: str, document_id: str) -> bytes:
     """How the documents' tables know a document: 32 bytes that do not tell its id."""
     return digest(EXTERNAL_ID, f"{source}\n{document_id}".encode())
@@ -422,9 +429,14 @@ def _check_distinct(ids: Sequence[str | None]) -> None:
 
 
 def _document_row(document: Document, digest: Digest) -> dict[str, Any]:
-    date = document.date.isoformat() if isinstance(document.date, dt.date) else document.date
-    document_id = document.id
-    if document_id is None:
-        document_id = digest(_DERIVED_ID, json.dumps([date, document.text]).encode()).hex()
     metadata = None if document.metadata is None else dict(document.metadata)
-    return {"text": document.text, "id": document_id, "date": date, "metadata": metadata}
+    return {
+        "text": document.text,
+        "id": document_id(document, digest),
+        "date": _date_text(document),
+        "metadata": metadata,
+    }
+
+
+def _date_text(document: Document) -> str | None:
+    return document.date.isoformat() if isinstance(document.date, dt.date) else document.date

@@ -1,0 +1,91 @@
+"""Owners' data keys: made on first use in the caller's transaction, kept once committed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from vestry.errors import DatabaseError, SettingsError, UnknownKey
+from vestry.ids import uuid7
+from vestry.sealing import OwnerKey, new_dek
+from vestry.steps import Query, Steps
+
+if TYPE_CHECKING:
+    from vestry.keyring import KeyRing
+
+_KEPT = 10_000
+
+_ENSURE = """SELECT key_id, wrapped, kek_id, fresh
+FROM vestry.ensure_owner_key_v1(%s::text, %s::uuid, %b::bytea, %s::text)"""
+_FIND = """SELECT key_id, wrapped, kek_id,
+       created_xid IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()
+FROM vestry.owner_keys WHERE owner = %s"""
+
+
+class OwnerKeys:
+    """The key ring and the owners' keys unwrapped so far. Threads may share it."""
+
+    def __init__(self, keyring: KeyRing | None) -> None:
+        self._keyring = keyring
+        self._keys: OrderedDict[str, OwnerKey] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def ensure(self, owner: str) -> Steps[OwnerKey]:
+        """The owner's key, made in this transaction if there was none.
+
+        A key that this very transaction made is not kept: should it roll back, the next job would
+        be sealed with a key that exists nowhere.
+        """
+        kept = self._kept(owner)
+        if kept is not None:
+            return kept
+        ring, key_id = self._ring(), uuid7()
+        wrapped, kek_id = ring.wrap(owner, key_id, new_dek())
+        rows = yield Query(_ENSURE, (owner, key_id, wrapped, kek_id))
+        if not rows:
+            raise DatabaseError(None)
+        return self._unwrapped(owner, *rows[0])
+
+    def find(self, owner: str) -> Steps[OwnerKey | None]:
+        """The owner's key, or None where they never had one."""
+        kept = self._kept(owner)
+        if kept is not None:
+            return kept
+        rows = yield Query(_FIND, (owner,))
+        return self._unwrapped(owner, *rows[0]) if rows else None
+
+    def require(self, owner: str) -> Steps[OwnerKey]:
+        """The owner's key; `UnknownKey` where there is none."""
+        key = yield from self.find(owner)
+        if key is None:
+            raise UnknownKey("the owner has no key: nothing private of theirs can be read")
+        return key
+
+    def drop(self, owner: str) -> None:
+        """Look the owner's key up again next time."""
+        with self._lock:
+            self._keys.pop(owner, None)
+
+    def _kept(self, owner: str) -> OwnerKey | None:
+        with self._lock:
+            key = self._keys.get(owner)
+            if key is not None:
+                self._keys.move_to_end(owner)
+            return key
+
+    def _unwrapped(
+        self, owner: str, key_id: object, wrapped: bytes, kek_id: str, fresh: bool
+    ) -> OwnerKey:
+        key = self._ring().unwrap(owner, key_id, wrapped, kek_id)  # type: ignore[arg-type]
+        if not fresh:
+            with self._lock:
+                self._keys[owner] = key
+                while len(self._keys) > _KEPT:
+                    self._keys.popitem(last=False)
+        return key
+
+    def _ring(self) -> KeyRing:
+        if self._keyring is None:
+            raise SettingsError("private content needs the key ring: set VESTRY_KEYRING_FILE")
+        return self._keyring

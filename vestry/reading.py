@@ -1,0 +1,230 @@
+"""Reads and changes jobs that exist: states, results, lanes, cancelling, deleting. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from vestry.enqueueing import privacy_name
+from vestry.errors import (
+    InvalidInput,
+    JobFailed,
+    NotFinished,
+    ResultGone,
+    UnknownJob,
+    UnknownLane,
+)
+from vestry.jobs import (
+    Document,
+    JobRef,
+    JobStatus,
+    Result,
+    check_label,
+    check_source,
+    document_id,
+    external_hash,
+    parse_result,
+)
+from vestry.lanes import LANES, Privacy
+from vestry.owner_keys import OwnerKeys
+from vestry.sealing import RESULT, plain_digest
+from vestry.steps import Query, Steps
+
+JobLike = JobRef | JobStatus | UUID | str
+"""Anything that names a job."""
+
+_COLUMNS: Final = """id, kind, state, owner, privacy, latency, lane, attempt, degraded,
+  error_code, error_message, created_at, run_at, started_at, finished_at"""
+# The owner context comes from the job's own row: one round trip for both.
+_OPEN_JOB: Final = f"""SELECT {_COLUMNS},
+  set_config('vestry.owners', (ARRAY[owner])::text, true) FROM vestry.jobs WHERE id = %b::uuid"""
+_STATUSES: Final = f"SELECT {_COLUMNS} FROM vestry.jobs WHERE id = ANY (%b::uuid[])"
+_FINISHED: Final = "SELECT finished_at IS NOT NULL FROM vestry.jobs WHERE id = %b::uuid"
+_READ: Final = {
+    "private": "SELECT body FROM vestry.private_results WHERE job_id = %b::uuid",
+    "shareable": "SELECT body FROM vestry.shareable_results WHERE job_id = %b::uuid",
+}
+_TAKE: Final = {
+    "private": "DELETE FROM vestry.private_results WHERE job_id = %b::uuid RETURNING body",
+    "shareable": "DELETE FROM vestry.shareable_results WHERE job_id = %b::uuid RETURNING body",
+}
+_CANCEL: Final = "SELECT job_id, state FROM vestry.cancel_jobs_v1(%b::uuid[])"
+_PAUSE: Final = "SELECT vestry.pause_lane_v1(%s::text, %b::boolean)"
+_DELETE: Final = "SELECT vestry.delete_documents_v1(%s::text, %s::text, %s::text, %b::bytea[])"
+# Counts come from the partial indexes of what is queued and running, never from the whole table.
+_LANES: Final = """
+SELECT l.lane, coalesce(q.queued, 0), coalesce(r.running, 0),
+       extract(epoch FROM vestry.clock() - q.oldest)::float8, l.paused_at IS NOT NULL
+FROM vestry.lanes l
+LEFT JOIN (SELECT lane, count(*) AS queued, min(run_at) AS oldest
+           FROM vestry.jobs WHERE state = 'queued' GROUP BY lane) q USING (lane)
+LEFT JOIN (SELECT lane, count(*) AS running
+           FROM vestry.jobs WHERE lease_id IS NOT NULL GROUP BY lane) r USING (lane)
+ORDER BY l.lane"""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStatus:
+    """How busy a lane is.
+
+    Attributes:
+        queued: jobs in line or scheduled for later.
+        running: jobs held by a worker.
+        oldest_age_s: seconds since the longest-waiting job could have run; None where none could.
+        paused: whether picking from it is stopped.
+    """
+
+    lane: str
+    queued: int
+    running: int
+    oldest_age_s: float | None
+    paused: bool
+
+
+def job_id(job: JobLike) -> UUID:
+    """The id of what names a job.
+
+    Raises:
+        InvalidInput: it names none.
+    """
+    match job:
+        case UUID():
+            return job
+        case JobRef():
+            return job.id
+        case JobStatus():
+            return job.job
+        case str():
+            try:
+                return UUID(job)
+            except ValueError:
+                pass
+    raise InvalidInput("job", "is not a job's id (a UUID)")
+
+
+def is_finished(job: UUID) -> Steps[bool]:
+    """Whether the job is in a final state; `UnknownJob` where there is none."""
+    rows = yield Query(_FINISHED, (job,), prepare=True)
+    if not rows:
+        raise UnknownJob
+    return bool(rows[0][0])
+
+
+def statuses(jobs: Sequence[UUID]) -> Steps[list[JobStatus]]:
+    """States in the order asked for; those that do not exist are left out."""
+    rows = yield Query(_STATUSES, (list(jobs),))
+    found = {row[0]: _status(row) for row in rows}
+    return [found[job] for job in jobs if job in found]
+
+
+def status(job: UUID) -> Steps[JobStatus]:
+    """One job's state."""
+    found = yield from statuses([job])
+    if not found:
+        raise UnknownJob
+    return found[0]
+
+
+def outcome(
+    job: UUID, keys: OwnerKeys, *, discard: bool = False
+) -> Steps[tuple[JobStatus, dict[str, Any]]]:
+    """A finished job's status and result as JSON; in a transaction.
+
+    Args:
+        job: its id.
+        keys: open private results.
+        discard: delete the result in the same stroke.
+
+    Raises:
+        UnknownJob, NotFinished, ResultGone: there is nothing to read.
+        JobFailed: or its subclasses, by how the job ended.
+    """
+    rows = yield Query(_OPEN_JOB, (job,), prepare=True)
+    if not rows:
+        raise UnknownJob
+    state = _status(rows[0])
+    if not state.finished:
+        raise NotFinished
+    if state.state != "succeeded":
+        raise JobFailed.of(state.state, rows[0][9], rows[0][10])
+    bodies = yield Query((_TAKE if discard else _READ)[state.privacy], (job,), prepare=True)
+    if not bodies:
+        raise ResultGone
+    body = bodies[0][0]
+    if state.privacy == Privacy.PRIVATE.value:
+        key = yield from keys.require(state.owner)
+        body = key.open(RESULT, job, body)
+    opened: dict[str, Any] = json.loads(body)
+    return state, opened
+
+
+def result(job: UUID, keys: OwnerKeys) -> Steps[Result]:
+    """A finished job's typed result; raises as `outcome`."""
+    state, body = yield from outcome(job, keys)
+    return parse_result(state.kind, body)
+
+
+def cancel(jobs: Sequence[UUID]) -> Steps[dict[UUID, str]]:
+    """Cancel what is not finished; the state each is in now."""
+    rows = yield Query(_CANCEL, (list(jobs),))
+    states = {row[0]: str(row[1]) for row in rows}
+    if len(jobs) == 1 and not states:
+        raise UnknownJob
+    return states
+
+
+def lanes() -> Steps[list[LaneStatus]]:
+    """All lanes."""
+    rows = yield Query(_LANES)
+    return [
+        LaneStatus(lane, queued, running, None if age is None else max(age, 0.0), paused)
+        for lane, queued, running, age, paused in rows
+    ]
+
+
+def pause_lane(lane: str, *, paused: bool) -> Steps[None]:
+    """Stop or resume picking from a lane."""
+    if lane not in LANES:
+        raise UnknownLane(f"there is no such lane; the lanes are {', '.join(LANES)}")
+    yield Query(_PAUSE, (str(lane), paused))
+
+
+def delete_documents(
+    owner: str, privacy: str, source: str, ids: Iterable[str | Document], keys: OwnerKeys
+) -> Steps[int]:
+    """Delete documents, with their chunks and vectors; how many there were."""
+    check_label("owner", owner)
+    privacy = privacy_name(privacy)
+    check_source(source)
+    if isinstance(ids, (str, bytes)):
+        raise InvalidInput("ids", "is not a list")
+    digest: Any = plain_digest
+    if privacy == Privacy.PRIVATE.value:
+        key = yield from keys.find(owner)
+        if key is None:
+            return 0
+        digest = key.digest
+    hashes = []
+    for place, document in enumerate(ids):
+        if not isinstance(document, Document):
+            check_label(f"ids[{place}]", document)
+        name = document_id(document, digest) if isinstance(document, Document) else document
+        hashes.append(external_hash(digest, source, name))
+    # In order, so that two callers deleting the same documents do not wait on each other in a ring.
+    rows = yield Query(_DELETE, (owner, privacy, source, sorted(set(hashes))))
+    return int(rows[0][0])
+
+
+def _status(row: tuple[Any, ...]) -> JobStatus:
+    code, message = row[9], row[10]
+    return JobStatus(
+        *row[:9],
+        error=None if code is None else (str(code), str(message or "")),
+        created_at=row[11],
+        run_at=row[12],
+        started_at=row[13],
+        finished_at=row[14],
+    )

@@ -1,0 +1,99 @@
+"""Where the database and the key ring are.
+
+Given outright, else by `VESTRY_DATABASE_URL` and `VESTRY_KEYRING_FILE`, else by the embedded
+stack's `client.json` in `VESTRY_HOME` (default: `.vestry` here or in a folder above).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from vestry.errors import SettingsError
+from vestry.keyring import KeyRing
+
+CLIENT_FILE = "client.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a client needs. Shows nothing of itself: the URL holds a password.
+
+    Attributes:
+        conninfo: libpq's connection string.
+        keyring: absent in a producer of shareable jobs alone.
+    """
+
+    conninfo: str = field(repr=False)
+    keyring: KeyRing | None = field(repr=False)
+
+
+def resolve(
+    database_url: str | None = None, keyring: KeyRing | str | os.PathLike[str] | None = None
+) -> Settings:
+    """Find the settings.
+
+    Raises:
+        SettingsError: nothing says which database to use, or what says it cannot be read.
+        KeyRingError: the key ring is named and cannot be used.
+    """
+    ring = keyring or os.environ.get("VESTRY_KEYRING_FILE") or None
+    url = database_url or os.environ.get("VESTRY_DATABASE_URL")
+    if not url:
+        url, default_ring = _from_home()
+        ring = ring or default_ring
+    if ring is not None and not isinstance(ring, KeyRing):
+        ring = KeyRing.load(ring)
+    return Settings(_conninfo(url), ring)
+
+
+def home() -> Path:
+    """The embedded stack's directory, whether it exists or not."""
+    named = os.environ.get("VESTRY_HOME")
+    if named:
+        return Path(named)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ".vestry").is_dir():
+            return folder / ".vestry"
+    return here / ".vestry"
+
+
+def _from_home() -> tuple[str, str | None]:
+    try:
+        described = json.loads((home() / CLIENT_FILE).read_text(encoding="utf-8"))
+        return str(described["database_url"]), described.get("keyring")
+    except FileNotFoundError:
+        raise SettingsError(
+            "no database: set VESTRY_DATABASE_URL, or start the embedded stack with `vestry up`"
+        ) from None
+    except PermissionError:
+        raise SettingsError(
+            "the embedded stack's client.json cannot be read by this user"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # `from None`: a parser's error may quote a line with a password.
+        raise SettingsError("the embedded stack's client.json is malformed") from None
+
+
+def _conninfo(url: str) -> str:
+    # SQLAlchemy's way to name the driver is not libpq's.
+    for dialect in ("postgresql+psycopg://", "postgresql+psycopg_async://"):
+        if url.startswith(dialect):
+            url = "postgresql://" + url.removeprefix(dialect)
+    password_file = os.environ.get("VESTRY_DATABASE_PASSWORD_FILE")
+    try:
+        conninfo = make_conninfo(url, application_name="vestry")
+        if password_file and "password=" not in conninfo:
+            password = Path(password_file).read_text(encoding="utf-8").strip()
+            conninfo = make_conninfo(conninfo, password=password)
+    except psycopg.Error:
+        raise SettingsError("the database URL cannot be read; it is postgresql://…") from None
+    except OSError:
+        raise SettingsError("the database password file cannot be read") from None
+    return conninfo
