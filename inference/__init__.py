@@ -1,0 +1,1 @@
+"""Backends that run models, behind one protocol."""

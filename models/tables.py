@@ -301,9 +301,7 @@ def _twin(privacy: str) -> dict[str, Table]:
         f"{privacy}_chunks",
         Base.metadata,
         Column("id", Uuid, primary_key=True),
-        Column(
-            "document_id", Uuid, ForeignKey(documents.c.id, ondelete="CASCADE"), nullable=False
-        ),
+        Column("document_id", Uuid, ForeignKey(documents.c.id, ondelete="CASCADE"), nullable=False),
         Column("owner", Text, nullable=False),
         Column("ordinal", Integer, nullable=False),
         Column("start_char", Integer, nullable=False),
@@ -317,9 +315,7 @@ def _twin(privacy: str) -> dict[str, Table]:
     embeddings = Table(
         f"{privacy}_embeddings",
         Base.metadata,
-        Column(
-            "chunk_id", Uuid, ForeignKey(chunks.c.id, ondelete="CASCADE"), primary_key=True
-        ),
+        Column("chunk_id", Uuid, ForeignKey(chunks.c.id, ondelete="CASCADE"), primary_key=True),
         Column("space_id", Integer, ForeignKey(spaces.c.id), primary_key=True),
         Column("owner", Text, nullable=False),
         Column("source", Text, nullable=False),

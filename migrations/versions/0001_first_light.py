@@ -19,11 +19,12 @@ SQL = Path(__file__).resolve().parent.parent / "sql" / "v0001"
 
 
 def upgrade() -> None:
+    bind = op.get_bind().execution_options(no_parameters=True)
     for part in sorted(SQL.glob("*.sql")):
-        op.get_bind().exec_driver_sql(part.read_text(encoding="utf-8"))
+        bind.exec_driver_sql(part.read_text(encoding="utf-8"))
 
 
 def downgrade() -> None:
-    op.get_bind().exec_driver_sql(
+    op.get_bind().execution_options(no_parameters=True).exec_driver_sql(
         (SQL / "down" / "1_down.sql").read_text(encoding="utf-8"),
     )

@@ -1,0 +1,159 @@
+"""How a privacy class stores content: sealed bytes with a key id, or plain text.
+
+Two classes of one shape instead of an `if private` at every statement. A shareable worker holds a
+`ShareableContent` and no key: it could not open private content if it were handed some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+from uuid import UUID
+
+import psycopg
+
+from vestry.errors import UnknownKey
+from vestry.keyring import KeyRing
+from vestry.sealing import OwnerKey, plain_digest
+
+Connection = psycopg.Connection[Any]
+MAX_CACHED_OWNERS = 10_000
+"""Unwrapped owner keys kept in memory; past it the cache starts afresh."""
+
+
+class Content(Protocol):
+    """Reads and writes the content columns of one privacy class."""
+
+    @property
+    def privacy(self) -> str:
+        """`private` or `shareable`: also the prefix of the tables' names."""
+        ...
+
+    @property
+    def sealed(self) -> bool:
+        """Whether rows carry a `key_id` beside their content."""
+        ...
+
+    def enter(self, conn: Connection, owners: Iterable[str]) -> None:
+        """Name the owners this transaction is about, and have their keys at hand."""
+        ...
+
+    def encode(self, owner: str, field: str, row_id: UUID, text: str) -> bytes | str:
+        """What the content column holds."""
+        ...
+
+    def decode(self, owner: str, field: str, row_id: UUID, stored: bytes | str) -> str:
+        """The text again."""
+        ...
+
+    def key_id(self, owner: str) -> UUID | None:
+        """The owner's key, None where nothing is sealed."""
+        ...
+
+    def digest(self, owner: str) -> Callable[[str, bytes], bytes]:
+        """The owner's content digest."""
+        ...
+
+
+def name_owners(conn: Connection, owners: Iterable[str]) -> None:
+    """Set the owners that row security lets this transaction see; gone when it ends."""
+    conn.execute(
+        "SELECT set_config('vestry.owners', (%s::text[])::text, true)", [sorted(set(owners))]
+    )
+
+
+class ShareableContent:
+    """Content a cloud model may see: text in text columns."""
+
+    privacy = "shareable"
+    sealed = False
+
+    def enter(self, conn: Connection, owners: Iterable[str]) -> None:
+        """Name the owners; there are no keys to fetch."""
+        name_owners(conn, owners)
+
+    def encode(self, owner: str, field: str, row_id: UUID, text: str) -> bytes | str:
+        """The text itself."""
+        del owner, field, row_id
+        return text
+
+    def decode(self, owner: str, field: str, row_id: UUID, stored: bytes | str) -> str:
+        """The text itself."""
+        del owner, field, row_id
+        if not isinstance(stored, str):
+            raise TypeError("shareable content is text")
+        return stored
+
+    def key_id(self, owner: str) -> UUID | None:
+        """None: nothing is sealed."""
+        del owner
+        return None
+
+    def digest(self, owner: str) -> Callable[[str, bytes], bytes]:
+        """SHA-256 with a purpose."""
+        del owner
+        return plain_digest
+
+
+class PrivateContent:
+    """Content for the platform's own machines: sealed under a key per owner."""
+
+    privacy = "private"
+    sealed = True
+
+    def __init__(self, keyring: KeyRing) -> None:
+        self._ring = keyring
+        self._keys: dict[str, OwnerKey] = {}
+
+    def enter(self, conn: Connection, owners: Iterable[str]) -> None:
+        """Name the owners and unwrap the keys not yet at hand.
+
+        Raises:
+            UnknownKey: the key ring lacks the key that wrapped an owner's.
+        """
+        wanted = set(owners)
+        name_owners(conn, wanted)
+        missing = wanted - self._keys.keys()
+        if not missing:
+            return
+        if len(self._keys) + len(missing) > MAX_CACHED_OWNERS:
+            self._keys.clear()
+            missing = wanted
+        for owner, key_id, wrapped, kek_id in conn.execute(
+            "SELECT owner, key_id, wrapped, kek_id FROM vestry.owner_keys WHERE owner = ANY (%s)",
+            [list(missing)],
+        ):
+            self._keys[owner] = self._ring.unwrap(owner, key_id, wrapped, kek_id)
+
+    def forget(self, owner: str) -> None:
+        """Drop a cached key, so that the next use reads it again."""
+        self._keys.pop(owner, None)
+
+    def encode(self, owner: str, field: str, row_id: UUID, text: str) -> bytes | str:
+        """The text sealed for one field of one row."""
+        return self._key(owner).seal(field, row_id, text.encode())
+
+    def decode(self, owner: str, field: str, row_id: UUID, stored: bytes | str) -> str:
+        """The text again.
+
+        Raises:
+            SealBroken: it was changed, or moved from another row.
+            UnknownKey: it is sealed with another key.
+        """
+        if isinstance(stored, str):
+            raise TypeError("private content is sealed bytes")
+        return self._key(owner).open(field, row_id, stored).decode()
+
+    def key_id(self, owner: str) -> UUID | None:
+        """The id of the owner's data key."""
+        return self._key(owner).key_id
+
+    def digest(self, owner: str) -> Callable[[str, bytes], bytes]:
+        """HMAC under the owner's key."""
+        return self._key(owner).digest
+
+    def _key(self, owner: str) -> OwnerKey:
+        try:
+            return self._keys[owner]
+        except KeyError:
+            raise UnknownKey("the owner has no data key in this database") from None

@@ -1,0 +1,222 @@
+"""Leases: claiming a batch, keeping it, and knowing what is still ours.
+
+A lease's random id is the fencing token. Lock order everywhere: leases, then jobs, then documents,
+each by id.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import namedtuple_row
+
+from models.picking import Mark, pick
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job's row as the claim left it."""
+
+    id: UUID
+    kind: str
+    task: str | None
+    model: str | None
+    owner: str
+    latency: str
+    units: int
+    attempt: int
+    max_attempts: int
+    keep_payload: bool
+    result_ttl_s: int
+    created_at: datetime
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A fenced, expiring claim on a batch. `id` is the token."""
+
+    id: UUID
+    lane: str
+    alone: bool
+    jobs: tuple[ClaimedJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long a claim lasts, in seconds, and who holds it."""
+
+    worker: str
+    privacy: str
+    lease_s: float
+    max_run_s: float
+
+
+# A kind and model for the batch: the hinted job's, else those at the head of the line.
+_HEAD = """
+  SELECT h.id, h.kind, h.model FROM (
+    SELECT j.id, j.kind, j.model, j.turn FROM vestry.jobs j
+    WHERE j.id = %(hint)s AND j.lane = %(lane)s AND j.state = 'queued' AND j.turn IS NOT NULL
+      AND NOT j.suspect AND j.kind = ANY (%(kinds)s)
+    UNION ALL
+    SELECT f.id, f.kind, f.model, f.turn
+    FROM unnest(%(kinds)s::text[]) k(kind), LATERAL (
+      SELECT j.id, j.kind, j.model, j.turn FROM vestry.jobs j
+      WHERE %(hint)s::uuid IS NULL AND j.lane = %(lane)s AND j.kind = k.kind
+        AND j.state = 'queued' AND j.turn IS NOT NULL AND {suspect} j.suspect
+        AND j.turn >= %(mark)s
+      ORDER BY j.turn, j.id LIMIT 1) f
+  ) h ORDER BY h.turn, h.id LIMIT 1"""
+
+
+def _claim_sql(*, suspect: bool) -> str:
+    rest = (
+        pick(suspect=suspect)
+        .replace("%(kind)s", "(SELECT kind FROM head)")
+        .replace("%(model)s", "(SELECT model FROM head)")
+    )
+    return f"""
+    WITH head AS MATERIALIZED ({_HEAD.format(suspect="" if suspect else "NOT")}),
+    hinted AS MATERIALIZED (
+      SELECT j.id, j.turn, j.units FROM vestry.jobs j JOIN head ON head.id = j.id
+      WHERE %(hint)s::uuid IS NOT NULL AND j.state = 'queued' AND j.turn IS NOT NULL
+        AND NOT j.suspect
+        AND EXISTS (SELECT FROM vestry.lanes l WHERE l.lane = %(lane)s AND l.paused_at IS NULL)
+        AND (j.deadline IS NULL OR j.deadline > vestry.clock())
+      FOR UPDATE OF j SKIP LOCKED),
+    line AS MATERIALIZED ({rest}),
+    chosen AS (
+      SELECT u.id, u.turn, sum(u.units) OVER (ORDER BY u.rank, u.turn, u.id) - u.units AS before,
+             row_number() OVER (ORDER BY u.rank, u.turn, u.id) AS place
+      FROM (SELECT id, turn, units, 0 AS rank FROM hinted
+            UNION ALL
+            SELECT id, turn, units, 1 FROM line
+            WHERE %(hint)s::uuid IS NULL
+               OR (EXISTS (SELECT FROM hinted) AND id NOT IN (SELECT id FROM hinted))) u),
+    batch AS MATERIALIZED (
+      SELECT id, turn FROM chosen WHERE before < %(budget)s AND place <= %(limit)s),
+    now AS MATERIALIZED (SELECT vestry.clock() AS t),
+    lease AS (
+      INSERT INTO vestry.leases (lane, privacy, worker, alone, created_at, expires_at, max_until)
+      SELECT %(lane)s, %(privacy)s, %(worker)s, %(alone)s, now.t,
+             now.t + make_interval(secs => least(%(lease_s)s, %(max_run_s)s)),
+             now.t + make_interval(secs => %(max_run_s)s)
+      FROM now WHERE EXISTS (SELECT FROM batch)
+      RETURNING id),
+    claimed AS (
+      UPDATE vestry.jobs j
+      SET state = 'running', turn = NULL, lease_id = lease.id, attempt = j.attempt + 1,
+          started_at = now.t
+      FROM batch, lease, now WHERE j.id = batch.id AND j.state = 'queued'
+      RETURNING j.*),
+    moved AS (
+      UPDATE vestry.lanes l SET turn = (SELECT max(turn) FROM batch)
+      WHERE l.lane = (SELECT x.lane FROM vestry.lanes x
+                      WHERE x.lane = %(lane)s AND x.turn < (SELECT max(turn) FROM batch)
+                      FOR UPDATE SKIP LOCKED))
+    SELECT c.lease_id, c.id, c.kind, c.task, c.model, c.owner, c.latency, c.units, c.attempt,
+           c.max_attempts, c.keep_payload, c.result_ttl_s, c.created_at, c.started_at,
+           (SELECT turn FROM vestry.lanes WHERE lane = %(lane)s) AS lane_turn,
+           (SELECT min(turn) FROM batch) AS first_turn
+    FROM claimed c ORDER BY c.id"""  # noqa: S608 - composed of this module's own literals
+
+
+CLAIM = _claim_sql(suspect=False)
+CLAIM_SUSPECT = _claim_sql(suspect=True)
+
+
+def claim(
+    conn: Connection,
+    terms: Terms,
+    lane: str,
+    kinds: Sequence[str],
+    *,
+    hint: UUID | None = None,
+    limit: int = 256,
+    budget: int = 1_000_000,
+    mark: Mark | None = None,
+    suspect: bool = False,
+) -> Lease | None:
+    """Take a batch of one kind and model under a fresh token, in the caller's transaction.
+
+    The caller commits synchronously before it runs anything: an asynchronous claim lost in a crash
+    of Postgres would let the same jobs be handed out again while they run.
+
+    Args:
+        conn: a connection in a transaction.
+        terms: whose lease it will be and how long it lasts.
+        lane: from which lane.
+        kinds: kinds this process has slots for.
+        hint: a job that must be the first of the batch; if it cannot be had nothing is taken.
+        limit: most jobs.
+        budget: most units (jobs.units); the first job is taken whatever its size.
+        mark: the lane's low-water mark in this process.
+        suspect: take one suspect, alone; the process must hold nothing else.
+
+    Returns:
+        The lease, or None when nothing was runnable.
+    """
+    mark = mark or Mark()
+    start = mark.start()
+    begun = time.monotonic()
+    with conn.cursor(row_factory=namedtuple_row) as cursor:
+        rows = cursor.execute(
+            CLAIM_SUSPECT if suspect else CLAIM,
+            {
+                "lane": lane,
+                "kinds": list(kinds),
+                "hint": hint,
+                "mark": start,
+                "limit": 1 if suspect else limit,
+                "budget": budget,
+                "privacy": terms.privacy,
+                "worker": terms.worker,
+                "alone": suspect,
+                "lease_s": terms.lease_s,
+                "max_run_s": terms.max_run_s,
+            },
+            prepare=True,
+        ).fetchall()
+    if hint is None:
+        seen = (rows[0].lane_turn, rows[0].first_turn) if rows else (None, None)
+        mark.seen(start, *seen, time.monotonic() - begun)
+    if not rows:
+        return None
+    return Lease(
+        id=rows[0].lease_id,
+        lane=lane,
+        alone=suspect,
+        jobs=tuple(ClaimedJob(*row[1:14]) for row in rows),
+    )
+
+
+def beat(conn: Connection, tokens: Sequence[UUID], lease_s: float) -> frozenset[UUID]:
+    """Extend leases, never past their `max_until`; returns the jobs they still hold.
+
+    Args:
+        conn: a connection; the statement commits by itself under autocommit.
+        tokens: the process's leases.
+        lease_s: seconds from now.
+    """
+    conn.execute(
+        """UPDATE vestry.leases l
+           SET expires_at = least(l.max_until, now.t + make_interval(secs => %(lease_s)s))
+           FROM (SELECT vestry.clock() AS t OFFSET 0) now,
+                (SELECT id FROM vestry.leases WHERE id = ANY (%(tokens)s) ORDER BY id FOR UPDATE) mine
+           WHERE l.id = mine.id AND l.expires_at > now.t""",
+        {"lease_s": lease_s, "tokens": list(tokens)},
+    )
+    return frozenset(
+        row[0]
+        for row in conn.execute(
+            "SELECT id FROM vestry.jobs WHERE lease_id = ANY (%s)", [list(tokens)]
+        )
+    )

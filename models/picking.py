@@ -1,0 +1,86 @@
+"""The one picking query: which runnable jobs come next in a lane.
+
+Jobs stand in line by `turn`, their start tag in the lane's virtual time (docs/adr/0001), so one
+ordered index scan is fair to owners. The dispatcher uses the query to choose hints, a worker to
+claim and to top up a batch. It is flat in the backlog: it reads the index `jobs_ready` (or
+`jobs_suspect`) from a low-water mark and stops at its limit.
+
+The mark matters when something holds an old snapshot (a dump, a caller's long transaction): claimed
+rows then leave index entries that nothing may remove, and a scan from the beginning would read them
+all, every time.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+FULL_SCAN_EVERY_S = 0.5
+"""How long a job enqueued by a long transaction may be overlooked behind the mark."""
+FULL_SCAN_SHARE = 20
+"""A full scan that took d seconds is not repeated for 20 d: at most 5 % of the time goes there."""
+
+BEGINNING = -(2**63)
+
+
+def pick(*, suspect: bool = False, hints: bool = False) -> str:
+    """SQL that selects `id, turn, units` of up to %(limit)s jobs in line and locks them.
+
+    Parameters of the statement: lane, kind, model (None: the kind's default), mark, limit; with
+    `hints` also `rehint_s`: rows hinted less than that ago are left out and the model is not
+    looked at.
+
+    Args:
+        suspect: the line of suspects instead of the ordinary one.
+        hints: for the dispatcher.
+    """
+    condition = (
+        "(j.hinted_at IS NULL OR j.hinted_at < now.t - make_interval(secs => %(rehint_s)s))"
+        if hints
+        else "j.model IS NOT DISTINCT FROM %(model)s"
+    )
+    return f"""
+      SELECT j.id, j.turn, j.units
+      FROM (SELECT vestry.clock() AS t OFFSET 0) now, vestry.jobs j
+      WHERE j.lane = %(lane)s AND j.kind = %(kind)s AND j.state = 'queued'
+        AND j.turn IS NOT NULL AND {"" if suspect else "NOT "}j.suspect
+        AND j.turn >= %(mark)s AND {condition}
+        AND (j.deadline IS NULL OR j.deadline > now.t)
+        AND EXISTS (SELECT FROM vestry.lanes l WHERE l.lane = %(lane)s AND l.paused_at IS NULL)
+      ORDER BY j.turn, j.id
+      LIMIT %(limit)s
+      FOR UPDATE OF j SKIP LOCKED"""  # noqa: S608 - composed of this function's own literals
+
+
+@dataclass(slots=True)
+class Mark:
+    """The low-water mark of one lane in one process. An optimisation only, never shared.
+
+    A job enqueued after the lane's turn was read gets a turn no lower than it. One whose transaction
+    began earlier and commits later may lie below; the regular full scan finds it.
+    """
+
+    value: int = BEGINNING
+    _next: int = BEGINNING
+    _full_at: float = 0.0
+
+    def start(self) -> int:
+        """Where this scan begins: usually the mark, now and then the very beginning."""
+        return BEGINNING if time.monotonic() >= self._full_at else self.value
+
+    def seen(self, start: int, lane_turn: int | None, first: int | None, took_s: float) -> None:
+        """Learn from a scan.
+
+        Args:
+            start: what `start` gave.
+            lane_turn: the lane's virtual time as the scan saw it, None if it did not look.
+            first: the lowest turn found, None if nothing was.
+            took_s: how long the statement took, in seconds.
+        """
+        if start != BEGINNING:
+            return
+        # The mark lags one full scan behind, which forgives transactions open for that long.
+        self.value = self._next
+        if lane_turn is not None:
+            self._next = lane_turn if first is None else min(first, lane_turn)
+        self._full_at = time.monotonic() + max(FULL_SCAN_EVERY_S, FULL_SCAN_SHARE * took_s)

@@ -1,0 +1,74 @@
+"""Receipts: one per attempt, kept also when its effects were refused. The call was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One attempt: what was meant to serve it, what did, and how it ended.
+
+    `outcome` is the job's new state, `retry`, or `refused` where the lease was no longer held.
+    """
+
+    job_id: UUID
+    attempt: int
+    outcome: str
+    started_at: datetime
+    reason: str | None = None
+    backend: str | None = None
+    model: str | None = None
+    locality: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+def keep(conn: Connection, privacy: str, token: UUID, receipts: Sequence[Receipt]) -> None:
+    """Write the receipts of one lease's attempts.
+
+    What the rescued attempt itself says replaces the `lost` that the reconciler noted for it. Nothing
+    else is replaced: a finish repeated after an unclear COMMIT must not turn success into refusal.
+    """
+    if not receipts:
+        return
+    conn.execute(
+        """INSERT INTO vestry.receipts AS r
+             (job_id, lease_id, privacy, attempt, outcome, reason, intended_backend, intended_model,
+              served_backend, served_model, locality, input_tokens, output_tokens, started_at)
+           SELECT u.job_id, %s, %s, u.attempt, u.outcome, u.reason, u.backend, u.model,
+                  u.backend, u.model, u.locality, u.input_tokens, u.output_tokens, u.started_at
+           FROM unnest(%s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[], %s::text[],
+                       %s::text[], %s::bigint[], %s::bigint[], %s::timestamptz[])
+             u(job_id, attempt, outcome, reason, backend, model, locality, input_tokens,
+               output_tokens, started_at)
+           ON CONFLICT (job_id, lease_id) DO UPDATE
+           SET outcome = excluded.outcome, reason = excluded.reason,
+               served_backend = excluded.served_backend, served_model = excluded.served_model,
+               locality = excluded.locality, input_tokens = excluded.input_tokens,
+               output_tokens = excluded.output_tokens, finished_at = excluded.finished_at
+           WHERE r.outcome = 'lost'""",
+        [
+            token,
+            privacy,
+            [r.job_id for r in receipts],
+            [r.attempt for r in receipts],
+            [r.outcome for r in receipts],
+            [r.reason for r in receipts],
+            [r.backend for r in receipts],
+            [r.model for r in receipts],
+            [r.locality for r in receipts],
+            [r.input_tokens for r in receipts],
+            [r.output_tokens for r in receipts],
+            [r.started_at for r in receipts],
+        ],
+        prepare=True,
+    )

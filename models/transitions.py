@@ -1,0 +1,263 @@
+"""The only Python that changes a job's state. Producers' enqueue and cancel are SQL functions.
+
+| from | to | here |
+|---|---|---|
+| queued | running | `leases.claim` |
+| running | succeeded, dead, superseded, queued (retry) | `settle`, within a worker's finishing transaction |
+| running | queued (no attempt spent) | `hand_back` |
+| running | queued (suspect), dead | `rescue` |
+| waiting, queued, running | expired | `expire` |
+| waiting, queued, running | cancelled | SQL `cancel_jobs_v1` |
+
+Every move out of `running` names the token it was claimed under, so that a worker which lost its
+lease changes nothing. Time is Postgres's. Lock order: leases, jobs, documents, each by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from models.states import State
+
+Connection = psycopg.Connection[Any]
+
+ALONE_CRASHES_TO_DIE = 2
+"""A job that took its process down twice while nothing else ran in it is the culprit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Where one job goes at the end of an attempt.
+
+    `delay_s` counts for a retry only. `code` and `message` are stored in the clear: content-free.
+    """
+
+    job_id: UUID
+    state: State
+    code: str | None = None
+    message: str | None = None
+    delay_s: float = 0.0
+
+
+def lock_held(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> frozenset[UUID]:
+    """Lock the lease and those of the jobs that it still holds, in that order, by id.
+
+    Args:
+        conn: a connection in a transaction; the locks last as long as it.
+        token: the lease.
+        job_ids: jobs claimed under it.
+
+    Returns:
+        The jobs whose attempt may still finish. The others were cancelled, expired, rescued or
+        handed back; nothing may be written for them but their receipt.
+    """
+    conn.execute("SELECT 1 FROM vestry.leases WHERE id = %s FOR UPDATE", [token], prepare=True)
+    rows = conn.execute(
+        """SELECT id FROM vestry.jobs
+           WHERE id = ANY (%s) AND lease_id = %s AND state = 'running'
+           ORDER BY id FOR UPDATE""",
+        [list(job_ids), token],
+        prepare=True,
+    )
+    return frozenset(row[0] for row in rows)
+
+
+def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> None:
+    """Move locked jobs to where their attempt leaves them, and drop the lease once it is empty.
+
+    Args:
+        conn: the transaction in which `lock_held` returned these jobs.
+        token: their lease.
+        settlements: one a job.
+    """
+    if settlements:
+        conn.execute(
+            """UPDATE vestry.jobs j
+               SET state = s.state, lease_id = NULL, error_code = s.code, error_message = s.message,
+                   suspect = j.suspect AND s.state = 'queued',
+                   run_at = CASE WHEN s.state = 'queued'
+                                 THEN now.t + make_interval(secs => s.delay_s) ELSE j.run_at END,
+                   finished_at = CASE WHEN s.state = 'queued' THEN NULL ELSE now.t END
+               FROM (SELECT vestry.clock() AS t OFFSET 0) now,
+                    unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::float8[])
+                      s(id, state, code, message, delay_s)
+               WHERE j.id = s.id AND j.lease_id = %s AND j.state = 'running'""",
+            [
+                [s.job_id for s in settlements],
+                [s.state.value for s in settlements],
+                [s.code for s in settlements],
+                [s.message for s in settlements],
+                [s.delay_s for s in settlements],
+                token,
+            ],
+            prepare=True,
+        )
+    drop_if_empty(conn, token)
+
+
+def drop_if_empty(conn: Connection, token: UUID) -> None:
+    """Delete a lease that holds no job any more."""
+    conn.execute(
+        """DELETE FROM vestry.leases
+           WHERE id = %s AND NOT EXISTS (SELECT FROM vestry.jobs WHERE lease_id = %s)""",
+        [token, token],
+        prepare=True,
+    )
+
+
+def hand_back(conn: Connection, token: UUID, job_ids: Sequence[UUID] | None = None) -> int:
+    """Return jobs to the front of their line with the attempt given back.
+
+    For drain, reroute and outages: nobody's fault, so nothing is counted.
+
+    Args:
+        conn: a connection in a transaction.
+        token: the lease.
+        job_ids: which jobs; None for all that the lease holds.
+
+    Returns:
+        How many jobs went back.
+    """
+    conn.execute("SELECT 1 FROM vestry.leases WHERE id = %s FOR UPDATE", [token])
+    cursor = conn.execute(
+        """WITH held AS MATERIALIZED (
+             SELECT id FROM vestry.jobs
+             WHERE lease_id = %(token)s AND state = 'running'
+               AND (%(ids)s::uuid[] IS NULL OR id = ANY (%(ids)s))
+             ORDER BY id FOR UPDATE)
+           UPDATE vestry.jobs j
+           SET state = 'queued', lease_id = NULL, attempt = j.attempt - 1, hinted_at = NULL,
+               turn = (SELECT l.turn FROM vestry.lanes l WHERE l.lane = j.lane)
+           FROM held WHERE j.id = held.id""",
+        {"token": token, "ids": None if job_ids is None else list(job_ids)},
+    )
+    drop_if_empty(conn, token)
+    return cursor.rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """What became of the jobs of expired leases."""
+
+    suspects: int
+    dead: int
+
+
+def rescue(conn: Connection, limit: int = 100) -> Rescued:
+    """Take jobs away from leases that ran out, as suspects; dead after two crashes alone.
+
+    A batch's jobs get their attempt back: which of them was to blame is not known. Each is then run
+    by a process that holds nothing else.
+
+    Args:
+        conn: a connection in a transaction.
+        limit: most leases in one go.
+    """
+    row = conn.execute(
+        """WITH now AS MATERIALIZED (SELECT vestry.clock() AS t),
+           gone AS MATERIALIZED (
+             SELECT l.id, l.alone FROM vestry.leases l, now WHERE l.expires_at < now.t
+             ORDER BY l.id LIMIT %(limit)s FOR UPDATE OF l SKIP LOCKED),
+           held AS MATERIALIZED (
+             SELECT j.id, j.lease_id, j.privacy, j.attempt, j.started_at, gone.alone,
+                    gone.alone AND j.crashes + 1 >= %(crashes)s AS dies
+             FROM vestry.jobs j JOIN gone ON gone.id = j.lease_id
+             WHERE j.state = 'running' ORDER BY j.id FOR UPDATE OF j),
+           receipted AS (
+             INSERT INTO vestry.receipts
+               (job_id, lease_id, privacy, attempt, outcome, reason, started_at, finished_at)
+             SELECT held.id, held.lease_id, held.privacy, held.attempt, 'lost',
+                    CASE WHEN held.alone THEN 'the process ended or froze, running this job alone'
+                         ELSE 'the process ended or froze, running a batch' END,
+                    held.started_at, now.t
+             FROM held, now ON CONFLICT DO NOTHING),
+           moved AS (
+             UPDATE vestry.jobs j
+             SET lease_id = NULL, hinted_at = NULL,
+                 state = CASE WHEN held.dies THEN 'dead' ELSE 'queued' END,
+                 suspect = NOT held.dies,
+                 crashes = j.crashes + held.alone::int,
+                 attempt = j.attempt - (NOT held.alone)::int,
+                 turn = CASE WHEN NOT held.dies THEN
+                          (SELECT l.turn FROM vestry.lanes l WHERE l.lane = j.lane) END,
+                 finished_at = CASE WHEN held.dies THEN now.t END,
+                 error_code = CASE WHEN held.dies THEN 'crashed' END,
+                 error_message = CASE WHEN held.dies THEN
+                   'the worker process ended or froze each time it ran this job alone' END
+             FROM held, now WHERE j.id = held.id
+             RETURNING j.id, j.state, j.latency),
+           dropped AS (DELETE FROM vestry.leases l USING gone WHERE l.id = gone.id),
+           told AS (SELECT pg_notify('vestry_done', id::text) FROM moved
+                    WHERE state = 'dead' AND latency = 'interactive')
+           SELECT count(*) FILTER (WHERE state = 'queued'), count(*) FILTER (WHERE state = 'dead'),
+                  (SELECT count(*) FROM told)
+           FROM moved""",
+        {"limit": limit, "crashes": ALONE_CRASHES_TO_DIE},
+    ).fetchone()
+    assert row is not None  # noqa: S101 - an aggregate always has a row
+    return Rescued(suspects=row[0], dead=row[1])
+
+
+def admit(conn: Connection, limit: int = 1000) -> list[str]:
+    """Give queued jobs whose run_at has passed their place in line; returns the lanes concerned.
+
+    A retry goes to the front, a scheduled job behind its owner's others.
+
+    Args:
+        conn: a connection in a transaction.
+        limit: most jobs in one go.
+    """
+    rows = conn.execute(
+        """WITH now AS MATERIALIZED (SELECT vestry.clock() AS t),
+           due AS MATERIALIZED (
+             SELECT j.id, j.lane, j.owner, j.units, j.run_at, j.attempt
+             FROM vestry.jobs j, now
+             WHERE j.state = 'queued' AND j.turn IS NULL AND j.run_at <= now.t
+             ORDER BY j.run_at LIMIT %s FOR UPDATE OF j SKIP LOCKED),
+           lines AS MATERIALIZED (
+             SELECT g.lane, g.owner, vestry.next_turn(g.lane, g.owner) AS behind,
+                    (SELECT l.turn FROM vestry.lanes l WHERE l.lane = g.lane) AS front
+             FROM (SELECT DISTINCT lane, owner FROM due) g),
+           placed AS (
+             SELECT due.id, CASE WHEN due.attempt > 0 THEN lines.front ELSE lines.behind
+                      + sum(due.units) OVER (PARTITION BY lane, owner, due.attempt > 0
+                                             ORDER BY due.run_at, due.id) - due.units END AS turn
+             FROM due JOIN lines USING (lane, owner)),
+           moved AS (
+             UPDATE vestry.jobs j SET turn = placed.turn, hinted_at = NULL
+             FROM placed WHERE j.id = placed.id RETURNING j.lane)
+           SELECT DISTINCT lane FROM moved""",
+        [limit],
+        prepare=True,
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def expire(conn: Connection, limit: int = 1000) -> int:
+    """End jobs whose deadline has passed, running ones included; returns how many.
+
+    Args:
+        conn: a connection in a transaction.
+        limit: most jobs in one go.
+    """
+    rows = conn.execute(
+        """WITH now AS MATERIALIZED (SELECT vestry.clock() AS t),
+           due AS MATERIALIZED (
+             SELECT j.id FROM vestry.jobs j, now
+             WHERE j.deadline IS NOT NULL AND j.finished_at IS NULL AND j.deadline <= now.t
+             ORDER BY j.id LIMIT %s FOR UPDATE OF j SKIP LOCKED),
+           moved AS (
+             UPDATE vestry.jobs j
+             SET state = 'expired', turn = NULL, lease_id = NULL, finished_at = now.t,
+                 error_code = 'expired', error_message = 'its deadline passed first'
+             FROM due, now WHERE j.id = due.id RETURNING j.id, j.latency)
+           SELECT id, CASE WHEN latency = 'interactive' THEN pg_notify('vestry_done', id::text) END
+           FROM moved""",
+        [limit],
+    ).fetchall()
+    return len(rows)

@@ -1,0 +1,99 @@
+"""The Celery app of one privacy class: `celery -A workers.app worker -Q private.interactive.gpu`.
+
+Celery carries hints and shows what happens. The jobs themselves, their order, leases, retries and
+results are in Postgres; docs/celery.md says what each of Celery's words means here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery
+from celery.worker.control import Panel
+from kombu import Exchange, Queue
+
+from vestry.lanes import LANES
+from workers import lifecycle, logs
+from workers.settings import Settings, key_prefix
+
+READ_ONLY_PANEL = frozenset(
+    {
+        "active", "active_queues", "clock", "conf", "enable_events", "hello", "heartbeat", "ping",
+        "query_task", "registered", "report", "reserved", "revoked", "scheduled", "stats",
+    }
+)  # fmt: skip
+"""Remote-control commands kept: Flower's worker page asks for these. `add_consumer` could subscribe
+a worker to any queue, `pool_restart` and `shutdown` stop it: all others are removed."""
+
+
+def make_app(broker: str, privacy: str) -> Celery:
+    """The app of one privacy class, in that class's broker namespace.
+
+    Args:
+        broker: `redis://user:password@host:port/0`.
+        privacy: `private` or `shareable`.
+    """
+    app = Celery("vestry", set_as_current=False)
+    app.conf.update(
+        broker_url=broker,
+        broker_transport_options={
+            "global_keyprefix": key_prefix(privacy),
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+            "health_check_interval": 10,
+        },
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # One queue a lane, on the anonymous exchange: a named exchange whose binding table was
+        # wiped with the broker drops messages without a word.
+        task_queues=[
+            Queue(lane.name, Exchange(""), routing_key=lane.name)
+            for lane in LANES.values()
+            if lane.privacy == privacy
+        ],
+        task_create_missing_queues=False,
+        task_default_queue=f"{privacy}.bulk.gpu",
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        result_backend=None,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_serializer="json",
+        accept_content=["json"],
+        task_publish_retry=False,
+        task_send_sent_event=True,
+        worker_send_task_events=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_enable_remote_control=True,
+        enable_utc=True,
+    )
+    for command in set(Panel.data) - READ_ONLY_PANEL:
+        del Panel.data[command]
+    return app
+
+
+def _from_environment() -> Celery:
+    settings = Settings()
+    logs.configure(settings.log_level)
+    if settings.privacy is None:
+        logging.getLogger(__name__).warning("VESTRY_PRIVACY is not set; taking shareable")
+    made = make_app(settings.broker, settings.privacy or "shareable")
+    made.set_current()
+    lifecycle.attach(made, settings)
+    return made
+
+
+_app: Celery | None = None
+
+
+def __getattr__(name: str) -> Any:
+    """`workers.app.app` is made when a Celery command asks for it, not when a module is imported."""
+    global _app  # noqa: PLW0603 - one app a process, made late
+    if name not in {"app", "celery"}:
+        raise AttributeError(name)
+    if _app is None:
+        _app = _from_environment()
+    return _app

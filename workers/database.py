@@ -1,0 +1,57 @@
+"""A worker process's connections: pooled, named, with every wait bounded below half a lease."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+Connection = psycopg.Connection[Any]
+
+
+def connection_options(name: str, lease_s: float) -> dict[str, Any]:
+    """psycopg connection arguments.
+
+    Statement, idle-in-transaction and TCP time-outs stay below half a lease, so that a process
+    hanging on a dead connection gives up before its lease does.
+
+    Args:
+        name: what Postgres shows in pg_stat_activity.
+        lease_s: the lease, in seconds.
+    """
+    half = max(1.0, lease_s / 2)
+    return {
+        "application_name": f"vestry-{name}",
+        "connect_timeout": 5,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": int(half * 1000),
+        "options": (
+            f"-c statement_timeout={int(half * 1000)} -c lock_timeout={int(half * 500)} "
+            f"-c idle_in_transaction_session_timeout={int(half * 1000)} -c timezone=UTC"
+        ),
+    }
+
+
+def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[Connection]:
+    """A pool that connects in the background and survives the server's restarts.
+
+    Args:
+        url: `postgresql://…`.
+        name: what Postgres shows.
+        lease_s: the lease, in seconds.
+        size: most connections.
+    """
+    return ConnectionPool(
+        url,
+        min_size=1,
+        max_size=size,
+        kwargs=connection_options(name, lease_s),
+        check=ConnectionPool.check_connection,
+        timeout=max(2.0, lease_s / 4),
+        reconnect_timeout=float("inf"),
+        open=True,
+        name=f"vestry-{name}",
+    )

@@ -1,0 +1,157 @@
+"""`python -m workers.dispatcher`: keeps every lane's broker queue at its window of hints.
+
+The backlog stays in Postgres. Any number of dispatchers may run; an advisory lock gives each lane to
+one of them. A wiped broker costs nothing but a refill.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from models import hints, transitions
+from models.picking import Mark
+from vestry.jobs import KINDS
+from vestry.lanes import LANES, Latency, Privacy
+from workers import logs
+from workers.app import make_app
+from workers.loop import run_connected, stop_on_signals
+from workers.settings import Settings, key_prefix
+
+Connection = psycopg.Connection[Any]
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.2
+"""Bulk lanes are looked at this often; an interactive enqueue wakes the dispatcher at once."""
+REHINT_S: Final = 30.0
+"""A job still queued this long after its hint is hinted at again: the hint may be lost."""
+REHINT_EMPTY_S: Final = 1.0
+"""The same where the queue is empty: then the hint is surely gone."""
+KINDS_BY_POOL: Final = {
+    pool: tuple(k for k, p in KINDS.items() if p == pool)
+    for pool in {str(p) for p in KINDS.values()}
+}
+
+
+class Dispatcher:
+    """Publishes hints for the lanes it holds.
+
+    Args:
+        settings: where database and broker are, and the window.
+        stop: ends the loop.
+    """
+
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._window = settings.window * settings.slots
+        self._marks: dict[tuple[str, str], Mark] = {}
+        self._lanes: set[str] = set()
+        self._broker = redis.Redis.from_url(settings.broker, socket_timeout=5)
+        self._apps: dict[str, Celery] = {
+            privacy.value: make_app(settings.broker, privacy.value) for privacy in Privacy
+        }
+        self._broker_away_until = 0.0
+
+    def run(self, conn: Connection) -> None:
+        """Dispatch until stopped or the connection breaks."""
+        self._lanes.clear()
+        conn.execute("LISTEN vestry_lane")
+        # A hint's stamp lost in a crash costs one stale hint; the commit need not wait for the disk.
+        conn.execute("SET synchronous_commit = off")
+        next_tick = 0.0
+        while not self._stop.is_set():
+            wait = max(0.0, min(TICK_S, next_tick - time.monotonic()))
+            woken = {note.payload for note in conn.notifies(timeout=wait, stop_after=1)}
+            if woken:
+                # Take what else has already arrived, so that a burst is one round.
+                woken |= {note.payload for note in conn.notifies(timeout=0)}
+            if time.monotonic() >= next_tick:
+                self._take_lanes(conn)
+                transitions.admit(conn)
+                woken = set(self._lanes)
+                next_tick = time.monotonic() + TICK_S
+            for lane in sorted(woken & self._lanes, key=_interactive_first):
+                self._fill(conn, lane)
+
+    def _take_lanes(self, conn: Connection) -> None:
+        """Hold the lanes that nobody else does. The locks end with the connection."""
+        for lane in LANES.keys() - self._lanes:
+            row = conn.execute(
+                "SELECT pg_try_advisory_lock(hashtextextended('vestry.lane.' || %s, 0))", [lane]
+            ).fetchone()
+            if row is not None and row[0]:
+                self._lanes.add(lane)
+
+    def _fill(self, conn: Connection, lane: str) -> None:
+        if time.monotonic() < self._broker_away_until:
+            return
+        try:
+            self._fill_from(conn, lane)
+        except (OperationalError, redis.RedisError, OSError) as error:
+            log.warning("broker away (%s); workers look for work themselves", type(error).__name__)
+            self._broker_away_until = time.monotonic() + 1.0
+
+    def _fill_from(self, conn: Connection, lane: str) -> None:
+        where = LANES[lane]
+        queued = int(self._broker.llen(key_prefix(where.privacy) + lane))  # type: ignore[arg-type]
+        for kind in KINDS_BY_POOL.get(where.pool, ()):
+            room = self._window - queued
+            if room <= 0:
+                return
+            with conn.transaction():
+                chosen = hints.stamp(
+                    conn,
+                    lane,
+                    kind,
+                    limit=room,
+                    rehint_s=REHINT_EMPTY_S if queued == 0 else REHINT_S,
+                    mark=self._marks.setdefault((lane, kind), Mark()),
+                )
+            # Published after the commit, so that a worker never sees a hint for an unstamped job
+            # twice over; a crash in between costs a rehint.
+            self._publish(where.privacy, lane, kind, chosen)
+            queued += len(chosen)
+
+    def _publish(self, privacy: str, lane: str, kind: str, chosen: list[UUID]) -> None:
+        app = self._apps[privacy]
+        with ExitStack() as stack:
+            producer = stack.enter_context(app.producer_pool.acquire(block=True))
+            for job_id in chosen:
+                app.send_task(
+                    kind,
+                    args=(str(job_id),),
+                    task_id=str(job_id),
+                    queue=lane,
+                    producer=producer,
+                    retry=False,
+                )
+
+
+def _interactive_first(lane: str) -> tuple[bool, str]:
+    return (LANES[lane].latency != Latency.INTERACTIVE, lane)
+
+
+def main() -> None:
+    """Dispatch until told to stop."""
+    settings = Settings()
+    logs.configure(settings.log_level)
+    stop = stop_on_signals()
+    dispatcher = Dispatcher(settings, stop)
+    if settings.ready_file is not None:
+        Path(settings.ready_file).touch()
+    run_connected(settings, "dispatcher", stop, dispatcher.run)
+
+
+if __name__ == "__main__":
+    main()

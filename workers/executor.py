@@ -1,0 +1,224 @@
+"""Runs one batch: claim, open, handle, finish. Knows nothing of Celery."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from models import documents, leases, payloads, transitions
+from models.content import Content
+from models.documents import DocumentState
+from models.leases import ClaimedJob, Lease, Terms
+from models.picking import Mark
+from tasks.protocol import Context, DocumentRef, Failed, Handler, Job, Outcome
+from vestry.errors import VestryError
+from workers.finishing import Finished, fail_all, finish
+from workers.heartbeat import Heartbeat
+
+Connection = psycopg.Connection[Any]
+log = logging.getLogger(__name__)
+
+FINISH_RETRY_S = 1.0
+"""Pause before a finishing transaction is tried again after the database went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A claimed batch with what the database holds for it, read in the claiming transaction."""
+
+    lease: Lease
+    bodies: Mapping[UUID, bytes | str]
+    states: Mapping[UUID, list[DocumentState]]
+
+
+@dataclass(slots=True)
+class Executor:
+    """Everything a batch needs. One per process, used by several threads.
+
+    Args:
+        pool: database connections.
+        content: how the privacy class stores content.
+        handlers: kind to handler.
+        terms: lease terms.
+        heart: the process's heartbeat.
+        backoff_cap_s: longest wait before a retry.
+    """
+
+    pool: ConnectionPool[Connection]
+    content: Content
+    handlers: Mapping[str, Handler]
+    terms: Terms
+    heart: Heartbeat
+    backoff_cap_s: float
+    marks: dict[tuple[str, str], Mark] = field(default_factory=dict)
+
+    def claim(
+        self,
+        lane: str,
+        kind: str,
+        *,
+        hint: UUID | None = None,
+        limit: int = 256,
+        budget: int = 1_000_000,
+        suspect: bool = False,
+    ) -> Opened | None:
+        """Claim a batch and read its payloads, in one synchronous commit.
+
+        Raises:
+            psycopg.Error: the database is away; nothing was claimed, or a lease that will expire.
+        """
+        mark = self.marks.setdefault((lane, kind), Mark())
+        with self.pool.connection() as conn:
+            lease = leases.claim(
+                conn,
+                self.terms,
+                lane,
+                [kind],
+                hint=hint,
+                limit=limit,
+                budget=budget,
+                mark=mark,
+                suspect=suspect,
+            )
+            if lease is None:
+                return None
+            owners = {job.id: job.owner for job in lease.jobs}
+            self.content.enter(conn, set(owners.values()))
+            bodies = payloads.read_payloads(conn, self.content, owners)
+            states = documents.read_states(conn, self.content.privacy, list(owners))
+        self.heart.add(lease)
+        return Opened(lease, bodies, states)
+
+    def run(self, opened: Opened) -> Finished:
+        """Handle a claimed batch and commit what came of it.
+
+        Never raises for a job's fault. If the database stays away until the lease is over, the
+        reconciler gives the jobs to somebody else.
+        """
+        lease = opened.lease
+        try:
+            return self._finish(lease, self._handle(opened))
+        finally:
+            self.heart.remove(lease)
+
+    def hand_back(self, lease: Lease) -> None:
+        """Give a batch back, unrun or half run, with no attempt spent."""
+        self.heart.abandon(lease)
+        with self.pool.connection() as conn:
+            transitions.hand_back(conn, lease.id)
+
+    def _handle(self, opened: Opened) -> dict[UUID, Outcome]:
+        kind = opened.lease.jobs[0].kind
+        handler = self.handlers[kind]
+        outcomes: dict[UUID, Outcome] = {}
+        batch: list[Job] = []
+        for row in opened.lease.jobs:
+            job = self._open(row, opened)
+            if isinstance(job, Failed):
+                outcomes[row.id] = job
+            else:
+                batch.append(job)
+        if batch:
+            context = Context(
+                handing=self.heart,
+                digest={job.owner: self.content.digest(job.owner) for job in batch},
+            )
+            outcomes.update(_isolated(handler, batch, context))
+        return outcomes
+
+    def _open(self, row: ClaimedJob, opened: Opened) -> Job | Failed:
+        body = opened.bodies.get(row.id)
+        if body is None:
+            return Failed("payload_missing", "the job's payload is gone; submit it again")
+        try:
+            payload = payloads.open_payload(self.content, row.id, row.owner, body)
+        except VestryError as error:
+            # Another key ring may be mounted, or still to be: worth another attempt.
+            return Failed("unsealable", str(error), retryable=True)
+        except ValueError as error:
+            return Failed("bad_payload", str(error))
+        return Job(
+            id=row.id,
+            kind=row.kind,
+            task=row.task,
+            owner=row.owner,
+            privacy=self.content.privacy,
+            latency=row.latency,
+            attempt=row.attempt,
+            model=row.model,
+            payload=payload,
+            documents=tuple(
+                DocumentRef(
+                    document_id=s.document_id,
+                    generation=s.generation,
+                    indexed_hash=s.indexed_hash,
+                    indexed_space=s.indexed_space,
+                    current=s.current,
+                )
+                for s in opened.states.get(row.id, ())
+            ),
+        )
+
+    def _finish(self, lease: Lease, outcomes: Mapping[UUID, Outcome]) -> Finished:
+        give_up = time.monotonic() + self.terms.lease_s
+        while True:
+            try:
+                return self._finish_once(lease, outcomes)
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                # The database is away, or its answer to COMMIT was lost: repeating is safe, since
+                # a finish that did commit has taken the token from the jobs.
+                log.warning("finish waits for the database (%s)", type(error).__name__)
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(FINISH_RETRY_S)
+            except psycopg.Error as error:
+                return self._finish_one_by_one(lease, outcomes, error)
+
+    def _finish_once(self, lease: Lease, outcomes: Mapping[UUID, Outcome]) -> Finished:
+        with self.pool.connection() as conn:
+            return finish(conn, self.content, lease, outcomes, backoff_cap_s=self.backoff_cap_s)
+
+    def _finish_one_by_one(
+        self, lease: Lease, outcomes: Mapping[UUID, Outcome], error: psycopg.Error
+    ) -> Finished:
+        """Something of the batch cannot be stored: find out what, and store the rest."""
+        if len(outcomes) == 1:
+            code = error.sqlstate or type(error).__name__
+            log.error("a result cannot be stored (SQLSTATE %s)", code)
+            failure = Failed("not_storable", f"the database refused what came of it ({code})")
+            return self._finish_once(
+                lease, fail_all(lease.jobs, failure) | _only(outcomes, failure)
+            )
+        done = Finished()
+        for job_id, outcome in outcomes.items():
+            part = self._finish(lease, {job_id: outcome})
+            done.states.update(part.states)
+            done.failures.update(part.failures)
+        return done
+
+
+def _only(outcomes: Mapping[UUID, Outcome], failure: Failed) -> dict[UUID, Outcome]:
+    return dict.fromkeys(outcomes, failure)
+
+
+def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
+    """Run a handler; if it raises, each job by itself, so that one cannot spoil the others."""
+    try:
+        outcomes = handler(batch, context)
+        if len(outcomes) != len(batch):
+            raise RuntimeError("the handler returned another number of outcomes")  # noqa: TRY301
+        return {job.id: outcome for job, outcome in zip(batch, outcomes, strict=True)}
+    except Exception as error:  # the boundary: a handler's bug fails a job, never the worker
+        name = type(error).__name__
+        log.error("a handler raised %s for a batch of %d", name, len(batch))  # noqa: TRY400
+        if len(batch) > 1:
+            return {k: v for job in batch for k, v in _isolated(handler, [job], context).items()}
+        message = f"the handler raised {name}; see the worker's log"
+        return {batch[0].id: Failed("handler_error", message, retryable=True)}

@@ -1,0 +1,96 @@
+"""Keeps a process's leases alive, on a connection and thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from models import leases
+from models.leases import Lease
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Extends every lease the process holds and learns which jobs it has lost.
+
+    A connection of its own, because the pool's may all be waiting in finishing transactions.
+    """
+
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection[Any]], lease_s: float, every_s: float
+    ) -> None:
+        self._connect = connect
+        self._lease_s = lease_s
+        self._every_s = every_s
+        self._lock = threading.Lock()
+        self._leases: dict[UUID, Lease] = {}
+        self._lost: set[UUID] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin beating."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; leases are left as they are."""
+        self._stop.set()
+
+    def add(self, lease: Lease) -> None:
+        """Keep a lease alive from now on."""
+        with self._lock:
+            self._leases[lease.id] = lease
+
+    def remove(self, lease: Lease) -> None:
+        """The batch is over."""
+        with self._lock:
+            self._leases.pop(lease.id, None)
+            self._lost.difference_update(job.id for job in lease.jobs)
+
+    def held(self) -> list[Lease]:
+        """The leases in the process's hands."""
+        with self._lock:
+            return list(self._leases.values())
+
+    def abandon(self, lease: Lease) -> None:
+        """The process itself gave these jobs up."""
+        with self._lock:
+            self._lost.update(job.id for job in lease.jobs)
+
+    def abandoned(self, job_id: UUID) -> bool:
+        """Whether a job is known to be no longer ours."""
+        return job_id in self._lost
+
+    def beat(self, conn: psycopg.Connection[Any]) -> None:
+        """Extend all leases once."""
+        held = self.held()
+        if not held:
+            return
+        ours = leases.beat(conn, [lease.id for lease in held], self._lease_s)
+        with self._lock:
+            for lease in held:
+                if lease.id in self._leases:
+                    self._lost.update(job.id for job in lease.jobs if job.id not in ours)
+
+    def _run(self) -> None:
+        conn: psycopg.Connection[Any] | None = None
+        while not self._stop.wait(self._every_s):
+            try:
+                if conn is None or conn.closed:
+                    conn = self._connect()
+                self.beat(conn)
+            except psycopg.Error as error:
+                log.warning("heartbeat failed (%s); trying again", type(error).__name__)
+                if conn is not None:
+                    conn.close()
+                conn = None
+                # A dead connection must not cost a whole interval: the lease is running.
+                self._stop.wait(min(1.0, self._every_s / 4))
+        if conn is not None:
+            conn.close()

@@ -1,0 +1,129 @@
+"""Ties a Celery worker's start and end to the runtime: load models, beat, feed, drain."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from celery import Celery, signals
+
+from models.content import Content, PrivateContent, ShareableContent
+from models.leases import Terms
+from vestry.keyring import KeyRing
+from workers import celery_tasks, database, kinds
+from workers.executor import Executor
+from workers.flower_feed import FlowerFeed
+from workers.heartbeat import Heartbeat
+from workers.runtime import Runtime
+from workers.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 10.0
+"""How long the end of a process waits for its leases to be handed back."""
+
+
+class Lifecycle:
+    """One worker process from `worker_init` to its end.
+
+    Args:
+        app: the worker's app.
+        settings: the process's settings.
+    """
+
+    def __init__(self, app: Celery, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._runtime: Runtime | None = None
+        self._drain: threading.Thread | None = None
+
+    def runtime(self) -> Runtime:
+        """The process's runtime, once it runs."""
+        if self._runtime is None:
+            raise RuntimeError("the worker has not started")
+        return self._runtime
+
+    def init(self, sender: Any, **_: Any) -> None:
+        """Load models and start the threads, before the first message is taken."""
+        settings = self._settings
+        lanes = settings.lanes or tuple(self._app.amqp.queues.consume_from)
+        settings = settings.model_copy(update={"lanes": lanes})
+        name = str(sender.hostname)
+        pool = database.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
+        handlers = kinds.build(settings, pool)
+        heart = Heartbeat(
+            lambda: psycopg.connect(
+                settings.database,
+                autocommit=True,
+                **database.connection_options(f"{name}-heart", settings.lease_s),
+            ),
+            settings.lease_s,
+            settings.heartbeat_s,
+        )
+        executor = Executor(
+            pool=pool,
+            content=content_for(settings),
+            handlers=handlers,
+            terms=Terms(
+                worker=name,
+                privacy=str(settings.privacy or "shareable"),
+                lease_s=settings.lease_s,
+                max_run_s=settings.max_run_s,
+            ),
+            heart=heart,
+            backoff_cap_s=settings.backoff_cap_s,
+        )
+        self._runtime = Runtime(executor, settings, FlowerFeed(self._app, name))
+        heart.start()
+
+    def ready(self, **_: Any) -> None:
+        """Messages flow: start looking for work, and tell the supervisor."""
+        self.runtime().start()
+        if self._settings.ready_file is not None:
+            Path(self._settings.ready_file).touch()
+        log.info("worker ready")
+
+    def shutting_down(self, **_: Any) -> None:
+        """Drain on a thread: this runs inside a signal handler, where a lock may be held."""
+        if self._runtime is not None and self._drain is None:
+            self._drain = threading.Thread(target=self._runtime.drain, name="drain")
+            self._drain.start()
+
+    def shutdown(self, **_: Any) -> None:
+        """Wait for the drain before the process ends."""
+        if self._drain is not None:
+            self._drain.join(DRAIN_S)
+
+
+def content_for(settings: Settings) -> Content:
+    """How the settings' privacy class stores content.
+
+    Raises:
+        SystemExit: a private worker without a key ring.
+    """
+    if settings.privacy != "private":
+        return ShareableContent()
+    if settings.keyring_file is None:
+        raise SystemExit("a private worker needs VESTRY_KEYRING_FILE, the key ring's path")
+    return PrivateContent(KeyRing.load(settings.keyring_file))
+
+
+def attach(app: Celery, settings: Settings) -> Lifecycle:
+    """Register the kinds' tasks and follow the worker's signals."""
+    life = Lifecycle(app, settings)
+    celery_tasks.register(app, life.runtime)
+    signals.worker_init.connect(life.init, weak=False)
+    signals.worker_ready.connect(life.ready, weak=False)
+    signals.worker_shutting_down.connect(life.shutting_down, weak=False)
+    signals.worker_shutdown.connect(life.shutdown, weak=False)
+    return life
+
+
+def set_nice(level: int) -> None:
+    """Lower this process's priority by `level`."""
+    if level:
+        os.nice(level)

@@ -1,0 +1,58 @@
+"""What the dispatcher and the reconciler have in common: run until told to stop, outlive outages."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from workers import database
+from workers.settings import Settings
+
+Connection = psycopg.Connection[Any]
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE_S = 5.0
+"""Between two attempts to reach a database that is away."""
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def run_connected(
+    settings: Settings,
+    name: str,
+    stop: threading.Event,
+    body: Callable[[Connection], None],
+) -> None:
+    """Call `body` with a fresh autocommit connection, again after every loss of it, until stopped.
+
+    Args:
+        settings: where the database is.
+        name: what Postgres shows.
+        stop: ends the loop.
+        body: runs until `stop` is set or its connection breaks.
+    """
+    pause = 0.1
+    while not stop.is_set():
+        try:
+            with psycopg.connect(
+                settings.database,
+                autocommit=True,
+                **database.connection_options(name, settings.lease_s),
+            ) as conn:
+                pause = 0.1
+                body(conn)
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            log.warning("%s: database away (%s)", name, type(error).__name__)
+            stop.wait(pause)
+            pause = min(LONGEST_PAUSE_S, pause * 2)

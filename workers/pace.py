@@ -1,0 +1,42 @@
+"""How much a batch should hold, from how fast batches were."""
+
+from __future__ import annotations
+
+import threading
+
+SMOOTHING = 0.3
+"""Weight of the newest batch in the moving average of units per second."""
+FIRST_BUDGET = 64
+"""Units of the first batch, before anything was measured."""
+LARGEST_BUDGET = 4096
+"""Units of a batch however fast it goes: its results are held in memory until they are stored."""
+INTERACTIVE_S = 0.05
+"""What a topped-up interactive batch may take, in seconds: nobody waits for another's work."""
+
+
+class Pace:
+    """Units a batch may hold so that it takes about so many seconds.
+
+    Args:
+        bulk_s: how long a bulk batch is meant to take.
+    """
+
+    def __init__(self, bulk_s: float) -> None:
+        self._bulk_s = bulk_s
+        self._rates: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def budget(self, kind: str, latency: str) -> int:
+        """Units for the next batch of a kind."""
+        rate = self._rates.get(kind)
+        if rate is None:
+            return 1 if latency == "interactive" else FIRST_BUDGET
+        seconds = INTERACTIVE_S if latency == "interactive" else self._bulk_s
+        return max(1, min(LARGEST_BUDGET, int(rate * seconds)))
+
+    def ran(self, kind: str, units: int, took_s: float) -> None:
+        """Learn from a batch that took `took_s` seconds."""
+        rate = units / max(took_s, 1e-3)
+        with self._lock:
+            before = self._rates.get(kind, rate)
+            self._rates[kind] = before + SMOOTHING * (rate - before)

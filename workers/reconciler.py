@@ -1,0 +1,93 @@
+"""`python -m workers.reconciler`: takes jobs back from lost leases, expires, prunes.
+
+Any number may run; an advisory lock lets one work.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from models import retention, transitions
+from workers import logs
+from workers.loop import run_connected, stop_on_signals
+from workers.settings import Settings
+
+Connection = psycopg.Connection[Any]
+log = logging.getLogger(__name__)
+
+PRUNE_EVERY_S: Final = 30.0
+
+
+class Reconciler:
+    """Looks once a `poll_s`.
+
+    Args:
+        settings: lease and retention times.
+        stop: ends the loop.
+    """
+
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._connected_before = False
+
+    def run(self, conn: Connection) -> None:
+        """Reconcile until stopped or the connection breaks."""
+        while not self._alone(conn):
+            if self._stop.wait(self._settings.poll_s):
+                return
+        # Leases could not be extended while the database was away: whoever holds one gets a whole
+        # lease to say so.
+        not_before = time.monotonic() + self._grace(conn)
+        prune_at = 0.0
+        while not self._stop.wait(self._settings.poll_s):
+            if time.monotonic() >= not_before:
+                rescued = transitions.rescue(conn)
+                if rescued.suspects or rescued.dead:
+                    log.warning(
+                        "expired leases: %d jobs to be run alone, %d dead",
+                        rescued.suspects,
+                        rescued.dead,
+                    )
+            transitions.expire(conn)
+            if time.monotonic() >= prune_at:
+                retention.prune_results(conn)
+                retention.prune_jobs(conn, self._settings.keep_jobs_s)
+                prune_at = time.monotonic() + PRUNE_EVERY_S
+
+    def _alone(self, conn: Connection) -> bool:
+        row = conn.execute(
+            "SELECT pg_try_advisory_lock(hashtextextended('vestry.reconciler', 0))"
+        ).fetchone()
+        return row is not None and bool(row[0])
+
+    def _grace(self, conn: Connection) -> float:
+        """Seconds until leases may be called lost: one lease after the database was last away."""
+        if self._connected_before:
+            return self._settings.lease_s
+        self._connected_before = True
+        row = conn.execute(
+            "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"
+        ).fetchone()
+        up_s = float(row[0]) if row is not None else 0.0
+        return max(0.0, self._settings.lease_s - up_s) if up_s >= 0 else self._settings.lease_s
+
+
+def main() -> None:
+    """Reconcile until told to stop."""
+    settings = Settings()
+    logs.configure(settings.log_level)
+    stop = stop_on_signals()
+    if settings.ready_file is not None:
+        Path(settings.ready_file).touch()
+    run_connected(settings, "reconciler", stop, Reconciler(settings, stop).run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""A worker process: runs batches when a hint comes and, without one, when it finds work itself."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from vestry.lanes import LANES
+from workers.executor import Executor, Opened
+from workers.finishing import Finished
+from workers.flower_feed import FlowerFeed
+from workers.pace import Pace
+from workers.settings import Settings
+from workers.slots import Quarantine, Slots
+
+log = logging.getLogger(__name__)
+
+
+class Runtime:
+    """Slots, hints, self-feeding and drain of one process.
+
+    Args:
+        executor: runs batches.
+        settings: the process's settings.
+        feed: tells Flower of jobs that ran without a message of their own.
+    """
+
+    def __init__(self, executor: Executor, settings: Settings, feed: FlowerFeed) -> None:
+        self._executor = executor
+        self._settings = settings
+        self._feed = feed
+        self._slots = Slots(settings.slots)
+        self._quarantine = Quarantine()
+        self._pace = Pace(settings.batch_s)
+        self._draining = threading.Event()
+        self._wake = {lane: threading.Event() for lane in settings.lanes}
+        self._kinds = tuple(executor.handlers)
+
+    def start(self) -> None:
+        """Begin to look for work without hints: one thread per lane and slot, one for suspects."""
+        for lane in self._settings.lanes:
+            for number in range(self._settings.slots):
+                threading.Thread(
+                    target=self._feed_lane,
+                    args=(lane,),
+                    name=f"feeder-{lane}-{number}",
+                    daemon=True,
+                ).start()
+        threading.Thread(target=self._feed_suspects, name="feeder-suspects", daemon=True).start()
+
+    def hinted(self, lane: str, kind: str, job_id: UUID) -> Finished | None:
+        """Run the batch that a hint is the first of; None if the job is not to be had."""
+        if self._draining.is_set():
+            return None
+        self._slots.acquire(lane, kind, wait=True)
+        try:
+            return self._step(lane, kind, hint=job_id)
+        finally:
+            self._slots.release(lane, kind)
+            if not lane.split(".")[1] == "interactive":
+                self._wake[lane].set()
+
+    def drain(self) -> None:
+        """Take nothing more, and hand every lease back at once with no attempt spent."""
+        self._draining.set()
+        for event in self._wake.values():
+            event.set()
+        for lease in self._executor.heart.held():
+            try:
+                self._executor.hand_back(lease)
+            except (psycopg.Error, PoolTimeout) as error:
+                log.warning("lease not handed back (%s); it will expire", type(error).__name__)
+
+    def _step(
+        self, lane: str, kind: str, *, hint: UUID | None = None, suspect: bool = False
+    ) -> Finished | None:
+        latency = LANES[lane].latency
+        limit = (
+            self._settings.interactive_batch_jobs
+            if latency == "interactive"
+            else self._settings.batch_jobs
+        )
+        lock = self._quarantine.alone() if suspect else self._quarantine.shared()
+        with lock:
+            opened = self._executor.claim(
+                lane,
+                kind,
+                hint=hint,
+                limit=limit,
+                budget=self._pace.budget(kind, latency),
+                suspect=suspect,
+            )
+            if opened is None:
+                return None
+            if self._draining.is_set():
+                self._executor.hand_back(opened.lease)
+                self._executor.heart.remove(opened.lease)
+                return None
+            return self._run(kind, opened, hint)
+
+    def _run(self, kind: str, opened: Opened, hint: UUID | None) -> Finished:
+        unannounced = [job.id for job in opened.lease.jobs if job.id != hint]
+        interactive = opened.lease.jobs[0].latency == "interactive"
+        self._feed.started(kind, unannounced, sure=interactive)
+        begun = time.monotonic()
+        finished = self._executor.run(opened)
+        self._pace.ran(kind, sum(job.units for job in opened.lease.jobs), time.monotonic() - begun)
+        self._feed.finished(kind, unannounced, finished, sure=interactive)
+        return finished
+
+    def _feed_lane(self, lane: str) -> None:
+        wake = self._wake[lane]
+        while not self._draining.is_set():
+            wake.wait(self._settings.poll_s)
+            wake.clear()
+            while not self._draining.is_set() and self._serve(lane, self._kinds):
+                pass
+
+    def _serve(self, lane: str, kinds: Iterable[str]) -> bool:
+        """Run one batch of each kind with a free slot; whether there was any."""
+        found = False
+        for kind in kinds:
+            if not self._slots.acquire(lane, kind, wait=False):
+                continue
+            try:
+                found = self._step(lane, kind) is not None or found
+            except (psycopg.Error, PoolTimeout) as error:
+                log.warning("no work to be had (%s)", type(error).__name__)
+                self._draining.wait(self._settings.poll_s)
+                return False
+            finally:
+                self._slots.release(lane, kind)
+        return found
+
+    def _feed_suspects(self) -> None:
+        while not self._draining.wait(self._settings.poll_s):
+            try:
+                for lane, kind in self._suspects():
+                    while self._step(lane, kind, suspect=True) is not None:
+                        pass
+            except (psycopg.Error, PoolTimeout) as error:
+                log.warning("suspects not looked for (%s)", type(error).__name__)
+
+    def _suspects(self) -> list[tuple[str, str]]:
+        with self._executor.pool.connection() as conn:
+            rows: list[Any] = conn.execute(
+                """SELECT lane, kind
+                   FROM unnest(%s::text[]) lane, unnest(%s::text[]) kind
+                   WHERE EXISTS (SELECT FROM vestry.jobs j
+                                 WHERE j.lane = lane.lane AND j.kind = kind.kind
+                                   AND j.state = 'queued' AND j.turn IS NOT NULL AND j.suspect)""",
+                [list(self._settings.lanes), list(self._kinds)],
+                prepare=True,
+            ).fetchall()
+        return [(row[0], row[1]) for row in rows]

@@ -1,0 +1,75 @@
+"""Who may run now: slots per lane and kind, and the lock that lets a suspect run alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Slots:
+    """Batches in flight, counted per lane and kind: a long generation cannot take the slot that a
+    query's embedding needs.
+
+    Args:
+        size: slots of each lane and kind.
+    """  # noqa: D205
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._made: dict[tuple[str, str], threading.Semaphore] = {}
+        self._lock = threading.Lock()
+
+    def acquire(self, lane: str, kind: str, *, wait: bool) -> bool:
+        """Take a slot; without `wait`, at once or not at all."""
+        return self._of(lane, kind).acquire(blocking=wait)
+
+    def release(self, lane: str, kind: str) -> None:
+        """Give a slot back."""
+        self._of(lane, kind).release()
+
+    def _of(self, lane: str, kind: str) -> threading.Semaphore:
+        with self._lock:
+            return self._made.setdefault((lane, kind), threading.Semaphore(self._size))
+
+
+class Quarantine:
+    """Shared by ordinary batches, held alone by a suspect. A waiting suspect goes first, else a busy
+    process would never be empty.
+    """  # noqa: D205
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._alone = False
+        self._waiting = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Run beside others."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not self._waiting)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Run while nothing else does."""
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: not self._alone and not self._running)
+            finally:
+                self._waiting -= 1
+            self._alone = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()

@@ -1,0 +1,55 @@
+"""`python -m workers.worker`: a Celery worker for the lanes in VESTRY_LANES.
+
+The same as `celery -A workers.app worker -Q LANES -P threads -n NAME@%h`, with what follows from the
+settings filled in.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from workers import lifecycle
+from workers.settings import Settings
+
+SPARE_THREADS = 2
+"""Pool threads beyond the slots: a stale hint is dismissed without waiting for a running batch."""
+
+
+def argv(settings: Settings) -> list[str]:
+    """The `celery worker` arguments that follow from the settings.
+
+    Raises:
+        SystemExit: the settings name no lane.
+    """
+    if not settings.lanes or settings.privacy is None:
+        raise SystemExit("a worker needs VESTRY_PRIVACY and VESTRY_LANES")
+    name = "-".join(settings.lanes[0].split(".")) if len(settings.lanes) == 1 else settings.privacy
+    return [
+        "worker",
+        "--queues",
+        ",".join(settings.lanes),
+        "--pool",
+        "threads",
+        "--concurrency",
+        str(settings.slots * len(settings.lanes) + SPARE_THREADS),
+        "--hostname",
+        f"{name}@%h",
+        "--loglevel",
+        settings.log_level,
+        "--without-mingle",
+        "--without-gossip",
+    ]
+
+
+def main() -> None:
+    """Run until told to stop."""
+    settings = Settings()
+    arguments = argv(settings)
+    lifecycle.set_nice(settings.nice)
+    from workers import app  # noqa: PLC0415 - the app reads the settings when it is first asked for
+
+    app.app.worker_main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
