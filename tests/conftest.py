@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from workers.devstack import DevStack
-from workers.valkey_server import PRIVACIES, key_prefix
+from workers.settings import key_prefix
+from workers.valkey_server import PRIVACIES
 
 
 @pytest.fixture(scope="session")

@@ -66,11 +66,16 @@ class PostgresServer:
         self.place = ServerPlace(home, "postgres")
         self.data = self.place.path / "data"
         self.log = home.logs / "postgres.log"
+        self._served = False
 
     @property
     def port(self) -> int:
         """Its loopback port."""
         return self.home.port(PORT_NAME)
+
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
 
     def url(self, role: str, database: str = DATABASE) -> str:
         """A login's URL, password included."""
@@ -96,7 +101,8 @@ class PostgresServer:
         if not (self.data / "PG_VERSION").exists():
             self._init()
         self._end_orphan()
-        port = self.home.settle_port(PORT_NAME)
+        # Once it has served, its clients know the port: a restart keeps it.
+        port = self.port if self._served else self.home.settle_port(PORT_NAME)
         options = [f"--{name}={value}" for name, value in SETTINGS.items()]
         return Command(
             argv=[str(self._program("postgres")), "-D", str(self.data), f"--port={port}", *options],
@@ -114,6 +120,7 @@ class PostgresServer:
                 conn.execute("SELECT 1")
         except psycopg.Error:
             return False
+        self._served = True
         return True
 
     def _password(self, role: str) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -31,6 +32,10 @@ LOG_LIMIT = 16 * 1024 * 1024
 """Bytes after which a log is put aside at the next start, in place of the one put aside before."""
 
 
+SAME_START_S = 1.0
+"""Start times this close are one process's: an id comes round again much later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """Whom a server runs as. None of both: as whoever starts it."""
@@ -41,7 +46,12 @@ class Account:
     def run(self, argv: Sequence[str], **options: object) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end as this account, in a minimal environment, from "/"."""
         return subprocess.run(  # type: ignore[call-overload,no-any-return]
-            list(argv), cwd="/", env=base_environment(), check=False, **self._popen(), **options
+            list(argv),
+            cwd="/",
+            env=base_environment(),
+            check=False,
+            **self.popen_options(),
+            **options,
         )
 
     def own(self, path: Path) -> None:
@@ -56,7 +66,8 @@ class Account:
         argv = ["/bin/sh", "-c", 'cd "$1"', "sh", str(path)]
         return self.run(argv, stderr=subprocess.DEVNULL).returncode == 0
 
-    def _popen(self) -> dict[str, object]:
+    def popen_options(self) -> dict[str, object]:
+        """What `subprocess.Popen` is told to become this account."""
         if self.uid is None:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
@@ -110,23 +121,25 @@ def spawn(command: Command) -> subprocess.Popen[bytes]:
 
     A session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
     """
-    if command.log.exists() and command.log.stat().st_size > LOG_LIMIT:
-        command.log.replace(command.log.with_suffix(".log.1"))
-    descriptor = os.open(command.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     prefix = ["nice", "-n", str(command.nice)] if command.nice else []
-    try:
+    with open_log(command.log) as log:
         return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
             [*prefix, *command.argv],
             env=dict(command.environment),
             cwd=command.cwd,
             stdin=subprocess.DEVNULL,
-            stdout=descriptor,
+            stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            **command.account._popen(),  # noqa: SLF001
+            **command.account.popen_options(),
         )
-    finally:
-        os.close(descriptor)
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a 0600 log to append to, putting it aside first where it has grown long."""
+    if path.exists() and path.stat().st_size > LOG_LIMIT:
+        path.replace(path.with_suffix(".log.1"))
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def stop(process: subprocess.Popen[bytes], command: Command, grace_s: float = 15.0) -> None:
@@ -162,10 +175,8 @@ class Identity:
         """Whether it still runs; a zombie does not."""
         try:
             process = psutil.Process(self.pid)
-            return (
-                abs(process.create_time() - self.started) < 1.0
-                and process.status() != psutil.STATUS_ZOMBIE
-            )
+            same = abs(process.create_time() - self.started) < SAME_START_S
+            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.Error:
             return False
 

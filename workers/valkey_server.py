@@ -11,6 +11,7 @@ import redis
 from workers.home import Home
 from workers.process import Command
 from workers.server_place import ServerPlace
+from workers.settings import key_prefix
 
 PORT_NAME = "valkey"
 PRIVACIES = ("private", "shareable")
@@ -48,11 +49,6 @@ DISPATCHER_COMMANDS = "+@connection -@dangerous +multi +exec +lpush +llen +publi
 """Adds hints, counts them, reads none."""
 
 
-def key_prefix(privacy: str) -> str:
-    """`global_keyprefix` of a privacy class."""
-    return f"vestry.{privacy}."
-
-
 def _rules(user: str) -> str:
     if user in PRIVACIES:
         return f"{_reach(user)} -@all {WORKER_COMMANDS}"
@@ -78,11 +74,16 @@ class ValkeyServer:
         self.home = home
         self.place = ServerPlace(home, "valkey")
         self.log = home.logs / "valkey.log"
+        self._served = False
 
     @property
     def port(self) -> int:
         """Its loopback port."""
         return self.home.port(PORT_NAME)
+
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
 
     def url(self, user: str) -> str:
         """A user's URL, password included."""
@@ -102,7 +103,8 @@ class ValkeyServer:
         Raises:
             RuntimeError: the package is not installed.
         """
-        port = self.home.settle_port(PORT_NAME)
+        # Once it has served, its clients know the port: a restart keeps it.
+        port = self.port if self._served else self.home.settle_port(PORT_NAME)
         lines = ["user default off resetkeys resetchannels -@all"]
         for user in USERS:
             # The server needs a digest only; the passwords themselves stay in the secrets.
@@ -122,9 +124,10 @@ class ValkeyServer:
         """Whether it answers."""
         try:
             with redis.Redis.from_url(self.url("dispatcher"), socket_timeout=2) as client:
-                return bool(client.ping())
+                self._served = bool(client.ping())
         except redis.RedisError:
             return False
+        return self._served
 
     def _program(self) -> Path:
         try:

@@ -1,0 +1,294 @@
+"""What `vestry up` runs, and what each process is given: nothing that is not written here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.roles import CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
+from vestry.lanes import LANES, Privacy
+from workers.home import CHECKOUT, Home, write_private
+from workers.postgres_server import PostgresServer
+from workers.process import Command, base_environment
+from workers.supervisor import ChildSpec, Stage, ready_file
+from workers.valkey_server import ValkeyServer
+
+TUNABLES = (
+    "VESTRY_SLOTS",
+    "VESTRY_THREADS",
+    "VESTRY_EMBEDDING_BACKEND",
+    "VESTRY_EMBEDDING_MODEL",
+    "VESTRY_DEVICE",
+    "VESTRY_LEASE_S",
+    "VESTRY_HEARTBEAT_S",
+    "VESTRY_MAX_ATTEMPTS",
+    "VESTRY_MAX_RUN_S",
+    "VESTRY_WINDOW",
+    "VESTRY_POLL_S",
+    "VESTRY_BATCH_JOBS",
+    "VESTRY_BATCH_S",
+    "VESTRY_INTERACTIVE_BATCH_JOBS",
+    "VESTRY_BACKOFF_CAP_S",
+    "VESTRY_KEEP_JOBS_S",
+    "VESTRY_LOG_LEVEL",
+)
+"""Settings that everybody may know, taken over from the environment of `vestry up`."""
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+BULK_NICE = 19
+FLOWER_USER = "vestry"
+WORKER_ROLES = {Privacy.PRIVATE: PRIVATE_WORKER, Privacy.SHAREABLE: SHAREABLE_WORKER}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the stack is to be run.
+
+    Attributes:
+        settings: `VESTRY_*` settings for every child, over those of the environment.
+        flower: whether to run Flower.
+        only: names of the processes to run besides the servers; empty means all.
+    """
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    flower: bool = True
+    only: tuple[str, ...] = ()
+
+
+class Stack:
+    """The processes of one stack.
+
+    Args:
+        home: created and locked.
+        options: how it is to be run.
+    """
+
+    def __init__(self, home: Home, options: Options) -> None:
+        self.home = home
+        self.options = options
+        self.postgres = PostgresServer(home)
+        self.valkey = ValkeyServer(home)
+        for privacy in Privacy:
+            home.settle_port(f"flower.{privacy}")
+
+    def specs(self) -> list[ChildSpec]:
+        """Every process.
+
+        Raises:
+            ValueError: `only` names one that does not exist.
+        """
+        chosen = [
+            self._control("dispatcher"),
+            self._control("reconciler"),
+            *(self._worker(lanes) for lanes in worker_lanes(has_accelerator(self._settings()))),
+        ]
+        if self.options.flower:
+            chosen += [self._flower(privacy) for privacy in Privacy]
+        if unknown := set(self.options.only) - {spec.name for spec in chosen}:
+            raise ValueError(
+                f"no such process: {', '.join(sorted(unknown))}; "
+                f"there are {', '.join(spec.name for spec in chosen)}"
+            )
+        return [
+            *self._servers(),
+            *(spec for spec in chosen if not self.options.only or spec.name in self.options.only),
+        ]
+
+    def write_client_file(self) -> None:
+        """Write what a client on this machine needs; removed again when the stack ends."""
+        write_private(self.home.client, json.dumps(self.client_document(), indent=1) + "\n")
+
+    def client_document(self) -> dict[str, Any]:
+        """The client file's content; it holds the producer's password."""
+        flower = {
+            privacy.value: {
+                "url": self._flower_url(privacy),
+                "user": FLOWER_USER,
+                "password_file": str(self.home.password_file(f"flower.{privacy}")),
+            }
+            for privacy in Privacy
+        }
+        return {
+            "database_url": self.postgres.url(PRODUCER),
+            "keyring": str(self.home.keyring),
+            "flower": flower if self.options.flower else {},
+            "supervisor_pid": os.getpid(),
+        }
+
+    def _servers(self) -> list[ChildSpec]:
+        return [
+            ChildSpec(
+                name=name,
+                stage=stage,
+                prepare=server.prepare,
+                ready=server.ready,
+                address=server.address,
+            )
+            for name, stage, server in (
+                ("postgres", Stage.DATABASE, self.postgres),
+                ("valkey", Stage.BROKER, self.valkey),
+            )
+        ]
+
+    def _control(self, name: str) -> ChildSpec:
+        secrets = self._database(CONTROL)
+        if name == "dispatcher":
+            secrets |= self._broker("dispatcher")
+        return self._python(name, Stage.CONTROL, f"workers.{name}", secrets)
+
+    def _worker(self, lanes: Sequence[str]) -> ChildSpec:
+        privacy = LANES[lanes[0]].privacy
+        bulk_only = all(LANES[lane].latency == "bulk" for lane in lanes)
+        environment = {
+            "VESTRY_PRIVACY": privacy.value,
+            "VESTRY_LANES": ",".join(lanes),
+            "VESTRY_THREADS": str(thread_count()),
+            **self._database(WORKER_ROLES[privacy]),
+            **self._broker(privacy.value),
+        }
+        if privacy is Privacy.PRIVATE:
+            environment["VESTRY_KEYRING_FILE"] = str(self.home.keyring)
+        # Latencies are named where a process serves one of them only.
+        parts = lanes[0].split(".") if len(lanes) == 1 else [privacy.value, "gpu"]
+        return self._python(
+            "-".join(parts),
+            Stage.WORKERS,
+            "workers.worker",
+            environment,
+            lanes=tuple(lanes),
+            nice=BULK_NICE if bulk_only else 0,
+        )
+
+    def _python(
+        self,
+        name: str,
+        stage: Stage,
+        module: str,
+        environment: Mapping[str, str],
+        *,
+        lanes: tuple[str, ...] = (),
+        nice: int = 0,
+    ) -> ChildSpec:
+        ready = self.home.run / f"{name}.ready"
+
+        def prepare() -> Command:
+            ready.unlink(missing_ok=True)
+            return self._command(
+                name,
+                [sys.executable, "-m", module],
+                {**environment, "VESTRY_READY_FILE": str(ready)},
+                nice,
+            )
+
+        return ChildSpec(name, stage, prepare, ready_file(ready), lanes=lanes)
+
+    def _flower(self, privacy: Privacy) -> ChildSpec:
+        name = f"flower-{privacy}"
+
+        def prepare() -> Command:
+            port = self.home.port(f"flower.{privacy}")
+            password = self.home.password(f"flower.{privacy}")
+            conf = self.home.secrets / f"flower.{privacy}.py"
+            # A file: Flower would take the password as an argument too, for everybody to see.
+            write_private(
+                conf,
+                f"basic_auth = [{FLOWER_USER + ':' + password!r}]\n"
+                f"address = '127.0.0.1'\nport = {port}\n"
+                "read_only = True\npersistent = False\n",
+            )
+            argv = [sys.executable, "-m", "celery", "-A", "workers.app", "flower", f"--conf={conf}"]
+            environment = {"VESTRY_PRIVACY": privacy.value, **self._broker(privacy.value)}
+            return self._command(name, argv, environment)
+
+        return ChildSpec(
+            name,
+            Stage.CONTROL,
+            prepare,
+            _answers(lambda: f"{self._flower_url(privacy)}/healthcheck"),
+            address=lambda: self._flower_url(privacy),
+        )
+
+    def _flower_url(self, privacy: Privacy) -> str:
+        return f"http://127.0.0.1:{self.home.port(f'flower.{privacy}')}"
+
+    def _command(
+        self, name: str, argv: Sequence[str], environment: Mapping[str, str], nice: int = 0
+    ) -> Command:
+        return Command(
+            argv=argv,
+            log=self.home.logs / f"{name}.log",
+            environment={**base_environment(), **OFFLINE, **environment, **self._settings()},
+            cwd=CHECKOUT,
+            nice=nice,
+        )
+
+    def _settings(self) -> dict[str, str]:
+        inherited = {name: os.environ[name] for name in TUNABLES if name in os.environ}
+        return {**inherited, **self.options.settings}
+
+    def _database(self, role: str) -> dict[str, str]:
+        return {
+            "VESTRY_DATABASE_URL": self.postgres.url_without_password(role),
+            "VESTRY_DATABASE_PASSWORD_FILE": str(self.postgres.password_file(role)),
+        }
+
+    def _broker(self, user: str) -> dict[str, str]:
+        return {
+            "VESTRY_BROKER_URL": self.valkey.url_without_password(user),
+            "VESTRY_BROKER_PASSWORD_FILE": str(self.valkey.password_file(user)),
+        }
+
+
+def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:
+    """The lanes of each inference worker.
+
+    On an accelerator one process serves both latencies of its class: two would hold the model
+    twice and compete for the device. On a CPU bulk is a process of its own, at the lowest
+    priority: interactive p95 beside it was 34 ms, against 273 ms at equal priority.
+    """
+    pairs: list[tuple[str, ...]] = [
+        (f"{privacy}.interactive.gpu", f"{privacy}.bulk.gpu") for privacy in Privacy
+    ]
+    return pairs if accelerator else [(lane,) for pair in pairs for lane in pair]
+
+
+def has_accelerator(settings: Mapping[str, str]) -> bool:
+    """Whether inference will run on a device other than the CPU; told without importing torch."""
+    device = settings.get("VESTRY_DEVICE", "auto")
+    if device != "auto":
+        return device != "cpu"
+    if sys.platform == "darwin":
+        return os.uname().machine == "arm64"
+    return any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/kfd"))
+
+
+def thread_count() -> int:
+    """Compute threads of each worker: every core this process may use.
+
+    Workers share them by priority, not by number: an idle lane's cores are the busy one's.
+    """
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _answers(url: Callable[[], str]) -> Callable[[], bool]:
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(url(), timeout=2) as response:  # noqa: S310 - loopback
+                return bool(response.status == 200)  # noqa: PLR2004
+        except (urllib.error.URLError, OSError):
+            return False
+
+    return ready
