@@ -5,12 +5,14 @@ SQLAlchemy is recognised by its shape and never imported.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import psycopg
 
 from vestry.errors import InvalidInput
 
+CONNECT_S: Final = 10.0
+"""How long getting a connection may take before the database counts as unavailable."""
 SyncConnection: TypeAlias = Any
 """psycopg `Connection`, or SQLAlchemy `Session` or `Connection` on psycopg 3."""
 AsyncConnectionLike: TypeAlias = Any

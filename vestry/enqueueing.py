@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
@@ -189,6 +190,45 @@ class Batch:
             _column(row[2] for row in documents),
             _column(row[3] for row in documents),
         )
+
+
+class KeyedJobs:
+    """Jobs, each with its idempotency key or None, and the place of the one that is in hand."""
+
+    def __init__(
+        self, jobs: Iterable[JobRequest], keys: Iterable[str | None] | None = None
+    ) -> None:
+        self._jobs = jobs
+        self._keys = None if keys is None else iter(keys)
+        self._place = -1
+
+    def __iter__(self) -> Iterator[tuple[JobRequest, str | None]]:
+        for job in self._jobs:
+            yield job, self.key()
+        self.spent()
+
+    def key(self) -> str | None:
+        """The key of the next job."""
+        self._place += 1
+        if self._keys is None:
+            return None
+        try:
+            return next(self._keys)
+        except StopIteration:
+            raise InvalidInput("idempotency_keys", "are fewer than the jobs") from None
+
+    def spent(self) -> None:
+        """Every key had its job."""
+        if self._keys is not None and next(self._keys, self) is not self:
+            raise InvalidInput("idempotency_keys", "are more than the jobs")
+
+    @contextlib.contextmanager
+    def located(self) -> Iterator[None]:
+        """A fault of the job in hand names its place."""
+        try:
+            yield
+        except InvalidInput as error:
+            raise error.within(f"jobs[{self._place}]") from None
 
 
 def new_batch(options: Options, keys: OwnerKeys, payload_limit: int) -> Steps[Batch]:

@@ -17,7 +17,7 @@ class VestryError(Exception):
         super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
 
 
-class InvalidInput(VestryError):  # noqa: N818 (reads as what it is; the family ends in words, not Error)
+class InvalidInput(VestryError):
     """An argument cannot be used.
 
     Attributes:
@@ -50,7 +50,7 @@ class PayloadTooLarge(InvalidInput):
         super().__init__(field, f"{size} bytes, of which {limit} are allowed in one job")
 
 
-class IdempotencyConflict(VestryError):  # noqa: N818
+class IdempotencyConflict(VestryError):
     """The idempotency key was used before for a job with other content; nothing was enqueued.
 
     The caller's transaction is still usable.
@@ -64,11 +64,11 @@ class IdempotencyConflict(VestryError):  # noqa: N818
         super().__init__()
 
 
-class OwnerForgotten(VestryError):  # noqa: N818
+class OwnerForgotten(VestryError):
     """The owner was forgotten: nothing may be stored for them."""
 
 
-class UnknownKey(VestryError):  # noqa: N818
+class UnknownKey(VestryError):
     """A key is missing: the key ring or the database does not know the key this was sealed with."""
 
 
@@ -76,7 +76,7 @@ class KeyRingError(VestryError):
     """The key ring cannot be used."""
 
 
-class SealBroken(VestryError):  # noqa: N818
+class SealBroken(VestryError):
     """Sealed content does not open: it was changed, or belongs to another row, owner or field."""
 
 
@@ -84,31 +84,31 @@ class SettingsError(VestryError):
     """The library was not told which database or key ring to use."""
 
 
-class UnknownJob(VestryError):  # noqa: N818
+class UnknownJob(VestryError):
     """There is no such job."""
 
 
-class UnknownSpace(VestryError):  # noqa: N818
+class UnknownSpace(VestryError):
     """There is no such embedding space."""
 
 
-class UnknownLane(VestryError):  # noqa: N818
+class UnknownLane(VestryError):
     """There is no such lane."""
 
 
-class NotFinished(VestryError):  # noqa: N818
+class NotFinished(VestryError):
     """The job has no result yet."""
 
 
-class ResultGone(VestryError):  # noqa: N818
+class ResultGone(VestryError):
     """The job succeeded, and its result is no longer kept."""
 
 
-class WaitTimeout(VestryError):  # noqa: N818
+class WaitTimeout(VestryError):
     """The job was not finished in the time given; it goes on."""
 
 
-class JobFailed(VestryError):  # noqa: N818
+class JobFailed(VestryError):
     """The job ended without a result.
 
     Attributes:
@@ -154,7 +154,7 @@ _BY_STATE: dict[str, type[JobFailed]] = {
 }
 
 
-class Unavailable(VestryError):  # noqa: N818
+class Unavailable(VestryError):
     """The database cannot be reached."""
 
 

@@ -16,7 +16,8 @@ from uuid import UUID
 
 import psycopg
 
-CHANNEL: Final = "vestry_done"
+READ_AGAIN_S: Final = 1.0
+"""How often who waits reads the job's state, notified or not."""
 _LISTEN: Final = "LISTEN vestry_done"
 _BREATH_S: Final = 0.5
 """How long closing may take, and the pause before connecting again."""

@@ -36,12 +36,15 @@ from vestry.steps import Query, Steps
 JobLike = JobRef | JobStatus | UUID | str
 """Anything that names a job."""
 
-_COLUMNS: Final = """id, kind, state, owner, privacy, latency, lane, attempt, degraded,
+_SELECT: Final = """SELECT id, kind, state, owner, privacy, latency, lane, attempt, degraded,
   error_code, error_message, created_at, run_at, started_at, finished_at"""
 # The owner context comes from the job's own row: one round trip for both.
-_OPEN_JOB: Final = f"""SELECT {_COLUMNS},
-  set_config('vestry.owners', (ARRAY[owner])::text, true) FROM vestry.jobs WHERE id = %b::uuid"""
-_STATUSES: Final = f"SELECT {_COLUMNS} FROM vestry.jobs WHERE id = ANY (%b::uuid[])"
+_OPEN_JOB: Final = (
+    _SELECT
+    + """, set_config('vestry.owners', (ARRAY[owner])::text, true)
+  FROM vestry.jobs WHERE id = %b::uuid"""
+)
+_STATUSES: Final = _SELECT + " FROM vestry.jobs WHERE id = ANY (%b::uuid[])"
 _FINISHED: Final = "SELECT finished_at IS NOT NULL FROM vestry.jobs WHERE id = %b::uuid"
 _READ: Final = {
     "private": "SELECT body FROM vestry.private_results WHERE job_id = %b::uuid",
@@ -103,6 +106,13 @@ def job_id(job: JobLike) -> UUID:
             except ValueError:
                 pass
     raise InvalidInput("job", "is not a job's id (a UUID)")
+
+
+def job_ids(jobs: JobLike | Iterable[JobLike]) -> list[UUID]:
+    """The ids of one job or many."""
+    if isinstance(jobs, (UUID, JobRef, JobStatus, str)):
+        return [job_id(jobs)]
+    return [job_id(job) for job in jobs]
 
 
 def is_finished(job: UUID) -> Steps[bool]:
@@ -219,12 +229,21 @@ def delete_documents(
 
 
 def _status(row: tuple[Any, ...]) -> JobStatus:
-    code, message = row[9], row[10]
+    job, kind, state, owner, privacy, latency, lane, attempt, degraded, code, message = row[:11]
+    created_at, run_at, started_at, finished_at = row[11:15]
     return JobStatus(
-        *row[:9],
+        job=job,
+        kind=kind,
+        state=state,
+        owner=owner,
+        privacy=privacy,
+        latency=latency,
+        lane=lane,
+        attempt=attempt,
+        degraded=degraded,
         error=None if code is None else (str(code), str(message or "")),
-        created_at=row[11],
-        run_at=row[12],
-        started_at=row[13],
-        finished_at=row[14],
+        created_at=created_at,
+        run_at=run_at,
+        started_at=started_at,
+        finished_at=finished_at,
     )

@@ -32,6 +32,16 @@ class Query:
 
 Steps = Generator[Query, list[Row], T]
 
+# Around a call that takes several statements, so that it leaves all of its work or none.
+SAVEPOINT = Query("SAVEPOINT vestry_call")
+ROLLBACK = Query("ROLLBACK TO SAVEPOINT vestry_call")
+RELEASE = Query("RELEASE SAVEPOINT vestry_call")
+
+
+def one(query: Query) -> Steps[list[Row]]:
+    """A single statement as steps."""
+    return (yield query)
+
 
 def run(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
     """Carry out steps on a connection, in whatever transaction it is in."""

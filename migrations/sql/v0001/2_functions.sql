@@ -24,6 +24,7 @@ DECLARE
   v_ids    uuid[] := p_ids;
   v_now    timestamptz := vestry.clock();
   v_seen   record;
+  v_first  record;
   v_pool   text;
   v_conflict boolean := false;
   v_base   bigint;
@@ -73,12 +74,12 @@ BEGIN
     VALUES (p_owner, p_privacy, v_seen.key_hash, v_seen.content_hash, p_ids[v_seen.n])
     ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
-      SELECT CASE WHEN k.content_hash = v_seen.content_hash THEN 'existing' ELSE 'conflict' END,
-             k.job_id
-      INTO v_status[v_seen.n], v_ids[v_seen.n]
+      SELECT k.job_id, k.content_hash = v_seen.content_hash AS same INTO v_first
       FROM idempotency_keys k
       WHERE k.owner = p_owner AND k.privacy = p_privacy AND k.key_hash = v_seen.key_hash;
-      v_conflict := v_conflict OR v_status[v_seen.n] = 'conflict';
+      v_ids[v_seen.n] := v_first.job_id;
+      v_status[v_seen.n] := CASE WHEN v_first.same THEN 'existing' ELSE 'conflict' END;
+      v_conflict := v_conflict OR NOT v_first.same;
     END IF;
   END LOOP;
   IF v_conflict THEN

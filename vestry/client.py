@@ -1,0 +1,426 @@
+"""The synchronous client. Everything but the I/O is shared with `vestry.aio`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool
+
+from vestry import reading, search
+from vestry.connections import CONNECT_S, SyncConnection, sync_connection
+from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
+from vestry.errors import Unavailable, WaitTimeout
+from vestry.jobs import PAYLOAD_LIMIT, Document, JobRef, JobRequest, JobStatus, Result
+from vestry.keyring import KeyRing
+from vestry.listening import READ_AGAIN_S, Listener
+from vestry.owner_keys import OwnerKeys
+from vestry.reading import JobLike, LaneStatus
+from vestry.search import Hits, SearchRequest
+from vestry.settings import resolve
+from vestry.steps import RELEASE, ROLLBACK, SAVEPOINT, Steps, one, run, translated
+
+T = TypeVar("T")
+
+
+class Vestry:
+    """A producer: enqueues in the caller's transactions, waits, reads, searches.
+
+    Threads may share one; processes must each make their own. Close it, or use it in a `with`.
+    """
+
+    def __init__(
+        self,
+        database_url: str | None = None,
+        keyring: KeyRing | str | os.PathLike[str] | None = None,
+        *,
+        pool_size: int = 8,
+        payload_limit: int = PAYLOAD_LIMIT,
+    ) -> None:
+        """Find the database and the key ring; connect when first needed.
+
+        Args:
+            database_url: `postgresql://…` of a producer's login, used for everything that is not
+                done on the caller's own connection. Without it, see `vestry.settings`.
+            keyring: for private jobs: a key ring or the path of its file.
+            pool_size: connections at most, besides one that listens.
+            payload_limit: bytes of a job's serialised payload.
+
+        Raises:
+            SettingsError: no database is named.
+            KeyRingError: the key ring cannot be used.
+        """
+        settings = resolve(database_url, keyring)
+        self._keys = OwnerKeys(settings.keyring)
+        self._payload_limit = payload_limit
+        self._pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
+            settings.conninfo,
+            min_size=0,
+            max_size=pool_size,
+            kwargs={"autocommit": True},
+            open=False,
+            timeout=CONNECT_S,
+            name="vestry",
+        )
+        self._listener = Listener(settings.conninfo)
+
+    def __repr__(self) -> str:
+        return "Vestry()"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._listener.close()
+        self._pool.close()
+
+    # -- enqueueing, in the caller's transaction --------------------------------------------------
+
+    def enqueue(
+        self,
+        conn: SyncConnection,
+        job: JobRequest,
+        *,
+        owner: str,
+        privacy: str,
+        latency: str = "bulk",
+        task: str | None = None,
+        quality: str = "adequate",
+        tier: str | None = None,
+        idempotency_key: str | None = None,
+        run_at: dt.datetime | None = None,
+        deadline: dt.datetime | None = None,
+        max_attempts: int | None = None,
+        result_ttl_s: int = RESULT_TTL_S,
+    ) -> JobRef:
+        """Enqueue a job in the caller's transaction: it exists if and only if that commits.
+
+        Args:
+            conn: a psycopg connection, or a SQLAlchemy session or connection on psycopg 3.
+            job: such as `Embedding(texts=[…])`.
+            owner: opaque id of whose content this is, 1 to 200 characters, stored in the clear.
+            privacy: `private` (own hardware only) or `shareable` (a cloud model may see it).
+            latency: `interactive` where somebody waits, else `bulk`.
+            task: what the request is for; routing looks at it.
+            quality: `adequate` or `best`.
+            tier: the user's tier, for routing.
+            idempotency_key: unique per owner and privacy. Same key and content: the same job again.
+            run_at: not before this time.
+            deadline: expires if not done by this time.
+            max_attempts: how often it is tried, 5 by default.
+            result_ttl_s: seconds the result is kept.
+
+        Raises:
+            InvalidInput: naming the field.
+            IdempotencyConflict: the key stands for other content; nothing was enqueued, and the
+                transaction is still usable.
+            OwnerForgotten: nothing may be stored for this owner.
+        """
+        options = Options(
+            owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
+            result_ttl_s,
+        )  # fmt: skip
+        steps = enqueue_one(job, options, idempotency_key, self._keys, self._payload_limit)
+        return run(sync_connection(conn), steps)
+
+    def enqueue_many(
+        self,
+        conn: SyncConnection,
+        jobs: Iterable[JobRequest],
+        *,
+        owner: str,
+        privacy: str,
+        latency: str = "bulk",
+        task: str | None = None,
+        quality: str = "adequate",
+        tier: str | None = None,
+        idempotency_keys: Iterable[str | None] | None = None,
+        run_at: dt.datetime | None = None,
+        deadline: dt.datetime | None = None,
+        max_attempts: int | None = None,
+        result_ttl_s: int = RESULT_TTL_S,
+    ) -> list[JobRef]:
+        """Enqueue thousands of jobs in the caller's transaction, all of them or none.
+
+        Args:
+            conn: as in `enqueue`.
+            jobs: any iterable; it is read as it is sent, a thousand at a time.
+            owner: of all of them, and so on as in `enqueue`.
+            privacy: of all of them.
+            latency: of all of them.
+            task: of all of them.
+            quality: of all of them.
+            tier: of all of them.
+            idempotency_keys: one for each job, in order; None for those without.
+            run_at: of all of them.
+            deadline: of all of them.
+            max_attempts: of all of them.
+            result_ttl_s: of all of them.
+
+        Returns:
+            One reference a job, in order.
+
+        Raises:
+            InvalidInput: `jobs[7].…` says which job.
+            IdempotencyConflict: as in `enqueue`.
+            OwnerForgotten: nothing may be stored for this owner.
+        """
+        options = Options(
+            owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
+            result_ttl_s,
+        )  # fmt: skip
+        caller = sync_connection(conn)
+        references: list[JobRef] = []
+        keyed = KeyedJobs(jobs, idempotency_keys)
+        with _all_or_nothing(caller):
+            batch = run(caller, new_batch(options, self._keys, self._payload_limit))
+            for job, key in keyed:
+                with keyed.located():
+                    prepared = batch.prepare(job)
+                if not batch.takes(prepared):
+                    references += run(caller, flush(batch, self._keys))
+                with keyed.located():
+                    batch.add(prepared, key)
+            references += run(caller, flush(batch, self._keys))
+        return references
+
+    def delete_documents(
+        self,
+        conn: SyncConnection,
+        *,
+        owner: str,
+        privacy: str,
+        source: str,
+        ids: Iterable[str | Document],
+    ) -> int:
+        """Delete documents with chunks and vectors, also while they are being embedded.
+
+        Args:
+            conn: the caller's transaction, as in `enqueue`.
+            owner: whose they are.
+            privacy: as they were enqueued.
+            source: their source.
+            ids: their ids; for those indexed without one, the same `Document` again.
+
+        Returns:
+            How many there were.
+        """
+        steps = reading.delete_documents(owner, privacy, source, ids, self._keys)
+        return run(sync_connection(conn), steps)
+
+    # -- jobs that exist --------------------------------------------------------------------------
+
+    def wait(self, job: JobLike, timeout: float | None = None) -> Result:
+        """Wait for a committed job to end and give its result.
+
+        Args:
+            job: a reference or id.
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            WaitTimeout: it is not finished yet, and goes on.
+            JobFailed: or a subclass: it ended without a result.
+            UnknownJob, ResultGone: there is nothing to wait for.
+        """
+        self.wait_finished(job, timeout)
+        return self.result(job)
+
+    def wait_finished(self, job: JobLike, timeout: float | None = None) -> None:
+        """Wait until a job is in a final state, whichever. Outlives a restart of the database.
+
+        Raises:
+            WaitTimeout, UnknownJob: as `wait`.
+            Unavailable: the database was not there when the time was up.
+        """
+        job_id = reading.job_id(job)
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._listener.watch(job_id) as done:
+            while True:
+                lost: Unavailable | None = None
+                try:
+                    if self._do(lambda: reading.is_finished(job_id)):
+                        return
+                except Unavailable as error:
+                    lost = error
+                left = READ_AGAIN_S if end is None else min(READ_AGAIN_S, end - time.monotonic())
+                if left <= 0:
+                    raise lost or WaitTimeout
+                done.wait(left)
+                done.clear()
+
+    def result(self, job: JobLike) -> Result:
+        """A finished job's result; raises as `wait`, and `NotFinished` while it goes on."""
+        return self._do(lambda: reading.result(reading.job_id(job), self._keys), atomic=True)
+
+    def result_json(self, job: JobLike) -> dict[str, Any]:
+        """A finished job's result as the worker wrote it; raises as `result`."""
+        name = reading.job_id(job)
+        return self._do(lambda: reading.outcome(name, self._keys), atomic=True)[1]
+
+    def status(self, job: JobLike) -> JobStatus:
+        """Where a job stands. Raises `UnknownJob`."""
+        return self._do(lambda: reading.status(reading.job_id(job)))
+
+    def statuses(self, jobs: Iterable[JobLike]) -> list[JobStatus]:
+        """Where many jobs stand, in order; those that do not exist are left out."""
+        ids = [reading.job_id(job) for job in jobs]
+        return self._do(lambda: reading.statuses(ids))
+
+    def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, str]:
+        """Cancel one job or many, queued or running, and say which state each is in now.
+
+        A finished job stays as it is. Raises `UnknownJob` for a single one that does not exist.
+        """
+        ids = reading.job_ids(jobs)
+        return self._do(lambda: reading.cancel(ids))
+
+    # -- lanes and search -------------------------------------------------------------------------
+
+    def lanes(self) -> list[LaneStatus]:
+        """How busy each lane is."""
+        return self._do(reading.lanes)
+
+    def pause_lane(self, lane: str) -> None:
+        """Stop picking from a lane; running jobs finish. Raises `UnknownLane`."""
+        self._do(lambda: reading.pause_lane(lane, paused=True))
+
+    def resume_lane(self, lane: str) -> None:
+        """Pick from a lane again. Raises `UnknownLane`."""
+        self._do(lambda: reading.pause_lane(lane, paused=False))
+
+    def search(
+        self,
+        query: str,
+        *,
+        owner: str,
+        privacy: str,
+        sources: Sequence[str] | None = None,
+        own_sources: Sequence[str] | None = None,
+        limit: int = 10,
+        space: str | None = None,
+        timeout: float = 30.0,
+    ) -> Hits:
+        """Search an owner's documents, and shareable sources on request.
+
+        The query is embedded by an interactive job of the given privacy; neither its text nor its
+        vector is kept.
+
+        Args:
+            query: what to look for.
+            owner: whose documents are searched.
+            privacy: `private` searches everything of the owner's, `shareable` the shareable part
+                alone (a cloud model may then see the query).
+            sources: shareable sources, of any owner, to search as well.
+            own_sources: search only these of the owner's sources.
+            limit: how many hits, at most 1000.
+            space: name of the embedding space; by default the workers' own.
+            timeout: seconds for all of it.
+
+        Returns:
+            The best passage of each of the nearest documents, nearest first.
+
+        Raises:
+            InvalidInput, UnknownSpace, WaitTimeout, JobFailed: as named.
+        """
+        request = SearchRequest(owner, privacy, sources, own_sources, limit)
+        model = self._do(lambda: search.model_of(space))
+        job, options = search.query_job(query, model), search.query_options(request)
+        asked = self._do(
+            lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
+        )
+        try:
+            self.wait_finished(asked, timeout)
+        except (WaitTimeout, KeyboardInterrupt):
+            # Nobody will read the answer: neither query nor vector is to outlive the question.
+            self.cancel(asked)
+            raise
+        told, body = self._do(
+            lambda: reading.outcome(asked.id, self._keys, discard=True), atomic=True
+        )
+        found = search.vector_of(body, space)
+        return self._do(
+            lambda: search.nearest(request, *found, self._keys, degraded=told.degraded), atomic=True
+        )
+
+    def search_by_vector(
+        self,
+        vector: Sequence[float],
+        *,
+        space: str,
+        owner: str,
+        privacy: str,
+        sources: Sequence[str] | None = None,
+        own_sources: Sequence[str] | None = None,
+        limit: int = 10,
+    ) -> Hits:
+        """`search` with the query's vector at hand; needs no worker.
+
+        Args:
+            vector: finite numbers, as many as the space has dimensions.
+            space: name of the vector's embedding space.
+            owner: as in `search`, and so on.
+            privacy: as in `search`.
+            sources: as in `search`.
+            own_sources: as in `search`.
+            limit: as in `search`.
+        """
+        request = SearchRequest(owner, privacy, sources, own_sources, limit)
+        return self._do(lambda: search.nearest(request, vector, space, self._keys), atomic=True)
+
+    # -- connections ------------------------------------------------------------------------------
+
+    def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> T:
+        """Carry out steps on a connection of our own, once more if that turns out to be dead."""
+        with translated():
+            self._pool.open()
+            try:
+                return self._once(steps(), atomic=atomic)
+            except Unavailable:
+                self._pool.check()
+                return self._once(steps(), atomic=atomic)
+
+    def _once(self, steps: Steps[T], *, atomic: bool) -> T:
+        with self._pool.connection() as conn, conn.transaction() if atomic else _plain():
+            return run(conn, steps)
+
+
+@contextlib.contextmanager
+def _plain() -> Iterator[None]:
+    yield
+
+
+@contextlib.contextmanager
+def _all_or_nothing(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """Within the caller's transaction, undo the part done so far if something fails.
+
+    psycopg's own `transaction()` would commit where a transaction has yet to begin.
+    """
+    if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
+        with translated(), conn.transaction():
+            yield
+        return
+    run(conn, one(SAVEPOINT))
+    try:
+        yield
+    except BaseException:
+        if conn.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
+            run(conn, one(ROLLBACK))
+        raise
+    run(conn, one(RELEASE))

@@ -1,0 +1,306 @@
+"""Nearest passages among an owner's documents and shareable sources. No I/O.
+
+Correct first. Private vectors are always compared one by one. A selection of shareable ones is
+counted, and compared one by one too unless it is large: an approximate index filtered down to few
+rows gives up early and answers wrongly without saying so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from psycopg import sql
+
+from vestry.enqueueing import Options, privacy_name
+from vestry.errors import InvalidInput, UnknownSpace
+from vestry.jobs import Embedding, check_label, check_source, check_text
+from vestry.lanes import Latency, Privacy
+from vestry.owner_keys import OwnerKeys
+from vestry.sealing import CHUNK, DETAIL
+from vestry.steps import Query, Row, Steps
+
+EXACT_ROWS: Final = 20_000
+"""A selection up to this size is always compared row by row (some 20 ms at 384 dimensions)."""
+EXACT_FILTERED_ROWS: Final = 200_000
+"""One that is less than half of its space is compared row by row up to this size."""
+LIMIT_MAX: Final = 1000
+QUERY_RESULT_TTL_S: Final = 60
+"""Seconds until a query's vector is pruned, should the asker not live to delete it."""
+
+_CHUNKS_A_HIT: Final = 4
+_EF_SEARCH: Final = 200
+_EF_SEARCH_MAX: Final = 1000  # pgvector's own bound
+_SPACE: Final = "SELECT id, dimension FROM vestry.spaces WHERE name = %s"
+_MODEL: Final = "SELECT model FROM vestry.spaces WHERE name = %s"
+_CONTEXT: Final = """SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true),
+  set_config('hnsw.iterative_scan', 'strict_order', true),
+  set_config('hnsw.max_scan_tuples', '200000', true),
+  set_config('hnsw.ef_search', %s::text, true)"""
+
+_COUNT: Final = sql.SQL("""SELECT count(*) FROM (
+  SELECT FROM vestry.shareable_embeddings e
+  WHERE space_id = {space} AND {chosen} LIMIT {most}) t""")
+_SPACE_ROWS: Final = sql.SQL("SELECT reltuples::bigint FROM pg_class WHERE oid = {part}::regclass")
+_COLUMNS: Final = sql.SQL("""
+SELECT n.chunk_id, c.document_id, d.owner, n.source, n.distance, c.text, d.detail,
+       c.start_char, c.end_char
+FROM near n JOIN vestry.{chunks} c ON c.id = n.chunk_id
+JOIN vestry.{documents} d ON d.id = c.document_id
+ORDER BY n.distance""")
+# No ORDER BY beside the vectors: that alone would let the planner take the approximate index.
+_EXACT: Final = sql.SQL("""WITH compared AS MATERIALIZED (
+  SELECT chunk_id, source, vector OPERATOR(public.<=>) %s::public.halfvec AS distance
+  FROM vestry.{embeddings} e WHERE space_id = {space} AND {chosen}),
+near AS (SELECT * FROM compared WHERE distance <> 'NaN' ORDER BY distance LIMIT {most})""")
+# The index is on this very expression, in the partition of this very space.
+_NEAREST: Final = sql.SQL("""WITH near AS MATERIALIZED (
+  SELECT chunk_id, source,
+    (vector::public.halfvec({dim})) OPERATOR(public.<=>) %s::public.halfvec({dim}) AS distance
+  FROM vestry.{embeddings} e WHERE space_id = {space} AND {chosen}
+  ORDER BY distance LIMIT {most})""")
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One document and its best passage.
+
+    Attributes:
+        owner: whose document it is.
+        source: its collection.
+        document: its id, as it was indexed.
+        date: as it was indexed.
+        score: cosine similarity of passage and query, 1 for the same direction.
+        text: the passage; None where the text was not kept.
+        metadata: as it was indexed.
+        start: where the passage begins in the document, in characters.
+        end: where it ends.
+    """
+
+    owner: str
+    source: str
+    document: str
+    date: str | None
+    score: float
+    text: str | None = field(repr=False)
+    metadata: dict[str, Any] | None = field(default=None, repr=False)
+    start: int = 0
+    end: int = 0
+
+
+class Hits(list[Hit]):
+    """Hits, nearest first.
+
+    Attributes:
+        space: name of the embedding space that was searched.
+        degraded: the query was not embedded by the backend intended.
+    """
+
+    def __init__(self, hits: Sequence[Hit], space: str, *, degraded: bool = False) -> None:
+        super().__init__(hits)
+        self.space = space
+        self.degraded = degraded
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """What is searched; see `Vestry.search`. Validated when made."""
+
+    owner: str
+    privacy: str
+    sources: Sequence[str] | None = None
+    own_sources: Sequence[str] | None = None
+    limit: int = 10
+
+    def __post_init__(self) -> None:
+        check_label("owner", self.owner)
+        object.__setattr__(self, "privacy", privacy_name(self.privacy))
+        if not isinstance(self.limit, int) or not 1 <= self.limit <= LIMIT_MAX:
+            raise InvalidInput("limit", f"must be 1 to {LIMIT_MAX}")
+        for name in ("sources", "own_sources"):
+            named = getattr(self, name)
+            if named is None:
+                continue
+            if isinstance(named, (str, bytes)):
+                raise InvalidInput(name, "is not a list of sources")
+            for source in named:
+                check_source(source)
+            object.__setattr__(self, name, list(named))
+
+
+def query_job(query: str, model: str | None) -> Embedding:
+    """The job that embeds a query and keeps nothing of it."""
+    check_text("query", query)
+    return Embedding(texts=[query], input="query", model=model, keep_text=False)
+
+
+def query_options(request: SearchRequest) -> Options:
+    """As private as what is searched, at once, and its result gone soon."""
+    return Options(
+        owner=request.owner,
+        privacy=request.privacy,
+        latency=Latency.INTERACTIVE.value,
+        result_ttl_s=QUERY_RESULT_TTL_S,
+    )
+
+
+def model_of(space: str | None) -> Steps[str | None]:
+    """The model to embed a query with for a named space; None for the workers' own choice."""
+    if space is None:
+        return None
+    rows = yield Query(_MODEL, (space,))
+    if not rows:
+        raise UnknownSpace
+    return str(rows[0][0])
+
+
+def vector_of(body: Mapping[str, Any], space: str | None) -> tuple[list[float], str]:
+    """The query's vector and space, from the job's result."""
+    embedded_in = str(body["space"])
+    if space is not None and embedded_in != space:
+        raise UnknownSpace("no worker embeds queries for that space")
+    return [float(number) for number in body["vectors"][0]], embedded_in
+
+
+def nearest(
+    request: SearchRequest,
+    vector: Sequence[float],
+    space: str,
+    keys: OwnerKeys,
+    *,
+    degraded: bool = False,
+) -> Steps[Hits]:
+    """The nearest documents to a vector of a space; in a transaction.
+
+    Args:
+        request: what is searched.
+        vector: as many finite numbers as the space has dimensions.
+        space: its name.
+        keys: open private hits.
+        degraded: handed on.
+
+    Raises:
+        UnknownSpace: there is no such space.
+        InvalidInput: the vector is not of it.
+    """
+    rows = yield Query(_SPACE, (space,))
+    if not rows:
+        raise UnknownSpace
+    space_id, dimension = rows[0]
+    if len(vector) != dimension or not all(math.isfinite(number) for number in vector):
+        raise InvalidInput("vector", f"must be {dimension} finite numbers")
+    near = _Query(space_id, dimension, json.dumps(list(vector), separators=(",", ":")))
+    ef_search = min(max(_EF_SEARCH, request.limit * _CHUNKS_A_HIT), _EF_SEARCH_MAX)
+    yield Query(_CONTEXT, (request.owner, str(ef_search)))
+
+    found: dict[UUID, tuple[str, Row]] = {}
+    for part in _selections(request):
+        for row in (yield from near.chunks(part, request.limit)):
+            best = found.get(row[1])
+            if best is None or row[4] < best[1][4]:
+                found[row[1]] = (part.privacy, row)
+    chosen = sorted(found.values(), key=lambda pair: pair[1][4])[: request.limit]
+    hits = []
+    for privacy, row in chosen:
+        hits.append((yield from _hit(privacy, row, keys)))
+    return Hits(hits, space, degraded=degraded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """Rows of one table by one condition with its parameters."""
+
+    privacy: Literal["private", "shareable"]
+    condition: sql.SQL
+    params: tuple[Any, ...]
+
+
+def _selections(request: SearchRequest) -> list[_Selection]:
+    own = sql.SQL("owner = %s")
+    params: tuple[Any, ...] = (request.owner,)
+    if request.own_sources is not None:
+        own, params = sql.SQL("owner = %s AND source = ANY (%s)"), (*params, request.own_sources)
+    parts = [_Selection("shareable", own, params)]
+    if request.privacy == Privacy.PRIVATE.value:
+        parts.append(_Selection("private", own, params))
+    if request.sources:
+        parts.append(
+            _Selection("shareable", sql.SQL("source = ANY (%s)"), (list(request.sources),))
+        )
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A vector, as pgvector reads it, and its space."""
+
+    space_id: int
+    dimension: int
+    vector: str
+
+    def chunks(self, part: _Selection, limit: int) -> Steps[list[Row]]:
+        """Nearest chunks, as many as it takes to have `limit` documents, or all there are."""
+        exact = part.privacy == "private" or (yield from self._worth_exact(part))
+        most = max(40, limit * _CHUNKS_A_HIT)
+        while True:
+            rows = yield self._compare(part, exact=exact, most=most)
+            if not exact and len(rows) < most:
+                # The approximate search gave up: it is known that there is more.
+                exact = True
+            elif len(rows) < most or len({row[1] for row in rows}) >= limit:
+                return rows
+            else:
+                most *= 4
+
+    def _worth_exact(self, part: _Selection) -> Steps[bool]:
+        count = _COUNT.format(
+            space=sql.Literal(self.space_id),
+            chosen=part.condition,
+            most=sql.Literal(EXACT_FILTERED_ROWS + 1),
+        )
+        rows = yield Query(count, part.params)
+        selected = int(rows[0][0])
+        if not EXACT_ROWS < selected <= EXACT_FILTERED_ROWS:
+            return selected <= EXACT_ROWS
+        name = f"vestry.shareable_embeddings_s{self.space_id}"
+        rows = yield Query(_SPACE_ROWS.format(part=sql.Literal(name)))
+        return selected < int(rows[0][0]) / 2
+
+    def _compare(self, part: _Selection, *, exact: bool, most: int) -> Query:
+        near = (_EXACT if exact else _NEAREST).format(
+            embeddings=sql.Identifier(f"{part.privacy}_embeddings"),
+            space=sql.Literal(self.space_id),
+            dim=sql.Literal(self.dimension),
+            chosen=part.condition,
+            most=sql.Literal(most),
+        )
+        columns = _COLUMNS.format(
+            chunks=sql.Identifier(f"{part.privacy}_chunks"),
+            documents=sql.Identifier(f"{part.privacy}_documents"),
+        )
+        # Never prepared: a plan for any owner would not know how many rows this one has.
+        return Query(near + columns, (self.vector, *part.params), prepare=False)
+
+
+def _hit(privacy: str, row: Row, keys: OwnerKeys) -> Steps[Hit]:
+    chunk_id, document_id, owner, source, distance, text, detail, start, end = row
+    if privacy == Privacy.PRIVATE.value:
+        key = yield from keys.require(owner)
+        text = None if text is None else key.open(CHUNK, chunk_id, text).decode()
+        detail = None if detail is None else key.open(DETAIL, document_id, detail)
+    told = json.loads(detail) if detail else {}
+    return Hit(
+        owner=owner,
+        source=source,
+        document=str(told.get("id") or ""),
+        date=told.get("date"),
+        score=1.0 - float(distance),
+        text=text,
+        metadata=told.get("metadata"),
+        start=start,
+        end=end,
+    )
