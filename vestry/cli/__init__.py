@@ -1,1 +1,100 @@
-"""The `vestry` command."""
+"""The `vestry` command.
+
+Exit codes, for every command: 0 done; 1 a job or document failed, or `doctor` is not content;
+2 the command line, or what it names, cannot be used; 3 database, key ring or an installable part
+is not there; 4 not finished (in time); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from vestry.cli import doctor, index, jobs, lanes, search, submit
+from vestry.cli.checkout import add_commands
+from vestry.cli.failures import ExitCode, explain
+from vestry.cli.output import Output
+
+BUILT_IN = frozenset(
+    {"submit", "index", "search", "status", "wait", "result", "cancel", "lanes", "doctor"}
+)
+"""Commands for which the checkout's are not even looked for: they take a while to import."""
+
+
+def application(*, checkout: bool = True) -> typer.Typer:
+    """The Typer application.
+
+    Args:
+        checkout: with the commands that live in a checkout.
+    """
+    app = typer.Typer(
+        name="vestry",
+        help=(
+            "Submit AI jobs, index documents and search them; private text stays on your own "
+            "machines.\n\nWithout VESTRY_DATABASE_URL, commands use the embedded stack in "
+            "VESTRY_HOME, which `vestry up` runs."
+        ),
+        epilog=(
+            "Exit codes: 0 done, 1 a job or document failed, 2 wrong usage, 3 something is not "
+            "reachable, 4 not finished in time, 130 interrupted."
+        ),
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    submit.register(app)
+    index.register(app)
+    search.register(app)
+    jobs.register(app)
+    lanes.register(app)
+    doctor.register(app)
+    if checkout:
+        add_commands(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: by default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets a question mark, not an error.
+            stream.reconfigure(errors="replace")
+    # The pool logs each failed connection; a person is told once, by us.
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+    options = args[: args.index("--")] if "--" in args else args
+    command = next((arg for arg in args if not arg.startswith("-")), None)
+    try:
+        app = application(checkout=command not in BUILT_IN)
+        answer = typer.main.get_command(app)(
+            args=args or ["--help"], prog_name="vestry", standalone_mode=False
+        )
+        code = answer if isinstance(answer, int) else ExitCode.OK
+        if code != ExitCode.INTERRUPTED:
+            return code
+        failure = explain(KeyboardInterrupt())
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else ExitCode.FAILED
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter's last flush must not complain.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+    except BaseException as error:
+        failure = explain(error)
+    Output(as_json="--json" in options).fail(failure)
+    return failure.exit_code

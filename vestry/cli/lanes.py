@@ -1,0 +1,89 @@
+"""`vestry lanes`: how busy each lane is; pause and resume one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from vestry.cli.options import JsonOption
+from vestry.cli.output import Output, duration, table
+from vestry.cli.session import client
+
+LaneArgument = Annotated[
+    str, typer.Argument(metavar="LANE", help="privacy.latency.pool, such as private.bulk.gpu.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(
+        help="Show how busy each lane is; pause and resume one.",
+        epilog="Example: vestry lanes pause private.bulk.gpu",
+        invoke_without_command=True,
+    )
+    group.callback()(lanes)
+    group.command("pause")(pause)
+    group.command("resume")(resume)
+    app.add_typer(group, name="lanes", rich_help_panel="Operate")
+
+
+def lanes(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Show how busy each lane is; pause and resume one."""
+    if context.invoked_subcommand is not None:
+        context.obj = as_json
+        return
+    with client() as vestry:
+        found = vestry.lanes()
+    document = {
+        "lanes": [
+            {
+                "lane": lane.lane,
+                "queued": lane.queued,
+                "running": lane.running,
+                "oldest_age_s": lane.oldest_age_s,
+                "paused": lane.paused,
+            }
+            for lane in found
+        ]
+    }
+
+    def human(console: Console) -> None:
+        rows = (
+            (
+                lane.lane,
+                lane.queued,
+                lane.running,
+                duration(lane.oldest_age_s),
+                Text("paused", style="yellow") if lane.paused else "",
+            )
+            for lane in found
+        )
+        console.print(table(("lane", "#queued", "#running", "#oldest waits", ""), rows))
+
+    Output(as_json=as_json).emit(document, human)
+
+
+def pause(context: typer.Context, lane: LaneArgument, as_json: JsonOption = False) -> None:
+    """Stop picking jobs from a lane. Those that run are left to finish; nothing is lost."""
+    _set(lane, paused=True, as_json=as_json or bool(context.obj))
+
+
+def resume(context: typer.Context, lane: LaneArgument, as_json: JsonOption = False) -> None:
+    """Pick jobs from a paused lane again."""
+    _set(lane, paused=False, as_json=as_json or bool(context.obj))
+
+
+def _set(lane: str, *, paused: bool, as_json: bool) -> None:
+    with client() as vestry:
+        if paused:
+            vestry.pause_lane(lane)
+        else:
+            vestry.resume_lane(lane)
+    word = "paused" if paused else "resumed"
+    Output(as_json=as_json).emit(
+        {"lane": lane, "paused": paused},
+        lambda console: console.print(Text(f"{lane} {word}")),
+    )

@@ -1,0 +1,97 @@
+"""A job's outcome as the commands print it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from vestry.cli.failures import ExitCode
+from vestry.cli.output import Output, table
+from vestry.client import Vestry
+from vestry.errors import JobFailed, ResultGone
+from vestry.reading import JobLike
+
+VECTOR_SHOWN = 4
+"""Numbers of a vector that a person is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished job; `result` where it succeeded, else `error`, code and message."""
+
+    job: str
+    kind: str
+    state: str
+    result: dict[str, Any] | None
+    error: tuple[str, str] | None
+
+    def document(self) -> dict[str, Any]:
+        """The JSON shape other programs rely on."""
+        error = None
+        if self.error is not None:
+            error = {"code": self.error[0], "message": self.error[1]}
+        return {
+            "job": self.job,
+            "kind": self.kind,
+            "state": self.state,
+            "result": self.result,
+            "error": error,
+        }
+
+
+def read_outcome(
+    vestry: Vestry, job: JobLike, *, wait: bool, timeout: float | None = None
+) -> Outcome:
+    """A job's outcome, waited for if need be.
+
+    Raises:
+        WaitTimeout, NotFinished, UnknownJob: there is none yet, or never will be.
+    """
+    if wait:
+        vestry.wait_finished(job, timeout)
+    status = vestry.status(job)
+    result: dict[str, Any] | None = None
+    error = None
+    try:
+        result = vestry.result_json(job)
+    except JobFailed as failed:
+        error = (failed.code, failed.message)
+    except ResultGone as gone:
+        error = ("result_gone", str(gone))
+    return Outcome(str(status.job), status.kind, status.state, result, error)
+
+
+def answer(out: Output, outcome: Outcome) -> None:
+    """Print an outcome, and leave with exit code 1 where there is no result."""
+    out.emit(outcome.document(), lambda console: _show(console, outcome))
+    if outcome.error is not None:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _show(console: Console, outcome: Outcome) -> None:
+    if outcome.error is not None:
+        code, message = outcome.error
+        console.print(
+            Text.assemble((outcome.state, "bold red"), f"  {code}: {message}  (job {outcome.job})")
+        )
+        return
+    console.print(Text.assemble((outcome.state, "green"), f"  job {outcome.job}"))
+    result = outcome.result or {}
+    if "vectors" in result:
+        _show_vectors(console, result)
+    else:
+        rows = ((name, value) for name, value in result.items() if not isinstance(value, list))
+        console.print(table(("", ""), rows))
+
+
+def _show_vectors(console: Console, result: dict[str, Any]) -> None:
+    console.print(Text(f"space {result.get('space')}"))
+    rows = []
+    for number, vector in enumerate(result["vectors"]):
+        head = ", ".join(f"{value:+.4f}" for value in vector[:VECTOR_SHOWN])
+        rows.append((number, len(vector), f"{head}, …"))
+    console.print(table(("#text", "#dimension", "vector"), rows))

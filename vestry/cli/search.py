@@ -1,0 +1,158 @@
+"""`vestry search`: the nearest passages of an owner's documents, and of shareable sources named."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from vestry.cli.options import JsonOption, OwnerOption
+from vestry.cli.output import Output, duration
+from vestry.client import Vestry
+from vestry.lanes import Privacy
+from vestry.reading import JobLike
+from vestry.search import Hit, Hits
+
+SNIPPET = 400
+"""Characters of a passage that a person is shown."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "search",
+        rich_help_panel="Search",
+        epilog="Example: vestry search 'trouble sleeping' --owner u17 --source diary --limit 3",
+    )(search)
+
+
+def search(
+    *,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for, in words.")],
+    owner: OwnerOption,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Search this source only: the owner's, or a shareable one of anybody's. Again for "
+            "more. Default: everything of the owner's.",
+            show_default=False,
+        ),
+    ] = None,
+    library: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Besides what is searched anyway, this shareable source of anybody's.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 5,
+    privacy: Annotated[
+        Privacy,
+        typer.Option(
+            case_sensitive=False,
+            help="private: all of the owner's. shareable: their shareable documents only; a cloud "
+            "model may then see the query.",
+        ),
+    ] = Privacy.PRIVATE,
+    space: Annotated[
+        str | None, typer.Option(help="Embedding space. Default: the workers' own.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Search an owner's documents by meaning; nobody else's private text is ever looked at.
+
+    The query is embedded by an interactive job; neither its text nor its vector is kept.
+    """
+    began = time.monotonic()
+    with _TimedVestry() as vestry:
+        hits = vestry.search(
+            query,
+            owner=owner,
+            privacy=privacy,
+            sources=[*(source or ()), *(library or ())] or None,
+            own_sources=source or None,
+            limit=limit,
+            space=space,
+            timeout=timeout,
+        )
+        total = time.monotonic() - began
+        waited = vestry.waited_s
+    out = Output(as_json=as_json)
+    document = {
+        "hits": [_document(hit) for hit in hits],
+        "space": hits.space,
+        "degraded": hits.degraded,
+        "embedding_s": round(waited, 4),
+        "database_s": round(total - waited, 4),
+    }
+    out.emit(document, lambda console: _show(console, hits, waited, total - waited))
+
+
+class _TimedVestry(Vestry):
+    """Knows how long it waited for workers; the rest of a search is the database's time."""
+
+    waited_s = 0.0
+
+    def wait_finished(self, job: JobLike, timeout: float | None = None) -> None:
+        """Wait as ever, and add the time up."""
+        began = time.monotonic()
+        try:
+            super().wait_finished(job, timeout)
+        finally:
+            self.waited_s += time.monotonic() - began
+
+
+def _document(hit: Hit) -> dict[str, Any]:
+    return {
+        "owner": hit.owner,
+        "source": hit.source,
+        "document": hit.document,
+        "date": hit.date,
+        "score": hit.score,
+        "text": hit.text,
+        "metadata": hit.metadata,
+        "start": hit.start,
+        "end": hit.end,
+    }
+
+
+def _show(console: Console, hits: Hits, waited: float, database: float) -> None:
+    if not hits:
+        console.print("Nothing found.")
+    for rank, hit in enumerate(hits, 1):
+        # A date says more than an id made from a digest; a reference says more than no date.
+        label = hit.date or hit.document
+        head = Text.assemble(
+            (f"{rank:>3}. ", "bold"),
+            (f"{hit.score:.3f}  ", "cyan"),
+            (f"{printable(label)}  ", "bold"),
+            (f"{hit.source}, {printable(hit.owner)}", "dim"),
+        )
+        console.print(head)
+        text = "(the text was not kept)" if hit.text is None else snippet(hit.text)
+        console.print(Padding(Text(text), (0, 0, 1, 5)), soft_wrap=False)
+    degraded = "; embedded by a fallback" if hits.degraded else ""
+    timing = f"{duration(waited)} for the query's embedding, {duration(database)} in the database"
+    console.print(Text(f"{timing}{degraded}", style="dim"))
+
+
+def snippet(text: str, length: int = SNIPPET) -> str:
+    """The beginning of a passage in one paragraph, safe to print."""
+    line = " ".join(printable(text).split())
+    if len(line) <= length:
+        return line
+    cut = line[:length].rsplit(" ", 1)[0]
+    return f"{cut} …"
+
+
+def printable(text: str) -> str:
+    """Text without control characters: a document must not steer the terminal."""
+    return "".join(
+        " " if unicodedata.category(character) in {"Cc", "Cs"} else character for character in text
+    )

@@ -1,0 +1,37 @@
+"""The database as commands use it: the producer library, and a connection of our own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+
+from vestry.client import Vestry
+from vestry.settings import resolve
+from vestry.steps import translated
+
+CONNECT_TIMEOUT_S = 10
+"""Seconds a person waits before hearing that the database does not answer."""
+
+
+@contextlib.contextmanager
+def client() -> Iterator[Vestry]:
+    """The producer library, set up by environment or embedded stack."""
+    with Vestry() as vestry:
+        yield vestry
+
+
+@contextlib.contextmanager
+def transaction() -> Iterator[psycopg.Connection[Any]]:
+    """A connection in a transaction, committed at the end.
+
+    Raises:
+        Unavailable: the database cannot be reached.
+    """
+    with (
+        translated(),
+        psycopg.connect(resolve().conninfo, connect_timeout=CONNECT_TIMEOUT_S) as conn,
+    ):
+        yield conn
