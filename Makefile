@@ -37,13 +37,13 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(READY) ## index the samples, search them, print the outcome, stop everything
-	@$(BIN)/python samples/first_run.py
+	@$(BIN)/python -m workers.first_run
 
 up: $(READY) ## keep the embedded stack running in the foreground; Ctrl-C drains it
 	@$(BIN)/vestry up
 
 down: $(READY) ## stop a stack that runs elsewhere on the same VESTRY_HOME
-	@$(BIN)/python -m workers.down
+	@$(BIN)/vestry down
 
 test: check ## the checks, then every test
 	@$(BIN)/pytest

@@ -16,19 +16,20 @@ from pathlib import Path
 
 from models.roles import ROLES
 from vestry.keyring import KeyRing
+from workers.children import FLOWER_USER
 from workers.home import write_private
-from workers.valkey_server import USERS, _rules
+from workers.valkey_server import PRIVACIES, USERS, _rules
 
 SUPERUSER_FILE = "postgres"
 ACL_FILE = "users.acl"
 KEYRING_FILE = "keyring.json"
 ENVIRONMENT_FILE = "env"
-FLOWER_FILES = ("flower_private", "flower_shareable")
+FLOWER_PORT = 5555
 PASSWORD_FILES = (
     SUPERUSER_FILE,
     *ROLES,
     *(f"valkey_{user}" for user in USERS),
-    *FLOWER_FILES,
+    *(f"flower_{privacy}" for privacy in PRIVACIES),
 )
 
 UNPRIVILEGED = 10_001
@@ -48,6 +49,9 @@ def make(directory: Path) -> tuple[int, int]:
     if not (directory / KEYRING_FILE).exists():
         KeyRing.generate(directory / KEYRING_FILE)
     write_private(directory / ACL_FILE, _acl(directory))
+    for privacy in PRIVACIES:
+        password = (directory / f"flower_{privacy}").read_text(encoding="utf-8")
+        write_private(directory / f"flower_{privacy}.py", _flower(password))
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         uid = gid = UNPRIVILEGED
@@ -68,6 +72,14 @@ def _acl(directory: Path) -> str:
         password = (directory / f"valkey_{user}").read_bytes()
         lines.append(f"user {user} on #{hashlib.sha256(password).hexdigest()} {_rules(user)}")
     return "\n".join(lines) + "\n"
+
+
+def _flower(password: str) -> str:
+    """Flower's configuration: a file, since its arguments are for everybody to see."""
+    return (
+        f"basic_auth = [{f'{FLOWER_USER}:{password}'!r}]\n"
+        f"address = '0.0.0.0'\nport = {FLOWER_PORT}\nread_only = True\npersistent = False\n"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

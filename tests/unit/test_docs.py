@@ -9,6 +9,7 @@ import pytest
 
 from models.states import TERMINAL, TRANSITIONS, State
 from vestry.lanes import LANES
+from workers.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -82,3 +83,18 @@ def test_lanes_named_in_a_document_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     named = set(re.findall(r"\b(?:private|shareable)\.(?:interactive|bulk)\.\w+", text))
     assert named <= set(LANES)
+
+
+def test_every_setting_is_listed_and_no_other() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `VESTRY_")]
+    listed = [name for row in rows for name in re.findall(r"`(VESTRY_\w+)`", row.split("|")[1])]
+    assert sorted(listed) == sorted(f"VESTRY_{name.upper()}" for name in Settings.model_fields)
+
+
+def test_every_decision_is_numbered_in_order() -> None:
+    names = sorted(path.name for path in (ROOT / "docs" / "adr").glob("*.md"))
+    assert [name[:4] for name in names] == [f"{n:04}" for n in range(1, len(names) + 1)]
+    for name in names:
+        title = (ROOT / "docs" / "adr" / name).read_text(encoding="utf-8").splitlines()[0]
+        assert title.startswith(f"# {int(name[:4])}. ")
