@@ -16,14 +16,16 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from vestry import reading, search
+from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, SyncConnection, sync_connection
 from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
 from vestry.errors import Unavailable, WaitTimeout
-from vestry.jobs import PAYLOAD_LIMIT, Document, JobRef, JobRequest, JobStatus, Result
+from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, Listener
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike, LaneStatus
+from vestry.results import JobRef, JobStatus, Result
 from vestry.search import Hits, SearchRequest
 from vestry.settings import resolve
 from vestry.steps import RELEASE, ROLLBACK, SAVEPOINT, Steps, one, run, translated
@@ -159,20 +161,8 @@ class Vestry:
     ) -> list[JobRef]:
         """Enqueue thousands of jobs in the caller's transaction, all of them or none.
 
-        Args:
-            conn: as in `enqueue`.
-            jobs: any iterable; it is read as it is sent, a thousand at a time.
-            owner: of all of them, and so on as in `enqueue`.
-            privacy: of all of them.
-            latency: of all of them.
-            task: of all of them.
-            quality: of all of them.
-            tier: of all of them.
-            idempotency_keys: one for each job, in order; None for those without.
-            run_at: of all of them.
-            deadline: of all of them.
-            max_attempts: of all of them.
-            result_ttl_s: of all of them.
+        `jobs` is any iterable, read as it is sent, a thousand at a time; `idempotency_keys` has one
+        key or None for each. The other arguments are as in `enqueue`, and for all of the jobs.
 
         Returns:
             One reference a job, in order.
@@ -372,14 +362,7 @@ class Vestry:
     ) -> Hits:
         """`search` with the query's vector at hand; needs no worker.
 
-        Args:
-            vector: finite numbers, as many as the space has dimensions.
-            space: name of the vector's embedding space.
-            owner: as in `search`, and so on.
-            privacy: as in `search`.
-            sources: as in `search`.
-            own_sources: as in `search`.
-            limit: as in `search`.
+        `vector` has as many finite numbers as `space`, which it belongs to, has dimensions.
         """
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
         return self._do(lambda: search.nearest(request, vector, space, self._keys), atomic=True)
@@ -413,7 +396,7 @@ def _all_or_nothing(conn: psycopg.Connection[Any]) -> Iterator[None]:
     psycopg's own `transaction()` would commit where a transaction has yet to begin.
     """
     if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
-        with translated(), conn.transaction():
+        with conn.transaction():
             yield
         return
     run(conn, one(SAVEPOINT))

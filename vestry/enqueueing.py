@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
+from vestry.checks import PAYLOAD_LIMIT, check_label
 from vestry.errors import IdempotencyConflict, InvalidInput, UnknownKey
 from vestry.ids import uuid7
-from vestry.jobs import PAYLOAD_LIMIT, Digest, JobRef, JobRequest, Prepared, check_label
+from vestry.jobs import Digest, JobRequest, Prepared
 from vestry.lanes import Latency, Privacy
 from vestry.owner_keys import OwnerKeys
+from vestry.results import JobRef
 from vestry.sealing import PAYLOAD, OwnerKey, plain_digest
 from vestry.steps import Query, Steps
 
@@ -196,14 +198,27 @@ class KeyedJobs:
     """Jobs, each with its idempotency key or None, and the place of the one that is in hand."""
 
     def __init__(
-        self, jobs: Iterable[JobRequest], keys: Iterable[str | None] | None = None
+        self,
+        jobs: Iterable[JobRequest] | AsyncIterable[JobRequest],
+        keys: Iterable[str | None] | None = None,
     ) -> None:
         self._jobs = jobs
         self._keys = None if keys is None else iter(keys)
         self._place = -1
 
     def __iter__(self) -> Iterator[tuple[JobRequest, str | None]]:
+        if not isinstance(self._jobs, Iterable):
+            raise InvalidInput("jobs", "are not iterable")
         for job in self._jobs:
+            yield job, self.key()
+        self.spent()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[JobRequest, str | None]]:
+        if not isinstance(self._jobs, AsyncIterable):
+            for pair in self:
+                yield pair
+            return
+        async for job in self._jobs:
             yield job, self.key()
         self.spent()
 

@@ -1,4 +1,4 @@
-"""What a producer asks for (`Embedding`, `Document`) and gets back (`EmbeddingResult`, …).
+"""What a producer asks for: `Embedding` of texts or of `Document`s.
 
 Jobs are frozen and validated when they are made: each fault is one `InvalidInput` naming the field.
 """
@@ -7,14 +7,46 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
-from uuid import UUID
 
+from vestry.checks import PAYLOAD_LIMIT, check_label, check_source, check_text, dump_json
 from vestry.errors import InvalidInput, PayloadTooLarge
 from vestry.lanes import Pool
+from vestry.results import (
+    EmbeddingResult,
+    FailedDocument,
+    IndexResult,
+    JobRef,
+    JobStatus,
+    Result,
+    parse_result,
+)
+
+# What is asked and what comes back are one subject to who imports them.
+__all__ = [
+    "KINDS",
+    "PAYLOAD_LIMIT",
+    "Digest",
+    "Document",
+    "Embedding",
+    "EmbeddingResult",
+    "FailedDocument",
+    "IndexResult",
+    "JobRef",
+    "JobRequest",
+    "JobStatus",
+    "Prepared",
+    "Result",
+    "check_label",
+    "check_source",
+    "check_text",
+    "document_id",
+    "dump_json",
+    "external_hash",
+    "parse_result",
+]
 
 KINDS: Final[Mapping[str, Pool]] = {
     "embedding": Pool.GPU,
@@ -25,23 +57,12 @@ KINDS: Final[Mapping[str, Pool]] = {
 }
 """The stable names of the kinds, and the pool each runs in on our own hardware."""
 
-PAYLOAD_LIMIT: Final = 1024 * 1024
-"""Bytes of a job's serialised payload; larger inputs are split over jobs."""
-
 UNIT_BYTES: Final = 1024
 """A job costs one unit in the share-out of turns, and one more for so many bytes of text."""
 
 EXTERNAL_ID: Final = "external-id"
 """Digest purpose of a document's id, as the documents' tables compare it."""
 _DERIVED_ID: Final = "derived-id"
-
-_SOURCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_LABEL_MAX: Final = 200
-
-State = Literal[
-    "waiting", "queued", "running", "succeeded", "dead", "cancelled", "expired", "superseded"
-]
-FINAL_STATES: Final = frozenset({"succeeded", "dead", "cancelled", "expired", "superseded"})
 
 
 class Digest(Protocol):
@@ -191,133 +212,6 @@ class Embedding:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingResult:
-    """Vectors in the order of the texts, each of the space's dimension.
-
-    Attributes:
-        space: name of the embedding space; only vectors of one space may be compared.
-    """
-
-    vectors: tuple[tuple[float, ...], ...] = field(repr=False)
-    space: str
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> EmbeddingResult:
-        """From the worker's `{"vectors", "space"}`."""
-        return cls(tuple(tuple(map(float, row)) for row in body["vectors"]), str(body["space"]))
-
-
-@dataclass(frozen=True, slots=True)
-class FailedDocument:
-    """A document of the job that could not be indexed; its neighbours were.
-
-    Attributes:
-        index: its place in the job's documents, from 0.
-        code: short content-free code.
-        message: one content-free sentence.
-    """
-
-    index: int
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class IndexResult:
-    """What indexing documents did.
-
-    Attributes:
-        documents: how many were given.
-        chunks: pieces they now consist of.
-        embedded: pieces embedded by this job.
-        unchanged: documents whose stored chunks were already of this content.
-        superseded: documents enqueued again or deleted meanwhile; left alone.
-        failed: those that could not be indexed.
-        space: the embedding space.
-    """
-
-    documents: int
-    chunks: int
-    embedded: int
-    unchanged: int
-    superseded: int
-    failed: tuple[FailedDocument, ...]
-    space: str | None
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> IndexResult:
-        """From the worker's JSON, whose keys are the attributes."""
-        return cls(
-            documents=int(body["documents"]),
-            chunks=int(body["chunks"]),
-            embedded=int(body["embedded"]),
-            unchanged=int(body["unchanged"]),
-            superseded=int(body.get("superseded", 0)),
-            failed=tuple(
-                FailedDocument(int(row["index"]), str(row["code"]), str(row["message"]))
-                for row in body.get("failed", ())
-            ),
-            space=body.get("space"),
-        )
-
-
-Result = EmbeddingResult | IndexResult
-
-
-def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
-    """The typed result of a job of a kind from its stored JSON."""
-    if kind == "embedding":
-        if "vectors" in body:
-            return EmbeddingResult.from_json(body)
-        return IndexResult.from_json(body)
-    raise InvalidInput("kind", "this version cannot read results of that kind")
-
-
-@dataclass(frozen=True, slots=True)
-class JobRef:
-    """An enqueued job.
-
-    Attributes:
-        id: its id everywhere: here, in Celery and Flower, in logs.
-        created: False when an earlier job with the same idempotency key and content stands for it.
-    """
-
-    id: UUID
-    created: bool
-
-
-@dataclass(frozen=True, slots=True)
-class JobStatus:
-    """Where a job stands.
-
-    Attributes:
-        error: code and message of the last failure, content-free.
-        attempt: how often it was started.
-        degraded: it was served by another model than the one intended.
-    """
-
-    job: UUID
-    kind: str
-    state: State
-    owner: str
-    privacy: str
-    latency: str
-    lane: str
-    attempt: int
-    degraded: bool
-    error: tuple[str, str] | None
-    created_at: dt.datetime
-    run_at: dt.datetime
-    started_at: dt.datetime | None
-    finished_at: dt.datetime | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the state is final."""
-        return self.state in FINAL_STATES
-
-
 def document_id(document: Document, digest: Digest) -> str:
     """The id a document is known by: its own, else a digest of its date and text."""
     if document.id is not None:
@@ -328,71 +222,6 @@ def document_id(document: Document, digest: Digest) -> str:
 def external_hash(digest: Digest, source: str, document_id: str) -> bytes:
     """How the documents' tables know a document: 32 bytes that do not tell its id."""
     return digest(EXTERNAL_ID, f"{source}\n{document_id}".encode())
-
-
-def check_text(name: str, text: object) -> None:
-    """A text a model can be given: str, not blank, storable.
-
-    Raises:
-        InvalidInput: naming the field.
-    """
-    if not isinstance(text, str):
-        raise InvalidInput(name, "is not text (str)")
-    if not text.strip():
-        raise InvalidInput(name, "is empty")
-    _check_storable(name, text)
-    if len(text) > PAYLOAD_LIMIT:
-        raise PayloadTooLarge(name, len(text.encode()), PAYLOAD_LIMIT)
-
-
-def check_label(name: str, value: object) -> None:
-    """A short name: 1 to 200 characters, storable.
-
-    Raises:
-        InvalidInput: naming the field.
-    """
-    if not isinstance(value, str):
-        raise InvalidInput(name, "is not text (str)")
-    if not 1 <= len(value) <= _LABEL_MAX or not value.strip():
-        raise InvalidInput(name, f"must be 1 to {_LABEL_MAX} characters")
-    _check_storable(name, value)
-
-
-def check_source(source: object) -> None:
-    """A source's name.
-
-    Raises:
-        InvalidInput: it is missing, or no label.
-    """
-    if not isinstance(source, str) or not _SOURCE.fullmatch(source):
-        raise InvalidInput(
-            "source", "must be 1 to 64 of a-z, 0-9, '.', '_', '-', and start with a-z or 0-9"
-        )
-
-
-def dump_json(name: str, body: object) -> bytes:
-    """Compact JSON in UTF-8.
-
-    Raises:
-        InvalidInput: it holds something that JSON, or a database's text, cannot.
-    """
-    try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError):
-        # `from None`: the encoder's message may quote the value.
-        raise InvalidInput(name, "cannot be written as JSON") from None
-
-
-def _check_storable(name: str, text: str) -> None:
-    if "\x00" in text:
-        raise InvalidInput(name, "contains a NUL character")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidInput(
-                name, "is not valid Unicode (a lone surrogate); decode it with its right encoding"
-            ) from None
 
 
 def _check_list(name: str, values: object) -> None:

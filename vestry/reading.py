@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from vestry.checks import check_label, check_source
 from vestry.enqueueing import privacy_name
 from vestry.errors import (
     InvalidInput,
@@ -17,19 +18,10 @@ from vestry.errors import (
     UnknownJob,
     UnknownLane,
 )
-from vestry.jobs import (
-    Document,
-    JobRef,
-    JobStatus,
-    Result,
-    check_label,
-    check_source,
-    document_id,
-    external_hash,
-    parse_result,
-)
+from vestry.jobs import Document, document_id, external_hash
 from vestry.lanes import LANES, Privacy
 from vestry.owner_keys import OwnerKeys
+from vestry.results import JobRef, JobStatus, Result, parse_result
 from vestry.sealing import RESULT, plain_digest
 from vestry.steps import Query, Steps
 

@@ -1,0 +1,330 @@
+"""The asyncio client. Everything but the I/O is shared with `vestry.client`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import os
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg_pool import AsyncConnectionPool
+
+from vestry import reading, search
+from vestry.checks import PAYLOAD_LIMIT
+from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
+from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
+from vestry.errors import Unavailable, WaitTimeout
+from vestry.jobs import Document, JobRequest
+from vestry.keyring import KeyRing
+from vestry.listening import READ_AGAIN_S, AsyncListener
+from vestry.owner_keys import OwnerKeys
+from vestry.reading import JobLike, LaneStatus
+from vestry.results import JobRef, JobStatus, Result
+from vestry.search import Hits, SearchRequest
+from vestry.settings import resolve
+from vestry.steps import RELEASE, ROLLBACK, SAVEPOINT, Steps, one, run_async, translated
+
+T = TypeVar("T")
+
+
+class AsyncVestry:
+    """A producer: enqueues in the caller's transactions, waits, reads, searches.
+
+    It belongs to the event loop it is first used in. Close it, or use it in an `async with`.
+    """
+
+    def __init__(
+        self,
+        database_url: str | None = None,
+        keyring: KeyRing | str | os.PathLike[str] | None = None,
+        *,
+        pool_size: int = 8,
+        payload_limit: int = PAYLOAD_LIMIT,
+    ) -> None:
+        """Find the database and the key ring; connect when first needed.
+
+        Args:
+            database_url: `postgresql://…` of a producer's login, used for everything that is not
+                done on the caller's own connection. Without it, see `vestry.settings`.
+            keyring: for private jobs: a key ring or the path of its file.
+            pool_size: connections at most, besides one that listens.
+            payload_limit: bytes of a job's serialised payload.
+
+        Raises:
+            SettingsError: no database is named.
+            KeyRingError: the key ring cannot be used.
+        """
+        settings = resolve(database_url, keyring)
+        self._keys = OwnerKeys(settings.keyring)
+        self._payload_limit = payload_limit
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
+            settings.conninfo,
+            min_size=0,
+            max_size=pool_size,
+            kwargs={"autocommit": True},
+            open=False,
+            timeout=CONNECT_S,
+            name="vestry",
+        )
+        self._listener = AsyncListener(settings.conninfo)
+
+    def __repr__(self) -> str:
+        return "AsyncVestry()"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._listener.close()
+        await self._pool.close()
+
+    # -- enqueueing, in the caller's transaction --------------------------------------------------
+
+    async def enqueue(
+        self,
+        conn: AsyncConnectionLike,
+        job: JobRequest,
+        *,
+        owner: str,
+        privacy: str,
+        latency: str = "bulk",
+        task: str | None = None,
+        quality: str = "adequate",
+        tier: str | None = None,
+        idempotency_key: str | None = None,
+        run_at: dt.datetime | None = None,
+        deadline: dt.datetime | None = None,
+        max_attempts: int | None = None,
+        result_ttl_s: int = RESULT_TTL_S,
+    ) -> JobRef:
+        """As `Vestry.enqueue`, in the caller's transaction on an asynchronous connection."""
+        options = Options(
+            owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
+            result_ttl_s,
+        )  # fmt: skip
+        steps = enqueue_one(job, options, idempotency_key, self._keys, self._payload_limit)
+        return await run_async(await async_connection(conn), steps)
+
+    async def enqueue_many(
+        self,
+        conn: AsyncConnectionLike,
+        jobs: Iterable[JobRequest] | AsyncIterable[JobRequest],
+        *,
+        owner: str,
+        privacy: str,
+        latency: str = "bulk",
+        task: str | None = None,
+        quality: str = "adequate",
+        tier: str | None = None,
+        idempotency_keys: Iterable[str | None] | None = None,
+        run_at: dt.datetime | None = None,
+        deadline: dt.datetime | None = None,
+        max_attempts: int | None = None,
+        result_ttl_s: int = RESULT_TTL_S,
+    ) -> list[JobRef]:
+        """As `Vestry.enqueue_many`; `jobs` may be an asynchronous iterable too."""
+        options = Options(
+            owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
+            result_ttl_s,
+        )  # fmt: skip
+        caller = await async_connection(conn)
+        references: list[JobRef] = []
+        keyed = KeyedJobs(jobs, idempotency_keys)
+        async with _all_or_nothing(caller):
+            batch = await run_async(caller, new_batch(options, self._keys, self._payload_limit))
+            async for job, key in keyed:
+                with keyed.located():
+                    prepared = batch.prepare(job)
+                if not batch.takes(prepared):
+                    references += await run_async(caller, flush(batch, self._keys))
+                with keyed.located():
+                    batch.add(prepared, key)
+            references += await run_async(caller, flush(batch, self._keys))
+        return references
+
+    async def delete_documents(
+        self,
+        conn: AsyncConnectionLike,
+        *,
+        owner: str,
+        privacy: str,
+        source: str,
+        ids: Iterable[str | Document],
+    ) -> int:
+        """As `Vestry.delete_documents`."""
+        steps = reading.delete_documents(owner, privacy, source, ids, self._keys)
+        return await run_async(await async_connection(conn), steps)
+
+    # -- jobs that exist --------------------------------------------------------------------------
+
+    async def wait(self, job: JobLike, timeout: float | None = None) -> Result:  # noqa: ASYNC109 (as Vestry)
+        """As `Vestry.wait`."""
+        await self.wait_finished(job, timeout)
+        return await self.result(job)
+
+    async def wait_finished(self, job: JobLike, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """As `Vestry.wait_finished`."""
+        job_id = reading.job_id(job)
+        end = None if timeout is None else time.monotonic() + timeout
+        async with self._listener.watch(job_id) as done:
+            while True:
+                lost: Unavailable | None = None
+                try:
+                    if await self._do(lambda: reading.is_finished(job_id)):
+                        return
+                except Unavailable as error:
+                    lost = error
+                left = READ_AGAIN_S if end is None else min(READ_AGAIN_S, end - time.monotonic())
+                if left <= 0:
+                    raise lost or WaitTimeout
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(done.wait(), left)
+                done.clear()
+
+    async def result(self, job: JobLike) -> Result:
+        """A finished job's result; raises as `wait`, and `NotFinished` while it goes on."""
+        return await self._do(lambda: reading.result(reading.job_id(job), self._keys), atomic=True)
+
+    async def result_json(self, job: JobLike) -> dict[str, Any]:
+        """A finished job's result as the worker wrote it; raises as `result`."""
+        name = reading.job_id(job)
+        told = await self._do(lambda: reading.outcome(name, self._keys), atomic=True)
+        return told[1]
+
+    async def status(self, job: JobLike) -> JobStatus:
+        """Where a job stands. Raises `UnknownJob`."""
+        return await self._do(lambda: reading.status(reading.job_id(job)))
+
+    async def statuses(self, jobs: Iterable[JobLike]) -> list[JobStatus]:
+        """Where many jobs stand, in order; those that do not exist are left out."""
+        ids = [reading.job_id(job) for job in jobs]
+        return await self._do(lambda: reading.statuses(ids))
+
+    async def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, str]:
+        """Cancel one job or many, queued or running, and say which state each is in now.
+
+        A finished job stays as it is. Raises `UnknownJob` for a single one that does not exist.
+        """
+        ids = reading.job_ids(jobs)
+        return await self._do(lambda: reading.cancel(ids))
+
+    # -- lanes and search -------------------------------------------------------------------------
+
+    async def lanes(self) -> list[LaneStatus]:
+        """How busy each lane is."""
+        return await self._do(reading.lanes)
+
+    async def pause_lane(self, lane: str) -> None:
+        """Stop picking from a lane; running jobs finish. Raises `UnknownLane`."""
+        await self._do(lambda: reading.pause_lane(lane, paused=True))
+
+    async def resume_lane(self, lane: str) -> None:
+        """Pick from a lane again. Raises `UnknownLane`."""
+        await self._do(lambda: reading.pause_lane(lane, paused=False))
+
+    async def search(
+        self,
+        query: str,
+        *,
+        owner: str,
+        privacy: str,
+        sources: Sequence[str] | None = None,
+        own_sources: Sequence[str] | None = None,
+        limit: int = 10,
+        space: str | None = None,
+        timeout: float = 30.0,  # noqa: ASYNC109
+    ) -> Hits:
+        """As `Vestry.search`."""
+        request = SearchRequest(owner, privacy, sources, own_sources, limit)
+        model = await self._do(lambda: search.model_of(space))
+        job, options = search.query_job(query, model), search.query_options(request)
+        asked = await self._do(
+            lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
+        )
+        try:
+            await self.wait_finished(asked, timeout)
+        except (WaitTimeout, asyncio.CancelledError):
+            # Nobody will read the answer: neither query nor vector is to outlive the question.
+            await asyncio.shield(self.cancel(asked))
+            raise
+        told, body = await self._do(
+            lambda: reading.outcome(asked.id, self._keys, discard=True), atomic=True
+        )
+        found = search.vector_of(body, space)
+        return await self._do(
+            lambda: search.nearest(request, *found, self._keys, degraded=told.degraded), atomic=True
+        )
+
+    async def search_by_vector(
+        self,
+        vector: Sequence[float],
+        *,
+        space: str,
+        owner: str,
+        privacy: str,
+        sources: Sequence[str] | None = None,
+        own_sources: Sequence[str] | None = None,
+        limit: int = 10,
+    ) -> Hits:
+        """As `Vestry.search_by_vector`."""
+        request = SearchRequest(owner, privacy, sources, own_sources, limit)
+        return await self._do(
+            lambda: search.nearest(request, vector, space, self._keys), atomic=True
+        )
+
+    # -- connections ------------------------------------------------------------------------------
+
+    async def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> T:
+        """Carry out steps on a connection of our own, once more if that turns out to be dead."""
+        with translated():
+            await self._pool.open()
+            try:
+                return await self._once(steps(), atomic=atomic)
+            except Unavailable:
+                await self._pool.check()
+                return await self._once(steps(), atomic=atomic)
+
+    async def _once(self, steps: Steps[T], *, atomic: bool) -> T:
+        async with self._pool.connection() as conn, conn.transaction() if atomic else _plain():
+            return await run_async(conn, steps)
+
+
+@contextlib.asynccontextmanager
+async def _plain() -> AsyncIterator[None]:
+    yield
+
+
+@contextlib.asynccontextmanager
+async def _all_or_nothing(conn: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+    """Within the caller's transaction, undo the part done so far if something fails.
+
+    psycopg's own `transaction()` would commit where a transaction has yet to begin.
+    """
+    if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
+        async with conn.transaction():
+            yield
+        return
+    await run_async(conn, one(SAVEPOINT))
+    try:
+        yield
+    except BaseException:
+        if conn.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
+            await run_async(conn, one(ROLLBACK))
+        raise
+    await run_async(conn, one(RELEASE))

@@ -1,0 +1,79 @@
+"""What an argument must be. Each fault is one `InvalidInput` that names the field, and no content."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+from vestry.errors import InvalidInput, PayloadTooLarge
+
+PAYLOAD_LIMIT: Final = 1024 * 1024
+"""Bytes of a job's serialised payload; larger inputs are split over jobs."""
+_SOURCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_LABEL_MAX: Final = 200
+
+
+def check_text(name: str, text: object) -> None:
+    """A text a model can be given: str, not blank, storable.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if not isinstance(text, str):
+        raise InvalidInput(name, "is not text (str)")
+    if not text.strip():
+        raise InvalidInput(name, "is empty")
+    _check_storable(name, text)
+    if len(text) > PAYLOAD_LIMIT:
+        raise PayloadTooLarge(name, len(text.encode()), PAYLOAD_LIMIT)
+
+
+def check_label(name: str, value: object) -> None:
+    """A short name: 1 to 200 characters, storable.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if not isinstance(value, str):
+        raise InvalidInput(name, "is not text (str)")
+    if not 1 <= len(value) <= _LABEL_MAX or not value.strip():
+        raise InvalidInput(name, f"must be 1 to {_LABEL_MAX} characters")
+    _check_storable(name, value)
+
+
+def check_source(source: object) -> None:
+    """A source's name.
+
+    Raises:
+        InvalidInput: it is missing, or no label.
+    """
+    if not isinstance(source, str) or not _SOURCE.fullmatch(source):
+        raise InvalidInput(
+            "source", "must be 1 to 64 of a-z, 0-9, '.', '_', '-', and start with a-z or 0-9"
+        )
+
+
+def dump_json(name: str, body: object) -> bytes:
+    """Compact JSON in UTF-8.
+
+    Raises:
+        InvalidInput: it holds something that JSON, or a database's text, cannot.
+    """
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):
+        # `from None`: the encoder's message may quote the value.
+        raise InvalidInput(name, "cannot be written as JSON") from None
+
+
+def _check_storable(name: str, text: str) -> None:
+    if "\x00" in text:
+        raise InvalidInput(name, "contains a NUL character")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput(
+                name, "is not valid Unicode (a lone surrogate); decode it with its right encoding"
+            ) from None
