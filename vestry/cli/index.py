@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from vestry.checks import check_label, check_source
 from vestry.cli.failures import CommandError, ExitCode
 from vestry.cli.indexing import Batch, Ended, IndexRun, Tally, batches
 from vestry.cli.inputs import Line, Reader, count_lines
@@ -23,8 +24,9 @@ from vestry.cli.progress import meter
 from vestry.cli.session import client, transaction
 from vestry.client import Vestry
 from vestry.errors import ResultGone
-from vestry.jobs import Embedding, IndexResult, JobStatus, check_label, check_source
+from vestry.jobs import Embedding
 from vestry.lanes import Privacy
+from vestry.results import IndexResult, JobStatus
 
 STDIN = "-"
 DEFAULT_BATCH = 12

@@ -17,7 +17,8 @@ from uuid import UUID
 from vestry.cli.inputs import BadLine, Line, Record
 from vestry.cli.progress import Meter
 from vestry.errors import Unavailable
-from vestry.jobs import Document, IndexResult
+from vestry.jobs import Document
+from vestry.results import IndexResult
 
 BATCH_BYTES: Final = 128 * 1024
 """Payload of one job, unless a single document is larger: about two seconds' work on two cores."""

@@ -15,7 +15,7 @@ from vestry.cli.output import Output, duration, table
 from vestry.cli.overview import overview
 from vestry.cli.session import client
 from vestry.errors import WaitTimeout
-from vestry.jobs import JobStatus
+from vestry.results import JobStatus
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
