@@ -286,7 +286,7 @@ def end_orphans(home: Home) -> int:
     """
     orphans = []
     for process in read_json(home.state).get("processes", []):
-        with suppress(TypeError):
+        with suppress(KeyError, TypeError):
             orphans.append(Identity(**process["identity"]))
     orphans = [orphan for orphan in orphans if orphan.alive()]
     end_all(orphans, patience_s=5.0)

@@ -1,0 +1,299 @@
+"""The supervisor with small processes of the tests' own, each really started and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from workers.home import CHECKOUT, Home, HomeInUseError, read_json
+from workers.process import Identity, base_environment
+from workers.supervisor import end_orphans
+
+# A stack of three: one well-behaved, one that ignores SIGTERM, one that dies at once at first.
+PROGRAM = """
+import signal, sys
+from pathlib import Path
+from workers.home import Home
+from workers.process import Command, base_environment
+from workers.supervisor import ChildSpec, Stage, StartError, Supervisor
+import workers.supervisor as supervisor
+
+home = Home(Path(sys.argv[1]))
+supervisor.GRACE_S = supervisor.HURRY_S = 1.0
+
+def spec(name, stage, code):
+    ready = home.run / (name + ".ready")
+    order = home.path / "order"
+    text = '''
+import signal, sys, time
+from pathlib import Path
+def end(*_):
+    with open(%r, "a") as file: file.write(%r + " ")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+%s
+Path(%r).touch()
+while True: time.sleep(0.05)
+''' % (str(order), name, code, str(ready))
+    def prepare():
+        ready.unlink(missing_ok=True)
+        environment = {**base_environment(), "VESTRY_NAME": name}
+        return Command([sys.executable, "-c", text], home.logs / (name + ".log"), environment)
+    return ChildSpec(name, stage, prepare, ready.exists)
+
+home.create()
+home.lock()
+supervised = Supervisor(home, [spec(n, Stage[s], c) for n, s, c in eval(sys.argv[2])], tell=print)
+supervised.catch_signals()
+try:
+    supervised.start(20)
+    supervised.run()
+except StartError as error:
+    print(error)
+    sys.exit(3)
+finally:
+    supervised.drain()
+"""
+THREE = [("base", "DATABASE", ""), ("middle", "CONTROL", ""), ("top", "WORKERS", "")]
+STUBBORN = [*THREE, ("stubborn", "WORKERS", "signal.signal(signal.SIGTERM, signal.SIG_IGN)")]
+
+Starter = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """A home whose recorded processes are ended after the test, however it ended."""
+    home = Home(tmp_path / "home")
+    yield home
+    state = read_json(home.state)
+    if recorded := state.get("supervisor"):
+        Identity(**recorded).signal(signal.SIGKILL)
+    end_orphans(home)
+
+
+@pytest.fixture
+def start(home: Home) -> Iterator[Starter]:
+    """Start the program above over some children."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def run(children: object = THREE, *, wait: bool = True, **environment: str) -> Any:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(home.path), repr(children)],
+            cwd=CHECKOUT,
+            env={**base_environment(), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        begun.append(process)
+        if wait:
+            until(lambda: own_state(home, process).get("ready"))
+        return process
+
+    yield run
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def own_state(home: Home, supervisor: subprocess.Popen[str]) -> dict[str, Any]:
+    state = read_json(home.state)
+    return state if (state.get("supervisor") or {}).get("pid") == supervisor.pid else {}
+
+
+def until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass in time"
+        time.sleep(0.02)
+
+
+def pids(home: Home) -> dict[str, int]:
+    return {p["name"]: p["pid"] for p in read_json(home.state)["processes"]}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_drains_last_stage_first_and_leaves_nothing(home: Home, start: Starter) -> None:
+    supervisor = start()
+    before = [*pids(home).values(), read_json(home.state)["keeper"]]
+
+    supervisor.send_signal(signal.SIGTERM)
+
+    assert supervisor.wait(10) == 0
+    assert (home.path / "order").read_text().split() == ["top", "middle", "base"]
+    assert not any(alive(pid) for pid in before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_drains_on_ctrl_c_and_on_a_closed_terminal(
+    home: Home, start: Starter, number: signal.Signals
+) -> None:
+    supervisor = start()
+
+    supervisor.send_signal(number)
+
+    assert supervisor.wait(10) == 0
+    assert (home.path / "order").read_text().split() == ["top", "middle", "base"]
+
+
+def test_a_process_that_ignores_the_drain_is_ended(home: Home, start: Starter) -> None:
+    supervisor = start(STUBBORN)
+    stubborn = pids(home)["stubborn"]
+
+    supervisor.send_signal(signal.SIGTERM)
+
+    assert supervisor.wait(10) == 0
+    assert not alive(stubborn)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_dies_is_started_again(
+    home: Home, start: Starter, number: signal.Signals
+) -> None:
+    start()
+    before = pids(home)
+
+    os.kill(before["middle"], number)
+
+    until(lambda: pids(home)["middle"] not in (None, before["middle"]))
+    until(lambda: all(p["state"] == "ready" for p in read_json(home.state)["processes"]))
+    after = pids(home)
+    assert {n: p for n, p in after.items() if n != "middle"} == {
+        n: p for n, p in before.items() if n != "middle"
+    }
+
+
+def test_restarts_come_ever_slower(home: Home, start: Starter) -> None:
+    supervisor = start([("flapping", "CONTROL", "")])
+    waits = []
+    for _ in range(4):
+        pid = pids(home)["flapping"]
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        until(lambda pid=pid: pids(home)["flapping"] not in (None, pid))  # type: ignore[misc]
+        waits.append(time.monotonic() - began)
+        until(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
+    supervisor.send_signal(signal.SIGTERM)
+
+    assert waits[0] < 1.0
+    assert waits[3] > 2 * waits[0]
+    assert "flapping was ended by SIGKILL" in (supervisor.communicate()[0])
+
+
+def test_a_start_that_cannot_succeed_ends_with_one_line_and_no_process(
+    home: Home, start: Starter
+) -> None:
+    supervisor = start([*THREE, ("broken", "WORKERS", "sys.exit(7)")], wait=False)
+
+    out, _ = supervisor.communicate(timeout=30)
+
+    assert supervisor.returncode == 3
+    assert f"broken does not start; see {home.logs / 'broken.log'}" in out
+    assert "ended with exit code 7" in out
+    assert all(p["pid"] is None for p in read_json(home.state)["processes"])
+
+
+def test_children_end_within_five_seconds_of_a_killed_supervisor(
+    home: Home, start: Starter
+) -> None:
+    supervisor = start(STUBBORN)
+    children = list(pids(home).values())
+
+    supervisor.kill()
+    supervisor.wait()
+
+    until(lambda: not any(alive(pid) for pid in children), timeout_s=5.0)
+
+
+def test_a_killed_keeper_is_replaced_and_the_new_one_knows_everybody(
+    home: Home, start: Starter
+) -> None:
+    supervisor = start()
+    keeper = read_json(home.state)["keeper"]
+    os.kill(keeper, signal.SIGKILL)
+    until(lambda: read_json(home.state)["keeper"] != keeper)
+    children = list(pids(home).values())
+
+    supervisor.kill()
+    supervisor.wait()
+
+    until(lambda: not any(alive(pid) for pid in children), timeout_s=5.0)
+
+
+def test_the_next_start_ends_what_a_killed_supervisor_and_keeper_left(
+    home: Home, start: Starter
+) -> None:
+    first = start()
+    state = read_json(home.state)
+    os.kill(state["keeper"], signal.SIGSTOP)
+    try:
+        first.kill()
+        first.wait()
+        left = [p["pid"] for p in state["processes"]]
+        assert all(alive(pid) for pid in left)
+
+        start()
+    finally:
+        os.kill(state["keeper"], signal.SIGKILL)
+
+    assert not any(alive(pid) for pid in left)
+    assert set(pids(home).values()).isdisjoint(left)
+
+
+def test_another_process_with_a_recorded_pid_is_let_live(home: Home, start: Starter) -> None:
+    home.create()
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        recorded = {"pid": stranger.pid, "started": time.time() - 500, "kill_signal": 9}
+        home.state.write_text(json.dumps({"processes": [{"identity": recorded}, {"name": "torn"}]}))
+
+        start()
+
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_home_in_use_is_refused(home: Home, start: Starter) -> None:
+    supervisor = start()
+
+    with pytest.raises(HomeInUseError, match=rf"already running in .*pid {supervisor.pid}"):
+        home.lock()
+
+
+def test_a_child_inherits_nothing_that_opens_anything(home: Home, start: Starter) -> None:
+    start(
+        OPENAI_API_KEY="planted",
+        AWS_SECRET_ACCESS_KEY="planted",
+        VESTRY_KEYRING_FILE="planted",
+        PYTHONPATH="",
+    )
+
+    for name, pid in pids(home).items():
+        environment = psutil.Process(pid).environ()
+        assert environment["VESTRY_NAME"] == name
+        assert "planted" not in environment.values()
+        assert set(environment) <= {
+            "HOME", "TZ", "TMPDIR", "PATH", "LANG", "PYTHONUNBUFFERED", "VESTRY_NAME", "LC_CTYPE",
+            "HF_HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
+            "ROCR_VISIBLE_DEVICES",
+        }  # fmt: skip
