@@ -1,4 +1,4 @@
-"""What only an administrator can do: roles, schema, extension; then migrations as the schema's owner."""
+"""What only an administrator can do: roles, schema, extension; then migrations as the owner."""
 
 from __future__ import annotations
 

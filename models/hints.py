@@ -44,6 +44,6 @@ def stamp(
         {"lane": lane, "kind": kind, "limit": limit, "rehint_s": rehint_s, "mark": start},
         prepare=True,
     ).fetchall()
-    first = (rows[0][2], rows[0][1]) if rows else (None, None)
-    mark.seen(start, *first, time.monotonic() - begun)
+    lane_turn, first = (rows[0][2], rows[0][1]) if rows else (None, None)
+    mark.seen(start, lane_turn, first, time.monotonic() - begun)
     return [row[0] for row in rows]

@@ -168,7 +168,7 @@ def claim(
     start = mark.start()
     begun = time.monotonic()
     with conn.cursor(row_factory=namedtuple_row) as cursor:
-        rows = cursor.execute(
+        rows: list[Any] = cursor.execute(
             CLAIM_SUSPECT if suspect else CLAIM,
             {
                 "lane": lane,
@@ -186,8 +186,8 @@ def claim(
             prepare=True,
         ).fetchall()
     if hint is None:
-        seen = (rows[0].lane_turn, rows[0].first_turn) if rows else (None, None)
-        mark.seen(start, *seen, time.monotonic() - begun)
+        lane_turn, first = (rows[0].lane_turn, rows[0].first_turn) if rows else (None, None)
+        mark.seen(start, lane_turn, first, time.monotonic() - begun)
     if not rows:
         return None
     return Lease(

@@ -22,6 +22,11 @@ FULL_SCAN_SHARE = 20
 
 BEGINNING = -(2**63)
 
+PLANNER_OPTIONS = "-c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off"
+"""Settings of every connection that picks. A queue's statistics are always wrong: the table was empty
+when it was analysed and holds a million rows now, or the other way round. The plan must not depend on
+them, so nothing but the ordered index scan is on offer where there is one."""
+
 
 def pick(*, suspect: bool = False, hints: bool = False) -> str:
     """SQL that selects `id, turn, units` of up to %(limit)s jobs in line and locks them.
@@ -37,7 +42,7 @@ def pick(*, suspect: bool = False, hints: bool = False) -> str:
     condition = (
         "(j.hinted_at IS NULL OR j.hinted_at < now.t - make_interval(secs => %(rehint_s)s))"
         if hints
-        else "j.model IS NOT DISTINCT FROM %(model)s"
+        else "coalesce(j.model, '') = coalesce(%(model)s, '')"
     )
     return f"""
       SELECT j.id, j.turn, j.units

@@ -311,7 +311,9 @@ def _twin(privacy: str) -> dict[str, Table]:
         Column("text", LargeBinary if privacy == "private" else Text),
         Index(f"{privacy}_chunks_document", "document_id"),
     )
-    partitioned = {"postgresql_partition_by": "LIST (space_id)"} if privacy == "shareable" else {}
+    partitioned: dict[str, Any] = (
+        {"postgresql_partition_by": "LIST (space_id)"} if privacy == "shareable" else {}
+    )
     embeddings = Table(
         f"{privacy}_embeddings",
         Base.metadata,

@@ -3,7 +3,7 @@
 | from | to | here |
 |---|---|---|
 | queued | running | `leases.claim` |
-| running | succeeded, dead, superseded, queued (retry) | `settle`, within a worker's finishing transaction |
+| running | succeeded, dead, superseded, queued (retry) | `settle`, when a worker finishes |
 | running | queued (no attempt spent) | `hand_back` |
 | running | queued (suspect), dead | `rescue` |
 | waiting, queued, running | expired | `expire` |

@@ -84,9 +84,9 @@ class ConfirmDocument:
 class Served:
     """What the receipt says of the call."""
 
-    backend: str
-    model: str
-    locality: str = "local"
+    backend: str | None
+    model: str | None
+    locality: str | None = "local"
     input_tokens: int | None = None
     output_tokens: int | None = None
 
@@ -131,17 +131,21 @@ class Context:
     """What a handler may use besides its arguments."""
 
     handing: Handing
-    digest: Mapping[str, "Digest"] = field(default_factory=dict)
+    digest: Mapping[str, Digest] = field(default_factory=dict)
     """Owner to the content digest of that owner (HMAC where private)."""
 
 
 class Digest(Protocol):
     """Keyed content digest of one owner; equal content gives equal bytes, and nothing else is told."""
 
-    def __call__(self, purpose: str, data: bytes) -> bytes: ...
+    def __call__(self, purpose: str, data: bytes, /) -> bytes:
+        """32 bytes."""
+        ...
 
 
 class Handler(Protocol):
     """A kind's entry point."""
 
-    def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]: ...
+    def __call__(self, batch: Sequence[Job], context: Context, /) -> Sequence[Outcome]:
+        """One outcome a job, in order."""
+        ...

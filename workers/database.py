@@ -7,11 +7,13 @@ from typing import Any
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from models.picking import PLANNER_OPTIONS
+
 Connection = psycopg.Connection[Any]
 
 
 def connection_options(name: str, lease_s: float) -> dict[str, Any]:
-    """psycopg connection arguments.
+    """Connection arguments for psycopg.
 
     Statement, idle-in-transaction and TCP time-outs stay below half a lease, so that a process
     hanging on a dead connection gives up before its lease does.
@@ -30,7 +32,8 @@ def connection_options(name: str, lease_s: float) -> dict[str, Any]:
         "tcp_user_timeout": int(half * 1000),
         "options": (
             f"-c statement_timeout={int(half * 1000)} -c lock_timeout={int(half * 500)} "
-            f"-c idle_in_transaction_session_timeout={int(half * 1000)} -c timezone=UTC"
+            f"-c idle_in_transaction_session_timeout={int(half * 1000)} -c timezone=UTC "
+            f"{PLANNER_OPTIONS}"
         ),
     }
 

@@ -22,7 +22,7 @@ from kombu.exceptions import OperationalError
 from models import hints, transitions
 from models.picking import Mark
 from vestry.jobs import KINDS
-from vestry.lanes import LANES, Latency, Privacy
+from vestry.lanes import LANES, Latency, Pool, Privacy
 from workers import logs
 from workers.app import make_app
 from workers.loop import run_connected, stop_on_signals
@@ -38,8 +38,7 @@ REHINT_S: Final = 30.0
 REHINT_EMPTY_S: Final = 1.0
 """The same where the queue is empty: then the hint is surely gone."""
 KINDS_BY_POOL: Final = {
-    pool: tuple(k for k, p in KINDS.items() if p == pool)
-    for pool in {str(p) for p in KINDS.values()}
+    pool: tuple(k for k, p in KINDS.items() if p == pool) for pool in Pool
 }
 
 
@@ -104,7 +103,7 @@ class Dispatcher:
 
     def _fill_from(self, conn: Connection, lane: str) -> None:
         where = LANES[lane]
-        queued = int(self._broker.llen(key_prefix(where.privacy) + lane))  # type: ignore[arg-type]
+        queued = int(self._broker.llen(key_prefix(where.privacy) + lane))
         for kind in KINDS_BY_POOL.get(where.pool, ()):
             room = self._window - queued
             if room <= 0:

@@ -195,19 +195,18 @@ def _failed(job: ClaimedJob, outcome: Failed, cap_s: float) -> Settlement:
 
 
 def _receipt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Receipt:
-    served: Served | None = outcome.served
-    failed = outcome if isinstance(outcome, Failed) else None
+    served = outcome.served or Served(backend=None, model=None, locality=None)
     return receipts.Receipt(
         job_id=job.id,
         attempt=job.attempt,
         outcome="retry" if state == State.QUEUED else state,
         started_at=job.started_at,
-        reason=failed and failed.code,
-        backend=served and served.backend,
-        model=served and served.model,
-        locality=served and served.locality,
-        input_tokens=served and served.input_tokens,
-        output_tokens=served and served.output_tokens,
+        reason=outcome.code if isinstance(outcome, Failed) else None,
+        backend=served.backend,
+        model=served.model,
+        locality=served.locality,
+        input_tokens=served.input_tokens,
+        output_tokens=served.output_tokens,
     )
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import PoolTimeout
 
-from vestry.lanes import LANES
+from vestry.lanes import LANES, Latency
 from workers.executor import Executor, Opened
 from workers.finishing import Finished
 from workers.flower_feed import FlowerFeed
@@ -64,7 +64,7 @@ class Runtime:
             return self._step(lane, kind, hint=job_id)
         finally:
             self._slots.release(lane, kind)
-            if not lane.split(".")[1] == "interactive":
+            if LANES[lane].latency != Latency.INTERACTIVE:
                 self._wake[lane].set()
 
     def drain(self) -> None:

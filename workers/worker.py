@@ -6,8 +6,6 @@ settings filled in.
 
 from __future__ import annotations
 
-import sys
-
 from workers import lifecycle
 from workers.settings import Settings
 
@@ -52,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,176 @@
+"""The migrated schema is the declared one, and migrations run both ways with data present."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+from models.bootstrap import alembic_config
+from models.states import TERMINAL, TRANSITIONS, State
+from models.tables import Base
+from vestry.ids import uuid7
+from workers.devstack import DevStack
+
+
+def owner_url(stack: DevStack) -> str:
+    return stack.database_url("vestry_owner").replace("postgresql://", "postgresql+psycopg://")
+
+
+def differences(url: str) -> list[Any]:
+    engine = create_engine(url)
+    with engine.connect() as conn:
+        context = MigrationContext.configure(
+            conn,
+            opts={
+                "include_schemas": True,
+                "compare_type": True,
+                "compare_server_default": False,
+                "include_object": lambda o, name, kind, r, c: (
+                    not (kind == "table" and (name == "alembic_version" or "_embeddings_s" in name))
+                    and not (kind == "table" and o.schema != "vestry")
+                ),
+            },
+        )
+        found = compare_metadata(context, Base.metadata)
+    engine.dispose()
+    return list(found)
+
+
+def test_the_migrated_schema_is_the_declared_one(clean: DevStack) -> None:
+    assert differences(owner_url(clean)) == []
+
+
+def test_a_missing_column_would_be_noticed(clean: DevStack) -> None:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
+        conn.execute("ALTER TABLE vestry.jobs ADD COLUMN stray integer")
+        try:
+            assert differences(owner_url(clean))
+        finally:
+            conn.execute("ALTER TABLE vestry.jobs DROP COLUMN stray")
+
+
+def test_down_and_up_again_with_data_present(clean: DevStack) -> None:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
+        conn.execute("INSERT INTO vestry.owners (owner) VALUES ('ann')")
+        conn.execute(
+            """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool)
+               VALUES (gen_random_uuid(), 'embedding', 'ann', 'private', 'bulk', 'gpu')"""
+        )
+        conn.execute(
+            "SELECT vestry.ensure_space_v1('s.1', 'm', 'r', 3, '', '', true, 'fp32', 'test')"
+        )
+    config = alembic_config(owner_url(clean))
+    command.downgrade(config, "base")
+    with psycopg.connect(clean.superuser_url) as conn:
+        left = conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'vestry'").fetchall()
+    assert left == [("alembic_version",)]
+    command.upgrade(config, "head")
+    assert differences(owner_url(clean)) == []
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(State, 2)))
+def test_the_database_allows_exactly_the_transitions_declared(
+    clean: DevStack, before: State, after: State
+) -> None:
+    columns = {
+        state: "lease_id = gen_random_uuid(), finished_at = NULL, turn = NULL"
+        if state is State.RUNNING
+        else f"lease_id = NULL, turn = NULL, finished_at = {'now()' if state in TERMINAL else 'NULL'}"
+        for state in State
+    }
+    job = uuid7()
+    with psycopg.connect(clean.superuser_url) as conn:
+        conn.execute("SET session_replication_role = replica")
+        conn.execute(
+            """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, state, lease_id,
+                                        finished_at)
+               VALUES (%s, 'embedding', 'ann', 'private', 'bulk', 'gpu', %s, %s, %s)""",
+            [job, before, uuid7() if before is State.RUNNING else None,
+             "now" if before in TERMINAL else None],
+        )  # fmt: skip
+        conn.execute("SET session_replication_role = origin")
+        move = f"UPDATE vestry.jobs SET state = '{after}', {columns[after]} WHERE id = '{job}'"
+        if (before, after) in TRANSITIONS:
+            conn.execute(move)
+        else:
+            with pytest.raises(psycopg.Error) as refused:
+                conn.execute(move)
+            assert refused.value.sqlstate == "VY005"
+
+
+def test_nothing_in_the_schema_belongs_to_a_superuser(clean: DevStack) -> None:
+    with psycopg.connect(clean.superuser_url) as conn:
+        owners = conn.execute(
+            """SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class
+               WHERE relnamespace = 'vestry'::regnamespace
+               UNION SELECT DISTINCT pg_get_userbyid(proowner) FROM pg_proc
+               WHERE pronamespace = 'vestry'::regnamespace"""
+        ).fetchall()
+        paths = conn.execute(
+            """SELECT proname, proconfig FROM pg_proc
+               WHERE pronamespace = 'vestry'::regnamespace AND prosecdef"""
+        ).fetchall()
+    assert owners == [("vestry_owner",)]
+    assert paths
+    assert all(re.search(r"search_path=.*pg_temp", str(config)) for _, config in paths)
+
+
+@pytest.mark.parametrize("role", ["vestry_cloud", "vestry_shareable", "vestry_control"])
+@pytest.mark.parametrize(
+    "table", ["payloads", "results", "blobs", "documents", "chunks", "embeddings"]
+)
+def test_private_content_is_denied_to_every_other_role(
+    clean: DevStack, role: str, table: str
+) -> None:
+    column = {"chunks": "text", "embeddings": "vector", "documents": "detail"}.get(table, "body")
+    with (
+        psycopg.connect(clean.database_url(role)) as conn,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        conn.execute(f"SELECT {column} FROM vestry.private_{table}")
+
+
+def test_a_private_worker_sees_only_the_owners_it_names(clean: DevStack) -> None:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
+        for owner in ("ann", "bob"):
+            conn.execute(
+                """INSERT INTO vestry.private_results (job_id, owner, key_id, body, expires_at)
+                   VALUES (gen_random_uuid(), %s, gen_random_uuid(), 'x', now())""",
+                [owner],
+            )
+    with psycopg.connect(clean.database_url("vestry_private")) as conn:
+        seen = "SELECT owner FROM vestry.private_results"
+        assert conn.execute(seen).fetchall() == []
+        conn.execute("SELECT set_config('vestry.owners', '{bob}', true)")
+        assert conn.execute(seen).fetchall() == [("bob",)]
+
+
+def test_the_job_tables_show_each_class_its_own(clean: DevStack) -> None:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
+        conn.execute(
+            text(
+                """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool)
+                   SELECT gen_random_uuid(), 'embedding', 'ann', p, 'bulk', o
+                   FROM (VALUES ('private', 'gpu'), ('shareable', 'gpu'), ('shareable', 'cloud'))
+                     v(p, o)"""
+            ).text
+        )
+    seen = {}
+    for role in ("private", "shareable", "cloud"):
+        with psycopg.connect(clean.database_url(f"vestry_{role}")) as conn:
+            seen[role] = sorted(
+                row[0] for row in conn.execute("SELECT privacy || '.' || pool FROM vestry.jobs")
+            )
+    assert seen == {
+        "private": ["private.gpu"],
+        "shareable": ["shareable.cloud", "shareable.gpu"],
+        "cloud": ["shareable.cloud"],
+    }

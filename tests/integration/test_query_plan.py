@@ -1,0 +1,117 @@
+"""The picking query stays flat: same plan and as many pages at a large backlog as at a small one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+
+from models import leases
+from models.leases import Terms
+from models.picking import BEGINNING, FULL_SCAN_EVERY_S, PLANNER_OPTIONS, Mark, pick
+from workers.devstack import DevStack
+
+LANE = "private.bulk.gpu"
+LIMIT = 64
+TERMS = Terms(worker="test", privacy="private", lease_s=60, max_run_s=600)
+
+
+def fill(conn: Any, count: int, first_turn: int = 0) -> None:
+    conn.execute(
+        """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, turn)
+           SELECT uuidv7(), 'embedding', 'owner-' || n %% 100, 'private', 'bulk', 'gpu', %s + n
+           FROM generate_series(1, %s) n""",
+        [first_turn, count],
+    )
+    conn.execute("ANALYZE vestry.jobs")
+
+
+def explain(stack: DevStack, mark: int = BEGINNING) -> dict[str, Any]:
+    url = stack.database_url("vestry_private")
+    with psycopg.connect(url, options=PLANNER_OPTIONS) as conn:
+        row = conn.execute(
+            "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + pick(),
+            {"lane": LANE, "kind": "embedding", "model": None, "mark": mark, "limit": LIMIT},
+        ).fetchone()
+        assert row is not None
+        conn.rollback()
+    plan: dict[str, Any] = row[0][0]["Plan"]
+    return plan
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(n for child in plan.get("Plans", []) for n in nodes(child))]
+
+
+def pages(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+@pytest.fixture
+def admin(clean: DevStack) -> Any:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
+        yield conn
+
+
+def test_one_index_scan_and_no_more_pages_at_200_times_the_backlog(
+    clean: DevStack, admin: Any
+) -> None:
+    fill(admin, 1_000)
+    small = explain(clean)
+    fill(admin, 199_000, 1_000)
+    large = explain(clean)
+    for plan in (small, large):
+        assert plan["Actual Rows"] == LIMIT
+    names = {(n["Node Type"], n.get("Index Name"), n.get("Relation Name")) for n in nodes(large)}
+    assert ("Index Scan", "jobs_ready", "jobs") in names, json.dumps(large, indent=1)
+    assert not any(kind in {"Sort", "Seq Scan"} and rel == "jobs" for kind, _, rel in names)
+    assert not any(kind == "Sort" for kind, _, _ in names)
+    assert pages(large) <= pages(small) * 2 + 20
+
+
+def test_the_mark_keeps_it_flat_under_a_held_snapshot(clean: DevStack, admin: Any) -> None:
+    fill(admin, 60_000)
+    with psycopg.connect(clean.superuser_url) as holder:
+        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        holder.execute("SELECT count(*) FROM vestry.lanes")
+        fresh = pages(explain(clean))
+        admin.execute(
+            """UPDATE vestry.jobs SET state = 'running', turn = NULL, lease_id = gen_random_uuid()
+               WHERE turn <= 50000"""
+        )
+        from_the_beginning = pages(explain(clean))
+        from_the_mark = pages(explain(clean, mark=50_000))
+    assert from_the_beginning > fresh * 20, "the snapshot should have kept dead entries"
+    assert from_the_mark <= fresh * 2 + 20
+
+
+def test_the_mark_follows_the_line_and_forgives_late_commits(
+    clean: DevStack, admin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(admin, 1_000)
+    clock = [1000.0]
+    monkeypatch.setattr("models.picking.time.monotonic", lambda: clock[0])
+    mark = Mark()
+    url = clean.database_url("vestry_private")
+    with psycopg.connect(url, autocommit=True, options=PLANNER_OPTIONS) as conn:
+
+        def turns() -> list[int]:
+            lease = leases.claim(conn, TERMS, LANE, ["embedding"], limit=100, mark=mark)
+            return [0] * len(lease.jobs) if lease else []
+
+        for _ in range(4):
+            assert len(turns()) == 100
+            clock[0] += FULL_SCAN_EVERY_S + 60
+        assert mark.value > 1, "the mark should have moved"
+        turns()
+        # A job of a transaction that began long ago commits behind the mark.
+        fill(admin, 1, first_turn=mark.value - 2)
+        behind = "SELECT count(*) FROM vestry.jobs WHERE state = 'queued' AND turn < %s"
+        while turns():
+            pass
+        late = admin.execute(behind, [mark.value]).fetchone()[0]
+        assert late == 1, "the mark should have skipped it"
+        clock[0] += FULL_SCAN_EVERY_S + 60
+        assert len(turns()) == 1
