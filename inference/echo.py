@@ -1,0 +1,154 @@
+"""A fake embedding backend: no model, no torch, the same vectors everywhere. For tests.
+
+Texts that share words get similar vectors, so searches find something sensible. Words that start
+with `echo!` ask for a fault; see `FAULTS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from inference.errors import (
+    BadRequest,
+    InferenceError,
+    ModelMissing,
+    OutOfMemory,
+    RateLimited,
+    Refused,
+    TooLong,
+    Unavailable,
+)
+from inference.protocol import InputType, Locality, SpaceSpec, space_name
+
+if TYPE_CHECKING:
+    from inference.protocol import Vectors
+
+NAME: Final = "echo"
+DEFAULT_DIMENSION: Final = 384
+MAX_TOKENS: Final = 256
+CHARACTERS_PER_TOKEN: Final = 4
+_SPECIAL_TOKENS: Final = 2
+_MODEL = re.compile(r"echo(?:-(?P<dimension>[1-9]\d{0,3}))?")
+_FAULT = re.compile(r"echo!(?P<fault>[a-z-]+)(?:=(?P<value>[0-9.]+))?")
+
+_ERRORS: Final[dict[str, type[InferenceError]]] = {
+    "bad-request": BadRequest,
+    "out-of-memory": OutOfMemory,
+    "rate-limited": RateLimited,
+    "refused": Refused,
+    "unavailable": Unavailable,
+}
+FAULTS: Final = ("nan", "zero", "wrong-dimension", "raise", "sleep", "exit", *_ERRORS)
+"""`echo!nan` and `echo!zero` spoil the text's own vector, `echo!wrong-dimension` the whole call's.
+`echo!sleep=1.5` takes so many seconds. `echo!raise` raises an error outside the family,
+`echo!exit` ends the process at once, as a crash in native code does. `echo!rate-limited=7` asks to
+wait so many seconds; the other names raise the error of that name."""
+
+
+class EchoBackend:
+    """Hashed bags of words. See `inference.protocol.EmbeddingBackend`."""
+
+    name = NAME
+    locality: Locality = "local"
+    max_tokens = MAX_TOKENS
+    call_tokens = 8_192
+    tokenizer: Any | None = None
+    longest_word: int | None = None
+
+    def __init__(self, model: str | None = None) -> None:
+        """Name the space.
+
+        Args:
+            model: `echo` or, for another dimension than 384, `echo-64`.
+
+        Raises:
+            ModelMissing: any other name.
+        """
+        match = _MODEL.fullmatch(model or NAME)
+        if match is None:
+            raise ModelMissing(
+                f"embedding model {model!r} is none of the echo backend's: it has echo and echo-N, "
+                "where N is the dimension"
+            )
+        dimension = int(match["dimension"] or DEFAULT_DIMENSION)
+        revision = hashlib.sha256(b"bag of words, shake_256, version 1").hexdigest()
+        self.space = SpaceSpec(
+            name=space_name(NAME, revision, dimension, "fake"),
+            model=NAME,
+            revision=revision,
+            dimension=dimension,
+            query_prefix="",
+            document_prefix="",
+            normalised=True,
+            precision="fake",
+            library="vestry echo (a fake for tests)",
+        )
+
+    def count_tokens(
+        self,
+        texts: Sequence[str],
+        input: InputType = "document",  # noqa: A002, ARG002 - the protocol's
+    ) -> list[int]:
+        """Four characters make a token, and two are added."""
+        return [_SPECIAL_TOKENS - (-len(text) // CHARACTERS_PER_TOKEN) for text in texts]
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        input: InputType = "document",  # noqa: A002 - the protocol's
+        *,
+        urgent: bool = False,  # noqa: ARG002 - the protocol's
+    ) -> Vectors:
+        """Vectors of length 1, float32 of shape (len(texts), dimension), or the fault asked for."""
+        tokens = self.count_tokens(texts, input)
+        too_long = [place for place, count in enumerate(tokens) if count > MAX_TOKENS]
+        if too_long:
+            raise TooLong(indices=too_long)
+        dimension = self.space.dimension
+        vectors = np.empty((len(texts), dimension), dtype=np.float32)
+        for place, text in enumerate(texts):
+            vectors[place] = _bag_of_words(text, dimension)
+        for place, text in enumerate(texts):
+            for match in _FAULT.finditer(text):
+                vectors = _with_fault(vectors, place, match["fault"], float(match["value"] or 1))
+        return vectors
+
+    def warm_up(self) -> None:
+        """There is nothing to warm."""
+
+
+def _bag_of_words(text: str, dimension: int) -> Vectors:
+    total = np.zeros(dimension, dtype=np.int64)
+    for word in re.findall(r"\w+", text.lower()) or [text]:
+        digest = hashlib.shake_256(word.encode("utf-8", "surrogatepass")).digest(dimension)
+        # Odd numbers: no word's vector is zero in any place.
+        total += 2 * np.frombuffer(digest, dtype=np.int8).astype(np.int64) + 1
+    if not total.any():
+        total[0] = 1
+    vector: Vectors = (total / np.linalg.norm(total)).astype(np.float32)
+    return vector
+
+
+def _with_fault(vectors: Vectors, place: int, fault: str, value: float) -> Vectors:
+    if fault in _ERRORS:
+        raise _ERRORS[fault](retry_after=value if fault == "rate-limited" else None)
+    if fault == "raise":
+        raise RuntimeError("echo was asked to raise")
+    if fault == "exit":
+        os._exit(70)  # sysexits.h EX_SOFTWARE
+    if fault == "sleep":
+        time.sleep(value)
+    elif fault == "nan":
+        vectors[place, 0] = np.nan
+    elif fault == "zero":
+        vectors[place] = 0
+    elif fault == "wrong-dimension":
+        return vectors[:, 1:]
+    return vectors

@@ -1,0 +1,106 @@
+"""What a backend may raise. Every SDK error is mapped to one of these once, in its backend's module.
+
+The first line of a class's docstring is its message: no message holds any of the text that was to be
+embedded, so all of them may be stored and logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class InferenceError(Exception):
+    """The backend could not answer.
+
+    Attributes:
+        code: short stable name, stored on the job.
+        retryable: another attempt later may succeed.
+        per_text: some texts of the call are at fault, the others may be tried without them.
+        retry_after: seconds the backend asked us to wait, where it said so.
+        indices: places, in the call's list, of the texts known to be at fault; empty if unknown.
+    """
+
+    code: ClassVar[str] = "inference_error"
+    retryable: ClassVar[bool] = False
+    per_text: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        retry_after: float | None = None,
+        indices: Sequence[int] = (),
+    ) -> None:
+        super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
+        self.retry_after = retry_after
+        self.indices = tuple(indices)
+
+
+class RateLimited(InferenceError):
+    """The backend asked to be called less often."""
+
+    code = "rate_limited"
+    retryable = True
+
+
+class Unavailable(InferenceError):
+    """The backend does not answer now."""
+
+    code = "backend_unavailable"
+    retryable = True
+
+
+class Refused(InferenceError):
+    """The backend refused the call; asking again will not help."""
+
+    code = "backend_refused"
+
+
+class BadRequest(InferenceError):
+    """The backend cannot make sense of this input."""
+
+    code = "bad_request"
+    per_text = True
+
+
+class TooLong(InferenceError):
+    """A text is longer than the model reads; nothing was cut off."""
+
+    code = "too_long"
+    per_text = True
+
+
+class BadVectors(InferenceError):
+    """The backend returned a vector that is not finite or not of the space's dimension."""
+
+    code = "bad_vector"
+    per_text = True
+
+
+class InferenceFailed(InferenceError):
+    """The model raised an unexpected error."""
+
+    code = "inference_failed"
+    retryable = True
+    per_text = True
+
+
+class OutOfMemory(InferenceError):
+    """The device has too little memory even for one text at a time."""
+
+    code = "out_of_memory"
+    retryable = True
+    per_text = True
+
+
+class ModelMissing(InferenceError):
+    """The model is not on this machine."""
+
+    code = "model_missing"
+
+
+class DeviceMissing(InferenceError):
+    """The device asked for is not on this machine."""
+
+    code = "device_missing"

@@ -1,0 +1,63 @@
+"""A model's own tokenizer, freed from the cutting and padding that its files ask for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+_UNBOUNDED = 1_000_000
+"""Tokenizers without a limit say 10^30; anything from here on is none."""
+_FALLBACK_MAX_TOKENS = 512
+"""BERT's, where neither the model nor its tokenizer names a limit."""
+
+
+class ModelTokenizer:
+    """Counts a model's tokens exactly.
+
+    Attributes:
+        fast: the `tokenizers.Tokenizer`, or None for a tokenizer written in Python.
+        longest_word: characters in a word from which it is one unknown token; None for no limit.
+        max_tokens: the limit in the tokenizer's files, for models that name none.
+    """
+
+    def __init__(self, slow: Any, fast: Any | None) -> None:
+        self._slow = slow
+        self.fast = fast
+        self.longest_word = _longest_word(fast)
+        limit = int(getattr(slow, "model_max_length", None) or _UNBOUNDED)
+        self.max_tokens = limit if limit < _UNBOUNDED else _FALLBACK_MAX_TOKENS
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> ModelTokenizer:
+        """From a transformers tokenizer, which stays as it is: ours is a copy."""
+        shared = getattr(tokenizer, "backend_tokenizer", None)
+        if shared is None:
+            return cls(tokenizer, None)
+        from tokenizers import Tokenizer  # noqa: PLC0415 - only where a model is loaded
+
+        fast = Tokenizer.from_str(shared.to_str())
+        fast.no_truncation()
+        fast.no_padding()
+        return cls(tokenizer, fast)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text with its special tokens.
+
+        Raises:
+            UnicodeEncodeError: a text holds half a surrogate pair.
+        """
+        if not texts:
+            return []
+        if self.fast is not None:
+            return [len(encoding) for encoding in self.fast.encode_batch_fast(list(texts))]
+        rows = self._slow(list(texts), add_special_tokens=True, truncation=False)["input_ids"]
+        return [len(row) for row in rows]
+
+
+def _longest_word(fast: Any | None) -> int | None:
+    if fast is None:
+        return None
+    model = json.loads(fast.to_str())["model"]
+    limit = model.get("max_input_chars_per_word") if model.get("type") == "WordPiece" else None
+    return int(limit) if limit else None

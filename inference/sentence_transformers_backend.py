@@ -1,0 +1,294 @@
+"""Embedding with sentence-transformers on CUDA, ROCm, MPS or CPU.
+
+Importing this module does not import torch; making a backend does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from inference.device_thread import DeviceThread
+from inference.errors import (
+    BadRequest,
+    BadVectors,
+    DeviceMissing,
+    InferenceFailed,
+    ModelMissing,
+    OutOfMemory,
+    TooLong,
+    Unavailable,
+)
+from inference.long_words import break_long_words
+from inference.model_files import ModelFiles, locate, stay_offline
+from inference.model_tokenizer import ModelTokenizer
+from inference.protocol import InputType, Locality, SpaceSpec, space_name
+from inference.sub_batches import padded_tokens, sub_batches
+from inference.threads import set_threads
+
+if TYPE_CHECKING:
+    from inference.protocol import Vectors
+
+NAME: Final = "sentence-transformers"
+
+CPU_BATCH_TOKENS: Final = 512
+"""Padded tokens in one batch on a CPU: measured on two cores, larger ones are no faster, and one
+keeps an urgent text waiting for about 0.13 s."""
+GPU_BATCH_TOKENS: Final = 16_384
+"""The same on a GPU, meant for about 50 ms of a small model; not measured here."""
+BATCHES_PER_CALL: Final = 8
+"""How many of them make up `call_tokens`."""
+
+
+class SentenceTransformersBackend:
+    """One SentenceTransformer, loaded. See `inference.protocol.EmbeddingBackend`."""
+
+    name = NAME
+    locality: Locality = "local"
+
+    def __init__(
+        self, model: str | None = None, *, device: str = "auto", threads: int | None = None
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: as `inference.model_files.locate` takes it.
+            device: `auto`, `cpu`, `cuda` (also ROCm), `cuda:N` or `mps`.
+            threads: as `inference.threads.set_threads` takes it.
+
+        Raises:
+            ModelMissing: no such model here, or its files cannot be loaded.
+            DeviceMissing: no such device here.
+        """
+        set_threads(threads)
+        stay_offline()
+        files = locate(model)
+        import torch  # noqa: PLC0415 - seconds; the dispatcher and the command line go without
+
+        self.threads = set_threads(threads)
+        self._torch = torch
+        self.device = choose_device(torch, device)
+        half = self.device.partition(":")[0] in {"cuda", "mps"}
+        precision = "fp16" if half else "fp32"
+        self._model = _load(files, self.device, torch.float16 if half else torch.float32)
+        self._tokenizer = ModelTokenizer.of(self._model.tokenizer)
+        self._batch_tokens = GPU_BATCH_TOKENS if half else CPU_BATCH_TOKENS
+        self._device_thread = DeviceThread("embedding-device")
+        self._prefixes: dict[InputType, str] = {
+            "query": self._model.prompts.get("query") or "",
+            "document": self._model.prompts.get("document") or "",
+        }
+        self.space = self._describe(files, precision)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens in one text; beyond it the model's own code would cut."""
+        return int(self._model.max_seq_length or self._tokenizer.max_tokens)
+
+    @property
+    def call_tokens(self) -> int:
+        """About a second of work on a CPU."""
+        return self._batch_tokens * BATCHES_PER_CALL
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """See `EmbeddingBackend.tokenizer`."""
+        return self._tokenizer.fast
+
+    @property
+    def longest_word(self) -> int | None:
+        """See `EmbeddingBackend.longest_word`."""
+        return self._tokenizer.longest_word
+
+    def count_tokens(
+        self,
+        texts: Sequence[str],
+        input: InputType = "document",  # noqa: A002 - the protocol's name
+    ) -> list[int]:
+        """Exact tokens of each text, its prefix and special tokens included."""
+        return self._count(self._prepared(texts), input)
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        input: InputType = "document",  # noqa: A002 - the protocol's name
+        *,
+        urgent: bool = False,
+    ) -> Vectors:
+        """Vectors of length 1, float32 of shape (len(texts), dimension).
+
+        Raises:
+            TooLong: with the places of the texts over `max_tokens`.
+            OutOfMemory: not even one text at a time fits the device.
+            InferenceFailed: the model raised, also for one text alone.
+            BadRequest: a text is no valid Unicode.
+            BadVectors: the model's vectors are not of the space's dimension.
+            Unavailable: the device is lost to this process.
+        """
+        prepared = self._prepared(texts)
+        tokens = self._count(prepared, input)
+        too_long = [place for place, count in enumerate(tokens) if count > self.max_tokens]
+        if too_long:
+            raise TooLong(indices=too_long)
+        vectors = np.empty((len(texts), self.space.dimension), dtype=np.float32)
+        waiting = sub_batches(tokens, self._batch_tokens)[::-1]
+        ceiling = float("inf")
+        while waiting:
+            places = waiting.pop()
+            if len(places) > 1 and padded_tokens(tokens, places) > ceiling:
+                waiting += _halves(places)
+                continue
+            try:
+                part = self._device_thread.run(
+                    self._forward([prepared[place] for place in places], input), urgent=urgent
+                )
+            except (OutOfMemory, InferenceFailed) as error:
+                if len(places) == 1:
+                    raise type(error)(str(error), indices=places) from None
+                if isinstance(error, OutOfMemory):
+                    ceiling = padded_tokens(tokens, places) / 2
+                waiting += _halves(places)
+                continue
+            if part.shape != (len(places), self.space.dimension):
+                raise BadVectors(indices=places)
+            vectors[places] = part
+        return vectors
+
+    def warm_up(self) -> None:
+        """Run a short query and one full batch."""
+        self.embed(["warm"], "query", urgent=True)
+        words = " ".join(["warm"] * max(1, self.max_tokens // 4))
+        self.embed([words] * max(1, self._batch_tokens // self.max_tokens), "document")
+
+    def _prepared(self, texts: Sequence[str]) -> list[str]:
+        return [break_long_words(text, self.longest_word).text for text in texts]
+
+    def _count(self, prepared: Sequence[str], input: InputType) -> list[int]:  # noqa: A002
+        prefix = self._prefixes[input]
+        try:
+            return self._tokenizer.count([prefix + text for text in prepared])
+        except UnicodeEncodeError:
+            places = [place for place, text in enumerate(prepared) if not _encodable(text)]
+            # The original error holds the text.
+            raise BadRequest("a text is not valid Unicode", indices=places) from None
+
+    def _forward(self, texts: list[str], input: InputType) -> Callable[[], Vectors]:  # noqa: A002
+        """The work of one batch, for the device's thread.
+
+        `encode` of the library does the same, and sorts, stacks and copies once more around it.
+        """
+        torch = self._torch
+
+        def work() -> Vectors:
+            try:
+                return self._run_model(texts, input)
+            except torch.OutOfMemoryError:
+                pass
+            except torch.AcceleratorError:
+                # The device's context is broken for good; only a new process gets a new one.
+                raise Unavailable("the device failed; the process must restart") from None
+            except MemoryError:
+                pass
+            except Exception as error:  # its message may hold the text
+                message = f"the model raised {type(error).__name__}"
+                raise InferenceFailed(message) from None
+            # Outside the handler: inside, the traceback would still hold the tensors.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise OutOfMemory
+
+        return work
+
+    def _run_model(self, texts: list[str], input: InputType) -> Vectors:  # noqa: A002
+        from sentence_transformers.util import batch_to_device  # noqa: PLC0415 - see __init__
+
+        torch = self._torch
+        with torch.inference_mode():
+            prefix = self._prefixes[input]
+            features = self._model.preprocess(texts, prompt=prefix or None, task=input)
+            features = batch_to_device(features, self._model.device)
+            vectors = self._model(features, task=input)["sentence_embedding"]
+            if self._model.truncate_dim is not None:
+                vectors = vectors[..., : self._model.truncate_dim]
+            normalised = torch.nn.functional.normalize(vectors.float(), p=2, dim=1)
+            result: Vectors = normalised.cpu().numpy()
+        return result
+
+    def _describe(self, files: ModelFiles, precision: str) -> SpaceSpec:
+        import sentence_transformers  # noqa: PLC0415 - see __init__
+
+        dimension = self._model.get_embedding_dimension()
+        if dimension is None:
+            raise ModelMissing(f"embedding model {files.name!r} does not tell its dimension")
+        return SpaceSpec(
+            name=space_name(files.name, files.revision, dimension, precision),
+            model=files.name,
+            revision=files.revision,
+            dimension=dimension,
+            query_prefix=self._prefixes["query"],
+            document_prefix=self._prefixes["document"],
+            normalised=True,
+            precision=precision,
+            library=f"{NAME} {sentence_transformers.__version__}",
+        )
+
+
+def choose_device(torch: Any, wanted: str) -> str:
+    """The torch device for VESTRY_DEVICE: CUDA or ROCm, else MPS, else CPU for `auto`.
+
+    Raises:
+        DeviceMissing: it is not there.
+    """
+    has = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, there in has.items() if there)
+    kind, _, number = wanted.partition(":")
+    if not has.get(kind) or (
+        number and not (number.isdecimal() and int(number) < torch.cuda.device_count())
+    ):
+        there = ", ".join(name for name, present in has.items() if present)
+        raise DeviceMissing(
+            f"VESTRY_DEVICE={wanted} is not on this machine; there is: {there} (or auto)"
+        )
+    return wanted
+
+
+def _load(files: ModelFiles, device: str, dtype: Any) -> Any:
+    # Their warnings name texts and lengths, and their bars write to stderr.
+    for noisy in ("sentence_transformers", "transformers", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - see __init__
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - see __init__
+
+    disable_progress_bar()
+    try:
+        model = SentenceTransformer(
+            str(files.path), device=device, local_files_only=True, model_kwargs={"dtype": dtype}
+        )
+    except Exception as error:
+        raise ModelMissing(
+            f"embedding model {files.name!r} is there but cannot be loaded "
+            f"({type(error).__name__}): is its directory complete?"
+        ) from error
+    model.eval()
+    return model
+
+
+def _halves(places: list[int]) -> list[list[int]]:
+    middle = (len(places) + 1) // 2
+    return [places[middle:], places[:middle]]
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
