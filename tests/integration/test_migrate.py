@@ -1,0 +1,78 @@
+"""`python -m workers.migrate`, as compose.yaml runs it, on a database of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from models.roles import PRODUCER, ROLES
+from workers.devstack import DevStack
+
+DATABASE = "migrated"
+
+
+@pytest.fixture
+def database(stack: DevStack) -> Iterator[str]:
+    """An empty database in the tests' cluster: the superuser's connection string."""
+    with psycopg.connect(stack.superuser_url, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {DATABASE}")
+        try:
+            yield make_conninfo(stack.superuser_url, dbname=DATABASE)
+        finally:
+            conn.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)")
+
+
+@pytest.fixture
+def secrets(stack: DevStack, tmp_path: Path) -> Path:
+    """A file a role. Roles belong to the whole cluster, so their passwords stay as they are."""
+    for role in ROLES:
+        password = conninfo_to_dict(stack.database_url(role))["password"]
+        (tmp_path / role).write_text(f"{password}\n", encoding="utf-8")
+    return tmp_path
+
+
+def migrate(**variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "workers.migrate"],
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_it_makes_the_schema_and_may_be_repeated(
+    stack: DevStack, database: str, secrets: Path
+) -> None:
+    parts = conninfo_to_dict(database)
+    (secrets / "admin").write_text(f"{parts['password']}\n", encoding="utf-8")
+    url = f"postgresql://{parts['user']}@{parts['host']}:{parts['port']}/{DATABASE}"
+    for _ in range(2):
+        done = migrate(
+            VESTRY_ADMIN_URL=url,
+            VESTRY_ADMIN_PASSWORD_FILE=str(secrets / "admin"),
+            VESTRY_ROLE_SECRETS=str(secrets),
+        )
+        assert done.returncode == 0, done.stderr
+    producer = make_conninfo(stack.database_url(PRODUCER), dbname=DATABASE)
+    with psycopg.connect(producer) as conn:
+        lanes = conn.execute("SELECT count(*) FROM vestry.lanes").fetchone()
+    assert lanes == (10,)
+
+
+def test_a_missing_password_is_one_clear_line(database: str, secrets: Path) -> None:
+    (secrets / PRODUCER).unlink()
+    done = migrate(VESTRY_ADMIN_URL=database, VESTRY_ROLE_SECRETS=str(secrets))
+    assert done.returncode == 1
+    assert PRODUCER in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_setting_is_one_clear_line() -> None:
+    done = migrate()
+    assert (done.returncode, done.stderr) == (1, "migrate: VESTRY_ADMIN_URL is not set\n")

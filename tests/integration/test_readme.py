@@ -1,0 +1,63 @@
+"""The README's example, as a reader pastes it: it works, and its promise about transactions holds."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workers.detached import Detached, start_detached
+
+ROOT = Path(__file__).resolve().parents[2]
+AFTER_ENQUEUE = '            privacy="private",\n        )\n'
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detached]:
+    home = tmp_path_factory.mktemp("readme")
+    settings = {"VESTRY_EMBEDDING_BACKEND": "echo"}
+    with start_detached(home, settings, flower=False) as stack:
+        yield stack
+
+
+def example() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    return str(blocks[0])
+
+
+def pasted(code: str, running: Detached, folder: Path) -> subprocess.CompletedProcess[str]:
+    file = folder / "example.py"
+    file.write_text(code, encoding="utf-8")
+    hidden = {"VESTRY_DATABASE_URL", "VESTRY_KEYRING_FILE"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.run(
+        [sys.executable, str(file)],
+        cwd=folder, env={**environment, "VESTRY_HOME": str(running.home)},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def test_it_works_when_pasted(running: Detached, tmp_path: Path) -> None:
+    done = pasted(example(), running, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "documents=1" in done.stdout
+    assert re.search(r"^-?\d\.\d{3}  1660-01-18  Up early", done.stdout, re.MULTILINE)
+
+
+def test_on_rollback_no_job_exists(running: Detached, tmp_path: Path) -> None:
+    code = example()
+    assert code.count(AFTER_ENQUEUE) == 1
+    undone = code.replace(AFTER_ENQUEUE, f"{AFTER_ENQUEUE}        raise psycopg.Rollback\n")
+    done = pasted(undone, running, tmp_path)
+    assert done.returncode != 0
+    assert "vestry.errors.UnknownJob" in done.stderr
+
+
+def test_it_is_about_twenty_lines() -> None:
+    assert len([line for line in example().splitlines() if line.strip()]) <= 20
