@@ -123,7 +123,7 @@ def database(found: Settings) -> Iterator[Check]:
     except psycopg.Error as error:
         # Never the driver's text: it may hold the connection string.
         state = error.sqlstate or "no answer"
-        yield Check("database", False, f"cannot be used ({state}); is `vestry up` running?")
+        yield Check("database", False, f"cannot be used ({state}): wrong URL, or not running")
 
 
 def _schema(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Check]:

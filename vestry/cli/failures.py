@@ -133,4 +133,6 @@ def _usage(error: Any) -> str:
             "Missing option '--privacy': say 'private' (own machines only) or 'shareable' "
             "(a cloud model may see it). There is no default."
         )
-    return message
+    message = message.replace("Value error, ", "")
+    path = getattr(getattr(error, "ctx", None), "command_path", None)
+    return f"{message} See `{path} --help`." if path else message

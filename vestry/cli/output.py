@@ -60,7 +60,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
         rows: cells are printed as they are: markup in them means nothing.
         title: printed above.
     """
-    made = Table(title=title or None, box=None, pad_edge=False, title_justify="left")
+    made = Table(
+        title=title or None,
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+        show_header=any(columns),
+    )
     for name in columns:
         right = name.startswith("#")
         made.add_column(name.lstrip("#"), justify="right" if right else "left", overflow="fold")
@@ -83,9 +89,11 @@ def show(value: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    """`40 ms`, `1.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds is None:
         return "-"
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:  # noqa: PLR2004 - below, a tenth still tells
         return f"{seconds:.1f} s"
     whole = round(seconds)

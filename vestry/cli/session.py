@@ -18,7 +18,13 @@ CONNECT_TIMEOUT_S = 10
 
 @contextlib.contextmanager
 def client() -> Iterator[Vestry]:
-    """The producer library, set up by environment or embedded stack."""
+    """The producer library, set up by environment or embedded stack.
+
+    Raises:
+        Unavailable: the database does not answer; at once, where the library itself is patient.
+    """
+    with transaction():
+        pass
     with Vestry() as vestry:
         yield vestry
 
