@@ -4,7 +4,8 @@ FROM python:3.11-slim
 
 # PyTorch's CPU builds, as in the Makefile; empty takes pip's default, the CUDA build on x86-64.
 ARG TORCH_INDEX=
-ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1
+ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 \
+    HOME=/tmp USER=vestry
 
 WORKDIR /vestry
 # Dependencies first: a change of code leaves this layer as it is.
