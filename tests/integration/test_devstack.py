@@ -1,0 +1,398 @@
+"""The embedded servers: start, kill, start again, side by side, as root and as nobody special."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+import redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+from models.roles import ROLES
+from vestry.keyring import KeyRing
+from workers.devstack import DevStack
+from workers.home import CHECKOUT, Home, HomeInUseError
+from workers.process import base_environment
+from workers.server_place import ServerPlace
+from workers.settings import key_prefix
+from workers.valkey_server import PRIVACIES
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="vestry-test-"))
+    yield path
+    end_processes_of(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Every process with the home in its command line or as its working directory's parent."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            inside = process.cwd().startswith(str(home))
+            if inside or any(str(home) in part for part in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def end_processes_of(home: Path) -> None:
+    for process in processes_of(home):
+        process.kill()
+
+
+def server(stack: DevStack, name: str) -> psutil.Process:
+    port = {"postgres": stack.postgres.port, "valkey": stack.valkey.port}[name]
+    for process, _ in stack._running:
+        if any(str(port) in part for part in psutil.Process(process.pid).cmdline()) or (
+            name == "valkey" and "valkey" in psutil.Process(process.pid).name()
+        ):
+            return psutil.Process(process.pid)
+    raise AssertionError(f"{name} does not run")
+
+
+def remember(stack: DevStack, word: str) -> None:
+    with psycopg.connect(stack.superuser_url) as conn:
+        conn.execute("CREATE TABLE IF NOT EXISTS public.kept (word text)")
+        conn.execute("INSERT INTO public.kept VALUES (%s)", [word])
+
+
+def remembered(stack: DevStack) -> list[str]:
+    with psycopg.connect(stack.superuser_url) as conn:
+        return [row[0] for row in conn.execute("SELECT word FROM public.kept ORDER BY word")]
+
+
+def test_everything_is_there_and_every_role_can_log_in(stack: DevStack) -> None:
+    for role in ROLES:
+        with psycopg.connect(stack.database_url(role)) as conn:
+            assert conn.execute("SELECT current_user").fetchone() == (role,)
+    with psycopg.connect(stack.superuser_url) as conn:
+        assert conn.execute("SELECT count(*) FROM vestry.lanes").fetchone() == (10,)
+        (version,) = conn.execute("SHOW server_version_num").fetchone() or ("",)
+        assert int(version) >= 180000
+    KeyRing.load(stack.keyring)
+
+
+def test_second_start_changes_nothing_and_is_quick(home: Path) -> None:
+    with DevStack(home) as stack:
+        remember(stack, "first")
+        ports = (stack.postgres.port, stack.valkey.port)
+        keyring = stack.keyring.read_bytes()
+
+    began = time.monotonic()
+    with DevStack(home) as stack:
+        taken = time.monotonic() - began
+        assert remembered(stack) == ["first"]
+        assert (stack.postgres.port, stack.valkey.port) == ports
+        assert stack.keyring.read_bytes() == keyring
+
+    assert taken < 2.0
+
+
+def test_stops_completely(home: Path) -> None:
+    with DevStack(home) as stack:
+        ports = (stack.postgres.port, stack.valkey.port)
+        assert len(processes_of(home)) > 2
+
+    assert processes_of(home) == []
+    assert not [path for path in home.rglob("*") if path.is_socket()]
+    for port in ports:
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_data_outlives_a_postgres_killed_with_its_backends_left_behind(home: Path) -> None:
+    stack = DevStack(home).start()
+    remember(stack, "kept")
+    busy = psycopg.connect(stack.superuser_url)
+    busy.execute("SELECT 1")
+    server(stack, "postgres").kill()
+    stack.stop()
+
+    assert (home / "postgres" / "data" / "postmaster.pid").exists()
+    with DevStack(home) as again:
+        assert remembered(again) == ["kept"]
+    busy.close()
+
+
+def test_starts_although_the_old_servers_still_run(home: Path) -> None:
+    # What a supervisor and keeper killed together leave behind.
+    stack = DevStack(home).start()
+    remember(stack, "kept")
+    old = [process.pid for process, _ in stack._running]
+    orphans = list(stack._running)
+    stack._running.clear()
+    stack.stop()
+
+    with DevStack(home) as again:
+        assert remembered(again) == ["kept"]
+        for process, _ in orphans:
+            process.poll()
+        assert {process.pid for process, _ in again._running}.isdisjoint(old)
+        with redis.Redis.from_url(again.broker_url("private")) as broker:
+            assert broker.ping()
+    for process, _ in orphans:
+        process.kill()
+        process.wait()
+
+
+def test_a_postmaster_pid_that_is_another_process_is_forgotten(home: Path) -> None:
+    with DevStack(home) as stack:
+        remember(stack, "kept")
+    lock = home / "postgres" / "data" / "postmaster.pid"
+    status = (home / "postgres" / "data").stat()
+    stranger = subprocess.Popen(
+        ["sleep", "60"],
+        **({"user": status.st_uid, "group": status.st_gid} if os.geteuid() == 0 else {}),  # type: ignore[call-overload]
+    )
+    try:
+        lock.write_text(f"{stranger.pid}\n{lock.parent}\n1\n5432\n\n127.0.0.1\n\nready   \n")
+        os.chown(lock, status.st_uid, status.st_gid)
+
+        with DevStack(home) as stack:
+            assert remembered(stack) == ["kept"]
+
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_killed_valkey_comes_back_empty(home: Path) -> None:
+    stack = DevStack(home).start()
+    with redis.Redis.from_url(stack.broker_url("private")) as broker:
+        broker.lpush("vestry.private.lane", "hint")
+    server(stack, "valkey").kill()
+    stack.stop()
+
+    with DevStack(home) as again, redis.Redis.from_url(again.broker_url("private")) as broker:
+        assert broker.llen("vestry.private.lane") == 0
+
+
+def test_another_port_is_chosen_where_somebody_took_it(home: Path) -> None:
+    with DevStack(home) as stack:
+        port = stack.postgres.port
+    with socket.socket() as taker:
+        taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taker.bind(("127.0.0.1", port))
+        taker.listen()
+
+        with DevStack(home) as stack:
+            assert stack.postgres.port != port
+            assert psycopg.connect(stack.superuser_url).execute("SELECT 1").fetchone() == (1,)
+
+
+def test_two_homes_run_side_by_side(home: Path, stack: DevStack) -> None:
+    with DevStack(home) as other:
+        ports = {stack.postgres.port, stack.valkey.port, other.postgres.port, other.valkey.port}
+        assert len(ports) == 4
+        remember(other, "other")
+        with psycopg.connect(stack.superuser_url) as conn:
+            assert conn.execute("SELECT to_regclass('public.kept')").fetchone() == (None,)
+        assert other.postgres.password_file("vestry_producer").read_text() != (
+            stack.postgres.password_file("vestry_producer").read_text()
+        )
+
+
+def test_a_home_is_used_once_at_a_time(stack: DevStack) -> None:
+    with pytest.raises(HomeInUseError):
+        DevStack(stack.home).start()
+    with psycopg.connect(stack.superuser_url) as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_new_passwords_take_effect_at_the_next_start(home: Path) -> None:
+    with DevStack(home) as stack:
+        stack.postgres.password_file("vestry_producer").unlink()
+
+    with (
+        DevStack(home) as stack,
+        psycopg.connect(stack.database_url("vestry_producer")) as conn,
+    ):
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_secrets_are_for_their_owner_alone(stack: DevStack) -> None:
+    for directory in (stack.home / "secrets", stack.home / "run", stack.home / "logs"):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    files = [path for path in (stack.home / "secrets").iterdir() if path.is_file()]
+    assert len(files) >= len(ROLES) + 1
+    for path in [*files, stack.keyring, stack.home / "valkey" / "users.acl"]:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    passwords = [path.read_text() for path in files]
+    for process in processes_of(stack.home):
+        line = " ".join([*process.cmdline(), *process.environ().values()])
+        assert not any(password in line for password in passwords)
+    acl = (stack.home / "valkey" / "users.acl").read_text()
+    assert not any(password in acl for password in passwords)
+
+
+def test_postgres_answers_no_wrong_password_and_logs_no_content(stack: DevStack) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(stack.database_url("vestry_owner"), password="wrong")
+    with psycopg.connect(stack.superuser_url, autocommit=True) as conn:
+        for statement in (
+            "SELECT 'canary-plain'::int",
+            'SELECT \'{"text": "canary-json"\'::json',
+            "DO $$ BEGIN RAISE EXCEPTION 'a' USING DETAIL = 'canary-detail'; END $$",
+            "CREATE TEMP TABLE t (v text CHECK (v = '')); INSERT INTO t VALUES ('canary-row')",
+        ):
+            with pytest.raises(psycopg.Error):
+                conn.execute(statement)
+        with pytest.raises(psycopg.Error):
+            conn.execute("SELECT 1 / (length(%s) - 12)", ["canary-param"])
+    log = (stack.home / "logs" / "postgres.log").read_text()
+    assert "ERROR" in log
+    for word in ("json", "detail", "row", "param"):
+        assert f"canary-{word}" not in log
+
+
+@pytest.mark.parametrize(("user", "other"), [PRIVACIES, PRIVACIES[::-1]])
+def test_a_broker_user_is_shut_out_of_the_other_class(
+    clean: DevStack, user: str, other: str
+) -> None:
+    with redis.Redis.from_url(clean.broker_url(user)) as broker:
+        assert broker.lpush(f"{key_prefix(user)}lane", "id") == 1
+        assert broker.publish(f"{key_prefix(user)}/0.celeryev/x", "e") == 0
+        for attempt in (
+            lambda: broker.lpush(f"{key_prefix(other)}lane", "id"),
+            lambda: broker.llen(f"{key_prefix(other)}lane"),
+            lambda: broker.publish(f"{key_prefix(other)}/0.celeryev/x", "e"),
+            lambda: broker.execute_command("PSUBSCRIBE", "*"),
+            lambda: broker.execute_command("PSUBSCRIBE", f"{key_prefix(other)}/0.celeryev/*"),
+            lambda: broker.eval("return 1", 1, f"{key_prefix(other)}lane"),
+            broker.flushall,
+            broker.config_get,
+            broker.keys,
+        ):
+            with pytest.raises(NoPermissionError):
+                attempt()
+        with pytest.raises(redis.ResponseError, match="ACL failure"):
+            broker.eval(f"return redis.call('llen', '{key_prefix(other)}lane')", 0)
+
+
+def test_the_dispatcher_adds_hints_and_reads_none(clean: DevStack) -> None:
+    with redis.Redis.from_url(clean.broker_url("dispatcher")) as broker:
+        for privacy in PRIVACIES:
+            assert broker.lpush(f"{key_prefix(privacy)}lane", "id") == 1
+            assert broker.llen(f"{key_prefix(privacy)}lane") == 1
+            for attempt in (
+                lambda p=privacy: broker.rpop(f"{key_prefix(p)}lane"),
+                lambda p=privacy: broker.lrange(f"{key_prefix(p)}lane", 0, -1),
+                lambda p=privacy: broker.delete(f"{key_prefix(p)}lane"),
+                lambda p=privacy: broker.sadd(f"{key_prefix(p)}lane2", "x"),
+                lambda: broker.lpush("elsewhere", "id"),
+            ):
+                with pytest.raises(NoPermissionError):
+                    attempt()
+
+
+def test_nobody_enters_the_broker_without_a_password(stack: DevStack) -> None:
+    with (
+        redis.Redis(port=stack.valkey.port) as broker,
+        pytest.raises((AuthenticationError, NoPermissionError)),
+    ):
+        broker.ping()
+
+
+CYCLE = """
+import sys
+from pathlib import Path
+import psycopg
+from workers.devstack import DevStack
+for _ in range(2):
+    with DevStack(Path(sys.argv[1])) as stack:
+        with psycopg.connect(stack.superuser_url) as conn:
+            print(conn.execute("SELECT count(*) FROM vestry.lanes").fetchone()[0])
+"""
+
+
+def python_for(account: pwd.struct_passwd, place: Path) -> list[str]:
+    """A command that runs this Python's packages as another account: its own may be out of reach."""
+    # Before 3.11.3 redis wants a backport of asyncio's timeout, which this Python did not install.
+    (place / "async_timeout.py").write_text("from asyncio import timeout\n")
+    packages = f"{Path(psycopg.__file__).parent.parent}:{place}"
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, f"/usr/bin/{name}", f"/usr/local/bin/{name}"):
+        argv = ["/usr/bin/env", f"PYTHONPATH={packages}", python]
+        tried = subprocess.run(
+            [*argv, "-c", "import psycopg, psutil, redis, sqlalchemy"],
+            user=account.pw_uid,
+            group=account.pw_gid,
+            extra_groups=[],
+            cwd=CHECKOUT,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        if tried.returncode == 0:
+            return argv
+    pytest.skip(f"{account.pw_name} can reach no {name} with the packages of this one")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="runs as an ordinary user already")
+def test_works_as_an_ordinary_user(home: Path) -> None:
+    account = pwd.getpwnam("nobody")
+    os.chown(home, account.pw_uid, account.pw_gid)
+
+    done = subprocess.run(
+        [*python_for(account, home), "-c", CYCLE, str(home / "stack")],
+        cwd=CHECKOUT,
+        env=base_environment() | {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"},
+        user=account.pw_uid,
+        group=account.pw_gid,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout.split()) == (0, ["10", "10"]), done.stderr
+    assert (home / "stack").stat().st_uid == account.pw_uid
+    assert processes_of(home) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
+def test_as_root_where_the_servers_account_is_shut_out(home: Path) -> None:
+    closed = home / "closed"
+    closed.mkdir(mode=0o700)
+    with DevStack(closed / "stack") as stack:
+        remember(stack, "kept")
+        data = stack.postgres.data
+        assert psutil.Process(stack._running[0][0].pid).uids().real != 0
+    try:
+        assert not data.is_relative_to(home)
+        with DevStack(closed / "stack") as stack:
+            assert remembered(stack) == ["kept"]
+    finally:
+        shutil.rmtree(data.parent.parent)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
+def test_programs_out_of_reach_are_copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a virtual environment below a 0700 directory: nothing runs from where it lies.
+    monkeypatch.setattr(ServerPlace, "_runs", lambda *_: False)
+    with DevStack(home) as stack:
+        names = {psutil.Process(process.pid).exe() for process, _ in stack._running}
+        assert all(name.startswith(str(stack.home / "programs")) for name in names)
+
+
+def test_free_ports_run_out_with_an_error(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.create()
+    with pytest.raises(OSError, match="no free port"):
+        home.choose_port("x", free=lambda _: False)
