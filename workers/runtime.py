@@ -10,7 +10,6 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg_pool import PoolTimeout
 
 from vestry.lanes import LANES, Latency
 from workers.executor import Executor, Opened
@@ -56,12 +55,19 @@ class Runtime:
         threading.Thread(target=self._feed_suspects, name="feeder-suspects", daemon=True).start()
 
     def hinted(self, lane: str, kind: str, job_id: UUID) -> Finished | None:
-        """Run the batch that a hint is the first of; None if the job is not to be had."""
-        if self._draining.is_set():
+        """Run the batch that a hint is the first of; None if the job is not to be had.
+
+        A message may be forged: a lane this process does not serve is none of its business.
+        """
+        if self._draining.is_set() or lane not in self._wake:
             return None
         self._slots.acquire(lane, kind, wait=True)
         try:
             return self._step(lane, kind, hint=job_id)
+        except psycopg.Error as error:
+            # Not the job's fault, and not its end: a feeder or the reconciler takes it from here.
+            log.warning("hinted job left to others (%s)", type(error).__name__)
+            return None
         finally:
             self._slots.release(lane, kind)
             if LANES[lane].latency != Latency.INTERACTIVE:
@@ -75,7 +81,7 @@ class Runtime:
         for lease in self._executor.heart.held():
             try:
                 self._executor.hand_back(lease)
-            except (psycopg.Error, PoolTimeout) as error:
+            except psycopg.Error as error:
                 log.warning("lease not handed back (%s); it will expire", type(error).__name__)
 
     def _step(
@@ -131,7 +137,7 @@ class Runtime:
                 continue
             try:
                 found = self._step(lane, kind) is not None or found
-            except (psycopg.Error, PoolTimeout) as error:
+            except psycopg.Error as error:
                 log.warning("no work to be had (%s)", type(error).__name__)
                 self._draining.wait(self._settings.poll_s)
                 return False
@@ -145,7 +151,7 @@ class Runtime:
                 for lane, kind in self._suspects():
                     while self._step(lane, kind, suspect=True) is not None:
                         pass
-            except (psycopg.Error, PoolTimeout) as error:
+            except psycopg.Error as error:
                 log.warning("suspects not looked for (%s)", type(error).__name__)
 
     def _suspects(self) -> list[tuple[str, str]]:

@@ -1,0 +1,275 @@
+"""The whole stack with real worker processes, killed, drained, flushed and crashed.
+
+The `echo` backend stands in for a model: only a fake can crash, hang or refuse on request.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from vestry import Document, Embedding, IndexResult, JobFailed, Vestry
+from vestry.results import JobRef
+from workers.detached import Detached, start_detached
+from workers.home import Home
+from workers.valkey_server import ValkeyServer
+
+LEASE_S = 3.0
+SETTINGS = {
+    "VESTRY_EMBEDDING_BACKEND": "echo",
+    "VESTRY_LEASE_S": str(LEASE_S),
+    "VESTRY_HEARTBEAT_S": "0.5",
+    "VESTRY_BACKOFF_CAP_S": "0.2",
+}
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Detached]:
+    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
+    try:
+        with start_detached(home, SETTINGS, flower=False) as running:
+            yield running
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def vestry(up: Detached) -> Iterator[Vestry]:
+    client = up.client
+    with Vestry(client["database_url"], client["keyring"]) as vestry:
+        yield vestry
+
+
+@pytest.fixture
+def conn(up: Detached) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
+        yield conn
+
+
+def submit(vestry: Vestry, conn: Any, *texts: str, **options: Any) -> JobRef:
+    options = {"owner": "ann", "privacy": "private", "latency": "interactive"} | options
+    return vestry.enqueue(conn, Embedding(texts=list(texts)), **options)
+
+
+def eventually(check: Callable[[], bool], within: float = 20.0) -> None:
+    until = time.monotonic() + within
+    while not check():
+        assert time.monotonic() < until, "it did not come about in time"
+        time.sleep(0.05)
+
+
+def state(vestry: Vestry, job: JobRef) -> str:
+    return vestry.status(job).state
+
+
+@pytest.mark.parametrize("privacy", ["private", "shareable"])
+@pytest.mark.parametrize("latency", ["interactive", "bulk"])
+def test_a_job_of_each_lane_comes_back(
+    vestry: Vestry, conn: Any, privacy: str, latency: str
+) -> None:
+    job = submit(vestry, conn, "one text", "another", privacy=privacy, latency=latency)
+    result = vestry.wait(job, timeout=20)
+    assert len(result.vectors) == 2
+    assert len(result.vectors[0]) == 384
+    status = vestry.status(job)
+    assert (status.state, status.attempt) == ("succeeded", 1)
+
+
+def test_documents_are_found_by_their_owner_alone_and_gone_when_deleted(
+    vestry: Vestry, conn: Any
+) -> None:
+    entry = Document("We walked along the river to the fair.", id="a1", date="1660-05-01")
+    job = vestry.enqueue(
+        conn, Embedding(documents=[entry], source="diary"), owner="ann", privacy="private"
+    )
+    result = vestry.wait(job, timeout=20)
+    assert isinstance(result, IndexResult)
+    assert (result.documents, result.embedded, result.unchanged) == (1, 1, 0)
+
+    hits = vestry.search("river fair", owner="ann", privacy="private")
+    assert [(h.document, h.date, h.text) for h in hits] == [("a1", "1660-05-01", entry.text)]
+    assert not list(vestry.search("river fair", owner="bob", privacy="private"))
+
+    again = vestry.enqueue(
+        conn, Embedding(documents=[entry], source="diary"), owner="ann", privacy="private"
+    )
+    result = vestry.wait(again, timeout=20)
+    assert isinstance(result, IndexResult)
+    assert (result.embedded, result.unchanged) == (0, 1)
+
+    vestry.delete_documents(conn, owner="ann", privacy="private", source="diary", ids=["a1"])
+    assert not list(vestry.search("river fair", owner="ann", privacy="private"))
+
+
+def test_a_failing_job_is_retried_and_then_dead(vestry: Vestry, conn: Any) -> None:
+    job = submit(vestry, conn, "echo!unavailable", max_attempts=3)
+    with pytest.raises(JobFailed) as failed:
+        vestry.wait(job, timeout=30)
+    assert failed.value.code == "backend_unavailable"
+    assert vestry.status(job).attempt == 3
+    outcomes = conn.execute(
+        "SELECT outcome FROM vestry.receipts WHERE job_id = %s ORDER BY attempt", [job.id]
+    ).fetchall()
+    assert [o[0] for o in outcomes] == ["retry", "retry", "dead"]
+
+
+def test_a_job_that_crashes_its_process_dies_alone(vestry: Vestry, conn: Any) -> None:
+    vestry.pause_lane("private.bulk.gpu")
+    innocents = [submit(vestry, conn, f"text {n}", latency="bulk") for n in range(5)]
+    poison = submit(vestry, conn, "echo!exit", latency="bulk")
+    innocents += [submit(vestry, conn, f"more {n}", latency="bulk") for n in range(5)]
+    vestry.resume_lane("private.bulk.gpu")
+    with pytest.raises(JobFailed) as failed:
+        vestry.wait(poison, timeout=90)
+    assert failed.value.code == "crashed"
+    for job in innocents:
+        vestry.wait(job, timeout=60)
+
+
+def test_cancelling_queued_and_running_jobs(vestry: Vestry, conn: Any) -> None:
+    running = submit(vestry, conn, "echo!sleep=2")
+    eventually(lambda: state(vestry, running) == "running")
+    later = submit(vestry, conn, "x", run_at=_in(60))
+    assert set(vestry.cancel([running, later]).values()) == {"cancelled"}
+    assert state(vestry, running) == state(vestry, later) == "cancelled"
+
+    def receipt() -> list[Any]:
+        return conn.execute(
+            "SELECT outcome FROM vestry.receipts WHERE job_id = %s", [running.id]
+        ).fetchall()
+
+    eventually(lambda: receipt() == [("refused",)])
+    assert state(vestry, running) == "cancelled"
+
+
+def test_a_deadline_passes(vestry: Vestry, conn: Any) -> None:
+    job = submit(vestry, conn, "x", run_at=_in(60), deadline=_in(0.5))
+    eventually(lambda: state(vestry, job) == "expired")
+
+
+def test_a_scheduled_job_runs_when_its_time_has_come(vestry: Vestry, conn: Any) -> None:
+    job = submit(vestry, conn, "x", run_at=_in(1.0))
+    time.sleep(0.5)
+    assert state(vestry, job) == "queued"
+    vestry.wait(job, timeout=10)
+
+
+def test_a_document_deleted_while_it_is_embedded_stays_deleted(vestry: Vestry, conn: Any) -> None:
+    job = vestry.enqueue(
+        conn,
+        Embedding(documents=[Document("echo!sleep=2 meadow", id="gone")], source="diary"),
+        owner="dan",
+        privacy="private",
+    )
+    eventually(lambda: state(vestry, job) == "running")
+    vestry.delete_documents(conn, owner="dan", privacy="private", source="diary", ids=["gone"])
+    eventually(lambda: state(vestry, job) == "superseded")
+    assert not list(vestry.search("meadow", owner="dan", privacy="private"))
+
+
+def test_a_newer_version_wins_over_one_being_embedded(vestry: Vestry, conn: Any) -> None:
+    def enqueue(text: str) -> JobRef:
+        return vestry.enqueue(
+            conn,
+            Embedding(documents=[Document(text, id="d")], source="diary"),
+            owner="eve",
+            privacy="private",
+        )
+
+    old = enqueue("echo!sleep=2 the old version")
+    eventually(lambda: state(vestry, old) == "running")
+    new = enqueue("the new version")
+    vestry.wait(new, timeout=20)
+    eventually(lambda: state(vestry, old) == "superseded")
+    hits = list(vestry.search("version", owner="eve", privacy="private"))
+    assert [h.text for h in hits] == ["the new version"]
+
+
+def test_draining_a_worker_hands_its_jobs_back_and_costs_no_attempt(
+    up: Detached, vestry: Vestry, conn: Any
+) -> None:
+    job = submit(vestry, conn, "echo!sleep=2")
+    eventually(lambda: state(vestry, job) == "running")
+    pid = up.pid("private-interactive-gpu")
+    assert pid is not None
+    begun = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: state(vestry, job) == "queued", within=1.5)
+    assert time.monotonic() - begun < 1.5
+    vestry.wait(job, timeout=30)
+    assert vestry.status(job).attempt == 1
+
+
+def _flush(up: Detached) -> None:
+    server = ValkeyServer(Home(up.home))
+    for user in ("private", "shareable"):
+        with redis.Redis.from_url(server.url(user)) as broker:
+            for key in broker.scan_iter(match=f"vestry.{user}.*", count=1000):
+                broker.delete(key)
+
+
+@pytest.mark.parametrize(
+    "victim",
+    ["private-bulk-gpu", "private-interactive-gpu", "dispatcher", "reconciler", "valkey",
+     "postgres", "broker-contents"],
+)  # fmt: skip
+def test_killing_any_child_during_an_index_loses_and_repeats_nothing(
+    up: Detached, vestry: Vestry, conn: Any, victim: str
+) -> None:
+    owner = f"kill-{victim}"
+    jobs = vestry.enqueue_many(
+        conn,
+        (
+            Embedding(
+                documents=[
+                    Document(f"entry {n} {k} echo!sleep=0.02", id=f"{n}.{k}") for k in range(4)
+                ],
+                source="diary",
+            )
+            for n in range(60)
+        ),
+        owner=owner,
+        privacy="private",
+    )
+    time.sleep(0.5)
+    if victim == "broker-contents":
+        _flush(up)
+    else:
+        pid = up.pid(victim)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    def finished() -> bool:
+        try:
+            return all(s.state == "succeeded" for s in vestry.statuses(jobs))
+        except Exception:  # the database itself may be the victim
+            return False
+
+    eventually(finished, within=60)
+    totals = [vestry.result(job) for job in jobs]
+    assert sum(t.documents for t in totals) == 240
+    assert sum(t.embedded for t in totals) == 240
+    with psycopg.connect(up.client["database_url"]) as fresh:
+        fresh.execute("SELECT set_config('vestry.owners', %s, true)", [f"{{{owner}}}"])
+        counted = fresh.execute(
+            """SELECT (SELECT count(*) FROM vestry.private_documents WHERE owner = %(o)s),
+                      (SELECT count(*) FROM vestry.private_chunks WHERE owner = %(o)s),
+                      (SELECT count(*) FROM vestry.private_embeddings WHERE owner = %(o)s)""",
+            {"o": owner},
+        ).fetchone()
+    assert counted == (240, 240, 240)
+
+
+def _in(seconds: float) -> dt.datetime:
+    return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
