@@ -5,6 +5,7 @@ SQLAlchemy is recognised by its shape and never imported.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -28,11 +29,14 @@ def sync_connection(conn: SyncConnection) -> psycopg.Connection[Any]:
     if isinstance(conn, psycopg.Connection):
         return conn
     inner = getattr(conn, "connection", None)
-    if callable(inner):
-        # A Session: this also begins its transaction, so that its commit commits ours.
-        inner = getattr(inner(), "connection", None)
-    driver = getattr(inner, "driver_connection", None)
+    # A Session hands out its Connection, and with it begins its transaction.
+    connection = inner() if callable(inner) else conn
+    driver = getattr(getattr(connection, "connection", None), "driver_connection", None)
     if isinstance(driver, psycopg.Connection):
+        # Work done past SQLAlchemy does not begin its transaction, and without one its commit()
+        # does nothing.
+        if not connection.in_transaction():
+            connection.begin()
         return driver
     raise InvalidInput("conn", "is no psycopg 3 connection, nor a SQLAlchemy session on psycopg 3")
 
@@ -45,12 +49,14 @@ async def async_connection(conn: AsyncConnectionLike) -> psycopg.AsyncConnection
     """
     if isinstance(conn, psycopg.AsyncConnection):
         return conn
-    connection = getattr(conn, "connection", None)
-    inner = await connection() if callable(connection) else conn
-    raw = getattr(inner, "get_raw_connection", None)
+    inner = getattr(conn, "connection", None)
+    connection = await inner() if inspect.iscoroutinefunction(inner) else conn
+    raw = getattr(connection, "get_raw_connection", None)
     if callable(raw):
         driver = getattr(await raw(), "driver_connection", None)
         if isinstance(driver, psycopg.AsyncConnection):
+            if not connection.in_transaction():
+                await connection.begin()
             return driver
     raise InvalidInput(
         "conn", "is no psycopg 3 AsyncConnection, nor a SQLAlchemy AsyncSession on psycopg 3"
