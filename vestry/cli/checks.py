@@ -20,8 +20,7 @@ import psycopg
 
 from vestry.cli.check import Check
 from vestry.cli.stack_checks import stack
-from vestry.errors import VestryError
-from vestry.keyring import KeyRing
+from vestry.errors import KeyRingError, VestryError
 from vestry.lanes import LANES
 from vestry.settings import Settings, home, resolve
 
@@ -55,9 +54,8 @@ def all_checks() -> Iterator[Check]:
     """Everything, in the order a person would ask."""
     yield python()
     yield from packages()
-    found, check = settings()
-    yield check
-    yield key_ring(found)
+    found, checks = settings()
+    yield from checks
     if found is not None:
         yield from database(found)
     yield from broker()
@@ -85,30 +83,25 @@ def packages() -> Iterator[Check]:
         yield Check(f"packages.{extra}", len(missing) in {0, len(names)}, detail)
 
 
-def settings() -> tuple[Settings | None, Check]:
-    """Whether it is known which database to use."""
+def settings() -> tuple[Settings | None, tuple[Check, Check]]:
+    """Whether it is known which database to use, and the file private content is sealed with."""
     source = "VESTRY_DATABASE_URL" if os.environ.get("VESTRY_DATABASE_URL") else "client.json"
+    told = Check("settings", True, f"from {source}")
     described = home() / "client.json"
     if source == "client.json" and described.exists() and _open_to_others(described):
-        return None, Check("settings", False, f"{described} can be read by others: chmod 600")
+        told = Check("settings", False, f"{described} can be read by others: chmod 600")
     try:
-        return resolve(), Check("settings", True, f"from {source}")
+        found = resolve()
+    except KeyRingError as error:
+        return None, (told, Check("key ring", False, str(error)))
     except VestryError as error:
-        return None, Check("settings", False, str(error))
-
-
-def key_ring(found: Settings | None) -> Check:
-    """The file that private content is sealed with."""
-    named = os.environ.get("VESTRY_KEYRING_FILE")
-    if found is not None and found.keyring is not None:
-        return Check("key ring", True, "present, mode 0600")
-    if named:
-        try:
-            KeyRing.load(named)
-        except VestryError as error:
-            return Check("key ring", False, str(error))
-        return Check("key ring", True, "present, mode 0600")
-    return Check("key ring", True, "none named: shareable content alone can be used")
+        return None, (
+            Check("settings", False, str(error)),
+            Check("key ring", True, "not looked for: there are no settings"),
+        )
+    if found.keyring is None:
+        return found, (told, Check("key ring", True, "none named: for shareable content alone"))
+    return found, (told, Check("key ring", True, "present, mode 0600"))
 
 
 def database(found: Settings) -> Iterator[Check]:
