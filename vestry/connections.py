@@ -49,8 +49,10 @@ async def async_connection(conn: AsyncConnectionLike) -> psycopg.AsyncConnection
     """
     if isinstance(conn, psycopg.AsyncConnection):
         return conn
-    inner = getattr(conn, "connection", None)
-    connection = await inner() if inspect.iscoroutinefunction(inner) else conn
+    connection = conn
+    if not hasattr(conn, "get_raw_connection"):
+        inner = getattr(conn, "connection", None)
+        connection = await inner() if inspect.iscoroutinefunction(inner) else None
     raw = getattr(connection, "get_raw_connection", None)
     if callable(raw):
         driver = getattr(await raw(), "driver_connection", None)
