@@ -45,10 +45,10 @@ def break_long_words(text: str, longest_word: int | None) -> Broken:
     breaks: list[int] = []
     for match in _candidates(longest_word).finditer(text):
         word = match.group()
-        ascii_only = word.isascii()
-        size = len(word) if ascii_only else len(unicodedata.normalize("NFD", word))
+        size = len(word) if word.isascii() else len(unicodedata.normalize("NFD", word))
         if size > longest_word:
-            step = longest_word if ascii_only else max(1, longest_word // EXPANSION)
+            # Short enough for any script; and the tokenizers' time grows with a word's square.
+            step = max(1, longest_word // EXPANSION)
             breaks.extend(range(match.start() + step, match.end(), step))
     if not breaks:
         return Broken(text)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from inference.errors import BadRequest
+
 _UNBOUNDED = 1_000_000
 """Tokenizers without a limit say 10^30; anything from here on is none."""
 _FALLBACK_MAX_TOKENS = 512
@@ -45,14 +47,27 @@ class ModelTokenizer:
         """Tokens of each text with its special tokens.
 
         Raises:
-            UnicodeEncodeError: a text holds half a surrogate pair.
+            BadRequest: texts, whose places it has, hold half a surrogate pair.
         """
         if not texts:
             return []
         if self.fast is not None:
-            return [len(encoding) for encoding in self.fast.encode_batch_fast(list(texts))]
+            try:
+                return [len(encoding) for encoding in self.fast.encode_batch_fast(list(texts))]
+            except (TypeError, UnicodeEncodeError):
+                places = [place for place, text in enumerate(texts) if not _is_unicode(text)]
+                # The original error holds the text.
+                raise BadRequest("a text is not valid Unicode", indices=places) from None
         rows = self._slow(list(texts), add_special_tokens=True, truncation=False)["input_ids"]
         return [len(row) for row in rows]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _longest_word(fast: Any | None) -> int | None:

@@ -13,7 +13,6 @@ import numpy as np
 
 from inference.device_thread import DeviceThread
 from inference.errors import (
-    BadRequest,
     BadVectors,
     DeviceMissing,
     InferenceFailed,
@@ -168,12 +167,7 @@ class SentenceTransformersBackend:
 
     def _count(self, prepared: Sequence[str], input: InputType) -> list[int]:  # noqa: A002
         prefix = self._prefixes[input]
-        try:
-            return self._tokenizer.count([prefix + text for text in prepared])
-        except UnicodeEncodeError:
-            places = [place for place, text in enumerate(prepared) if not _encodable(text)]
-            # The original error holds the text.
-            raise BadRequest("a text is not valid Unicode", indices=places) from None
+        return self._tokenizer.count([prefix + text for text in prepared])
 
     def _forward(self, texts: list[str], input: InputType) -> Callable[[], Vectors]:  # noqa: A002
         """The work of one batch, for the device's thread.
@@ -284,11 +278,3 @@ def _load(files: ModelFiles, device: str, dtype: Any) -> Any:
 def _halves(places: list[int]) -> list[list[int]]:
     middle = (len(places) + 1) // 2
     return [places[middle:], places[:middle]]
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

