@@ -41,7 +41,7 @@ class Job:
     latency: str
     attempt: int
     model: str | None
-    payload: Mapping[str, Any]
+    payload: Mapping[str, Any] = field(repr=False)
     documents: tuple[DocumentRef, ...] = ()
 
 
@@ -52,9 +52,9 @@ class Chunk:
     ordinal: int
     start: int
     end: int
-    text: str
+    text: str = field(repr=False)
     """Always given (it is hashed); stored only where the job keeps text."""
-    vector: Sequence[float]
+    vector: Sequence[float] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class IndexDocument:
     source: str
     space_id: int
     content_hash: bytes
-    detail: Mapping[str, Any]
+    detail: Mapping[str, Any] = field(repr=False)
     """External id, date, metadata: sealed in private lanes."""
     chunks: Sequence[Chunk]
     keep_text: bool
@@ -99,7 +99,7 @@ class Succeeded:
     knows whether an effect still stood.
     """
 
-    result: dict[str, Any]
+    result: dict[str, Any] = field(repr=False)
     effects: tuple[IndexDocument | ConfirmDocument, ...] = ()
     served: Served | None = None
 

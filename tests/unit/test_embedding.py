@@ -1,0 +1,400 @@
+"""The embedding kind's handler, on the fake backend."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+import numpy as np
+import pytest
+
+from inference.echo import EchoBackend
+from inference.errors import Unavailable
+from tasks.embedding import EmbeddingHandler
+from tasks.protocol import (
+    ConfirmDocument,
+    Context,
+    DocumentRef,
+    Failed,
+    IndexDocument,
+    Job,
+    Outcome,
+    Succeeded,
+)
+from tasks.registry import handlers
+
+SPACE_ID = 17
+SECRET = "sekrit-token"
+
+
+class Recording(EchoBackend):
+    """Remembers what it was asked."""
+
+    def __init__(self, model: str | None = None) -> None:
+        super().__init__(model)
+        self.calls: list[tuple[list[str], str, bool]] = []
+
+    def embed(self, texts: Sequence[str], input: Any = "document", *, urgent: bool = False) -> Any:  # noqa: A002
+        self.calls.append((list(texts), input, urgent))
+        return super().embed(texts, input, urgent=urgent)
+
+    @property
+    def asked(self) -> list[str]:
+        return [text for texts, _, _ in self.calls for text in texts]
+
+
+class Abandoning:
+    def __init__(self, *gone: UUID) -> None:
+        self.gone = set(gone)
+
+    def abandoned(self, job_id: UUID) -> bool:
+        return job_id in self.gone
+
+
+def digest(purpose: str, data: bytes) -> bytes:
+    return hashlib.sha256(purpose.encode() + b"\0" + data).digest()
+
+
+def context(*gone: UUID) -> Context:
+    return Context(Abandoning(*gone), {"alice": digest, "bob": digest})
+
+
+def job(payload: Any, *refs: DocumentRef, owner: str = "alice", **more: Any) -> Job:
+    fields: dict[str, Any] = {
+        "id": uuid4(), "kind": "embedding", "task": None, "owner": owner, "privacy": "private",
+        "latency": "bulk", "attempt": 1, "model": None, "payload": payload, "documents": refs,
+    }  # fmt: skip
+    return Job(**fields | more)
+
+
+def ref(
+    indexed_hash: bytes | None = None, indexed_space: str | None = None, *, current: bool = True
+) -> DocumentRef:
+    return DocumentRef(uuid4(), 3, indexed_hash, indexed_space, current)
+
+
+def texts_job(*texts: str, **more: Any) -> Job:
+    return job({"texts": list(texts), "input": more.pop("input", "document")}, **more)
+
+
+def documents_job(*texts: Any, refs: Sequence[DocumentRef] = (), **more: Any) -> Job:
+    documents = [
+        text if isinstance(text, dict) else {"text": text, "id": str(place), "date": None}
+        for place, text in enumerate(texts)
+    ]
+    payload = {"documents": documents, "source": "diary", "keep_text": more.pop("keep_text", True)}
+    return job(payload, *(refs or [ref() for _ in texts]), **more)
+
+
+def run(backend: EchoBackend, *jobs: Job, context: Context = context()) -> list[Outcome]:  # noqa: B008
+    outcomes = list(EmbeddingHandler(backend, SPACE_ID)(jobs, context))
+    assert len(outcomes) == len(jobs)
+    return outcomes
+
+
+def succeeded(outcome: Outcome) -> Succeeded:
+    assert isinstance(outcome, Succeeded), outcome
+    json.dumps(outcome.result, allow_nan=False)
+    return outcome
+
+
+def failed(outcome: Outcome) -> Failed:
+    assert isinstance(outcome, Failed), outcome
+    assert SECRET not in outcome.message
+    return outcome
+
+
+def indexed(outcome: Outcome) -> list[IndexDocument]:
+    return [e for e in succeeded(outcome).effects if isinstance(e, IndexDocument)]
+
+
+def test_texts_come_back_as_vectors_in_their_order() -> None:
+    backend = Recording()
+    texts = ["a long text that sorts first among these", "b", "mid size"]
+    (outcome,) = run(backend, texts_job(*texts))
+    result = succeeded(outcome).result
+    assert result["space"] == backend.space.name
+    assert np.allclose(result["vectors"], EchoBackend().embed(texts), atol=1e-7)
+    assert len(json.dumps(result["vectors"][0])) < 384 * 14
+    served = succeeded(outcome).served
+    assert served is not None
+    assert (served.backend, served.model, served.locality) == ("echo", "echo", "local")
+    assert served.input_tokens == sum(EchoBackend().count_tokens(texts))
+
+
+def test_queries_are_embedded_as_queries_and_interactive_jobs_are_urgent() -> None:
+    backend = Recording()
+    run(backend, texts_job("where did he dine", input="query", latency="interactive"))
+    assert backend.calls == [(["where did he dine"], "query", True)]
+    run(backend, texts_job("where did he dine"))
+    assert backend.calls[1:] == [(["where did he dine"], "document", False)]
+
+
+def test_a_text_is_embedded_once_however_often_it_is_asked_for() -> None:
+    backend = Recording()
+    outcomes = run(
+        backend,
+        texts_job("same", "same", "other"),
+        texts_job("same", owner="bob"),
+        documents_job("same", "  same\n"),
+    )
+    assert sorted(backend.asked) == ["other", "same"]
+    vectors = succeeded(outcomes[0]).result["vectors"]
+    assert vectors[0] == vectors[1] == succeeded(outcomes[1]).result["vectors"][0]
+    assert len(indexed(outcomes[2])) == 2
+
+
+def test_documents_become_chunks_with_offsets_and_detail() -> None:
+    backend = EchoBackend()
+    text = "  Up betimes, é and 💡 to the office. " * 60
+    metadata = {"weather": "rain"}
+    document = {"text": text, "id": "x1", "date": "1660-01-01", "metadata": metadata}
+    (outcome,) = run(backend, documents_job(document))
+    (effect,) = indexed(outcome)
+    assert effect.source == "diary"
+    assert effect.space_id == SPACE_ID
+    assert effect.generation == 3
+    assert effect.keep_text is True
+    assert effect.detail == {"id": "x1", "date": "1660-01-01", "metadata": metadata}
+    assert [chunk.ordinal for chunk in effect.chunks] == list(range(len(effect.chunks)))
+    assert len(effect.chunks) > 1
+    for chunk in effect.chunks:
+        assert text[chunk.start : chunk.end] == chunk.text
+        assert np.allclose(chunk.vector, backend.embed([chunk.text])[0])
+    assert succeeded(outcome).result == {
+        "documents": 1, "chunks": len(effect.chunks), "embedded": 1, "unchanged": 0,
+        "superseded": 0, "failed": [], "space": backend.space.name,
+    }  # fmt: skip
+
+
+def test_unchanged_content_in_the_same_space_is_confirmed_and_not_embedded() -> None:
+    backend = Recording()
+    (first,) = run(backend, documents_job("entry"))
+    (effect,) = indexed(first)
+    backend.calls.clear()
+    stored = ref(effect.content_hash, backend.space.name)
+    (again,) = run(backend, documents_job("entry", refs=[stored]))
+    assert backend.asked == []
+    assert succeeded(again).effects == (ConfirmDocument(stored.document_id, 3),)
+    assert succeeded(again).result["unchanged"] == 1
+    assert succeeded(again).result["embedded"] == 0
+    assert succeeded(again).served is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": "another"}, {"id": "other"}, {"date": "1660-01-02"}, {"metadata": {"a": 1}},
+    ],
+)  # fmt: skip
+def test_any_changed_field_is_indexed_again(change: dict[str, Any]) -> None:
+    backend = Recording()
+    document = {"text": "entry", "id": "0", "date": None, "metadata": None}
+    (first,) = run(backend, documents_job(document))
+    stored = ref(indexed(first)[0].content_hash, backend.space.name)
+    (again,) = run(backend, documents_job(document | change, refs=[stored]))
+    assert len(indexed(again)) == 1
+
+
+def test_keep_text_or_another_space_index_again() -> None:
+    backend = Recording()
+    (first,) = run(backend, documents_job("entry"))
+    content_hash = indexed(first)[0].content_hash
+    here, elsewhere = ref(content_hash, backend.space.name), ref(content_hash, "other.space")
+    (outcome,) = run(backend, documents_job("entry", refs=[here], keep_text=False))
+    assert [effect.keep_text for effect in indexed(outcome)] == [False]
+    (outcome,) = run(backend, documents_job("entry", refs=[elsewhere]))
+    assert len(indexed(outcome)) == 1
+
+
+def test_a_document_that_moved_on_is_superseded_and_not_embedded() -> None:
+    backend = Recording()
+    (outcome,) = run(backend, documents_job("old", "new", refs=[ref(current=False), ref()]))
+    assert backend.asked == ["new"]
+    assert succeeded(outcome).result["superseded"] == 1
+    assert len(succeeded(outcome).effects) == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [
+        ("echo!nan", "bad_vector"),
+        ("echo!zero", "bad_vector"),
+        ("echo!wrong-dimension", "bad_vector"),
+        ("echo!bad-request", "bad_request"),
+        ("echo!out-of-memory", "out_of_memory"),
+        ("   \n", "empty_text"),
+        (f"{SECRET}\0", "bad_text"),
+        (f"{SECRET}\ud800", "bad_text"),
+        ({"text": 7}, "bad_text"),
+        ({"text": "fine", "date": 1660}, "bad_document"),
+        ({"text": "fine", "metadata": [SECRET]}, "bad_document"),
+        (["not an object"], "bad_document"),
+    ],
+)
+def test_a_bad_document_spoils_no_neighbour(bad: Any, code: str) -> None:
+    texts: list[Any] = ["one", "two", bad, "three", "four"]
+    payload = documents_job("one", "two", "x", "three", "four").payload
+    payload["documents"][2] = {"text": bad, "id": "2"} if isinstance(bad, str) else bad
+    outcomes = run(
+        EchoBackend(),
+        documents_job("before"),
+        job(payload, *[ref() for _ in texts]),
+        texts_job("after"),
+    )
+    result = succeeded(outcomes[1]).result
+    assert [(entry["index"], entry["code"]) for entry in result["failed"]] == [(2, code)]
+    assert SECRET not in json.dumps(result)
+    assert [e.chunks[0].text for e in indexed(outcomes[1])] == ["one", "two", "three", "four"]
+    for effect in indexed(outcomes[1]):
+        assert np.allclose(effect.chunks[0].vector, EchoBackend().embed([effect.chunks[0].text])[0])
+    succeeded(outcomes[0])
+    succeeded(outcomes[2])
+
+
+def test_a_job_fails_only_if_all_of_its_documents_do() -> None:
+    (outcome,) = run(EchoBackend(), documents_job("echo!nan", " "))
+    assert failed(outcome).code == "bad_vector"
+    assert "all 2 documents" in failed(outcome).message
+    assert not failed(outcome).retryable
+
+
+def test_a_text_that_does_not_fit_names_its_place_and_the_way_out() -> None:
+    backend = Recording()
+    outcomes = run(backend, texts_job("fine", SECRET * 400), texts_job("neighbour"))
+    assert failed(outcomes[0]).code == "too_long"
+    assert "text 1" in failed(outcomes[0]).message
+    assert "documents=" in failed(outcomes[0]).message
+    assert not failed(outcomes[0]).retryable
+    assert len(succeeded(outcomes[1]).result["vectors"]) == 1
+
+
+def test_a_text_with_a_bad_vector_fails_its_own_job_only() -> None:
+    outcomes = run(EchoBackend(), texts_job("ok", "echo!nan"), texts_job("ok"), texts_job("more"))
+    assert failed(outcomes[0]).code == "bad_vector"
+    assert [type(outcome) for outcome in outcomes[1:]] == [Succeeded, Succeeded]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "retryable", "retry_after"),
+    [
+        ("unavailable", "backend_unavailable", True, None),
+        ("rate-limited=7", "rate_limited", True, 7.0),
+        ("refused", "backend_refused", False, None),
+    ],
+)
+def test_a_backend_that_is_away_fails_the_jobs_as_a_whole(
+    fault: str, code: str, *, retryable: bool, retry_after: float | None
+) -> None:
+    outcomes = run(EchoBackend(), documents_job("one", f"echo!{fault}"), texts_job("two"))
+    for outcome in outcomes:
+        assert failed(outcome).code == code
+        assert failed(outcome).retryable is retryable
+        assert failed(outcome).retry_after == retry_after
+
+
+def test_what_was_embedded_before_an_outage_is_kept() -> None:
+    class Failing(Recording):
+        call_tokens = 1
+
+        def embed(self, texts: Sequence[str], *args: Any, **more: Any) -> Any:
+            if len(self.calls) == 1:
+                raise Unavailable
+            return super().embed(texts, *args, **more)
+
+    outcomes = run(Failing(), texts_job("short"), texts_job("a longer one, so embedded first"))
+    assert failed(outcomes[0]).retryable
+    succeeded(outcomes[1])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        None, [], "text", {}, {"texts": None}, {"texts": "abc"}, {"texts": []}, {"texts": [1]},
+        {"texts": [""]}, {"texts": ["a\0"]}, {"texts": ["a"], "input": "image"},
+        {"texts": ["a"], "documents": [{"text": "a"}]}, {"documents": [{"text": "a"}]},
+        {"documents": {}, "source": "s"}, {"documents": [], "source": "s"},
+        {"documents": [{"text": "a"}], "source": "s"},
+        {"documents": [{"text": "a"}], "source": "s", "keep_text": "no"},
+    ],
+)  # fmt: skip
+def test_a_malformed_payload_fails_alone(payload: Any) -> None:
+    outcomes = run(EchoBackend(), texts_job("before"), job(payload), texts_job("after"))
+    assert failed(outcomes[1]).code == "bad_payload"
+    assert not failed(outcomes[1]).retryable
+    succeeded(outcomes[0])
+    succeeded(outcomes[2])
+
+
+def test_an_unknown_model_fails_and_the_known_one_is_named() -> None:
+    space = EchoBackend().space
+    outcomes = run(
+        EchoBackend(),
+        texts_job("a", model=SECRET),
+        texts_job("a", model="echo"),
+        texts_job("a", model=space.name),
+    )
+    assert failed(outcomes[0]).code == "unknown_model"
+    assert space.name in failed(outcomes[0]).message
+    succeeded(outcomes[1])
+    succeeded(outcomes[2])
+
+
+def test_an_abandoned_job_costs_nothing_more() -> None:
+    backend = Recording()
+    gone = texts_job("gone", "shared")
+    outcomes = run(backend, gone, texts_job("shared", "stays"), context=context(gone.id))
+    assert failed(outcomes[0]).code == "abandoned"
+    assert sorted(backend.asked) == ["shared", "stays"]
+
+
+def test_a_job_abandoned_on_the_way_is_dropped_between_calls() -> None:
+    on_the_way = Abandoning()
+
+    class Cancelling(Recording):
+        call_tokens = 300
+        after: Callable[[], None] = staticmethod(lambda: None)
+
+        def embed(self, texts: Sequence[str], *args: Any, **more: Any) -> Any:
+            self.after()
+            return super().embed(texts, *args, **more)
+
+    backend = Cancelling()
+    cancelled = documents_job(*[f"{n} " + "word " * 150 for n in range(10)])
+    backend.after = lambda: on_the_way.gone.add(cancelled.id)  # type: ignore[method-assign]
+    outcomes = run(
+        backend, cancelled, texts_job("tiny"), context=Context(on_the_way, {"alice": digest})
+    )
+    assert failed(outcomes[0]).code == "abandoned"
+    assert failed(outcomes[0]).retryable
+    succeeded(outcomes[1])
+    assert len(backend.asked) < 6
+
+
+def test_an_error_outside_the_family_is_the_runners_to_handle() -> None:
+    with pytest.raises(RuntimeError):
+        run(EchoBackend(), texts_job("echo!raise"))
+
+
+def test_an_empty_batch_is_no_work() -> None:
+    backend = Recording()
+    assert run(backend) == []
+    assert backend.calls == []
+
+
+def test_reprs_show_no_text() -> None:
+    from tasks.embedding_plans import plan_of  # noqa: PLC0415
+
+    for one in (texts_job(SECRET), documents_job(SECRET)):
+        assert SECRET not in repr(plan_of(one))
+        assert SECRET not in repr(run(EchoBackend(), one))
+
+
+def test_the_registry_knows_the_kind() -> None:
+    known = handlers(EchoBackend(), SPACE_ID)
+    assert list(known) == ["embedding"]
+    (outcome,) = known["embedding"]([texts_job("a")], context())
+    succeeded(outcome)
