@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import psycopg
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
 from vestry.cli.failures import CommandError, ExitCode, explain
 from vestry.cli.output import Output, table
+from vestry.errors import VestryError
 from workers.children import FLOWER_USER, Options, Stack
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.devstack import ensure_keyring, prepare_database
@@ -29,8 +32,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the `vestry` command line."""
-    app.command("up")(up)
-    app.command("down")(down)
+    app.command("up", rich_help_panel="Workers")(up)
+    app.command("down", rich_help_panel="Workers")(down)
 
 
 def up(
@@ -97,8 +100,12 @@ def _foreground(home: Home, options: Options, timeout: float, output: Output) ->
         raise CommandError("not_started", str(error), ExitCode.UNAVAILABLE) from None
 
     def prepare() -> None:
-        prepare_database(stack.postgres)
-        ensure_keyring(home)
+        try:
+            prepare_database(stack.postgres)
+            ensure_keyring(home)
+        except (psycopg.Error, SQLAlchemyError, VestryError, OSError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise StartError(f"the database could not be prepared: {reason[0]}") from error
         stack.write_client_file()
 
     supervisor = Supervisor(home, specs, prepare_stage=prepare, tell=output.note)

@@ -20,7 +20,7 @@ CONFIG = """\
 bind 127.0.0.1
 protected-mode yes
 port {port}
-dir {directory}
+dir "{directory}"
 daemonize no
 save ""
 appendonly no
@@ -29,7 +29,7 @@ maxmemory-policy noeviction
 tcp-keepalive 60
 databases 1
 loglevel notice
-aclfile {acl}
+aclfile "{acl}"
 enable-debug-command no
 enable-module-command no
 """

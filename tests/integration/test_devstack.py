@@ -32,7 +32,9 @@ from workers.valkey_server import PRIVACIES
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="vestry-test-"))
+    # A name that a configuration file must quote.
+    path = Path(tempfile.mkdtemp(prefix="vestry tést-"))
+    path.chmod(0o755)
     yield path
     end_processes_of(path)
     shutil.rmtree(path, ignore_errors=True)

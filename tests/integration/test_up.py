@@ -1,0 +1,294 @@
+"""`vestry up` and `vestry down` with the real servers and processes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from workers.children import TUNABLES, worker_lanes
+from workers.detached import Detached, running_in, start_detached, sweep
+from workers.home import CHECKOUT, Home, HomeInUseError
+from workers.process import Identity, base_environment
+from workers.supervisor import StartError
+
+ECHO = {"VESTRY_EMBEDDING_BACKEND": "echo"}
+CONTROL = ("dispatcher", "reconciler")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="vestry-test-"))
+    yield path
+    if running := running_in(path):
+        running.supervisor.signal(signal.SIGKILL)
+    until(lambda: sweep_or_zero(path) == 0)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep_or_zero(home: Path) -> int:
+    try:
+        return sweep(home)
+    except HomeInUseError:
+        return 1
+
+
+def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass in time"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def family(running: Detached) -> list[int]:
+    """Every process of the stack, Postgres's own children included."""
+    found = [p.pid for p in psutil.Process(running.supervisor.pid).children(recursive=True)]
+    assert len(found) > 5
+    return found
+
+
+def vestry(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "workers.up", *arguments],
+        cwd=CHECKOUT,
+        env=base_environment() | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def write_and_read(running: Detached, word: str) -> list[str]:
+    url = (running.home / "secrets" / "postgres.postgres.password").read_text()
+    port = json.loads((running.home / "ports.json").read_text())["postgres"]
+    with psycopg.connect(f"postgresql://postgres:{url}@127.0.0.1:{port}/vestry") as conn:
+        conn.execute("CREATE TABLE IF NOT EXISTS public.kept (word text)")
+        conn.execute("INSERT INTO public.kept VALUES (%s)", [word])
+        return [row[0] for row in conn.execute("SELECT word FROM public.kept ORDER BY word")]
+
+
+def test_up_says_what_runs_and_down_leaves_nothing(home: Path) -> None:
+    up = vestry("up", "--detach", "--json", "--home", str(home), "--no-flower", "--only",
+                "dispatcher")  # fmt: skip
+    assert up.returncode == 0, up.stderr
+    document = json.loads(up.stdout)
+    running = running_in(home)
+    assert running is not None
+    pids = family(running)
+
+    assert [p["name"] for p in document["processes"]] == ["postgres", "valkey", "dispatcher"]
+    assert all(p["state"] == "ready" and alive(p["pid"]) for p in document["processes"])
+    assert document["supervisor_pid"] == running.supervisor.pid
+    assert stat.S_IMODE((home / "client.json").stat().st_mode) == 0o600
+    with psycopg.connect(running.client["database_url"]) as conn:
+        assert conn.execute("SELECT current_user").fetchone() == ("vestry_producer",)
+
+    second = vestry("up", "--home", str(home))
+    assert second.returncode == 3
+    assert second.stderr.strip() == (
+        f"Error: a stack is already running in {home} (pid {running.supervisor.pid})"
+    )
+
+    down = vestry("down", "--json", "--home", str(home))
+    assert (down.returncode, json.loads(down.stdout)["stopped"]) == (0, True)
+    assert not any(alive(pid) for pid in [*pids, running.supervisor.pid])
+    assert not (home / "client.json").exists()
+    again = vestry("down", "--json", "--home", str(home))
+    assert (again.returncode, json.loads(again.stdout)["stopped"]) == (0, False)
+
+
+def test_foreground_shows_one_screen_and_drains_on_ctrl_c(home: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workers.up", "up", "--home", str(home), "--only", "reconciler"],
+        cwd=CHECKOUT,
+        env=base_environment() | {"COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until(lambda: (s := running_in(home)) and s.state().get("ready"))
+    running = running_in(home)
+    assert running is not None
+    pids = family(running)
+
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+
+    assert process.returncode == 0, err
+    for word in ("supervisor", "postgres", "valkey", "reconciler", "127.0.0.1:", "ready", "Logs:"):
+        assert word in out
+    assert len(out.splitlines()) < 24
+    assert "Draining" in err
+    assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("name", ["postgres", "valkey", "dispatcher", "reconciler"])
+def test_a_killed_process_comes_back_and_data_is_still_there(home: Path, name: str) -> None:
+    with start_detached(home, flower=False, only=CONTROL) as running:
+        write_and_read(running, "kept")
+        before = running.pid(name)
+        assert before is not None
+
+        os.kill(before, signal.SIGKILL)
+
+        until(lambda: running.pid(name) not in (None, before))
+        until(lambda: all(p["state"] == "ready" for p in running.state()["processes"]))
+        assert write_and_read(running, "more") == ["kept", "more"]
+
+
+def test_a_killed_supervisor_takes_everything_along_and_the_next_resumes(home: Path) -> None:
+    running = start_detached(home, flower=False, only=CONTROL)
+    write_and_read(running, "kept")
+    pids = family(running)
+
+    os.kill(running.supervisor.pid, signal.SIGKILL)
+    assert running.process is not None
+    running.process.wait()
+    until(lambda: not any(alive(pid) for pid in pids), timeout_s=5.0)
+
+    with start_detached(home, flower=False, only=CONTROL) as resumed:
+        assert write_and_read(resumed, "more") == ["kept", "more"]
+
+
+def test_the_next_start_resumes_where_even_the_keeper_was_killed(home: Path) -> None:
+    running = start_detached(home, flower=False, only=CONTROL)
+    write_and_read(running, "kept")
+    pids = family(running)
+    os.kill(running.state()["keeper"], signal.SIGSTOP)
+    os.kill(running.supervisor.pid, signal.SIGKILL)
+    os.kill(running.state()["keeper"], signal.SIGKILL)
+    postgres = running.pid("postgres")
+    assert postgres is not None
+    assert alive(postgres)
+
+    with start_detached(home, flower=False, only=CONTROL) as resumed:
+        assert not any(alive(pid) for pid in pids)
+        assert write_and_read(resumed, "more") == ["kept", "more"]
+
+
+def test_a_start_that_fails_says_why_in_one_line(home: Path) -> None:
+    with pytest.raises(StartError, match="no such process: nonsense; there are dispatcher"):
+        start_detached(home, only=("nonsense",))
+    with pytest.raises(StartError, match=r"dispatcher does not start; see .*dispatcher\.log"):
+        start_detached(home, {"VESTRY_LEASE_S": "-1"}, flower=False, only=("dispatcher",))
+    assert running_in(home) is None
+    wrong = vestry("up", "--home", str(home), "--set", "OPENAI_API_KEY=x")
+    assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (2, 1)
+
+
+@pytest.mark.slow
+def test_everything_runs_each_with_its_own_keys_and_no_others(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for planted in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "VESTRY_DATABASE_URL", "PYTHONPATH"):
+        monkeypatch.setenv(planted, "planted" if planted != "PYTHONPATH" else "")
+    monkeypatch.setenv("VESTRY_LOG_LEVEL", "DEBUG")
+
+    with start_detached(home, ECHO) as running:
+        processes = {p["name"]: p for p in running.state()["processes"]}
+        environments = {
+            name: psutil.Process(p["pid"]).environ()
+            for name, p in processes.items()
+            if name not in {"postgres", "valkey"}
+        }
+        nice = {name: psutil.Process(p["pid"]).nice() for name, p in processes.items()}
+        secrets = [path.read_text().strip() for path in Home(home).secrets.glob("*.password")]
+        every = [psutil.Process(pid) for pid in family(running)]
+        lines = [" ".join([*p.cmdline(), *p.environ().values()]) for p in every]
+        flower = running.client["flower"]
+        check_flower(flower)
+
+    assert not any(secret in line for secret in secrets for line in lines)
+    assert len(environments) == 8
+    for name, environment in environments.items():
+        assert "planted" not in environment.values()
+        assert "OPENAI_API_KEY" not in environment
+        assert environment["HF_HUB_OFFLINE"] == "1"
+        assert environment["VESTRY_EMBEDDING_BACKEND"] == "echo"
+        assert environment["VESTRY_LOG_LEVEL"] == "DEBUG"
+        # The key ring is the private workers' alone.
+        private_worker = name.startswith("private-")
+        assert ("VESTRY_KEYRING_FILE" in environment) == private_worker
+        user = environment.get("VESTRY_BROKER_URL", "//none@").split("//")[1].split("@")[0]
+        assert user == next(
+            (word for word in ("private", "shareable", "dispatcher") if word in name), "none"
+        )
+        login = environment.get("VESTRY_DATABASE_URL", "//none@").split("//")[1].split("@")[0]
+        assert login == (
+            "vestry_private" if private_worker
+            else "vestry_shareable" if name.startswith("shareable-")
+            else "none" if name.startswith("flower")
+            else "vestry_control"
+        )  # fmt: skip
+    assert {name for name, value in nice.items() if value == 19} == {
+        name for name in processes if "-bulk-" in name
+    }
+    assert len([name for name in processes if "bulk" in name]) in {0, 2}
+    served = [lane for p in processes.values() for lane in p["lanes"]]
+    assert sorted(served) == sorted(
+        lane for pair in worker_lanes(accelerator=True) for lane in pair
+    )
+
+
+def check_flower(flower: dict[str, Any]) -> None:
+    """Each asks for its password, listens on loopback alone and cannot command workers."""
+    for entry in flower.values():
+        assert entry["url"].startswith("http://127.0.0.1:")
+        page = f"{entry['url']}/workers"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(page, timeout=5)  # noqa: S310
+        password = Path(entry["password_file"]).read_text().strip()
+        token = base64.b64encode(f"{entry['user']}:{password}".encode()).decode()
+        headers = {"Authorization": f"Basic {token}"}
+        with urllib.request.urlopen(urllib.request.Request(page, headers=headers)) as response:  # noqa: S310
+            assert response.status == 200
+        shutdown = urllib.request.Request(  # noqa: S310
+            f"{entry['url']}/api/worker/shutdown/any", headers=headers, method="POST"
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(shutdown, timeout=5)  # noqa: S310
+        assert refused.value.code in {403, 405}
+
+
+def test_settings_handed_down_open_nothing() -> None:
+    assert not [name for name in TUNABLES if any(w in name for w in ("URL", "KEY", "PASSWORD"))]
+
+
+def test_a_device_of_its_own_serves_both_latencies_in_one_process() -> None:
+    assert worker_lanes(accelerator=True) == [
+        ("private.interactive.gpu", "private.bulk.gpu"),
+        ("shareable.interactive.gpu", "shareable.bulk.gpu"),
+    ]
+    assert [len(lanes) for lanes in worker_lanes(accelerator=False)] == [1, 1, 1, 1]
+
+
+def test_identity_is_not_fooled_by_a_reused_pid() -> None:
+    mine = Identity.of(os.getpid())
+    assert mine is not None
+    assert mine.alive()
+    assert not Identity(mine.pid, mine.started - 100).alive()
