@@ -73,6 +73,25 @@ class Runtime:
             if LANES[lane].latency != Latency.INTERACTIVE:
                 self._wake[lane].set()
 
+    def stopped(self, lane: str, job_id: UUID) -> str | None:
+        """The state of a finished job whose hint came too late; None for one that goes on.
+
+        Looked up for interactive jobs alone: Flower tells of every one of those, and most late
+        hints of a bulk lane are of jobs that a batch was topped up with.
+
+        Raises:
+            psycopg.Error: the database is away.
+        """
+        if lane not in LANES or LANES[lane].latency != Latency.INTERACTIVE:
+            return None
+        with self._executor.pool.connection() as conn:
+            row = conn.execute(
+                "SELECT state FROM vestry.jobs WHERE id = %s AND finished_at IS NOT NULL",
+                [job_id],
+                prepare=True,
+            ).fetchone()
+        return None if row is None else str(row[0])
+
     def drain(self) -> None:
         """Take nothing more, and hand every lease back at once with no attempt spent."""
         self._draining.set()
