@@ -6,15 +6,12 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import psycopg
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
 from vestry.cli.failures import CommandError, ExitCode, explain
 from vestry.cli.output import Output, table
-from vestry.errors import VestryError
 from workers.children import FLOWER_USER, Options, Stack
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.devstack import ensure_keyring, prepare_database
@@ -103,7 +100,8 @@ def _foreground(home: Home, options: Options, timeout: float, output: Output) ->
         try:
             prepare_database(stack.postgres)
             ensure_keyring(home)
-        except (psycopg.Error, SQLAlchemyError, VestryError, OSError) as error:
+        except Exception as error:
+            # Whatever it was, the start is over; migrations carry no content.
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise StartError(f"the database could not be prepared: {reason[0]}") from error
         stack.write_client_file()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from workers.supervisor import ChildSpec, Stage, StartError, Supervisor
 import workers.supervisor as supervisor
 
 home = Home(Path(sys.argv[1]))
-supervisor.GRACE_S = supervisor.HURRY_S = 1.0
+supervisor.GRACE_S, supervisor.HURRY_S = float(sys.argv[3]), 1.0
 
 def spec(name, stage, code):
     ready = home.run / (name + ".ready")
@@ -87,9 +86,11 @@ def start(home: Home) -> Iterator[Starter]:
     """Start the program above over some children."""
     begun: list[subprocess.Popen[str]] = []
 
-    def run(children: object = THREE, *, wait: bool = True, **environment: str) -> Any:
+    def run(
+        children: object = THREE, *, wait: bool = True, grace_s: float = 1.0, **environment: str
+    ) -> Any:
         process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(home.path), repr(children)],
+            [sys.executable, "-c", PROGRAM, str(home.path), repr(children), str(grace_s)],
             cwd=CHECKOUT,
             env={**base_environment(), **environment},
             stdout=subprocess.PIPE,
@@ -162,6 +163,17 @@ def test_a_process_that_ignores_the_drain_is_ended(home: Home, start: Starter) -
 
     assert supervisor.wait(10) == 0
     assert not alive(stubborn)
+
+
+def test_a_second_signal_hurries(home: Home, start: Starter) -> None:
+    supervisor = start(STUBBORN, grace_s=120)
+    supervisor.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert supervisor.poll() is None
+
+    supervisor.send_signal(signal.SIGINT)
+
+    assert supervisor.wait(10) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
