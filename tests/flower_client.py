@@ -1,0 +1,56 @@
+"""Asks a stack's Flower, as a person with its password would."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+TIMEOUT_S = 20.0
+
+
+class FlowerClient:
+    """One privacy class's Flower; `described` is its part of the stack's client file."""
+
+    def __init__(self, described: dict[str, str]) -> None:
+        self.url = described["url"]
+        password = Path(described["password_file"]).read_text(encoding="utf-8").strip()
+        self.password = password
+        self.user = described["user"]
+
+    def get(self, path: str, *, user: str | None = "", password: str = "") -> tuple[int, str]:
+        """Status and body. As the rightful user; as `user` where named; as nobody with None."""
+        request = urllib.request.Request(self.url + path)  # noqa: S310 - loopback
+        if user is not None:
+            pair = f"{user or self.user}:{password or self.password}"
+            told = base64.b64encode(pair.encode()).decode()
+            request.add_header("Authorization", f"Basic {told}")
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+                return answer.status, answer.read().decode("utf-8", "replace")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode("utf-8", "replace")
+
+    def task(self, job: UUID) -> dict[str, Any]:
+        """What the API tells of a job; empty where it knows nothing of it."""
+        status, body = self.get(f"/api/task/info/{job}")
+        return json.loads(body) if status == 200 else {}
+
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """Every task the API lists, by its id."""
+        listed: dict[str, dict[str, Any]] = json.loads(self.get("/api/tasks?limit=10000")[1])
+        return listed
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Every worker, asked afresh, by its node name."""
+        found: dict[str, dict[str, Any]] = json.loads(self.get("/api/workers?refresh=1")[1])
+        return found
+
+    def worker_page(self, name: str) -> tuple[int, str]:
+        """A worker's page."""
+        return self.get("/worker/" + urllib.parse.quote(name))

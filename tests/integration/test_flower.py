@@ -1,0 +1,245 @@
+"""Flower tells the truth about every interactive job, and nothing of what is in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.flower_client import FlowerClient
+from vestry import Document, Embedding, Vestry
+from vestry.results import JobRef
+from workers.detached import Detached, start_detached
+
+SETTINGS = {
+    "VESTRY_EMBEDDING_BACKEND": "echo",
+    "VESTRY_LEASE_S": "3",
+    "VESTRY_HEARTBEAT_S": "0.5",
+    "VESTRY_BACKOFF_CAP_S": "0.2",
+}
+PRIVACIES = ("private", "shareable")
+WORD = "quinquereme"
+"""In every text of these jobs; Flower must not know it."""
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Detached]:
+    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
+    try:
+        with start_detached(home, SETTINGS) as running:
+            yield running
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def vestry(up: Detached) -> Iterator[Vestry]:
+    with Vestry(up.client["database_url"], up.client["keyring"]) as vestry:
+        yield vestry
+
+
+@pytest.fixture
+def conn(up: Detached) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture(params=PRIVACIES)
+def privacy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def flower(up: Detached, privacy: str) -> FlowerClient:
+    return FlowerClient(up.client["flower"][privacy])
+
+
+def submit(vestry: Vestry, conn: Any, privacy: str, text: str, **options: Any) -> JobRef:
+    options = {"latency": "interactive"} | options
+    job = Embedding(texts=[f"{WORD} {text}"])
+    return vestry.enqueue(conn, job, owner="ann", privacy=privacy, **options)
+
+
+def shown(flower: FlowerClient, job: JobRef, state: str, within: float = 10.0) -> dict[str, Any]:
+    """The job as Flower tells it, once it is in a state."""
+    until = time.monotonic() + within
+    while (task := flower.task(job.id)).get("state") != state:
+        assert time.monotonic() < until, f"Flower says {task.get('state')}, not {state}"
+        time.sleep(0.05)
+    return task
+
+
+def eventually(check: Callable[[], bool], within: float = 10.0) -> None:
+    until = time.monotonic() + within
+    while not check():
+        assert time.monotonic() < until, "it did not come about in time"
+        time.sleep(0.05)
+
+
+def says_nothing_but_the_id(task: dict[str, Any], job: JobRef) -> None:
+    assert task["name"] == "embedding"
+    assert task["uuid"] == str(job.id)
+    assert [part for part in (task["args"] or "").split("'") if part.strip("()[],")] == [
+        str(job.id)
+    ]
+    assert task["kwargs"] == "{}"
+    assert task["result"] in {None, "", "None"}
+    assert WORD not in str(task)
+
+
+@pytest.mark.parametrize("path", ["/", "/tasks", "/workers", "/broker", "/api/tasks",
+                                  "/api/workers", "/api/task/types"])  # fmt: skip
+def test_nobody_looks_without_the_password(flower: FlowerClient, path: str) -> None:
+    assert flower.get(path, user=None)[0] == 401
+    assert flower.get(path, user="vestry", password="wrong")[0] == 401
+    assert flower.get(path)[0] == 200
+
+
+def test_a_flower_is_no_key_to_the_other(up: Detached) -> None:
+    private, shareable = (FlowerClient(up.client["flower"][name]) for name in PRIVACIES)
+    assert private.password != shareable.password
+    assert shareable.get("/api/tasks", password=private.password)[0] == 401
+
+
+def test_a_job_that_succeeds_is_a_success(
+    flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
+) -> None:
+    job = submit(vestry, conn, privacy, "to Ophir")
+    vestry.wait(job, timeout=20)
+    task = shown(flower, job, "SUCCESS")
+    says_nothing_but_the_id(task, job)
+    assert task["routing_key"] == f"{privacy}.interactive.gpu"
+    assert task["worker"].startswith(f"{privacy}-interactive-gpu@")
+
+
+def test_a_running_job_is_started(
+    flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
+) -> None:
+    job = submit(vestry, conn, privacy, "echo!sleep=1.5")
+    eventually(lambda: vestry.status(job).state == "running")
+    says_nothing_but_the_id(shown(flower, job, "STARTED", within=1.4), job)
+    vestry.wait(job, timeout=20)
+    shown(flower, job, "SUCCESS")
+
+
+def test_a_dead_job_is_a_failure_with_its_code_alone(
+    flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
+) -> None:
+    at_once = submit(vestry, conn, privacy, "echo!bad-request")
+    in_the_end = submit(vestry, conn, privacy, "echo!unavailable", max_attempts=3)
+    for job, code in ((at_once, "bad_request"), (in_the_end, "backend_unavailable")):
+        task = shown(flower, job, "FAILURE", within=20)
+        assert vestry.status(job).state == "dead"
+        assert code in task["exception"]
+        says_nothing_but_the_id(task, job)
+
+
+def test_a_job_that_waits_for_its_next_attempt_is_a_retry(
+    flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
+) -> None:
+    job = submit(vestry, conn, privacy, "echo!rate-limited=60")
+    task = shown(flower, job, "RETRY")
+    assert vestry.status(job).state == "queued"
+    assert "rate_limited" in task["exception"]
+    says_nothing_but_the_id(task, job)
+    vestry.cancel(job)
+
+
+def test_a_cancelled_job_is_revoked(
+    flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
+) -> None:
+    job = submit(vestry, conn, privacy, "echo!sleep=0.7")
+    eventually(lambda: vestry.status(job).state == "running")
+    vestry.cancel(job)
+    says_nothing_but_the_id(shown(flower, job, "REVOKED"), job)
+
+
+def test_jobs_that_a_batch_was_topped_up_with_are_told_of(
+    flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
+) -> None:
+    lane = f"{privacy}.interactive.gpu"
+    vestry.pause_lane(lane)
+    good = [submit(vestry, conn, privacy, f"nr {n}") for n in range(11)]
+    good.insert(5, bad := submit(vestry, conn, privacy, "echo!bad-request"))
+    good.remove(bad)
+    vestry.resume_lane(lane)
+    for job in good:
+        vestry.wait(job, timeout=20)
+        says_nothing_but_the_id(shown(flower, job, "SUCCESS"), job)
+    says_nothing_but_the_id(shown(flower, bad, "FAILURE"), bad)
+
+
+def test_jobs_that_a_worker_found_without_a_message_are_told_of(
+    up: Detached, flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
+) -> None:
+    dispatcher = up.pid("dispatcher")
+    assert dispatcher is not None
+    os.kill(dispatcher, signal.SIGSTOP)
+    try:
+        found = submit(vestry, conn, privacy, "unannounced")
+        dead = submit(vestry, conn, privacy, "echo!bad-request")
+        waiting = submit(vestry, conn, privacy, "echo!rate-limited=60")
+        cancelled = submit(vestry, conn, privacy, "echo!sleep=0.7")
+        eventually(lambda: vestry.status(cancelled).state == "running")
+        vestry.cancel(cancelled)
+        vestry.wait(found, timeout=20)
+        for job, state in (
+            (found, "SUCCESS"), (dead, "FAILURE"), (waiting, "RETRY"), (cancelled, "REVOKED"),
+        ):  # fmt: skip
+            task = shown(flower, job, state)
+            says_nothing_but_the_id(task, job)
+            assert task["sent"] is None, "it had a message after all"
+    finally:
+        os.kill(dispatcher, signal.SIGCONT)
+    vestry.cancel(waiting)
+
+
+def test_worker_pages_work_and_show_the_lanes(flower: FlowerClient, privacy: str) -> None:
+    names = {f"{privacy}-{latency}-gpu": f"{privacy}.{latency}.gpu"
+             for latency in ("interactive", "bulk")}  # fmt: skip
+    until = time.monotonic() + 20
+    while len(workers := flower.workers()) < len(names):
+        assert time.monotonic() < until, f"Flower knows {list(workers)}"
+    lanes = {
+        node.partition("@")[0]: [queue["name"] for queue in worker["active_queues"]]
+        for node, worker in workers.items()
+    }
+    assert lanes == {name: [lane] for name, lane in names.items()}
+    for node in workers:
+        status, page = flower.worker_page(node)
+        assert status == 200
+        assert names[node.partition("@")[0]] in page
+    status, listed = flower.get("/workers?json=1")
+    assert status == 200
+    assert all(node in listed for node in workers)
+
+
+def test_nothing_of_a_document_reaches_flower(
+    flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
+) -> None:
+    document = Document(f"{WORD} of Nineveh", id=WORD, date=WORD, metadata={WORD: WORD})
+    job = vestry.enqueue(
+        conn, Embedding(documents=[document], source="cargoes"), owner="ann", privacy=privacy
+    )
+    vestry.wait(job, timeout=20)
+    vestry.search(f"{WORD} with apes", owner="ann", privacy=privacy)
+    says_nothing_but_the_id(shown(flower, job, "SUCCESS"), job)
+    pages = ["/api/tasks", "/tasks", "/api/workers", "/workers", "/", f"/task/{job.id}"]
+    assert not [path for path in pages if WORD in flower.get(path)[1]]
+    assert all(task["name"] == "embedding" for task in flower.tasks().values())
+
+
+def test_one_class_is_not_seen_in_the_other(up: Detached, vestry: Vestry, conn: Any) -> None:
+    flowers = {name: FlowerClient(up.client["flower"][name]) for name in PRIVACIES}
+    for mine, other in (PRIVACIES, PRIVACIES[::-1]):
+        job = submit(vestry, conn, mine, "seen by one")
+        shown(flowers[mine], job, "SUCCESS")
+        assert flowers[other].task(job.id) == {}
