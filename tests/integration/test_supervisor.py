@@ -165,7 +165,7 @@ def test_a_process_that_ignores_the_drain_is_ended(home: Home, start: Starter) -
     assert not alive(stubborn)
 
 
-def test_a_second_signal_hurries(home: Home, start: Starter) -> None:
+def test_a_second_signal_hurries(start: Starter) -> None:
     supervisor = start(STUBBORN, grace_s=120)
     supervisor.send_signal(signal.SIGINT)
     time.sleep(2)
