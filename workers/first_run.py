@@ -55,9 +55,9 @@ COLLECTIONS = (
     Collection("verses.txt", "kjv", "library", "shareable", 50),
 )
 QUESTIONS = (
-    Question("a cold morning and too little coal in the house", "samuel-1660"),
-    Question("feeling unwell and taking physic", "samuel-1663"),
-    Question("thankful for health and enough to live on", "samuel-1660", ("kjv",)),
+    Question("a sermon heard in church", "samuel-1660"),
+    Question("the dancing master teaching my wife to dance", "samuel-1663"),
+    Question("sleeping badly at night", "samuel-1660", ("kjv",)),
 )
 
 
@@ -96,8 +96,8 @@ def stack(console: Console) -> Iterator[Detached]:
         yield running
         return
     began = time.monotonic()
-    console.print("Starting Postgres, Valkey, dispatcher, workers and Flower …")
-    with start_detached() as running:
+    console.print("Starting Postgres, Valkey, dispatcher, reconciler and four workers …")
+    with start_detached(flower=False) as running:
         console.print(f"Every process is ready after {time.monotonic() - began:.0f} s.")
         yield running
         console.print("\nStopping everything …")
@@ -107,6 +107,7 @@ def show(vestry: Vestry, conn: psycopg.Connection, console: Console) -> bool:
     """Index, search and report; whether every document was indexed and every search answered."""
     since = conn.execute("SELECT vestry.clock()").fetchone()
     assert since is not None  # noqa: S101 - a row always comes
+    console.print("Indexing; where there is much to embed, two cores take half a minute …")
     results = index(vestry, conn)
     show_index(results, console)
     found = [show_search(vestry, question, console) for question in QUESTIONS]
@@ -169,7 +170,7 @@ def add_up(results: Sequence[EmbeddingResult | IndexResult]) -> IndexResult:
 
 def show_index(results: dict[Collection, IndexResult], console: Console) -> None:
     """One line a collection, and whether anything had to be embedded."""
-    table = Table("source", "owner", "privacy", title="\nIndexed", title_justify="left")
+    table = Table("source", "owner", "privacy", title="Indexed", title_justify="left")
     for name in ("documents", "chunks", "embedded", "unchanged", "failed"):
         table.add_column(name, justify="right")
     for collection, result in results.items():
@@ -188,6 +189,7 @@ def show_index(results: dict[Collection, IndexResult], console: Console) -> None
                 ),
             ),
         )
+    console.print()
     console.print(table)
     documents = sum(result.documents for result in results.values())
     if documents == sum(result.unchanged for result in results.values()):
@@ -206,11 +208,12 @@ def show_search(vestry: Vestry, question: Question, console: Console) -> bool:
     where = " and ".join(("own diary", *question.shareable))
     table = Table(
         "owner", "date or reference", "score", "text", show_lines=True, title_justify="left",
-        title=f"\n“{question.text}”, asked by {question.owner}, in {where}",
+        title=f"“{question.text}”, asked by {question.owner}, in {where}",
     )  # fmt: skip
     for hit in hits:
         text = textwrap.shorten(hit.text or "", 150, placeholder=" …")
         table.add_row(hit.owner, str(hit.date or hit.document), f"{hit.score:.3f}", text)
+    console.print()
     console.print(table)
     allowed = {question.owner, *("library" for _ in question.shareable)}
     return len(hits) > 0 and {hit.owner for hit in hits} <= allowed
@@ -227,12 +230,13 @@ FROM vestry.jobs WHERE created_at >= %s GROUP BY lane ORDER BY lane"""
 
 def show_lanes(conn: psycopg.Connection, since: object, console: Console) -> None:
     """Jobs enqueued since then, per lane, with their waiting and running times."""
-    table = Table("lane", title="\nJobs of this run, per lane", title_justify="left")
+    table = Table("lane", title="Jobs of this run, per lane", title_justify="left")
     for name in ("jobs", "succeeded", "wait mean", "wait max", "run mean", "run max"):
         table.add_column(name, justify="right")
     for lane, jobs, succeeded, *seconds in conn.execute(LANES_SINCE, [since]):
         times = ["-" if value is None else f"{value:.2f} s" for value in seconds]
         table.add_row(lane, str(jobs), str(succeeded), *times)
+    console.print()
     console.print(table)
 
 
