@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from workers.detached import Detached, start_detached
@@ -26,8 +27,14 @@ DEADLINE_S = 120
 @pytest.fixture(scope="module")
 def up() -> Iterator[Detached]:
     home = Path(tempfile.mkdtemp(prefix="vestry-test-cli-"))
+    # A short lease: what a crash leaves behind is taken up again within seconds.
+    settings = {
+        "VESTRY_EMBEDDING_BACKEND": "echo",
+        "VESTRY_LEASE_S": "10",
+        "VESTRY_HEARTBEAT_S": "3",
+    }
     try:
-        with start_detached(home, {"VESTRY_EMBEDDING_BACKEND": "echo"}, flower=False) as stack:
+        with start_detached(home, settings, flower=False) as stack:
             yield stack
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -267,12 +274,16 @@ def test_an_index_outlives_a_restart_of_the_database(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    time.sleep(1.5)
+    until = time.monotonic() + DEADLINE_S
+    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
+        count = "SELECT count(*) FROM vestry.jobs WHERE owner = %s"
+        while conn.execute(count, [owner]).fetchone() == (0,) and time.monotonic() < until:
+            time.sleep(0.01)
     pid = up.pid("postgres")
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     out, err = running.communicate(timeout=DEADLINE_S)
-    assert running.returncode == 0, err.decode()
+    assert running.returncode == 0, (out + err).decode()
     answer = json.loads(out)
     assert (answer["documents"], answer["failed"]) == (400, 0)
     assert answer["embedded"] + answer["unchanged"] + answer["superseded"] == 400
