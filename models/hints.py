@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,39 @@ stamped AS (
 SELECT picked.id, picked.turn,
        (SELECT turn FROM vestry.lanes WHERE lane = %(lane)s) AS lane_turn
 FROM picked JOIN stamped USING (id) ORDER BY picked.turn, picked.id"""  # noqa: S608 - our own text
+
+
+_WAITING = """
+SELECT w.lane, w.kind
+FROM unnest(%(lanes)s::text[], %(kinds)s::text[], %(marks)s::bigint[]) w(lane, kind, mark)
+WHERE EXISTS (SELECT FROM vestry.jobs j
+              WHERE j.lane = w.lane AND j.kind = w.kind AND j.state = 'queued'
+                AND j.turn IS NOT NULL AND NOT j.suspect AND j.turn >= w.mark)"""
+
+
+def waiting(conn: Connection, marks: Mapping[tuple[str, str], Mark]) -> frozenset[tuple[str, str]]:
+    """Of (lane, kind) pairs, those with a job in line: one query for all that an idle tick asks.
+
+    Args:
+        conn: a connection.
+        marks: the pairs' low-water marks in this process.
+    """
+    starts = {pair: mark.start() for pair, mark in marks.items()}
+    begun = time.monotonic()
+    rows = conn.execute(
+        _WAITING,
+        {
+            "lanes": [lane for lane, _ in starts],
+            "kinds": [kind for _, kind in starts],
+            "marks": list(starts.values()),
+        },
+        prepare=True,
+    ).fetchall()
+    found = frozenset((row[0], row[1]) for row in rows)
+    took_s = time.monotonic() - begun
+    for pair in starts.keys() - found:
+        marks[pair].seen(starts[pair], None, None, took_s)
+    return found
 
 
 def stamp(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +24,7 @@ from kombu.exceptions import OperationalError
 from models import hints, transitions
 from models.picking import Mark
 from vestry.jobs import KINDS
-from vestry.lanes import LANES, Latency, Pool, Privacy
+from vestry.lanes import LANES, Latency, Privacy
 from workers import logs
 from workers.app import make_app
 from workers.loop import run_connected, stop_on_signals
@@ -37,9 +39,6 @@ REHINT_S: Final = 30.0
 """A job still queued this long after its hint is hinted at again: the hint may be lost."""
 REHINT_EMPTY_S: Final = 1.0
 """The same where the queue is empty: then the hint is surely gone."""
-KINDS_BY_POOL: Final = {
-    pool: tuple(k for k, p in KINDS.items() if p == pool) for pool in Pool
-}
 
 
 class Dispatcher:
@@ -80,8 +79,7 @@ class Dispatcher:
                 transitions.admit(conn)
                 woken = set(self._lanes)
                 next_tick = time.monotonic() + TICK_S
-            for lane in sorted(woken & self._lanes, key=_interactive_first):
-                self._fill(conn, lane)
+            self._fill(conn, woken & self._lanes)
 
     def _take_lanes(self, conn: Connection) -> None:
         """Hold the lanes that nobody else does. The locks end with the connection."""
@@ -92,19 +90,26 @@ class Dispatcher:
             if row is not None and row[0]:
                 self._lanes.add(lane)
 
-    def _fill(self, conn: Connection, lane: str) -> None:
-        if time.monotonic() < self._broker_away_until:
+    def _fill(self, conn: Connection, lanes: AbstractSet[str]) -> None:
+        if not lanes or time.monotonic() < self._broker_away_until:
             return
+        marks = {
+            (lane, kind): self._marks.setdefault((lane, kind), Mark())
+            for lane in lanes
+            for kind in KINDS
+        }
+        found = hints.waiting(conn, marks)
         try:
-            self._fill_from(conn, lane)
+            for lane in sorted({lane for lane, _ in found}, key=_interactive_first):
+                self._fill_lane(conn, lane, [kind for kind in KINDS if (lane, kind) in found])
         except (OperationalError, redis.RedisError, OSError) as error:
             log.warning("broker away (%s); workers look for work themselves", type(error).__name__)
             self._broker_away_until = time.monotonic() + 1.0
 
-    def _fill_from(self, conn: Connection, lane: str) -> None:
-        where = LANES[lane]
-        queued = int(self._broker.llen(key_prefix(where.privacy) + lane))
-        for kind in KINDS_BY_POOL.get(where.pool, ()):
+    def _fill_lane(self, conn: Connection, lane: str, kinds: Sequence[str]) -> None:
+        privacy = LANES[lane].privacy
+        queued = int(self._broker.llen(key_prefix(privacy) + lane))
+        for kind in kinds:
             room = self._window - queued
             if room <= 0:
                 return
@@ -115,11 +120,10 @@ class Dispatcher:
                     kind,
                     limit=room,
                     rehint_s=REHINT_EMPTY_S if queued == 0 else REHINT_S,
-                    mark=self._marks.setdefault((lane, kind), Mark()),
+                    mark=self._marks[lane, kind],
                 )
-            # Published after the commit, so that a worker never sees a hint for an unstamped job
-            # twice over; a crash in between costs a rehint.
-            self._publish(where.privacy, lane, kind, chosen)
+            # Published after the commit, so that a crash in between costs a rehint and no more.
+            self._publish(privacy, lane, kind, chosen)
             queued += len(chosen)
 
     def _publish(self, privacy: str, lane: str, kind: str, chosen: list[UUID]) -> None:
