@@ -245,7 +245,12 @@ class _Query:
 
     def chunks(self, part: _Selection, limit: int) -> Steps[list[Row]]:
         """Nearest chunks, as many as it takes to have `limit` documents, or all there are."""
-        exact = part.privacy == "private" or (yield from self._worth_exact(part))
+        exact = True
+        if part.privacy == "shareable":
+            selected = yield from self._count(part)
+            if selected == 0:
+                return []
+            exact = yield from self._worth_exact(selected)
         most = max(40, limit * _CHUNKS_A_HIT)
         while True:
             rows = yield self._compare(part, exact=exact, most=most)
@@ -257,14 +262,17 @@ class _Query:
             else:
                 most *= 4
 
-    def _worth_exact(self, part: _Selection) -> Steps[bool]:
+    def _count(self, part: _Selection) -> Steps[int]:
+        """Rows of a selection, counted no further than it matters."""
         count = _COUNT.format(
             space=sql.Literal(self.space_id),
             chosen=part.condition,
             most=sql.Literal(EXACT_FILTERED_ROWS + 1),
         )
         rows = yield Query(count, part.params)
-        selected = int(rows[0][0])
+        return int(rows[0][0])
+
+    def _worth_exact(self, selected: int) -> Steps[bool]:
         if not EXACT_ROWS < selected <= EXACT_FILTERED_ROWS:
             return selected <= EXACT_ROWS
         name = f"vestry.shareable_embeddings_s{self.space_id}"
