@@ -106,9 +106,13 @@ class Home:
             os.close(self._lock)
             self._lock = None
 
+    def has_password(self, name: str) -> bool:
+        """Whether a login's password was ever made."""
+        return self._password_path(name).exists()
+
     def password_file(self, name: str) -> Path:
         """The 0600 file with a login's password, made at random where it is missing."""
-        path = self.secrets / f"{name}.password"
+        path = self._password_path(name)
         if not path.exists():
             write_private(path, secrets.token_urlsafe(32))
         return path
@@ -116,6 +120,9 @@ class Home:
     def password(self, name: str) -> str:
         """A login's password."""
         return self.password_file(name).read_text(encoding="utf-8").strip()
+
+    def _password_path(self, name: str) -> Path:
+        return self.secrets / f"{name}.password"
 
     def port(self, name: str) -> int:
         """The port remembered under a name, chosen now where there is none."""

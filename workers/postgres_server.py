@@ -94,10 +94,15 @@ class PostgresServer:
             The server's command, to be started by the caller.
 
         Raises:
-            RuntimeError: the cluster cannot be made; the message names the log.
+            RuntimeError: the cluster cannot be made, or not be entered; the message says why.
         """
         if not (self.data / "PG_VERSION").exists():
             self._init()
+        elif not self.home.has_password(f"postgres.{SUPERUSER}"):
+            raise RuntimeError(
+                f"{self.data} is a database whose password is gone from {self.home.secrets}: "
+                "bring it back, or move the data away"
+            )
         self._end_orphan()
         # Once it has served, its clients know the port: a restart keeps it.
         port = self.port if self._served else self.home.settle_port(PORT_NAME)

@@ -229,6 +229,21 @@ def test_new_passwords_take_effect_at_the_next_start(home: Path) -> None:
         assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
+def test_data_without_its_password_is_refused_with_a_reason_and_kept(home: Path) -> None:
+    with DevStack(home) as stack:
+        remember(stack, "kept")
+        file = stack.postgres.password_file("postgres")
+    password = file.read_text()
+    file.unlink()
+
+    with pytest.raises(RuntimeError, match="whose password is gone from"):
+        DevStack(home).start()
+
+    file.write_text(password)
+    with DevStack(home) as stack:
+        assert remembered(stack) == ["kept"]
+
+
 def test_secrets_are_for_their_owner_alone(stack: DevStack) -> None:
     for directory in (stack.home / "secrets", stack.home / "run", stack.home / "logs"):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
