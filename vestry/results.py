@@ -54,8 +54,8 @@ class IndexResult:
 
     Attributes:
         documents: how many were given.
-        chunks: pieces they now consist of.
-        embedded: pieces embedded by this job.
+        chunks: pieces that this job embedded and stored.
+        embedded: documents that this job embedded.
         unchanged: documents whose stored chunks were already of this content.
         superseded: documents enqueued again or deleted meanwhile; left alone.
         failed: those that could not be indexed.
