@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from models.roles import ROLES
 from vestry.keyring import KeyRing
-from workers.devstack import DevStack
+from workers.devstack import DevStack, prepare_database
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.process import base_environment
 from workers.server_place import ServerPlace
@@ -90,20 +89,27 @@ def test_everything_is_there_and_every_role_can_log_in(stack: DevStack) -> None:
     KeyRing.load(stack.keyring)
 
 
-def test_second_start_changes_nothing_and_is_quick(home: Path) -> None:
+def test_second_start_changes_nothing_and_migrates_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with DevStack(home) as stack:
         remember(stack, "first")
         ports = (stack.postgres.port, stack.valkey.port)
         keyring = stack.keyring.read_bytes()
 
-    began = time.monotonic()
+    def called(*_: object) -> None:
+        raise AssertionError("roles and schema were gone through again")
+
+    monkeypatch.setattr("models.bootstrap.bootstrap", called)
+    monkeypatch.setattr("models.bootstrap.migrate", called)
     with DevStack(home) as stack:
-        taken = time.monotonic() - began
         assert remembered(stack) == ["first"]
         assert (stack.postgres.port, stack.valkey.port) == ports
         assert stack.keyring.read_bytes() == keyring
-
-    assert taken < 2.0
+        # A new password is a change: this would migrate.
+        stack.postgres.password_file("vestry_producer").unlink()
+        with pytest.raises(AssertionError, match="gone through again"):
+            prepare_database(stack.postgres)
 
 
 def test_stops_completely(home: Path) -> None:
@@ -331,7 +337,7 @@ CYCLE = """
 import sys
 from pathlib import Path
 import psycopg
-from workers.devstack import DevStack
+from workers.devstack import DevStack, prepare_database
 for _ in range(2):
     with DevStack(Path(sys.argv[1])) as stack:
         with psycopg.connect(stack.superuser_url) as conn:
