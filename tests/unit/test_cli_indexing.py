@@ -65,6 +65,9 @@ class FakeQueue:
         )
         return {job: self.how or self.embedded(len(self.jobs[job].places)) for job in jobs}
 
+    def obstacle(self) -> str | None:
+        return "the lane is paused"
+
     def embedded(self, many: int) -> Ended:
         return Ended("succeeded", None, IndexResult(many, 2 * many, 2 * many, 0, 0, (), "s"))
 
@@ -198,3 +201,17 @@ def test_the_meter_ends_at_the_whole() -> None:
     meter, tally = Silent(), Tally(lambda _: None)
     IndexRun(FakeQueue(), tally, meter, lambda _: None).run(batches(records(42), tally, 10), None)
     assert meter.shown[-1] == (42, 42)
+
+
+def test_a_run_that_does_not_move_says_why_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(FakeQueue):
+        def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, Ended]:
+            self.looks += 1
+            return super().ended(jobs) if self.looks > 60 else {}
+
+    monkeypatch.setattr(indexing, "STALL_S", 0.005)
+    told: list[str] = []
+    tally = Tally(lambda _: None)
+    IndexRun(Stuck(), tally, Silent(), told.append).run(batches(records(3), tally, 10), None)
+    assert told == ["the lane is paused"]
+    assert tally.done == 3

@@ -24,8 +24,8 @@ from vestry.cli.progress import meter
 from vestry.cli.session import client, transaction
 from vestry.client import Vestry
 from vestry.errors import ResultGone
-from vestry.jobs import Embedding
-from vestry.lanes import Privacy
+from vestry.jobs import KINDS, Embedding
+from vestry.lanes import Latency, Privacy
 from vestry.results import IndexResult, JobStatus
 
 STDIN = "-"
@@ -197,6 +197,16 @@ class _Jobs:
             for status in self._vestry.statuses(jobs)
             if status.finished
         }
+
+    def obstacle(self) -> str | None:
+        """Why nothing moves, for a person; None where something runs."""
+        name = f"{self._privacy}.{Latency.BULK}.{KINDS[Embedding.kind]}"
+        (lane,) = (lane for lane in self._vestry.lanes() if lane.lane == name)
+        if lane.paused:
+            return f"The lane {name} is paused: `vestry lanes resume {name}` goes on."
+        if not lane.running:
+            return f"No worker takes jobs from the lane {name}; see `vestry doctor`."
+        return None
 
     def _end(self, status: JobStatus) -> Ended:
         if status.state != "succeeded":

@@ -38,7 +38,7 @@ PATIENCE_S: Final = 120.0
 """How long the database may be away before the run gives up."""
 
 STALL_S: Final = 30.0
-"""Without a job done for so long, the person is told where to look."""
+"""Without a job done for so long, the person is told why, where nothing runs."""
 
 FAILURES_KEPT: Final = 1000
 """Failed lines listed in the summary; all are counted, and all told on stderr."""
@@ -82,6 +82,10 @@ class Queue(Protocol):
 
     def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, Ended]:
         """Those of the jobs that are at an end."""
+        ...
+
+    def obstacle(self) -> str | None:
+        """Why nothing moves, for a person; None where something runs."""
         ...
 
 
@@ -205,7 +209,7 @@ class IndexRun:
             Unavailable: the database was away for longer than PATIENCE_S.
         """
         reading = True
-        moved, told = time.monotonic(), False
+        moved, told = time.monotonic(), ""
         self._meter.show(0, total)
         while reading or self.pending:
             if reading and self._in_flight < IN_FLIGHT:
@@ -216,12 +220,12 @@ class IndexRun:
             self._meter.show(self._tally.done, total)
             if self._tally.done > before or reading:
                 moved = time.monotonic()
-            elif time.monotonic() - moved > STALL_S and not told:
-                told = True
-                self._tell(
-                    f"Nothing was finished for {STALL_S:.0f} s: is the lane paused, or no worker "
-                    "running? See `vestry lanes` and `vestry doctor`."
-                )
+            elif time.monotonic() - moved > STALL_S:
+                moved = time.monotonic()
+                why = self._patiently(self._queue.obstacle)
+                if why is not None and why != told:
+                    told = why
+                    self._tell(why)
 
     def _feed(self, work: Iterator[Batch]) -> bool:
         """Enqueue one transaction's worth; False once there is no more."""
