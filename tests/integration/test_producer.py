@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -489,13 +490,19 @@ def test_the_same_document_in_two_jobs_of_a_call_is_indexed_in_turn(
 
 
 MANY = """
-import resource, sys, psycopg
+import os, pathlib, re, resource, psycopg
 from vestry import Embedding, Vestry
-with Vestry(sys.argv[1], sys.argv[2]) as vestry, psycopg.connect(sys.argv[1]) as conn:
+with Vestry() as vestry, psycopg.connect(os.environ["VESTRY_DATABASE_URL"]) as conn:
     jobs = (Embedding(texts=[f"line {n} " + "words " * 40]) for n in range(100_000))
     made = vestry.enqueue_many(conn, jobs, owner="alice", privacy="private")
     conn.commit()
-print(len(made), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Where there is /proc: getrusage also counts what the parent held when it forked this process.
+status = pathlib.Path("/proc/self/status")
+if status.exists():
+    peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(len(made), peak)
 """
 
 
@@ -504,7 +511,12 @@ def test_a_hundred_thousand_jobs_fit_in_a_small_producer(
     clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", MANY, clean.database_url("vestry_producer"), str(clean.keyring)],
+        [sys.executable, "-c", MANY],
+        env={
+            **os.environ,
+            "VESTRY_DATABASE_URL": clean.database_url("vestry_producer"),
+            "VESTRY_KEYRING_FILE": str(clean.keyring),
+        },
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
@@ -512,9 +524,8 @@ def test_a_hundred_thousand_jobs_fit_in_a_small_producer(
         timeout=120,
     )
     made, peak = map(int, done.stdout.split())
-    peak_mb = peak / 1024 if sys.platform != "darwin" else peak / 1024 / 1024
     assert made == count(root, "jobs") == 100_000
-    assert peak_mb < 300
+    assert 20_000_000 < peak < 300_000_000
     turns = root.execute(
         "SELECT count(DISTINCT turn), min(turn), max(turn) FROM vestry.jobs"
     ).fetchone()
