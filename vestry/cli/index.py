@@ -249,8 +249,8 @@ def _interrupted(run: IndexRun, tally: Tally) -> CommandError:
 
 def _show(console: Console, tally: Tally, seconds: float) -> None:
     line = Text(f"{tally.documents:,} documents in {duration(seconds)}: ")
-    line.append(f"{tally.chunks:,} chunks, {tally.embedded:,} embedded, ")
-    line.append(f"{tally.unchanged:,} documents unchanged")
+    line.append(f"{tally.embedded:,} embedded ({tally.chunks:,} chunks), ")
+    line.append(f"{tally.unchanged:,} unchanged")
     if tally.superseded:
         line.append(f", {tally.superseded:,} superseded by a later run", style="yellow")
     if tally.failed:

@@ -91,7 +91,10 @@ class Queue(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """The summary: documents are lines read; chunks and embedded count pieces of documents."""
+    """The summary: documents are lines read, each then embedded, unchanged, superseded or failed.
+
+    `chunks` counts the pieces of the documents embedded.
+    """
 
     tell: Callable[[str], None]
     documents: int = 0
