@@ -1,0 +1,134 @@
+"""Celery as most people run it: the peer. `celery -A benchmarks.bare_celery worker`.
+
+Same broker server, same pool and threads as Vestry's worker, early acknowledgement and otherwise
+Celery's defaults; results in Redis where a benchmark waits for them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import Celery
+
+from workers.home import CHECKOUT
+from workers.process import base_environment
+from workers.settings import key_prefix
+from workers.valkey_server import ValkeyServer
+
+USER = "shareable"
+"""A login of the stack's broker whose own workers a benchmark with bare Celery does not run."""
+PREFIX = key_prefix(USER)
+QUEUE = "bare"
+URL = "BENCHMARK_BROKER_URL"
+START_S = 30.0
+
+
+def make_app(url: str) -> Celery:
+    """The app, for the worker and for who sends tasks."""
+    app = Celery("bare", broker=url, backend=url, set_as_current=False)
+    app.conf.update(
+        task_default_queue=QUEUE,
+        broker_transport_options={"global_keyprefix": PREFIX},
+        result_backend_transport_options={"global_keyprefix": PREFIX},
+        broker_connection_retry_on_startup=True,
+        worker_hijack_root_logger=False,
+    )
+    app.task(_nothing, name="nothing", ignore_result=True)
+    app.task(_echo, name="echo")
+    return app
+
+
+def _nothing(number: int) -> None:
+    del number
+
+
+def _echo(text: str) -> str:
+    return text
+
+
+def __getattr__(name: str) -> Any:
+    """Celery's command line asks for `app`; importing this module needs no broker."""
+    if name == "app":
+        return make_app(os.environ[URL])
+    raise AttributeError(name)
+
+
+@dataclass(frozen=True, slots=True)
+class BareWorker:
+    """A running worker and an app that sends to it."""
+
+    app: Celery
+    broker: redis.Redis
+    node: str
+
+    def pause(self) -> None:
+        """Stop taking messages."""
+        self.app.control.cancel_consumer(QUEUE, destination=[self.node], reply=True)
+
+    def resume(self) -> None:
+        """Take messages again."""
+        self.app.control.add_consumer(QUEUE, destination=[self.node], reply=True)
+
+    def waiting(self) -> int:
+        """Messages in the queue."""
+        return int(self.broker.llen(PREFIX + QUEUE))
+
+    def done(self, task: str) -> int:
+        """How many tasks of a name it has begun, or 0 while it does not answer."""
+        answer = self.app.control.inspect([self.node], timeout=2.0).stats() or {}
+        return int(answer.get(self.node, {}).get("total", {}).get(task, 0))
+
+
+@contextmanager
+def bare_worker(
+    server: ValkeyServer, concurrency: int, log: Path, *, events: bool
+) -> Iterator[BareWorker]:
+    """Run a worker until the end of the block.
+
+    Args:
+        server: the stack's broker.
+        concurrency: threads.
+        log: what the worker says.
+        events: whether it sends task events, as Vestry's workers do.
+    """
+    url = server.url(USER)
+    node = f"bare-{'events' if events else 'quiet'}@localhost"
+    argv = [
+        sys.executable, "-m", "celery", "-A", "benchmarks.bare_celery", "worker", "-P", "threads",
+        "-c", str(concurrency), "-n", node, "-l", "WARNING", "--without-gossip", "--without-mingle",
+        *(["-E"] if events else []),
+    ]  # fmt: skip
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            argv, env={**base_environment(), URL: url}, cwd=CHECKOUT, stdout=out, stderr=out
+        )
+    app = make_app(url)
+    try:
+        with redis.Redis.from_url(url) as broker:
+            worker = BareWorker(app, broker, node)
+            _await(worker, process, log)
+            yield worker
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        app.close()
+
+
+def _await(worker: BareWorker, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_S
+    while not worker.app.control.ping([worker.node], timeout=0.5):
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"bare Celery did not start: {log.read_text()[-2000:]}")

@@ -1,0 +1,74 @@
+"""A producer of many jobs in a process of its own, so that its memory can be told.
+
+`python -m benchmarks.producer OWNER COUNT` enqueues in one transaction, in the stack of VESTRY_HOME,
+and prints how long that took and the most memory it ever had.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vestry import Embedding, Vestry
+from vestry.settings import resolve
+from workers.home import CHECKOUT
+from workers.process import base_environment
+
+TEXT = "Up early, and to the office, where we sat all the morning."
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """Seconds it took, and the process's peak resident memory in MB."""
+
+    seconds: float
+    peak_mb: float
+
+
+def produce(home: Path, owner: str, count: int) -> Produced:
+    """Run the producer against the stack in a home, and wait for it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.producer", owner, str(count)],
+        env={**base_environment(), "VESTRY_HOME": str(home)},
+        cwd=CHECKOUT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return Produced(**json.loads(done.stdout))
+
+
+def main() -> None:
+    """Enqueue, and tell."""
+    import psycopg  # noqa: PLC0415 - counted as the producer's own
+
+    owner, count = sys.argv[1], int(sys.argv[2])
+    with Vestry() as vestry, psycopg.connect(resolve(None, None).conninfo) as conn:
+        begun = time.perf_counter()
+        vestry.enqueue_many(
+            conn, (Embedding(texts=[TEXT]) for _ in range(count)), owner=owner, privacy="private"
+        )
+        conn.commit()
+        seconds = time.perf_counter() - begun
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """The most resident memory this process ever had, in MB."""
+    # On Linux ru_maxrss begins with the parent's memory at the time of the fork; VmHWM does not.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()
