@@ -15,6 +15,7 @@ from models.leases import ClaimedJob, Lease
 from models.states import State
 from models.transitions import Settlement
 from tasks.protocol import ConfirmDocument, Failed, IndexDocument, Outcome, Served, Succeeded
+from vestry.lanes import Latency
 from workers import backoff
 
 Connection = psycopg.Connection[Any]
@@ -83,8 +84,7 @@ def finish(
         [
             s.job_id
             for s in settlements
-            if s.state in (State.SUCCEEDED, State.SUPERSEDED)
-            and (content.sealed or not jobs[s.job_id].keep_payload)
+            if _done_with(jobs[s.job_id], s.state, sealed=content.sealed)
         ],
     )
     receipts.keep(
@@ -102,6 +102,14 @@ def finish(
     if tell:
         conn.execute("SELECT pg_notify('vestry_done', u) FROM unnest(%s::text[]) u", [tell])
     return done
+
+
+def _done_with(job: ClaimedJob, state: State, *, sealed: bool) -> bool:
+    """Whether a job's payload is to go now that the job is in this state."""
+    if state in (State.SUCCEEDED, State.SUPERSEDED):
+        return sealed or not job.keep_payload
+    # Nobody replays what somebody waited for, such as a search: they heard of it and ask again.
+    return state is State.DEAD and not job.keep_payload and job.latency == Latency.INTERACTIVE
 
 
 def _store_effects(

@@ -1,0 +1,123 @@
+"""Random tokens, and every disguise in which they are looked for.
+
+All tokens of one `Marker` begin with the same random text, so that one search finds any of them, cut
+short or not, however many there are.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+ALPHABET = string.ascii_lowercase + string.digits
+LENGTH = 20
+"""Characters of a marker: 103 bits, so that no base64 of it comes about by chance."""
+CHARACTERS = ("utf-8", "utf-16-le", "utf-16-be")
+
+
+@dataclass(slots=True)
+class Marker:
+    """The beginning of a family of tokens.
+
+    Attributes:
+        text: what they begin with.
+        tokens: each token's field, by token.
+    """
+
+    text: str = field(default_factory=lambda: _random(LENGTH))
+    tokens: dict[str, str] = field(default_factory=dict)
+
+    def token(self, name: str) -> str:
+        """A new token for a field of this name."""
+        made = self.text + _random(8)
+        self.tokens[made] = name
+        return made
+
+    def needles(self) -> dict[str, bytes]:
+        """What to look for, by the disguise's name."""
+        return dict(disguises(self.text))
+
+    def fields_in(self, content: bytes) -> list[str]:
+        """The names of the fields whose tokens a content holds, where they are whole."""
+        return sorted(
+            {
+                name
+                for token, name in self.tokens.items()
+                if any(needle in content for _, needle in disguises(token))
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A leak."""
+
+    place: str
+    where: str
+    disguise: str
+    fields: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.place}: {self.where}: {', '.join(self.fields) or 'a part'} as {self.disguise}"
+        )
+
+
+def search(place: str, contents: Iterable[tuple[str, bytes]], marker: Marker) -> Iterator[Hit]:
+    """Look for a marker's tokens in what a place holds."""
+    # Some disguises of plain letters look alike: each form is looked for once.
+    needles = {needle: disguise for disguise, needle in marker.needles().items()}
+    for where, content in contents:
+        for needle, disguise in needles.items():
+            if needle in content:
+                yield Hit(place, where, disguise, tuple(marker.fields_in(content)))
+
+
+def disguises(text: str) -> Iterator[tuple[str, bytes]]:
+    """Every form in which `text` (lower-case letters and digits) is looked for, with its name."""
+    yield "upper case", text.upper().encode()
+    for characters in CHARACTERS:
+        yield from disguises_of(characters, text.encode(characters))
+
+
+def disguises_of(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Bytes as they are, in hex, and in base64 at any place of a longer text."""
+    yield name, data
+    yield f"hex of {name}", data.hex().encode()
+    yield f"HEX of {name}", data.hex().upper().encode()
+    for shift in range(3):
+        encoded = base64.b64encode(bytes(shift) + data)
+        # Of these characters none depends on what stands before and after.
+        core = encoded[-(-shift * 8 // 6) : (shift + len(data)) * 8 // 6]
+        yield f"base64+{shift} of {name}", core
+        yield f"url base64+{shift} of {name}", core.translate(bytes.maketrans(b"+/", b"-_"))
+
+
+def spellings(text: str) -> Mapping[str, bytes]:
+    """Complete texts as a leak would write them, by disguise; made without `disguises`.
+
+    For base64 the text stands inside a longer one, as in a message's body.
+    """
+    made = {"upper case": text.upper().encode()}
+    for characters in CHARACTERS:
+        data = text.encode(characters)
+        made[characters] = data
+        made[f"hex of {characters}"] = bytes(data).hex().encode()
+        made[f"HEX of {characters}"] = base64.b16encode(data)
+        for shift in range(3):
+            inside = b"{'\xfe"[:shift] + b'"?>' + data + b"\xff\xfb'}"
+            made[f"base64+{shift} of {characters}"] = base64.standard_b64encode(inside)
+            made[f"url base64+{shift} of {characters}"] = base64.urlsafe_b64encode(inside)
+    return made
+
+
+def is_text(spelling: bytes) -> bool:
+    """Whether a spelling can stand where only text can: raw UTF-16 has NUL bytes."""
+    return b"\0" not in spelling
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))

@@ -1,0 +1,231 @@
+"""Where private content must never be, each as the bytes that are there now."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import redis
+from psycopg import sql
+
+from models.roles import PRIVATE_WORKER, ROLES
+from tests.flower_client import FlowerClient
+from tests.privacy.observed_up import OBSERVER
+from tests.privacy.watch import Watch
+from workers.home import Home, read_json
+from workers.postgres_server import SUPERUSER, PostgresServer
+from workers.valkey_server import PRIVACIES, ValkeyServer
+
+Contents = Iterable[tuple[str, bytes]]
+Place = Callable[[], Contents]
+
+STEP = 8 * 1024 * 1024
+OVERLAP = 4096
+"""Bytes read twice, so that nothing is cut in two."""
+
+SERVER_MEMORY = (
+    "CLIENT LIST", "ACL LOG", "SLOWLOG GET -1", "PUBSUB CHANNELS",
+    "COMMANDLOG GET -1 large-request", "COMMANDLOG GET -1 large-reply",
+)  # fmt: skip
+"""What the broker keeps of commands and clients besides the keys."""
+
+RELATIONS = """
+SELECT n.nspname, c.relname, array_agg(a.attname ORDER BY a.attnum)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relkind IN ('r', 'v', 'm', 'p')
+  AND (n.nspname IN ('vestry', 'public') OR n.nspname = 'pg_catalog' AND c.relname IN
+    ('pg_stats', 'pg_statistic', 'pg_stats_ext', 'pg_stat_activity', 'pg_prepared_statements',
+     'pg_cursors', 'pg_largeobject', 'pg_settings', 'pg_seclabels', 'pg_description'))
+  AND has_schema_privilege(n.oid, 'USAGE') AND has_column_privilege(c.oid, a.attnum, 'SELECT')
+GROUP BY 1, 2 ORDER BY 1, 2"""
+
+
+@dataclass(slots=True)
+class Stack:
+    """What the places are places of."""
+
+    home: Home
+    watch: Watch
+    client: dict[str, Any]
+    told: list[str]
+    """Every error that a producer was given, with its traceback."""
+
+    @property
+    def postgres(self) -> PostgresServer:
+        return PostgresServer(self.home)
+
+    def observer(self) -> redis.Redis:
+        """The broker with every right; bytes in, bytes out."""
+        password = self.home.password(f"valkey.{OBSERVER}")
+        port = ValkeyServer(self.home).port
+        return redis.Redis(port=port, username=OBSERVER, password=password)
+
+    def superuser(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.postgres.url(SUPERUSER), autocommit=True)
+
+    def owners(self) -> list[str]:
+        with self.superuser() as conn:
+            return [row[0] for row in conn.execute("SELECT owner FROM vestry.owners")]
+
+    def places(self) -> Mapping[str, Place]:
+        """All places, by name."""
+        places: dict[str, Place] = {
+            "broker keys": lambda: broker_keys(self.observer()),
+            "broker traffic": lambda: [("all commands", self.watch.traffic())],
+            "logs": lambda: files([self.home.logs]),
+            "statements": lambda: statements(self),
+            "notices": lambda: [("notices", "\n".join(self.watch.notices).encode())],
+            "processes": lambda: processes(self.watch),
+            "producers' errors": lambda: [("errors", "\n".join(self.told).encode())],
+            **{f"flower of {p}": lambda p=p: flower(self.client["flower"][p]) for p in PRIVACIES},
+            **{
+                f"dump by {role}": lambda role=role: dump(self.postgres.url(role), self.owners())
+                for role in (*ROLES, SUPERUSER)
+                if role != PRIVATE_WORKER
+            },
+            "directory": lambda: directory(self),
+        }  # fmt: skip
+        if sys.platform == "linux":
+            places["broker memory"] = lambda: memory(broker_pid(self.home))
+        return places
+
+
+def broker_keys(client: redis.Redis) -> Contents:
+    """Every key with all it holds, and what the server remembers of its clients."""
+    read: dict[bytes, Callable[[bytes], Any]] = {
+        b"string": client.get,
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"set": client.smembers,
+        b"hash": client.hgetall,
+        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        b"stream": client.xrange,
+    }
+    with client:
+        for key in client.scan_iter(count=1000):
+            kind = client.type(key)
+            yield f"key of type {kind.decode()}", key
+            yield f"a {kind.decode()}", b"\n".join(_flat(read[kind](key)))
+        for command in SERVER_MEMORY:
+            yield command, b"\n".join(_flat(client.execute_command(*command.split())))
+
+
+def broker_pid(home: Home) -> int:
+    """The process id of the stack's broker."""
+    listed = read_json(home.state)["processes"]
+    return next(int(process["pid"]) for process in listed if process["name"] == "valkey")
+
+
+def memory(pid: int) -> Contents:
+    """Every writable region of a process's memory."""
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as space:
+        for line in maps.splitlines():
+            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+            if match is None:
+                continue
+            start, end = (int(edge, 16) for edge in match.groups())
+            for at in range(start, end, STEP):
+                # A region may have gone meanwhile, or never have been backed.
+                with contextlib.suppress(OSError, ValueError, OverflowError):
+                    space.seek(at)
+                    yield "memory", space.read(min(STEP + OVERLAP, end - at))
+
+
+def files(roots: Iterable[Path]) -> Contents:
+    """Every file below some directories, with its name."""
+    for root in roots:
+        for path in sorted(root.rglob("*")):
+            where = str(path.relative_to(root))
+            yield "a file's name", where.encode("utf-8", "surrogateescape")
+            # A live server removes files while we look.
+            with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+                if not path.is_file() or path.is_symlink():
+                    continue
+                stream = stack.enter_context(path.open("rb"))
+                while part := stream.read(STEP):
+                    yield where, part
+                    if len(part) == STEP:
+                        stream.seek(-OVERLAP, 1)
+
+
+def directory(stack: Stack) -> Contents:
+    """The stack's directory, and that of its servers where it lies elsewhere; all written out."""
+    with stack.superuser() as conn:
+        conn.execute("CHECKPOINT")
+    place = read_json(stack.home.path / "servers.json").get("place")
+    return files([stack.home.path, *([Path(place)] if place else [])])
+
+
+def dump(url: str, owners: list[str]) -> Contents:
+    """Everything a login can read, as text and as bytes, with every owner's name in its context."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("SELECT set_config('vestry.owners', (%s::text[])::text, false)", [owners])
+        for schema, table, columns in conn.execute(RELATIONS).fetchall():
+            query = sql.SQL("SELECT {} FROM {}").format(
+                sql.SQL(", ").join(map(sql.Identifier, columns)), sql.Identifier(schema, table)
+            )
+            for form in ("text", "binary") if schema == "vestry" else ("text",):
+                # Views of the server's that want more than the grant, or have no binary form.
+                with contextlib.suppress(psycopg.Error):
+                    yield f"{schema}.{table}, {form}", _copy(conn, query, form)
+
+
+def _copy(conn: psycopg.Connection[Any], query: sql.Composed, form: str) -> bytes:
+    statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT {})").format(query, sql.SQL(form))
+    with conn.cursor() as cursor, cursor.copy(statement) as copy:
+        return b"".join(bytes(part) for part in copy)
+
+
+def statements(stack: Stack) -> Contents:
+    """What the server showed as running, and what it counted."""
+    yield "pg_stat_activity", "\n".join(stack.watch.statements).encode()
+    with stack.superuser() as conn:
+        conn.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        rows = conn.execute("SELECT query FROM pg_stat_statements").fetchall()
+    yield "pg_stat_statements", "\n".join(row[0] or "" for row in rows).encode()
+
+
+def flower(described: dict[str, str]) -> Contents:
+    """Flower's pages and interface, each task's and worker's own too."""
+    client = FlowerClient(described)
+    tasks, workers = client.tasks(), client.workers()
+    paths = ["/", "/tasks", "/workers", "/workers?json=1", "/broker", "/metrics",
+             "/api/task/types", "/api/workers", "/api/tasks?limit=10000",
+             *(f"/task/{name}" for name in list(tasks)[:20]),
+             *(f"/worker/{name}" for name in workers)]  # fmt: skip
+    yield "all tasks", json.dumps(tasks, ensure_ascii=False).encode()
+    for path in paths:
+        yield path, client.get(path)[1].encode()
+
+
+def processes(watch: Watch) -> Contents:
+    """Arguments and environment: of the stack's processes as seen, of all others as they are."""
+    for name, seen in list(watch.processes.items()):
+        yield name, b"\n".join(seen)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            told = [*process.cmdline(), *(f"{k}={v}" for k, v in process.environ().items())]
+            yield f"{process.name()} {process.pid}", "\n".join(told).encode("utf-8", "replace")
+
+
+def _flat(value: Any) -> Iterator[bytes]:
+    match value:
+        case bytes():
+            yield value
+        case dict():
+            for pair in value.items():
+                yield from _flat(pair)
+        case list() | tuple() | set():
+            for item in value:
+                yield from _flat(item)
+        case _:
+            yield str(value).encode()

@@ -1,0 +1,314 @@
+"""Random tokens in everything private: none may turn up anywhere that is not sealed.
+
+Every place is first shown to be seen into, in every disguise a token could have.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from models.roles import PRIVATE_WORKER, ROLES
+from tests.privacy.conftest import Canary
+from tests.privacy.needles import Hit, Marker, disguises_of, is_text, search, spellings
+from tests.privacy.places import Contents
+from vestry import Embedding
+from workers.app import make_app
+from workers.postgres_server import SUPERUSER
+from workers.valkey_server import ValkeyServer
+
+pytestmark = pytest.mark.slow
+
+Planted = Mapping[str, bytes]
+DUMPS = [f"dump by {role}" for role in (*ROLES, SUPERUSER) if role != PRIVATE_WORKER]
+BROKER = ["broker keys", "broker traffic"] + ["broker memory"] * (sys.platform == "linux")
+FLOWERS = ["flower of private", "flower of shareable"]
+CONTENT_FREE = [*BROKER, *FLOWERS, "logs", "statements", "notices", "processes",
+                "producers' errors"]  # fmt: skip
+"""Where shareable content has no business either."""
+EVERYWHERE = [*CONTENT_FREE, *DUMPS, "directory"]
+
+
+def leaks(seen: Mapping[str, Contents], names: list[str], marker: Marker) -> list[Hit]:
+    """The check: every token found in the places named."""
+    return [hit for name in names for hit in search(name, seen[name], marker)]
+
+
+def test_every_place_is_named_here(canary: Canary) -> None:
+    assert sorted(canary.stack.places()) == sorted(EVERYWHERE)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_each_place_is_seen_into_in_every_disguise(canary: Canary, name: str) -> None:
+    markers = {disguise: Marker() for disguise in spellings("")}
+    planted = {d: spellings(marker.text)[d] for d, marker in markers.items()}
+    if name in DUMPS + FLOWERS + ["statements", "notices", "processes"]:
+        # Text has no place for raw UTF-16; binary columns have a test of their own.
+        planted = {d: spelling for d, spelling in planted.items() if is_text(spelling)}
+    with PLANTS[name](canary, planted):
+        found = set()
+        for _, content in canary.stack.places()[name]():
+            found |= {d for d in planted if markers[d].needles()[d] in content}
+    assert found == set(planted)
+
+
+def test_bytes_in_a_column_are_seen_in_every_disguise(canary: Canary) -> None:
+    markers = {disguise: Marker() for disguise in spellings("")}
+    planted = {d: spellings(marker.text)[d] for d, marker in markers.items()}
+    insert = """INSERT INTO vestry.private_results (job_id, owner, key_id, body, expires_at)
+                VALUES (%s, %s, gen_random_uuid(), %s, 'infinity')"""
+    with canary.stack.superuser() as conn:
+        jobs = [uuid.uuid4() for _ in planted]
+        for job, spelling in zip(jobs, planted.values(), strict=True):
+            conn.execute(insert, [job, canary.private.owner, spelling])
+        contents = list(canary.stack.places()["dump by vestry_producer"]())
+        conn.execute("DELETE FROM vestry.private_results WHERE job_id = ANY (%s)", [jobs])
+    seen = {d for d in planted for _, content in contents if markers[d].needles()[d] in content}
+    assert seen == set(planted)
+
+
+# A cloud worker sees the jobs of its own lanes only, and those have none.
+TOLD_OF = [*BROKER[1:], *FLOWERS, *DUMPS, "logs", "notices"]
+TOLD_OF.remove("dump by vestry_cloud")
+
+
+@pytest.mark.parametrize("name", TOLD_OF)
+def test_each_place_tells_of_the_jobs_that_ran(canary: Canary, name: str) -> None:
+    """So it was looked into at the right time: a job's id may be everywhere."""
+    about = canary.shareable if name in {"flower of shareable", "dump by vestry_shareable"} else (
+        canary.private
+    )  # fmt: skip
+    job = str(about.jobs[0][1].id).encode()
+    assert any(job in content for _, content in canary.seen[name])
+
+
+def test_logs_are_at_debug(canary: Canary) -> None:
+    contents = dict(canary.seen["logs"])
+    for worker in ("private-interactive-gpu.log", "shareable-bulk-gpu.log"):
+        assert b" DEBUG " in contents[worker]
+
+
+def test_private_content_is_nowhere(canary: Canary) -> None:
+    assert not leaks(canary.seen, EVERYWHERE, canary.private.marker)
+
+
+def test_shareable_content_is_in_its_tables_only(canary: Canary) -> None:
+    assert not leaks(canary.seen, CONTENT_FREE, canary.shareable.marker)
+    kept = leaks(canary.seen, ["dump by vestry_producer"], canary.shareable.marker)
+    assert kept, "the scenario planted nothing"
+
+
+def test_text_that_was_not_kept_is_nowhere_in_the_tables(canary: Canary) -> None:
+    """Where nothing is sealed, it can be looked for."""
+    hits = leaks(canary.seen, DUMPS, canary.shareable.marker)
+    stored = {name for hit in hits for name in hit.fields}
+    assert {"shareable: entry, text", "shareable: not kept, id"} <= stored
+    assert not {name for name in stored if "not kept, text" in name or ": query" in name}
+
+
+def test_sealed_text_that_was_not_kept_is_gone(canary: Canary) -> None:
+    job = next(ref for about, ref, _ in canary.private.jobs if about == "text not kept")
+    with canary.stack.superuser() as conn:
+        payloads = conn.execute(
+            "SELECT count(*) FROM vestry.private_payloads WHERE job_id = %s", [job.id]
+        ).fetchone()
+        texts = conn.execute(
+            """SELECT count(*), count(c.text) FROM vestry.private_chunks c
+               JOIN vestry.job_documents d USING (document_id) WHERE d.job_id = %s""", [job.id]
+        ).fetchone()  # fmt: skip
+    assert payloads == (0,)
+    assert texts == (1, 0)
+
+
+def test_the_key_ring_is_named_to_private_workers_alone(canary: Canary) -> None:
+    processes = canary.up.state()["processes"]
+    holders = {
+        process["name"]
+        for process in processes
+        for seen in [canary.stack.watch.processes]
+        if any(
+            b"VESTRY_KEYRING_FILE=" in content
+            for name, contents in seen.items()
+            if name.endswith(f" {process['pid']}")
+            for content in contents
+        )
+    }
+    assert holders == {"private-interactive-gpu", "private-bulk-gpu"}
+
+
+def test_the_key_ring_is_in_its_file_alone(canary: Canary) -> None:
+    ring = canary.stack.home.keyring
+    keys = json.loads(ring.read_text(encoding="utf-8"))["keys"]
+    key = base64.b64decode(next(iter(keys.values())))
+    needles = {needle for _, needle in disguises_of("the key", key)}
+    found = {
+        (name, where)
+        for name in EVERYWHERE
+        for where, content in canary.seen[name]
+        if any(needle in content for needle in needles)
+    }
+    assert found == {("directory", ring.name)}
+
+
+def test_a_planted_leak_turns_the_check_red(canary: Canary) -> None:
+    leak = Marker()
+    scenario, stack = canary.private, canary.stack
+    # Private text routed as shareable, a careless log line, an argument in a message.
+    scenario.vestry.enqueue(
+        scenario.conn, Embedding(texts=[leak.token("misrouted")]), owner="x", privacy="shareable"
+    )
+    with (stack.home.logs / "private-bulk-gpu.log").open("a", encoding="utf-8") as log:
+        log.write(f"embedding {leak.token('logged')}\n")
+    with stack.observer() as broker:
+        app = make_app(ValkeyServer(stack.home).url("private"), "private")
+        with app.events.default_dispatcher(hostname="careless") as events:
+            token = leak.token("argument")
+            events.send("task-received", uuid=str(uuid.uuid4()), name="embedding", args=token)
+        broker.set("vestry.private.careless", leak.token("kept"))
+        seen = {name: list(read()) for name, read in stack.places().items()}
+        hits = leaks(seen, EVERYWHERE, leak)
+        broker.delete("vestry.private.careless")
+    assert {hit.place for hit in hits} >= {
+        "dump by vestry_shareable", "dump by vestry_owner", "logs", "directory", "broker keys",
+        "broker traffic", "flower of private",
+    }  # fmt: skip
+    with pytest.raises(AssertionError, match="misrouted"):
+        assert not hits, "; ".join(map(str, hits))
+
+
+# -- what is planted where, for as long as the check looks -----------------------------------------
+
+
+@contextmanager
+def in_broker(canary: Canary, planted: Planted) -> Iterator[None]:
+    with canary.stack.observer() as broker:
+        broker.rpush("vestry.private.control", *planted.values())
+        yield
+        broker.delete("vestry.private.control")
+
+
+@contextmanager
+def in_broker_traffic(canary: Canary, planted: Planted) -> Iterator[None]:
+    before = len(canary.stack.watch.traffic())
+    with in_broker(canary, planted):
+        wait_for(lambda: b"vestry.private.control" in canary.stack.watch.traffic()[before:])
+        yield
+
+
+@contextmanager
+def in_logs(canary: Canary, planted: Planted) -> Iterator[None]:
+    path = canary.stack.home.logs / "control.log"
+    path.write_bytes(b"\n".join(planted.values()))
+    yield
+    path.unlink()
+
+
+@contextmanager
+def in_directory(canary: Canary, planted: Planted) -> Iterator[None]:
+    path = canary.stack.home.run / "control.bin"
+    # Across the border of two steps of reading.
+    path.write_bytes(bytes(8 * 1024 * 1024 - 500) + b"\n".join(planted.values()))
+    yield
+    path.unlink()
+
+
+@contextmanager
+def in_statements(canary: Canary, planted: Planted) -> Iterator[None]:
+    with canary.stack.superuser() as conn:
+        for spelling in planted.values():
+            conn.execute(f"SELECT pg_sleep(0.1) /* {spelling.decode()} */")
+        yield
+
+
+@contextmanager
+def in_notices(canary: Canary, planted: Planted) -> Iterator[None]:
+    before = len(canary.stack.watch.notices)
+    with canary.stack.superuser() as conn:
+        for spelling in planted.values():
+            conn.execute("SELECT pg_notify('vestry_done', %s)", [spelling.decode()])
+    wait_for(lambda: len(canary.stack.watch.notices) >= before + len(planted))
+    yield
+
+
+@contextmanager
+def in_processes(_: Canary, planted: Planted) -> Iterator[None]:
+    spelt = [spelling.decode() for spelling in planted.values()]
+    half = len(spelt) // 2
+    environment = {f"CONTROL_{n}": value for n, value in enumerate(spelt[half:])}
+    script = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *spelt[:half]],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.communicate()
+
+
+@contextmanager
+def in_errors(canary: Canary, planted: Planted) -> Iterator[None]:
+    canary.stack.told += [spelling.decode("latin-1") for spelling in planted.values()]
+    yield
+    del canary.stack.told[-len(planted) :]
+
+
+@contextmanager
+def in_tables(canary: Canary, planted: Planted) -> Iterator[None]:
+    """A dead job of a cloud lane: its error message is there for every role that reads jobs."""
+    insert = """INSERT INTO vestry.jobs
+      (id, kind, owner, privacy, latency, pool, state, finished_at, error_message)
+      VALUES (%s, 'embedding', 'x', 'shareable', 'bulk', 'cloud', 'dead', now(), %s)"""
+    with canary.stack.superuser() as conn:
+        jobs = [uuid.uuid4() for _ in planted]
+        for job, spelling in zip(jobs, planted.values(), strict=True):
+            conn.execute(insert, [job, spelling.decode()])
+        yield
+        conn.execute("DELETE FROM vestry.jobs WHERE id = ANY (%s)", [jobs])
+
+
+def in_flower(privacy: str) -> Callable[[Canary, Planted], AbstractContextManager[None]]:
+    @contextmanager
+    def plant(canary: Canary, planted: Planted) -> Iterator[None]:
+        app = make_app(ValkeyServer(canary.stack.home).url(privacy), privacy)
+        last = str(uuid.uuid4())
+        with app.events.default_dispatcher(hostname="control") as events:
+            for spelling in planted.values():
+                last = str(uuid.uuid4())
+                events.send("task-received", uuid=last, name="control", args=spelling.decode())
+        read = canary.stack.places()[f"flower of {privacy}"]
+        wait_for(lambda: any(last.encode() in content for _, content in read()))
+        yield
+
+    return plant
+
+
+PLANTS: dict[str, Callable[[Canary, Planted], AbstractContextManager[None]]] = {
+    "broker keys": in_broker,
+    "broker traffic": in_broker_traffic,
+    "broker memory": in_broker,
+    "logs": in_logs,
+    "directory": in_directory,
+    "statements": in_statements,
+    "notices": in_notices,
+    "processes": in_processes,
+    "producers' errors": in_errors,
+    "flower of private": in_flower("private"),
+    "flower of shareable": in_flower("shareable"),
+    **dict.fromkeys(DUMPS, in_tables),
+}
+
+
+def wait_for(check: Callable[[], bool], within: float = 20.0) -> None:
+    until = time.monotonic() + within
+    while not check():
+        assert time.monotonic() < until, "what was planted did not arrive"
+        time.sleep(0.05)
