@@ -7,7 +7,7 @@ import contextlib
 import datetime as dt
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
@@ -20,7 +20,7 @@ from vestry import reading, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
 from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
-from vestry.errors import Unavailable, WaitTimeout
+from vestry.errors import NotFinished, Unavailable, WaitTimeout
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, AsyncListener
@@ -175,27 +175,12 @@ class AsyncVestry:
 
     async def wait(self, job: JobLike, timeout: float | None = None) -> Result:  # noqa: ASYNC109 (as Vestry)
         """As `Vestry.wait`."""
-        await self.wait_finished(job, timeout)
-        return await self.result(job)
+        return await self._wait(job, timeout, lambda: self.result(job))
 
     async def wait_finished(self, job: JobLike, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """As `Vestry.wait_finished`."""
-        job_id = reading.job_id(job)
-        end = None if timeout is None else time.monotonic() + timeout
-        async with self._listener.watch(job_id) as done:
-            while True:
-                lost: Unavailable | None = None
-                try:
-                    if await self._do(lambda: reading.is_finished(job_id)):
-                        return
-                except Unavailable as error:
-                    lost = error
-                left = READ_AGAIN_S if end is None else min(READ_AGAIN_S, end - time.monotonic())
-                if left <= 0:
-                    raise lost or WaitTimeout
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(done.wait(), left)
-                done.clear()
+        name = reading.job_id(job)
+        await self._wait(name, timeout, lambda: self._do(lambda: reading.check_finished(name)))
 
     async def result(self, job: JobLike) -> Result:
         """A finished job's result; raises as `wait`, and `NotFinished` while it goes on."""
@@ -257,15 +242,13 @@ class AsyncVestry:
         asked = await self._do(
             lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
         )
+        answer = lambda: reading.outcome(asked.id, self._keys, discard=True)  # noqa: E731
         try:
-            await self.wait_finished(asked, timeout)
+            told, body = await self._wait(asked, timeout, lambda: self._do(answer, atomic=True))
         except (WaitTimeout, asyncio.CancelledError):
             # Nobody will read the answer: neither query nor vector is to outlive the question.
             await asyncio.shield(self.cancel(asked))
             raise
-        told, body = await self._do(
-            lambda: reading.outcome(asked.id, self._keys, discard=True), atomic=True
-        )
         found = search.vector_of(body, space)
         return await self._do(
             lambda: search.nearest(request, *found, self._keys, degraded=told.degraded), atomic=True
@@ -289,6 +272,31 @@ class AsyncVestry:
         )
 
     # -- connections ------------------------------------------------------------------------------
+
+    async def _wait(
+        self,
+        job: JobLike,
+        timeout: float | None,  # noqa: ASYNC109
+        read: Callable[[], Awaitable[T]],
+    ) -> T:
+        """Read until there is something to read, at once when the job is said to be done."""
+        name = reading.job_id(job)
+        end = None if timeout is None else time.monotonic() + timeout
+        async with self._listener.watch(name) as done:
+            while True:
+                lost: Unavailable | None = None
+                try:
+                    return await read()
+                except NotFinished:
+                    pass
+                except Unavailable as error:
+                    lost = error
+                left = READ_AGAIN_S if end is None else min(READ_AGAIN_S, end - time.monotonic())
+                if left <= 0:
+                    raise lost or WaitTimeout
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(done.wait(), left)
+                done.clear()
 
     async def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> T:
         """Carry out steps on a connection of our own, once more if that turns out to be dead."""

@@ -19,7 +19,7 @@ from vestry import reading, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, SyncConnection, sync_connection
 from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
-from vestry.errors import Unavailable, WaitTimeout
+from vestry.errors import NotFinished, Unavailable, WaitTimeout
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, Listener
@@ -229,8 +229,7 @@ class Vestry:
             JobFailed: or a subclass: it ended without a result.
             UnknownJob, ResultGone: there is nothing to wait for.
         """
-        self.wait_finished(job, timeout)
-        return self.result(job)
+        return self._wait(job, timeout, lambda: self.result(job))
 
     def wait_finished(self, job: JobLike, timeout: float | None = None) -> None:
         """Wait until a job is in a final state, whichever. Outlives a restart of the database.
@@ -239,21 +238,8 @@ class Vestry:
             WaitTimeout, UnknownJob: as `wait`.
             Unavailable: the database was not there when the time was up.
         """
-        job_id = reading.job_id(job)
-        end = None if timeout is None else time.monotonic() + timeout
-        with self._listener.watch(job_id) as done:
-            while True:
-                lost: Unavailable | None = None
-                try:
-                    if self._do(lambda: reading.is_finished(job_id)):
-                        return
-                except Unavailable as error:
-                    lost = error
-                left = READ_AGAIN_S if end is None else min(READ_AGAIN_S, end - time.monotonic())
-                if left <= 0:
-                    raise lost or WaitTimeout
-                done.wait(left)
-                done.clear()
+        name = reading.job_id(job)
+        self._wait(name, timeout, lambda: self._do(lambda: reading.check_finished(name)))
 
     def result(self, job: JobLike) -> Result:
         """A finished job's result; raises as `wait`, and `NotFinished` while it goes on."""
@@ -335,15 +321,13 @@ class Vestry:
         asked = self._do(
             lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
         )
+        answer = lambda: reading.outcome(asked.id, self._keys, discard=True)  # noqa: E731
         try:
-            self.wait_finished(asked, timeout)
+            told, body = self._wait(asked, timeout, lambda: self._do(answer, atomic=True))
         except (WaitTimeout, KeyboardInterrupt):
             # Nobody will read the answer: neither query nor vector is to outlive the question.
             self.cancel(asked)
             raise
-        told, body = self._do(
-            lambda: reading.outcome(asked.id, self._keys, discard=True), atomic=True
-        )
         found = search.vector_of(body, space)
         return self._do(
             lambda: search.nearest(request, *found, self._keys, degraded=told.degraded), atomic=True
@@ -368,6 +352,25 @@ class Vestry:
         return self._do(lambda: search.nearest(request, vector, space, self._keys), atomic=True)
 
     # -- connections ------------------------------------------------------------------------------
+
+    def _wait(self, job: JobLike, timeout: float | None, read: Callable[[], T]) -> T:
+        """Read until there is something to read, at once when the job is said to be done."""
+        name = reading.job_id(job)
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._listener.watch(name) as done:
+            while True:
+                lost: Unavailable | None = None
+                try:
+                    return read()
+                except NotFinished:
+                    pass
+                except Unavailable as error:
+                    lost = error
+                left = READ_AGAIN_S if end is None else min(READ_AGAIN_S, end - time.monotonic())
+                if left <= 0:
+                    raise lost or WaitTimeout
+                done.wait(left)
+                done.clear()
 
     def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> T:
         """Carry out steps on a connection of our own, once more if that turns out to be dead."""

@@ -107,12 +107,13 @@ def job_ids(jobs: JobLike | Iterable[JobLike]) -> list[UUID]:
     return [job_id(job) for job in jobs]
 
 
-def is_finished(job: UUID) -> Steps[bool]:
-    """Whether the job is in a final state; `UnknownJob` where there is none."""
+def check_finished(job: UUID) -> Steps[None]:
+    """Raise `NotFinished`, or `UnknownJob`, unless the job is in a final state."""
     rows = yield Query(_FINISHED, (job,), prepare=True)
     if not rows:
         raise UnknownJob
-    return bool(rows[0][0])
+    if not rows[0][0]:
+        raise NotFinished
 
 
 def statuses(jobs: Sequence[UUID]) -> Steps[list[JobStatus]]:
