@@ -33,7 +33,10 @@ def tracked_files() -> list[Path]:
     """The files of the project: what git knows, or, in an unpacked archive, all there is."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
-        return [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
+        lines = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+        ignored = {line.rstrip("/") for line in lines}
+        found = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
+        return [ROOT / path for path in found if ignored.isdisjoint(path.parts)]
     listed = subprocess.run(
         [git, "-c", f"safe.directory={ROOT}", "ls-files", "-z"],
         cwd=ROOT, check=True, capture_output=True, text=True,
