@@ -49,7 +49,7 @@ _TAKE: Final = {
 _CANCEL: Final = "SELECT job_id, state FROM vestry.cancel_jobs_v1(%b::uuid[])"
 _PAUSE: Final = "SELECT vestry.pause_lane_v1(%s::text, %b::boolean)"
 _DELETE: Final = "SELECT vestry.delete_documents_v1(%s::text, %s::text, %s::text, %b::bytea[])"
-# Counted, not estimated: some 0.2 s with a million queued rows on a quiet machine.
+# Counted, not estimated: with a million queued rows that takes most of a second.
 _LANES: Final = """
 SELECT l.lane, coalesce(q.queued, 0), coalesce(r.running, 0),
        extract(epoch FROM vestry.clock() - q.oldest)::float8, l.paused_at IS NOT NULL

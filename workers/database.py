@@ -12,6 +12,11 @@ from models.picking import PLANNER_OPTIONS
 Connection = psycopg.Connection[Any]
 
 
+RECONNECT_S = 2.0
+"""How long the pool itself tries to replace a lost connection. Its pauses double without bound; given
+up early, the next request for a connection tries again at once."""
+
+
 def connection_options(name: str, lease_s: float) -> dict[str, Any]:
     """Connection arguments for psycopg.
 
@@ -54,7 +59,7 @@ def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[
         kwargs=connection_options(name, lease_s),
         check=ConnectionPool.check_connection,
         timeout=max(2.0, lease_s / 4),
-        reconnect_timeout=float("inf"),
+        reconnect_timeout=RECONNECT_S,
         open=True,
         name=f"vestry-{name}",
     )

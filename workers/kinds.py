@@ -15,9 +15,7 @@ from tasks.protocol import Handler
 from workers.settings import Settings
 
 
-def build(
-    settings: Settings, pool: ConnectionPool[psycopg.Connection[Any]]
-) -> dict[str, Handler]:
+def build(settings: Settings, pool: ConnectionPool[psycopg.Connection[Any]]) -> dict[str, Handler]:
     """Load what the process serves and warm it up; kind to handler.
 
     Args:

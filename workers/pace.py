@@ -6,7 +6,7 @@ import threading
 
 SMOOTHING = 0.3
 """Weight of the newest batch in the moving average of units per second."""
-FIRST_BUDGET = 64
+FIRST_BUDGET = 16
 """Units of the first batch, before anything was measured."""
 LARGEST_BUDGET = 4096
 """Units of a batch however fast it goes: its results are held in memory until they are stored."""

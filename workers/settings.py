@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     max_run_s: float = Field(900.0, gt=0)
     """No attempt is kept alive for longer than this, however well its heart beats."""
     batch_jobs: int = Field(256, ge=1)
-    batch_s: float = Field(10.0, gt=0)
+    batch_s: float = Field(4.0, gt=0)
     """A bulk batch is meant to take about this long, by what was measured so far."""
     interactive_batch_jobs: int = Field(8, ge=1)
     backoff_cap_s: float = Field(300.0, gt=0)

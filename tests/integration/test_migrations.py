@@ -33,7 +33,7 @@ def differences(url: str) -> list[Any]:
                 "include_schemas": True,
                 "compare_type": True,
                 "compare_server_default": False,
-                "include_object": lambda o, name, kind, r, c: (
+                "include_object": lambda o, name, kind, *_: (
                     not (kind == "table" and (name == "alembic_version" or "_embeddings_s" in name))
                     and not (kind == "table" and o.schema != "vestry")
                 ),
@@ -70,7 +70,9 @@ def test_down_and_up_again_with_data_present(clean: DevStack) -> None:
     config = alembic_config(owner_url(clean))
     command.downgrade(config, "base")
     with psycopg.connect(clean.superuser_url) as conn:
-        left = conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'vestry'").fetchall()
+        left = conn.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'vestry'"
+        ).fetchall()
     assert left == [("alembic_version",)]
     command.upgrade(config, "head")
     assert differences(owner_url(clean)) == []
@@ -151,6 +153,9 @@ def test_a_private_worker_sees_only_the_owners_it_names(clean: DevStack) -> None
         assert conn.execute(seen).fetchall() == []
         conn.execute("SELECT set_config('vestry.owners', '{bob}', true)")
         assert conn.execute(seen).fetchall() == [("bob",)]
+        conn.commit()
+        # The setting is an empty string now, not NULL: still nobody, and no error.
+        assert conn.execute(seen).fetchall() == []
 
 
 def test_the_job_tables_show_each_class_its_own(clean: DevStack) -> None:

@@ -21,7 +21,9 @@ LANE = "shareable.bulk.gpu"
 TERMS = Terms(worker="test", privacy="shareable", lease_s=60, max_run_s=600)
 
 
-def enqueue(conn: Any, owner: str, count: int, *, latency: str = "bulk", units: int = 1) -> list[UUID]:
+def enqueue(
+    conn: Any, owner: str, count: int, *, latency: str = "bulk", units: int = 1
+) -> list[UUID]:
     ids = sorted(uuid7() for _ in range(count))
     conn.execute(
         """SELECT * FROM vestry.enqueue_jobs_v1(
@@ -138,7 +140,9 @@ def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
             assert transitions.rescue(control).suspects == expected
         worker.execute("UPDATE vestry.jobs SET turn = turn + 1 WHERE id = %s", [ids[1]])
     assert states(producer, ids) == ["dead", "queued"]
-    attempts = producer.execute("SELECT attempt FROM vestry.jobs WHERE id = %s", [ids[1]]).fetchone()
+    attempts = producer.execute(
+        "SELECT attempt FROM vestry.jobs WHERE id = %s", [ids[1]]
+    ).fetchone()
     assert attempts == (0,)
 
 

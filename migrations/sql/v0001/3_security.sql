@@ -75,15 +75,15 @@ BEGIN
       END IF;
       IF p = 'private' THEN
         EXECUTE format($p$CREATE POLICY owners_named ON vestry.%I TO vestry_private, vestry_producer
-          USING (owner = ANY (current_setting('vestry.owners', true)::text[]))
-          WITH CHECK (owner = ANY (current_setting('vestry.owners', true)::text[]))$p$, p || '_' || t);
+          USING (owner = ANY (nullif(current_setting('vestry.owners', true), '')::text[]))
+          WITH CHECK (owner = ANY (nullif(current_setting('vestry.owners', true), '')::text[]))$p$, p || '_' || t);
       ELSIF t IN ('documents', 'chunks', 'embeddings') THEN
         -- A library that one service publishes is there for every owner's search.
         EXECUTE format('CREATE POLICY library ON vestry.%I TO vestry_shareable, vestry_cloud, vestry_producer USING (true) WITH CHECK (true)', p || '_' || t);
       ELSE
         EXECUTE format($p$CREATE POLICY owners_named ON vestry.%I TO vestry_shareable, vestry_cloud, vestry_producer
-          USING (owner = ANY (current_setting('vestry.owners', true)::text[]))
-          WITH CHECK (owner = ANY (current_setting('vestry.owners', true)::text[]))$p$, p || '_' || t);
+          USING (owner = ANY (nullif(current_setting('vestry.owners', true), '')::text[]))
+          WITH CHECK (owner = ANY (nullif(current_setting('vestry.owners', true), '')::text[]))$p$, p || '_' || t);
       END IF;
     END LOOP;
   END LOOP;
