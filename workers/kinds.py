@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
@@ -10,12 +11,14 @@ from psycopg_pool import ConnectionPool
 from inference.errors import InferenceError
 from inference.protocol import SpaceSpec
 from inference.registry import embedding_backend
-from tasks.embedding import EmbeddingHandler
 from tasks.protocol import Handler
+from tasks.registry import handlers
 from workers.settings import Settings
 
 
-def build(settings: Settings, pool: ConnectionPool[psycopg.Connection[Any]]) -> dict[str, Handler]:
+def build(
+    settings: Settings, pool: ConnectionPool[psycopg.Connection[Any]]
+) -> Mapping[str, Handler]:
     """Load what the process serves and warm it up; kind to handler.
 
     Args:
@@ -35,7 +38,7 @@ def build(settings: Settings, pool: ConnectionPool[psycopg.Connection[Any]]) -> 
         backend.warm_up()
     except InferenceError as error:
         raise SystemExit(f"the embedding model cannot be used: {error}") from None
-    return {"embedding": EmbeddingHandler(backend, declare_space(pool, backend.space))}
+    return handlers(backend, declare_space(pool, backend.space))
 
 
 def declare_space(pool: ConnectionPool[psycopg.Connection[Any]], space: SpaceSpec) -> int:
