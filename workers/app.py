@@ -14,7 +14,7 @@ from celery.worker.control import Panel
 from kombu import Exchange, Queue
 
 from vestry.lanes import LANES
-from workers import lifecycle, logs
+from workers import hint_transport, lifecycle, logs
 from workers.settings import Settings, key_prefix
 
 READ_ONLY_PANEL = frozenset(
@@ -34,6 +34,7 @@ def make_app(broker: str, privacy: str) -> Celery:
         broker: `redis://user:password@host:port/0`.
         privacy: `private` or `shareable`.
     """
+    hint_transport.install()
     app = Celery("vestry", set_as_current=False)
     app.conf.update(
         broker_url=broker,

@@ -61,7 +61,7 @@ class FlowerFeed:
                 continue
             self._told.add(job_id)
             name = {"uuid": str(job_id), "name": kind}
-            self._put("task-received", {**name, "args": f"['{job_id}']", "kwargs": "{}"})
+            self._put("task-received", {**name, "args": f"('{job_id}',)", "kwargs": "{}"})
             self._put("task-started", name)
 
     def finished(self, kind: str, job_ids: Iterable[UUID], done: Finished, *, sure: bool) -> None:
