@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
+from tests.echo_stack import echo_stack, eventually
 from tests.flower_client import FlowerClient
 from vestry import Document, Embedding, Vestry
 from vestry.results import JobRef
-from workers.detached import Detached, start_detached
+from workers.detached import Detached
 
-SETTINGS = {
-    "VESTRY_EMBEDDING_BACKEND": "echo",
-    "VESTRY_LEASE_S": "3",
-    "VESTRY_HEARTBEAT_S": "0.5",
-    "VESTRY_BACKOFF_CAP_S": "0.2",
-}
 PRIVACIES = ("private", "shareable")
 WORD = "quinquereme"
 """In every text of these jobs; Flower must not know it."""
@@ -32,12 +24,8 @@ WORD = "quinquereme"
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[Detached]:
-    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
-    try:
-        with start_detached(home, SETTINGS) as running:
-            yield running
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with echo_stack(flower=True) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +63,6 @@ def shown(flower: FlowerClient, job: JobRef, state: str, within: float = 10.0) -
         assert time.monotonic() < until, f"Flower says {task.get('state')}, not {state}"
         time.sleep(0.05)
     return task
-
-
-def eventually(check: Callable[[], bool], within: float = 10.0) -> None:
-    until = time.monotonic() + within
-    while not check():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.05)
 
 
 def says_nothing_but_the_id(task: dict[str, Any], job: JobRef) -> None:
@@ -184,22 +165,21 @@ def test_jobs_that_a_worker_found_without_a_message_are_told_of(
     assert dispatcher is not None
     os.kill(dispatcher, signal.SIGSTOP)
     try:
-        found = submit(vestry, conn, privacy, "unannounced")
-        dead = submit(vestry, conn, privacy, "echo!bad-request")
-        waiting = submit(vestry, conn, privacy, "echo!rate-limited=60")
-        cancelled = submit(vestry, conn, privacy, "echo!sleep=0.7")
-        eventually(lambda: vestry.status(cancelled).state == "running")
-        vestry.cancel(cancelled)
-        vestry.wait(found, timeout=20)
-        for job, state in (
-            (found, "SUCCESS"), (dead, "FAILURE"), (waiting, "RETRY"), (cancelled, "REVOKED"),
+        # One after the other: a backend that asks to wait is heard by the whole batch.
+        for text, state in (
+            ("unannounced", "SUCCESS"), ("echo!bad-request", "FAILURE"),
+            ("echo!rate-limited=60", "RETRY"), ("echo!sleep=0.7", "REVOKED"),
         ):  # fmt: skip
+            job = submit(vestry, conn, privacy, text)
+            if state == "REVOKED":
+                eventually(lambda job=job: vestry.status(job).state == "running")
+                vestry.cancel(job)
             task = shown(flower, job, state)
             says_nothing_but_the_id(task, job)
             assert task["sent"] is None, "it had a message after all"
+            vestry.cancel(job)
     finally:
         os.kill(dispatcher, signal.SIGCONT)
-    vestry.cancel(waiting)
 
 
 def test_worker_pages_work_and_show_the_lanes(flower: FlowerClient, privacy: str) -> None:

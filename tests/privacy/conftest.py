@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.echo_stack import SETTINGS
 from tests.privacy.needles import Marker
 from tests.privacy.observed_up import start_observed
 from tests.privacy.places import Stack
@@ -19,14 +20,6 @@ from tests.privacy.watch import Watch
 from vestry import Vestry
 from workers.detached import Detached
 from workers.home import Home
-
-SETTINGS = {
-    "VESTRY_EMBEDDING_BACKEND": "echo",
-    "VESTRY_LEASE_S": "3",
-    "VESTRY_HEARTBEAT_S": "0.5",
-    "VESTRY_BACKOFF_CAP_S": "0.2",
-    "VESTRY_LOG_LEVEL": "DEBUG",
-}
 
 
 @dataclass(slots=True)
@@ -45,7 +38,7 @@ class Canary:
 def canary() -> Iterator[Canary]:
     home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
     try:
-        with start_observed(home, SETTINGS) as up:
+        with start_observed(home, SETTINGS | {"VESTRY_LOG_LEVEL": "DEBUG"}) as up:
             client = up.client
             with (
                 Watch(Home(home), client["supervisor_pid"]) as watch,

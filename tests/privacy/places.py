@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Stack:
     def postgres(self) -> PostgresServer:
         return PostgresServer(self.home)
 
-    def observer(self) -> redis.Redis:
+    def observer(self) -> Any:
         """The broker with every right; bytes in, bytes out."""
         password = self.home.password(f"valkey.{OBSERVER}")
         port = ValkeyServer(self.home).port
@@ -86,20 +87,17 @@ class Stack:
             "notices": lambda: [("notices", "\n".join(self.watch.notices).encode())],
             "processes": lambda: processes(self.watch),
             "producers' errors": lambda: [("errors", "\n".join(self.told).encode())],
-            **{f"flower of {p}": lambda p=p: flower(self.client["flower"][p]) for p in PRIVACIES},
-            **{
-                f"dump by {role}": lambda role=role: dump(self.postgres.url(role), self.owners())
-                for role in (*ROLES, SUPERUSER)
-                if role != PRIVATE_WORKER
-            },
+            **{f"flower of {p}": partial(flower, self.client["flower"][p]) for p in PRIVACIES},
+            **{f"dump by {r}": partial(dump, self, r) for r in (*ROLES, SUPERUSER)},
             "directory": lambda: directory(self),
-        }  # fmt: skip
+        }
+        del places[f"dump by {PRIVATE_WORKER}"]
         if sys.platform == "linux":
             places["broker memory"] = lambda: memory(broker_pid(self.home))
         return places
 
 
-def broker_keys(client: redis.Redis) -> Contents:
+def broker_keys(client: Any) -> Contents:
     """Every key with all it holds, and what the server remembers of its clients."""
     read: dict[bytes, Callable[[bytes], Any]] = {
         b"string": client.get,
@@ -165,9 +163,10 @@ def directory(stack: Stack) -> Contents:
     return files([stack.home.path, *([Path(place)] if place else [])])
 
 
-def dump(url: str, owners: list[str]) -> Contents:
+def dump(stack: Stack, role: str) -> Contents:
     """Everything a login can read, as text and as bytes, with every owner's name in its context."""
-    with psycopg.connect(url, autocommit=True) as conn:
+    owners = stack.owners()
+    with psycopg.connect(stack.postgres.url(role), autocommit=True) as conn:
         conn.execute("SELECT set_config('vestry.owners', (%s::text[])::text, false)", [owners])
         for schema, table, columns in conn.execute(RELATIONS).fetchall():
             query = sql.SQL("SELECT {} FROM {}").format(

@@ -9,7 +9,6 @@ import base64
 import json
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from models.roles import PRIVATE_WORKER, ROLES
+from tests.echo_stack import eventually
 from tests.privacy.conftest import Canary
 from tests.privacy.needles import Hit, Marker, disguises_of, is_text, search, spellings
 from tests.privacy.places import Contents
@@ -199,7 +199,7 @@ def in_broker(canary: Canary, planted: Planted) -> Iterator[None]:
 def in_broker_traffic(canary: Canary, planted: Planted) -> Iterator[None]:
     before = len(canary.stack.watch.traffic())
     with in_broker(canary, planted):
-        wait_for(lambda: b"vestry.private.control" in canary.stack.watch.traffic()[before:])
+        eventually(lambda: b"vestry.private.control" in canary.stack.watch.traffic()[before:])
         yield
 
 
@@ -234,7 +234,7 @@ def in_notices(canary: Canary, planted: Planted) -> Iterator[None]:
     with canary.stack.superuser() as conn:
         for spelling in planted.values():
             conn.execute("SELECT pg_notify('vestry_done', %s)", [spelling.decode()])
-    wait_for(lambda: len(canary.stack.watch.notices) >= before + len(planted))
+    eventually(lambda: len(canary.stack.watch.notices) >= before + len(planted))
     yield
 
 
@@ -285,7 +285,7 @@ def in_flower(privacy: str) -> Callable[[Canary, Planted], AbstractContextManage
                 last = str(uuid.uuid4())
                 events.send("task-received", uuid=last, name="control", args=spelling.decode())
         read = canary.stack.places()[f"flower of {privacy}"]
-        wait_for(lambda: any(last.encode() in content for _, content in read()))
+        eventually(lambda: any(last.encode() in content for _, content in read()))
         yield
 
     return plant
@@ -305,10 +305,3 @@ PLANTS: dict[str, Callable[[Canary, Planted], AbstractContextManager[None]]] = {
     "flower of shareable": in_flower("shareable"),
     **dict.fromkeys(DUMPS, in_tables),
 }
-
-
-def wait_for(check: Callable[[], bool], within: float = 20.0) -> None:
-    until = time.monotonic() + within
-    while not check():
-        assert time.monotonic() < until, "what was planted did not arrive"
-        time.sleep(0.05)

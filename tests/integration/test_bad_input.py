@@ -1,0 +1,339 @@
+"""Bad jobs, messages and times get one clear error, lose nothing and spoil no neighbour."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+import redis
+
+from tests.echo_stack import echo_stack, eventually
+from vestry import Document, Embedding, InvalidInput, JobFailed, Vestry
+from vestry.ids import uuid7
+from vestry.jobs import Prepared
+from vestry.lanes import Pool
+from vestry.results import IndexResult, JobRef
+from workers.detached import Detached
+from workers.home import Home
+from workers.postgres_server import SUPERUSER, PostgresServer
+from workers.settings import key_prefix
+from workers.valkey_server import ValkeyServer
+
+LONG = "x" * 3000
+"""More than the model reads."""
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Detached]:
+    with echo_stack(flower=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def vestry(up: Detached) -> Iterator[Vestry]:
+    with Vestry(up.client["database_url"], up.client["keyring"]) as vestry:
+        yield vestry
+
+
+@pytest.fixture
+def conn(up: Detached) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
+        yield conn
+
+
+# -- the library and the workers -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Handmade:
+    """A payload that the library would never write."""
+
+    payload: bytes
+    kind: ClassVar[str] = "embedding"
+
+    def prepare(self, digest: Any, payload_limit: int = 0) -> Prepared:
+        del digest, payload_limit
+        return Prepared(
+            kind=self.kind, pool=Pool.GPU, model=None, payload=self.payload, units=1,
+            keep_payload=True,
+        )  # fmt: skip
+
+
+def texts(*given: str, **options: Any) -> Embedding:
+    return Embedding(texts=list(given), **options)
+
+
+BAD_JOBS: dict[str, tuple[Any, str, str]] = {
+    "NaN": (texts("fine", "echo!nan"), "bad_vector", "text 1"),
+    "wrong dimension": (texts("echo!wrong-dimension"), "bad_vector", "text 0"),
+    "zero": (texts("echo!zero"), "bad_vector", "text 0"),
+    "too long": (texts("fine", "fine", LONG), "too_long", "text 2"),
+    "unknown model": (texts("a", model="none"), "unknown_model", "echo"),
+    "not JSON": (Handmade(b"{'a'"), "bad_payload", "JSON object"),
+    "not an object": (Handmade(b'["a"]'), "bad_payload", "JSON object"),
+    "neither": (Handmade(b"{}"), "bad_payload", "texts and documents"),
+    "empty text": (Handmade(b'{"texts": ["a", " "]}'), "bad_payload", "text 1"),
+    "NUL": (Handmade(b'{"texts": ["\\u0000"]}'), "bad_payload", "text 0"),
+    "lone surrogate": (Handmade(b'{"texts": ["\\ud800"]}'), "bad_payload", "text 0"),
+    "no text": (Handmade(b'{"texts": [1]}'), "bad_payload", "text 0"),
+    "odd input": (Handmade(b'{"texts": ["a"], "input": "x"}'), "bad_payload", "input"),
+    "documents nobody enqueued": (
+        Handmade(b'{"documents": [{"text": "a"}], "source": "s"}'), "bad_payload", "documents",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("privacy", ["private", "shareable"])
+def test_bad_jobs_get_their_error_and_spoil_no_neighbour(
+    vestry: Vestry, conn: Any, privacy: str
+) -> None:
+    lane = f"{privacy}.bulk.gpu"
+    where: dict[str, Any] = {"owner": "ann", "privacy": privacy}
+    vestry.pause_lane(lane)
+    good, bad = [], {}
+    for name, (job, _, _) in BAD_JOBS.items():
+        good.append(vestry.enqueue(conn, texts(f"beside {name}"), **where))
+        bad[name] = vestry.enqueue(conn, job, **where)
+    vestry.resume_lane(lane)
+
+    for name, (_, code, says) in BAD_JOBS.items():
+        with pytest.raises(JobFailed) as failed:
+            vestry.wait(bad[name], timeout=30)
+        assert (failed.value.code, says in failed.value.message) == (code, True), failed.value
+        assert vestry.status(bad[name]).state == "dead"
+    for job in good:
+        assert len(vestry.wait(job, timeout=30).vectors) == 1
+        assert vestry.status(job).attempt == 1
+
+
+@pytest.mark.parametrize("fault", ["nan", "wrong-dimension", "zero", "bad-request"])
+def test_a_bad_document_is_named_and_its_neighbours_are_indexed(
+    vestry: Vestry, conn: Any, fault: str
+) -> None:
+    documents = [Document("good", id="0"), Document(f"echo!{fault}", id="1"),
+                 Document("good too", id="2")]  # fmt: skip
+    job = vestry.enqueue(
+        conn, Embedding(documents=documents, source="s"), owner=f"bad-{fault}", privacy="private"
+    )
+    result = vestry.wait(job, timeout=30)
+    assert isinstance(result, IndexResult)
+    assert [row.index for row in result.failed] == [1]
+    hits = vestry.search("good", owner=f"bad-{fault}", privacy="private")
+    assert {hit.document for hit in hits} == {"0", "2"}
+
+
+def test_one_bad_job_of_many_is_named_and_nothing_is_enqueued(vestry: Vestry, conn: Any) -> None:
+    def jobs() -> Iterator[Embedding]:
+        yield texts("a")
+        yield texts("b", "\x00")
+        yield texts("c")
+
+    with conn.transaction():
+        with pytest.raises(InvalidInput) as refused:
+            vestry.enqueue_many(conn, jobs(), owner="many", privacy="private")
+        after = vestry.enqueue(conn, texts("d"), owner="many", privacy="private")
+    assert refused.value.field.endswith("texts[1]")
+    stored = conn.execute("SELECT id FROM vestry.jobs WHERE owner = 'many'").fetchall()
+    assert stored == [(after.id,)]
+
+
+def test_privacy_has_no_default(vestry: Vestry, conn: Any) -> None:
+    with pytest.raises(TypeError, match="privacy"):
+        vestry.enqueue(conn, texts("a"), owner="ann")  # type: ignore[call-arg]
+    for given in (None, "", "Private", "public"):
+        with pytest.raises(InvalidInput) as refused:
+            vestry.enqueue(conn, texts("a"), owner="ann", privacy=given)  # type: ignore[arg-type]
+        assert refused.value.field == "privacy"
+
+
+ENQUEUE = """SELECT * FROM vestry.enqueue_jobs_v1(
+  %(owner)s, 'private', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
+  %(ids)s, array_fill('embedding'::text, %(n)s), array_fill('gpu'::text, %(n)s),
+  array_fill(NULL::text, %(n)s), array_fill(1, %(n)s), array_fill(true, %(n)s),
+  array_fill(60, %(n)s), array_fill(NULL::bytea, %(n)s), array_fill(NULL::bytea, %(n)s),
+  %(key)s, %(sealed)s::bytea[], %(texts)s::text[],
+  '{}'::integer[], '{}'::integer[], '{}'::text[], '{}'::bytea[])"""
+"""The SQL contract, as a producer without the library would call it."""
+
+
+def call(conn: Any, **given: Any) -> list[UUID]:
+    content = given.get("sealed") or given.get("texts") or [None]
+    ids = [uuid7() for _ in content]
+    conn.execute(
+        ENQUEUE,
+        {"owner": "raw", "ids": ids, "n": [len(ids)], "key": None, "sealed": None, "texts": None}
+        | given,
+    )
+    return ids
+
+
+def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
+    vestry: Vestry, conn: Any
+) -> None:
+    vestry.wait(vestry.enqueue(conn, texts("a"), owner="raw", privacy="private"), timeout=30)
+    (key,) = conn.execute("SELECT key_id FROM vestry.owner_keys WHERE owner = 'raw'").fetchone()
+    header = b"\x01" + key.bytes
+    refused = {
+        "text": {"texts": ['{"texts": ["in the clear"]}']},
+        "bytes in the clear": {
+            "key": key,
+            "sealed": [b'{"texts": ["in the clear, and long"]}' * 2],
+        },
+        "one of two": {"key": key, "sealed": [header + bytes(60), b"in the clear" * 9]},
+        "another key": {"key": uuid4(), "sealed": [header + bytes(60)]},
+        "nothing": {"key": key, "sealed": None},
+    }
+    for name, given in refused.items():
+        with pytest.raises(psycopg.Error) as error:
+            call(conn, **given)
+        assert error.value.sqlstate == "VY002", name
+        assert "clear" not in str(error.value)
+    assert conn.execute("SELECT count(*) FROM vestry.jobs WHERE owner = 'raw'").fetchone() == (1,)
+
+
+def test_what_only_looks_sealed_fails_alone(vestry: Vestry, conn: Any) -> None:
+    good = vestry.enqueue(conn, texts("a"), owner="raw", privacy="private")
+    (key,) = conn.execute("SELECT key_id FROM vestry.owner_keys WHERE owner = 'raw'").fetchone()
+    (forged,) = call(conn, key=key, sealed=[b"\x01" + key.bytes + bytes(60)])
+    vestry.wait(good, timeout=30)
+    with pytest.raises(JobFailed) as failed:
+        vestry.wait(JobRef(forged, created=True), timeout=30)
+    assert failed.value.code == "unsealable"
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+def message(lane: str, job: object, **over: Any) -> str:
+    """A hint as Celery writes it, or something like it."""
+    name = str(job)
+    body = base64.b64encode(json.dumps([[name], {}, {}]).encode()).decode()
+    return json.dumps(
+        {
+            "body": body,
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {"lang": "py", "task": "embedding", "id": name},
+            "properties": {
+                "correlation_id": name,
+                "delivery_info": {"exchange": "", "routing_key": lane},
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid4()),
+            },
+        }
+        | over
+    )
+
+
+def test_forged_messages_end_no_worker(up: Detached, vestry: Vestry, conn: Any) -> None:
+    lane = "private.interactive.gpu"
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    other = vestry.enqueue(
+        conn, texts("of the other class"), owner="ann", privacy="shareable", run_at=later
+    )
+    unready = vestry.enqueue(
+        conn, texts("not yet"), owner="ann", privacy="private", latency="interactive", run_at=later
+    )
+    odd: dict[str, str | bytes] = {
+        "not JSON": "garbage{",
+        "not text": b"\xff\xfe\x00\x80",
+        "a registered type with nonsense": '{"__type__": "uuid", "__value__": {"hex": "no"}}',
+        "a list": "[1]",
+        "a number": "7",
+        "no properties": '{"body": "x"}',
+        "no headers": message(lane, uuid4(), headers=None),
+        "headers of another shape": message(lane, uuid4(), headers=[1]),
+        "another task": message(lane, uuid4(), headers={"task": "os.system", "id": str(uuid4())}),
+        "an id that is none": message(lane, "rm -rf /"),
+        "a body that is no base64": message(lane, uuid4(), body="%%%%%"),
+        "a body that is no JSON": message(lane, uuid4(), body="e3t7"),
+        "a body of another shape": message(lane, uuid4(), body="Nw=="),
+        "pickle": message(lane, uuid4(), **{"content-type": "application/x-python-serialize"}),
+        "an unknown job": message(lane, uuid4()),
+        "a job of the other class": message(lane, other.id),
+        "a job whose time has not come": message(lane, unready.id),
+    }
+    worker = up.pid("private-interactive-gpu")
+    server = ValkeyServer(Home(up.home))
+    with redis.Redis.from_url(server.url("private")) as broker:
+        for name, content in odd.items():
+            broker.lpush(key_prefix("private") + lane, content)
+            job = vestry.enqueue(
+                conn, texts(name), owner="ann", privacy="private", latency="interactive"
+            )
+            vestry.wait(job, timeout=30)
+            until = time.monotonic() + 10
+            while broker.llen(key_prefix("private") + lane):
+                assert time.monotonic() < until, f"{name}: it stays in the queue"
+                time.sleep(0.02)
+    assert up.pid("private-interactive-gpu") == worker
+    assert vestry.status(other).state == vestry.status(unready).state == "queued"
+    vestry.cancel([other, unready])
+
+
+# -- the clock -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def clock_set_back(up: Detached) -> Iterator[None]:
+    """Every time that comes from the database is an hour earlier."""
+    replace = """CREATE OR REPLACE FUNCTION vestry.clock() RETURNS timestamptz
+      LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog AS 'SELECT {}'"""
+    url = PostgresServer(Home(up.home)).url(SUPERUSER)
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute(replace.format("clock_timestamp() - interval ''1 hour''"))
+        try:
+            told = admin.execute("SELECT now() - vestry.clock() > interval '59 min'").fetchone()
+            assert told == (True,)
+            yield
+        finally:
+            admin.execute(replace.format("clock_timestamp()"))
+
+
+def test_a_clock_set_back_and_put_right_loses_and_repeats_nothing(
+    up: Detached, vestry: Vestry, conn: Any
+) -> None:
+    where: dict[str, Any] = {"owner": "clock", "privacy": "private"}
+
+    def index(n: int) -> JobRef:
+        entry = Document(f"entry {n} echo!sleep=0.05", id=str(n))
+        return vestry.enqueue(conn, Embedding(documents=[entry], source="s"), **where)
+
+    def running(job: JobRef) -> bool:
+        return vestry.status(job).state == "running"
+
+    before = [index(n) for n in range(20)]
+    across = vestry.enqueue(conn, texts("echo!sleep=1"), latency="interactive", **where)
+    eventually(lambda: running(across))
+    with clock_set_back(up):
+        during = [index(n) for n in range(20, 40)]
+        failing = vestry.enqueue(conn, texts("echo!nan"), latency="interactive", **where)
+        for job in (across, *before, *during):
+            vestry.wait(job, timeout=30)
+        with pytest.raises(JobFailed) as failed:
+            vestry.wait(failing, timeout=30)
+        assert failed.value.code == "bad_vector"
+        again = vestry.enqueue(conn, texts("echo!sleep=1"), latency="interactive", **where)
+        eventually(lambda: running(again))
+    after = [index(n) for n in range(40, 50)]
+    for job in (again, *after):
+        vestry.wait(job, timeout=60)
+
+    jobs = [across, again, *before, *during, *after]
+    assert {status.state for status in vestry.statuses(jobs)} == {"succeeded"}
+    doubled = conn.execute(
+        """SELECT job_id FROM vestry.receipts WHERE job_id = ANY (%s) AND outcome = 'succeeded'
+           GROUP BY job_id HAVING count(*) > 1""", [[job.id for job in jobs]]
+    ).fetchall()  # fmt: skip
+    assert doubled == []
+    hits = vestry.search("entry", limit=100, **where)
+    assert sorted(int(hit.document) for hit in hits) == list(range(50))
