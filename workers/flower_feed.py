@@ -49,7 +49,7 @@ class FlowerFeed:
         self._events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(BACKLOG)
         self._allowance = BULK_PER_S
         self._at = time.monotonic()
-        self._told: set[UUID] = set()
+        self._told: dict[UUID, float] = {}
         self.shed = 0
         threading.Thread(target=self._run, name="flower-feed", daemon=True).start()
 
@@ -59,7 +59,7 @@ class FlowerFeed:
             if not (sure or self._allowed()):
                 self.shed += 1
                 continue
-            self._told.add(job_id)
+            self._told[job_id] = time.monotonic()
             name = {"uuid": str(job_id), "name": kind}
             self._put("task-received", {**name, "args": f"('{job_id}',)", "kwargs": "{}"})
             self._put("task-started", name)
@@ -68,14 +68,15 @@ class FlowerFeed:
         """The same jobs ended as `done` says."""
         del sure
         for job_id in job_ids:
-            if job_id not in self._told:
+            begun = self._told.pop(job_id, None)
+            if begun is None:
                 continue
-            self._told.discard(job_id)
+            took = time.monotonic() - begun
             state = done.states.get(job_id)
             event: dict[str, Any] = {"uuid": str(job_id), "name": kind}
             failure = done.failures.get(job_id)
             if state == State.SUCCEEDED:
-                self._put("task-succeeded", {**event, "result": "", "runtime": 0.0})
+                self._put("task-succeeded", {**event, "result": "", "runtime": took})
             elif state == State.QUEUED and failure is not None:
                 self._put("task-retried", {**event, "exception": failure.code, "traceback": ""})
             elif state == State.DEAD and failure is not None:

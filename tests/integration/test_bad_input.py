@@ -21,7 +21,7 @@ from vestry import Document, Embedding, InvalidInput, JobFailed, Vestry
 from vestry.ids import uuid7
 from vestry.jobs import Prepared
 from vestry.lanes import Pool
-from vestry.results import IndexResult, JobRef
+from vestry.results import EmbeddingResult, IndexResult, JobRef
 from workers.detached import Detached
 from workers.home import Home
 from workers.postgres_server import SUPERUSER, PostgresServer
@@ -111,7 +111,9 @@ def test_bad_jobs_get_their_error_and_spoil_no_neighbour(
         assert (failed.value.code, says in failed.value.message) == (code, True), failed.value
         assert vestry.status(bad[name]).state == "dead"
     for job in good:
-        assert len(vestry.wait(job, timeout=30).vectors) == 1
+        result = vestry.wait(job, timeout=30)
+        assert isinstance(result, EmbeddingResult)
+        assert len(result.vectors) == 1
         assert vestry.status(job).attempt == 1
 
 

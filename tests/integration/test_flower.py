@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -65,6 +66,10 @@ def shown(flower: FlowerClient, job: JobRef, state: str, within: float = 10.0) -
     return task
 
 
+def is_running(vestry: Vestry, job: JobRef) -> bool:
+    return vestry.status(job).state == "running"
+
+
 def says_nothing_but_the_id(task: dict[str, Any], job: JobRef) -> None:
     assert task["name"] == "embedding"
     assert task["uuid"] == str(job.id)
@@ -105,7 +110,7 @@ def test_a_running_job_is_started(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     job = submit(vestry, conn, privacy, "echo!sleep=1.5")
-    eventually(lambda: vestry.status(job).state == "running")
+    eventually(partial(is_running, vestry, job))
     says_nothing_but_the_id(shown(flower, job, "STARTED", within=1.4), job)
     vestry.wait(job, timeout=20)
     shown(flower, job, "SUCCESS")
@@ -138,7 +143,7 @@ def test_a_cancelled_job_is_revoked(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     job = submit(vestry, conn, privacy, "echo!sleep=0.7")
-    eventually(lambda: vestry.status(job).state == "running")
+    eventually(partial(is_running, vestry, job))
     vestry.cancel(job)
     says_nothing_but_the_id(shown(flower, job, "REVOKED"), job)
 
@@ -167,16 +172,18 @@ def test_jobs_that_a_worker_found_without_a_message_are_told_of(
     try:
         # One after the other: a backend that asks to wait is heard by the whole batch.
         for text, state in (
-            ("unannounced", "SUCCESS"), ("echo!bad-request", "FAILURE"),
+            ("echo!sleep=0.2", "SUCCESS"), ("echo!bad-request", "FAILURE"),
             ("echo!rate-limited=60", "RETRY"), ("echo!sleep=0.7", "REVOKED"),
         ):  # fmt: skip
             job = submit(vestry, conn, privacy, text)
             if state == "REVOKED":
-                eventually(lambda job=job: vestry.status(job).state == "running")
+                eventually(partial(is_running, vestry, job))
                 vestry.cancel(job)
             task = shown(flower, job, state)
             says_nothing_but_the_id(task, job)
             assert task["sent"] is None, "it had a message after all"
+            if state == "SUCCESS":
+                assert 0.2 <= task["runtime"] < 2
             vestry.cancel(job)
     finally:
         os.kill(dispatcher, signal.SIGCONT)
