@@ -7,7 +7,7 @@ refused while the row is locked. Lock order: documents by id, after jobs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
+from models.columns import column
 from models.content import Content
 from vestry.ids import uuid7
 from vestry.sealing import CHUNK, DETAIL
@@ -62,9 +63,11 @@ class DocumentWrite:
 
 def read_states(
     conn: Connection, privacy: str, job_ids: Sequence[UUID]
-) -> dict[UUID, list[DocumentState]]:
-    """The documents of jobs, in the order of their payloads. Row security must name the owners."""
-    found: dict[UUID, list[DocumentState]] = {}
+) -> Callable[[], dict[UUID, list[DocumentState]]]:
+    """Ask for the documents of jobs, in the order of their payloads, as `payloads.read_payloads`.
+
+    Row security must name the owners.
+    """
     rows = conn.execute(
         sql.SQL(
             """SELECT jd.job_id, jd.document_id, jd.generation,
@@ -73,13 +76,20 @@ def read_states(
                FROM vestry.job_documents jd
                LEFT JOIN {} d ON d.id = jd.document_id
                LEFT JOIN vestry.spaces s ON s.id = d.indexed_space
-               WHERE jd.job_id = ANY (%s) ORDER BY jd.job_id, jd.ordinal"""
+               WHERE jd.job_id = ANY (%b) ORDER BY jd.job_id, jd.ordinal"""
         ).format(_table(privacy, "documents")),
-        [list(job_ids)],
+        [column(job_ids)],
+        prepare=True,
+        binary=True,
     )
-    for job_id, *rest in rows:
-        found.setdefault(job_id, []).append(DocumentState(*rest))
-    return found
+
+    def take() -> dict[UUID, list[DocumentState]]:
+        found: dict[UUID, list[DocumentState]] = {}
+        for job_id, *rest in rows:
+            found.setdefault(job_id, []).append(DocumentState(*rest))
+        return found
+
+    return take
 
 
 def lock_standing(
@@ -166,9 +176,9 @@ def _insert_chunks(conn: Connection, content: Content, writes: Sequence[Document
     conn.execute(
         sql.SQL(
             """WITH u AS MATERIALIZED (
-                 SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::text[], %s::int[], %s::int[],
-                                      %s::int[], %s::bytea[], %s::uuid[], %s::{text_type},
-                                      %s::int[], %s::text[], %s::text[])
+                 SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::int[], %b::int[],
+                                      %b::int[], %b::bytea[], %b::uuid[], %b::{text_type},
+                                      %b::int[], %b::text[], %b::text[])
                    x(id, document_id, owner, ordinal, start_char, end_char, content_hash, key_id,
                      text, space_id, source, vector)),
                stored AS (
@@ -186,18 +196,18 @@ def _insert_chunks(conn: Connection, content: Content, writes: Sequence[Document
             embeddings=_table(content.privacy, "embeddings"),
         ),
         [
-            [chunk_id for _, _, chunk_id in pieces],
-            [w.document_id for w, _, _ in pieces],
-            [w.owner for w, _, _ in pieces],
-            [chunk.ordinal for _, chunk, _ in pieces],
-            [chunk.start for _, chunk, _ in pieces],
-            [chunk.end for _, chunk, _ in pieces],
-            [chunk.content_hash for _, chunk, _ in pieces],
-            [content.key_id(w.owner) for w, _, _ in pieces],
-            texts,
-            [w.space_id for w, _, _ in pieces],
-            [w.source for w, _, _ in pieces],
-            [chunk.vector for _, chunk, _ in pieces],
+            column(chunk_id for _, _, chunk_id in pieces),
+            column(w.document_id for w, _, _ in pieces),
+            column(w.owner for w, _, _ in pieces),
+            column(chunk.ordinal for _, chunk, _ in pieces),
+            column(chunk.start for _, chunk, _ in pieces),
+            column(chunk.end for _, chunk, _ in pieces),
+            column(chunk.content_hash for _, chunk, _ in pieces),
+            column(content.key_id(w.owner) for w, _, _ in pieces),
+            column(texts),
+            column(w.space_id for w, _, _ in pieces),
+            column(w.source for w, _, _ in pieces),
+            column(chunk.vector for _, chunk, _ in pieces),
         ],
     )
 

@@ -184,6 +184,7 @@ def claim(
                 "max_run_s": terms.max_run_s,
             },
             prepare=True,
+            binary=True,
         ).fetchall()
     if hint is None:
         lane_turn, first = (rows[0].lane_turn, rows[0].first_turn) if rows else (None, None)

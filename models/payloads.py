@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
 from psycopg import sql
 
+from models.columns import column
 from models.content import Content
 from vestry.sealing import PAYLOAD, RESULT
 
@@ -18,16 +20,19 @@ Connection = psycopg.Connection[Any]
 
 def read_payloads(
     conn: Connection, content: Content, owners: Mapping[UUID, str]
-) -> dict[UUID, bytes | str]:
-    """The stored payloads of jobs, not yet opened. Row security must name the owners."""
+) -> Callable[[], dict[UUID, bytes | str]]:
+    """Ask for the stored payloads of jobs, not yet opened. Row security must name the owners.
+
+    Returns:
+        What takes the answer: in a pipeline, the question may share a round trip with others.
+    """
     rows = conn.execute(
-        sql.SQL("SELECT job_id, body FROM {} WHERE job_id = ANY (%s)").format(
-            sql.Identifier("vestry", f"{content.privacy}_payloads")
-        ),
-        [list(owners)],
+        _on_payloads("SELECT job_id, body FROM {} WHERE job_id = ANY (%b)", content.privacy),
+        [column(owners)],
         prepare=True,
+        binary=True,
     )
-    return dict(rows.fetchall())
+    return lambda: dict(rows.fetchall())
 
 
 def open_payload(content: Content, job_id: UUID, owner: str, stored: bytes | str) -> dict[str, Any]:
@@ -60,36 +65,46 @@ def store_results(
         )
         for job_id, owner, _, body in results
     ]
-    table = sql.Identifier("vestry", f"{content.privacy}_results")
-    key = sql.SQL("key_id, ") if content.sealed else sql.SQL("")
-    key_value = sql.SQL("u.key_id, ") if content.sealed else sql.SQL("")
-    body_type = sql.SQL("bytea[]") if content.sealed else sql.SQL("text[]")
     conn.execute(
-        sql.SQL(
-            """INSERT INTO {table} (job_id, owner, {key}body, expires_at)
-               SELECT u.job_id, u.owner, {key_value}u.body,
-                      vestry.clock() + make_interval(secs => u.ttl)
-               FROM unnest(%s::uuid[], %s::text[], %s::int[], %s::uuid[], %s::{body_type})
-                 u(job_id, owner, ttl, key_id, body)"""
-        ).format(table=table, key=key, key_value=key_value, body_type=body_type),
+        _insert_results(content.privacy, sealed=content.sealed),
         [
-            [r[0] for r in results],
-            [r[1] for r in results],
-            [r[2] for r in results],
-            [content.key_id(r[1]) for r in results],
+            column(r[0] for r in results),
+            column(r[1] for r in results),
+            column(r[2] for r in results),
+            column(content.key_id(r[1]) for r in results),
             bodies,
         ],
         prepare=True,
     )
 
 
+@cache
+def _insert_results(privacy: str, *, sealed: bool) -> bytes:
+    query = sql.SQL(
+        """INSERT INTO {table} (job_id, owner, {key}body, expires_at)
+           SELECT u.job_id, u.owner, {key_value}u.body,
+                  vestry.clock() + make_interval(secs => u.ttl)
+           FROM unnest(%b::uuid[], %b::text[], %b::int[], %b::uuid[], %b::{body_type})
+             u(job_id, owner, ttl, key_id, body)"""
+    ).format(
+        table=sql.Identifier("vestry", f"{privacy}_results"),
+        key=sql.SQL("key_id, " if sealed else ""),
+        key_value=sql.SQL("u.key_id, " if sealed else ""),
+        body_type=sql.SQL("bytea[]" if sealed else "text[]"),
+    )
+    return query.as_bytes()
+
+
 def drop_payloads(conn: Connection, privacy: str, job_ids: Sequence[UUID]) -> None:
     """Delete the payloads of jobs that will not need them again."""
     if job_ids:
         conn.execute(
-            sql.SQL("DELETE FROM {} WHERE job_id = ANY (%s)").format(
-                sql.Identifier("vestry", f"{privacy}_payloads")
-            ),
-            [list(job_ids)],
+            _on_payloads("DELETE FROM {} WHERE job_id = ANY (%b)", privacy),
+            [column(job_ids)],
             prepare=True,
         )
+
+
+@cache
+def _on_payloads(query: LiteralString, privacy: str) -> bytes:
+    return sql.SQL(query).format(sql.Identifier("vestry", f"{privacy}_payloads")).as_bytes()

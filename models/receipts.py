@@ -10,6 +10,8 @@ from uuid import UUID
 
 import psycopg
 
+from models.columns import column
+
 Connection = psycopg.Connection[Any]
 
 
@@ -46,8 +48,8 @@ def keep(conn: Connection, privacy: str, token: UUID, receipts: Sequence[Receipt
               served_backend, served_model, locality, input_tokens, output_tokens, started_at)
            SELECT u.job_id, %s, %s, u.attempt, u.outcome, u.reason, u.backend, u.model,
                   u.backend, u.model, u.locality, u.input_tokens, u.output_tokens, u.started_at
-           FROM unnest(%s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[], %s::text[],
-                       %s::text[], %s::bigint[], %s::bigint[], %s::timestamptz[])
+           FROM unnest(%b::uuid[], %b::int[], %b::text[], %b::text[], %b::text[], %b::text[],
+                       %b::text[], %b::bigint[], %b::bigint[], %b::timestamptz[])
              u(job_id, attempt, outcome, reason, backend, model, locality, input_tokens,
                output_tokens, started_at)
            ON CONFLICT (job_id, lease_id) DO UPDATE
@@ -59,16 +61,16 @@ def keep(conn: Connection, privacy: str, token: UUID, receipts: Sequence[Receipt
         [
             token,
             privacy,
-            [r.job_id for r in receipts],
-            [r.attempt for r in receipts],
-            [r.outcome for r in receipts],
-            [r.reason for r in receipts],
-            [r.backend for r in receipts],
-            [r.model for r in receipts],
-            [r.locality for r in receipts],
-            [r.input_tokens for r in receipts],
-            [r.output_tokens for r in receipts],
-            [r.started_at for r in receipts],
+            column(r.job_id for r in receipts),
+            column(r.attempt for r in receipts),
+            column(r.outcome for r in receipts),
+            column(r.reason for r in receipts),
+            column(r.backend for r in receipts),
+            column(r.model for r in receipts),
+            column(r.locality for r in receipts),
+            column(r.input_tokens for r in receipts),
+            column(r.output_tokens for r in receipts),
+            column(r.started_at for r in receipts),
         ],
         prepare=True,
     )

@@ -22,6 +22,7 @@ from uuid import UUID
 
 import psycopg
 
+from models.columns import column
 from models.states import State
 
 Connection = psycopg.Connection[Any]
@@ -59,10 +60,11 @@ def lock_held(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> frozens
     conn.execute("SELECT 1 FROM vestry.leases WHERE id = %s FOR UPDATE", [token], prepare=True)
     rows = conn.execute(
         """SELECT id FROM vestry.jobs
-           WHERE id = ANY (%s) AND lease_id = %s AND state = 'running'
+           WHERE id = ANY (%b) AND lease_id = %s AND state = 'running'
            ORDER BY id FOR UPDATE""",
-        [list(job_ids), token],
+        [column(job_ids), token],
         prepare=True,
+        binary=True,
     )
     return frozenset(row[0] for row in rows)
 
@@ -84,15 +86,15 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
                                  THEN now.t + make_interval(secs => s.delay_s) ELSE j.run_at END,
                    finished_at = CASE WHEN s.state = 'queued' THEN NULL ELSE now.t END
                FROM (SELECT vestry.clock() AS t OFFSET 0) now,
-                    unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::float8[])
+                    unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::float8[])
                       s(id, state, code, message, delay_s)
                WHERE j.id = s.id AND j.lease_id = %s AND j.state = 'running'""",
             [
-                [s.job_id for s in settlements],
-                [s.state.value for s in settlements],
-                [s.code for s in settlements],
-                [s.message for s in settlements],
-                [s.delay_s for s in settlements],
+                column(s.job_id for s in settlements),
+                column(s.state.value for s in settlements),
+                column(s.code for s in settlements),
+                column(s.message for s in settlements),
+                column(s.delay_s for s in settlements),
                 token,
             ],
             prepare=True,

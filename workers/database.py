@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from typing import Any
 
 import psycopg
@@ -43,6 +44,16 @@ def connection_options(name: str, lease_s: float) -> dict[str, Any]:
     }
 
 
+def check(conn: Connection) -> None:
+    """Raise `psycopg.OperationalError` for a connection that its server has closed.
+
+    Costs no round trip: an idle connection has nothing to read, unless it is that it was closed.
+    """
+    readable, _, broken = select.select([conn.fileno()], [], [conn.fileno()], 0)
+    if readable or broken:
+        ConnectionPool.check_connection(conn)
+
+
 def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[Connection]:
     """A pool that connects in the background and survives the server's restarts.
 
@@ -57,7 +68,7 @@ def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[
         min_size=1,
         max_size=size,
         kwargs=connection_options(name, lease_s),
-        check=ConnectionPool.check_connection,
+        check=check,
         timeout=max(2.0, lease_s / 4),
         reconnect_timeout=RECONNECT_S,
         open=True,
