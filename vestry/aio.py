@@ -7,13 +7,12 @@ import contextlib
 import datetime as dt
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import psycopg
-from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 
 from vestry import reading, search
@@ -27,9 +26,10 @@ from vestry.listening import READ_AGAIN_S, AsyncListener
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike, LaneStatus
 from vestry.results import JobRef, JobStatus, Result
+from vestry.savepoints import all_or_nothing_async, plain_async
 from vestry.search import Hits, SearchRequest
 from vestry.settings import resolve
-from vestry.steps import RELEASE, ROLLBACK, SAVEPOINT, Steps, one, run_async, translated
+from vestry.steps import Steps, run_async, translated
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ class AsyncVestry:
         caller = await async_connection(conn)
         references: list[JobRef] = []
         keyed = KeyedJobs(jobs, idempotency_keys)
-        async with _all_or_nothing(caller):
+        async with all_or_nothing_async(caller):
             batch = await run_async(caller, new_batch(options, self._keys, self._payload_limit))
             async for job, key in keyed:
                 with keyed.located():
@@ -237,6 +237,7 @@ class AsyncVestry:
     ) -> Hits:
         """As `Vestry.search`."""
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
+        watch = search.Stopwatch()
         model = await self._do(lambda: search.model_of(space))
         job, options = search.query_job(query, model), search.query_options(request)
         asked = await self._do(
@@ -249,10 +250,12 @@ class AsyncVestry:
             # Nobody will read the answer: neither query nor vector is to outlive the question.
             await asyncio.shield(self.cancel(asked))
             raise
+        watch.answered()
         found = search.vector_of(body, space)
-        return await self._do(
+        hits = await self._do(
             lambda: search.nearest(request, *found, self._keys, degraded=told.degraded), atomic=True
         )
+        return watch.note(hits, told)
 
     async def search_by_vector(
         self,
@@ -309,30 +312,5 @@ class AsyncVestry:
                 return await self._once(steps(), atomic=atomic)
 
     async def _once(self, steps: Steps[T], *, atomic: bool) -> T:
-        async with self._pool.connection() as conn, conn.transaction() if atomic else _plain():
+        async with self._pool.connection() as conn, conn.transaction() if atomic else plain_async():
             return await run_async(conn, steps)
-
-
-@contextlib.asynccontextmanager
-async def _plain() -> AsyncIterator[None]:
-    yield
-
-
-@contextlib.asynccontextmanager
-async def _all_or_nothing(conn: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
-    """Within the caller's transaction, undo the part done so far if something fails.
-
-    psycopg's own `transaction()` would commit where a transaction has yet to begin.
-    """
-    if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
-        async with conn.transaction():
-            yield
-        return
-    await run_async(conn, one(SAVEPOINT))
-    try:
-        yield
-    except BaseException:
-        if conn.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
-            await run_async(conn, one(ROLLBACK))
-        raise
-    await run_async(conn, one(RELEASE))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import psycopg
-from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from vestry import reading, search
@@ -26,9 +24,10 @@ from vestry.listening import READ_AGAIN_S, Listener
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike, LaneStatus
 from vestry.results import JobRef, JobStatus, Result
+from vestry.savepoints import all_or_nothing, plain
 from vestry.search import Hits, SearchRequest
 from vestry.settings import resolve
-from vestry.steps import RELEASE, ROLLBACK, SAVEPOINT, Steps, one, run, translated
+from vestry.steps import Steps, run, translated
 
 T = TypeVar("T")
 
@@ -179,7 +178,7 @@ class Vestry:
         caller = sync_connection(conn)
         references: list[JobRef] = []
         keyed = KeyedJobs(jobs, idempotency_keys)
-        with _all_or_nothing(caller):
+        with all_or_nothing(caller):
             batch = run(caller, new_batch(options, self._keys, self._payload_limit))
             for job, key in keyed:
                 with keyed.located():
@@ -316,6 +315,7 @@ class Vestry:
             InvalidInput, UnknownSpace, WaitTimeout, JobFailed: as named.
         """
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
+        watch = search.Stopwatch()
         model = self._do(lambda: search.model_of(space))
         job, options = search.query_job(query, model), search.query_options(request)
         asked = self._do(
@@ -328,10 +328,12 @@ class Vestry:
             # Nobody will read the answer: neither query nor vector is to outlive the question.
             self.cancel(asked)
             raise
+        watch.answered()
         found = search.vector_of(body, space)
-        return self._do(
+        hits = self._do(
             lambda: search.nearest(request, *found, self._keys, degraded=told.degraded), atomic=True
         )
+        return watch.note(hits, told)
 
     def search_by_vector(
         self,
@@ -383,30 +385,5 @@ class Vestry:
                 return self._once(steps(), atomic=atomic)
 
     def _once(self, steps: Steps[T], *, atomic: bool) -> T:
-        with self._pool.connection() as conn, conn.transaction() if atomic else _plain():
+        with self._pool.connection() as conn, conn.transaction() if atomic else plain():
             return run(conn, steps)
-
-
-@contextlib.contextmanager
-def _plain() -> Iterator[None]:
-    yield
-
-
-@contextlib.contextmanager
-def _all_or_nothing(conn: psycopg.Connection[Any]) -> Iterator[None]:
-    """Within the caller's transaction, undo the part done so far if something fails.
-
-    psycopg's own `transaction()` would commit where a transaction has yet to begin.
-    """
-    if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
-        with conn.transaction():
-            yield
-        return
-    run(conn, one(SAVEPOINT))
-    try:
-        yield
-    except BaseException:
-        if conn.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
-            run(conn, one(ROLLBACK))
-        raise
-    run(conn, one(RELEASE))

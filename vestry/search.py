@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -22,6 +23,7 @@ from vestry.errors import InvalidInput, UnknownSpace
 from vestry.jobs import Embedding
 from vestry.lanes import Latency, Privacy
 from vestry.owner_keys import OwnerKeys
+from vestry.results import JobStatus
 from vestry.sealing import CHUNK, DETAIL
 from vestry.steps import Query, Row, Steps
 
@@ -99,7 +101,14 @@ class Hits(list[Hit]):
     Attributes:
         space: name of the embedding space that was searched.
         degraded: the query was not embedded by the backend intended.
+        queue_s: seconds the query waited for a worker; 0 where none was asked.
+        embedding_s: seconds from asking for the query's vector to having it, the wait included.
+        database_s: seconds the comparison took, as seen from here.
     """
+
+    queue_s = 0.0
+    embedding_s = 0.0
+    database_s = 0.0
 
     def __init__(self, hits: Sequence[Hit], space: str, *, degraded: bool = False) -> None:
         super().__init__(hits)
@@ -157,6 +166,26 @@ def model_of(space: str | None) -> Steps[str | None]:
     if not rows:
         raise UnknownSpace
     return str(rows[0][0])
+
+
+class Stopwatch:
+    """Where the time of one search goes."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._answered = self._began
+
+    def answered(self) -> None:
+        """The query's vector is here."""
+        self._answered = time.monotonic()
+
+    def note(self, hits: Hits, query: JobStatus) -> Hits:
+        """Tell the hits, found just now, how long it took."""
+        hits.database_s = time.monotonic() - self._answered
+        hits.embedding_s = self._answered - self._began
+        if query.started_at is not None:
+            hits.queue_s = (query.started_at - query.created_at).total_seconds()
+        return hits
 
 
 def vector_of(body: Mapping[str, Any], space: str | None) -> tuple[list[float], str]:

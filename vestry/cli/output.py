@@ -13,6 +13,9 @@ from rich.text import Text
 
 from vestry.cli.failures import Failure
 
+PIPE_WIDTH = 140
+"""Columns of a table that is not printed to a terminal."""
+
 
 class Output:
     """One command's output.
@@ -23,7 +26,11 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        # Nobody folds what goes into a file or a pipe: tables get room there.
+        tty = sys.stdout.isatty()
+        self.console = Console(
+            highlight=False, soft_wrap=not tty, width=None if tty else PIPE_WIDTH
+        )
         self.notes = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
     def emit(self, document: Mapping[str, Any], human: Callable[[Console], None]) -> None:

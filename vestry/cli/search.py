@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import unicodedata
 from typing import Annotated, Any
 
@@ -15,7 +14,6 @@ from vestry.cli.options import JsonOption, OwnerOption
 from vestry.cli.output import Output, duration
 from vestry.client import Vestry
 from vestry.lanes import Privacy
-from vestry.reading import JobLike
 from vestry.search import Hit, Hits
 
 SNIPPET = 400
@@ -69,8 +67,7 @@ def search(
 
     The query is embedded by an interactive job; neither its text nor its vector is kept.
     """
-    began = time.monotonic()
-    with _TimedVestry() as vestry:
+    with Vestry() as vestry:
         hits = vestry.search(
             query,
             owner=owner,
@@ -81,31 +78,16 @@ def search(
             space=space,
             timeout=timeout,
         )
-        total = time.monotonic() - began
-        waited = vestry.waited_s
     out = Output(as_json=as_json)
     document = {
         "hits": [_document(hit) for hit in hits],
         "space": hits.space,
         "degraded": hits.degraded,
-        "embedding_s": round(waited, 4),
-        "database_s": round(total - waited, 4),
+        "queue_s": round(hits.queue_s, 4),
+        "embedding_s": round(hits.embedding_s, 4),
+        "database_s": round(hits.database_s, 4),
     }
-    out.emit(document, lambda console: _show(console, hits, waited, total - waited))
-
-
-class _TimedVestry(Vestry):
-    """Knows how long it waited for workers; the rest of a search is the database's time."""
-
-    waited_s = 0.0
-
-    def wait_finished(self, job: JobLike, timeout: float | None = None) -> None:
-        """Wait as ever, and add the time up."""
-        began = time.monotonic()
-        try:
-            super().wait_finished(job, timeout)
-        finally:
-            self.waited_s += time.monotonic() - began
+    out.emit(document, lambda console: _show(console, hits))
 
 
 def _document(hit: Hit) -> dict[str, Any]:
@@ -122,7 +104,7 @@ def _document(hit: Hit) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, hits: Hits, waited: float, database: float) -> None:
+def _show(console: Console, hits: Hits) -> None:
     if not hits:
         console.print("Nothing found.")
     for rank, hit in enumerate(hits, 1):
@@ -138,7 +120,10 @@ def _show(console: Console, hits: Hits, waited: float, database: float) -> None:
         text = "(the text was not kept)" if hit.text is None else snippet(hit.text)
         console.print(Padding(Text(text), (0, 0, 1, 5)), soft_wrap=False)
     degraded = "; embedded by a fallback" if hits.degraded else ""
-    timing = f"{duration(waited)} for the query's embedding, {duration(database)} in the database"
+    timing = (
+        f"{duration(hits.embedding_s)} for the query's embedding, "
+        f"{duration(hits.database_s)} in the database"
+    )
     console.print(Text(f"{timing}{degraded}", style="dim"))
 
 
