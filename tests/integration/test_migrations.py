@@ -179,3 +179,28 @@ def test_the_job_tables_show_each_class_its_own(clean: DevStack) -> None:
         "shareable": ["shareable.cloud", "shareable.gpu"],
         "cloud": ["shareable.cloud"],
     }
+
+
+def test_no_row_contradicts_itself(clean: DevStack) -> None:
+    good = {
+        "privacy": "'shareable'", "pool": "'gpu'", "state": "'queued'", "lease_id": "NULL",
+        "turn": "1", "finished_at": "NULL",
+    }  # fmt: skip
+    wrong: list[dict[str, str]] = [
+        {"state": "'running'", "turn": "NULL"},
+        {"lease_id": "gen_random_uuid()"},
+        {"state": "'running'", "lease_id": "gen_random_uuid()"},
+        {"state": "'dead'", "turn": "NULL"},
+        {"finished_at": "now()"},
+        {"privacy": "'private'", "pool": "'cloud'"},
+    ]
+    with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
+        for given in ({}, *wrong):
+            values = ", ".join((good | given).values())
+            insert = f"""INSERT INTO vestry.jobs (id, kind, owner, latency, {", ".join(good)})
+                         VALUES (gen_random_uuid(), 'embedding', 'ann', 'bulk', {values})"""
+            if not given:
+                admin.execute(insert)
+                continue
+            with pytest.raises(psycopg.errors.CheckViolation):
+                admin.execute(insert)

@@ -11,6 +11,7 @@ import pytest
 from models import leases
 from models.leases import Terms
 from models.picking import BEGINNING, FULL_SCAN_EVERY_S, PLANNER_OPTIONS, Mark, pick
+from workers import database
 from workers.devstack import DevStack
 
 LANE = "private.bulk.gpu"
@@ -18,14 +19,15 @@ LIMIT = 64
 TERMS = Terms(worker="test", privacy="private", lease_s=60, max_run_s=600)
 
 
-def fill(conn: Any, count: int, first_turn: int = 0) -> None:
+def fill(conn: Any, count: int, first_turn: int = 0, *, analyze: bool = True) -> None:
     conn.execute(
         """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, turn)
            SELECT uuidv7(), 'embedding', 'owner-' || n %% 100, 'private', 'bulk', 'gpu', %s + n
            FROM generate_series(1, %s) n""",
         [first_turn, count],
     )
-    conn.execute("ANALYZE vestry.jobs")
+    if analyze:
+        conn.execute("ANALYZE vestry.jobs")
 
 
 def explain(stack: DevStack, mark: int = BEGINNING) -> dict[str, Any]:
@@ -69,6 +71,33 @@ def test_one_index_scan_and_no_more_pages_at_200_times_the_backlog(
     assert not any(kind in {"Sort", "Seq Scan"} and rel == "jobs" for kind, _, rel in names)
     assert not any(kind == "Sort" for kind, _, _ in names)
     assert pages(large) <= pages(small) * 2 + 20
+
+
+def test_wrong_statistics_change_no_plan(clean: DevStack, admin: Any) -> None:
+    """Of a table that was empty when it was analysed, and of one that has emptied since."""
+    admin.execute("ALTER TABLE vestry.jobs SET (autovacuum_enabled = false)")
+    try:
+        admin.execute("VACUUM ANALYZE vestry.jobs")
+        fill(admin, 5_000, analyze=False)
+        filled = explain(clean)
+        admin.execute("ANALYZE vestry.jobs")
+        admin.execute("DELETE FROM vestry.jobs WHERE turn > 10")
+        emptied = explain(clean)
+    finally:
+        admin.execute("ALTER TABLE vestry.jobs RESET (autovacuum_enabled)")
+    for plan, rows in ((filled, LIMIT), (emptied, 10)):
+        assert plan["Actual Rows"] == rows
+        scans = [n for n in nodes(plan) if n.get("Relation Name") == "jobs"]
+        assert [n.get("Index Name") for n in scans] == ["jobs_ready"], json.dumps(plan, indent=1)
+        assert not any(n["Node Type"] == "Sort" for n in nodes(plan))
+
+
+def test_every_connection_that_picks_has_the_options(clean: DevStack) -> None:
+    options = database.connection_options("test", 60)
+    for role in ("vestry_private", "vestry_shareable", "vestry_control"):
+        with psycopg.connect(clean.database_url(role), **options) as conn:
+            for name in ("enable_seqscan", "enable_bitmapscan", "enable_sort"):
+                assert conn.execute(f"SHOW {name}").fetchone() == ("off",)
 
 
 def test_the_mark_keeps_it_flat_under_a_held_snapshot(clean: DevStack, admin: Any) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 from models import leases, transitions
 from models.content import ShareableContent
-from models.leases import Terms
+from models.leases import Lease, Terms
+from models.states import State
+from models.transitions import Settlement
 from tasks.protocol import Failed, Succeeded
 from vestry.ids import uuid7
 from workers.devstack import DevStack
@@ -47,6 +49,12 @@ def producer(clean: DevStack) -> Any:
 @pytest.fixture
 def worker(clean: DevStack) -> Any:
     with psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def admin(clean: DevStack) -> Any:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         yield conn
 
 
@@ -195,3 +203,176 @@ def test_cancelling_a_running_job_fences_its_worker(producer: Any, worker: Any) 
         )  # fmt: skip
     assert done.states == {ids[0]: "refused"}
     assert states(producer, ids) == ["cancelled"]
+
+
+SHORT = Terms(worker="test", privacy="shareable", lease_s=0.001, max_run_s=600)
+DONE = Succeeded({"vectors": [], "space": "s"})
+
+
+def claimed(worker: Any, terms: Terms = TERMS, **how: Any) -> Lease:
+    with worker.transaction():
+        lease = leases.claim(worker, terms, LANE, ["embedding"], **how)
+    assert lease is not None
+    return lease
+
+
+def test_who_lost_a_lease_can_do_nothing_to_the_attempt_after_it(
+    producer: Any, worker: Any, control: Any
+) -> None:
+    # Given an attempt whose lease ran out, and the same job running again elsewhere
+    (job,) = enqueue(producer, "ann", 1)
+    late = claimed(worker, SHORT)
+    transitions.rescue(control)
+    now = claimed(worker, suspect=True)
+    # When the first one hands back, settles or finishes after all
+    with worker.transaction():
+        assert transitions.hand_back(worker, late.id) == 0
+        transitions.settle(worker, late.id, [Settlement(job, State.SUCCEEDED)])
+    with worker.transaction():
+        done = finish(worker, ShareableContent(), late, {job: DONE}, backoff_cap_s=1)
+    # Then the job still runs under its new token, and finishes once
+    assert done.states == {job: "refused"}
+    running = producer.execute("SELECT state, lease_id, attempt FROM vestry.jobs").fetchall()
+    assert running == [("running", now.id, 1)]
+    assert producer.execute("SELECT count(*) FROM vestry.receipts").fetchone() == (1,)
+    with worker.transaction():
+        finish(worker, ShareableContent(), now, {job: DONE}, backoff_cap_s=1)
+    # And the receipt of the lost attempt is what that attempt said itself
+    kept = producer.execute("SELECT lease_id, outcome FROM vestry.receipts").fetchall()
+    assert set(kept) == {(late.id, "refused"), (now.id, "succeeded")}
+
+
+def test_claims_at_the_same_time_share_no_job_and_wait_for_none(
+    clean: DevStack, producer: Any, worker: Any
+) -> None:
+    ids = enqueue(producer, "ann", 6)
+    url = clean.database_url("vestry_shareable")
+    with psycopg.connect(url, autocommit=True, options="-c lock_timeout=500") as other:
+        with worker.transaction():
+            first = leases.claim(worker, TERMS, LANE, ["embedding"], limit=3)
+            with other.transaction():
+                taken = leases.claim(other, TERMS, LANE, ["embedding"], hint=ids[0])
+                second = leases.claim(other, TERMS, LANE, ["embedding"], limit=3)
+        assert taken is None
+        assert first is not None
+        assert second is not None
+        assert [job.id for job in (*first.jobs, *second.jobs)] == ids
+
+
+def test_an_owner_who_enqueues_one_by_one_stands_in_line_like_one_with_many(
+    producer: Any, worker: Any
+) -> None:
+    for _ in range(20):
+        enqueue(producer, "often", 1)
+    (once,) = enqueue(producer, "once", 1)
+    assert once in {job.id for job in claimed(worker, limit=3).jobs}
+
+
+def test_large_jobs_take_larger_turns(producer: Any, worker: Any) -> None:
+    enqueue(producer, "heavy", 10, units=10)
+    enqueue(producer, "light", 20)
+    owners = [job.owner for job in claimed(worker, limit=22).jobs]
+    assert owners.count("light") >= 18
+
+
+def test_work_already_done_gives_no_owner_a_place_behind(producer: Any, worker: Any) -> None:
+    # Given an owner of whom much was run while others waited for nothing
+    enqueue(producer, "early", 100)
+    claimed(worker, limit=90)
+    # When another comes, then both go on from here
+    enqueue(producer, "late", 10)
+    owners = [job.owner for job in claimed(worker, limit=12).jobs]
+    assert 5 <= owners.count("late") <= 7
+
+
+def test_a_scheduled_job_stands_behind_its_owners_others(
+    producer: Any, worker: Any, control: Any
+) -> None:
+    ids = enqueue(producer, "ann", 5)
+    control.execute("UPDATE vestry.jobs SET turn = NULL WHERE id = %s", [ids[0]])
+    transitions.admit(control)
+    assert [job.id for job in claimed(worker, limit=4).jobs] == ids[1:]
+    assert [job.id for job in claimed(worker).jobs] == ids[:1]
+
+
+def test_a_job_past_its_deadline_is_not_begun(admin: Any, producer: Any, worker: Any) -> None:
+    late, good = enqueue(producer, "ann", 2)
+    admin.execute("UPDATE vestry.jobs SET deadline = vestry.clock() WHERE id = %s", [late])
+    with worker.transaction():
+        assert leases.claim(worker, TERMS, LANE, ["embedding"], hint=late) is None
+    assert [job.id for job in claimed(worker).jobs] == [good]
+
+
+def test_a_running_job_past_its_deadline_ends_and_its_worker_is_fenced(
+    admin: Any, producer: Any, worker: Any, control: Any
+) -> None:
+    (job,) = enqueue(producer, "ann", 1)
+    lease = claimed(worker)
+    assert transitions.expire(control) == 0
+    admin.execute("UPDATE vestry.jobs SET deadline = vestry.clock()")
+    assert transitions.expire(control) == 1
+    with worker.transaction():
+        done = finish(worker, ShareableContent(), lease, {job: DONE}, backoff_cap_s=1)
+    assert done.states == {job: "refused"}
+    assert states(producer, [job]) == ["expired"]
+
+
+def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
+    producer: Any, worker: Any, control: Any
+) -> None:
+    ids = enqueue(producer, "ann", 3)
+    claimed(worker, SHORT)
+    assert transitions.rescue(control).suspects == 3
+    with worker.transaction():
+        # No hint gets a suspect either: it must be alone.
+        assert leases.claim(worker, TERMS, LANE, ["embedding"], hint=ids[0]) is None
+    lease = claimed(worker, suspect=True)
+    (job,) = lease.jobs
+    again = Failed("later", "later", retryable=True, retry_after=0.0)
+    with worker.transaction():
+        finish(worker, ShareableContent(), lease, {job.id: again}, backoff_cap_s=0)
+    transitions.admit(control)
+    with worker.transaction():
+        assert leases.claim(worker, TERMS, LANE, ["embedding"]) is None
+
+
+def test_a_heartbeat_extends_neither_what_is_over_nor_past_the_longest_run(
+    admin: Any, producer: Any, worker: Any, control: Any
+) -> None:
+    enqueue(producer, "ann", 2)
+    over = claimed(worker, SHORT, limit=1)
+    brief = claimed(worker, Terms("test", "shareable", lease_s=60, max_run_s=5), limit=1)
+    leases.beat(worker, [over.id, brief.id], 600)
+    left = dict(
+        admin.execute(
+            "SELECT id, extract(epoch FROM expires_at - vestry.clock())::float8 FROM vestry.leases"
+        ).fetchall()
+    )
+    assert left[over.id] < 0
+    assert 0 < left[brief.id] <= 5
+    assert transitions.rescue(control).suspects == 1
+
+
+def test_a_conflicting_key_enqueues_nothing_of_the_call(admin: Any, producer: Any) -> None:
+    def call(*jobs: tuple[str, str], owner: str = "ann") -> list[tuple[int, str]]:
+        ids = [uuid7() for _ in jobs]
+        return producer.execute(
+            """SELECT ord, status FROM vestry.enqueue_jobs_v1(
+                 %(owner)s, 'shareable', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
+                 %(ids)s::uuid[], array_fill('embedding'::text, %(n)s),
+                 array_fill('gpu'::text, %(n)s), array_fill(NULL::text, %(n)s),
+                 array_fill(1, %(n)s), array_fill(true, %(n)s), array_fill(60, %(n)s),
+                 %(keys)s::bytea[], %(content)s::bytea[], NULL, NULL,
+                 array_fill('{}'::text, %(n)s), NULL, NULL, NULL, NULL)""",
+            {"ids": ids, "n": [len(ids)], "keys": [key.encode() for key, _ in jobs],
+             "content": [content.encode() for _, content in jobs], "owner": owner},
+        ).fetchall()  # fmt: skip
+
+    assert call(("k", "another owner's"), owner="bob") == [(1, "created")]
+    assert call(("k", "a")) == [(1, "created")]
+    assert call(("new", "b"), ("k", "other")) == [(2, "conflict")]
+    counts = """SELECT (SELECT count(*) FROM vestry.jobs),
+                       (SELECT count(*) FROM vestry.idempotency_keys)"""
+    assert admin.execute(counts).fetchone() == (2, 2)
+    assert call(("new", "b"), ("k", "a")) == [(1, "created"), (2, "existing")]
+    assert admin.execute(counts).fetchone() == (3, 3)

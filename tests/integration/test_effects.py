@@ -1,0 +1,118 @@
+"""What an attempt may still write, and what of a job's content is left when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from models import documents, leases
+from models.content import PrivateContent, ShareableContent
+from models.leases import Terms
+from tasks.protocol import Chunk, Failed, IndexDocument, Succeeded
+from vestry import Document, Embedding, KeyRing, Vestry
+from workers.devstack import DevStack
+from workers.finishing import finish
+
+
+@pytest.fixture
+def vestry(clean: DevStack) -> Iterator[Vestry]:
+    with Vestry(clean.database_url("vestry_producer"), clean.keyring) as client:
+        yield client
+
+
+@pytest.fixture
+def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as caller:
+        yield caller
+
+
+@pytest.fixture
+def admin(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
+        yield conn
+
+
+def test_no_effect_for_an_older_generation_or_a_deleted_document(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any
+) -> None:
+    def index(name: str) -> UUID:
+        job = Embedding(documents=[Document(name, name)], source="s")
+        return vestry.enqueue(conn, job, owner="ann", privacy="shareable").id
+
+    for name in ("stays", "changes", "goes"):
+        index(name)
+    rows = admin.execute(
+        "SELECT document_id, generation FROM vestry.job_documents ORDER BY job_id"
+    ).fetchall()
+    index("changes")
+    admin.execute(
+        "UPDATE vestry.shareable_documents SET deleted = true WHERE id = %s", [rows[2][0]]
+    )
+    with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
+        assert documents.lock_standing(worker, "shareable", rows) == {rows[0]}
+    # And deleting through the contract also moves the generation on.
+    vestry.delete_documents(conn, owner="ann", privacy="shareable", source="s", ids=["stays"])
+    (after,) = admin.execute(
+        "SELECT generation FROM vestry.shareable_documents WHERE id = %s", [rows[0][0]]
+    ).fetchone()
+    assert after == rows[0][1] + 1
+
+
+@pytest.mark.parametrize("keep_text", [True, False])
+def test_what_was_not_to_be_kept_is_gone_once_the_job_succeeded(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, keep_text: bool
+) -> None:
+    entry = Embedding(documents=[Document("the text", "x")], source="s", keep_text=keep_text)
+    (space,) = admin.execute(
+        "SELECT vestry.ensure_space_v1('s', 'm', 'r', 1, '', '', true, 'float32', 'test')"
+    ).fetchone()
+    for privacy in ("private", "shareable"):
+        job = vestry.enqueue(conn, entry, owner="ann", privacy=privacy).id
+        content = PrivateContent(KeyRing.load(clean.keyring)) if privacy == "private" else (
+            ShareableContent()
+        )  # fmt: skip
+        (document, generation) = admin.execute(
+            "SELECT document_id, generation FROM vestry.job_documents WHERE job_id = %s", [job]
+        ).fetchone()
+        chunk = Chunk(0, 0, 8, "the text", [1.0])
+        effect = IndexDocument(document, generation, "s", space, b"", {}, [chunk], keep_text)
+        count = {"documents": 1, "embedded": 1, "unchanged": 0, "superseded": 0, "chunks": 1}
+        with psycopg.connect(clean.database_url(f"vestry_{privacy}")) as worker:
+            terms = Terms("test", privacy, 60, 600)
+            lease = leases.claim(worker, terms, f"{privacy}.bulk.gpu", ["embedding"])
+            assert lease is not None
+            done = finish(
+                worker, content, lease, {job: Succeeded(count, (effect,))}, backoff_cap_s=1
+            )
+        assert done.states == {job: "succeeded"}
+        (texts,) = admin.execute(f"SELECT count(text) FROM vestry.{privacy}_chunks").fetchone()
+        (vectors,) = admin.execute(f"SELECT count(*) FROM vestry.{privacy}_embeddings").fetchone()
+        (payloads,) = admin.execute(f"SELECT count(*) FROM vestry.{privacy}_payloads").fetchone()
+        assert (texts, vectors) == (int(keep_text), 1)
+        assert payloads == int(keep_text and privacy == "shareable")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "latency", "left"),
+    [
+        (Failed("x", "x", retryable=True), "bulk", 1),
+        (Failed("x", "x"), "bulk", 1),
+        (Failed("x", "x"), "interactive", 0),
+    ],
+)
+def test_a_payload_lives_as_long_as_it_may_be_needed(  # noqa: PLR0917 - pytest's, by name
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, outcome: Failed, latency: str, left: int
+) -> None:
+    query = Embedding(texts=["x"], keep_text=False)
+    job = vestry.enqueue(conn, query, owner="ann", privacy="private", latency=latency).id
+    with psycopg.connect(clean.database_url("vestry_private")) as worker:
+        terms = Terms("test", "private", 60, 600)
+        lease = leases.claim(worker, terms, f"private.{latency}.gpu", ["embedding"])
+        assert lease is not None
+        content = PrivateContent(KeyRing.load(clean.keyring))
+        finish(worker, content, lease, {job: outcome}, backoff_cap_s=1)
+    assert admin.execute("SELECT count(*) FROM vestry.private_payloads").fetchone() == (left,)

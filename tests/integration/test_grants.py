@@ -1,0 +1,192 @@
+"""Who may do what in the database, in full: a grant or a policy too many or too few is red here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import psycopg
+import pytest
+
+from models.roles import ROLES
+from workers.devstack import DevStack
+
+CONTENT = ("payloads", "results", "blobs", "documents", "chunks", "embeddings")
+STATE = ("state", "turn", "attempt", "crashes", "suspect", "degraded", "lease_id", "error_code",
+         "error_message", "run_at", "hinted_at", "started_at", "finished_at")  # fmt: skip
+MOVES = {"jobs": {"SELECT", *(f"UPDATE({column})" for column in STATE)},
+         "lanes": {"SELECT", "UPDATE(turn)"},
+         "leases": {"SELECT", "INSERT", "UPDATE", "DELETE"}}  # fmt: skip
+WORKS = MOVES | {
+    "receipts": {"SELECT", "INSERT", "UPDATE"}, "job_documents": {"SELECT"}, "spaces": {"SELECT"},
+}  # fmt: skip
+
+
+def handles(privacy: str) -> dict[str, set[str]]:
+    """What a worker of a class may do with the class's content."""
+    return {
+        f"{privacy}_payloads": {"SELECT", "DELETE"},
+        f"{privacy}_blobs": {"SELECT", "DELETE"},
+        f"{privacy}_results": {"SELECT", "INSERT", "UPDATE"},
+        f"{privacy}_documents": {"SELECT", "UPDATE"},
+        f"{privacy}_chunks": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+        f"{privacy}_embeddings": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    }
+
+
+def both(table: str, *rights: str) -> dict[str, set[str]]:
+    return {f"{privacy}_{table}": set(rights) for privacy in ("private", "shareable")}
+
+
+GRANTS: Mapping[str, Mapping[str, set[str]]] = {
+    "vestry_private": WORKS | handles("private") | {"owner_keys": {"SELECT"}},
+    "vestry_shareable": WORKS | handles("shareable"),
+    "vestry_cloud": WORKS | handles("shareable"),
+    "vestry_control": MOVES | {
+        "jobs": MOVES["jobs"] | {"DELETE"},
+        "receipts": {"SELECT", "INSERT", "DELETE"},
+        "job_documents": {"SELECT", "DELETE"},
+        "idempotency_keys": {"SELECT", "DELETE"},
+        **both("payloads", "DELETE", "SELECT(job_id)", "SELECT(owner)"),
+        **both("blobs", "DELETE", "SELECT(job_id)", "SELECT(name)", "SELECT(part)"),
+        **both("results", "DELETE", "SELECT(job_id)", "SELECT(expires_at)"),
+    },
+    "vestry_monitor": {name: {"SELECT"} for name in ("jobs", "lanes", "leases", "receipts")},
+    "vestry_producer": {
+        **{name: {"SELECT"} for name in ("jobs", "lanes", "spaces", "receipts", "owner_keys")},
+        **both("results", "SELECT", "DELETE"),
+        **both("documents", "SELECT"), **both("chunks", "SELECT"), **both("embeddings", "SELECT"),
+    },
+}  # fmt: skip
+
+WORKERS = {"vestry_private", "vestry_shareable", "vestry_cloud"}
+CALLS: Mapping[str, set[str]] = {
+    "clock": set(ROLES) - {"vestry_owner"},
+    "next_turn": WORKERS | {"vestry_control"},
+    "ensure_space_v1": WORKERS,
+    "guard_transition": set(),
+    "enqueue_jobs_v1": {"vestry_producer"},
+    "ensure_owner_key_v1": {"vestry_producer"},
+    "cancel_jobs_v1": {"vestry_producer"},
+    "delete_documents_v1": {"vestry_producer"},
+    "pause_lane_v1": {"vestry_producer"},
+}
+
+OPEN = {"alembic_version", "owners", "owner_keys", "lanes", "idempotency_keys", "spaces"}
+"""Tables without row security: who may read them at all may read all of them."""
+
+
+@pytest.fixture
+def root(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.superuser_url) as conn:
+        conn.execute(
+            "SELECT vestry.ensure_space_v1('s.1', 'm', 'r', 3, '', '', true, 'fp32', 'test')"
+        )
+        yield conn
+
+
+def test_every_role_has_the_rights_it_needs_and_no_other(root: psycopg.Connection[Any]) -> None:
+    rows = root.execute(
+        """SELECT grantee, relname, array_agg(DISTINCT privilege || coalesce('(' || attname || ')', ''))
+           FROM (SELECT a.grantee, c.relname, a.privilege_type AS privilege, NULL AS attname
+                 FROM pg_class c, aclexplode(c.relacl) a
+                 WHERE c.relnamespace = 'vestry'::regnamespace AND a.grantee <> c.relowner
+                 UNION ALL
+                 SELECT a.grantee, c.relname, a.privilege_type, t.attname
+                 FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid, aclexplode(t.attacl) a
+                 WHERE c.relnamespace = 'vestry'::regnamespace AND a.grantee <> c.relowner) g
+           GROUP BY grantee, relname"""
+    ).fetchall()
+    names = dict(root.execute("SELECT oid, rolname FROM pg_roles").fetchall())
+    found: dict[str, dict[str, set[str]]] = {}
+    for grantee, table, rights in rows:
+        found.setdefault(names.get(grantee, "PUBLIC"), {})[table] = set(rights)
+    for role in found.keys() | GRANTS.keys():
+        assert found.get(role, {}) == GRANTS.get(role, {}), role
+
+
+def test_every_function_is_called_by_those_who_need_it(root: psycopg.Connection[Any]) -> None:
+    rows = root.execute(
+        """SELECT p.proname, coalesce(r.rolname, 'PUBLIC')
+           FROM pg_proc p LEFT JOIN aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+             ON a.grantee <> p.proowner
+           LEFT JOIN pg_roles r ON r.oid = a.grantee
+           WHERE p.pronamespace = 'vestry'::regnamespace AND a.grantee IS NOT NULL"""
+    ).fetchall()
+    found: dict[str, set[str]] = {name: set() for name in CALLS}
+    for name, role in rows:
+        found.setdefault(name, set()).add(role)
+    assert found == CALLS
+
+
+def test_no_role_has_more_through_another(root: psycopg.Connection[Any]) -> None:
+    members = root.execute(
+        """SELECT member::regrole::text, roleid::regrole::text FROM pg_auth_members
+           WHERE member::regrole::text LIKE 'vestry%'"""
+    ).fetchall()
+    assert members == []
+    mighty = root.execute(
+        """SELECT rolname FROM pg_roles WHERE rolname LIKE 'vestry%'
+           AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication)"""
+    ).fetchall()
+    assert mighty == []
+
+
+def test_row_security_binds_everybody_wherever_rows_are_somebodys(
+    root: psycopg.Connection[Any],
+) -> None:
+    tables = dict(
+        root.execute(
+            """SELECT relname, relrowsecurity AND relforcerowsecurity FROM pg_class
+               WHERE relnamespace = 'vestry'::regnamespace AND relkind IN ('r', 'p')
+                 AND NOT relispartition"""
+        ).fetchall()
+    )
+    assert {name for name, bound in tables.items() if not bound} == OPEN
+    assert {f"{privacy}_{t}" for privacy in ("private", "shareable") for t in CONTENT} < set(tables)
+
+
+def test_policies_let_each_role_see_its_own(root: psycopg.Connection[Any]) -> None:
+    named = ("(owner = ANY ((NULLIF(current_setting('vestry.owners'::text, true), ''::text))"
+             "::text[]))")  # fmt: skip
+    expected: dict[tuple[str, str], tuple[str, str | None, str]] = {}
+    for table in ("jobs", "leases", "receipts", "job_documents"):
+        for role in ("vestry_owner", "vestry_control", "vestry_producer", "vestry_monitor"):
+            expected[table, role] = ("true", "true", "PERMISSIVE")
+        for role in WORKERS:
+            mine = "private" if role == "vestry_private" else "shareable"
+            own = f"(privacy = '{mine}'::text)"
+            expected[table, role] = (own, own, "PERMISSIVE")
+    for privacy, worker in (
+        ("private", {"vestry_private"}),
+        ("shareable", {"vestry_shareable", "vestry_cloud"}),
+    ):
+        for kind in CONTENT:
+            table = f"{privacy}_{kind}"
+            expected[table, "vestry_owner"] = ("true", "true", "PERMISSIVE")
+            if kind in {"payloads", "results", "blobs"}:
+                expected[table, "vestry_control"] = ("true", None, "PERMISSIVE")
+            library = privacy == "shareable" and kind in {"documents", "chunks", "embeddings"}
+            seen = "true" if library else named
+            for role in worker | {"vestry_producer"}:
+                expected[table, role] = (seen, seen, "PERMISSIVE")
+    rows = root.execute(
+        """SELECT tablename, unnest(roles)::text, qual, with_check, permissive, cmd FROM pg_policies
+           WHERE schemaname = 'vestry'"""
+    ).fetchall()
+    assert {row[5] for row in rows} == {"ALL"}
+    cloud = [row[:5] for row in rows if row[4] == "RESTRICTIVE"]
+    assert cloud == [("jobs", "vestry_cloud", "(pool = 'cloud'::text)", None, "RESTRICTIVE")]
+    permissive = [row for row in rows if row[4] == "PERMISSIVE"]
+    assert {(row[0], row[1]): row[2:5] for row in permissive} == expected
+    assert len(permissive) == len(expected)
+
+
+def test_private_vectors_have_no_approximate_index(root: psycopg.Connection[Any]) -> None:
+    rows = root.execute(
+        """SELECT c.relname, a.amname FROM pg_index i
+           JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am a ON a.oid = x.relam
+           JOIN pg_class c ON c.oid = i.indrelid WHERE a.amname NOT IN ('btree')
+             AND c.relnamespace = 'vestry'::regnamespace"""
+    ).fetchall()
+    assert rows == [("shareable_embeddings_s1", "hnsw")]

@@ -1,0 +1,341 @@
+"""One guarantee at a time, each with nothing else there that could keep it in its stead.
+
+A worker's runtime, the dispatcher and the reconciler run in this process, on handlers of the tests'.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+import redis
+
+from models import leases, transitions
+from models.content import ShareableContent
+from models.leases import Terms
+from tasks.protocol import (
+    Context,
+    Handler,
+    IndexDocument,
+    Job,
+    Outcome,
+    Succeeded,
+)
+from tests.echo_stack import eventually
+from vestry import Document, Embedding, Vestry
+from workers import database, dispatcher
+from workers.app import make_app
+from workers.devstack import DevStack
+from workers.dispatcher import Dispatcher
+from workers.executor import Executor
+from workers.flower_feed import FlowerFeed
+from workers.heartbeat import Heartbeat
+from workers.reconciler import Reconciler
+from workers.runtime import Runtime
+from workers.settings import Settings, key_prefix
+
+LANE = "shareable.bulk.gpu"
+VECTORS = Succeeded({"vectors": [[1.0]], "space": "s"})
+
+
+@pytest.fixture
+def vestry(clean: DevStack) -> Iterator[Vestry]:
+    with Vestry(clean.database_url("vestry_producer"), clean.keyring) as client:
+        yield client
+
+
+@pytest.fixture
+def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as caller:
+        yield caller
+
+
+@pytest.fixture
+def control(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def admin(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
+        yield conn
+
+
+def submit(vestry: Vestry, conn: Any, *texts: str, **options: Any) -> list[UUID]:
+    options = {"owner": "ann", "privacy": "shareable"} | options
+    jobs = vestry.enqueue_many(conn, [Embedding(texts=[text]) for text in texts], **options)
+    return [job.id for job in jobs]
+
+
+def told(conn: Any, job: UUID) -> tuple[str, int]:
+    row = conn.execute("SELECT state, attempt FROM vestry.jobs WHERE id = %s", [job]).fetchone()
+    return (row[0], row[1])
+
+
+def text_of(job: Job) -> str:
+    return str(job.payload["texts"][0])
+
+
+@contextmanager
+def executor(stack: DevStack, handler: Handler, settings: Settings) -> Iterator[Executor]:
+    url = stack.database_url("vestry_shareable")
+    with database.open_pool(url, "test", settings.lease_s, 8) as pool:
+        heart = Heartbeat(
+            lambda: psycopg.connect(url, autocommit=True), settings.lease_s, settings.heartbeat_s
+        )
+        heart.start()
+        terms = Terms("test", "shareable", settings.lease_s, settings.max_run_s)
+        try:
+            yield Executor(
+                pool, ShareableContent(), {"embedding": handler}, terms, heart, backoff_cap_s=0.01
+            )
+        finally:
+            heart.stop()
+
+
+@contextmanager
+def runtime(stack: DevStack, handler: Handler, **given: Any) -> Iterator[Runtime]:
+    """A worker's runtime that has not begun to look for work itself."""
+    settings = Settings(**({"privacy": "shareable", "lanes": (LANE,), "poll_s": 0.05} | given))
+    app = make_app(stack.broker_url("shareable"), "shareable")
+    with executor(stack, handler, settings) as running:
+        made = Runtime(running, settings, FlowerFeed(app, "test"))
+        try:
+            yield made
+        finally:
+            made.drain()
+            # A pool that closes under a feeder's feet is no fault of the code under test.
+            eventually(lambda: not running.heart.held())
+
+
+def at_once(batch: Sequence[Job], _: Context) -> list[Outcome]:
+    return [VECTORS for _ in batch]
+
+
+# -- a worker --------------------------------------------------------------------------------------
+
+
+def test_a_job_without_a_hint_is_found(clean: DevStack, vestry: Vestry, conn: Any) -> None:
+    with runtime(clean, at_once) as worker:
+        worker.start()
+        (job,) = submit(vestry, conn, "no dispatcher runs")
+        eventually(lambda: told(conn, job) == ("succeeded", 1), within=5)
+
+
+def test_a_job_longer_than_its_lease_is_run_once(
+    clean: DevStack, vestry: Vestry, conn: Any, control: Any
+) -> None:
+    ran = []
+
+    def slow(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        ran.extend(batch)
+        time.sleep(2.5)
+        return [VECTORS for _ in batch]
+
+    with runtime(clean, slow, lease_s=1.5, heartbeat_s=0.3) as worker:
+        worker.start()
+        (job,) = submit(vestry, conn, "long")
+        until = time.monotonic() + 10
+        while told(conn, job)[0] != "succeeded":
+            assert transitions.rescue(control).suspects == 0
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    assert len(ran) == 1
+
+
+def test_a_suspect_runs_while_nothing_else_does(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any
+) -> None:
+    spans: dict[str, tuple[float, float]] = {}
+
+    def slow(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        begun = time.monotonic()
+        time.sleep(0.15)
+        spans.update({text_of(job): (begun, time.monotonic()) for job in batch})
+        return [VECTORS for _ in batch]
+
+    jobs = submit(vestry, conn, *(str(n) for n in range(10)))
+    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [jobs[0]])
+    with runtime(clean, slow, batch_jobs=1) as worker:
+        worker.start()
+        eventually(lambda: len(spans) == 10)
+    alone = spans.pop("0")
+    assert all(end <= alone[0] or begun >= alone[1] for begun, end in spans.values())
+    # The others did run beside each other, and did not all have to wait for the suspect.
+    others = sorted(spans.values())
+    assert any(a[1] > b[0] for a, b in itertools.pairwise(others))
+
+
+def test_a_hint_for_a_lane_that_is_not_served_is_left_alone(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    (job,) = submit(vestry, conn, "x", latency="interactive")
+    with runtime(clean, at_once) as worker:
+        assert worker.hinted("shareable.interactive.gpu", "embedding", job) is None
+        assert told(conn, job) == ("queued", 0)
+        (served,) = submit(vestry, conn, "y")
+        assert worker.hinted(LANE, "embedding", served) is not None
+    assert told(conn, served) == ("succeeded", 1)
+
+
+def test_a_batch_claimed_while_draining_goes_back_unrun(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    def never(_: Sequence[Job], __: Context) -> list[Outcome]:
+        raise AssertionError
+
+    (job,) = submit(vestry, conn, "x")
+    with runtime(clean, never) as worker:
+        worker.drain()
+        assert worker.hinted(LANE, "embedding", job) is None
+        assert told(conn, job) == ("queued", 0)
+        # The signal may also come between the look and the claim.
+        assert worker._step(LANE, "embedding") is None
+        assert told(conn, job) == ("queued", 0)
+
+
+def run_once(stack: DevStack, handler: Handler) -> None:
+    with executor(stack, handler, Settings()) as running:
+        opened = running.claim(LANE, "embedding")
+        assert opened is not None
+        running.run(opened)
+
+
+def test_a_handler_that_raises_fails_one_job_and_spoils_no_neighbour(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    def touchy(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        if any(text_of(job) == "bad" for job in batch):
+            raise ZeroDivisionError
+        return [VECTORS for _ in batch]
+
+    before, bad, after = submit(vestry, conn, "before", "bad", "after", max_attempts=1)
+    run_once(clean, touchy)
+    assert told(conn, before) == told(conn, after) == ("succeeded", 1)
+    assert told(conn, bad) == ("dead", 1)
+
+
+def test_a_handler_that_answers_for_too_few_is_not_believed(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    jobs = submit(vestry, conn, "a", "b", max_attempts=1)
+    run_once(clean, lambda _, __: [VECTORS])
+    assert [told(conn, job) for job in jobs] == [("succeeded", 1)] * 2
+
+
+def test_a_result_that_cannot_be_stored_spoils_no_neighbour(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    def odd(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        (ref,) = next(job.documents for job in batch if job.documents)
+        nowhere = IndexDocument(ref.document_id, ref.generation, "s", 999, b"", {}, [], True)
+        count = {"documents": 1, "embedded": 1, "unchanged": 0, "superseded": 0, "chunks": 0}
+        return [Succeeded(count, (nowhere,)) if job.documents else VECTORS for job in batch]
+
+    before, after = submit(vestry, conn, "before", "after")
+    (bad,) = vestry.enqueue_many(
+        conn,
+        [Embedding(documents=[Document("x", "id")], source="s")],
+        owner="ann",
+        privacy="shareable",
+    )
+    run_once(clean, odd)
+    assert told(conn, before) == told(conn, after) == ("succeeded", 1)
+    assert vestry.status(bad).error is not None
+    assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]
+
+
+# -- dispatcher and reconciler ---------------------------------------------------------------------
+
+
+@contextmanager
+def looping(stack: DevStack, loop: Callable[[psycopg.Connection[Any]], None], stop: Any) -> Any:
+    with psycopg.connect(stack.database_url("vestry_control"), autocommit=True) as conn:
+        thread = threading.Thread(target=loop, args=(conn,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(10)
+
+
+@pytest.mark.parametrize("lost", ["the whole queue", "one hint of two"])
+def test_a_lost_hint_is_given_again(
+    clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setattr(dispatcher, "REHINT_S", 1.0 if lost == "one hint of two" else 3600.0)
+    monkeypatch.setattr(dispatcher, "REHINT_EMPTY_S", 3600.0 if lost == "one hint of two" else 1.0)
+    stop, queue = threading.Event(), key_prefix("shareable") + LANE
+    settings = Settings(
+        database_url=clean.database_url("vestry_control"), broker_url=clean.broker_url("dispatcher")
+    )
+    first, _ = submit(vestry, conn, "a", "b")
+    made = Dispatcher(settings, stop)
+    with (
+        redis.Redis.from_url(clean.broker_url("shareable")) as broker,
+        looping(clean, made.run, stop),
+    ):
+        eventually(lambda: broker.llen(queue) == 2, within=5)
+        if lost == "one hint of two":
+            assert str(first).encode() in broker.rpop(queue)  # type: ignore[operator]
+        else:
+            broker.delete(queue)
+        hinted = lambda: b"".join(broker.lrange(queue, 0, -1))  # noqa: E731
+        eventually(lambda: str(first).encode() in hinted(), within=5)
+
+
+def test_the_queue_is_kept_at_its_window(clean: DevStack, vestry: Vestry, conn: Any) -> None:
+    stop, queue = threading.Event(), key_prefix("shareable") + LANE
+    settings = Settings(
+        database_url=clean.database_url("vestry_control"), broker_url=clean.broker_url("dispatcher")
+    )
+    window = settings.window * settings.slots
+    submit(vestry, conn, *map(str, range(200)))
+    made = Dispatcher(settings, stop)
+    with (
+        redis.Redis.from_url(clean.broker_url("shareable")) as broker,
+        looping(clean, made.run, stop),
+    ):
+        for _ in range(3):
+            eventually(lambda: broker.llen(queue) == window, within=5)
+            taken = broker.rpop(queue, 3)
+            assert taken is not None
+        time.sleep(0.6)
+        assert broker.llen(queue) == window
+
+
+def test_leases_are_given_a_whole_lease_once_the_database_was_away(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
+) -> None:
+    stop = threading.Event()
+    up_s = admin.execute(
+        "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8"
+    ).fetchone()[0]
+    # A database that was up for longer than a lease when the reconciler came has given its grace.
+    assert Reconciler(Settings(lease_s=up_s, heartbeat_s=0.01), stop)._grace(control) == 0
+    # One that was not has some left.
+    longer = Settings(lease_s=up_s + 1000)
+    assert 900 < Reconciler(longer, stop)._grace(control) <= 1000
+
+    jobs = submit(vestry, conn, "a", "b")
+    with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
+        assert leases.claim(worker, Terms("test", "shareable", 0.001, 600), LANE, ["embedding"])
+    settings = Settings(lease_s=1.0, heartbeat_s=0.1, poll_s=0.05)
+    made = Reconciler(settings, stop)
+    assert made._grace(control) == 0
+    # Now its connection was lost and made again.
+    begun = time.monotonic()
+    with looping(clean, made.run, stop):
+        time.sleep(0.6)
+        assert [told(conn, job)[0] for job in jobs] == ["running"] * 2
+        eventually(lambda: told(conn, jobs[0])[0] == "queued", within=5)
+    assert time.monotonic() - begun >= 1.0
