@@ -182,7 +182,7 @@ def failed(error: InferenceError, subject: str | None, served: Served) -> Failed
     if subject is not None:
         message = f"{subject}: {message}"
         if error.code == "too_long":
-            message += "; submit it as documents= to have it cut into chunks"
+            message = f"{message.rstrip('.')}; submit it as documents= to have it cut into chunks"
     return Failed(
         error.code,
         message,

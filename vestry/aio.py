@@ -19,7 +19,7 @@ from vestry import reading, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
 from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
-from vestry.errors import NotFinished, Unavailable, WaitTimeout
+from vestry.errors import NotFinished, Unavailable, UnknownOwner, WaitTimeout
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, AsyncListener
@@ -234,11 +234,15 @@ class AsyncVestry:
         limit: int = 10,
         space: str | None = None,
         timeout: float = 30.0,  # noqa: ASYNC109
+        known_owner: bool = False,
     ) -> Hits:
         """As `Vestry.search`."""
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
         watch = search.Stopwatch()
         model = await self._do(lambda: search.model_of(space))
+        search.check_query(query)
+        if known_owner and not await self._do(lambda: reading.has_documents(owner), atomic=True):
+            raise UnknownOwner
         job, options = search.query_job(query, model), search.query_options(request)
         asked = await self._do(
             lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True

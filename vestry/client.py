@@ -17,7 +17,7 @@ from vestry import reading, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, SyncConnection, sync_connection
 from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
-from vestry.errors import NotFinished, Unavailable, WaitTimeout
+from vestry.errors import NotFinished, Unavailable, UnknownOwner, WaitTimeout
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, Listener
@@ -291,6 +291,7 @@ class Vestry:
         limit: int = 10,
         space: str | None = None,
         timeout: float = 30.0,
+        known_owner: bool = False,
     ) -> Hits:
         """Search an owner's documents, and shareable sources on request.
 
@@ -307,16 +308,20 @@ class Vestry:
             limit: how many hits, at most 1000.
             space: name of the embedding space; by default the workers' own.
             timeout: seconds for all of it.
+            known_owner: raise where nothing is indexed for the owner, instead of finding nothing.
 
         Returns:
             The best passage of each of the nearest documents, nearest first.
 
         Raises:
-            InvalidInput, UnknownSpace, WaitTimeout, JobFailed: as named.
+            InvalidInput, UnknownOwner, UnknownSpace, WaitTimeout, JobFailed: as named.
         """
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
         watch = search.Stopwatch()
         model = self._do(lambda: search.model_of(space))
+        search.check_query(query)
+        if known_owner and not self._do(lambda: reading.has_documents(owner), atomic=True):
+            raise UnknownOwner
         job, options = search.query_job(query, model), search.query_options(request)
         asked = self._do(
             lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True

@@ -88,6 +88,12 @@ class UnknownJob(VestryError):
     """There is no such job."""
 
 
+class UnknownOwner(VestryError):
+    """Nothing is indexed for this owner; check its name, or search a shareable source."""
+
+    code = "unknown_owner"
+
+
 class UnknownSpace(VestryError):
     """There is no such embedding space."""
 

@@ -79,6 +79,17 @@ class LaneStatus:
     paused: bool
 
 
+def has_documents(owner: str) -> Steps[bool]:
+    """Whether anything is indexed for an owner; in a transaction."""
+    yield Query("SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)", (owner,))
+    rows = yield Query(
+        """SELECT EXISTS (SELECT FROM vestry.private_documents WHERE owner = %s AND NOT deleted)
+               OR EXISTS (SELECT FROM vestry.shareable_documents WHERE owner = %s AND NOT deleted)""",
+        (owner, owner),
+    )
+    return bool(rows[0][0])
+
+
 def job_id(job: JobLike) -> UUID:
     """The id of what names a job.
 

@@ -142,9 +142,13 @@ class SearchRequest:
             object.__setattr__(self, name, list(named))
 
 
+def check_query(query: str) -> None:
+    """Raise `InvalidInput` for what no query can be."""
+    check_text("query", query)
+
+
 def query_job(query: str, model: str | None) -> Embedding:
     """The job that embeds a query and keeps nothing of it."""
-    check_text("query", query)
     return Embedding(texts=[query], input="query", model=model, keep_text=False)
 
 

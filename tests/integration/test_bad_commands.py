@@ -149,14 +149,18 @@ def test_a_wrong_command_gets_one_error(
     assert error["message"] in lines[0]
 
 
-def test_an_unknown_owner_finds_nothing_of_anybody_s(up: Detached, vestry: Vestry) -> None:
+def test_a_search_for_an_unknown_owner_says_so(up: Detached, vestry: Vestry) -> None:
     with psycopg.connect(up.client["database_url"]) as conn:
         entry = Embedding(documents=[Document("Up betimes.")], source="diary")
         job = vestry.enqueue(conn, entry, owner="ann", privacy="private")
     vestry.wait(job, timeout=30)
     told = run(up.home, "search", "up betimes", "--owner", "nobody", "--json")
     told.is_tidy()
-    assert told.document()["hits"] == []
+    assert told.code == 2
+    assert told.document()["error"]["code"] == "unknown_owner"
+    with psycopg.connect(up.client["database_url"]) as conn:
+        keys = conn.execute("SELECT count(*) FROM vestry.owner_keys WHERE owner = 'nobody'")
+        assert keys.fetchone() == (0,), "a slip of the pen must not make an owner"
 
 
 BAD_LINES = {

@@ -76,6 +76,8 @@ def search(
             own_sources=source or None,
             limit=limit,
             space=space,
+            # More likely a slip of the pen than a question, where there is nothing to search.
+            known_owner=not (source or library),
             timeout=timeout,
         )
     out = Output(as_json=as_json)
