@@ -60,11 +60,16 @@ class Terms:
     max_run_s: float
 
 
+_BY_ID = "j.state || '' = 'queued'"
+"""Queued, said so that no partial index answers to it: a row named by its id is fetched by its id. With
+statistics from before the backlog the planner otherwise walks the whole line to filter for that id
+(100,000 jobs: 21 to 49 ms)."""
+
 # A kind and model for the batch: the hinted job's, else those at the head of the line.
 _HEAD = """
   SELECT h.id, h.kind, h.model FROM (
     SELECT j.id, j.kind, j.model, j.turn FROM vestry.jobs j
-    WHERE j.id = %(hint)s AND j.lane = %(lane)s AND j.state = 'queued' AND j.turn IS NOT NULL
+    WHERE j.id = %(hint)s AND j.lane = %(lane)s AND {by_id} AND j.turn IS NOT NULL
       AND NOT j.suspect AND j.kind = ANY (%(kinds)s)
     UNION ALL
     SELECT f.id, f.kind, f.model, f.turn
@@ -84,10 +89,10 @@ def _claim_sql(*, suspect: bool) -> str:
         .replace("%(model)s", "(SELECT model FROM head)")
     )
     return f"""
-    WITH head AS MATERIALIZED ({_HEAD.format(suspect="" if suspect else "NOT")}),
+    WITH head AS MATERIALIZED ({_HEAD.format(suspect="" if suspect else "NOT", by_id=_BY_ID)}),
     hinted AS MATERIALIZED (
       SELECT j.id, j.turn, j.units FROM vestry.jobs j JOIN head ON head.id = j.id
-      WHERE %(hint)s::uuid IS NOT NULL AND j.state = 'queued' AND j.turn IS NOT NULL
+      WHERE %(hint)s::uuid IS NOT NULL AND {_BY_ID} AND j.turn IS NOT NULL
         AND NOT j.suspect
         AND EXISTS (SELECT FROM vestry.lanes l WHERE l.lane = %(lane)s AND l.paused_at IS NULL)
         AND (j.deadline IS NULL OR j.deadline > vestry.clock())
@@ -115,7 +120,7 @@ def _claim_sql(*, suspect: bool) -> str:
       UPDATE vestry.jobs j
       SET state = 'running', turn = NULL, lease_id = lease.id, attempt = j.attempt + 1,
           started_at = now.t
-      FROM batch, lease, now WHERE j.id = batch.id AND j.state = 'queued'
+      FROM batch, lease, now WHERE j.id = batch.id AND {_BY_ID}
       RETURNING j.*),
     moved AS (
       UPDATE vestry.lanes l SET turn = (SELECT max(turn) FROM batch)
