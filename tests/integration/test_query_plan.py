@@ -10,7 +10,14 @@ import pytest
 
 from models import leases
 from models.leases import Terms
-from models.picking import BEGINNING, FULL_SCAN_EVERY_S, PLANNER_OPTIONS, Mark, pick
+from models.picking import (
+    BEGINNING,
+    FULL_SCAN_EVERY_S,
+    FULL_SCAN_SHARE,
+    PLANNER_OPTIONS,
+    Mark,
+    pick,
+)
 from workers import database
 from workers.devstack import DevStack
 
@@ -144,3 +151,23 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
         assert late == 1, "the mark should have skipped it"
         clock[0] += FULL_SCAN_EVERY_S + 60
         assert len(turns()) == 1
+
+
+def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what a transaction commits late, begun before the last one, is still found."""
+    clock = [1000.0]
+    monkeypatch.setattr("models.picking.time.monotonic", lambda: clock[0])
+    mark = Mark()
+    mark.seen(mark.start(), lane_turn=100, first=100, took_s=0)
+    assert mark.start() == BEGINNING
+    clock[0] += FULL_SCAN_EVERY_S
+    mark.seen(mark.start(), lane_turn=200, first=150, took_s=0)
+    assert mark.start() == 100
+    clock[0] += FULL_SCAN_EVERY_S
+    assert mark.start() == BEGINNING
+    # A scan that cost much is repeated as rarely as that asks for.
+    mark.seen(mark.start(), lane_turn=300, first=None, took_s=1.0)
+    clock[0] += FULL_SCAN_EVERY_S
+    assert mark.start() == 150
+    clock[0] += FULL_SCAN_SHARE
+    assert mark.start() == BEGINNING
