@@ -19,7 +19,7 @@ from vestry import reading, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
 from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
-from vestry.errors import NotFinished, Unavailable, UnknownOwner, WaitTimeout
+from vestry.errors import SEARCH_TIMEOUT, NotFinished, Unavailable, UnknownOwner, WaitTimeout
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, AsyncListener
@@ -250,9 +250,11 @@ class AsyncVestry:
         answer = lambda: reading.outcome(asked.id, self._keys, discard=True)  # noqa: E731
         try:
             told, body = await self._wait(asked, timeout, lambda: self._do(answer, atomic=True))
-        except (WaitTimeout, asyncio.CancelledError):
+        except (WaitTimeout, asyncio.CancelledError) as error:
             # Nobody will read the answer: neither query nor vector is to outlive the question.
             await asyncio.shield(self.cancel(asked))
+            if isinstance(error, WaitTimeout):
+                raise WaitTimeout(SEARCH_TIMEOUT) from None
             raise
         watch.answered()
         found = search.vector_of(body, space)

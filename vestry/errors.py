@@ -6,7 +6,7 @@ translated by SQLSTATE (`from_sqlstate`) and raised `from None`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 from uuid import UUID
 
 
@@ -112,6 +112,10 @@ class ResultGone(VestryError):
 
 class WaitTimeout(VestryError):
     """The job was not finished in the time given; it goes on."""
+
+
+SEARCH_TIMEOUT: Final = "The query was not embedded in the time given; its job was cancelled."
+"""What `WaitTimeout` says of a search: nobody else could read the answer, so nothing goes on."""
 
 
 class JobFailed(VestryError):

@@ -1,7 +1,8 @@
 """Where the database and the key ring are.
 
 Given outright, else by `VESTRY_DATABASE_URL` and `VESTRY_KEYRING_FILE`, else by the embedded
-stack's `client.json` in `VESTRY_HOME` (default: `.vestry` here or in a folder above).
+stack's `client.json` in `VESTRY_HOME` (default: `.vestry` here or in a folder above, else in the
+checkout this module belongs to, where `vestry up` keeps it).
 """
 
 from __future__ import annotations
@@ -57,11 +58,27 @@ def home() -> Path:
     named = os.environ.get("VESTRY_HOME")
     if named:
         return Path(named)
+    places = _places()
+    # A stack that ran here once does not hide the one that runs in the checkout.
+    running = (place for place in places if (place / CLIENT_FILE).exists())
+    return next(running, places[0])
+
+
+def _places() -> list[Path]:
+    """Where a stack may be: directories that exist, or the one that would be made."""
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / ".vestry").is_dir():
-            return folder / ".vestry"
-    return here / ".vestry"
+    checkout = _checkout()
+    above = [folder / ".vestry" for folder in (here, *here.parents)]
+    places = [place for place in above if place.is_dir()]
+    if checkout is not None and checkout / ".vestry" not in places:
+        places.append(checkout / ".vestry")
+    return places or above[:1]
+
+
+def _checkout() -> Path | None:
+    """The checkout this module was imported from; the installed package has none."""
+    folder = Path(__file__).resolve().parent.parent
+    return folder if (folder / "workers" / "up.py").is_file() else None
 
 
 def _from_home() -> tuple[str, str | None]:
@@ -69,8 +86,11 @@ def _from_home() -> tuple[str, str | None]:
         described = json.loads((home() / CLIENT_FILE).read_text(encoding="utf-8"))
         return str(described["database_url"]), described.get("keyring")
     except FileNotFoundError:
+        named = os.environ.get("VESTRY_HOME")
+        tried = ", ".join(map(str, [named] if named else _places()))
         raise SettingsError(
-            "no database: set VESTRY_DATABASE_URL, or start the embedded stack with `vestry up`"
+            "no database: set VESTRY_DATABASE_URL, or start the embedded stack with `vestry up`; "
+            f"none runs in {tried}"
         ) from None
     except PermissionError:
         raise SettingsError(

@@ -13,6 +13,7 @@ from vestry.cli.inputs import (
     LINE_LIMIT,
     BadLine,
     Line,
+    NotDocumentsError,
     Reader,
     Record,
     Repeat,
@@ -117,6 +118,37 @@ def test_utf_16_is_one_error_and_a_byte_order_mark_none() -> None:
     assert "UTF-16" in bad.reason
     (good,) = read(b'\xef\xbb\xbf{"text":"a"}')
     assert isinstance(good, Record)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes(range(256)) * 8,
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00",
+        b"caf\xe9\n",
+        '{"text":"a"}\n'.encode("utf-16-le"),
+    ],
+)
+def test_what_is_not_text_is_refused_whole(data: bytes) -> None:
+    with pytest.raises(NotDocumentsError, match="does not look like text"):
+        read(data)
+
+
+def test_a_file_without_a_document_in_its_first_lines_is_refused_whole() -> None:
+    prose = "It was a bright cold day.\n"
+    with pytest.raises(NotDocumentsError, match=r"line 2: .*neither JSON") as caught:
+        read("\n" + prose * 200)
+    assert "bright" not in str(caught.value)
+    assert len(read(prose * 19)) == 19
+    found = read(prose * 19 + "Ge1:1 In the beginning\n" + prose)
+    assert [type(line) for line in found].count(Record) == 1
+
+
+def test_a_file_given_twice_is_not_a_wrong_file() -> None:
+    reader = Reader()
+    data = "".join(f'{{"text":"x","id":"{n}"}}\n' for n in range(30))
+    assert all(isinstance(line, Record) for line in read(data, reader))
+    assert all(isinstance(line, BadLine) for line in read(data, reader))
 
 
 def test_a_document_over_the_limit_is_refused_with_the_limit() -> None:

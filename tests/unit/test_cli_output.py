@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import EntryPoint
+import re
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,16 @@ from vestry.cli.failures import CommandError, ExitCode, explain
 from vestry.cli.output import duration
 from vestry.cli.progress import pace
 from vestry.cli.search import printable, snippet
-from vestry.errors import InvalidInput, JobExpired, Unavailable, UnknownJob, WaitTimeout
+from vestry.errors import (
+    InvalidInput,
+    JobExpired,
+    SettingsError,
+    Unavailable,
+    UnknownJob,
+    WaitTimeout,
+)
+from vestry.settings import home, resolve
+from workers.home import default_home
 
 COMMANDS = [
     ["submit", "embedding", "--text", "x", "--owner", "o", "--privacy", "private"],
@@ -107,6 +117,62 @@ def test_wrong_usage_is_one_clear_error(
     assert says in told.err.replace("\n", " ")
 
 
+def test_a_usage_error_and_where_help_is_are_two_sentences(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["search", "x", "--owner", "o", "--limit", "0", "--json"]) == ExitCode.USAGE
+    message = json.loads(capsys.readouterr().out)["error"]["message"]
+    assert message.endswith(". See `vestry search --help`.")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == ExitCode.OK
+    assert capsys.readouterr().out == f"vestry {version('vestry')}\n"
+
+
+def test_without_a_database_the_places_looked_at_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(str(tmp_path))):
+        resolve()
+    monkeypatch.delenv("VESTRY_HOME")
+    here = tmp_path / "here" / "below"
+    here.mkdir(parents=True)
+    (tmp_path / "here" / ".vestry").mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("vestry.settings._checkout", lambda: tmp_path / "checkout")
+    with pytest.raises(SettingsError) as caught:
+        resolve()
+    assert str(tmp_path / "here" / ".vestry") in str(caught.value)
+    assert str(tmp_path / "checkout" / ".vestry") in str(caught.value)
+
+
+def test_a_stack_of_the_checkout_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VESTRY_HOME")
+    running = tmp_path / "checkout" / ".vestry"
+    running.mkdir(parents=True)
+    (running / "client.json").write_text('{"database_url": "postgresql://checkout/x"}')
+    monkeypatch.setattr("vestry.settings._checkout", lambda: tmp_path / "checkout")
+    monkeypatch.chdir("/")
+    assert home() == running
+    assert "host=checkout" in resolve().conninfo
+    # One that runs here comes first; one that ran here once does not hide it.
+    nearer = tmp_path / ".vestry"
+    nearer.mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert home() == running
+    (nearer / "client.json").write_text("{}")
+    assert home() == nearer
+
+
+def test_the_checkout_is_where_up_keeps_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VESTRY_HOME")
+    monkeypatch.chdir("/")
+    assert home() == default_home()
+
+
 def test_help_is_there_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ([], ["--help"], ["lanes", "--help"], ["submit", "embedding", "-h"]):
         assert main(command) == ExitCode.OK
@@ -156,6 +222,10 @@ def register_up(app: typer.Typer) -> None:
 
 def test_a_document_cannot_steer_the_terminal() -> None:
     assert "\x1b" not in printable("a\x1b[2Jb\x9b31mc")
+    turned = "".join(map(chr, (0x202A, 0x202B, 0x202C, 0x202D, 0x202E, 0x2066, 0x2069)))
+    assert printable(f"a{turned}b") == f"a{' ' * len(turned)}b"
+    joined = "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{PERSONAL COMPUTER} \N{ZERO WIDTH NON-JOINER}"
+    assert printable(joined) == joined
     assert snippet("one\n\ntwo") == "one two"
     assert len(snippet("word " * 500)) <= 402
 

@@ -13,6 +13,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -49,6 +51,7 @@ def application(*, checkout: bool = True) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_program)
     submit.register(app)
     index.register(app)
     search.register(app)
@@ -58,6 +61,24 @@ def application(*, checkout: bool = True) -> typer.Typer:
     if checkout:
         add_commands(app)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vestry {version('vestry')}")
+        raise typer.Exit
+
+
+def _program(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = args[: args.index("--")] if "--" in args else args
     command = next((arg for arg in args if not arg.startswith("-")), None)
     try:
-        app = application(checkout=command not in BUILT_IN)
+        app = application(checkout=command not in BUILT_IN and options != ["--version"])
         answer = typer.main.get_command(app)(
             args=args or ["--help"], prog_name="vestry", standalone_mode=False
         )

@@ -137,4 +137,6 @@ def _usage(error: Any) -> str:
         )
     message = message.replace("Value error, ", "")
     path = getattr(getattr(error, "ctx", None), "command_path", None)
+    if not message.endswith((".", "!", "?")):
+        message += "."
     return f"{message} See `{path} --help`." if path else message

@@ -17,7 +17,7 @@ from rich.text import Text
 from vestry.checks import check_label, check_source
 from vestry.cli.failures import CommandError, ExitCode
 from vestry.cli.indexing import Batch, Ended, IndexRun, Tally, batches
-from vestry.cli.inputs import Line, Reader, count_lines
+from vestry.cli.inputs import Line, NotDocumentsError, Reader, count_lines
 from vestry.cli.options import JsonOption, ModelOption, OwnerOption, PrivacyOption
 from vestry.cli.output import Output, duration
 from vestry.cli.progress import meter
@@ -83,6 +83,8 @@ def index(
     check_source(source)
     check_label("owner", owner)
     sources = [_Source(name) for name in files]
+    for given in sources:
+        given.check()
     teller = _Teller(out)
     tally = Tally(teller.failure)
     reader = Reader()
@@ -91,7 +93,7 @@ def index(
         queue = _Jobs(vestry, owner, privacy, source, model, keep_text=keep_text)
         with meter(out.notes) as shown:
             run = IndexRun(queue, tally, shown, out.note)
-            work = batches(_lines(sources, reader), tally, batch)
+            work = batches(_lines(sources, reader, out), tally, batch)
             try:
                 run.run(work, _total(sources))
             except KeyboardInterrupt:
@@ -122,6 +124,18 @@ class _Source:
                 problem = error.strerror or "cannot be read"
                 raise CommandError("invalid_input", f"{name}: {problem}") from None
 
+    def check(self) -> None:
+        """Look at a regular file's first lines, before anything of any file is enqueued."""
+        if self.regular:
+            with self.open() as stream:
+                next(self.read(stream, Reader()), None)
+
+    def read(self, stream: BinaryIO, reader: Reader) -> Iterator[Line]:
+        try:
+            yield from reader.read(stream)
+        except NotDocumentsError as error:
+            raise CommandError("invalid_input", f"{self.name}: {error}") from None
+
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
         if self.name == STDIN:
@@ -131,11 +145,16 @@ class _Source:
                 yield stream
 
 
-def _lines(sources: Sequence[_Source], reader: Reader) -> Iterator[tuple[str, Line]]:
+def _lines(sources: Sequence[_Source], reader: Reader, out: Output) -> Iterator[tuple[str, Line]]:
     for source in sources:
+        empty = True
         with source.open() as stream:
-            for line in reader.read(stream):
+            for line in source.read(stream, reader):
+                empty = False
                 yield source.name, line
+        if empty:
+            name = "standard input" if source.name == STDIN else source.name
+            out.note(f"Nothing to index in {name}.", "yellow")
 
 
 def _total(sources: Sequence[_Source]) -> int | None:

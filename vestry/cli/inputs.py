@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, BinaryIO, Final
 
 from vestry.checks import PAYLOAD_LIMIT, check_label, check_text, dump_json
@@ -31,6 +31,7 @@ SAMPLE_LINES: Final = 20
 # `Ge1:1 In the beginning` or `1 John 1:1 That which`: one word with a digit in it, or a book's name
 # and chapter:verse.
 _REFERENCE = re.compile(r"((?:\d )?[^\W\d]+\.? \d+:\d+\S*|\S*\d\S*)(?:\s+(.*))?", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _FIELDS = frozenset({"text", "id", "date", "metadata"})
 
 
@@ -61,6 +62,14 @@ class Repeat:
 Line = Record | BadLine | Repeat
 
 
+class NotDocumentsError(Exception):
+    """The beginning of a file holds no document; the message says why and quotes nothing."""
+
+
+class _RepeatedId(InvalidInput):
+    """A document like any other, but for its id."""
+
+
 @dataclass(slots=True)
 class Reader:
     """Reads the files of one run; ids are remembered from file to file.
@@ -77,6 +86,10 @@ class Reader:
 
         Args:
             stream: the file, open in binary mode.
+
+        Raises:
+            NotDocumentsError: it is not text, or none of its first SAMPLE_LINES lines is a
+                document: a wrong file, not one with faults.
         """
         lines = _lines(stream)
         head = list(islice(lines, SAMPLE_LINES))
@@ -84,7 +97,25 @@ class Reader:
             yield BadLine(1, "the file is UTF-16; only UTF-8 can be read")
             return
         is_json = _looks_like_json(raw for _, raw in head)
-        for number, raw in chain(head, lines):
+        sample: list[Line] = []
+        faults: list[InvalidInput] = []
+        for number, raw in head:
+            try:
+                sample.append(self._line(number, raw, is_json))
+            except InvalidInput as error:
+                sample.append(BadLine(number, str(error)))
+                if not isinstance(error, _RepeatedId):
+                    faults.append(error)
+        all_bad = bool(head) and len(faults) == len(head)
+        if _is_binary([raw for _, raw in head if raw is not None], all_bad=all_bad):
+            raise NotDocumentsError("this does not look like text; only UTF-8 can be read")
+        if all_bad and len(head) == SAMPLE_LINES:
+            raise NotDocumentsError(
+                f"none of the first {SAMPLE_LINES} lines is a document, in JSON or as "
+                f"`REFERENCE text`; line {head[0][0]}: {faults[0]}"
+            )
+        yield from sample
+        for number, raw in lines:
             try:
                 yield self._line(number, raw, is_json)
             except InvalidInput as error:
@@ -103,7 +134,7 @@ class Reader:
             return Record(number, document, size)
         if document.id is None:
             return Repeat(number)
-        raise InvalidInput("id", "an earlier line has the same")
+        raise _RepeatedId("id", "an earlier line has the same")
 
     def _json(self, text: str) -> Document:
         try:
@@ -145,6 +176,19 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
             yield number, None
         elif not raw.isspace():
             yield number, raw
+
+
+def _is_binary(lines: Sequence[bytes], *, all_bad: bool) -> bool:
+    """Most lines hold what text does not. Binary data may have a line that looks like a verse."""
+    odd = sum(not _is_text(line) for line in lines)
+    return 2 * odd > len(lines) and (all_bad or any(b"\0" in line for line in lines))
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        return _CONTROL.search(line.decode()) is None
+    except UnicodeDecodeError:
+        return False
 
 
 def _looks_like_json(lines: Iterable[bytes | None]) -> bool:

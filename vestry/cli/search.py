@@ -19,6 +19,9 @@ from vestry.search import Hit, Hits
 SNIPPET = 400
 """Characters of a passage that a person is shown."""
 
+TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""Unicode's bidirectional embeddings, overrides and isolates: they reorder what follows them."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -139,7 +142,13 @@ def snippet(text: str, length: int = SNIPPET) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without control characters: a document must not steer the terminal."""
+    """Text without controls: a document must not steer the terminal, nor turn its lines around.
+
+    The joiners (U+200C, U+200D) stay: scripts and emoji need them.
+    """
     return "".join(
-        " " if unicodedata.category(character) in {"Cc", "Cs"} else character for character in text
+        " "
+        if unicodedata.category(character) in {"Cc", "Cs"} or character in TURNING
+        else character
+        for character in text
     )

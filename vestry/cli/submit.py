@@ -91,7 +91,8 @@ def embedding(
             timed_out = isinstance(error, WaitTimeout)
             raise CommandError(
                 "wait_timeout" if timed_out else "interrupted",
-                f"{error or 'Interrupted.'} The job goes on: `vestry wait {name}`.",
+                f"{'Not finished in the time given.' if timed_out else 'Interrupted.'} "
+                f"The job goes on: `vestry wait {name}`.",
                 ExitCode.TIMEOUT if timed_out else ExitCode.INTERRUPTED,
                 job=name,
                 kind=job.kind,
