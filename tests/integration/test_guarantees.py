@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,6 @@ import pytest
 import redis
 
 from models import leases, transitions
-from models.content import ShareableContent
 from models.leases import Terms
 from tasks.protocol import (
     Context,
@@ -30,13 +30,11 @@ from tasks.protocol import (
 )
 from tests.echo_stack import eventually
 from vestry import Document, Embedding, Vestry
-from workers import database, dispatcher
+from workers import dispatcher, kinds
 from workers.app import make_app
 from workers.devstack import DevStack
 from workers.dispatcher import Dispatcher
-from workers.executor import Executor
-from workers.flower_feed import FlowerFeed
-from workers.heartbeat import Heartbeat
+from workers.lifecycle import Lifecycle
 from workers.reconciler import Reconciler
 from workers.runtime import Runtime
 from workers.settings import Settings, key_prefix
@@ -85,35 +83,26 @@ def text_of(job: Job) -> str:
 
 
 @contextmanager
-def executor(stack: DevStack, handler: Handler, settings: Settings) -> Iterator[Executor]:
-    url = stack.database_url("vestry_shareable")
-    with database.open_pool(url, "test", settings.lease_s, 8) as pool:
-        heart = Heartbeat(
-            lambda: psycopg.connect(url, autocommit=True), settings.lease_s, settings.heartbeat_s
-        )
-        heart.start()
-        terms = Terms("test", "shareable", settings.lease_s, settings.max_run_s)
-        try:
-            yield Executor(
-                pool, ShareableContent(), {"embedding": handler}, terms, heart, backoff_cap_s=0.01
-            )
-        finally:
-            heart.stop()
-
-
-@contextmanager
 def runtime(stack: DevStack, handler: Handler, **given: Any) -> Iterator[Runtime]:
-    """A worker's runtime that has not begun to look for work itself."""
-    settings = Settings(**({"privacy": "shareable", "lanes": (LANE,), "poll_s": 0.05} | given))
-    app = make_app(stack.broker_url("shareable"), "shareable")
-    with executor(stack, handler, settings) as running:
-        made = Runtime(running, settings, FlowerFeed(app, "test"))
-        try:
-            yield made
-        finally:
-            made.drain()
-            # A pool that closes under a feeder's feet is no fault of the code under test.
-            eventually(lambda: not running.heart.held())
+    """A worker's runtime, put together as a worker does, that has not begun to look for work."""
+    url = stack.database_url("vestry_shareable")
+    settings = Settings(
+        **({"database_url": url, "privacy": "shareable", "lanes": (LANE,), "poll_s": 0.05} | given)
+    )
+    life = Lifecycle(make_app(stack.broker_url("shareable"), "shareable"), settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds, "build", lambda *_: {"embedding": handler})
+        life.init(SimpleNamespace(hostname="test"))
+    made = life.runtime()
+    executor = made._executor
+    try:
+        yield made
+    finally:
+        made.drain()
+        # A pool that closes under a feeder's feet is no fault of the code under test.
+        eventually(lambda: not executor.heart.held())
+        executor.heart.stop()
+        executor.pool.close()
 
 
 def at_once(batch: Sequence[Job], _: Context) -> list[Outcome]:
@@ -203,10 +192,10 @@ def test_a_batch_claimed_while_draining_goes_back_unrun(
 
 
 def run_once(stack: DevStack, handler: Handler) -> None:
-    with executor(stack, handler, Settings()) as running:
-        opened = running.claim(LANE, "embedding")
+    with runtime(stack, handler) as worker:
+        opened = worker._executor.claim(LANE, "embedding")
         assert opened is not None
-        running.run(opened)
+        worker._executor.run(opened)
 
 
 def test_a_handler_that_raises_fails_one_job_and_spoils_no_neighbour(
