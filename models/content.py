@@ -12,7 +12,7 @@ from uuid import UUID
 
 import psycopg
 
-from vestry.errors import UnknownKey
+from vestry.errors import UnknownKey, VestryError
 from vestry.keyring import KeyRing
 from vestry.sealing import OwnerKey, plain_digest
 
@@ -104,12 +104,13 @@ class PrivateContent:
     def __init__(self, keyring: KeyRing) -> None:
         self._ring = keyring
         self._keys: dict[str, OwnerKey] = {}
+        self._faults: dict[str, str] = {}
 
     def enter(self, conn: Connection, owners: Iterable[str]) -> None:
         """Name the owners and unwrap the keys not yet at hand.
 
-        Raises:
-            UnknownKey: the key ring lacks the key that wrapped an owner's.
+        An owner whose key does not unwrap (another key ring is mounted) is no reason to leave the
+        others: using that owner's key raises, and the next `enter` tries again.
         """
         wanted = set(owners)
         name_owners(conn, wanted)
@@ -118,12 +119,16 @@ class PrivateContent:
             return
         if len(self._keys) + len(missing) > MAX_CACHED_OWNERS:
             self._keys.clear()
+            self._faults.clear()
             missing = wanted
         for owner, key_id, wrapped, kek_id in conn.execute(
             "SELECT owner, key_id, wrapped, kek_id FROM vestry.owner_keys WHERE owner = ANY (%s)",
             [list(missing)],
         ):
-            self._keys[owner] = self._ring.unwrap(owner, key_id, wrapped, kek_id)
+            try:
+                self._keys[owner] = self._ring.unwrap(owner, key_id, wrapped, kek_id)
+            except VestryError as error:
+                self._faults[owner] = str(error)
 
     def forget(self, owner: str) -> None:
         """Drop a cached key, so that the next use reads it again."""
@@ -156,4 +161,5 @@ class PrivateContent:
         try:
             return self._keys[owner]
         except KeyError:
-            raise UnknownKey("the owner has no data key in this database") from None
+            fault = self._faults.get(owner, "the owner has no data key in this database")
+            raise UnknownKey(fault) from None

@@ -1,7 +1,8 @@
 """Documents, their chunks and vectors: read before an attempt, written in its finishing transaction.
 
 The fence is the generation: enqueue and delete advance it, and an effect made for an older one is
-refused while the row is locked. Lock order: documents by id, after jobs.
+refused while the row is locked. Lock order: after jobs, by owner, source and external hash, as the
+SQL functions lock them.
 """
 
 from __future__ import annotations
@@ -95,14 +96,14 @@ def read_states(
 def lock_standing(
     conn: Connection, privacy: str, wanted: Iterable[tuple[UUID, int]]
 ) -> frozenset[tuple[UUID, int]]:
-    """Lock documents by id; of the (document, generation) pairs wanted, those that still stand."""
+    """Lock documents in order; of the (document, generation) pairs wanted, those that stand."""
     pairs = frozenset(wanted)
     if not pairs:
         return frozenset()
     rows = conn.execute(
         sql.SQL(
             """SELECT id, generation FROM {} WHERE id = ANY (%s) AND NOT deleted
-               ORDER BY id FOR UPDATE"""
+               ORDER BY owner, source, external_hash FOR UPDATE"""
         ).format(_table(privacy, "documents")),
         [list({document_id for document_id, _ in pairs})],
     )

@@ -59,12 +59,12 @@ def waiting(conn: Connection, marks: Mapping[tuple[str, str], Mark]) -> frozense
 def stamp(
     conn: Connection, lane: str, kind: str, *, limit: int, rehint_s: float, mark: Mark
 ) -> list[UUID]:
-    """Choose and stamp the jobs to hint at next, in the caller's transaction.
+    """Choose and stamp the jobs to hint at next: one statement, which may be its own transaction.
 
-    The caller may commit asynchronously: a stamp lost in a crash costs one stale hint.
+    It may be committed asynchronously: a stamp lost in a crash costs one stale hint.
 
     Args:
-        conn: a connection in a transaction.
+        conn: a connection.
         lane: the lane.
         kind: the kind.
         limit: most hints.

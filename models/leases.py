@@ -1,7 +1,7 @@
 """Leases: claiming a batch, keeping it, and knowing what is still ours.
 
-A lease's random id is the fencing token. Lock order everywhere: leases, then jobs, then documents,
-each by id.
+A lease's random id is the fencing token. Lock order everywhere: leases by id, jobs by id,
+then documents by owner, source and external hash.
 """
 
 from __future__ import annotations

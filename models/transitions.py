@@ -10,7 +10,8 @@
 | waiting, queued, running | cancelled | SQL `cancel_jobs_v1` |
 
 Every move out of `running` names the token it was claimed under, so that a worker which lost its
-lease changes nothing. Time is Postgres's. Lock order: leases, jobs, documents, each by id.
+lease changes nothing. Time is Postgres's. Lock order: leases by
+id, jobs by id, documents by owner, source and external hash.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Settlement:
     code: str | None = None
     message: str | None = None
     delay_s: float = 0.0
+    uncounted: bool = False
+    """The attempt is given back: nobody's fault."""
 
 
 def lock_held(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> frozenset[UUID]:
@@ -82,12 +85,14 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
             """UPDATE vestry.jobs j
                SET state = s.state, lease_id = NULL, error_code = s.code, error_message = s.message,
                    suspect = j.suspect AND s.state = 'queued',
+                   attempt = j.attempt - s.uncounted::int,
                    run_at = CASE WHEN s.state = 'queued'
                                  THEN now.t + make_interval(secs => s.delay_s) ELSE j.run_at END,
                    finished_at = CASE WHEN s.state = 'queued' THEN NULL ELSE now.t END
                FROM (SELECT vestry.clock() AS t OFFSET 0) now,
-                    unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::float8[])
-                      s(id, state, code, message, delay_s)
+                    unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::float8[],
+                           %b::bool[])
+                      s(id, state, code, message, delay_s, uncounted)
                WHERE j.id = s.id AND j.lease_id = %s AND j.state = 'running'""",
             [
                 column(s.job_id for s in settlements),
@@ -95,6 +100,7 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
                 column(s.code for s in settlements),
                 column(s.message for s in settlements),
                 column(s.delay_s for s in settlements),
+                column(s.uncounted for s in settlements),
                 token,
             ],
             prepare=True,
@@ -192,7 +198,13 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
                  error_message = CASE WHEN held.dies THEN
                    'the worker process ended or froze each time it ran this job alone' END
              FROM held, now WHERE j.id = held.id
-             RETURNING j.id, j.state, j.latency),
+             RETURNING j.id, j.state, j.latency, j.keep_payload),
+           a AS (DELETE FROM vestry.private_payloads p USING moved m
+                 WHERE p.job_id = m.id AND m.state = 'dead' AND m.latency = 'interactive'
+                   AND NOT m.keep_payload),
+           b AS (DELETE FROM vestry.shareable_payloads p USING moved m
+                 WHERE p.job_id = m.id AND m.state = 'dead' AND m.latency = 'interactive'
+                   AND NOT m.keep_payload),
            dropped AS (DELETE FROM vestry.leases l USING gone WHERE l.id = gone.id),
            told AS (SELECT pg_notify('vestry_done', id::text) FROM moved
                     WHERE state = 'dead' AND latency = 'interactive')
@@ -243,6 +255,8 @@ def admit(conn: Connection, limit: int = 1000) -> list[str]:
 def expire(conn: Connection, limit: int = 1000) -> int:
     """End jobs whose deadline has passed, running ones included; returns how many.
 
+    They never run again, so private payloads go at once.
+
     Args:
         conn: a connection in a transaction.
         limit: most jobs in one go.
@@ -257,7 +271,10 @@ def expire(conn: Connection, limit: int = 1000) -> int:
              UPDATE vestry.jobs j
              SET state = 'expired', turn = NULL, lease_id = NULL, finished_at = now.t,
                  error_code = 'expired', error_message = 'its deadline passed first'
-             FROM due, now WHERE j.id = due.id RETURNING j.id, j.latency)
+             FROM due, now WHERE j.id = due.id RETURNING j.id, j.latency, j.keep_payload),
+           a AS (DELETE FROM vestry.private_payloads p USING moved WHERE p.job_id = moved.id),
+           b AS (DELETE FROM vestry.shareable_payloads p USING moved
+                 WHERE p.job_id = moved.id AND NOT moved.keep_payload)
            SELECT id, CASE WHEN latency = 'interactive' THEN pg_notify('vestry_done', id::text) END
            FROM moved""",
         [limit],

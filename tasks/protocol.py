@@ -112,6 +112,8 @@ class Failed:
     message: str
     retryable: bool = False
     retry_after: float | None = None
+    uncounted: bool = False
+    """Nobody's fault: tried again, however often, without spending an attempt."""
     served: Served | None = None
 
 

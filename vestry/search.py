@@ -53,7 +53,7 @@ _COLUMNS: Final = sql.SQL("""
 SELECT n.chunk_id, c.document_id, d.owner, n.source, n.distance, c.text, d.detail,
        c.start_char, c.end_char
 FROM near n JOIN vestry.{chunks} c ON c.id = n.chunk_id
-JOIN vestry.{documents} d ON d.id = c.document_id
+JOIN vestry.{documents} d ON d.id = c.document_id AND NOT d.deleted
 ORDER BY n.distance""")
 # No ORDER BY beside the vectors: that alone would let the planner take the approximate index.
 _EXACT: Final = sql.SQL("""WITH compared AS MATERIALIZED (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,14 +18,12 @@ from models.leases import ClaimedJob, Lease, Terms
 from models.picking import Mark
 from tasks.protocol import Context, DocumentRef, Failed, Handler, Job, Outcome
 from vestry.errors import VestryError
-from workers.finishing import Finished, fail_all, finish
+from workers.finisher import Finisher
+from workers.finishing import Finished
 from workers.heartbeat import Heartbeat
 
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
-
-FINISH_RETRY_S = 1.0
-"""Pause before a finishing transaction is tried again after the database went away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class Executor:
         handlers: kind to handler.
         terms: lease terms.
         heart: the process's heartbeat.
-        backoff_cap_s: longest wait before a retry.
+        finisher: commits what comes of a batch.
     """
 
     pool: ConnectionPool[Connection]
@@ -56,7 +53,7 @@ class Executor:
     handlers: Mapping[str, Handler]
     terms: Terms
     heart: Heartbeat
-    backoff_cap_s: float
+    finisher: Finisher
     marks: dict[tuple[str, str], Mark] = field(default_factory=dict)
 
     def claim(
@@ -102,12 +99,14 @@ class Executor:
     def run(self, opened: Opened) -> Finished:
         """Handle a claimed batch and commit what came of it.
 
-        Never raises for a job's fault. If the database stays away until the lease is over, the
-        reconciler gives the jobs to somebody else.
+        Never raises for a job's fault.
+
+        Raises:
+            psycopg.Error: the database stayed away; the reconciler gives the jobs to somebody else.
         """
         lease = opened.lease
         try:
-            return self._finish(lease, self._handle(opened))
+            return self.finisher.finish(lease, self._handle(opened))
         finally:
             self.heart.remove(lease)
 
@@ -168,49 +167,6 @@ class Executor:
                 for s in opened.states.get(row.id, ())
             ),
         )
-
-    def _finish(self, lease: Lease, outcomes: Mapping[UUID, Outcome]) -> Finished:
-        give_up = time.monotonic() + self.terms.lease_s
-        while True:
-            try:
-                return self._finish_once(lease, outcomes)
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                # The database is away, or its answer to COMMIT was lost: repeating is safe, since
-                # a finish that did commit has taken the token from the jobs.
-                log.warning("finish waits for the database (%s)", type(error).__name__)
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(FINISH_RETRY_S)
-            except psycopg.Error as error:
-                return self._finish_one_by_one(lease, outcomes, error)
-
-    def _finish_once(self, lease: Lease, outcomes: Mapping[UUID, Outcome]) -> Finished:
-        with self.pool.connection() as conn, conn.pipeline():
-            done = finish(conn, self.content, lease, outcomes, backoff_cap_s=self.backoff_cap_s)
-            conn.commit()
-            return done
-
-    def _finish_one_by_one(
-        self, lease: Lease, outcomes: Mapping[UUID, Outcome], error: psycopg.Error
-    ) -> Finished:
-        """Something of the batch cannot be stored: find out what, and store the rest."""
-        if len(outcomes) == 1:
-            code = error.sqlstate or type(error).__name__
-            log.error("a result cannot be stored (SQLSTATE %s)", code)
-            failure = Failed("not_storable", f"the database refused what came of it ({code})")
-            return self._finish_once(
-                lease, fail_all(lease.jobs, failure) | _only(outcomes, failure)
-            )
-        done = Finished()
-        for job_id, outcome in outcomes.items():
-            part = self._finish(lease, {job_id: outcome})
-            done.states.update(part.states)
-            done.failures.update(part.failures)
-        return done
-
-
-def _only(outcomes: Mapping[UUID, Outcome], failure: Failed) -> dict[UUID, Outcome]:
-    return dict.fromkeys(outcomes, failure)
 
 
 def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:

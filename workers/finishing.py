@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -34,6 +34,8 @@ class Finished:
 
     states: dict[UUID, str] = field(default_factory=dict)
     failures: dict[UUID, Failed] = field(default_factory=dict)
+    worked: set[UUID] = field(default_factory=set)
+    """Jobs for which a model really ran: only those tell how fast it goes."""
 
 
 def finish(
@@ -63,6 +65,8 @@ def finish(
     results: list[tuple[UUID, str, int, Mapping[str, Any]]] = []
     for job_id, job in jobs.items():
         outcome = outcomes[job_id]
+        if outcome.served is not None and outcome.served.input_tokens:
+            done.worked.add(job_id)
         if job_id not in held:
             done.states[job_id] = REFUSED
             continue
@@ -196,6 +200,9 @@ def _standing_result(outcome: Succeeded, standing: Standing) -> dict[str, Any]:
 
 
 def _failed(job: ClaimedJob, outcome: Failed, cap_s: float) -> Settlement:
+    if outcome.uncounted:
+        wait = max(outcome.retry_after or 0.0, backoff.delay_s(job.attempt, cap_s))
+        return Settlement(job.id, State.QUEUED, outcome.code, outcome.message, wait, uncounted=True)
     if outcome.retryable and job.attempt < job.max_attempts:
         wait = backoff.delay_s(job.attempt, cap_s, outcome.retry_after)
         return Settlement(job.id, State.QUEUED, outcome.code, outcome.message, wait)
@@ -216,8 +223,3 @@ def _receipt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Receipt:
         input_tokens=served.input_tokens,
         output_tokens=served.output_tokens,
     )
-
-
-def fail_all(jobs: Sequence[ClaimedJob], failure: Failed) -> dict[UUID, Outcome]:
-    """The same failure for every job of a batch."""
-    return {job.id: failure for job in jobs}

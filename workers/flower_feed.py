@@ -64,9 +64,8 @@ class FlowerFeed:
             self._put("task-received", {**name, "args": f"('{job_id}',)", "kwargs": "{}"})
             self._put("task-started", name)
 
-    def finished(self, kind: str, job_ids: Iterable[UUID], done: Finished, *, sure: bool) -> None:
+    def finished(self, kind: str, job_ids: Iterable[UUID], done: Finished) -> None:
         """The same jobs ended as `done` says."""
-        del sure
         for job_id in job_ids:
             begun = self._told.pop(job_id, None)
             if begun is None:

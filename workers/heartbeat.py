@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
-from models import leases
+from models import leases, transitions
 from models.leases import Lease
 
 log = logging.getLogger(__name__)
 
 
+OVERRUN_GRACE_S = 5.0
+"""How far past its longest run time a batch may be before the process is ended."""
+OVERRUN_EXIT = 75
+"""Exit code of a process that ended itself (EX_TEMPFAIL of sysexits.h); its supervisor restarts it."""
+
+
 class Heartbeat:
     """Extends every lease the process holds and learns which jobs it has lost.
+
+    It is the watchdog, too: a thread cannot be stopped from outside, so a process with a batch that
+    runs past `max_run_s` ends itself. The other batches are handed back first, at no cost to them.
 
     A connection of its own, because the pool's may all be waiting in finishing transactions.
     """
 
     def __init__(
-        self, connect: Callable[[], psycopg.Connection[Any]], lease_s: float, every_s: float
+        self,
+        connect: Callable[[], psycopg.Connection[Any]],
+        lease_s: float,
+        every_s: float,
+        max_run_s: float,
     ) -> None:
         self._connect = connect
         self._lease_s = lease_s
         self._every_s = every_s
+        self._max_run_s = max_run_s
+        self._since: dict[UUID, float] = {}
         self._lock = threading.Lock()
         self._leases: dict[UUID, Lease] = {}
         self._lost: set[UUID] = set()
@@ -46,11 +64,13 @@ class Heartbeat:
         """Keep a lease alive from now on."""
         with self._lock:
             self._leases[lease.id] = lease
+            self._since[lease.id] = time.monotonic()
 
     def remove(self, lease: Lease) -> None:
         """The batch is over."""
         with self._lock:
             self._leases.pop(lease.id, None)
+            self._since.pop(lease.id, None)
             self._lost.difference_update(job.id for job in lease.jobs)
 
     def held(self) -> list[Lease]:
@@ -78,6 +98,23 @@ class Heartbeat:
                 if lease.id in self._leases:
                     self._lost.update(job.id for job in lease.jobs if job.id not in ours)
 
+    def overruns(self) -> frozenset[UUID]:
+        """Leases whose batch runs longer than any may."""
+        limit = time.monotonic() - self._max_run_s - OVERRUN_GRACE_S
+        with self._lock:
+            return frozenset(token for token, since in self._since.items() if since < limit)
+
+    def _end_overruns(self, conn: psycopg.Connection[Any]) -> None:
+        overrun = self.overruns()
+        if not overrun:
+            return
+        log.critical("a batch ran longer than VESTRY_MAX_RUN_S; this process ends itself")
+        for lease in self.held():
+            if lease.id not in overrun:
+                with contextlib.suppress(psycopg.Error), conn.transaction():
+                    transitions.hand_back(conn, lease.id)
+        os._exit(OVERRUN_EXIT)
+
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
         while not self._stop.wait(self._every_s):
@@ -85,6 +122,7 @@ class Heartbeat:
                 if conn is None or conn.closed:
                     conn = self._connect()
                 self.beat(conn)
+                self._end_overruns(conn)
             except psycopg.Error as error:
                 log.warning("heartbeat failed (%s); trying again", type(error).__name__)
                 if conn is not None:

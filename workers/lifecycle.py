@@ -16,6 +16,7 @@ from models.leases import Terms
 from vestry.keyring import KeyRing
 from workers import celery_tasks, database, kinds
 from workers.executor import Executor
+from workers.finisher import Finisher
 from workers.flower_feed import FlowerFeed
 from workers.heartbeat import Heartbeat
 from workers.runtime import Runtime
@@ -63,10 +64,12 @@ class Lifecycle:
             ),
             settings.lease_s,
             settings.heartbeat_s,
+            settings.max_run_s,
         )
+        content = content_for(settings)
         executor = Executor(
             pool=pool,
-            content=content_for(settings),
+            content=content,
             handlers=handlers,
             terms=Terms(
                 worker=name,
@@ -75,7 +78,9 @@ class Lifecycle:
                 max_run_s=settings.max_run_s,
             ),
             heart=heart,
-            backoff_cap_s=settings.backoff_cap_s,
+            finisher=Finisher(
+                pool, content, settings.backoff_cap_s, settings.max_run_s, settings.lease_s
+            ),
         )
         self._runtime = Runtime(executor, settings, FlowerFeed(self._app, name))
         heart.start()

@@ -8,6 +8,8 @@ SMOOTHING = 0.3
 """Weight of the newest batch in the moving average of units per second."""
 FIRST_BUDGET = 16
 """Units of the first batch, before anything was measured."""
+GROWTH = 2.0
+"""One batch may at most double the rate that is believed, before smoothing."""
 LARGEST_BUDGET = 4096
 """Units of a batch however fast it goes: its results are held in memory until they are stored."""
 INTERACTIVE_S = 0.05
@@ -35,8 +37,16 @@ class Pace:
         return max(1, min(LARGEST_BUDGET, int(rate * seconds)))
 
     def ran(self, kind: str, units: int, took_s: float) -> None:
-        """Learn from a batch that took `took_s` seconds."""
+        """Learn from a batch that took `took_s` seconds.
+
+        `units` are those a model really worked on: what was found unchanged or was refused at once
+        says nothing about the next batch.
+        """
+        if units <= 0:
+            return
         rate = units / max(took_s, 1e-3)
         with self._lock:
-            before = self._rates.get(kind, rate)
-            self._rates[kind] = before + SMOOTHING * (rate - before)
+            before = self._rates.get(kind)
+            if before is not None:
+                rate = before + SMOOTHING * (min(rate, GROWTH * before) - before)
+            self._rates[kind] = rate

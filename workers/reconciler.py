@@ -22,6 +22,8 @@ Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
 PRUNE_EVERY_S: Final = 30.0
+PRUNE_FOR_S: Final = 5.0
+"""Longest pruning round: leases must not wait for it. Some 50,000 jobs go in one."""
 
 
 class Reconciler:
@@ -57,9 +59,17 @@ class Reconciler:
                     )
             transitions.expire(conn)
             if time.monotonic() >= prune_at:
-                retention.prune_results(conn)
-                retention.prune_jobs(conn, self._settings.keep_jobs_s)
+                self._prune(conn)
                 prune_at = time.monotonic() + PRUNE_EVERY_S
+
+    def _prune(self, conn: Connection) -> None:
+        """Prune in small transactions until nothing is left to go, or the round is over."""
+        until = time.monotonic() + PRUNE_FOR_S
+        while time.monotonic() < until and not self._stop.is_set():
+            results = retention.prune_results(conn)
+            jobs = retention.prune_jobs(conn, self._settings.keep_jobs_s)
+            if not results and not jobs:
+                return
 
     def _alone(self, conn: Connection) -> bool:
         row = conn.execute(

@@ -21,6 +21,9 @@ from workers.slots import Quarantine, Slots
 
 log = logging.getLogger(__name__)
 
+PAUSE_RATIO = 3
+"""How much longer than it held up the others a suspect then waits for its next chance."""
+
 
 class Runtime:
     """Slots, hints, self-feeding and drain of one process.
@@ -57,13 +60,15 @@ class Runtime:
     def hinted(self, lane: str, kind: str, job_id: UUID) -> Finished | None:
         """Run the batch that a hint is the first of; None if the job is not to be had.
 
-        A message may be forged: a lane this process does not serve is none of its business.
+        A message may be forged, or of a kind that a newer producer knows: what this process does not
+        serve is none of its business.
         """
-        if self._draining.is_set() or lane not in self._wake:
+        if self._draining.is_set() or lane not in self._wake or kind not in self._kinds:
             return None
         self._slots.acquire(lane, kind, wait=True)
         try:
-            return self._step(lane, kind, hint=job_id)
+            with self._quarantine.shared():
+                return self._step(lane, kind, hint=job_id)
         except psycopg.Error as error:
             # Not the job's fault, and not its end: a feeder or the reconciler takes it from here.
             log.warning("hinted job left to others (%s)", type(error).__name__)
@@ -112,32 +117,34 @@ class Runtime:
             if latency == "interactive"
             else self._settings.batch_jobs
         )
-        lock = self._quarantine.alone() if suspect else self._quarantine.shared()
-        with lock:
-            opened = self._executor.claim(
-                lane,
-                kind,
-                hint=hint,
-                limit=limit,
-                budget=self._pace.budget(kind, latency),
-                suspect=suspect,
-            )
-            if opened is None:
-                return None
-            if self._draining.is_set():
-                self._executor.hand_back(opened.lease)
-                self._executor.heart.remove(opened.lease)
-                return None
-            return self._run(kind, opened, hint)
+        opened = self._executor.claim(
+            lane,
+            kind,
+            hint=hint,
+            limit=limit,
+            budget=self._pace.budget(kind, latency),
+            suspect=suspect,
+        )
+        if opened is None:
+            return None
+        if self._draining.is_set():
+            self._executor.hand_back(opened.lease)
+            self._executor.heart.remove(opened.lease)
+            return None
+        return self._run(kind, opened, hint)
 
     def _run(self, kind: str, opened: Opened, hint: UUID | None) -> Finished:
-        unannounced = [job.id for job in opened.lease.jobs if job.id != hint]
-        interactive = opened.lease.jobs[0].latency == "interactive"
-        self._feed.started(kind, unannounced, sure=interactive)
+        jobs = opened.lease.jobs
+        unannounced = [job.id for job in jobs if job.id != hint]
+        self._feed.started(kind, unannounced, sure=jobs[0].latency == Latency.INTERACTIVE)
+        finished = Finished()
         begun = time.monotonic()
-        finished = self._executor.run(opened)
-        self._pace.ran(kind, sum(job.units for job in opened.lease.jobs), time.monotonic() - begun)
-        self._feed.finished(kind, unannounced, finished, sure=interactive)
+        try:
+            finished = self._executor.run(opened)
+        finally:
+            self._feed.finished(kind, unannounced, finished)
+        worked = sum(job.units for job in jobs if job.id in finished.worked)
+        self._pace.ran(kind, worked, time.monotonic() - begun)
         return finished
 
     def _feed_lane(self, lane: str) -> None:
@@ -155,8 +162,9 @@ class Runtime:
             if not self._slots.acquire(lane, kind, wait=False):
                 continue
             try:
-                found = self._step(lane, kind) is not None or found
-            except psycopg.Error as error:
+                with self._quarantine.shared():
+                    found = self._step(lane, kind) is not None or found
+            except Exception as error:  # a feeder must outlive whatever befalls a batch
                 log.warning("no work to be had (%s)", type(error).__name__)
                 self._draining.wait(self._settings.poll_s)
                 return False
@@ -168,10 +176,19 @@ class Runtime:
         while not self._draining.wait(self._settings.poll_s):
             try:
                 for lane, kind in self._suspects():
-                    while self._step(lane, kind, suspect=True) is not None:
-                        pass
-            except psycopg.Error as error:
+                    self._run_alone(lane, kind)
+            except Exception as error:  # a feeder must outlive whatever befalls a batch
                 log.warning("suspects not looked for (%s)", type(error).__name__)
+
+    def _run_alone(self, lane: str, kind: str) -> None:
+        """Run a lane's suspects, one after the other, while the process does nothing else."""
+        patience_s = 2 * self._settings.batch_s
+        with self._quarantine.alone(patience_s) as empty:
+            while empty and self._step(lane, kind, suspect=True) is not None:
+                pass
+        if not empty:
+            # Something here takes long, or hangs until the watchdog ends it: let the others work.
+            self._draining.wait(PAUSE_RATIO * patience_s)
 
     def _suspects(self) -> list[tuple[str, str]]:
         with self._executor.pool.connection() as conn:

@@ -58,17 +58,26 @@ class Quarantine:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Run while nothing else does."""
+    def alone(self, patience_s: float) -> Iterator[bool]:
+        """Run while nothing else does; False if what runs was not over after `patience_s`.
+
+        Others wait no longer than that: a batch that hangs must not stop the whole process.
+        """
         with self._changed:
             self._waiting += 1
             try:
-                self._changed.wait_for(lambda: not self._alone and not self._running)
+                empty = self._changed.wait_for(
+                    lambda: not self._alone and not self._running, patience_s
+                )
+                self._alone = self._alone or empty
             finally:
                 self._waiting -= 1
-            self._alone = True
+                self._changed.notify_all()
+        if not empty:
+            yield False
+            return
         try:
-            yield
+            yield True
         finally:
             with self._changed:
                 self._alone = False

@@ -25,6 +25,7 @@ DECLARE
   v_now    timestamptz := vestry.clock();
   v_seen   record;
   v_first  record;
+  v_inserted boolean;
   v_pool   text;
   v_conflict boolean := false;
   v_base   bigint;
@@ -36,6 +37,32 @@ BEGIN
   END IF;
   IF p_owner IS NULL OR length(p_owner) NOT BETWEEN 1 AND 200 THEN
     RAISE EXCEPTION 'owner must be 1 to 200 characters' USING ERRCODE = 'VY003';
+  END IF;
+  IF EXISTS (SELECT FROM unnest(ARRAY[
+               cardinality(p_kinds), cardinality(p_pools), coalesce(cardinality(p_models), v_count),
+               cardinality(p_units), cardinality(p_keep_payload), cardinality(p_result_ttl_s),
+               coalesce(cardinality(p_key_hashes), v_count),
+               coalesce(cardinality(p_content_hashes), v_count)]) n
+             WHERE n IS DISTINCT FROM v_count)
+     OR array_position(p_ids, NULL) IS NOT NULL OR array_position(p_keep_payload, NULL) IS NOT NULL
+     OR (p_key_hashes IS NULL) <> (p_content_hashes IS NULL)
+     OR coalesce(cardinality(p_doc_jobs), 0) <> coalesce(cardinality(p_doc_ordinals), 0)
+     OR coalesce(cardinality(p_doc_jobs), 0) <> coalesce(cardinality(p_doc_sources), 0)
+     OR coalesce(cardinality(p_doc_jobs), 0) <> coalesce(cardinality(p_doc_hashes), 0)
+     OR EXISTS (SELECT FROM unnest(p_doc_jobs) d WHERE d IS NULL OR d NOT BETWEEN 1 AND v_count)
+  THEN
+    RAISE EXCEPTION 'the arrays do not describe the same jobs' USING ERRCODE = 'VY003';
+  END IF;
+  IF EXISTS (SELECT FROM unnest(p_kinds, p_pools, p_units, p_result_ttl_s) u(kind, pool, units, ttl)
+             WHERE (u.units >= 1 AND u.ttl >= 1 AND CASE u.kind
+                      WHEN 'ocr' THEN u.pool = 'cpu'
+                      WHEN 'embedding' THEN u.pool IN ('gpu', 'cloud')
+                      WHEN 'classification' THEN u.pool IN ('gpu', 'cloud')
+                      WHEN 'generation' THEN u.pool IN ('gpu', 'cloud')
+                      WHEN 'rerank' THEN u.pool IN ('gpu', 'cloud')
+                      ELSE false END
+                    AND NOT (p_privacy = 'private' AND u.pool = 'cloud')) IS NOT TRUE) THEN
+    RAISE EXCEPTION 'a job has no such kind, pool, units or time to live' USING ERRCODE = 'VY003';
   END IF;
 
   INSERT INTO owners (owner) VALUES (p_owner) ON CONFLICT DO NOTHING;
@@ -70,13 +97,19 @@ BEGIN
     FROM unnest(p_key_hashes, p_content_hashes) WITH ORDINALITY u(key_hash, content_hash, n)
     WHERE u.key_hash IS NOT NULL ORDER BY u.key_hash, u.n
   LOOP
-    INSERT INTO idempotency_keys (owner, privacy, key_hash, content_hash, job_id)
-    VALUES (p_owner, p_privacy, v_seen.key_hash, v_seen.content_hash, p_ids[v_seen.n])
-    ON CONFLICT DO NOTHING;
-    IF NOT FOUND THEN
+    LOOP
+      INSERT INTO idempotency_keys (owner, privacy, key_hash, content_hash, job_id)
+      VALUES (p_owner, p_privacy, v_seen.key_hash, v_seen.content_hash, p_ids[v_seen.n])
+      ON CONFLICT DO NOTHING;
+      v_inserted := FOUND;
+      EXIT WHEN v_inserted;
       SELECT k.job_id, k.content_hash = v_seen.content_hash AS same INTO v_first
       FROM idempotency_keys k
       WHERE k.owner = p_owner AND k.privacy = p_privacy AND k.key_hash = v_seen.key_hash;
+      -- Not found: pruned in between. The key is free again.
+      EXIT WHEN FOUND;
+    END LOOP;
+    IF NOT v_inserted THEN
       v_ids[v_seen.n] := v_first.job_id;
       v_status[v_seen.n] := CASE WHEN v_first.same THEN 'existing' ELSE 'conflict' END;
       v_conflict := v_conflict OR NOT v_first.same;
@@ -206,25 +239,27 @@ CREATE FUNCTION vestry.delete_documents_v1(
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
-DECLARE v_deleted bigint;
+DECLARE v_ids uuid[];
 BEGIN
   IF p_privacy IS NULL OR p_privacy NOT IN ('private', 'shareable') THEN
     RAISE EXCEPTION 'privacy must be private or shareable' USING ERRCODE = 'VY003';
   END IF;
+  -- Three statements, not one: the lock may have waited for an attempt that stored chunks just then,
+  -- and only a statement begun after it sees them.
   EXECUTE format($q$
-    WITH gone AS MATERIALIZED (
-      SELECT id FROM vestry.%1$I
+    SELECT array_agg(id) FROM (
+      SELECT id FROM vestry.%I
       WHERE owner = $1 AND source = $2 AND external_hash = ANY ($3) AND NOT deleted
-      ORDER BY source, external_hash FOR UPDATE),
-    marked AS (
-      UPDATE vestry.%1$I d
-      SET generation = d.generation + 1, deleted = true, indexed_generation = NULL,
-          indexed_hash = NULL, indexed_space = NULL, detail = NULL, updated_at = vestry.clock()
-      FROM gone WHERE d.id = gone.id RETURNING d.id),
-    chunks AS (DELETE FROM vestry.%2$I c USING gone WHERE c.document_id = gone.id)
-    SELECT count(*) FROM marked $q$, p_privacy || '_documents', p_privacy || '_chunks')
-  INTO v_deleted USING p_owner, p_source, p_external_hashes;
-  RETURN v_deleted;
+      ORDER BY owner, source, external_hash FOR UPDATE) locked $q$, p_privacy || '_documents')
+  INTO v_ids USING p_owner, p_source, p_external_hashes;
+  EXECUTE format($q$
+    UPDATE vestry.%I
+    SET generation = generation + 1, deleted = true, indexed_generation = NULL,
+        indexed_hash = NULL, indexed_space = NULL, detail = NULL, updated_at = vestry.clock()
+    WHERE id = ANY ($1) $q$, p_privacy || '_documents') USING v_ids;
+  EXECUTE format('DELETE FROM vestry.%I WHERE document_id = ANY ($1)', p_privacy || '_chunks')
+  USING v_ids;
+  RETURN coalesce(cardinality(v_ids), 0);
 END $$;
 
 -- Pause or resume a lane. Running jobs are left to finish.

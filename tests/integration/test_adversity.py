@@ -1,0 +1,145 @@
+"""What must not stop a lane: foreign keys, open transactions, unknown kinds, jobs that never end."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from tests.echo_stack import SETTINGS, eventually
+from vestry import Document, Embedding, JobFailed, KeyRing, Vestry
+from vestry.ids import uuid7
+from vestry.results import JobRef
+from workers.detached import Detached, start_detached
+
+MAX_RUN_S = 4
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Detached]:
+    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
+    settings = SETTINGS | {"VESTRY_MAX_RUN_S": str(MAX_RUN_S), "VESTRY_BATCH_S": "0.5"}
+    only = ("dispatcher", "reconciler", "private-bulk-gpu")
+    try:
+        with start_detached(home, settings, flower=False, only=only) as running:
+            yield running
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def vestry(up: Detached) -> Iterator[Vestry]:
+    with Vestry(up.client["database_url"], up.client["keyring"]) as vestry:
+        yield vestry
+
+
+@pytest.fixture
+def conn(up: Detached) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
+        yield conn
+
+
+def submit(vestry: Vestry, conn: Any, text: str, owner: str = "ann") -> JobRef:
+    return vestry.enqueue(conn, Embedding(texts=[text]), owner=owner, privacy="private")
+
+
+def test_a_job_sealed_with_a_foreign_key_fails_alone(
+    up: Detached, vestry: Vestry, conn: Any, tmp_path: Path
+) -> None:
+    foreign = KeyRing.generate(tmp_path / "foreign.json")
+    with Vestry(up.client["database_url"], foreign) as other:
+        vestry.pause_lane("private.bulk.gpu")
+        bad = other.enqueue(
+            conn, Embedding(texts=["x"]), owner="stranger", privacy="private", max_attempts=2
+        )
+        good = [submit(vestry, conn, f"text {n}", f"owner-{n}") for n in range(5)]
+        vestry.resume_lane("private.bulk.gpu")
+    for job in good:
+        vestry.wait(job, timeout=20)
+    eventually(lambda: vestry.status(bad).state == "dead")
+    with pytest.raises(JobFailed) as failed:
+        vestry.result(bad)
+    assert failed.value.code == "unsealable"
+    vestry.wait(submit(vestry, conn, "the feeders still live"), timeout=20)
+
+
+def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
+    up: Detached, vestry: Vestry, conn: Any
+) -> None:
+    def index(connection: Any, id_: str, text: str) -> JobRef:
+        return vestry.enqueue(
+            connection,
+            Embedding(documents=[Document(text, id=id_)], source="diary"),
+            owner="ann",
+            privacy="private",
+        )
+
+    vestry.pause_lane("private.bulk.gpu")
+    first = index(conn, "held", "the first version")
+    neighbours = [index(conn, f"free-{n}", f"text {n}") for n in range(5)]
+    with psycopg.connect(up.client["database_url"]) as caller:
+        index(caller, "held", "the second version")
+        vestry.resume_lane("private.bulk.gpu")
+        for job in neighbours:
+            vestry.wait(job, timeout=20)
+        time.sleep(2 * float(SETTINGS["VESTRY_LEASE_S"]))
+        status = vestry.status(first)
+        assert status.state in {"queued", "running"}
+        caller.rollback()
+    vestry.wait(first, timeout=60)
+    row = conn.execute(
+        "SELECT attempt, crashes, suspect FROM vestry.jobs WHERE id = %s", [first.id]
+    ).fetchone()
+    assert row == (1, 0, False), "nobody's fault: no attempt spent, no suspicion"
+
+
+def test_a_kind_that_no_worker_knows_waits_and_harms_nobody(
+    up: Detached, vestry: Vestry, conn: Any
+) -> None:
+    job = uuid7()
+    conn.execute(
+        """SELECT * FROM vestry.enqueue_jobs_v1(
+             'ann', 'private', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
+             ARRAY[%(job)s::uuid], '{classification}', '{gpu}', ARRAY[NULL]::text[], '{1}', '{t}',
+             '{60}', NULL, NULL, %(key)s::uuid, ARRAY[%(sealed)s::bytea], NULL,
+             NULL, NULL, NULL, NULL)""",
+        _sealed(up, vestry, conn, job),
+    )
+    vestry.wait(submit(vestry, conn, "after it"), timeout=20)
+    time.sleep(2.5)
+    row = conn.execute(
+        "SELECT state, attempt, suspect FROM vestry.jobs WHERE id = %s", [job]
+    ).fetchone()
+    assert row == ("queued", 0, False)
+    assert vestry.cancel(job) == {job: "cancelled"}
+
+
+def test_a_job_that_never_ends_costs_its_process_and_dies(
+    up: Detached, vestry: Vestry, conn: Any
+) -> None:
+    pid = up.pid("private-bulk-gpu")
+    hung = submit(vestry, conn, "echo!sleep=600")
+    others = [submit(vestry, conn, f"beside {n}") for n in range(3)]
+    with pytest.raises(JobFailed) as failed:
+        vestry.wait(hung, timeout=120)
+    assert failed.value.code == "crashed"
+    assert up.pid("private-bulk-gpu") != pid
+    for job in others:
+        vestry.wait(job, timeout=30)
+
+
+def _sealed(up: Detached, vestry: Vestry, conn: Any, job: UUID) -> dict[str, Any]:
+    """A sealed payload for a job that the library has no class for."""
+    submit(vestry, conn, "makes the owner's key")
+    row = conn.execute(
+        "SELECT key_id, wrapped, kek_id FROM vestry.owner_keys WHERE owner = 'ann'"
+    ).fetchone()
+    key = KeyRing.load(up.client["keyring"]).unwrap("ann", *row)
+    return {"job": job, "key": row[0], "sealed": key.seal("payload", job, b"{}")}
