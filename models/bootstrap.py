@@ -19,6 +19,8 @@ MINIMUM_PGVECTOR = (0, 8, 3)
 def bootstrap(conn: psycopg.Connection[tuple[object, ...]], passwords: Mapping[str, str]) -> None:
     """Create or refresh roles, the extension and the schema. Safe to repeat.
 
+    The statements hold SCRAM verifiers, not passwords: a server may log them.
+
     Args:
         conn: an autocommit connection with CREATEROLE and the right to create the extension.
         passwords: role name to password, for every name in ROLES.
@@ -28,9 +30,12 @@ def bootstrap(conn: psycopg.Connection[tuple[object, ...]], passwords: Mapping[s
         with conn.transaction():
             exists = conn.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone()
             verb = sql.SQL("ALTER" if exists else "CREATE")
+            verifier = conn.pgconn.encrypt_password(
+                passwords[role].encode(), role.encode(), b"scram-sha-256"
+            )
             conn.execute(
                 sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
-                    verb, name, sql.Literal(passwords[role])
+                    verb, name, sql.Literal(verifier.decode())
                 )
             )
     conn.execute("CREATE EXTENSION IF NOT EXISTS vector")

@@ -13,7 +13,7 @@ from celery import Celery
 from celery.worker.control import Panel
 from kombu import Exchange, Queue
 
-from vestry.lanes import LANES
+from vestry.lanes import LANES, Pool
 from workers import hint_transport, lifecycle, logs
 from workers.settings import Settings, key_prefix
 
@@ -27,12 +27,13 @@ READ_ONLY_PANEL = frozenset(
 a worker to any queue, `pool_restart` and `shutdown` stop it: all others are removed."""
 
 
-def make_app(broker: str, privacy: str) -> Celery:
+def make_app(broker: str, privacy: str, *, remote_control: bool = True) -> Celery:
     """The app of one privacy class, in that class's broker namespace.
 
     Args:
         broker: `redis://user:password@host:port/0`.
         privacy: `private` or `shareable`.
+        remote_control: whether a worker of this app answers READ_ONLY_PANEL.
     """
     hint_transport.install()
     app = Celery("vestry", set_as_current=False)
@@ -68,7 +69,7 @@ def make_app(broker: str, privacy: str) -> Celery:
         worker_send_task_events=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        worker_enable_remote_control=True,
+        worker_enable_remote_control=remote_control,
         enable_utc=True,
     )
     for command in set(Panel.data) - READ_ONLY_PANEL:
@@ -81,7 +82,9 @@ def _from_environment() -> Celery:
     logs.configure(settings.log_level)
     if settings.privacy is None:
         logging.getLogger(__name__).warning("VESTRY_PRIVACY is not set; taking shareable")
-    made = make_app(settings.broker, settings.privacy or "shareable")
+    # A worker that talks to the world outside takes no word from the broker but hints.
+    cloud = any(LANES[name].pool == Pool.CLOUD for name in settings.lanes)
+    made = make_app(settings.broker, settings.privacy or "shareable", remote_control=not cloud)
     made.set_current()
     lifecycle.attach(made, settings)
     return made

@@ -28,7 +28,6 @@ TUNABLES = (
     "VESTRY_DEVICE",
     "VESTRY_LEASE_S",
     "VESTRY_HEARTBEAT_S",
-    "VESTRY_MAX_ATTEMPTS",
     "VESTRY_MAX_RUN_S",
     "VESTRY_WINDOW",
     "VESTRY_POLL_S",
@@ -47,6 +46,8 @@ OFFLINE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+ONLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Given as 0 to `vestry up`, they are 0 for every process: a model may then be downloaded."""
 BULK_NICE = 19
 FLOWER_USER = "vestry"
 WORKER_ROLES = {Privacy.PRIVATE: PRIVATE_WORKER, Privacy.SHAREABLE: SHAREABLE_WORKER}
@@ -235,8 +236,7 @@ class Stack:
         )
 
     def _settings(self) -> dict[str, str]:
-        inherited = {name: os.environ[name] for name in TUNABLES if name in os.environ}
-        return {**inherited, **self.options.settings}
+        return {**inherited(), **self.options.settings}
 
     def _database(self, role: str) -> dict[str, str]:
         return {
@@ -249,6 +249,24 @@ class Stack:
             "VESTRY_BROKER_URL": self.valkey.url_without_password(user),
             "VESTRY_BROKER_PASSWORD_FILE": str(self.valkey.password_file(user)),
         }
+
+
+def check_settings(settings: Mapping[str, str]) -> None:
+    """Refuse what is not a setting for every process: a slip of the pen would change nothing.
+
+    Raises:
+        ValueError: a name is not among TUNABLES.
+    """
+    if unknown := sorted(settings.keys() - set(TUNABLES)):
+        raise ValueError(
+            f"cannot be set: {', '.join(unknown)}; these can: {', '.join(sorted(TUNABLES))}"
+        )
+
+
+def inherited() -> dict[str, str]:
+    """What every process takes over from the environment of `vestry up`."""
+    asked = {name: "0" for name in ONLINE if os.environ.get(name) == "0"}
+    return asked | {name: os.environ[name] for name in TUNABLES if name in os.environ}
 
 
 def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from workers.children import TUNABLES
+from workers.children import inherited
 from workers.home import CHECKOUT, Home, HomeInUseError, default_home, read_json
 from workers.process import Identity, base_environment, open_log
 from workers.supervisor import StartError, end_orphans
@@ -99,8 +99,7 @@ def start_detached(
     argv += [part for pair in (settings or {}).items() for part in ("--set", "=".join(pair))]
     path = place.logs / "supervisor.log"
     path.unlink(missing_ok=True)
-    environment = base_environment()
-    environment |= {name: os.environ[name] for name in TUNABLES if name in os.environ}
+    environment = base_environment() | inherited()
     with open_log(path) as log:
         process = subprocess.Popen(
             argv,

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vestry.cli.failures import CommandError, ExitCode, explain
 from vestry.cli.output import Output, table
-from workers.children import FLOWER_USER, Options, Stack
+from workers.children import FLOWER_USER, Options, Stack, check_settings
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.devstack import ensure_keyring, prepare_database
 from workers.home import Home, HomeInUseError, default_home
@@ -132,6 +132,10 @@ def _settings(pairs: list[str]) -> dict[str, str]:
         if not equals or not name.startswith("VESTRY_"):
             raise CommandError("usage", f"--set takes VESTRY_NAME=VALUE, not {pair!r}")
         settings[name] = value
+    try:
+        check_settings(settings)
+    except ValueError as error:
+        raise CommandError("usage", f"--set: {error}") from None
     return settings
 
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from models.bootstrap import bootstrap
 from models.roles import PRODUCER, ROLES
 from workers.devstack import DevStack
 
@@ -63,6 +64,24 @@ def test_it_makes_the_schema_and_may_be_repeated(
     with psycopg.connect(producer) as conn:
         lanes = conn.execute("SELECT count(*) FROM vestry.lanes").fetchone()
     assert lanes == (10,)
+
+
+def test_no_password_reaches_the_servers_log(stack: DevStack) -> None:
+    passwords = {
+        role: str(conninfo_to_dict(stack.database_url(role))["password"]) for role in ROLES
+    }
+    told: list[str] = []
+    with psycopg.connect(stack.superuser_url, autocommit=True) as conn:
+        # What the server would log, it tells this session too.
+        conn.execute("SET log_statement = 'ddl'")
+        conn.execute("SET client_min_messages = 'log'")
+        conn.add_notice_handler(lambda notice: told.append(notice.message_primary or ""))
+        bootstrap(conn, passwords)
+    logged = "\n".join(told)
+    assert all(role in logged for role in ROLES)
+    assert not [role for role, password in passwords.items() if password in logged]
+    for role in ROLES:
+        psycopg.connect(stack.database_url(role)).close()
 
 
 def test_a_missing_password_is_one_clear_line(database: str, secrets: Path) -> None:

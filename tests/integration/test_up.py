@@ -22,10 +22,11 @@ import psutil
 import psycopg
 import pytest
 
-from workers.children import TUNABLES, worker_lanes
+from workers.children import TUNABLES, inherited, worker_lanes
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.process import Identity, base_environment
+from workers.settings import Settings
 from workers.supervisor import StartError
 
 ECHO = {"VESTRY_EMBEDDING_BACKEND": "echo"}
@@ -199,6 +200,35 @@ def test_a_start_that_fails_says_why_in_one_line(home: Path) -> None:
     assert running_in(home) is None
     wrong = vestry("up", "--home", str(home), "--set", "OPENAI_API_KEY=x")
     assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (2, 1)
+    for unknown in ("VESTRY_SLOT", "VESTRY_KEYRING_FILE", "VESTRY_DATABASE_URL"):
+        wrong = vestry("up", "--home", str(home), "--set", f"{unknown}=4")
+        assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (2, 1)
+        assert unknown in wrong.stderr
+        assert "VESTRY_SLOTS" in wrong.stderr
+
+
+def test_what_can_be_set_exists_and_opens_nothing() -> None:
+    assert set(TUNABLES) <= {f"VESTRY_{name.upper()}" for name in Settings.model_fields}
+    assert not [name for name in TUNABLES if "URL" in name or "FILE" in name]
+
+
+def test_a_download_is_allowed_by_a_zero_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, passed in (("0", {"HF_HUB_OFFLINE": "0"}), ("1", {}), ("", {}), ("no", {})):
+        monkeypatch.setenv("HF_HUB_OFFLINE", value)
+        monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+        assert {n: v for n, v in inherited().items() if "OFFLINE" in n} == passed
+
+
+@pytest.mark.slow
+def test_a_download_asked_for_is_allowed_to_every_process(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with start_detached(home, ECHO, flower=False, only=("dispatcher",)) as running:
+        pid = running.pid("dispatcher")
+        assert pid is not None
+        assert psutil.Process(pid).environ()["HF_HUB_OFFLINE"] == "0"
+        assert psutil.Process(pid).environ()["TRANSFORMERS_OFFLINE"] == "1"
 
 
 @pytest.mark.slow
