@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -60,6 +60,10 @@ class Dispatcher:
             privacy.value: make_app(settings.broker, privacy.value) for privacy in Privacy
         }
         self._broker_away_until = 0.0
+        self._room: dict[str, int] = {}
+        """Hints that a lane's queue has room for at least: what it had when it was last counted."""
+        self._kinds: dict[str, list[str]] = {}
+        """The kinds that each lane was seen to have, the latest first."""
 
     def run(self, conn: Connection) -> None:
         """Dispatch until stopped or the connection breaks."""
@@ -74,6 +78,7 @@ class Dispatcher:
             if woken:
                 # Take what else has already arrived, so that a burst is one round.
                 woken |= {note.payload for note in conn.notifies(timeout=0)}
+                woken = self._hint_at_once(conn, woken & self._lanes)
             if time.monotonic() >= next_tick:
                 self._take_lanes(conn)
                 transitions.admit(conn)
@@ -90,6 +95,24 @@ class Dispatcher:
             if row is not None and row[0]:
                 self._lanes.add(lane)
 
+    def _hint_at_once(self, conn: Connection, lanes: AbstractSet[str]) -> set[str]:
+        """Somebody waits: hint at what is most likely there before looking at what else is.
+
+        Returns:
+            The lanes still to be looked at: all but those whose only kind this was.
+        """
+        left = set(lanes)
+        if time.monotonic() < self._broker_away_until:
+            return left
+        with self._minding_the_broker():
+            for lane in sorted(lanes & self._kinds.keys(), key=_interactive_first):
+                kind, *others = self._kinds[lane]
+                room = self._room[lane]
+                if room > 0 and self._hint(conn, lane, kind, room, REHINT_S) and not others:
+                    left.discard(lane)
+                    self._count(lane)
+        return left
+
     def _fill(self, conn: Connection, lanes: AbstractSet[str]) -> None:
         if not lanes or time.monotonic() < self._broker_away_until:
             return
@@ -99,32 +122,44 @@ class Dispatcher:
             for kind in KINDS
         }
         found = hints.waiting(conn, marks)
-        try:
+        with self._minding_the_broker():
             for lane in sorted({lane for lane, _ in found}, key=_interactive_first):
                 self._fill_lane(conn, lane, [kind for kind in KINDS if (lane, kind) in found])
+
+    def _fill_lane(self, conn: Connection, lane: str, kinds: Sequence[str]) -> None:
+        queued = self._count(lane)
+        rehint_s = REHINT_EMPTY_S if queued == 0 else REHINT_S
+        for kind in kinds:
+            if (room := self._room[lane]) > 0:
+                self._hint(conn, lane, kind, room, rehint_s)
+
+    def _count(self, lane: str) -> int:
+        """How many hints wait in a lane's queue."""
+        queued = int(self._broker.llen(key_prefix(LANES[lane].privacy) + lane))
+        self._room[lane] = self._window - queued
+        return queued
+
+    def _hint(self, conn: Connection, lane: str, kind: str, limit: int, rehint_s: float) -> int:
+        """Stamp jobs of a kind, then publish hints at them; how many.
+
+        The stamp is committed first, so that a crash in between costs a rehint and no more.
+        """
+        mark = self._marks.setdefault((lane, kind), Mark())
+        chosen = hints.stamp(conn, lane, kind, limit=limit, rehint_s=rehint_s, mark=mark)
+        self._publish(LANES[lane].privacy, lane, kind, chosen)
+        self._room[lane] -= len(chosen)
+        if chosen:
+            kinds = self._kinds.setdefault(lane, [])
+            kinds[:] = [kind, *(k for k in kinds if k != kind)]
+        return len(chosen)
+
+    @contextmanager
+    def _minding_the_broker(self) -> Iterator[None]:
+        try:
+            yield
         except (OperationalError, redis.RedisError, OSError) as error:
             log.warning("broker away (%s); workers look for work themselves", type(error).__name__)
             self._broker_away_until = time.monotonic() + 1.0
-
-    def _fill_lane(self, conn: Connection, lane: str, kinds: Sequence[str]) -> None:
-        privacy = LANES[lane].privacy
-        queued = int(self._broker.llen(key_prefix(privacy) + lane))
-        for kind in kinds:
-            room = self._window - queued
-            if room <= 0:
-                return
-            with conn.transaction():
-                chosen = hints.stamp(
-                    conn,
-                    lane,
-                    kind,
-                    limit=room,
-                    rehint_s=REHINT_EMPTY_S if queued == 0 else REHINT_S,
-                    mark=self._marks[lane, kind],
-                )
-            # Published after the commit, so that a crash in between costs a rehint and no more.
-            self._publish(privacy, lane, kind, chosen)
-            queued += len(chosen)
 
     def _publish(self, privacy: str, lane: str, kind: str, chosen: list[UUID]) -> None:
         app = self._apps[privacy]
