@@ -163,6 +163,28 @@ def test_a_suspect_runs_while_nothing_else_does(
     assert any(a[1] > b[0] for a, b in itertools.pairwise(others))
 
 
+def test_nothing_begins_while_a_suspect_runs(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any
+) -> None:
+    begun: dict[str, float] = {}
+    ended: dict[str, float] = {}
+
+    def slow(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        begun.update({text_of(job): time.monotonic() for job in batch})
+        time.sleep(0.5)
+        ended.update({text_of(job): time.monotonic() for job in batch})
+        return [VECTORS for _ in batch]
+
+    (job,) = submit(vestry, conn, "suspect")
+    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [job])
+    with runtime(clean, slow) as worker:
+        worker.start()
+        eventually(lambda: "suspect" in begun)
+        submit(vestry, conn, "later")
+        eventually(lambda: "later" in ended)
+    assert begun["later"] >= ended["suspect"]
+
+
 def test_a_hint_for_a_lane_that_is_not_served_is_left_alone(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
