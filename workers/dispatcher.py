@@ -40,6 +40,9 @@ REHINT_S: Final = 30.0
 REHINT_EMPTY_S: Final = 1.0
 """The same where the queue is empty: then the hint is surely gone."""
 
+REST_S: Final = 1.0
+"""How long the dispatcher leaves a broker alone that failed it."""
+
 
 class Dispatcher:
     """Publishes hints for the lanes it holds.
@@ -55,11 +58,14 @@ class Dispatcher:
         self._window = settings.window * settings.slots
         self._marks: dict[tuple[str, str], Mark] = {}
         self._lanes: set[str] = set()
-        self._broker = redis.Redis.from_url(settings.broker, socket_timeout=5)
+        self._broker = redis.Redis.from_url(
+            settings.broker, socket_timeout=5, socket_connect_timeout=2
+        )
         self._apps: dict[str, Celery] = {
             privacy.value: make_app(settings.broker, privacy.value) for privacy in Privacy
         }
-        self._broker_away_until = 0.0
+        self._rests_until: dict[str, float] = {}
+        """Lanes left alone until then: the broker refused them, or is away."""
         self._room: dict[str, int] = {}
         """Hints that a lane's queue has room for at least: what it had when it was last counted."""
         self._kinds: dict[str, list[str]] = {}
@@ -102,10 +108,8 @@ class Dispatcher:
             The lanes still to be looked at: all but those whose only kind this was.
         """
         left = set(lanes)
-        if time.monotonic() < self._broker_away_until:
-            return left
-        with self._minding_the_broker():
-            for lane in sorted(lanes & self._kinds.keys(), key=_interactive_first):
+        for lane in self._in_turn(lanes & self._kinds.keys()):
+            with self._minding_the_broker(lane):
                 kind, *others = self._kinds[lane]
                 room = self._room[lane]
                 if room > 0 and self._hint(conn, lane, kind, room, REHINT_S) and not others:
@@ -114,7 +118,8 @@ class Dispatcher:
         return left
 
     def _fill(self, conn: Connection, lanes: AbstractSet[str]) -> None:
-        if not lanes or time.monotonic() < self._broker_away_until:
+        lanes = frozenset(self._in_turn(lanes))
+        if not lanes:
             return
         marks = {
             (lane, kind): self._marks.setdefault((lane, kind), Mark())
@@ -122,8 +127,8 @@ class Dispatcher:
             for kind in KINDS
         }
         found = hints.waiting(conn, marks)
-        with self._minding_the_broker():
-            for lane in sorted({lane for lane, _ in found}, key=_interactive_first):
+        for lane in self._in_turn({lane for lane, _ in found}):
+            with self._minding_the_broker(lane):
                 self._fill_lane(conn, lane, [kind for kind in KINDS if (lane, kind) in found])
 
     def _fill_lane(self, conn: Connection, lane: str, kinds: Sequence[str]) -> None:
@@ -153,13 +158,26 @@ class Dispatcher:
             kinds[:] = [kind, *(k for k in kinds if k != kind)]
         return len(chosen)
 
+    def _in_turn(self, lanes: AbstractSet[str]) -> Iterator[str]:
+        """Lanes that do not rest when their turn comes, the interactive ones first."""
+        for lane in sorted(lanes, key=_interactive_first):
+            if time.monotonic() >= self._rests_until.get(lane, 0.0):
+                yield lane
+
     @contextmanager
-    def _minding_the_broker(self) -> Iterator[None]:
+    def _minding_the_broker(self, lane: str) -> Iterator[None]:
+        """A broker that is away gives every lane a rest; one that refuses this lane, this one."""
         try:
             yield
         except (OperationalError, redis.RedisError, OSError) as error:
-            log.warning("broker away (%s); workers look for work themselves", type(error).__name__)
-            self._broker_away_until = time.monotonic() + 1.0
+            away = _is_away(error)
+            log.warning(
+                "broker %s (%s); workers look for work themselves",
+                "away" if away else f"refuses {lane}",
+                type(error.__cause__ or error).__name__,
+            )
+            rests = LANES.keys() if away else {lane}
+            self._rests_until |= dict.fromkeys(rests, time.monotonic() + REST_S)
 
     def _publish(self, privacy: str, lane: str, kind: str, chosen: list[UUID]) -> None:
         app = self._apps[privacy]
@@ -174,6 +192,14 @@ class Dispatcher:
                     producer=producer,
                     retry=False,
                 )
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether it concerns the connection, not one key. Kombu wraps errors of both sorts in its own."""
+    cause: BaseException = error
+    while isinstance(cause, OperationalError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return isinstance(cause, (OperationalError, redis.ConnectionError, redis.TimeoutError, OSError))
 
 
 def _interactive_first(lane: str) -> tuple[bool, str]:

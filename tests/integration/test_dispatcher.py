@@ -1,0 +1,107 @@
+"""A lane whose queue is broken, or a broker that is away, costs no other lane its hints."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from kombu.exceptions import OperationalError
+
+from tests.echo_stack import eventually
+from vestry import Embedding, Vestry
+from workers.devstack import DevStack
+from workers.dispatcher import Dispatcher
+from workers.settings import Settings, key_prefix
+
+FIRST, LATER = "shareable.interactive.gpu", "shareable.bulk.gpu"
+
+
+@pytest.fixture
+def broker(clean: DevStack) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(clean.broker_url("shareable")) as broker:
+        yield broker
+
+
+@contextmanager
+def dispatching(stack: DevStack) -> Iterator[Dispatcher]:
+    stop = threading.Event()
+    made = Dispatcher(Settings(broker_url=stack.broker_url("dispatcher")), stop)
+    with psycopg.connect(stack.database_url("vestry_control"), autocommit=True) as conn:
+        thread = threading.Thread(target=made.run, args=(conn,))
+        thread.start()
+        try:
+            yield made
+        finally:
+            stop.set()
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def submit(stack: DevStack, latency: str) -> None:
+    url = stack.database_url("vestry_producer")
+    with Vestry(url) as vestry, psycopg.connect(url) as conn:
+        vestry.enqueue(
+            conn, Embedding(texts=["a"]), owner="ann", privacy="shareable", latency=latency
+        )
+
+
+def queue(lane: str) -> str:
+    return key_prefix("shareable") + lane
+
+
+def hints(broker: redis.Redis, lane: str) -> int:
+    return int(broker.llen(queue(lane)))
+
+
+def test_a_lane_whose_key_is_no_list_stops_no_other(clean: DevStack, broker: redis.Redis) -> None:
+    broker.set(queue(FIRST), "not a list")
+    with dispatching(clean):
+        submit(clean, "interactive")
+        submit(clean, "bulk")
+        eventually(lambda: hints(broker, LATER) == 1, within=5)
+        broker.delete(queue(FIRST))
+        eventually(lambda: hints(broker, FIRST) == 1, within=5)
+
+
+def test_a_key_that_is_spoilt_under_way_stops_no_other(
+    clean: DevStack, broker: redis.Redis
+) -> None:
+    with dispatching(clean):
+        submit(clean, "interactive")
+        eventually(lambda: hints(broker, FIRST) == 1, within=5)
+        # Now it is known that the lane has room, and it is hinted at without being counted.
+        broker.delete(queue(FIRST))
+        broker.set(queue(FIRST), "not a list")
+        submit(clean, "interactive")
+        submit(clean, "bulk")
+        eventually(lambda: hints(broker, LATER) == 1, within=5)
+
+
+@pytest.mark.parametrize(
+    ("error", "resting"),
+    [
+        (redis.ConnectionError(), {FIRST, LATER}),
+        (redis.TimeoutError(), {FIRST, LATER}),
+        (ConnectionResetError(), {FIRST, LATER}),
+        (OperationalError(), {FIRST, LATER}),
+        (redis.ResponseError("WRONGTYPE"), {FIRST}),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_only_a_broker_that_is_away_gives_every_lane_a_rest(
+    clean: DevStack, error: Exception, resting: set[str], wrapped: bool
+) -> None:
+    made = Dispatcher(Settings(broker_url=clean.broker_url("dispatcher")), threading.Event())
+    raised: Any = error
+    if wrapped:
+        raised = OperationalError()
+        raised.__cause__ = error
+    with made._minding_the_broker(FIRST):
+        raise raised
+    left = set(made._in_turn({FIRST, LATER}))
+    assert {FIRST, LATER} - left == resting
