@@ -228,6 +228,10 @@ def _detail_fault(detail: Mapping[str, Any]) -> tuple[str, str] | None:
             return ("bad_document", f"its {name} is not a string")
     if not isinstance(detail["metadata"], Mapping | None):
         return ("bad_document", "its metadata is not an object")
+    try:
+        json.dumps(detail, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return ("bad_document", "its id, date or metadata is not valid Unicode")
     return None
 
 

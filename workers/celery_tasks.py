@@ -33,9 +33,13 @@ STOPPED = frozenset({State.CANCELLED, State.EXPIRED, State.SUPERSEDED, REFUSED})
 class JobDead(Exception):
     """The job is out of attempts. Its argument is the error code, never content."""
 
+    content_free = True
+
 
 class JobRetried(Retry):  # type: ignore[misc] # Celery ships no types
     """The job runs again later. Its message is the error code, never content."""
+
+    content_free = True
 
     def __repr__(self) -> str:
         return f"JobRetried({self.message!r})"
@@ -61,12 +65,17 @@ def _body(kind: str, runtime: Callable[[], Runtime]) -> Callable[[Any, str], Non
         lane = task.request.delivery_info.get("routing_key") or ""
         try:
             finished = runtime().hinted(lane, kind, job_id)
-            if finished is None:
-                _explain(task, runtime().stopped(lane, job_id))
-                raise Ignore
+            stopped = runtime().stopped(lane, job_id) if finished is None else None
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("a hint is left for later (%s)", type(error).__name__)
             raise JobRetried("database_away") from None
+        except Exception as error:
+            # The boundary: its message may quote a payload, and Flower and the log would show it.
+            log.error("a hint ended with %s", type(error).__name__)  # noqa: TRY400
+            raise JobRetried(type(error).__name__) from None
+        if finished is None:
+            _explain(task, stopped)
+            raise Ignore
         state, failure = finished.states.get(job_id), finished.failures.get(job_id)
         if state == State.SUCCEEDED:
             return

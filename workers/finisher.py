@@ -82,11 +82,13 @@ class Finisher:
                 self._pause(error, give_up)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 self._pause(error, give_up)
-            except psycopg.Error as error:
+            except (
+                Exception
+            ) as error:  # a result that cannot even be encoded is the job's own fault
                 if len(outcomes) > 1:
                     return self._one_by_one(lease, outcomes)
-                code = error.sqlstate or type(error).__name__
-                log.error("a result cannot be stored (SQLSTATE %s)", code)  # noqa: TRY400
+                code = getattr(error, "sqlstate", None) or type(error).__name__
+                log.error("a result cannot be stored (%s)", code)  # noqa: TRY400
                 failure = Failed("not_storable", f"the database refused what came of it ({code})")
                 return self._once(lease, dict.fromkeys(outcomes, failure), lock_wait_s)
 

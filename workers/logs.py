@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Final
 
 QUIET: Final = ("amqp", "httpx", "httpx2", "urllib3", "filelock", "asyncio", "celery.app.trace")
@@ -24,6 +25,13 @@ class ContentFree(logging.Filter):
             logging.WARNING
         ):
             record.msg, record.args = record.getMessage().split("\n", 1)[0][:120], ()
+        if record.name == "celery.app.trace" and isinstance(record.args, Mapping):
+            # Celery puts the exception's repr into the message, and that may quote a payload.
+            told = f"task {record.args.get('name')}[{record.args.get('id')}]"
+            error = record.exc_info[1] if record.exc_info else None
+            if getattr(error, "content_free", False):
+                told = f"{told}: {error}"
+            record.msg, record.args = f"{told} ended with an exception".replace("%", "%%"), ()
         if record.exc_info and record.exc_info[0] is not None:
             record.msg = f"{record.getMessage().splitlines()[0]} [{record.exc_info[0].__name__}]"
             record.args, record.exc_info, record.exc_text = (), None, None

@@ -176,7 +176,10 @@ def test_policies_let_each_role_see_its_own(root: psycopg.Connection[Any]) -> No
     ).fetchall()
     assert {row[5] for row in rows} == {"ALL"}
     cloud = [row[:5] for row in rows if row[4] == "RESTRICTIVE"]
-    assert cloud == [("jobs", "vestry_cloud", "(pool = 'cloud'::text)", None, "RESTRICTIVE")]
+    assert sorted(cloud) == [
+        ("jobs", "vestry_cloud", "(pool = 'cloud'::text)", None, "RESTRICTIVE"),
+        ("leases", "vestry_cloud", "(lane ~~ '%.cloud'::text)", None, "RESTRICTIVE"),
+    ]
     permissive = [row for row in rows if row[4] == "PERMISSIVE"]
     assert {(row[0], row[1]): row[2:5] for row in permissive} == expected
     assert len(permissive) == len(expected)

@@ -350,3 +350,17 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
         assert [told(conn, job)[0] for job in jobs] == ["running"] * 2
         eventually(lambda: told(conn, jobs[0])[0] == "queued", within=5)
     assert time.monotonic() - begun >= 1.0
+
+
+def test_a_result_that_cannot_even_be_written_spoils_no_neighbour(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    def odd(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        half = Succeeded({"vectors": [[1.0]], "space": "\ud800"})
+        return [half if text_of(job) == "bad" else VECTORS for job in batch]
+
+    good, bad = submit(vestry, conn, "good", "bad")
+    run_once(clean, odd)
+    assert told(conn, good) == ("succeeded", 1)
+    assert vestry.status(bad).error is not None
+    assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from workers import logs
+from workers.celery_tasks import JobDead
 
 SECRET = "dear diary"
 
@@ -62,3 +63,18 @@ def test_other_lines_are_logged_whole(capsys: pytest.CaptureFixture[str]) -> Non
     logs.configure("INFO")
     logging.getLogger("workers.runtime").info("claimed %d of\n%s", 3, "lane")
     assert "INFO workers.runtime: claimed 3 of\nlane" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError(SECRET), JobDead("too_long")])
+def test_of_a_task_that_raised_celery_does_not_log_the_message(
+    capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    logs.configure("INFO")
+    context = {"id": "some-id", "name": "embedding", "description": "raised", "exc": repr(error)}
+    logging.getLogger("celery.app.trace").error(
+        "Task %(name)s[%(id)s] %(description)s: %(exc)s", context, exc_info=error
+    )
+    said = capsys.readouterr().err
+    assert SECRET not in said
+    assert "embedding[some-id]" in said
+    assert ("too_long" in said) is isinstance(error, JobDead)

@@ -63,6 +63,7 @@ BEGIN
     EXECUTE format('CREATE POLICY shareable_only ON vestry.%I TO vestry_shareable, vestry_cloud USING (privacy = ''shareable'') WITH CHECK (privacy = ''shareable'')', t);
   END LOOP;
   EXECUTE 'CREATE POLICY cloud_pool ON vestry.jobs AS RESTRICTIVE TO vestry_cloud USING (pool = ''cloud'')';
+  EXECUTE 'CREATE POLICY cloud_pool ON vestry.leases AS RESTRICTIVE TO vestry_cloud USING (lane LIKE ''%.cloud'')';
 
   -- Content: nobody but the owners named by the transaction's own setting, whoever asks.
   FOREACH p IN ARRAY ARRAY['private', 'shareable'] LOOP
