@@ -22,10 +22,15 @@ FULL_SCAN_SHARE = 20
 
 BEGINNING = -(2**63)
 
-PLANNER_OPTIONS = "-c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off"
+PLANNER_OPTIONS = (
+    "-c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off "
+    "-c plan_cache_mode=force_generic_plan"
+)
 """Settings of every connection that picks. A queue's statistics are always wrong: the table was empty
 when it was analysed and holds a million rows now, or the other way round. The plan must not depend on
-them, so nothing but the ordered index scan is on offer where there is one."""
+them, so nothing but the ordered index scan is on offer where there is one. Then nothing is gained by
+planning again for every call either, which Postgres would do here (a hinted claim among 100,000 jobs:
+1.70 ms, and 0.93 with the plan made once)."""
 
 
 def pick(*, suspect: bool = False, hints: bool = False) -> str:
