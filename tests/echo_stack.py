@@ -7,8 +7,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
+from vestry.jobs import Prepared
+from vestry.lanes import Pool
 from workers.detached import Detached, start_detached
 
 SETTINGS = {
@@ -17,6 +21,21 @@ SETTINGS = {
     "VESTRY_HEARTBEAT_S": "0.5",
     "VESTRY_BACKOFF_CAP_S": "0.2",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Handmade:
+    """A job with a payload that the library would never write."""
+
+    payload: bytes
+    kind: ClassVar[str] = "embedding"
+
+    def prepare(self, digest: Any, payload_limit: int = 0) -> Prepared:
+        del digest, payload_limit
+        return Prepared(
+            kind=self.kind, pool=Pool.GPU, model=None, payload=self.payload, units=1,
+            keep_payload=True,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -30,7 +49,7 @@ def echo_stack(*, flower: bool) -> Iterator[Detached]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def eventually(check: Callable[[], bool], within: float = 15.0) -> None:
+def eventually(check: Callable[[], bool], within: float = 20.0) -> None:
     """Wait until something is so; an AssertionError where it does not come about."""
     until = time.monotonic() + within
     while not check():

@@ -31,12 +31,6 @@ def up() -> Iterator[Detached]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def vestry(up: Detached) -> Iterator[Vestry]:
-    with Vestry(up.client["database_url"], up.client["keyring"]) as vestry:
-        yield vestry
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a command said."""

@@ -8,19 +8,16 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 import redis
 
-from tests.echo_stack import echo_stack, eventually
+from tests.echo_stack import Handmade, echo_stack, eventually
 from vestry import Document, Embedding, InvalidInput, JobFailed, Vestry
 from vestry.ids import uuid7
-from vestry.jobs import Prepared
-from vestry.lanes import Pool
 from vestry.results import EmbeddingResult, IndexResult, JobRef
 from workers.detached import Detached
 from workers.home import Home
@@ -38,34 +35,7 @@ def up() -> Iterator[Detached]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def vestry(up: Detached) -> Iterator[Vestry]:
-    with Vestry(up.client["database_url"], up.client["keyring"]) as vestry:
-        yield vestry
-
-
-@pytest.fixture
-def conn(up: Detached) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
-        yield conn
-
-
 # -- the library and the workers -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Handmade:
-    """A payload that the library would never write."""
-
-    payload: bytes
-    kind: ClassVar[str] = "embedding"
-
-    def prepare(self, digest: Any, payload_limit: int = 0) -> Prepared:
-        del digest, payload_limit
-        return Prepared(
-            kind=self.kind, pool=Pool.GPU, model=None, payload=self.payload, units=1,
-            keep_payload=True,
-        )  # fmt: skip
 
 
 def texts(*given: str, **options: Any) -> Embedding:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 
 from tests.echo_stack import echo_stack, eventually
@@ -27,18 +26,6 @@ WORD = "quinquereme"
 def up() -> Iterator[Detached]:
     with echo_stack(flower=True) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def vestry(up: Detached) -> Iterator[Vestry]:
-    with Vestry(up.client["database_url"], up.client["keyring"]) as vestry:
-        yield vestry
-
-
-@pytest.fixture
-def conn(up: Detached) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
-        yield conn
 
 
 @pytest.fixture(params=PRIVACIES)

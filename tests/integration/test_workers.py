@@ -7,66 +7,32 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 import redis
 
+from tests.echo_stack import echo_stack, eventually
 from vestry import Document, Embedding, IndexResult, JobFailed, Vestry
 from vestry.results import JobRef
-from workers.detached import Detached, start_detached
+from workers.detached import Detached
 from workers.home import Home
 from workers.valkey_server import ValkeyServer
-
-LEASE_S = 3.0
-SETTINGS = {
-    "VESTRY_EMBEDDING_BACKEND": "echo",
-    "VESTRY_LEASE_S": str(LEASE_S),
-    "VESTRY_HEARTBEAT_S": "0.5",
-    "VESTRY_BACKOFF_CAP_S": "0.2",
-}
 
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[Detached]:
-    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
-    try:
-        with start_detached(home, SETTINGS, flower=False) as running:
-            yield running
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.fixture
-def vestry(up: Detached) -> Iterator[Vestry]:
-    client = up.client
-    with Vestry(client["database_url"], client["keyring"]) as vestry:
-        yield vestry
-
-
-@pytest.fixture
-def conn(up: Detached) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
-        yield conn
+    with echo_stack(flower=False) as running:
+        yield running
 
 
 def submit(vestry: Vestry, conn: Any, *texts: str, **options: Any) -> JobRef:
     options = {"owner": "ann", "privacy": "private", "latency": "interactive"} | options
     return vestry.enqueue(conn, Embedding(texts=list(texts)), **options)
-
-
-def eventually(check: Callable[[], bool], within: float = 20.0) -> None:
-    until = time.monotonic() + within
-    while not check():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.05)
 
 
 def state(vestry: Vestry, job: JobRef) -> str:

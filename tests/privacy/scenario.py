@@ -9,14 +9,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import psycopg
 
+from tests.echo_stack import Handmade
 from tests.privacy.needles import Marker
 from vestry import Document, Embedding, JobFailed, Vestry, VestryError
-from vestry.jobs import Prepared
-from vestry.lanes import Pool
 from vestry.results import JobRef
 
 SOURCE = "canary"
@@ -25,21 +24,6 @@ PATIENCE_S = 90.0
 FAULTS = ("bad-request", "nan", "zero", "wrong-dimension", "raise", "unavailable",
           "out-of-memory", "refused", "rate-limited=0.1")  # fmt: skip
 """Of the echo backend; each ends a job."""
-
-
-@dataclass(frozen=True, slots=True)
-class Handmade:
-    """A job with a payload that the library would never write."""
-
-    payload: bytes
-    kind: ClassVar[str] = "embedding"
-
-    def prepare(self, digest: Any, payload_limit: int = 0) -> Prepared:
-        del digest, payload_limit
-        return Prepared(
-            kind=self.kind, pool=Pool.GPU, model=None, payload=self.payload, units=1,
-            keep_payload=True,
-        )  # fmt: skip
 
 
 @dataclass(slots=True)

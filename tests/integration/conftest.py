@@ -1,0 +1,24 @@
+"""What the tests over a whole stack share; each module says in its own `up` which stack that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from vestry import Vestry
+from workers.detached import Detached
+
+
+@pytest.fixture(scope="module")
+def vestry(up: Detached) -> Iterator[Vestry]:
+    with Vestry(up.client["database_url"], up.client["keyring"]) as vestry:
+        yield vestry
+
+
+@pytest.fixture
+def conn(up: Detached) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
+        yield conn
