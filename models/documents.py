@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -70,15 +71,16 @@ def read_states(
     Row security must name the owners.
     """
     rows = conn.execute(
-        sql.SQL(
+        _of(
+            privacy,
             """SELECT jd.job_id, jd.document_id, jd.generation,
                       coalesce(d.generation = jd.generation AND NOT d.deleted, false),
                       d.indexed_hash, s.name
                FROM vestry.job_documents jd
-               LEFT JOIN {} d ON d.id = jd.document_id
+               LEFT JOIN {documents} d ON d.id = jd.document_id
                LEFT JOIN vestry.spaces s ON s.id = d.indexed_space
-               WHERE jd.job_id = ANY (%b) ORDER BY jd.job_id, jd.ordinal"""
-        ).format(_table(privacy, "documents")),
+               WHERE jd.job_id = ANY (%b) ORDER BY jd.job_id, jd.ordinal""",
+        ),
         [column(job_ids)],
         prepare=True,
         binary=True,
@@ -101,11 +103,14 @@ def lock_standing(
     if not pairs:
         return frozenset()
     rows = conn.execute(
-        sql.SQL(
-            """SELECT id, generation FROM {} WHERE id = ANY (%s) AND NOT deleted
-               ORDER BY owner, source, external_hash FOR UPDATE"""
-        ).format(_table(privacy, "documents")),
-        [list({document_id for document_id, _ in pairs})],
+        _of(
+            privacy,
+            """SELECT id, generation FROM {documents} WHERE id = ANY (%b) AND NOT deleted
+               ORDER BY owner, source, external_hash FOR UPDATE""",
+        ),
+        [column({document_id for document_id, _ in pairs})],
+        prepare=True,
+        binary=True,
     )
     return pairs & frozenset((row[0], row[1]) for row in rows)
 
@@ -120,46 +125,58 @@ def store(conn: Connection, content: Content, writes: Sequence[DocumentWrite]) -
     """
     if not writes:
         return
-    privacy = content.privacy
     fresh = [w for w in writes if w.chunks is not None]
-    conn.execute(
-        sql.SQL("DELETE FROM {} WHERE document_id = ANY (%s)").format(_table(privacy, "chunks")),
-        [[w.document_id for w in fresh]],
-    )
-    _insert_chunks(conn, content, fresh)
-    for write in fresh:
-        detail = json.dumps(write.detail, ensure_ascii=False, separators=(",", ":"))
-        values = {
-            "indexed_hash": write.content_hash,
-            "indexed_space": write.space_id,
-            "detail": content.encode(write.owner, DETAIL, write.document_id, detail),
-        }
-        if content.sealed:
-            values["key_id"] = content.key_id(write.owner)
-        _update(conn, privacy, write, values)
-    confirmed = [w for w in writes if w.chunks is None]
+    if fresh:
+        conn.execute(
+            _of(content.privacy, "DELETE FROM {chunks} WHERE document_id = ANY (%b)"),
+            [column(w.document_id for w in fresh)],
+            prepare=True,
+        )
+        _insert_chunks(conn, content, fresh)
+        _update(conn, content, fresh)
+    confirmed = [w.document_id for w in writes if w.chunks is None]
     if confirmed:
         conn.execute(
-            sql.SQL(
-                """UPDATE {} SET indexed_generation = generation, updated_at = vestry.clock()
-                   WHERE id = ANY (%s)"""
-            ).format(_table(privacy, "documents")),
-            [[w.document_id for w in confirmed]],
+            _of(
+                content.privacy,
+                """UPDATE {documents} SET indexed_generation = generation,
+                          updated_at = vestry.clock()
+                   WHERE id = ANY (%b)""",
+            ),
+            [column(confirmed)],
+            prepare=True,
         )
 
 
-def _update(
-    conn: Connection, privacy: str, write: DocumentWrite, values: Mapping[str, Any]
-) -> None:
-    columns = sql.SQL(", ").join(
-        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in values
-    )
+def _update(conn: Connection, content: Content, writes: Sequence[DocumentWrite]) -> None:
+    details = [
+        content.encode(
+            w.owner,
+            DETAIL,
+            w.document_id,
+            json.dumps(w.detail, ensure_ascii=False, separators=(",", ":")),
+        )
+        for w in writes
+    ]
     conn.execute(
-        sql.SQL(
-            """UPDATE {} SET indexed_generation = generation, updated_at = vestry.clock(), {}
-               WHERE id = %(id)s"""
-        ).format(_table(privacy, "documents"), columns),
-        {**values, "id": write.document_id},
+        _of(
+            content.privacy,
+            """UPDATE {documents} d
+               SET indexed_generation = d.generation, updated_at = vestry.clock(),
+                   indexed_hash = u.hash, indexed_space = u.space_id, detail = u.detail{set_key}
+               FROM unnest(%b::uuid[], %b::bytea[], %b::int[], %b::{content}[], %b::uuid[])
+                 u(id, hash, space_id, detail, key_id)
+               WHERE d.id = u.id""",
+            sealed=content.sealed,
+        ),
+        [
+            column(w.document_id for w in writes),
+            column(w.content_hash for w in writes),
+            column(w.space_id for w in writes),
+            column(details),
+            column(content.key_id(w.owner) for w in writes),
+        ],
+        prepare=True,
     )
 
 
@@ -171,14 +188,12 @@ def _insert_chunks(conn: Connection, content: Content, writes: Sequence[Document
         None if chunk.text is None else content.encode(w.owner, CHUNK, chunk_id, chunk.text)
         for w, chunk, chunk_id in pieces
     ]
-    key_column = sql.SQL(", key_id") if content.sealed else sql.SQL("")
-    key_value = sql.SQL(", u.key_id") if content.sealed else sql.SQL("")
-    text_type = sql.SQL("bytea[]") if content.sealed else sql.SQL("text[]")
     conn.execute(
-        sql.SQL(
+        _of(
+            content.privacy,
             """WITH u AS MATERIALIZED (
                  SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::int[], %b::int[],
-                                      %b::int[], %b::bytea[], %b::uuid[], %b::{text_type},
+                                      %b::int[], %b::bytea[], %b::uuid[], %b::{content}[],
                                       %b::int[], %b::text[], %b::text[])
                    x(id, document_id, owner, ordinal, start_char, end_char, content_hash, key_id,
                      text, space_id, source, vector)),
@@ -188,13 +203,8 @@ def _insert_chunks(conn: Connection, content: Content, writes: Sequence[Document
                  SELECT u.id, u.document_id, u.owner, u.ordinal, u.start_char, u.end_char,
                         u.content_hash, u.text{key_value} FROM u)
                INSERT INTO {embeddings} (chunk_id, space_id, owner, source, vector)
-               SELECT u.id, u.space_id, u.owner, u.source, u.vector::halfvec FROM u"""
-        ).format(
-            text_type=text_type,
-            key_column=key_column,
-            key_value=key_value,
-            chunks=_table(content.privacy, "chunks"),
-            embeddings=_table(content.privacy, "embeddings"),
+               SELECT u.id, u.space_id, u.owner, u.source, u.vector::halfvec FROM u""",
+            sealed=content.sealed,
         ),
         [
             column(chunk_id for _, _, chunk_id in pieces),
@@ -210,8 +220,21 @@ def _insert_chunks(conn: Connection, content: Content, writes: Sequence[Document
             column(w.source for w, _, _ in pieces),
             column(chunk.vector for _, chunk, _ in pieces),
         ],
+        prepare=True,
     )
 
 
-def _table(privacy: str, name: str) -> sql.Identifier:
-    return sql.Identifier("vestry", f"{privacy}_{name}")
+@cache
+def _of(privacy: str, query: LiteralString, *, sealed: bool = False) -> bytes:
+    """A statement on one privacy class's tables; the same text is made once."""
+    tables = {
+        name: sql.Identifier("vestry", f"{privacy}_{name}")
+        for name in ("documents", "chunks", "embeddings")
+    }
+    parts = {
+        "content": sql.SQL("bytea" if sealed else "text"),
+        "set_key": sql.SQL(", key_id = u.key_id" if sealed else ""),
+        "key_column": sql.SQL(", key_id" if sealed else ""),
+        "key_value": sql.SQL(", u.key_id" if sealed else ""),
+    }
+    return sql.SQL(query).format(**tables, **parts).as_bytes()

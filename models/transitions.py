@@ -75,6 +75,8 @@ def lock_held(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> frozens
 def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> None:
     """Move locked jobs to where their attempt leaves them, and drop the lease once it is empty.
 
+    Who waits for an interactive job hears of its end, when the transaction commits.
+
     Args:
         conn: the transaction in which `lock_held` returned these jobs.
         token: their lease.
@@ -82,7 +84,8 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
     """
     if settlements:
         conn.execute(
-            """UPDATE vestry.jobs j
+            """WITH moved AS (
+               UPDATE vestry.jobs j
                SET state = s.state, lease_id = NULL, error_code = s.code, error_message = s.message,
                    suspect = j.suspect AND s.state = 'queued',
                    attempt = j.attempt - s.uncounted::int,
@@ -93,7 +96,10 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
                     unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::float8[],
                            %b::bool[])
                       s(id, state, code, message, delay_s, uncounted)
-               WHERE j.id = s.id AND j.lease_id = %s AND j.state = 'running'""",
+               WHERE j.id = s.id AND j.lease_id = %s AND j.state = 'running'
+               RETURNING j.id, j.state, j.latency)
+               SELECT pg_notify('vestry_done', id::text) FROM moved
+               WHERE latency = 'interactive' AND state <> 'queued'""",
             [
                 column(s.job_id for s in settlements),
                 column(s.state.value for s in settlements),

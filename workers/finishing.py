@@ -98,13 +98,6 @@ def finish(
         [_receipt(jobs[i], outcomes[i], done.states[i]) for i in jobs],
     )
     transitions.settle(conn, lease.id, settlements)
-    tell = [
-        str(s.job_id)
-        for s in settlements
-        if s.state is not State.QUEUED and jobs[s.job_id].latency == "interactive"
-    ]
-    if tell:
-        conn.execute("SELECT pg_notify('vestry_done', u) FROM unnest(%s::text[]) u", [tell])
     return done
 
 
