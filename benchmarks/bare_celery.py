@@ -90,7 +90,7 @@ class BareWorker:
 
 @contextmanager
 def bare_worker(
-    server: ValkeyServer, concurrency: int, log: Path, *, events: bool
+    server: ValkeyServer, concurrency: int, log: Path, *, events: bool, nice: int = 0
 ) -> Iterator[BareWorker]:
     """Run a worker until the end of the block.
 
@@ -99,10 +99,12 @@ def bare_worker(
         concurrency: threads.
         log: what the worker says.
         events: whether it sends task events, as Vestry's workers do.
+        nice: its priority, to be that of the Vestry worker it is compared with.
     """
     url = server.url(USER)
     node = f"bare-{'events' if events else 'quiet'}@localhost"
     argv = [
+        "nice", "-n", str(nice),
         sys.executable, "-m", "celery", "-A", "benchmarks.bare_celery", "worker", "-P", "threads",
         "-c", str(concurrency), "-n", node, "-l", "WARNING", "--without-gossip", "--without-mingle",
         *(["-E"] if events else []),

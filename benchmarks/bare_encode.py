@@ -42,10 +42,10 @@ class BareEncoder:
 
 
 @contextmanager
-def bare_encoder(threads: int) -> Iterator[BareEncoder]:
-    """Load the model once for all rounds of the block."""
+def bare_encoder(threads: int, nice: int) -> Iterator[BareEncoder]:
+    """Load the model once for all rounds of the block; `nice` is the process's priority."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.bare_encode", str(threads)],
+        ["nice", "-n", str(nice), sys.executable, "-m", "benchmarks.bare_encode", str(threads)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

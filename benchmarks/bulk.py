@@ -15,6 +15,7 @@ from benchmarks.options import Options
 from benchmarks.report import Outcome, paired_ratio
 from benchmarks.stand import NO_OP, Stand, drained, stand, until, worker_settled
 from vestry import Embedding
+from workers.children import BULK_NICE
 from workers.settings import Settings
 from workers.worker import SPARE_THREADS
 
@@ -41,7 +42,9 @@ def run(options: Options) -> Outcome:
             enqueued.append(enqueue_rate)
             ours.append(rate)
             for events, rates in ((True, theirs), (False, quiet)):
-                with bare_worker(place.valkey, threads, log, events=events) as worker:
+                with bare_worker(
+                    place.valkey, threads, log, events=events, nice=BULK_NICE
+                ) as worker:
                     _celery(worker, options.scaled(500))
                     rates.append(_celery(worker, tasks))
         worker_settled(place)

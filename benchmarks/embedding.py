@@ -17,7 +17,7 @@ from benchmarks.options import Options
 from benchmarks.report import Outcome, paired_ratio
 from benchmarks.stand import Stand, drained, stand, worker_settled
 from vestry import Document, Embedding
-from workers.children import thread_count
+from workers.children import BULK_NICE, thread_count
 
 AIM = 0.90
 TEXTS = 2_000
@@ -42,7 +42,7 @@ def run(options: Options) -> Outcome:
     workers = ["private-bulk-gpu", "shareable-bulk-gpu"]
     with (
         stand(settings, ["dispatcher", "reconciler", *workers]) as place,
-        bare_encoder(threads) as encoder,
+        bare_encoder(threads, BULK_NICE) as encoder,
     ):
         for privacy in ("private", "shareable"):
             _vestry(place, texts[:WARM], f"warm-{privacy}", privacy, PER_JOB)
