@@ -330,7 +330,7 @@ def test_the_database_itself_refuses_an_unsealed_private_payload(
         ({"p_sealed": [sealed, sealed], "p_key_id": alice}, "VY002"),
         ({"p_sealed": [sealed], "p_key_id": alice, "p_privacy": "shareable"}, "VY003"),
         ({"p_sealed": [sealed], "p_key_id": alice, "p_privacy": None}, "VY003"),
-        ({"p_sealed": [sealed], "p_key_id": alice, "p_pools": ["cloud"]}, "23514"),
+        ({"p_sealed": [sealed], "p_key_id": alice, "p_pools": ["cloud"]}, "VY003"),
     ]
     for given, sqlstate in refused:
         with pytest.raises(psycopg.Error) as caught, conn.transaction():
