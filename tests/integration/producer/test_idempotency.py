@@ -1,0 +1,123 @@
+"""The same idempotency key: the same job, or a clear error."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.producing import HELLO, count
+from vestry import (
+    Document,
+    Embedding,
+    IdempotencyConflict,
+    Vestry,
+)
+from workers.devstack import DevStack
+
+
+@pytest.mark.parametrize("privacy", ["private", "shareable"])
+def test_the_same_key_and_content_is_the_same_job(
+    vestry: Vestry,
+    conn: psycopg.Connection[Any],
+    root: psycopg.Connection[Any],
+    privacy: str,
+) -> None:
+    job = Embedding(documents=[Document("text", "id"), Document("other")], source="diary")
+    first = vestry.enqueue(conn, job, owner="alice", privacy=privacy, idempotency_key="k")
+    conn.commit()
+    again = vestry.enqueue(conn, job, owner="alice", privacy=privacy, idempotency_key="k")
+    conn.commit()
+    assert (first.created, again.created) == (True, False)
+    assert first.id == again.id
+    assert count(root, "jobs") == 1
+    generations = root.execute(f"SELECT DISTINCT generation FROM vestry.{privacy}_documents")
+    assert generations.fetchall() == [(1,)]
+    # Another owner, and the same owner's other privacy, have keys of their own.
+    other = {"private": "shareable", "shareable": "private"}[privacy]
+    assert vestry.enqueue(conn, job, owner="bob", privacy=privacy, idempotency_key="k").created
+    assert vestry.enqueue(conn, job, owner="alice", privacy=other, idempotency_key="k").created
+
+
+@pytest.mark.parametrize("privacy", ["private", "shareable"])
+def test_the_same_key_with_other_content_conflicts_and_leaves_the_transaction_usable(
+    vestry: Vestry,
+    conn: psycopg.Connection[Any],
+    root: psycopg.Connection[Any],
+    privacy: str,
+) -> None:
+    first = vestry.enqueue(conn, HELLO, owner="alice", privacy=privacy, idempotency_key="k")
+    conn.commit()
+    different: list[tuple[Embedding, dict[str, Any]]] = [
+        (Embedding(texts=["hello!"]), {}),
+        (Embedding(texts=["hello"], model="another"), {}),
+        (Embedding(texts=["hello"], input="query"), {}),
+        (Embedding(texts=["hello"], keep_text=False), {}),
+        (HELLO, {"task": "topic"}),
+        (HELLO, {"quality": "best"}),
+    ]
+    for job, options in different:
+        with pytest.raises(IdempotencyConflict) as caught:
+            vestry.enqueue(
+                conn, job, owner="alice", privacy=privacy, idempotency_key="k", **options
+            )
+        assert caught.value.jobs == (first.id,)
+    # One conflict among many: none of them is enqueued
+    with pytest.raises(IdempotencyConflict):
+        vestry.enqueue_many(
+            conn,
+            (Embedding(texts=[f"text {number}"]) for number in range(2500)),
+            owner="alice",
+            privacy=privacy,
+            idempotency_keys=[*(f"k{number}" for number in range(2499)), "k"],
+        )
+    conn.execute("SELECT 1")
+    kept = vestry.enqueue(conn, HELLO, owner="alice", privacy=privacy, idempotency_key="k2")
+    conn.commit()
+    assert kept.created
+    assert count(root, "jobs") == count(root, "idempotency_keys") == 2
+
+
+def test_of_two_transactions_with_the_same_key_one_makes_the_job(
+    vestry: Vestry, clean: DevStack, root: psycopg.Connection[Any]
+) -> None:
+    url = clean.database_url("vestry_producer")
+    vestry_conn = psycopg.connect(url)
+    vestry.enqueue(vestry_conn, HELLO, owner="alice", privacy="private")
+    vestry_conn.commit()
+    second: list[Any] = []
+
+    def late() -> None:
+        with psycopg.connect(url) as mine:
+            second.append(
+                vestry.enqueue(mine, HELLO, owner="alice", privacy="private", idempotency_key="k")
+            )
+
+    for ending in ("rollback", "commit"):
+        # Given a transaction that used the key and is still open
+        first = vestry.enqueue(
+            vestry_conn, HELLO, owner="alice", privacy="private", idempotency_key=f"k{ending}"
+        )
+        thread = threading.Thread(
+            target=lambda ending=ending: second.append(
+                enqueue_and_commit(vestry, url, f"k{ending}")
+            )
+        )
+        thread.start()
+        thread.join(0.5)
+        # Then another one waits for it
+        assert thread.is_alive()
+        getattr(vestry_conn, ending)()
+        thread.join(10)
+        # And its job stands if and only if the first was rolled back
+        assert second[-1].created is (ending == "rollback")
+        assert (second[-1].id == first.id) is (ending == "commit")
+    vestry_conn.close()
+    assert count(root, "jobs") == 3
+
+
+def enqueue_and_commit(vestry: Vestry, url: str, key: str) -> Any:
+    with psycopg.connect(url) as mine:
+        return vestry.enqueue(mine, HELLO, owner="alice", privacy="private", idempotency_key=key)

@@ -1,0 +1,90 @@
+"""Thousands of jobs in one call."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.producing import CHECKOUT, HELLO, count
+from vestry import (
+    Document,
+    Embedding,
+    InvalidInput,
+    Vestry,
+)
+from workers.devstack import DevStack
+
+
+def test_one_bad_job_among_many_leaves_none(
+    vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
+) -> None:
+    jobs = [HELLO] * 1500 + [Embedding(texts=["x" * 1_048_570])]
+    with pytest.raises(InvalidInput) as caught:
+        vestry.enqueue_many(conn, jobs, owner="alice", privacy="private")
+    assert caught.value.field == "jobs[1500].texts"
+    with pytest.raises(InvalidInput):
+        vestry.enqueue_many(conn, [HELLO, "not a job"], owner="alice", privacy="private")  # type: ignore[list-item]
+    conn.commit()
+    assert count(root, "jobs") == 0
+
+
+def test_the_same_document_in_two_jobs_of_a_call_is_indexed_in_turn(
+    vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
+) -> None:
+    jobs = [
+        Embedding(documents=[Document(text, "x")], source="diary") for text in ("old", "new", "new")
+    ]
+    references = vestry.enqueue_many(conn, jobs, owner="alice", privacy="private")
+    conn.commit()
+    rows = root.execute(
+        "SELECT job_id, generation FROM vestry.job_documents ORDER BY generation"
+    ).fetchall()
+    assert rows == [(job.id, place) for place, job in enumerate(references, 1)]
+
+
+MANY = """
+import os, pathlib, re, resource, psycopg
+from vestry import Embedding, Vestry
+with Vestry() as vestry, psycopg.connect(os.environ["VESTRY_DATABASE_URL"]) as conn:
+    jobs = (Embedding(texts=[f"line {n} " + "words " * 40]) for n in range(100_000))
+    made = vestry.enqueue_many(conn, jobs, owner="alice", privacy="private")
+    conn.commit()
+# Where there is /proc: getrusage also counts what the parent held when it forked this process.
+status = pathlib.Path("/proc/self/status")
+if status.exists():
+    peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(len(made), peak)
+"""
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_jobs_fit_in_a_small_producer(
+    clean: DevStack, root: psycopg.Connection[Any]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MANY],
+        env={
+            **os.environ,
+            "VESTRY_DATABASE_URL": clean.database_url("vestry_producer"),
+            "VESTRY_KEYRING_FILE": str(clean.keyring),
+        },
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    made, peak = map(int, done.stdout.split())
+    assert made == count(root, "jobs") == 100_000
+    assert 20_000_000 < peak < 300_000_000
+    turns = root.execute(
+        "SELECT count(DISTINCT turn), min(turn), max(turn) FROM vestry.jobs"
+    ).fetchone()
+    assert turns == (100_000, 0, 99_999)
