@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +39,8 @@ def main() -> None:
     if unknown := set(chosen.names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     options = Options(chosen.rounds, chosen.share, Path(chosen.texts), chosen.threads)
+    # An ordinary exit, so that the stacks started here are stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console()
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     if load > BUSY:
