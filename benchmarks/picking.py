@@ -112,7 +112,10 @@ def _claim(
     worker: Connection, mark: Mark, limit: int, *, hint: UUID | None = None, finish: bool = True
 ) -> Lease:
     with worker.transaction():
-        lease = leases.claim(worker, TERMS, LANE, ["embedding"], hint=hint, limit=limit, mark=mark)
+        marks = {"embedding": mark}
+        lease = leases.claim(
+            worker, TERMS, LANE, ["embedding"], hint=hint, limit=limit, marks=marks
+        )
     if lease is None:
         raise RuntimeError("nothing was there to claim")
     if finish:

@@ -25,18 +25,24 @@ FROM picked JOIN stamped USING (id) ORDER BY picked.turn, picked.id"""  # noqa: 
 
 _WAITING = """
 SELECT w.lane, w.kind
-FROM unnest(%(lanes)s::text[], %(kinds)s::text[], %(marks)s::bigint[]) w(lane, kind, mark)
+FROM (SELECT vestry.clock() AS t OFFSET 0) now,
+     unnest(%(lanes)s::text[], %(kinds)s::text[], %(marks)s::bigint[], %(ages)s::float8[])
+       w(lane, kind, mark, age_s)
 WHERE EXISTS (SELECT FROM vestry.jobs j
               WHERE j.lane = w.lane AND j.kind = w.kind AND j.state = 'queued'
-                AND j.turn IS NOT NULL AND NOT j.suspect AND j.turn >= w.mark)"""
+                AND j.turn IS NOT NULL AND NOT j.suspect AND j.turn >= w.mark
+                AND j.created_at <= now.t - make_interval(secs => w.age_s))"""
 
 
-def waiting(conn: Connection, marks: Mapping[tuple[str, str], Mark]) -> frozenset[tuple[str, str]]:
+def waiting(
+    conn: Connection, marks: Mapping[tuple[str, str], Mark], ages_s: Mapping[str, float]
+) -> frozenset[tuple[str, str]]:
     """Of (lane, kind) pairs, those with a job in line: one query for all that an idle tick asks.
 
     Args:
         conn: a connection.
         marks: the pairs' low-water marks in this process.
+        ages_s: by lane, how old a job must be to count; 0 where none is given.
     """
     starts = {pair: mark.start() for pair, mark in marks.items()}
     begun = time.monotonic()
@@ -46,6 +52,7 @@ def waiting(conn: Connection, marks: Mapping[tuple[str, str], Mark]) -> frozense
             "lanes": [lane for lane, _ in starts],
             "kinds": [kind for _, kind in starts],
             "marks": list(starts.values()),
+            "ages": [ages_s.get(lane, 0.0) for lane, _ in starts],
         },
         prepare=True,
     ).fetchall()
@@ -57,7 +64,14 @@ def waiting(conn: Connection, marks: Mapping[tuple[str, str], Mark]) -> frozense
 
 
 def stamp(
-    conn: Connection, lane: str, kind: str, *, limit: int, rehint_s: float, mark: Mark
+    conn: Connection,
+    lane: str,
+    kind: str,
+    *,
+    limit: int,
+    rehint_s: float,
+    mark: Mark,
+    age_s: float = 0.0,
 ) -> list[UUID]:
     """Choose and stamp the jobs to hint at next: one statement, which may be its own transaction.
 
@@ -70,12 +84,20 @@ def stamp(
         limit: most hints.
         rehint_s: hint again at a job still queued this many seconds after its last hint.
         mark: the lane and kind's low-water mark in this process.
+        age_s: how many seconds ago a job must have been enqueued.
     """
     start = mark.start()
     begun = time.monotonic()
     rows = conn.execute(
         _STAMP,
-        {"lane": lane, "kind": kind, "limit": limit, "rehint_s": rehint_s, "mark": start},
+        {
+            "lane": lane,
+            "kind": kind,
+            "limit": limit,
+            "rehint_s": rehint_s,
+            "mark": start,
+            "age_s": age_s,
+        },
         prepare=True,
     ).fetchall()
     lane_turn, first = (rows[0][2], rows[0][1]) if rows else (None, None)

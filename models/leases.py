@@ -7,7 +7,7 @@ then documents by owner, source and external hash.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg.rows import namedtuple_row
+from psycopg.types.numeric import Int8
 
 from models.picking import Mark, pick
 
@@ -42,12 +43,16 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A fenced, expiring claim on a batch. `id` is the token."""
+    """A fenced, expiring claim on a batch. `id` is the token.
+
+    `more` says that other jobs of the kinds asked for stood in line beside the batch.
+    """
 
     id: UUID
     lane: str
     alone: bool
     jobs: tuple[ClaimedJob, ...]
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +65,44 @@ class Terms:
     max_run_s: float
 
 
+ANY_SIZE = 1_000_000
+"""Units of a batch for which no budget was given."""
+
 _BY_ID = "j.state || '' = 'queued'"
 """Queued, said so that no partial index answers to it: a row named by its id is fetched by its id. With
 statistics from before the backlog the planner otherwise walks the whole line to filter for that id
 (100,000 jobs: 21 to 49 ms)."""
 
-# A kind and model for the batch: the hinted job's, else those at the head of the line.
-_HEAD = """
-  SELECT h.id, h.kind, h.model FROM (
+# The first in line of each kind asked for, with the kind's mark and budget.
+_HEADS = """
+  SELECT f.id, f.kind, f.model, f.turn, k.mark, k.budget
+  FROM unnest(%(kinds)s::text[], %(marks)s::bigint[], %(budgets)s::bigint[]) k(kind, mark, budget),
+  LATERAL (
     SELECT j.id, j.kind, j.model, j.turn FROM vestry.jobs j
+    WHERE %(hint)s::uuid IS NULL AND j.lane = %(lane)s AND j.kind = k.kind
+      AND j.state = 'queued' AND j.turn IS NOT NULL AND {suspect} j.suspect
+      AND j.turn >= k.mark
+    ORDER BY j.turn, j.id LIMIT 1) f"""
+
+# The first of those that nobody is taking just now. With one kind there is no choice.
+_FREE = """
+  SELECT f.id FROM heads f JOIN vestry.jobs j ON j.id = f.id
+  WHERE cardinality(%(kinds)s::text[]) > 1 AND {by_id}
+  ORDER BY f.turn, f.id LIMIT 1 FOR UPDATE OF j SKIP LOCKED"""
+
+# A kind and model for the batch: the hinted job's, else the free one's, else those of the first
+# (others of its kind may stand behind it).
+_HEAD = """
+  SELECT h.id, h.kind, h.model, h.mark, h.budget FROM (
+    SELECT j.id, j.kind, j.model, k.mark, k.budget FROM vestry.jobs j
+    JOIN unnest(%(kinds)s::text[], %(marks)s::bigint[], %(budgets)s::bigint[])
+      k(kind, mark, budget) ON k.kind = j.kind
     WHERE j.id = %(hint)s AND j.lane = %(lane)s AND {by_id} AND j.turn IS NOT NULL
-      AND NOT j.suspect AND j.kind = ANY (%(kinds)s)
+      AND NOT j.suspect
     UNION ALL
-    SELECT f.id, f.kind, f.model, f.turn
-    FROM unnest(%(kinds)s::text[]) k(kind), LATERAL (
-      SELECT j.id, j.kind, j.model, j.turn FROM vestry.jobs j
-      WHERE %(hint)s::uuid IS NULL AND j.lane = %(lane)s AND j.kind = k.kind
-        AND j.state = 'queued' AND j.turn IS NOT NULL AND {suspect} j.suspect
-        AND j.turn >= %(mark)s
-      ORDER BY j.turn, j.id LIMIT 1) f
-  ) h ORDER BY h.turn, h.id LIMIT 1"""
+    (SELECT f.id, f.kind, f.model, f.mark, f.budget FROM heads f
+     ORDER BY f.id NOT IN (SELECT id FROM free), f.turn, f.id LIMIT 1)
+  ) h LIMIT 1"""
 
 
 def _claim_sql(*, suspect: bool) -> str:
@@ -87,9 +110,13 @@ def _claim_sql(*, suspect: bool) -> str:
         pick(suspect=suspect)
         .replace("%(kind)s", "(SELECT kind FROM head)")
         .replace("%(model)s", "(SELECT model FROM head)")
+        .replace("%(mark)s", "(SELECT mark FROM head)")
     )
+    which = "" if suspect else "NOT"
     return f"""
-    WITH head AS MATERIALIZED ({_HEAD.format(suspect="" if suspect else "NOT", by_id=_BY_ID)}),
+    WITH heads AS MATERIALIZED ({_HEADS.format(suspect=which)}),
+    free AS MATERIALIZED ({_FREE.format(by_id=_BY_ID)}),
+    head AS MATERIALIZED ({_HEAD.format(by_id=_BY_ID)}),
     hinted AS MATERIALIZED (
       SELECT j.id, j.turn, j.units FROM vestry.jobs j JOIN head ON head.id = j.id
       WHERE %(hint)s::uuid IS NOT NULL AND {_BY_ID} AND j.turn IS NOT NULL
@@ -107,7 +134,7 @@ def _claim_sql(*, suspect: bool) -> str:
             WHERE %(hint)s::uuid IS NULL
                OR (EXISTS (SELECT FROM hinted) AND id NOT IN (SELECT id FROM hinted))) u),
     batch AS MATERIALIZED (
-      SELECT id, turn FROM chosen WHERE before < %(budget)s AND place <= %(limit)s),
+      SELECT id, turn FROM chosen WHERE before < (SELECT budget FROM head) AND place <= %(limit)s),
     now AS MATERIALIZED (SELECT vestry.clock() AS t),
     lease AS (
       INSERT INTO vestry.leases (lane, privacy, worker, alone, created_at, expires_at, max_until)
@@ -130,7 +157,15 @@ def _claim_sql(*, suspect: bool) -> str:
     SELECT c.lease_id, c.id, c.kind, c.task, c.model, c.owner, c.latency, c.units, c.attempt,
            c.max_attempts, c.keep_payload, c.result_ttl_s, c.created_at, c.started_at,
            (SELECT turn FROM vestry.lanes WHERE lane = %(lane)s) AS lane_turn,
-           (SELECT min(turn) FROM batch) AS first_turn
+           (SELECT min(turn) FROM batch) AS first_turn,
+           ARRAY(SELECT h.turn FROM unnest(%(kinds)s::text[]) WITH ORDINALITY k(kind, place)
+                 LEFT JOIN heads h ON h.kind = k.kind ORDER BY k.place) AS head_turns,
+           EXISTS (SELECT FROM heads WHERE kind <> (SELECT kind FROM head))
+           OR EXISTS (SELECT FROM vestry.jobs j
+                      WHERE j.lane = %(lane)s AND j.kind = (SELECT kind FROM head)
+                        AND j.state = 'queued' AND j.turn IS NOT NULL AND {which} j.suspect
+                        AND j.turn >= (SELECT mark FROM head)
+                        AND j.id NOT IN (SELECT id FROM batch)) AS more
     FROM claimed c ORDER BY c.id"""  # noqa: S608 - composed of this module's own literals
 
 
@@ -146,11 +181,13 @@ def claim(
     *,
     hint: UUID | None = None,
     limit: int = 256,
-    budget: int = 1_000_000,
-    mark: Mark | None = None,
+    budgets: Mapping[str, int] | None = None,
+    marks: Mapping[str, Mark] | None = None,
     suspect: bool = False,
 ) -> Lease | None:
     """Take a batch of one kind and model under a fresh token, in the caller's transaction.
+
+    One statement however many kinds there are: the first in line among them says which it is.
 
     The caller commits synchronously before it runs anything: an asynchronous claim lost in a crash
     of Postgres would let the same jobs be handed out again while they run.
@@ -162,15 +199,16 @@ def claim(
         kinds: kinds this process has slots for.
         hint: a job that must be the first of the batch; if it cannot be had nothing is taken.
         limit: most jobs.
-        budget: most units (jobs.units); the first job is taken whatever its size.
-        mark: the lane's low-water mark in this process.
+        budgets: most units (jobs.units) by kind; the first job is taken whatever its size.
+        marks: the lane's low-water marks in this process, by kind.
         suspect: take one suspect, alone; the process must hold nothing else.
 
     Returns:
         The lease, or None when nothing was runnable.
     """
-    mark = mark or Mark()
-    start = mark.start()
+    marks = marks or {}
+    known = [marks.get(kind) or Mark() for kind in kinds]
+    starts = [mark.start() for mark in known]
     begun = time.monotonic()
     with conn.cursor(row_factory=namedtuple_row) as cursor:
         rows: list[Any] = cursor.execute(
@@ -179,9 +217,10 @@ def claim(
                 "lane": lane,
                 "kinds": list(kinds),
                 "hint": hint,
-                "mark": start,
+                # Of one type whatever their size: else the statement is planned for each.
+                "marks": [Int8(start) for start in starts],
                 "limit": 1 if suspect else limit,
-                "budget": budget,
+                "budgets": [Int8((budgets or {}).get(kind, ANY_SIZE)) for kind in kinds],
                 "privacy": terms.privacy,
                 "worker": terms.worker,
                 "alone": suspect,
@@ -192,8 +231,12 @@ def claim(
             binary=True,
         ).fetchall()
     if hint is None:
-        lane_turn, first = (rows[0].lane_turn, rows[0].first_turn) if rows else (None, None)
-        mark.seen(start, lane_turn, first, time.monotonic() - begun)
+        took_s = time.monotonic() - begun
+        lane_turn, heads = (rows[0].lane_turn, rows[0].head_turns) if rows else (None, None)
+        for place, (kind, mark, start) in enumerate(zip(kinds, known, starts, strict=True)):
+            taken = bool(rows) and kind == rows[0].kind
+            first = rows[0].first_turn if taken else heads and heads[place]
+            mark.seen(start, lane_turn, first, took_s)
     if not rows:
         return None
     return Lease(
@@ -201,6 +244,7 @@ def claim(
         lane=lane,
         alone=suspect,
         jobs=tuple(ClaimedJob(*row[1:14]) for row in rows),
+        more=rows[0].more,
     )
 
 

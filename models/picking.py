@@ -37,8 +37,8 @@ def pick(*, suspect: bool = False, hints: bool = False) -> str:
     """SQL that selects `id, turn, units` of up to %(limit)s jobs in line and locks them.
 
     Parameters of the statement: lane, kind, model (None: the kind's default), mark, limit; with
-    `hints` also `rehint_s`: rows hinted less than that ago are left out and the model is not
-    looked at.
+    `hints` also `rehint_s` and `age_s`: rows hinted or enqueued less than that ago are left out and
+    the model is not looked at.
 
     Args:
         suspect: the line of suspects instead of the ordinary one.
@@ -46,6 +46,7 @@ def pick(*, suspect: bool = False, hints: bool = False) -> str:
     """
     condition = (
         "(j.hinted_at IS NULL OR j.hinted_at < now.t - make_interval(secs => %(rehint_s)s))"
+        " AND j.created_at <= now.t - make_interval(secs => %(age_s)s)"
         if hints
         else "coalesce(j.model, '') = coalesce(%(model)s, '')"
     )

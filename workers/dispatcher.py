@@ -34,7 +34,11 @@ Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.2
-"""Bulk lanes are looked at this often; an interactive enqueue wakes the dispatcher at once."""
+"""Every lane is looked at this often, and an interactive one soon after an enqueue."""
+HEAD_START_S: Final = 0.02
+"""How long an interactive job is left to the workers, which hear of it as the dispatcher does: an idle
+one has claimed it within 2 to 5 ms. A hint at it would come too late for anybody, at the price of a
+message and of two events in Flower. What is still in line after this gets one."""
 REHINT_S: Final = 30.0
 """A job still queued this long after its hint is hinted at again: the hint may be lost."""
 REHINT_EMPTY_S: Final = 1.0
@@ -66,10 +70,8 @@ class Dispatcher:
         }
         self._rests_until: dict[str, float] = {}
         """Lanes left alone until then: the broker refused them, or is away."""
-        self._room: dict[str, int] = {}
-        """Hints that a lane's queue has room for at least: what it had when it was last counted."""
-        self._kinds: dict[str, list[str]] = {}
-        """The kinds that each lane was seen to have, the latest first."""
+        self._heard: dict[str, float] = {}
+        """Interactive lanes with a new job, and when the last one's head start is over."""
 
     def run(self, conn: Connection) -> None:
         """Dispatch until stopped or the connection breaks."""
@@ -77,15 +79,25 @@ class Dispatcher:
         conn.execute("LISTEN vestry_lane")
         # A hint's stamp lost in a crash costs one stale hint; the commit need not wait for the disk.
         conn.execute("SET synchronous_commit = off")
-        next_tick = 0.0
+        next_tick = next_look = 0.0
         while not self._stop.is_set():
-            wait = max(0.0, min(TICK_S, next_tick - time.monotonic()))
+            due = min(next_tick, next_look) if self._heard else next_tick
+            wait = max(0.0, due - time.monotonic())
             woken = {note.payload for note in conn.notifies(timeout=wait, stop_after=1)}
             if woken:
                 # Take what else has already arrived, so that a burst is one round.
                 woken |= {note.payload for note in conn.notifies(timeout=0)}
-                woken = self._hint_at_once(conn, woken & self._lanes)
-            if time.monotonic() >= next_tick:
+            now = time.monotonic()
+            if not self._heard:
+                next_look = now + HEAD_START_S
+            interactive = {lane for lane in woken & self._lanes if _is_interactive(lane)}
+            self._heard |= dict.fromkeys(interactive, now + HEAD_START_S)
+            woken -= interactive
+            if self._heard and now >= next_look:
+                woken |= self._heard.keys()
+                self._heard = {lane: end for lane, end in self._heard.items() if end > now}
+                next_look = now + HEAD_START_S
+            if now >= next_tick:
                 self._take_lanes(conn)
                 transitions.admit(conn)
                 woken = set(self._lanes)
@@ -101,22 +113,6 @@ class Dispatcher:
             if row is not None and row[0]:
                 self._lanes.add(lane)
 
-    def _hint_at_once(self, conn: Connection, lanes: AbstractSet[str]) -> set[str]:
-        """Somebody waits: hint at what is most likely there before looking at what else is.
-
-        Returns:
-            The lanes still to be looked at: all but those whose only kind this was.
-        """
-        left = set(lanes)
-        for lane in self._in_turn(lanes & self._kinds.keys()):
-            with self._minding_the_broker(lane):
-                kind, *others = self._kinds[lane]
-                room = self._room[lane]
-                if room > 0 and self._hint(conn, lane, kind, room, REHINT_S) and not others:
-                    left.discard(lane)
-                    self._count(lane)
-        return left
-
     def _fill(self, conn: Connection, lanes: AbstractSet[str]) -> None:
         lanes = frozenset(self._in_turn(lanes))
         if not lanes:
@@ -126,36 +122,34 @@ class Dispatcher:
             for lane in lanes
             for kind in KINDS
         }
-        found = hints.waiting(conn, marks)
+        found = hints.waiting(conn, marks, {lane: _head_start_s(lane) for lane in lanes})
         for lane in self._in_turn({lane for lane, _ in found}):
             with self._minding_the_broker(lane):
                 self._fill_lane(conn, lane, [kind for kind in KINDS if (lane, kind) in found])
 
     def _fill_lane(self, conn: Connection, lane: str, kinds: Sequence[str]) -> None:
-        queued = self._count(lane)
+        queued = int(self._broker.llen(key_prefix(LANES[lane].privacy) + lane))
+        room = self._window - queued
         rehint_s = REHINT_EMPTY_S if queued == 0 else REHINT_S
         for kind in kinds:
-            if (room := self._room[lane]) > 0:
-                self._hint(conn, lane, kind, room, rehint_s)
-
-    def _count(self, lane: str) -> int:
-        """How many hints wait in a lane's queue."""
-        queued = int(self._broker.llen(key_prefix(LANES[lane].privacy) + lane))
-        self._room[lane] = self._window - queued
-        return queued
+            if room > 0:
+                room -= self._hint(conn, lane, kind, room, rehint_s)
 
     def _hint(self, conn: Connection, lane: str, kind: str, limit: int, rehint_s: float) -> int:
         """Stamp jobs of a kind, then publish hints at them; how many.
 
         The stamp is committed first, so that a crash in between costs a rehint and no more.
         """
-        mark = self._marks.setdefault((lane, kind), Mark())
-        chosen = hints.stamp(conn, lane, kind, limit=limit, rehint_s=rehint_s, mark=mark)
+        chosen = hints.stamp(
+            conn,
+            lane,
+            kind,
+            limit=limit,
+            rehint_s=rehint_s,
+            mark=self._marks.setdefault((lane, kind), Mark()),
+            age_s=_head_start_s(lane),
+        )
         self._publish(LANES[lane].privacy, lane, kind, chosen)
-        self._room[lane] -= len(chosen)
-        if chosen:
-            kinds = self._kinds.setdefault(lane, [])
-            kinds[:] = [kind, *(k for k in kinds if k != kind)]
         return len(chosen)
 
     def _in_turn(self, lanes: AbstractSet[str]) -> Iterator[str]:
@@ -202,8 +196,16 @@ def _is_away(error: Exception) -> bool:
     return isinstance(cause, (OperationalError, redis.ConnectionError, redis.TimeoutError, OSError))
 
 
+def _is_interactive(lane: str) -> bool:
+    return LANES[lane].latency == Latency.INTERACTIVE
+
+
+def _head_start_s(lane: str) -> float:
+    return HEAD_START_S if _is_interactive(lane) else 0.0
+
+
 def _interactive_first(lane: str) -> tuple[bool, str]:
-    return (LANES[lane].latency != Latency.INTERACTIVE, lane)
+    return (not _is_interactive(lane), lane)
 
 
 def main() -> None:

@@ -59,30 +59,30 @@ class Executor:
     def claim(
         self,
         lane: str,
-        kind: str,
+        kinds: Sequence[str],
         *,
         hint: UUID | None = None,
         limit: int = 256,
-        budget: int = 1_000_000,
+        budgets: Mapping[str, int] | None = None,
         suspect: bool = False,
     ) -> Opened | None:
-        """Claim a batch and read its payloads, in one synchronous commit.
+        """Claim a batch of one of the kinds and read its payloads, in one synchronous commit.
 
         Raises:
             psycopg.Error: the database is away; nothing was claimed, or a lease that will expire.
         """
-        mark = self.marks.setdefault((lane, kind), Mark())
+        marks = {kind: self.marks.setdefault((lane, kind), Mark()) for kind in kinds}
         # A pipeline: statements whose answers nobody waits for share a round trip.
         with self.pool.connection() as conn, conn.pipeline():
             lease = leases.claim(
                 conn,
                 self.terms,
                 lane,
-                [kind],
+                kinds,
                 hint=hint,
                 limit=limit,
-                budget=budget,
-                mark=mark,
+                budgets=budgets,
+                marks=marks,
                 suspect=suspect,
             )
             if lease is None:

@@ -46,22 +46,24 @@ class FlowerFeed:
     def __init__(self, app: Any, hostname: str) -> None:
         self._app = app
         self._hostname = hostname
-        self._events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(BACKLOG)
+        # Written to by threads that run jobs: this sort of queue costs them next to nothing.
+        self._events: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._allowance = BULK_PER_S
         self._at = time.monotonic()
         self._told: dict[UUID, float] = {}
         self.shed = 0
         threading.Thread(target=self._run, name="flower-feed", daemon=True).start()
 
-    def started(self, kind: str, job_ids: Iterable[UUID], *, sure: bool) -> None:
-        """Jobs of a kind began. `sure` tells of all of them, whatever the rate."""
+    def started(self, kind: str, lane: str, job_ids: Iterable[UUID], *, sure: bool) -> None:
+        """Jobs of a kind and lane began. `sure` tells of all of them, whatever the rate."""
         for job_id in job_ids:
             if not (sure or self._allowed()):
                 self.shed += 1
                 continue
             self._told[job_id] = time.monotonic()
             name = {"uuid": str(job_id), "name": kind}
-            self._put("task-received", {**name, "args": f"('{job_id}',)", "kwargs": "{}"})
+            received = {**name, "args": f"('{job_id}',)", "kwargs": "{}", "routing_key": lane}
+            self._put("task-received", received)
             self._put("task-started", name)
 
     def finished(self, kind: str, job_ids: Iterable[UUID], done: Finished) -> None:
@@ -93,16 +95,19 @@ class FlowerFeed:
         return True
 
     def _put(self, kind: str, fields: dict[str, Any]) -> None:
-        try:
-            # The moment it happened, which is not the moment it is sent.
-            self._events.put_nowait((kind, {**fields, "timestamp": time.time()}))
-        except queue.Full:
+        if self._events.qsize() >= BACKLOG:
             self.shed += 1
+            return
+        # The moment it happened, which is not the moment it is sent.
+        self._events.put((kind, {**fields, "timestamp": time.time()}))
 
     def _run(self) -> None:
         while True:
+            event = self._events.get()
+            # Not now: the job it tells of is running, in this process.
+            time.sleep(LINGER_S)
             try:
-                self._send(self._events.get())
+                self._send(event)
             except (OperationalError, RedisError, OSError) as error:
                 log.debug("events not sent (%s)", type(error).__name__)
                 self.shed += 1
@@ -125,8 +130,9 @@ class FlowerFeed:
             while True:
                 kind, fields = event
                 dispatcher.send(kind, **fields)
-                if self._events.empty():
-                    time.sleep(LINGER_S)
-                if self._events.empty():
+                waited = self._events.empty()
+                if waited:
                     dispatcher.flush()
                 event = self._events.get(timeout=IDLE_S)
+                if waited:
+                    time.sleep(LINGER_S)

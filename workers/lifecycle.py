@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from celery import Celery, signals
 from models.content import Content, PrivateContent, ShareableContent
 from models.leases import Terms
 from vestry.keyring import KeyRing
+from vestry.lanes import LANES, Latency
 from workers import celery_tasks, database, kinds
 from workers.executor import Executor
 from workers.finisher import Finisher
 from workers.flower_feed import FlowerFeed
 from workers.heartbeat import Heartbeat
+from workers.listener import Listener
 from workers.runtime import Runtime
 from workers.settings import Settings
 
@@ -40,6 +43,7 @@ class Lifecycle:
         self._app = app
         self._settings = settings
         self._runtime: Runtime | None = None
+        self._listener: Listener | None = None
         self._drain: threading.Thread | None = None
 
     def runtime(self) -> Runtime:
@@ -57,11 +61,7 @@ class Lifecycle:
         pool = database.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
         handlers = kinds.build(settings, pool)
         heart = Heartbeat(
-            lambda: psycopg.connect(
-                settings.database,
-                autocommit=True,
-                **database.connection_options(f"{name}-heart", settings.lease_s),
-            ),
+            _connector(settings, f"{name}-heart"),
             settings.lease_s,
             settings.heartbeat_s,
             settings.max_run_s,
@@ -83,11 +83,17 @@ class Lifecycle:
             ),
         )
         self._runtime = Runtime(executor, settings, FlowerFeed(self._app, name))
+        interactive = [lane for lane in lanes if LANES[lane].latency == Latency.INTERACTIVE]
+        if interactive:
+            connect = _connector(settings, f"{name}-ear")
+            self._listener = Listener(connect, interactive, self._runtime.wake)
         heart.start()
 
     def ready(self, **_: Any) -> None:
         """Messages flow: start looking for work, and tell the supervisor."""
         self.runtime().start()
+        if self._listener is not None:
+            self._listener.start()
         if self._settings.ready_file is not None:
             Path(self._settings.ready_file).touch()
         log.info("worker ready")
@@ -95,6 +101,8 @@ class Lifecycle:
     def shutting_down(self, **_: Any) -> None:
         """Drain on a thread: this runs inside a signal handler, where a lock may be held."""
         if self._runtime is not None and self._drain is None:
+            if self._listener is not None:
+                self._listener.stop()
             self._drain = threading.Thread(target=self._runtime.drain, name="drain")
             self._drain.start()
 
@@ -102,6 +110,15 @@ class Lifecycle:
         """Wait for the drain before the process ends."""
         if self._drain is not None:
             self._drain.join(DRAIN_S)
+
+
+def _connector(settings: Settings, name: str) -> Callable[[], psycopg.Connection[Any]]:
+    """Makes connections that commit by themselves, for a thread that needs its own."""
+    return lambda: psycopg.connect(
+        settings.database,
+        autocommit=True,
+        **database.connection_options(name, settings.lease_s),
+    )
 
 
 def content_for(settings: Settings) -> Content:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
 from vestry.lanes import LANES, Latency
+from workers.bell import Bell
 from workers.executor import Executor, Opened
 from workers.finishing import Finished
 from workers.flower_feed import FlowerFeed
@@ -21,6 +22,8 @@ from workers.slots import Quarantine, Slots
 
 log = logging.getLogger(__name__)
 
+ERROR_PAUSE_S = 1.0
+"""How long a feeder rests that was refused work, by a database that is away for instance."""
 PAUSE_RATIO = 3
 """How much longer than it held up the others a suspect then waits for its next chance."""
 
@@ -42,13 +45,14 @@ class Runtime:
         self._quarantine = Quarantine()
         self._pace = Pace(settings.batch_s)
         self._draining = threading.Event()
-        self._wake = {lane: threading.Event() for lane in settings.lanes}
+        self._bells = {lane: Bell(settings.poll_s) for lane in settings.lanes}
         self._kinds = tuple(executor.handlers)
 
     def start(self) -> None:
-        """Begin to look for work without hints: one thread per lane and slot, one for suspects."""
+        """Begin to look for work: a thread for each slot, one for suspects."""
         for lane in self._settings.lanes:
-            for number in range(self._settings.slots):
+            # As many as could ever run at once, so that batches of one kind leave some for another.
+            for number in range(self._settings.slots * len(self._kinds)):
                 threading.Thread(
                     target=self._feed_lane,
                     args=(lane,),
@@ -57,15 +61,19 @@ class Runtime:
                 ).start()
         threading.Thread(target=self._feed_suspects, name="feeder-suspects", daemon=True).start()
 
+    def wake(self, lane: str) -> None:
+        """There may be work in a lane of this process: have it looked for at once."""
+        self._bells[lane].ring()
+
     def hinted(self, lane: str, kind: str, job_id: UUID) -> Finished | None:
         """Run the batch that a hint is the first of; None if the job is not to be had.
 
         A message may be forged, or of a kind that a newer producer knows: what this process does not
         serve is none of its business.
         """
-        if self._draining.is_set() or lane not in self._wake or kind not in self._kinds:
+        if self._draining.is_set() or lane not in self._bells or kind not in self._kinds:
             return None
-        self._slots.acquire(lane, kind, wait=True)
+        self._slots.acquire(lane, kind)
         try:
             with self._quarantine.shared():
                 return self._step(lane, kind, hint=job_id)
@@ -74,9 +82,9 @@ class Runtime:
             log.warning("hinted job left to others (%s)", type(error).__name__)
             return None
         finally:
-            self._slots.release(lane, kind)
+            self._release(lane, [kind])
             if LANES[lane].latency != Latency.INTERACTIVE:
-                self._wake[lane].set()
+                self._bells[lane].ring()
 
     def stopped(self, lane: str, job_id: UUID) -> str | None:
         """The state of a finished job whose hint came too late; None for one that goes on.
@@ -100,8 +108,8 @@ class Runtime:
     def drain(self) -> None:
         """Take nothing more, and hand every lease back at once with no attempt spent."""
         self._draining.set()
-        for event in self._wake.values():
-            event.set()
+        for bell in self._bells.values():
+            bell.close()
         for lease in self._executor.heart.held():
             try:
                 self._executor.hand_back(lease)
@@ -111,32 +119,42 @@ class Runtime:
     def _step(
         self, lane: str, kind: str, *, hint: UUID | None = None, suspect: bool = False
     ) -> Finished | None:
+        opened = self._claim(lane, [kind], hint=hint, suspect=suspect)
+        if opened is None:
+            return None
+        if opened.lease.more:
+            self._bells[lane].ring()
+        return self._run(opened, hint)
+
+    def _claim(
+        self, lane: str, kinds: Sequence[str], *, hint: UUID | None = None, suspect: bool = False
+    ) -> Opened | None:
         latency = LANES[lane].latency
         limit = (
             self._settings.interactive_batch_jobs
-            if latency == "interactive"
+            if latency == Latency.INTERACTIVE
             else self._settings.batch_jobs
         )
         opened = self._executor.claim(
             lane,
-            kind,
+            kinds,
             hint=hint,
             limit=limit,
-            budget=self._pace.budget(kind, latency),
+            budgets={kind: self._pace.budget(kind, latency) for kind in kinds},
             suspect=suspect,
         )
-        if opened is None:
-            return None
-        if self._draining.is_set():
+        if opened is not None and self._draining.is_set():
             self._executor.hand_back(opened.lease)
             self._executor.heart.remove(opened.lease)
             return None
-        return self._run(kind, opened, hint)
+        return opened
 
-    def _run(self, kind: str, opened: Opened, hint: UUID | None) -> Finished:
+    def _run(self, opened: Opened, hint: UUID | None = None) -> Finished:
         jobs = opened.lease.jobs
+        kind = jobs[0].kind
         unannounced = [job.id for job in jobs if job.id != hint]
-        self._feed.started(kind, unannounced, sure=jobs[0].latency == Latency.INTERACTIVE)
+        sure = jobs[0].latency == Latency.INTERACTIVE
+        self._feed.started(kind, opened.lease.lane, unannounced, sure=sure)
         finished = Finished()
         begun = time.monotonic()
         try:
@@ -148,29 +166,40 @@ class Runtime:
         return finished
 
     def _feed_lane(self, lane: str) -> None:
-        wake = self._wake[lane]
+        bell = self._bells[lane]
         while not self._draining.is_set():
-            wake.wait(self._settings.poll_s)
-            wake.clear()
-            while not self._draining.is_set() and self._serve(lane, self._kinds):
-                pass
-
-    def _serve(self, lane: str, kinds: Iterable[str]) -> bool:
-        """Run one batch of each kind with a free slot; whether there was any."""
-        found = False
-        for kind in kinds:
-            if not self._slots.acquire(lane, kind, wait=False):
-                continue
+            bell.wait()
             try:
-                with self._quarantine.shared():
-                    found = self._step(lane, kind) is not None or found
+                while not self._draining.is_set() and self._serve(lane):
+                    pass
             except Exception as error:  # a feeder must outlive whatever befalls a batch
                 log.warning("no work to be had (%s)", type(error).__name__)
-                self._draining.wait(self._settings.poll_s)
-                return False
-            finally:
-                self._slots.release(lane, kind)
-        return found
+                self._draining.wait(ERROR_PAUSE_S)
+
+    def _serve(self, lane: str) -> bool:
+        """Run a batch of a kind with a free slot, if there is any; whether to look again unasked."""
+        held = self._slots.free(lane, self._kinds)
+        if not held:
+            return False
+        try:
+            with self._quarantine.shared():
+                opened = self._claim(lane, held)
+                if opened is None:
+                    return False
+                kind = opened.lease.jobs[0].kind
+                self._release(lane, [other for other in held if other != kind])
+                held = [kind]
+                if opened.lease.more:
+                    self._bells[lane].ring()
+                self._run(opened)
+        finally:
+            self._release(lane, held)
+        # What is enqueued in an interactive lane rings the bell.
+        return LANES[lane].latency != Latency.INTERACTIVE
+
+    def _release(self, lane: str, kinds: Sequence[str]) -> None:
+        if self._slots.release(lane, kinds):
+            self._bells[lane].ring()
 
     def _feed_suspects(self) -> None:
         while not self._draining.wait(self._settings.poll_s):

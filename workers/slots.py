@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -18,15 +18,39 @@ class Slots:
     def __init__(self, size: int) -> None:
         self._size = size
         self._made: dict[tuple[str, str], threading.Semaphore] = {}
+        self._missed: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
-    def acquire(self, lane: str, kind: str, *, wait: bool) -> bool:
-        """Take a slot; without `wait`, at once or not at all."""
-        return self._of(lane, kind).acquire(blocking=wait)
+    def acquire(self, lane: str, kind: str) -> None:
+        """Take a slot, when there is one."""
+        self._of(lane, kind).acquire()
 
-    def release(self, lane: str, kind: str) -> None:
-        """Give a slot back."""
-        self._of(lane, kind).release()
+    def free(self, lane: str, kinds: Iterable[str]) -> list[str]:
+        """Take a slot of each kind that has one now; those kinds."""
+        return [kind for kind in kinds if self._try(lane, kind)]
+
+    def release(self, lane: str, kinds: Iterable[str]) -> bool:
+        """Give a slot of each kind back.
+
+        Returns:
+            Whether somebody did without one of them meanwhile, and should look again.
+        """
+        missed = False
+        for kind in kinds:
+            self._of(lane, kind).release()
+            with self._lock:
+                missed = missed or (lane, kind) in self._missed
+                self._missed.discard((lane, kind))
+        return missed
+
+    def _try(self, lane: str, kind: str) -> bool:
+        slot = self._of(lane, kind)
+        if slot.acquire(blocking=False):
+            return True
+        with self._lock:
+            self._missed.add((lane, kind))
+        # One given back before that was written down would be missed by everybody.
+        return slot.acquire(blocking=False)
 
     def _of(self, lane: str, kind: str) -> threading.Semaphore:
         with self._lock:

@@ -215,7 +215,7 @@ def test_a_batch_claimed_while_draining_goes_back_unrun(
 
 def run_once(stack: DevStack, handler: Handler) -> None:
     with runtime(stack, handler) as worker:
-        opened = worker._executor.claim(LANE, "embedding")
+        opened = worker._executor.claim(LANE, ["embedding"])
         assert opened is not None
         worker._executor.run(opened)
 

@@ -134,7 +134,8 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
     with psycopg.connect(url, autocommit=True, options=PLANNER_OPTIONS) as conn:
 
         def turns() -> list[int]:
-            lease = leases.claim(conn, TERMS, LANE, ["embedding"], limit=100, mark=mark)
+            marks = {"embedding": mark}
+            lease = leases.claim(conn, TERMS, LANE, ["embedding"], limit=100, marks=marks)
             return [0] * len(lease.jobs) if lease else []
 
         for _ in range(4):
