@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,9 +12,31 @@ import psycopg
 import pytest
 import redis
 
+from tests import residue
+from tests.homes import temporary_home
 from workers.devstack import DevStack
 from workers.settings import key_prefix
 from workers.valkey_server import PRIVACIES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Everything lies below one directory during the run; nothing of it is there afterwards."""
+    root = Path(tempfile.mkdtemp(prefix="vestry-tests-")).resolve()
+    if os.geteuid() == 0:
+        root.chmod(0o711)  # the servers' account passes through
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(root))
+        patch.setattr(tempfile, "tempdir", str(root))
+        yield
+        processes = residue.processes(root)
+        told = [f"{process.pid} {process.name()}" for process in processes]
+        for process in processes:
+            process.kill()
+        places = residue.places(root)
+        for path in (*places, root):
+            shutil.rmtree(path, ignore_errors=True)
+    assert (told, places) == ([], []), "the tests left processes, or servers' data"
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +46,8 @@ def stack() -> Iterator[DevStack]:
     `stack.database_url(role)`, `stack.superuser_url`, `stack.broker_url(user)`, `stack.home`,
     `stack.keyring`.
     """
-    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
-    try:
-        with DevStack(home) as running:
-            yield running
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with temporary_home() as home, DevStack(home) as running:
+        yield running
 
 
 @pytest.fixture
@@ -59,11 +78,11 @@ def empty_tables(conn: psycopg.Connection[tuple[object, ...]]) -> None:
            WHERE i.inhparent = 'vestry.shareable_embeddings'::regclass"""
     ).fetchall()
     for (partition,) in partitions:
-        conn.execute(f"DROP TABLE {partition}")  # type: ignore[call-overload]
+        conn.execute(f"DROP TABLE {partition}")
     tables = conn.execute(
         """SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') FROM pg_tables
            WHERE schemaname = 'vestry' AND tablename NOT IN ('lanes', 'alembic_version')"""
     ).fetchone()
     assert tables is not None
-    conn.execute(f"TRUNCATE {tables[0]} RESTART IDENTITY")  # type: ignore[call-overload]
+    conn.execute(f"TRUNCATE {tables[0]} RESTART IDENTITY")
     conn.execute("UPDATE vestry.lanes SET turn = 0, paused_at = NULL")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
+from tests.homes import temporary_home
 from vestry.jobs import Prepared
 from vestry.lanes import Pool
 from workers.detached import Detached, start_detached
@@ -41,12 +39,11 @@ class Handmade:
 @contextmanager
 def echo_stack(*, flower: bool) -> Iterator[Detached]:
     """A stack in a directory of its own, both gone at the end."""
-    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
-    try:
-        with start_detached(home, SETTINGS, flower=flower) as running:
-            yield running
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with (
+        temporary_home() as home,
+        start_detached(home, SETTINGS, flower=flower) as running,
+    ):
+        yield running
 
 
 def eventually(check: Callable[[], bool], within: float = 20.0) -> None:

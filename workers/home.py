@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is none, or only a torn one."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
 

@@ -2,12 +2,16 @@
 
 Run as root, the servers are another account, which may be shut out of the checkout (a 0700 parent)
 or of the virtual environment. Data then goes to a place of the system's, programs are copied there.
+
+Home and place name each other, by a file in each. So a home that was moved keeps its data, a copy
+of it or a new one at its path meets nobody else's, and a place whose home is gone can be told.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
+import secrets
 import shutil
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,7 +20,12 @@ from pathlib import Path
 from workers.home import Home, read_json, write_private
 from workers.process import Account, server_account
 
-SYSTEM_PLACES = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108 - a 0711 directory of root's, refused if another's
+SYSTEM_PLACES = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108 - a new 0711 directory of root's in it
+PREFIX = "vestry-"
+RECORD = "servers.json"
+"""In a home: its place. Absent where the data lies in the home itself."""
+OWNER = "home.json"
+"""In a place: its home."""
 
 
 class ServerPlace:
@@ -90,23 +99,63 @@ def package_directory(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def orphans() -> dict[Path, str]:
+    """Places that no home names any more, and whose they were; root's own alone.
+
+    They are for a person to remove: the home may lie on a disk that is not mounted just now.
+    """
+    if os.geteuid() != 0:
+        return {}
+    found = {}
+    for place in (p for base in SYSTEM_PLACES for p in sorted(base.glob(f"{PREFIX}*"))):
+        home = read_json(place / OWNER).get("home")
+        if home and place.stat().st_uid == 0 and _named_by(Path(home)) != place:
+            found[place] = str(home)
+    return found
+
+
+def remove(home: Path) -> None:
+    """Remove a home for good, with its servers' data where that lies elsewhere."""
+    for path in (_own_place(Home(home)), home):
+        if path is not None and path.exists():
+            shutil.rmtree(path)
+
+
 def _root(home: Home) -> Path:
     """The home where every account concerned can reach it, else the home's own system place."""
+    if place := _own_place(home):
+        return place
     if server_account(home.path).can_enter(home.path):
         return home.path
-    # Named by the home, and recorded with it, so that neither a moved nor a copied home meets
-    # another's data.
-    tag = hashlib.sha256(str(home.path).encode()).hexdigest()[:16]
     for base in SYSTEM_PLACES:
-        place = base / f"vestry-{tag}"
         if not base.is_dir() or not os.access(base, os.W_OK):
             continue
-        place.mkdir(mode=0o711, exist_ok=True)
-        if place.stat().st_uid != os.geteuid() or place.is_symlink():
-            continue
+        place = base / f"{PREFIX}{secrets.token_hex(8)}"
+        place.mkdir()
         place.chmod(0o711)
-        recorded = home.path / "servers.json"
-        if read_json(recorded).get("place") != str(place):
-            write_private(recorded, f'{{"place": "{place}"}}\n')
+        _write(place / OWNER, {"home": str(home.path)})
+        _write(home.path / RECORD, {"place": str(place)})
         return place
     raise OSError(f"no directory for the servers' data that their account can reach ({home.path})")
+
+
+def _own_place(home: Home) -> Path | None:
+    """The system place that belongs to a home; None where its data lies within, or is a copy's."""
+    place = _named_by(home.path)
+    if place is None or not place.is_dir() or place.stat().st_uid != os.geteuid():
+        return None
+    owner = read_json(place / OWNER).get("home")
+    if owner != str(home.path):
+        if owner is None or _named_by(Path(owner)) == place:
+            return None
+        _write(place / OWNER, {"home": str(home.path)})
+    return place
+
+
+def _named_by(home: Path) -> Path | None:
+    place = read_json(home / RECORD).get("place")
+    return Path(place) if place else None
+
+
+def _write(path: Path, document: dict[str, str]) -> None:
+    write_private(path, json.dumps(document) + "\n")

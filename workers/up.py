@@ -16,6 +16,7 @@ from workers.children import FLOWER_USER, Options, Stack, check_settings
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.devstack import ensure_keyring, prepare_database
 from workers.home import Home, HomeInUseError, default_home
+from workers.server_place import orphans
 from workers.supervisor import StartError, Supervisor
 
 __all__ = ["Detached", "register", "start_detached"]
@@ -64,6 +65,7 @@ def up(
             )
         except StartError as error:
             raise CommandError("not_started", str(error), ExitCode.UNAVAILABLE) from None
+        _tell_orphans(output)
         state = started.state()
         output.emit(_document(state, started.client), lambda c: _show(c, state, started.client))
     else:
@@ -108,6 +110,7 @@ def _foreground(home: Home, options: Options, timeout: float, output: Output) ->
 
     supervisor = Supervisor(home, specs, prepare_stage=prepare, tell=output.note)
     supervisor.catch_signals()
+    _tell_orphans(output)
     output.note(f"Starting in {home.path} …")
     try:
         supervisor.start(timeout)
@@ -123,6 +126,14 @@ def _foreground(home: Home, options: Options, timeout: float, output: Output) ->
         home.client.unlink(missing_ok=True)
         supervisor.drain()
         home.unlock()
+
+
+def _tell_orphans(output: Output) -> None:
+    for place, home in orphans().items():
+        output.note(
+            f"{place} holds the data of a home that was at {home} and is gone: "
+            "remove it, unless that home comes back."
+        )
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import psycopg
 import pytest
 
 from tests.echo_stack import SETTINGS, eventually
+from tests.homes import temporary_home
 from vestry import Document, Embedding, JobFailed, KeyRing, Vestry
 from vestry.ids import uuid7
 from vestry.results import JobRef
@@ -24,14 +23,13 @@ MAX_RUN_S = 4
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[Detached]:
-    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
     settings = SETTINGS | {"VESTRY_MAX_RUN_S": str(MAX_RUN_S), "VESTRY_BATCH_S": "0.5"}
     only = ("dispatcher", "reconciler", "private-bulk-gpu")
-    try:
-        with start_detached(home, settings, flower=False, only=only) as running:
-            yield running
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with (
+        temporary_home() as home,
+        start_detached(home, settings, flower=False, only=only) as running,
+    ):
+        yield running
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from tests.homes import temporary_home
 from workers.detached import Detached, start_detached
 
 RUN = [sys.executable, "-c", "import sys; from vestry.cli import main; sys.exit(main())"]
@@ -26,18 +25,14 @@ DEADLINE_S = 120
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[Detached]:
-    home = Path(tempfile.mkdtemp(prefix="vestry-test-cli-"))
     # A short lease: what a crash leaves behind is taken up again within seconds.
     settings = {
         "VESTRY_EMBEDDING_BACKEND": "echo",
         "VESTRY_LEASE_S": "10",
         "VESTRY_HEARTBEAT_S": "3",
     }
-    try:
-        with start_detached(home, settings, flower=False) as stack:
-            yield stack
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with temporary_home() as home, start_detached(home, settings, flower=False) as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +18,11 @@ import redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from models.roles import ROLES
+from tests.homes import temporary_home
 from vestry.keyring import KeyRing
 from workers.devstack import DevStack, prepare_database
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.process import base_environment
-from workers.server_place import ServerPlace
 from workers.settings import key_prefix
 from workers.valkey_server import PRIVACIES
 
@@ -32,11 +30,10 @@ from workers.valkey_server import PRIVACIES
 @pytest.fixture
 def home() -> Iterator[Path]:
     # A name that a configuration file must quote.
-    path = Path(tempfile.mkdtemp(prefix="vestry tést-"))
-    path.chmod(0o755)
-    yield path
-    end_processes_of(path)
-    shutil.rmtree(path, ignore_errors=True)
+    with temporary_home(prefix="vestry tést-") as path:
+        path.chmod(0o755)
+        yield path
+        end_processes_of(path)
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
@@ -53,8 +50,10 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 
 def end_processes_of(home: Path) -> None:
-    for process in processes_of(home):
+    killed = processes_of(home)
+    for process in killed:
         process.kill()
+    psutil.wait_procs(killed, timeout=10)
 
 
 def server(stack: DevStack, name: str) -> psutil.Process:
@@ -387,31 +386,6 @@ def test_works_as_an_ordinary_user(home: Path) -> None:
     assert (done.returncode, done.stdout.split()) == (0, ["10", "10"]), done.stderr
     assert (home / "stack").stat().st_uid == account.pw_uid
     assert processes_of(home) == []
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
-def test_as_root_where_the_servers_account_is_shut_out(home: Path) -> None:
-    closed = home / "closed"
-    closed.mkdir(mode=0o700)
-    with DevStack(closed / "stack") as stack:
-        remember(stack, "kept")
-        data = stack.postgres.data
-        assert psutil.Process(stack._running[0][0].pid).uids().real != 0
-    try:
-        assert not data.is_relative_to(home)
-        with DevStack(closed / "stack") as stack:
-            assert remembered(stack) == ["kept"]
-    finally:
-        shutil.rmtree(data.parent.parent)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
-def test_programs_out_of_reach_are_copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As in a virtual environment below a 0700 directory: nothing runs from where it lies.
-    monkeypatch.setattr(ServerPlace, "_runs", lambda *_: False)
-    with DevStack(home) as stack:
-        names = {psutil.Process(process.pid).exe() for process, _ in stack._running}
-        assert all(name.startswith(str(stack.home / "programs")) for name in names)
 
 
 def test_free_ports_run_out_with_an_error(tmp_path: Path) -> None:

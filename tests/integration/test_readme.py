@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.homes import temporary_home
 from workers.detached import Detached, start_detached
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,10 +19,9 @@ AFTER_ENQUEUE = '            privacy="private",\n        )\n'
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detached]:
-    home = tmp_path_factory.mktemp("readme")
+def running() -> Iterator[Detached]:
     settings = {"VESTRY_EMBEDDING_BACKEND": "echo"}
-    with start_detached(home, settings, flower=False) as stack:
+    with temporary_home() as home, start_detached(home, settings, flower=False) as stack:
         yield stack
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +20,7 @@ import psutil
 import psycopg
 import pytest
 
+from tests.homes import temporary_home
 from workers.children import TUNABLES, inherited, worker_lanes
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.home import CHECKOUT, Home, HomeInUseError
@@ -35,12 +34,11 @@ CONTROL = ("dispatcher", "reconciler")
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="vestry-test-"))
-    yield path
-    if running := running_in(path):
-        running.supervisor.signal(signal.SIGKILL)
-    until(lambda: sweep_or_zero(path) == 0)
-    shutil.rmtree(path, ignore_errors=True)
+    with temporary_home() as path:
+        yield path
+        if running := running_in(path):
+            running.supervisor.signal(signal.SIGKILL)
+        until(lambda: sweep_or_zero(path) == 0)
 
 
 def sweep_or_zero(home: Path) -> int:
@@ -59,7 +57,7 @@ def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
 
 def alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

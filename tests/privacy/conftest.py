@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.echo_stack import SETTINGS
+from tests.homes import temporary_home
 from tests.privacy.needles import Marker
 from tests.privacy.observed_up import start_observed
 from tests.privacy.places import Stack
@@ -36,31 +34,30 @@ class Canary:
 
 @pytest.fixture(scope="module")
 def canary() -> Iterator[Canary]:
-    home = Path(tempfile.mkdtemp(prefix="vestry-test-"))
-    try:
-        with start_observed(home, SETTINGS | {"VESTRY_LOG_LEVEL": "DEBUG"}) as up:
-            client = up.client
-            with (
-                Watch(Home(home), client["supervisor_pid"]) as watch,
-                Vestry(client["database_url"], client["keyring"]) as vestry,
-                psycopg.connect(client["database_url"], autocommit=True) as conn,
-            ):
-                stack = Stack(Home(home), watch, client, [])
-                private, shareable = (
-                    Scenario(privacy, Marker(), vestry, conn, stack.told)
-                    for privacy in ("private", "shareable")
-                )
-                for scenario in (private, shareable):
-                    scenario.enqueue()
-                for scenario in (private, shareable):
-                    scenario.wait()
-                    scenario.search()
-                private.crash()
-                private.wait()
-                with stack.superuser() as admin:
-                    admin.execute("ANALYZE")  # its statistics quote values
-                seen = {name: list(read()) for name, read in stack.places().items()}
-                yield Canary(up, stack, private, shareable, seen)
-                assert not watch.errors, watch.errors
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with (
+        temporary_home() as home,
+        start_observed(home, SETTINGS | {"VESTRY_LOG_LEVEL": "DEBUG"}) as up,
+    ):
+        client = up.client
+        with (
+            Watch(Home(home), client["supervisor_pid"]) as watch,
+            Vestry(client["database_url"], client["keyring"]) as vestry,
+            psycopg.connect(client["database_url"], autocommit=True) as conn,
+        ):
+            stack = Stack(Home(home), watch, client, [])
+            private, shareable = (
+                Scenario(privacy, Marker(), vestry, conn, stack.told)
+                for privacy in ("private", "shareable")
+            )
+            for scenario in (private, shareable):
+                scenario.enqueue()
+            for scenario in (private, shareable):
+                scenario.wait()
+                scenario.search()
+            private.crash()
+            private.wait()
+            with stack.superuser() as admin:
+                admin.execute("ANALYZE")  # its statistics quote values
+            seen = {name: list(read()) for name, read in stack.places().items()}
+            yield Canary(up, stack, private, shareable, seen)
+            assert not watch.errors, watch.errors
