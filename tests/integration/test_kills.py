@@ -1,0 +1,178 @@
+"""Each child of `vestry up` is killed in the middle of an index, which then completes unaided.
+
+All four lanes of both privacy classes are at work when it happens, so that every worker has
+something to lose. The victims are those that `Stack.specs` names: a child added later is killed
+too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+import redis
+
+from tests.echo_stack import SETTINGS, echo_stack, eventually
+from tests.homes import temporary_home
+from vestry import Document, Embedding, IndexResult, Vestry
+from vestry.lanes import Latency, Privacy
+from vestry.results import JobRef
+from workers.children import Options, Stack
+from workers.detached import Detached
+from workers.home import Home
+from workers.postgres_server import SUPERUSER, PostgresServer
+from workers.valkey_server import ValkeyServer
+
+KEEPER = "keeper"
+JOBS, PER_JOB = 20, 4
+"""Of each lane: jobs, and documents of each."""
+
+
+def children() -> list[str]:
+    with temporary_home() as path:
+        home = Home(path)
+        home.create()
+        return [spec.name for spec in Stack(home, Options(SETTINGS)).specs()]
+
+
+CHILDREN = children()
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Detached]:
+    with echo_stack(flower=True) as running:
+        yield running
+
+
+def pids(up: Detached) -> dict[str, int | None]:
+    """Every direct child of the supervisor, by its name."""
+    state = up.state()
+    return {p["name"]: p["pid"] for p in state["processes"]} | {KEEPER: state[KEEPER]}
+
+
+def lanes(up: Detached, victim: str) -> set[str]:
+    """The lanes that a worker serves; all of them for a process that serves none."""
+    served = {p["name"]: set(p["lanes"]) for p in up.state()["processes"]}
+    return served.get(victim) or set().union(*served.values())
+
+
+def all_ready(up: Detached) -> bool:
+    return all(p["state"] == "ready" for p in up.state()["processes"])
+
+
+def enqueue(vestry: Vestry, conn: Any, owner: str) -> dict[str, list[JobRef]]:
+    """An index in every lane, by lane."""
+    return {
+        f"{privacy}.{latency}.gpu": vestry.enqueue_many(
+            conn,
+            (
+                Embedding(
+                    documents=[
+                        Document(f"entry {n} {k} echo!sleep=0.02", id=f"{n}.{k}")
+                        for k in range(PER_JOB)
+                    ],
+                    source=f"diary-{latency}",
+                )
+                for n in range(JOBS)
+            ),
+            owner=owner,
+            privacy=privacy,
+            latency=latency,
+        )
+        for privacy in Privacy
+        for latency in Latency
+    }
+
+
+def in_every(
+    vestry: Vestry, jobs: Mapping[str, list[JobRef]], check: Callable[[set[str]], bool]
+) -> bool:
+    """Whether the states of each lane's jobs are as they should be."""
+    try:
+        return all(check({s.state for s in vestry.statuses(refs)}) for refs in jobs.values())
+    except Exception:  # the database itself may be the victim
+        return False
+
+
+def kill(up: Detached, victim: str) -> int:
+    pid = pids(up)[victim]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def nothing_lost_and_nothing_twice(
+    up: Detached, vestry: Vestry, jobs: Mapping[str, list[JobRef]], owner: str
+) -> None:
+    refs = [ref for lane in jobs.values() for ref in lane]
+    results = [vestry.result(ref) for ref in refs]
+    totals = [(r.documents, r.embedded) for r in results if isinstance(r, IndexResult)]
+    assert totals == [(PER_JOB, PER_JOB)] * len(refs)
+    documents = len(refs) * PER_JOB
+    with psycopg.connect(PostgresServer(Home(up.home)).url(SUPERUSER)) as admin:
+        for table, distinct in (
+            ("documents", "(source, external_hash)"),
+            ("chunks", "document_id"),
+            ("embeddings", "chunk_id"),
+        ):
+            for privacy in Privacy:
+                counted = admin.execute(
+                    f"""SELECT count(*), count(DISTINCT {distinct})
+                        FROM vestry.{privacy}_{table} WHERE owner = %s""",
+                    [owner],
+                ).fetchone()
+                half = documents // len(Privacy)
+                assert counted == (half, half), f"{privacy}_{table}"
+        finished = admin.execute(
+            """SELECT count(*), count(DISTINCT job_id) FROM vestry.receipts
+               WHERE outcome = 'succeeded' AND job_id = ANY(%s)""",
+            [[ref.id for ref in refs]],
+        ).fetchone()
+    assert finished == (len(refs), len(refs))
+
+
+def test_the_victims_are_all_the_children_there_are(up: Detached) -> None:
+    assert set(pids(up)) == {*CHILDREN, KEEPER}
+    assert {"private-bulk-gpu", "shareable-bulk-gpu", "flower-private", "flower-shareable"} <= set(
+        CHILDREN
+    )
+    found = psutil.Process(up.supervisor.pid).children()
+    assert {p.pid for p in found} == set(pids(up).values())
+
+
+@pytest.mark.parametrize("victim", [*CHILDREN, KEEPER])
+def test_killing_any_child_during_an_index_loses_and_repeats_nothing(
+    up: Detached, vestry: Vestry, conn: Any, victim: str
+) -> None:
+    eventually(lambda: all_ready(up))
+    before = pids(up)
+    owner = f"kill-{victim}"
+    jobs = enqueue(vestry, conn, owner)
+    at_risk = {lane: jobs[lane] for lane in lanes(up, victim)}
+    eventually(lambda: in_every(vestry, at_risk, lambda states: "running" in states))
+    pid = kill(up, victim)
+
+    eventually(lambda: in_every(vestry, jobs, lambda states: states == {"succeeded"}), within=60)
+    nothing_lost_and_nothing_twice(up, vestry, jobs, owner)
+    eventually(lambda: pids(up)[victim] not in {pid, None} and all_ready(up))
+    assert {name for name, pid in pids(up).items() if pid != before[name]} == {victim}
+
+
+def test_emptying_the_broker_during_an_index_loses_and_repeats_nothing(
+    up: Detached, vestry: Vestry, conn: Any
+) -> None:
+    jobs = enqueue(vestry, conn, "emptied")
+    eventually(lambda: in_every(vestry, jobs, lambda states: "running" in states))
+    server = ValkeyServer(Home(up.home))
+    for privacy in Privacy:
+        with redis.Redis.from_url(server.url(privacy)) as broker:
+            for key in broker.scan_iter(match=f"vestry.{privacy}.*", count=1000):
+                broker.delete(key)
+
+    eventually(lambda: in_every(vestry, jobs, lambda states: states == {"succeeded"}), within=60)
+    nothing_lost_and_nothing_twice(up, vestry, jobs, "emptied")
