@@ -60,12 +60,14 @@ def lock_held(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> frozens
         The jobs whose attempt may still finish. The others were cancelled, expired, rescued or
         handed back; nothing may be written for them but their receipt.
     """
-    conn.execute("SELECT 1 FROM vestry.leases WHERE id = %s FOR UPDATE", [token], prepare=True)
+    # The lease is locked before the first job is looked for: its count is a condition of the scan.
     rows = conn.execute(
-        """SELECT id FROM vestry.jobs
-           WHERE id = ANY (%b) AND lease_id = %s AND state = 'running'
+        """WITH lease AS MATERIALIZED (SELECT FROM vestry.leases WHERE id = %(token)s FOR UPDATE)
+           SELECT id FROM vestry.jobs
+           WHERE (SELECT count(*) FROM lease) >= 0
+             AND id = ANY (%(ids)b) AND lease_id = %(token)s AND state = 'running'
            ORDER BY id FOR UPDATE""",
-        [column(job_ids), token],
+        {"ids": column(job_ids), "token": token},
         prepare=True,
         binary=True,
     )
@@ -82,36 +84,42 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
         token: their lease.
         settlements: one a job.
     """
-    if settlements:
-        conn.execute(
-            """WITH moved AS (
-               UPDATE vestry.jobs j
-               SET state = s.state, lease_id = NULL, error_code = s.code, error_message = s.message,
-                   suspect = j.suspect AND s.state = 'queued',
-                   attempt = j.attempt - s.uncounted::int,
-                   run_at = CASE WHEN s.state = 'queued'
-                                 THEN now.t + make_interval(secs => s.delay_s) ELSE j.run_at END,
-                   finished_at = CASE WHEN s.state = 'queued' THEN NULL ELSE now.t END
-               FROM (SELECT vestry.clock() AS t OFFSET 0) now,
-                    unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::float8[],
-                           %b::bool[])
-                      s(id, state, code, message, delay_s, uncounted)
-               WHERE j.id = s.id AND j.lease_id = %s AND j.state = 'running'
-               RETURNING j.id, j.state, j.latency)
-               SELECT pg_notify('vestry_done', id::text) FROM moved
-               WHERE latency = 'interactive' AND state <> 'queued'""",
-            [
-                column(s.job_id for s in settlements),
-                column(s.state.value for s in settlements),
-                column(s.code for s in settlements),
-                column(s.message for s in settlements),
-                column(s.delay_s for s in settlements),
-                column(s.uncounted for s in settlements),
-                token,
-            ],
-            prepare=True,
-        )
-    drop_if_empty(conn, token)
+    if not settlements:
+        drop_if_empty(conn, token)
+        return
+    conn.execute(
+        """WITH moved AS (
+             UPDATE vestry.jobs j
+             SET state = s.state, lease_id = NULL, error_code = s.code, error_message = s.message,
+                 suspect = j.suspect AND s.state = 'queued',
+                 attempt = j.attempt - s.uncounted::int,
+                 run_at = CASE WHEN s.state = 'queued'
+                               THEN now.t + make_interval(secs => s.delay_s) ELSE j.run_at END,
+                 finished_at = CASE WHEN s.state = 'queued' THEN NULL ELSE now.t END
+             FROM (SELECT vestry.clock() AS t OFFSET 0) now,
+                  unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::float8[], %b::bool[])
+                    s(id, state, code, message, delay_s, uncounted)
+             WHERE j.id = s.id AND j.lease_id = %s AND j.state = 'running'
+             RETURNING j.id, j.state, j.latency),
+           dropped AS (
+             DELETE FROM vestry.leases
+             WHERE id = %s AND NOT EXISTS (SELECT FROM vestry.jobs
+                                           WHERE lease_id = %s AND id NOT IN (SELECT id FROM moved)))
+           SELECT pg_notify('vestry_done', id::text) FROM moved
+           WHERE latency = 'interactive' AND state <> 'queued'""",
+        [
+            column(s.job_id for s in settlements),
+            column(s.state.value for s in settlements),
+            column(s.code for s in settlements),
+            column(s.message for s in settlements),
+            column(s.delay_s for s in settlements),
+            column(s.uncounted for s in settlements),
+            token,
+            token,
+            token,
+        ],
+        prepare=True,
+    )
 
 
 def drop_if_empty(conn: Connection, token: UUID) -> None:

@@ -184,12 +184,12 @@ class AsyncVestry:
 
     async def result(self, job: JobLike) -> Result:
         """A finished job's result; raises as `wait`, and `NotFinished` while it goes on."""
-        return await self._do(lambda: reading.result(reading.job_id(job), self._keys), atomic=True)
+        return await self._do(lambda: reading.result(reading.job_id(job), self._keys))
 
     async def result_json(self, job: JobLike) -> dict[str, Any]:
         """A finished job's result as the worker wrote it; raises as `result`."""
         name = reading.job_id(job)
-        told = await self._do(lambda: reading.outcome(name, self._keys), atomic=True)
+        told = await self._do(lambda: reading.outcome(name, self._keys))
         return told[1]
 
     async def status(self, job: JobLike) -> JobStatus:

@@ -242,12 +242,12 @@ class Vestry:
 
     def result(self, job: JobLike) -> Result:
         """A finished job's result; raises as `wait`, and `NotFinished` while it goes on."""
-        return self._do(lambda: reading.result(reading.job_id(job), self._keys), atomic=True)
+        return self._do(lambda: reading.result(reading.job_id(job), self._keys))
 
     def result_json(self, job: JobLike) -> dict[str, Any]:
         """A finished job's result as the worker wrote it; raises as `result`."""
         name = reading.job_id(job)
-        return self._do(lambda: reading.outcome(name, self._keys), atomic=True)[1]
+        return self._do(lambda: reading.outcome(name, self._keys))[1]
 
     def status(self, job: JobLike) -> JobStatus:
         """Where a job stands. Raises `UnknownJob`."""

@@ -30,7 +30,7 @@ JobLike = JobRef | JobStatus | UUID | str
 
 _SELECT: Final = """SELECT id, kind, state, owner, privacy, latency, lane, attempt, degraded,
   error_code, error_message, created_at, run_at, started_at, finished_at"""
-# The owner context comes from the job's own row: one round trip for both.
+# The owner context comes from the job's own row: no statement of its own for it.
 _OPEN_JOB: Final = (
     _SELECT
     + """, set_config('vestry.owners', (ARRAY[owner])::text, true)
@@ -145,7 +145,7 @@ def status(job: UUID) -> Steps[JobStatus]:
 def outcome(
     job: UUID, keys: OwnerKeys, *, discard: bool = False
 ) -> Steps[tuple[JobStatus, dict[str, Any]]]:
-    """A finished job's status and result as JSON; in a transaction.
+    """A finished job's status and result as JSON; in a transaction where it is to be discarded.
 
     Args:
         job: its id.
@@ -156,18 +156,19 @@ def outcome(
         UnknownJob, NotFinished, ResultGone: there is nothing to read.
         JobFailed: or its subclasses, by how the job ended.
     """
-    rows = yield Query(_OPEN_JOB, (job,), prepare=True)
+    # Both tables are asked, in the round trip that tells which of them it is.
+    bodies = (_TAKE if discard else _READ).values()
+    rows = yield tuple(Query(text, (job,), prepare=True) for text in (_OPEN_JOB, *bodies))
     if not rows:
         raise UnknownJob
-    state = _status(rows[0])
+    state, found = _status(rows[0]), rows[1:]
     if not state.finished:
         raise NotFinished
     if state.state != "succeeded":
         raise JobFailed.of(state.state, rows[0][9], rows[0][10])
-    bodies = yield Query((_TAKE if discard else _READ)[state.privacy], (job,), prepare=True)
-    if not bodies:
+    if not found:
         raise ResultGone
-    body = bodies[0][0]
+    body = found[0][0]
     if state.privacy == Privacy.PRIVATE.value:
         key = yield from keys.require(state.owner)
         body = key.open(RESULT, job, body)

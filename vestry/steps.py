@@ -1,7 +1,9 @@
 """Database work written once for both clients, as generators that do no I/O themselves.
 
 A generator yields a `Query`, is sent its rows, and returns its outcome; `run` and `run_async` carry
-the queries out. A database error is translated (`vestry.errors`) and raised inside the generator.
+the queries out. It may yield several at once, each of which returns rows: they share a round trip
+and a transaction, and it is sent the rows of all, one after the other. A database error is
+translated (`vestry.errors`) and raised inside the generator.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Query:
     prepare: bool | None = None
 
 
-Steps = Generator[Query, list[Row], T]
+Steps = Generator[Query | tuple[Query, ...], list[Row], T]
 
 # Around a call that takes several statements, so that it leaves all of its work or none.
 SAVEPOINT = Query("SAVEPOINT vestry_call")
@@ -45,41 +47,67 @@ def one(query: Query) -> Steps[list[Row]]:
 
 def run(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
     """Carry out steps on a connection, in whatever transaction it is in."""
-    # Cursor classes by name: the caller's connection may make others, with other rows.
-    with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
-        try:
-            query = next(steps)
-            while True:
-                try:
-                    cursor.execute(query.text, query.params, prepare=query.prepare, binary=True)
-                    rows = cursor.fetchall() if cursor.description else []
-                except psycopg.Error as error:
-                    query = steps.throw(translate(error))
-                else:
-                    query = steps.send(rows)
-        except StopIteration as end:
-            outcome: T = end.value
-            return outcome
+    try:
+        asked = next(steps)
+        while True:
+            try:
+                rows = _ask(conn, asked)
+            except psycopg.Error as error:
+                asked = steps.throw(translate(error))
+            else:
+                asked = steps.send(rows)
+    except StopIteration as end:
+        outcome: T = end.value
+        return outcome
+
+
+def _ask(conn: psycopg.Connection[Any], asked: Query | tuple[Query, ...]) -> list[Row]:
+    if isinstance(asked, Query):
+        with _sent(conn, asked) as cursor:
+            return cursor.fetchall() if cursor.description else []
+    # Under autocommit a pipeline is one transaction, which needs no BEGIN and COMMIT of its own.
+    with conn.pipeline() if psycopg.Pipeline.is_supported() else conn.transaction():
+        cursors = [_sent(conn, query) for query in asked]
+        return [row for cursor in cursors for row in cursor.fetchall()]
+
+
+def _sent(conn: psycopg.Connection[Any], query: Query) -> psycopg.Cursor[Row]:
+    # A cursor class by name: the caller's connection may make others, with other rows.
+    cursor = psycopg.Cursor(conn, row_factory=tuple_row)
+    return cursor.execute(query.text, query.params, prepare=query.prepare, binary=True)
 
 
 async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
     """`run`, on an asynchronous connection."""
-    async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
-        try:
-            query = next(steps)
-            while True:
-                try:
-                    await cursor.execute(
-                        query.text, query.params, prepare=query.prepare, binary=True
-                    )
-                    rows = await cursor.fetchall() if cursor.description else []
-                except psycopg.Error as error:
-                    query = steps.throw(translate(error))
-                else:
-                    query = steps.send(rows)
-        except StopIteration as end:
-            outcome: T = end.value
-            return outcome
+    try:
+        asked = next(steps)
+        while True:
+            try:
+                rows = await _ask_async(conn, asked)
+            except psycopg.Error as error:
+                asked = steps.throw(translate(error))
+            else:
+                asked = steps.send(rows)
+    except StopIteration as end:
+        outcome: T = end.value
+        return outcome
+
+
+async def _ask_async(
+    conn: psycopg.AsyncConnection[Any], asked: Query | tuple[Query, ...]
+) -> list[Row]:
+    if isinstance(asked, Query):
+        async with await _sent_async(conn, asked) as cursor:
+            return await cursor.fetchall() if cursor.description else []
+    together = conn.pipeline() if psycopg.AsyncPipeline.is_supported() else conn.transaction()
+    async with together:
+        cursors = [await _sent_async(conn, query) for query in asked]
+        return [row for cursor in cursors for row in await cursor.fetchall()]
+
+
+async def _sent_async(conn: psycopg.AsyncConnection[Any], query: Query) -> psycopg.AsyncCursor[Row]:
+    cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+    return await cursor.execute(query.text, query.params, prepare=query.prepare, binary=True)
 
 
 def translate(error: psycopg.Error) -> VestryError:
