@@ -5,7 +5,6 @@ No workers run: the claims are made here, as a worker makes them, and committed 
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from models.picking import PLANNER_OPTIONS, Mark
 from models.states import State
 from models.transitions import Settlement
 from workers.devstack import DevStack
+from workers.server_place import remove
 
 Connection = psycopg.Connection[Any]
 
@@ -51,7 +51,7 @@ def run(options: Options) -> Outcome:
         ):
             _measure(outcome, options, stack, admin, worker)
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        remove(home)
     return outcome
 
 

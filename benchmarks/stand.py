@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from vestry import Vestry
 from workers.detached import Detached, start_detached
 from workers.home import Home
 from workers.postgres_server import SUPERUSER, PostgresServer
+from workers.server_place import remove
 from workers.valkey_server import ValkeyServer
 
 Connection = psycopg.Connection[Any]
@@ -75,7 +75,7 @@ def stand(settings: Mapping[str, str], only: Sequence[str]) -> Iterator[Stand]:
             ):
                 yield Stand(up, vestry, conn, admin, ValkeyServer(Home(home)))
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        remove(home)
 
 
 def until(check: Callable[[], bool], *, within: float, every: float = 0.05) -> None:
