@@ -18,7 +18,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help setup run up down test check bench clean
+.PHONY: help setup run up down test check bench faults soak clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,12 @@ check: $(READY) ## ruff, mypy --strict, import-linter
 
 bench: $(READY) ## throughput and latency beside bare Celery and a bare encode loop
 	@$(BIN)/python -m benchmarks
+
+faults: $(READY) ## kill workers at named points while jobs run, and check that nothing is lost or done twice
+	@$(BIN)/python -m tests.faults --jobs 5000 --kills 200 --zombies 20 --hangs 2
+
+soak: $(READY) ## the same for about two hours
+	@$(BIN)/python -m tests.faults --jobs 100000 --kills 2000 --zombies 200 --hangs 10 --a-second 15
 
 clean: ## remove .venv, caches and built files; data in .vestry/ stays
 	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -55,6 +55,7 @@ class Refused(InferenceError):
     """The backend refused the call; asking again will not help."""
 
     code = "backend_refused"
+    per_text = True  # often for what one text says: its neighbours in the call are asked for without it
 
 
 class BadRequest(InferenceError):

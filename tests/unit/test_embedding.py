@@ -283,7 +283,6 @@ def test_a_text_with_a_bad_vector_fails_its_own_job_only() -> None:
     [
         ("unavailable", "backend_unavailable", True, None),
         ("rate-limited=7", "rate_limited", True, 7.0),
-        ("refused", "backend_refused", False, None),
     ],
 )
 def test_a_backend_that_is_away_fails_the_jobs_as_a_whole(
@@ -294,6 +293,13 @@ def test_a_backend_that_is_away_fails_the_jobs_as_a_whole(
         assert failed(outcome).code == code
         assert failed(outcome).retryable is retryable
         assert failed(outcome).retry_after == retry_after
+
+
+def test_a_text_that_the_backend_refuses_fails_its_own_job_only() -> None:
+    outcomes = run(EchoBackend(), texts_job("one"), texts_job("echo!refused"), texts_job("two"))
+    assert [type(outcome) for outcome in outcomes] == [Succeeded, Failed, Succeeded]
+    assert failed(outcomes[1]).code == "backend_refused"
+    assert not failed(outcomes[1]).retryable
 
 
 def test_what_was_embedded_before_an_outage_is_kept() -> None:

@@ -1,0 +1,103 @@
+"""The oracle: what was promised and what was done, written down outside the code under test.
+
+Producers append what they committed and what they took back to a file. The effect side is triggers in
+the database, which the system under test does not know of: they note every token issued, every move of
+a job, every result and every indexed document, in the very transaction that makes it so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+INSTALL = """
+CREATE SCHEMA ledger;
+CREATE TABLE ledger.events (
+  n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  what text NOT NULL, subject uuid NOT NULL, token uuid, told text, version bigint);
+CREATE INDEX ON ledger.events (subject, what);
+
+CREATE FUNCTION ledger.note_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  IF TG_OP = 'INSERT' THEN
+    INSERT INTO ledger.events (what, subject, told) VALUES ('enqueued', NEW.id, NEW.state);
+  ELSIF NEW.state <> OLD.state THEN
+    INSERT INTO ledger.events (what, subject, token, told)
+    VALUES ('moved', NEW.id, coalesce(NEW.lease_id, OLD.lease_id), OLD.state || '>' || NEW.state);
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE OF state ON vestry.jobs
+FOR EACH ROW EXECUTE FUNCTION ledger.note_job();
+
+CREATE FUNCTION ledger.note_lease() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  INSERT INTO ledger.events (what, subject, token) VALUES ('token', NEW.id, NEW.id);
+  RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER INSERT ON vestry.leases
+FOR EACH ROW EXECUTE FUNCTION ledger.note_lease();
+
+-- An effect notes under which token the job stood at that moment.
+CREATE FUNCTION ledger.note_result() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  INSERT INTO ledger.events (what, subject, token, told)
+  SELECT 'result', NEW.job_id, j.lease_id, j.state FROM vestry.jobs j WHERE j.id = NEW.job_id;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON vestry.private_results
+FOR EACH ROW EXECUTE FUNCTION ledger.note_result();
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON vestry.shareable_results
+FOR EACH ROW EXECUTE FUNCTION ledger.note_result();
+
+CREATE FUNCTION ledger.note_document() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  IF NEW.indexed_generation IS NOT NULL THEN
+    INSERT INTO ledger.events (what, subject, version)
+    VALUES ('indexed', NEW.id, NEW.indexed_generation);
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER UPDATE OF indexed_generation ON vestry.private_documents
+FOR EACH ROW EXECUTE FUNCTION ledger.note_document();
+CREATE TRIGGER note AFTER UPDATE OF indexed_generation ON vestry.shareable_documents
+FOR EACH ROW EXECUTE FUNCTION ledger.note_document();
+"""
+
+
+def install(superuser_url: str) -> None:
+    """Put the triggers in place, as the superuser: no role of the system can write the ledger."""
+    with psycopg.connect(superuser_url, autocommit=True) as conn:
+        conn.execute(INSTALL.encode())
+
+
+class History:
+    """An append-only file of JSON lines; several processes may write it.
+
+    Args:
+        path: made on the first line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, what: str, **told: Any) -> None:
+        """Append one line, in one write."""
+        line = json.dumps({"what": what, **told}, default=str).encode() + b"\n"
+        number = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(number, line)
+        finally:
+            os.close(number)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Every line so far."""
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                yield json.loads(line)
