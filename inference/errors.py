@@ -55,7 +55,8 @@ class Refused(InferenceError):
     """The backend refused the call; asking again will not help."""
 
     code = "backend_refused"
-    per_text = True  # often for what one text says: its neighbours in the call are asked for without it
+    # Often for what one text says: its neighbours in the call are asked for without it.
+    per_text = True
 
 
 class BadRequest(InferenceError):
