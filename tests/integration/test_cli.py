@@ -241,6 +241,8 @@ def test_ctrl_c_leaves_the_jobs_and_running_again_completes(
             env=environment(up),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # A shell that runs the tests in the background has its children ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
         until = time.monotonic() + DEADLINE_S
         while lane_status(up, "private.bulk.gpu")["queued"] < 5 and time.monotonic() < until:
