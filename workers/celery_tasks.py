@@ -74,7 +74,10 @@ def _body(kind: str, runtime: Callable[[], Runtime]) -> Callable[[Any, str], Non
             log.error("a hint ended with %s", type(error).__name__)  # noqa: TRY400
             raise JobRetried(type(error).__name__) from None
         if finished is None:
-            _explain(task, stopped)
+            state, code = stopped or (None, None)
+            if state == State.QUEUED:
+                raise JobRetried(code or "retry")
+            _explain(task, state)
             raise Ignore
         state, failure = finished.states.get(job_id), finished.failures.get(job_id)
         if state == State.SUCCEEDED:

@@ -86,11 +86,12 @@ class Runtime:
             if LANES[lane].latency != Latency.INTERACTIVE:
                 self._bells[lane].ring()
 
-    def stopped(self, lane: str, job_id: UUID) -> str | None:
-        """The state of a finished job whose hint came too late; None for one that goes on.
+    def stopped(self, lane: str, job_id: UUID) -> tuple[str, str | None] | None:
+        """State and error code of a job whose hint came too late; None for one that goes on.
 
-        Looked up for interactive jobs alone: Flower tells of every one of those, and most late
-        hints of a bulk lane are of jobs that a batch was topped up with.
+        Such a job is finished, or was tried and waits for its next attempt. Looked up for
+        interactive jobs alone: Flower tells of every one of those, and most late hints of a bulk
+        lane are of jobs that a batch was topped up with.
 
         Raises:
             psycopg.Error: the database is away.
@@ -99,11 +100,13 @@ class Runtime:
             return None
         with self._executor.pool.connection() as conn:
             row = conn.execute(
-                "SELECT state FROM vestry.jobs WHERE id = %s AND finished_at IS NOT NULL",
+                """SELECT state, error_code FROM vestry.jobs
+                   WHERE id = %s AND (finished_at IS NOT NULL
+                                      OR (state = 'queued' AND turn IS NULL AND attempt > 0))""",
                 [job_id],
                 prepare=True,
             ).fetchone()
-        return None if row is None else str(row[0])
+        return None if row is None else (str(row[0]), row[1])
 
     def drain(self) -> None:
         """Take nothing more, and hand every lease back at once with no attempt spent."""

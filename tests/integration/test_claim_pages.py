@@ -38,29 +38,47 @@ def backlog(clean: DevStack) -> Iterator[UUID]:
             conn.execute("ALTER TABLE vestry.jobs RESET (autovacuum_enabled)")
 
 
+def claimed(conn: Any, kinds: list[str], hint: UUID | None = None) -> tuple[int, int, str]:
+    """Rows and pages of a claim, and how it came about."""
+    row = conn.execute(
+        "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + leases.CLAIM,
+        {
+            "lane": LANE,
+            "kinds": kinds,
+            "hint": hint,
+            "marks": [BEGINNING] * len(kinds),
+            "limit": 8,
+            "budgets": [1_000] * len(kinds),
+            "privacy": "private",
+            "worker": "test",
+            "alone": False,
+            "lease_s": 60,
+            "max_run_s": 600,
+        },
+    ).fetchone()
+    assert row is not None
+    conn.rollback()
+    plan: dict[str, Any] = row[0][0]["Plan"]
+    pages = int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+    return plan["Actual Rows"], pages, json.dumps(plan, indent=1)
+
+
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
 def test_a_hinted_claim_fetches_its_job_by_id(clean: DevStack, backlog: UUID, plans: str) -> None:
     options = f"{PLANNER_OPTIONS} -c plan_cache_mode={plans}"
     with psycopg.connect(clean.database_url("vestry_private"), options=options) as conn:
-        row = conn.execute(
-            "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + leases.CLAIM,
-            {
-                "lane": LANE,
-                "kinds": ["embedding"],
-                "hint": backlog,
-                "marks": [BEGINNING],
-                "limit": 8,
-                "budgets": [1_000],
-                "privacy": "private",
-                "worker": "test",
-                "alone": False,
-                "lease_s": 60,
-                "max_run_s": 600,
-            },
-        ).fetchone()
-        assert row is not None
-        conn.rollback()
-    plan: dict[str, Any] = row[0][0]["Plan"]
-    assert plan["Actual Rows"] == 8
-    pages = int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
-    assert pages < 400, json.dumps(plan, indent=1)
+        rows, pages, plan = claimed(conn, ["embedding"], backlog)
+    assert rows == 8
+    assert pages < 400, plan
+
+
+def test_a_claim_of_many_kinds_reads_no_more_than_the_heads(clean: DevStack, backlog: UUID) -> None:
+    """Nor does the last job of a kind, after which nothing is left of it, walk over another's line."""
+    with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
+        admin.execute("UPDATE vestry.jobs SET kind = 'rerank' WHERE id = %s", [backlog])
+    url = clean.database_url("vestry_private")
+    with psycopg.connect(url, options=PLANNER_OPTIONS) as conn:
+        for kinds, count in ((["embedding", "classification", "rerank"], 8), (["rerank"], 1)):
+            rows, pages, plan = claimed(conn, kinds)
+            assert rows == count
+            assert pages < 400, plan

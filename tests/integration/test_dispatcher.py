@@ -1,8 +1,10 @@
-"""A lane whose queue is broken, or a broker that is away, costs no other lane its hints."""
+"""When a job gets its hint; a lane whose queue is broken, or a broker that is away, costs no other
+lane its own."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +14,12 @@ import pytest
 import redis
 from kombu.exceptions import OperationalError
 
+from models import leases
+from models.leases import Terms
 from tests.echo_stack import eventually
 from vestry import Embedding, Vestry
+from vestry.lanes import LANES
+from workers import dispatcher
 from workers.devstack import DevStack
 from workers.dispatcher import Dispatcher
 from workers.settings import Settings, key_prefix
@@ -80,6 +86,59 @@ def test_a_key_that_is_spoilt_under_way_stops_no_other(
         submit(clean, "interactive")
         submit(clean, "bulk")
         eventually(lambda: hints(broker, LATER) == 1, within=5)
+
+
+def hinted(stack: DevStack) -> list[float | None]:
+    """How long after their enqueue jobs were stamped, in seconds."""
+    with psycopg.connect(stack.superuser_url) as conn:
+        rows = conn.execute(
+            """SELECT extract(epoch FROM hinted_at - created_at)::float8 FROM vestry.jobs
+               ORDER BY id"""
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def ready(stack: DevStack) -> bool:
+    """Whether the dispatcher listens, and has done its first round."""
+    with psycopg.connect(stack.superuser_url) as conn:
+        rows = conn.execute("SELECT FROM pg_locks WHERE locktype = 'advisory'").fetchall()
+    return len(rows) == len(LANES)
+
+
+def test_a_job_that_a_worker_takes_at_once_gets_no_hint(
+    clean: DevStack, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "HEAD_START_S", 0.6)
+    with dispatching(clean):
+        eventually(lambda: ready(clean), within=5)
+        submit(clean, "interactive")
+        time.sleep(0.3)
+        with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
+            terms = Terms("test", "shareable", lease_s=60, max_run_s=600)
+            assert leases.claim(worker, terms, FIRST, ["embedding"])
+        time.sleep(0.6)
+        assert hints(broker, FIRST) == 0
+        assert hinted(clean) == [None]
+        # A bulk job waits for nobody.
+        submit(clean, "bulk")
+        eventually(lambda: hints(broker, LATER) == 1, within=5)
+        assert hinted(clean)[1] < 0.6  # type: ignore[operator]
+
+
+def test_a_job_that_nobody_takes_gets_its_hint_when_its_head_start_is_over(
+    clean: DevStack, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No tick comes to its help.
+    monkeypatch.setattr(dispatcher, "TICK_S", 4.0)
+    monkeypatch.setattr(dispatcher, "HEAD_START_S", 0.3)
+    with dispatching(clean):
+        eventually(lambda: ready(clean), within=5)
+        submit(clean, "interactive")
+        time.sleep(0.15)
+        # One that comes during another's head start has its own.
+        submit(clean, "interactive")
+        eventually(lambda: hints(broker, FIRST) == 2, within=5)
+        assert all(0.3 <= after < 1.0 for after in hinted(clean) if after is not None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -29,17 +28,14 @@ from tasks.protocol import (
     Succeeded,
 )
 from tests.echo_stack import eventually
+from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
-from workers import dispatcher, kinds
-from workers.app import make_app
+from workers import dispatcher
 from workers.devstack import DevStack
 from workers.dispatcher import Dispatcher
-from workers.lifecycle import Lifecycle
 from workers.reconciler import Reconciler
-from workers.runtime import Runtime
 from workers.settings import Settings, key_prefix
 
-LANE = "shareable.bulk.gpu"
 VECTORS = Succeeded({"vectors": [[1.0]], "space": "s"})
 
 
@@ -80,29 +76,6 @@ def told(conn: Any, job: UUID) -> tuple[str, int]:
 
 def text_of(job: Job) -> str:
     return str(job.payload["texts"][0])
-
-
-@contextmanager
-def runtime(stack: DevStack, handler: Handler, **given: Any) -> Iterator[Runtime]:
-    """A worker's runtime, put together as a worker does, that has not begun to look for work."""
-    url = stack.database_url("vestry_shareable")
-    settings = Settings(
-        **({"database_url": url, "privacy": "shareable", "lanes": (LANE,), "poll_s": 0.05} | given)
-    )
-    life = Lifecycle(make_app(stack.broker_url("shareable"), "shareable"), settings)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kinds, "build", lambda *_: {"embedding": handler})
-        life.init(SimpleNamespace(hostname="test"))
-    made = life.runtime()
-    executor = made._executor
-    try:
-        yield made
-    finally:
-        made.drain()
-        # A pool that closes under a feeder's feet is no fault of the code under test.
-        eventually(lambda: not executor.heart.held())
-        executor.heart.stop()
-        executor.pool.close()
 
 
 def at_once(batch: Sequence[Job], _: Context) -> list[Outcome]:

@@ -1,0 +1,47 @@
+"""A worker's runtime inside the test's own process, on handlers of the test's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tasks.protocol import Handler
+from tests.echo_stack import eventually
+from workers import kinds
+from workers.app import make_app
+from workers.devstack import DevStack
+from workers.lifecycle import Lifecycle
+from workers.runtime import Runtime
+from workers.settings import Settings
+
+LANE = "shareable.bulk.gpu"
+
+
+@contextmanager
+def runtime(
+    stack: DevStack, handler: Handler | Mapping[str, Handler], **given: Any
+) -> Iterator[Runtime]:
+    """Put together as a worker does; has not begun to look for work, and hears of none."""
+    url = stack.database_url("vestry_shareable")
+    settings = Settings(
+        **({"database_url": url, "privacy": "shareable", "lanes": (LANE,), "poll_s": 0.05} | given)
+    )
+    life = Lifecycle(make_app(stack.broker_url("shareable"), "shareable"), settings)
+    handlers = handler if isinstance(handler, Mapping) else {"embedding": handler}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds, "build", lambda *_: handlers)
+        life.init(SimpleNamespace(hostname="test"))
+    made = life.runtime()
+    executor = made._executor
+    try:
+        yield made
+    finally:
+        made.drain()
+        # A pool that closes under a feeder's feet is no fault of the code under test.
+        eventually(lambda: not executor.heart.held())
+        executor.heart.stop()
+        executor.pool.close()
