@@ -1,0 +1,147 @@
+"""A lane's feeders, woken as the listener wakes them, with nothing else that could find the work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from models import leases
+from models.leases import Terms
+from tasks.protocol import Context, Job, Outcome, Succeeded
+from tests.echo_stack import eventually
+from tests.worker_runtime import runtime
+from vestry.ids import uuid7
+from workers.devstack import DevStack
+
+LANE = "shareable.interactive.gpu"
+DONE = Succeeded({"vectors": [[1.0]], "space": "s"})
+TERMS = Terms("test", "shareable", lease_s=60, max_run_s=600)
+
+
+@pytest.fixture
+def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as conn:
+        yield conn
+
+
+def submit(conn: Any, kind: str, count: int = 1, model: str | None = None) -> list[UUID]:
+    ids = sorted(uuid7() for _ in range(count))
+    conn.execute(
+        """SELECT * FROM vestry.enqueue_jobs_v1(
+             'ann', 'shareable', 'interactive', NULL, NULL, NULL, NULL, NULL, NULL,
+             %(ids)s::uuid[], array_fill(%(kind)s::text, %(n)s), array_fill('gpu'::text, %(n)s),
+             array_fill(%(model)s::text, %(n)s), array_fill(1, %(n)s), array_fill(true, %(n)s),
+             array_fill(60, %(n)s), NULL, NULL, NULL, NULL, array_fill('{"texts": ["x"]}'::text, %(n)s),
+             NULL, NULL, NULL, NULL)""",
+        {"ids": ids, "kind": kind, "n": [count], "model": model},
+    )
+    return ids
+
+
+def done(conn: Any, ids: Sequence[UUID]) -> bool:
+    row = conn.execute(
+        "SELECT count(*) FROM vestry.jobs WHERE id = ANY (%s) AND state = 'succeeded'", [list(ids)]
+    ).fetchone()
+    return bool(row[0] == len(ids))
+
+
+def at_once(batch: Sequence[Job], _: Context) -> list[Outcome]:
+    return [DONE for _ in batch]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_every_ring_counts(clean: DevStack, conn: Any, slots: int) -> None:
+    handlers = {"embedding": at_once, "rerank": at_once}
+    with runtime(clean, handlers, lanes=(LANE,), slots=slots, poll_s=60) as worker:
+        worker.start()
+        jobs = []
+        for n in range(60):
+            jobs += submit(conn, ("embedding", "rerank")[n % 2], model="mn"[n % 3 == 0])
+            worker.wake(LANE)
+            time.sleep(0.004 * (n % 3))
+        eventually(lambda: done(conn, jobs), within=10)
+
+
+def test_one_ring_is_enough_for_all_that_is_there(clean: DevStack, conn: Any) -> None:
+    jobs = submit(conn, "embedding", 20) + submit(conn, "rerank", 5)
+    jobs += submit(conn, "embedding", 3, model="another")
+    begun: list[tuple[str, float]] = []
+
+    def slow(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        begun.append((batch[0].kind, time.monotonic()))
+        time.sleep(0.3)
+        return [DONE for _ in batch]
+
+    handlers = {"embedding": slow, "rerank": slow}
+    with runtime(clean, handlers, lanes=(LANE,), poll_s=60, interactive_batch_jobs=2) as worker:
+        worker.start()
+        worker.wake(LANE)
+        eventually(lambda: done(conn, jobs))
+    # Every slot of both kinds was in use from the first moment on.
+    first = Counter(kind for kind, at in begun if at < begun[0][1] + 0.25)
+    assert first == {"embedding": 2, "rerank": 2}
+
+
+def test_long_work_of_one_kind_leaves_another_its_slots(clean: DevStack, conn: Any) -> None:
+    release = threading.Event()
+
+    def long(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        release.wait(30)
+        return [DONE for _ in batch]
+
+    handlers = {"embedding": at_once, "generation": long}
+    with runtime(clean, handlers, lanes=(LANE,), poll_s=60) as worker:
+        try:
+            worker.start()
+            stuck = submit(conn, "generation", 6)
+            worker.wake(LANE)
+            running = "SELECT count(*) FROM vestry.leases"
+            with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
+                eventually(lambda: admin.execute(running).fetchone() == (2,))
+            quick = submit(conn, "embedding")
+            worker.wake(LANE)
+            eventually(lambda: done(conn, quick), within=5)
+        finally:
+            release.set()
+        eventually(lambda: done(conn, stuck), within=10)
+
+
+def test_what_another_is_taking_does_not_hide_a_job_of_another_kind(
+    clean: DevStack, conn: Any
+) -> None:
+    (first,) = submit(conn, "embedding")
+    (second,) = submit(conn, "rerank")
+    kinds = ["embedding", "rerank"]
+    url = clean.database_url("vestry_shareable")
+    with psycopg.connect(url) as one, psycopg.connect(url) as other:
+        taken = leases.claim(one, TERMS, LANE, kinds)
+        assert taken is not None
+        assert [job.id for job in taken.jobs] == [first]
+        assert taken.more
+        beside = leases.claim(other, TERMS, LANE, kinds)
+        assert beside is not None
+        assert [job.id for job in beside.jobs] == [second]
+        one.commit()
+        other.commit()
+        assert leases.claim(one, TERMS, LANE, kinds) is None
+
+
+def test_a_claim_takes_the_first_in_line_whatever_its_kind_and_within_its_budget(
+    clean: DevStack, conn: Any
+) -> None:
+    reranks = submit(conn, "rerank", 3)
+    embeddings = submit(conn, "embedding", 3)
+    kinds, budgets = ["embedding", "rerank"], {"embedding": 1, "rerank": 2}
+    with psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True) as worker:
+        claims = []
+        while lease := leases.claim(worker, TERMS, LANE, kinds, budgets=budgets):
+            claims.append(([job.id for job in lease.jobs], lease.more))
+    singles = [([job], True) for job in embeddings[:2]] + [([embeddings[2]], False)]
+    assert claims == [(reranks[:2], True), (reranks[2:], True), *singles]

@@ -1,0 +1,142 @@
+"""Idle interactive workers hear of new work: the broker may be away, and so may their ear."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.echo_stack import SETTINGS, eventually
+from tests.homes import temporary_home
+from vestry import Embedding, Vestry
+from vestry.results import JobRef
+from workers.detached import Detached, start_detached
+from workers.home import Home
+from workers.listener import RECONNECT_S
+from workers.postgres_server import SUPERUSER, PostgresServer
+
+PROMPT_S = 0.3
+"""A prompt round trip takes some 10 ms here; this is for a machine that is busy with other tests."""
+POLL_S = 30
+WORKER = "private-interactive-gpu"
+TRIES = 5
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Detached]:
+    settings = SETTINGS | {"VESTRY_POLL_S": str(POLL_S)}
+    only = ("dispatcher", "reconciler", WORKER)
+    with (
+        temporary_home() as home,
+        start_detached(home, settings, flower=False, only=only) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def admin(up: Detached) -> Iterator[psycopg.Connection[Any]]:
+    url = PostgresServer(Home(up.home)).url(SUPERUSER)
+    with psycopg.connect(url, autocommit=True) as conn:
+        eventually(lambda: ears(conn) == 1)
+        yield conn
+
+
+def ears(admin: Any) -> int:
+    """Connections on which a worker listens."""
+    row = admin.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'vestry-%-ear'"
+    ).fetchone()
+    return int(row[0])
+
+
+def deafen(admin: Any) -> None:
+    """Cut the worker's ear off; it takes RECONNECT_S to grow again."""
+    admin.execute(
+        """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+           WHERE application_name LIKE 'vestry-%-ear'"""
+    )
+    assert ears(admin) == 0
+
+
+@contextmanager
+def stopped(up: Detached, *names: str) -> Iterator[None]:
+    pids = [pid for name in names if (pid := up.pid(name)) is not None]
+    assert len(pids) == len(names)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def submit(vestry: Vestry, conn: Any) -> JobRef:
+    return vestry.enqueue(
+        conn, Embedding(texts=["x"]), owner="ann", privacy="private", latency="interactive"
+    )
+
+
+def took(admin: Any, job: JobRef) -> tuple[float, bool]:
+    """Seconds from enqueue to end, by the database's clock; whether a hint was given."""
+    row = admin.execute(
+        """SELECT extract(epoch FROM finished_at - created_at)::float8, hinted_at IS NOT NULL
+           FROM vestry.jobs WHERE id = %s AND state = 'succeeded'""",
+        [job.id],
+    ).fetchone()
+    return row[0], row[1]
+
+
+@pytest.mark.parametrize("away", [("dispatcher",), ("valkey",), ("dispatcher", "valkey")])
+def test_a_job_is_run_at_once_without_broker_or_dispatcher(
+    up: Detached, vestry: Vestry, conn: Any, admin: Any, away: tuple[str, ...]
+) -> None:
+    times = []
+    with stopped(up, *away):
+        for _ in range(TRIES):
+            job = submit(vestry, conn)
+            vestry.wait(job, timeout=5)
+            times.append(took(admin, job)[0])
+    assert median(times) < PROMPT_S
+
+
+def test_a_burst_is_run_at_once(up: Detached, vestry: Vestry, conn: Any) -> None:
+    with stopped(up, "dispatcher"):
+        # In one transaction, which is one notification, and one after the other.
+        with conn.transaction():
+            jobs = [submit(vestry, conn) for _ in range(40)]
+        jobs += [submit(vestry, conn) for _ in range(40)]
+        for job in jobs:
+            vestry.wait(job, timeout=10)
+
+
+def test_a_worker_without_an_ear_gets_a_hint(vestry: Vestry, conn: Any, admin: Any) -> None:
+    times = []
+    for _ in range(TRIES):
+        eventually(lambda: ears(admin) == 1)
+        deafen(admin)
+        job = submit(vestry, conn)
+        vestry.wait(job, timeout=5)
+        seconds, hinted = took(admin, job)
+        assert hinted, "it was not a hint that brought it"
+        times.append(seconds)
+    assert median(times) < PROMPT_S < RECONNECT_S
+
+
+def test_who_hears_again_looks_for_what_was_missed(
+    up: Detached, vestry: Vestry, conn: Any, admin: Any
+) -> None:
+    with stopped(up, "dispatcher"):
+        deafen(admin)
+        job = submit(vestry, conn)
+        begun = time.monotonic()
+        vestry.wait(job, timeout=10)
+    assert time.monotonic() - begun < POLL_S / 3
+    assert not took(admin, job)[1]
