@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,8 @@ RECORD = "servers.json"
 """In a home: its place. Absent where the data lies in the home itself."""
 OWNER = "home.json"
 """In a place: its home."""
+REMOVAL_S = 10.0
+"""For servers still ending when their home is removed."""
 
 
 class ServerPlace:
@@ -115,10 +118,21 @@ def orphans() -> dict[Path, str]:
 
 
 def remove(home: Path) -> None:
-    """Remove a home for good, with its servers' data where that lies elsewhere."""
+    """Remove a home for good, with its servers' data where that lies elsewhere.
+
+    Raises:
+        OSError: something in it cannot be removed, or a server in it goes on.
+    """
     for path in (_own_place(Home(home)), home):
-        if path is not None and path.exists():
-            shutil.rmtree(path)
+        until = time.monotonic() + REMOVAL_S
+        while path is not None and path.exists():
+            try:
+                shutil.rmtree(path)
+            except OSError:
+                # A server that is just ending takes files away, or adds one.
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
 
 def _root(home: Home) -> Path:
