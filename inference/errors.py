@@ -96,6 +96,36 @@ class OutOfMemory(InferenceError):
     per_text = True
 
 
+class NoAdequateModel(InferenceError):
+    """No enabled model is good enough for the task."""
+
+    code = "no_adequate_model"
+
+
+class Waits(InferenceError):
+    """Nothing that is good enough can be called now; the job waits.
+
+    Its message is the reason, one of the policy's words.
+    """
+
+    code = "waits_for_backend"
+    retryable = True
+
+
+class BadAnswer(InferenceError):
+    """The backend's answer makes no sense."""
+
+    code = "bad_answer"
+    retryable = True
+
+
+class Abandoned(InferenceError):
+    """Nobody wants the answer any more."""
+
+    code = "abandoned"
+    retryable = True
+
+
 class ModelMissing(InferenceError):
     """The model is not on this machine."""
 

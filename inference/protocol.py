@@ -1,20 +1,239 @@
-"""What every embedding backend offers. Other kinds get a protocol of their own beside this one."""
+"""What backends offer: one protocol for a runtime, and one for a model of each kind that it serves.
+
+All methods raise the errors of `inference.errors` only, but for bugs, and may be called from several
+threads. Every wait is bounded, and nothing is tried twice: retries belong to the queue.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from inference.catalogue import ModelEntry
+
     Vectors = NDArray[np.float32]
 
 InputType = Literal["query", "document"]
 Locality = Literal["local", "cloud"]
+FinishReason = Literal["stop", "length", "refusal"]
+Cancelled = Callable[[], bool]
+"""Asked now and then during a long call: True once nobody wants its outcome any more."""
+
+
+def never() -> bool:
+    """A `Cancelled` for calls that nobody cancels."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """What a process was told of one backend: its catalogue entry, with URL and key filled in.
+
+    Attributes:
+        name: the backend's, as in the catalogue and on receipts.
+        locality: whether what it is sent stays on our own machines.
+        url: base URL, where it is a server.
+        key: API key, where it wants one.
+        timeout_s: longest that a call may take, in seconds.
+        connect_s: longest that its server may take to accept a connection, in seconds.
+        threads: compute threads, for models in this process; None for the physical cores.
+        device: as VESTRY_DEVICE.
+        nice: of helper processes it starts, 0 to 19.
+        scratch: a private directory for temporary files; None where it needs none.
+        options: further settings of this runtime, from the catalogue.
+    """
+
+    name: str
+    locality: Locality
+    url: str | None = None
+    key: str | None = field(default=None, repr=False)
+    timeout_s: float = 120.0
+    connect_s: float = 5.0
+    threads: int | None = None
+    device: str = "auto"
+    nice: int = 0
+    scratch: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What `vestry doctor` is told of a backend.
+
+    Attributes:
+        reachable: it answers.
+        models: what it has ready, as it names them; None where it does not tell.
+        detail: one line for a person, without content.
+    """
+
+    reachable: bool
+    models: frozenset[str] | None
+    detail: str
+
+
+class Backend(Protocol):
+    """One model runtime. Making one connects to nothing and loads nothing."""
+
+    @property
+    def name(self) -> str:
+        """As in the catalogue."""
+        ...
+
+    @property
+    def locality(self) -> Locality:
+        """Whether content stays on our own machines."""
+        ...
+
+    def load(self, model: ModelEntry) -> ServedModel:
+        """A model of it, ready to be called; `warm_up` makes the first call as fast as later ones.
+
+        The returned object implements the protocol of every kind in `model.kinds` that the runtime
+        serves. A server is not asked whether it has the model: the first call tells.
+
+        Raises:
+            ModelMissing: it is not here; the message says what to do.
+            DeviceMissing: the device is not here.
+        """
+        ...
+
+    def probe(self) -> Probe:
+        """Ask it how it is. Never raises, takes a few seconds at most."""
+        ...
+
+    def close(self) -> None:
+        """Give up connections and helper processes. Safe to repeat."""
+        ...
+
+
+class ServedModel(Protocol):
+    """A model that a backend serves. It also is an EmbeddingModel, a GenerationModel, …."""
+
+    def warm_up(self) -> None:
+        """Make the first real call as fast as the later ones."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. None leaves it to the model; what a provider refuses is left out."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repeat_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What is to be written.
+
+    Attributes:
+        messages: at least one.
+        max_tokens: most tokens of the answer.
+        stop: strings at which to stop; they are not part of the answer.
+        sampling: how tokens are chosen.
+        schema: a JSON schema that the answer is to fit, where the backend can be held to it. The
+            caller validates all the same.
+    """
+
+    messages: Sequence[Message]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    schema: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What a model wrote. Token counts are None where the backend does not tell."""
+
+    text: str = field(repr=False)
+    finish_reason: FinishReason
+    input_tokens: int | None
+    output_tokens: int | None
+
+
+class GenerationModel(Protocol):
+    """A model that writes text."""
+
+    def generate(self, request: GenerationRequest, cancelled: Cancelled = never) -> Generated:
+        """Write an answer.
+
+        Args:
+            request: what is to be written.
+            cancelled: where it turns True, the call ends soon with `Abandoned`.
+
+        Raises:
+            TooLong: the prompt is longer than the model's context.
+            RateLimited, Unavailable, Refused, BadRequest, ModelMissing: as their names say.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Make the first real call as fast as the later ones."""
+        ...
+
+
+class RerankModel(Protocol):
+    """A model that scores how well passages answer a query."""
+
+    def rerank(
+        self, query: str, passages: Sequence[str], *, urgent: bool = False
+    ) -> Sequence[float]:
+        """A finite score for each passage, in order; higher is better, comparable within the call.
+
+        Raises:
+            TooLong: with `indices`; a passage together with the query is never cut.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Make the first real call as fast as the later ones."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """One label and how likely it is, 0 to 1."""
+
+    label: str
+    score: float
+
+
+class BuiltinClassifier(Protocol):
+    """A classifier with labels of its own, such as languages."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels it can give."""
+        ...
+
+    def classify(self, text: str, labels: Sequence[str]) -> Sequence[LabelScore]:
+        """A score for each of `labels`, a subset of its own, the most likely first."""
+        ...
+
+    def warm_up(self) -> None:
+        """Make the first real call as fast as the later ones."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +276,12 @@ def space_name(model: str, revision: str, dimension: int, precision: str) -> str
     return f"{readable}.{revision[:8]}.{dimension}.{precision}"
 
 
-class EmbeddingBackend(Protocol):
-    """One embedding model, loaded. Safe to call from several threads.
-
-    All methods raise the errors of `inference.errors` only, but for bugs.
-    """
+class EmbeddingModel(Protocol):
+    """One embedding model, loaded."""
 
     @property
     def name(self) -> str:
-        """The runtime's name, as VESTRY_EMBEDDING_BACKEND and receipts have it."""
+        """The backend's name, as receipts have it."""
         ...
 
     @property

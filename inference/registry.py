@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Final
 from inference.errors import ModelMissing
 
 if TYPE_CHECKING:
-    from inference.protocol import EmbeddingBackend
+    from inference.protocol import EmbeddingModel
 
 
-def _sentence_transformers(model: str | None, device: str, threads: int | None) -> EmbeddingBackend:
-    from inference.sentence_transformers_backend import (  # noqa: PLC0415 - it brings numpy
+def _sentence_transformers(model: str | None, device: str, threads: int | None) -> EmbeddingModel:
+    from inference.backends.sentence_transformers_local import (  # noqa: PLC0415 - it brings numpy
         SentenceTransformersBackend,
     )
 
     return SentenceTransformersBackend(model, device=device, threads=threads)
 
 
-def _echo(model: str | None, _device: str, _threads: int | None) -> EmbeddingBackend:
-    from inference.echo import EchoBackend  # noqa: PLC0415 - it brings numpy
+def _echo(model: str | None, _device: str, _threads: int | None) -> EmbeddingModel:
+    from inference.backends.echo import EchoBackend  # noqa: PLC0415 - it brings numpy
 
     return EchoBackend(model)
 
 
-_EMBEDDING: Final[dict[str, Callable[[str | None, str, int | None], EmbeddingBackend]]] = {
+_EMBEDDING: Final[dict[str, Callable[[str | None, str, int | None], EmbeddingModel]]] = {
     "sentence-transformers": _sentence_transformers,
     "echo": _echo,
 }
@@ -39,7 +39,7 @@ def embedding_backend(
     model: str | None = None,
     device: str = "auto",
     threads: int | None = None,
-) -> EmbeddingBackend:
+) -> EmbeddingModel:
     """Load the embedding model that the settings name.
 
     Args:

@@ -19,6 +19,7 @@ from psycopg.rows import namedtuple_row
 from psycopg.types.numeric import Int8
 
 from models.picking import Mark, pick
+from vestry.kinds import Kind
 
 Connection = psycopg.Connection[Any]
 
@@ -28,7 +29,7 @@ class ClaimedJob:
     """A job's row as the claim left it."""
 
     id: UUID
-    kind: str
+    kind: Kind
     task: str | None
     model: str | None
     owner: str
@@ -40,6 +41,10 @@ class ClaimedJob:
     result_ttl_s: int
     created_at: datetime
     started_at: datetime
+    quality: str = "adequate"
+    tier: str | None = None
+    parent_id: UUID | None = None
+    root_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,7 @@ def _claim_sql(*, suspect: bool) -> str:
                       FOR UPDATE SKIP LOCKED))
     SELECT c.lease_id, c.id, c.kind, c.task, c.model, c.owner, c.latency, c.units, c.attempt,
            c.max_attempts, c.keep_payload, c.result_ttl_s, c.created_at, c.started_at,
+           c.quality, c.tier, c.parent_id, c.root_id,
            (SELECT turn FROM vestry.lanes WHERE lane = %(lane)s) AS lane_turn,
            (SELECT min(turn) FROM batch) AS first_turn,
            ARRAY(SELECT h.turn FROM unnest(%(kinds)s::text[]) WITH ORDINALITY k(kind, place)
@@ -249,7 +255,7 @@ def claim(
         id=rows[0].lease_id,
         lane=lane,
         alone=suspect,
-        jobs=tuple(ClaimedJob(*row[1:14]) for row in rows),
+        jobs=tuple(ClaimedJob(*row[1:18]) for row in rows),
         more=rows[0].more,
     )
 

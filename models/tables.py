@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Computed,
+    Date,
     DateTime,
     ForeignKey,
     Identity,
@@ -202,6 +203,49 @@ receipts = Table(
     Column("cost", Numeric),
     _time("started_at"),
     _now("finished_at", nullable=False),
+)
+
+routes = Table(
+    "routes",
+    Base.metadata,
+    *(
+        Column(name, Text, primary_key=True)
+        for name in ("kind", "task", "privacy", "latency", "quality", "tier")
+    ),
+    Column("pool", Text, nullable=False),
+    Column("model", Text, nullable=False),
+)
+
+backend_health = Table(
+    "backend_health",
+    Base.metadata,
+    Column("backend", Text, primary_key=True),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("openings", Integer, nullable=False, server_default=text("0")),
+    Column("reason", Text),
+    _time("away_until"),
+    _time("probing_until"),
+    _now("changed_at", nullable=False),
+)
+
+rate_grants = Table(
+    "rate_grants",
+    Base.metadata,
+    Column("backend", Text, nullable=False),
+    _time("at", nullable=False),
+    Index("rate_grants_window", "backend", "at"),
+)
+
+spending = Table(
+    "spending",
+    Base.metadata,
+    Column("day", Date, primary_key=True),
+    Column("backend", Text, primary_key=True),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=text("0"))
+        for name in ("calls", "input_tokens", "output_tokens")
+    ),
+    Column("cost", Numeric, nullable=False, server_default=text("0")),
 )
 
 idempotency_keys = Table(

@@ -4,7 +4,7 @@
 |---|---|---|
 | queued | running | `leases.claim` |
 | running | succeeded, dead, superseded, queued (retry) | `settle`, when a worker finishes |
-| running | queued (no attempt spent) | `hand_back` |
+| running | queued (no attempt spent) | `hand_back`, `reroute` |
 | running | queued (suspect), dead | `rescue` |
 | waiting, queued, running | expired | `expire` |
 | waiting, queued, running | cancelled | SQL `cancel_jobs_v1` |
@@ -16,7 +16,7 @@ id, jobs by id, documents by owner, source and external hash.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -25,6 +25,7 @@ import psycopg
 
 from models.columns import column
 from models.states import State
+from vestry.lanes import Pool
 
 Connection = psycopg.Connection[Any]
 
@@ -46,20 +47,27 @@ class Settlement:
     delay_s: float = 0.0
     uncounted: bool = False
     """The attempt is given back: nobody's fault."""
+    degraded: bool = False
+    """Another model than the intended one served it."""
 
 
-def lock_held(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> frozenset[UUID]:
+def lock_held(
+    conn: Connection, token: UUID, job_ids: Sequence[UUID], *, flows: bool = False
+) -> frozenset[UUID]:
     """Lock the lease and those of the jobs that it still holds, in that order, by id.
 
     Args:
         conn: a connection in a transaction; the locks last as long as it.
         token: the lease.
         job_ids: jobs claimed under it.
+        flows: some of them belong to a flow, whose root is locked before anything else of it.
 
     Returns:
         The jobs whose attempt may still finish. The others were cancelled, expired, rescued or
         handed back; nothing may be written for them but their receipt.
     """
+    if flows:
+        conn.execute("SELECT vestry.lock_roots_v1(%s::uuid[])", [list(job_ids)])
     # The lease is locked before the first job is looked for: its count is a condition of the scan.
     rows = conn.execute(
         """WITH lease AS MATERIALIZED (SELECT FROM vestry.leases WHERE id = %(token)s FOR UPDATE)
@@ -92,13 +100,14 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
              UPDATE vestry.jobs j
              SET state = s.state, lease_id = NULL, error_code = s.code, error_message = s.message,
                  suspect = j.suspect AND s.state = 'queued',
-                 attempt = j.attempt - s.uncounted::int,
+                 attempt = j.attempt - s.uncounted::int, degraded = s.degraded,
                  run_at = CASE WHEN s.state = 'queued'
                                THEN now.t + make_interval(secs => s.delay_s) ELSE j.run_at END,
                  finished_at = CASE WHEN s.state = 'queued' THEN NULL ELSE now.t END
              FROM (SELECT vestry.clock() AS t OFFSET 0) now,
-                  unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::float8[], %b::bool[])
-                    s(id, state, code, message, delay_s, uncounted)
+                  unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::float8[], %b::bool[],
+                         %b::bool[])
+                    s(id, state, code, message, delay_s, uncounted, degraded)
              WHERE j.id = s.id AND j.lease_id = %s AND j.state = 'running'
              RETURNING j.id, j.state, j.latency),
            dropped AS (
@@ -114,6 +123,7 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
             column(s.message for s in settlements),
             column(s.delay_s for s in settlements),
             column(s.uncounted for s in settlements),
+            column(s.degraded for s in settlements),
             token,
             token,
             token,
@@ -160,6 +170,21 @@ def hand_back(conn: Connection, token: UUID, job_ids: Sequence[UUID] | None = No
     )
     drop_if_empty(conn, token)
     return cursor.rowcount
+
+
+def reroute(conn: Connection, token: UUID, pools: Mapping[UUID, Pool]) -> None:
+    """Move locked jobs to another pool's lane, to the front of its line, with the attempt given back.
+
+    Args:
+        conn: the transaction in which `lock_held` returned these jobs.
+        token: their lease; it is dropped by `settle`.
+        pools: job to pool.
+    """
+    if pools:
+        conn.execute(
+            "SELECT vestry.reroute_jobs_v1(%s, %s::uuid[], %s::text[])",
+            [token, list(pools), [pool.value for pool in pools.values()]],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from semantic_text_splitter import TextSplitter
 
 from inference.errors import TooLong
 from inference.long_words import break_long_words
-from inference.protocol import EmbeddingBackend
+from inference.protocol import EmbeddingModel
 
 CHUNKING_VERSION: Final = 1
 """To be raised when the same text would be cut otherwise; documents are then indexed again."""
@@ -44,7 +44,7 @@ class Span:
 class Chunker:
     """Cuts for one backend. Safe to call from several threads."""
 
-    def __init__(self, backend: EmbeddingBackend) -> None:
+    def __init__(self, backend: EmbeddingModel) -> None:
         self._backend = backend
         (overhead,) = backend.count_tokens([""])
         self._capacity = max(1, backend.max_tokens - overhead - SLACK_TOKENS)

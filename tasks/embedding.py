@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from inference.errors import InferenceError
-from inference.protocol import EmbeddingBackend
+from inference.protocol import EmbeddingModel
 from tasks.chunking import Chunker, Span
 from tasks.embedding_plans import (
     BadPayload,
@@ -28,7 +28,7 @@ INTERACTIVE = "interactive"
 class EmbeddingHandler:
     """Runs batches of embedding jobs on one backend. Safe to call from several threads."""
 
-    def __init__(self, backend: EmbeddingBackend, space_id: int) -> None:
+    def __init__(self, backend: EmbeddingModel, space_id: int) -> None:
         """Bind a backend to its space's row.
 
         Args:

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
+
+from inference.policy import Wish
+from vestry.kinds import Kind
+from vestry.lanes import Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class Job:
     """
 
     id: UUID
-    kind: str
+    kind: Kind
     task: str | None
     owner: str
     privacy: str
@@ -43,6 +48,17 @@ class Job:
     model: str | None
     payload: Mapping[str, Any] = field(repr=False)
     documents: tuple[DocumentRef, ...] = ()
+    quality: str = "adequate"
+    tier: str | None = None
+    blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Files given with the job, by name, opened."""
+
+    @property
+    def wish(self) -> Wish:
+        """What routing looks at."""
+        return Wish(
+            self.kind, self.task, self.privacy, self.latency, self.tier, self.quality, self.model
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +98,27 @@ class ConfirmDocument:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the receipt says of the call."""
+    """What the receipt says of the call.
+
+    Attributes:
+        intended_backend: what would have served it had all been well; None: the one that did.
+        degraded: another model than the intended one served it.
+        reason: why, as one of the policy's words, such as `rate_limited`.
+        cost: in US dollars.
+        policy: version of the policy that decided.
+    """
 
     backend: str | None
     model: str | None
     locality: str | None = "local"
     input_tokens: int | None = None
     output_tokens: int | None = None
+    intended_backend: str | None = None
+    intended_model: str | None = None
+    degraded: bool = False
+    reason: str | None = None
+    cost: Decimal | None = None
+    policy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +147,16 @@ class Failed:
     served: Served | None = None
 
 
-Outcome = Succeeded | Failed
+@dataclass(frozen=True, slots=True)
+class Rerouted:
+    """The job belongs into another pool: it goes there, and no attempt is spent."""
+
+    pool: Pool
+    reason: str
+    served: Served | None = None
+
+
+Outcome = Succeeded | Failed | Rerouted
 
 
 class Handing(Protocol):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from inference.protocol import EmbeddingBackend
+from inference.protocol import EmbeddingModel
 from tasks import embedding
 from tasks.protocol import Handler
 
 
-def handlers(backend: EmbeddingBackend, space_id: int) -> Mapping[str, Handler]:
+def handlers(backend: EmbeddingModel, space_id: int) -> Mapping[str, Handler]:
     """Kind name to handler, for one worker process.
 
     Args:

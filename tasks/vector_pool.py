@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from inference.errors import BadVectors, InferenceError
-from inference.protocol import EmbeddingBackend, InputType
+from inference.protocol import EmbeddingModel, InputType
 from inference.vectors import faulty_rows
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class VectorPool:
         return wanted
 
     def embed(
-        self, backend: EmbeddingBackend, abandoned: Callable[[UUID], bool], *, urgent: bool
+        self, backend: EmbeddingModel, abandoned: Callable[[UUID], bool], *, urgent: bool
     ) -> None:
         """Fill in every vector or error. Raises only what is outside the errors' family.
 
@@ -53,7 +53,7 @@ class VectorPool:
             backend: whose space the vectors are of.
             abandoned: asked for each job before each call; a text that no job wants any more is
                 left out.
-            urgent: as in `EmbeddingBackend.embed`.
+            urgent: as in `EmbeddingModel.embed`.
         """
         inputs: tuple[InputType, InputType] = ("query", "document")
         for kind in inputs:
@@ -79,7 +79,7 @@ def _calls(texts: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
 
 
 def _fill(
-    backend: EmbeddingBackend,
+    backend: EmbeddingModel,
     texts: list[Wanted],
     input: InputType,  # noqa: A002
     *,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 
 from vestry.checks import PAYLOAD_LIMIT, check_label, check_source, check_text, dump_json
 from vestry.errors import InvalidInput, PayloadTooLarge
+from vestry.kinds import KINDS, Kind
 from vestry.lanes import Pool
 from vestry.results import (
     EmbeddingResult,
@@ -48,15 +49,6 @@ __all__ = [
     "parse_result",
 ]
 
-KINDS: Final[Mapping[str, Pool]] = {
-    "embedding": Pool.GPU,
-    "classification": Pool.GPU,
-    "ocr": Pool.CPU,
-    "generation": Pool.GPU,
-    "rerank": Pool.GPU,
-}
-"""The stable names of the kinds, and the pool each runs in on our own hardware."""
-
 UNIT_BYTES: Final = 1024
 """A job costs one unit in the share-out of turns, and one more for so many bytes of text."""
 
@@ -83,7 +75,7 @@ class Prepared:
         units: its cost in the share-out of turns.
     """
 
-    kind: str
+    kind: Kind
     pool: Pool
     model: str | None
     payload: bytes
@@ -95,7 +87,7 @@ class Prepared:
 class JobRequest(Protocol):
     """Any of the job classes."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[Kind]
 
     def prepare(self, digest: Digest, payload_limit: int = PAYLOAD_LIMIT) -> Prepared:
         """Serialise. Raises `InvalidInput` where the job cannot be enqueued."""
@@ -148,7 +140,7 @@ class Embedding:
     model: str | None = None
     input: Literal["document", "query"] = "document"
     keep_text: bool = True
-    kind: ClassVar[str] = "embedding"
+    kind: ClassVar[Kind] = "embedding"
 
     def __post_init__(self) -> None:
         if (self.texts is None) == (self.documents is None):

@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError
 
 from models import hints, transitions
 from models.picking import Mark
-from vestry.jobs import KINDS
+from vestry.kinds import KINDS
 from vestry.lanes import LANES, Latency, Privacy
 from workers import logs
 from workers.app import make_app
@@ -117,7 +117,7 @@ class Dispatcher:
         lanes = frozenset(self._in_turn(lanes))
         if not lanes:
             return
-        marks = {
+        marks: dict[tuple[str, str], Mark] = {
             (lane, kind): self._marks.setdefault((lane, kind), Mark())
             for lane in lanes
             for kind in KINDS

@@ -14,14 +14,24 @@ from models.content import Content
 from models.leases import ClaimedJob, Lease
 from models.states import State
 from models.transitions import Settlement
-from tasks.protocol import ConfirmDocument, Failed, IndexDocument, Outcome, Served, Succeeded
-from vestry.lanes import Latency
+from tasks.protocol import (
+    ConfirmDocument,
+    Failed,
+    IndexDocument,
+    Outcome,
+    Rerouted,
+    Served,
+    Succeeded,
+)
+from vestry.lanes import Latency, Pool
 from workers import backoff
 
 Connection = psycopg.Connection[Any]
 
 REFUSED = "refused"
 """The receipt's outcome where the lease was no longer held: the call was made, its effects not."""
+REROUTED = "rerouted"
+"""The receipt's outcome where the job went to another pool."""
 
 
 Standing = frozenset[tuple[UUID, int]]
@@ -57,18 +67,24 @@ def finish(
     """
     jobs = {job.id: job for job in lease.jobs if job.id in outcomes}
     content.enter(conn, {job.owner for job in jobs.values()})
-    held = transitions.lock_held(conn, lease.id, list(jobs))
+    flows = any(job.root_id is not None for job in jobs.values())
+    held = transitions.lock_held(conn, lease.id, list(jobs), flows=flows)
     standing = _store_effects(conn, content, {i: jobs[i] for i in held}, outcomes)
 
     done = Finished()
     settlements: list[Settlement] = []
     results: list[tuple[UUID, str, int, Mapping[str, Any]]] = []
+    pools: dict[UUID, Pool] = {}
     for job_id, job in jobs.items():
         outcome = outcomes[job_id]
         if outcome.served is not None and outcome.served.input_tokens:
             done.worked.add(job_id)
         if job_id not in held:
             done.states[job_id] = REFUSED
+            continue
+        if isinstance(outcome, Rerouted):
+            done.states[job_id] = State.QUEUED.value
+            pools[job_id] = outcome.pool
             continue
         if isinstance(outcome, Failed):
             settlement = _failed(job, outcome, backoff_cap_s)
@@ -97,6 +113,7 @@ def finish(
         lease.id,
         [_receipt(jobs[i], outcomes[i], done.states[i]) for i in jobs],
     )
+    transitions.reroute(conn, lease.id, pools)
     transitions.settle(conn, lease.id, settlements)
     return done
 
@@ -174,7 +191,8 @@ def _succeeded(job_id: UUID, outcome: Succeeded, standing: Standing) -> Settleme
         return Settlement(
             job_id, State.SUPERSEDED, "superseded", "its documents were enqueued again or deleted"
         )
-    return Settlement(job_id, State.SUCCEEDED)
+    degraded = outcome.served is not None and outcome.served.degraded
+    return Settlement(job_id, State.SUCCEEDED, degraded=degraded)
 
 
 def _standing_result(outcome: Succeeded, standing: Standing) -> dict[str, Any]:
@@ -204,15 +222,26 @@ def _failed(job: ClaimedJob, outcome: Failed, cap_s: float) -> Settlement:
 
 def _receipt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Receipt:
     served = outcome.served or Served(backend=None, model=None, locality=None)
+    reason = served.reason
+    if isinstance(outcome, Failed):
+        reason = outcome.code
+    if isinstance(outcome, Rerouted):
+        reason = outcome.reason
+    told = "retry" if state == State.QUEUED else state
     return receipts.Receipt(
         job_id=job.id,
         attempt=job.attempt,
-        outcome="retry" if state == State.QUEUED else state,
+        outcome=REROUTED if isinstance(outcome, Rerouted) and state != REFUSED else told,
         started_at=job.started_at,
-        reason=outcome.code if isinstance(outcome, Failed) else None,
+        reason=reason,
         backend=served.backend,
         model=served.model,
         locality=served.locality,
         input_tokens=served.input_tokens,
         output_tokens=served.output_tokens,
+        intended_backend=served.intended_backend,
+        intended_model=served.intended_model,
+        degraded=served.degraded,
+        policy=served.policy,
+        cost=served.cost,
     )

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 from kombu.transport import TRANSPORT_ALIASES, redis
 
-from vestry.jobs import KINDS
+from vestry.kinds import KINDS
 from vestry.lanes import LANES
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from uuid import UUID
 
 import psycopg
 
-from inference.echo import EchoBackend
+from inference.backends.echo import EchoBackend
 from models import leases, transitions
 from models.content import Content, PrivateContent, ShareableContent
 from models.leases import Terms

@@ -19,7 +19,11 @@ MOVES = {"jobs": {"SELECT", *(f"UPDATE({column})" for column in STATE)},
          "leases": {"SELECT", "INSERT", "UPDATE", "DELETE"}}  # fmt: skip
 WORKS = MOVES | {
     "receipts": {"SELECT", "INSERT", "UPDATE"}, "job_documents": {"SELECT"}, "spaces": {"SELECT"},
+    "backend_health": {"SELECT"},
 }  # fmt: skip
+LIBRARY = {f"shareable_{name}": {"SELECT"} for name in ("documents", "chunks", "embeddings")}
+"""What a private worker reads of shareable content, for grounded answers."""
+SPENDS = {"spending": {"SELECT", "INSERT", "UPDATE"}}
 
 
 def handles(privacy: str) -> dict[str, set[str]]:
@@ -39,21 +43,29 @@ def both(table: str, *rights: str) -> dict[str, set[str]]:
 
 
 GRANTS: Mapping[str, Mapping[str, set[str]]] = {
-    "vestry_private": WORKS | handles("private") | {"owner_keys": {"SELECT"}},
-    "vestry_shareable": WORKS | handles("shareable"),
-    "vestry_cloud": WORKS | handles("shareable"),
+    "vestry_private": WORKS | handles("private") | LIBRARY | {"owner_keys": {"SELECT"}},
+    "vestry_shareable": WORKS | handles("shareable") | SPENDS,
+    "vestry_cloud": WORKS | handles("shareable") | SPENDS,
     "vestry_control": MOVES | {
         "jobs": MOVES["jobs"] | {"DELETE"},
         "receipts": {"SELECT", "INSERT", "DELETE"},
         "job_documents": {"SELECT", "DELETE"},
         "idempotency_keys": {"SELECT", "DELETE"},
+        "routes": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+        "backend_health": {"SELECT"}, "spending": {"SELECT"},
         **both("payloads", "DELETE", "SELECT(job_id)", "SELECT(owner)"),
         **both("blobs", "DELETE", "SELECT(job_id)", "SELECT(name)", "SELECT(part)"),
         **both("results", "DELETE", "SELECT(job_id)", "SELECT(expires_at)"),
     },
-    "vestry_monitor": {name: {"SELECT"} for name in ("jobs", "lanes", "leases", "receipts")},
+    "vestry_monitor": {
+        name: {"SELECT"}
+        for name in ("jobs", "lanes", "leases", "receipts", "backend_health", "routes", "spending")
+    },
     "vestry_producer": {
-        **{name: {"SELECT"} for name in ("jobs", "lanes", "spaces", "receipts", "owner_keys")},
+        **{name: {"SELECT"} for name in (
+            "jobs", "lanes", "spaces", "receipts", "owner_keys", "backend_health", "routes", "spending"
+        )},
+        **both("payloads", "SELECT"), **both("blobs", "SELECT"),
         **both("results", "SELECT", "DELETE"),
         **both("documents", "SELECT"), **both("chunks", "SELECT"), **both("embeddings", "SELECT"),
     },
@@ -65,14 +77,27 @@ CALLS: Mapping[str, set[str]] = {
     "next_turn": WORKERS | {"vestry_control"},
     "ensure_space_v1": WORKERS,
     "guard_transition": set(),
+    "carry_down": set(),
+    "route_v1": set(),
     "enqueue_jobs_v1": {"vestry_producer"},
+    "enqueue_jobs_v2": {"vestry_producer"},
+    "store_blobs_v1": {"vestry_producer"},
+    "private_sources_v1": {"vestry_producer"},
+    "lock_roots_v1": WORKERS,
+    "reroute_jobs_v1": {"vestry_shareable", "vestry_cloud"},
+    "move_jobs_v1": {"vestry_control"},
+    **{f"backend_{what}_v1": WORKERS for what in ("failed", "succeeded", "probe")},
+    "rate_take_v1": WORKERS,
     "ensure_owner_key_v1": {"vestry_producer"},
     "cancel_jobs_v1": {"vestry_producer"},
     "delete_documents_v1": {"vestry_producer"},
     "pause_lane_v1": {"vestry_producer"},
 }
 
-OPEN = {"alembic_version", "owners", "owner_keys", "lanes", "idempotency_keys", "spaces"}
+OPEN = {
+    "alembic_version", "owners", "owner_keys", "lanes", "idempotency_keys", "spaces",
+    "routes", "backend_health", "rate_grants", "spending",
+}  # fmt: skip
 """Tables without row security: who may read them at all may read all of them."""
 
 
@@ -170,6 +195,8 @@ def test_policies_let_each_role_see_its_own(root: psycopg.Connection[Any]) -> No
             seen = "true" if library else named
             for role in worker | {"vestry_producer"}:
                 expected[table, role] = (seen, seen, "PERMISSIVE")
+            if library:
+                expected[table, "vestry_private"] = ("true", "false", "PERMISSIVE")
     rows = root.execute(
         """SELECT tablename, unnest(roles)::text, qual, with_check, permissive, cmd FROM pg_policies
            WHERE schemaname = 'vestry'"""

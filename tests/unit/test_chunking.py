@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from inference.echo import EchoBackend
+from inference.backends.echo import EchoBackend
 from inference.errors import BadRequest, TooLong
 from inference.long_words import break_long_words
 from inference.model_tokenizer import ModelTokenizer

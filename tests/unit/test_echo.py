@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from inference.echo import FAULTS, EchoBackend
+from inference.backends.echo import FAULTS, EchoBackend
 from inference.errors import (
     BadRequest,
     InferenceError,
@@ -100,7 +100,7 @@ def test_faults_of_vectors_and_time() -> None:
 
 
 def test_exit_ends_the_process_at_once() -> None:
-    code = "from inference.echo import EchoBackend; EchoBackend().embed(['echo!exit'])"
+    code = "from inference.backends.echo import EchoBackend; EchoBackend().embed(['echo!exit'])"
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     assert done.returncode == 70
 
@@ -119,7 +119,7 @@ def test_every_error_has_its_own_code_and_a_message() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["inference.registry", "inference.sentence_transformers_backend", "inference.echo",
+    ["inference.registry", "inference.backends.sentence_transformers_local", "inference.backends.echo",
      "tasks.registry", "tasks.embedding"],
 )  # fmt: skip
 def test_importing_brings_no_torch(module: str) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
-from inference.echo import EchoBackend
+from inference.backends.echo import EchoBackend
 from inference.errors import Unavailable
 from tasks.embedding import EmbeddingHandler
 from tasks.protocol import (

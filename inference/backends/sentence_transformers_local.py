@@ -43,7 +43,7 @@ BATCHES_PER_CALL: Final = 8
 
 
 class SentenceTransformersBackend:
-    """One SentenceTransformer, loaded. See `inference.protocol.EmbeddingBackend`."""
+    """One SentenceTransformer, loaded. See `inference.protocol.EmbeddingModel`."""
 
     name = NAME
     locality: Locality = "local"
@@ -94,12 +94,12 @@ class SentenceTransformersBackend:
 
     @property
     def tokenizer(self) -> Any | None:
-        """See `EmbeddingBackend.tokenizer`."""
+        """See `EmbeddingModel.tokenizer`."""
         return self._tokenizer.fast
 
     @property
     def longest_word(self) -> int | None:
-        """See `EmbeddingBackend.longest_word`."""
+        """See `EmbeddingModel.longest_word`."""
         return self._tokenizer.longest_word
 
     def count_tokens(

@@ -53,7 +53,7 @@ wait so many seconds; the other names raise the error of that name."""
 
 
 class EchoBackend:
-    """Hashed bags of words. See `inference.protocol.EmbeddingBackend`."""
+    """Hashed bags of words. See `inference.protocol.EmbeddingModel`."""
 
     name = NAME
     locality: Locality = "local"

@@ -1,0 +1,250 @@
+"""The catalogue: which models there are, where each runs, what it is good enough for, what it costs.
+
+`inference.catalogue_file` reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Sequence
+from decimal import Decimal
+from functools import cached_property
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from inference.protocol import Locality
+from vestry.kinds import Kind
+from vestry.lanes import Privacy
+
+ORDINARY: Final = "ordinary"
+ALL: Final = "all"
+
+E = TypeVar("E", "BackendEntry", "ModelEntry")
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/+-]{0,99}"
+_SCALES: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+_BITS: Final = {
+    "fp32": 32.0,
+    "fp16": 16.0,
+    "bf16": 16.0,
+    "q8": 8.5,
+    "q5": 5.5,
+    "q4": 4.5,
+    "int8": 8.0,
+}
+"""Bits a weight, with what block formats spend on scales (llama.cpp's Q4 and Q8 families)."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class BackendEntry(_Entry):
+    """A model runtime.
+
+    Attributes:
+        name: what models and settings call it.
+        runtime: the module in `inference.backends` that talks to it, or a dotted module name.
+        locality: whether content stays on our own machines.
+        enabled: used unless VESTRY_BACKENDS says otherwise; the others must be named there.
+        url: base URL of a server; VESTRY_BACKENDS may name another.
+        key: it wants an API key (VESTRY_BACKEND_KEYS).
+        requests_per_minute: most calls in any 60 seconds, over all workers together.
+        timeout_s: longest that a call may take, in seconds.
+        about: one line for a reader.
+        options: further settings of the runtime.
+    """
+
+    name: str = Field(pattern=_NAME)
+    runtime: str = Field(pattern=r"[a-z_][a-z0-9_.]*")
+    locality: Locality
+    enabled: bool = True
+    url: str | None = None
+    key: bool = False
+    requests_per_minute: int | None = Field(None, ge=1)
+    timeout_s: float = Field(120.0, gt=0)
+    about: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Price(_Entry):
+    """US dollars for a million tokens."""
+
+    input: Decimal = Field(ge=0)
+    output: Decimal = Field(Decimal(0), ge=0)
+
+    def of(self, input_tokens: int | None, output_tokens: int | None) -> Decimal:
+        """What a call cost, in US dollars."""
+        million = Decimal(1_000_000)
+        return (self.input * (input_tokens or 0) + self.output * (output_tokens or 0)) / million
+
+
+class ModelEntry(_Entry):
+    """A model.
+
+    Attributes:
+        name: what jobs, receipts and readers call it; unique.
+        backend: the runtime that serves it.
+        kinds: kinds of job it can do.
+        served_as: what its backend calls it, where that is another name.
+        tasks: what it is good enough for: `ordinary` is every task that is not demanding, `all` is
+            every task; or a list of tasks.
+        dimension: of its vectors, for embedding.
+        context: tokens it reads at once.
+        parameters: how many it has, such as 3.2B.
+        quantization: of its weights, such as fp16 or Q4.
+        price: per million tokens; none for what runs on our own machines.
+        resident: loaded and warmed up when a worker starts, else with its first job.
+        query_prefix: put before every query that it embeds.
+        document_prefix: put before every document.
+        about: one line for a reader.
+        get: the command that makes it available, told by `vestry doctor`.
+        options: further settings for its backend.
+    """
+
+    name: str = Field(pattern=_NAME)
+    backend: str
+    kinds: tuple[Kind, ...] = Field(min_length=1)
+    served_as: str | None = None
+    tasks: Literal["ordinary", "all"] | tuple[str, ...] = ORDINARY
+    dimension: int | None = Field(None, ge=1, le=4000)
+    context: int | None = Field(None, ge=1)
+    parameters: str | None = Field(None, pattern=r"\d+(\.\d+)?[KMB]?")
+    quantization: str | None = None
+    price: Price | None = None
+    resident: bool = False
+    query_prefix: str = ""
+    document_prefix: str = ""
+    about: str = ""
+    get: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("kinds", mode="before")
+    @classmethod
+    def _one_kind(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def served_name(self) -> str:
+        """What its backend calls it."""
+        return self.served_as or self.name
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Bytes of its weights at its quantization; None where the catalogue does not tell."""
+        bits = next(
+            (b for q, b in _BITS.items() if (self.quantization or "").lower().startswith(q)), None
+        )
+        match = re.fullmatch(r"([\d.]+)([KMB]?)", self.parameters or "")
+        if bits is None or match is None:
+            return None
+        return int(float(match[1]) * _SCALES[match[2]] * bits / 8)
+
+
+class TaskEntry(_Entry):
+    """What a request can be for.
+
+    Attributes:
+        name: what jobs call it.
+        kinds: kinds of job it occurs with.
+        demanding: only a model that says so by name, or `all`, is good enough for it.
+        about: one line for a reader.
+    """
+
+    name: str = Field(pattern=r"[a-z0-9][a-z0-9-]{0,63}")
+    kinds: tuple[Kind, ...] = Field(min_length=1)
+    demanding: bool = False
+    about: str = ""
+
+
+class When(_Entry):
+    """What a rule is about; what is not given matches everything."""
+
+    kind: tuple[Kind, ...] = ()
+    task: tuple[str, ...] = ()
+    privacy: tuple[Privacy, ...] = ()
+    latency: tuple[Literal["interactive", "bulk"], ...] = ()
+    tier: tuple[str, ...] = ()
+    quality: tuple[Literal["adequate", "best"], ...] = ()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    def matches(self, **asked: str | None) -> bool:
+        """Whether every value given is among those named here."""
+        return all(
+            not (named := getattr(self, field)) or asked[field] in named
+            for field in type(self).model_fields
+        )
+
+
+class Rule(_Entry):
+    """Where a request goes first, and where else it may go. The first rule that matches counts.
+
+    Attributes:
+        when: which requests.
+        prefer: localities in order; one that is not named is never used.
+        because: one line for a reader.
+    """
+
+    when: When = Field(default_factory=When)
+    prefer: tuple[Locality, ...] = Field(min_length=1)
+    because: str = ""
+
+
+class Catalogue(_Entry):
+    """Everything in the file, checked."""
+
+    backends: tuple[BackendEntry, ...]
+    models: tuple[ModelEntry, ...]
+    tasks: tuple[TaskEntry, ...] = ()
+    policy: tuple[Rule, ...]
+
+    @cached_property
+    def version(self) -> str:
+        """Twelve hex digits that change with anything that decides a route."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def backend(self, name: str) -> BackendEntry:
+        """A backend by name; KeyError where there is none."""
+        return _named(self.backends, name)
+
+    def model(self, name: str) -> ModelEntry:
+        """A model by name; KeyError where there is none."""
+        return _named(self.models, name)
+
+    def adequate(self, model: ModelEntry, task: str | None) -> bool:
+        """Whether a model is good enough for a task; one that is not declared is ordinary."""
+        if model.tasks == ALL:
+            return True
+        if isinstance(model.tasks, tuple):
+            return task in model.tasks
+        return not any(entry.demanding for entry in self.tasks if entry.name == task)
+
+    def only(self, backends: Collection[str]) -> Catalogue:
+        """The part of it that these backends serve."""
+        return self.model_copy(
+            update={
+                "backends": tuple(b for b in self.backends if b.name in backends),
+                "models": tuple(m for m in self.models if m.backend in backends),
+            }
+        )
+
+    def adding(self, backend: BackendEntry | None, model: ModelEntry) -> Catalogue:
+        """With a model before all others, and its backend where it is new."""
+        backends = self.backends if backend is None else (*self.backends, backend)
+        rest = tuple(m for m in self.models if m.name != model.name)
+        return self.model_copy(update={"backends": backends, "models": (model, *rest)})
+
+
+def _named(entries: Sequence[E], name: str) -> E:
+    for entry in entries:
+        if entry.name == name:
+            return entry
+    raise KeyError(name)

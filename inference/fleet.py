@@ -1,0 +1,109 @@
+"""The models of one process: each loaded once, when it is first wanted or by plan at the start."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from inference.catalogue import BackendEntry, Catalogue, ModelEntry
+from inference.errors import ModelMissing
+from inference.protocol import Backend, BackendConfig, ServedModel
+
+Configure = Callable[[BackendEntry], BackendConfig]
+"""What this process was told of a backend: URL, key, device."""
+
+
+class Fleet:
+    """Backends and models by name. Threads share it.
+
+    Args:
+        catalogue: restricted to the enabled backends.
+        configure: makes a backend's configuration.
+    """
+
+    def __init__(self, catalogue: Catalogue, configure: Configure) -> None:
+        self._catalogue = catalogue
+        self._configure = configure
+        self._backends: dict[str, Backend] = {}
+        self._models: dict[str, ServedModel] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def backend(self, name: str) -> Backend:
+        """A backend, made when it is first asked for.
+
+        Raises:
+            ModelMissing: there is no module for its runtime.
+        """
+        with self._lock:
+            made = self._backends.get(name)
+            if made is None:
+                made = self._backends[name] = self._connect(self._catalogue.backend(name))
+            return made
+
+    def model(self, entry: ModelEntry) -> Any:
+        """A model, loaded and warmed up when it is first asked for; others wait for it meanwhile.
+
+        Its type follows from the kinds of its entry: see `inference.protocol`.
+
+        Raises:
+            InferenceError: it cannot be loaded.
+        """
+        with self._lock:
+            lock = self._locks.setdefault(entry.name, threading.Lock())
+        with lock:
+            loaded = self._models.get(entry.name)
+            if loaded is None:
+                loaded = self.backend(entry.backend).load(entry)
+                loaded.warm_up()
+                self._models[entry.name] = loaded
+            return loaded
+
+    def put(self, name: str, model: ServedModel) -> None:
+        """Have a model that was loaded already."""
+        self._models[name] = model
+
+    def close(self) -> None:
+        """Close every backend. Safe to repeat."""
+        with self._lock:
+            made, self._backends = self._backends, {}
+            self._models.clear()
+        for backend in made.values():
+            backend.close()
+
+    def _connect(self, entry: BackendEntry) -> Backend:
+        name = entry.runtime if "." in entry.runtime else f"inference.backends.{entry.runtime}"
+        try:
+            module = import_module(name)
+        except ImportError as error:
+            raise ModelMissing(
+                f"backend {entry.name}: its runtime {entry.runtime} cannot be imported "
+                f"({error.name or type(error).__name__} is missing)"
+            ) from None
+        made: Backend = module.connect(self._configure(entry))
+        return made
+
+
+def configuration(urls: Mapping[str, str], keys: Mapping[str, str], **common: Any) -> Configure:
+    """Configure backends from a process's settings.
+
+    Args:
+        urls: base URLs by backend, over those of the catalogue.
+        keys: API keys by backend.
+        common: further fields of every `BackendConfig`: threads, device, nice, scratch.
+    """
+
+    def configure(entry: BackendEntry) -> BackendConfig:
+        return BackendConfig(
+            name=entry.name,
+            locality=entry.locality,
+            url=urls.get(entry.name) or entry.url,
+            key=keys.get(entry.name),
+            timeout_s=entry.timeout_s,
+            options=entry.options,
+            **common,
+        )
+
+    return configure

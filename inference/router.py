@@ -1,0 +1,182 @@
+"""The Router of one process: calls the best model of its own pool, and says where else a job belongs.
+
+Whatever it does instead of what the policy intended is told: by the answer, for the receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from inference.catalogue import BackendEntry
+from inference.errors import (
+    Abandoned,
+    BadAnswer,
+    InferenceError,
+    ModelMissing,
+    NoAdequateModel,
+    RateLimited,
+    Unavailable,
+    Waits,
+)
+from inference.fleet import Fleet
+from inference.policy import Budget, Candidate, Candidates, Health, RoutingPolicy, Wish
+from vestry.lanes import Pool, Privacy
+
+T = TypeVar("T")
+
+TRY_ANOTHER: Final = (RateLimited, Unavailable, ModelMissing, BadAnswer)
+"""Errors that say something of the backend and nothing of the request: the next one may do."""
+
+
+class Gate(Protocol):
+    """What all workers together know of the backends. See `inference.gate`."""
+
+    def health(self) -> Health:
+        """Which backends cannot be called now, and why."""
+        ...
+
+    def budget(self) -> Budget:
+        """What clouds may still cost."""
+        ...
+
+    def enter(self, backend: BackendEntry) -> None:
+        """Ask to call a backend now; may wait a little for its turn.
+
+        Raises:
+            RateLimited, Unavailable: not now; `retry_after` says when.
+        """
+        ...
+
+    def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
+        """The call is over, well or with an error."""
+        ...
+
+    def wait_s(self, backend: str) -> float:
+        """Seconds until a backend that cannot be called now may be called again."""
+        ...
+
+
+class Elsewhere(Exception):
+    """The request belongs into another pool."""
+
+    def __init__(self, pool: Pool, reason: str) -> None:
+        super().__init__(f"{pool}: {reason}")
+        self.pool = pool
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """What came of a call.
+
+    Attributes:
+        value: what the model returned.
+        served: the model that returned it.
+        intended: the one that would have, had all been well.
+        reason: why it is another; None where it is not.
+        policy: version of the policy.
+    """
+
+    value: T
+    served: Candidate
+    intended: Candidate
+    reason: str | None
+    policy: str
+
+    @property
+    def degraded(self) -> bool:
+        """Whether another model than the intended one served it."""
+        return self.reason is not None
+
+
+class Router:
+    """Serves requests with the models of one pool.
+
+    Args:
+        policy: which models may serve what.
+        pool: the pool of this process.
+        fleet: its models.
+        gate: what all workers know of the backends.
+    """
+
+    def __init__(self, policy: RoutingPolicy, pool: Pool, fleet: Fleet, gate: Gate) -> None:
+        self.policy = policy
+        self._pool = pool
+        self._fleet = fleet
+        self._gate = gate
+
+    def serve(self, wish: Wish, call: Callable[[Any, Candidate], T]) -> Answer[T]:
+        """Have a request served by the best model that may be called now.
+
+        Args:
+            wish: what is asked for.
+            call: given a loaded model of the kind and its candidate; may be called again with
+                another one, after an error of `TRY_ANOTHER`.
+
+        Raises:
+            Elsewhere: the next to be tried is in another pool.
+            NoAdequateModel: there is none, whatever the circumstances.
+            Waits: there is none now; `retry_after` says when to ask again. No attempt is spent.
+            InferenceError: what the model raised of the request itself.
+        """
+        tried: dict[str, InferenceError] = {}
+        while True:
+            found = self._candidates(wish)
+            if found.intended is None:
+                raise NoAdequateModel(_none(wish))
+            candidate = next((c for c in found.open if c.model.name not in tried), None)
+            if candidate is None:
+                raise self._nothing_now(found, tried)
+            if candidate.pool is not self._pool:
+                reason = found.why_not_intended(candidate)
+                raise Elsewhere(candidate.pool, reason or "first_choice")
+            try:
+                value = self._call(candidate, call)
+            except TRY_ANOTHER as error:
+                tried[candidate.model.name] = error
+                continue
+            reason = found.why_not_intended(candidate)
+            failed = tried.get(found.intended.model.name)
+            if failed is not None:
+                reason = failed.code
+            return Answer(value, candidate, found.intended, reason, self.policy.version)
+
+    def _candidates(self, wish: Wish) -> Candidates:
+        return self.policy.candidates(wish, self._gate.health(), self._gate.budget())
+
+    def _call(self, candidate: Candidate, call: Callable[[Any, Candidate], T]) -> T:
+        self._gate.enter(candidate.backend)
+        try:
+            value = call(self._fleet.model(candidate.model), candidate)
+        except InferenceError as error:
+            self._gate.left(candidate.backend, error)
+            raise
+        except BaseException:
+            self._gate.left(candidate.backend, Abandoned())
+            raise
+        self._gate.left(candidate.backend, None)
+        return value
+
+    def _nothing_now(self, found: Candidates, tried: dict[str, InferenceError]) -> InferenceError:
+        """The error for a request that nothing serves now.
+
+        What was tried and failed counts as an attempt; what may not even be tried does not.
+        """
+        intended = found.intended
+        assert intended is not None  # noqa: S101 - the caller looked
+        error = tried.get(intended.model.name)
+        if error is not None and not isinstance(error, RateLimited):
+            return error
+        waits = [self._gate.wait_s(name) for name in {intended.backend.name}]
+        reason = found.away.get(intended.model.name) or (error.code if error else "unavailable")
+        return Waits(reason, retry_after=max(waits, default=1.0))
+
+
+def _none(wish: Wish) -> str:
+    # Task and model are the caller's words, and stay out of what is stored in the clear.
+    where = " on our own machines" if wish.privacy != Privacy.SHAREABLE else ""
+    if wish.model is not None:
+        return f"the model asked for is not enabled{where} for this kind and task of job"
+    return f"no model that is enabled{where} is good enough for this task; see `vestry doctor`"

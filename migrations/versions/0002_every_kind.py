@@ -1,0 +1,30 @@
+"""Kinds, routes, breakers, flows.
+
+Revision ID: 0002
+Revises: 0001
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0002"
+down_revision: str | None = "0001"
+branch_labels = None
+depends_on = None
+
+SQL = Path(__file__).resolve().parent.parent / "sql" / "v0002"
+
+
+def upgrade() -> None:
+    bind = op.get_bind().execution_options(no_parameters=True)
+    for part in sorted(SQL.glob("*.sql")):
+        bind.exec_driver_sql(part.read_text(encoding="utf-8"))
+
+
+def downgrade() -> None:
+    bind = op.get_bind().execution_options(no_parameters=True)
+    for part in sorted((SQL / "down").glob("*.sql")):
+        bind.exec_driver_sql(part.read_text(encoding="utf-8"))
