@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, Final, Literal, TypeVar
@@ -208,7 +208,8 @@ class Catalogue(_Entry):
     @cached_property
     def version(self) -> str:
         """Twelve hex digits that change with anything that decides a route."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        told = self.model_dump(mode="json", exclude={"backends": {"__all__": {"url"}}})
+        content = json.dumps(told, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def backend(self, name: str) -> BackendEntry:
@@ -227,11 +228,15 @@ class Catalogue(_Entry):
             return task in model.tasks
         return not any(entry.demanding for entry in self.tasks if entry.name == task)
 
-    def only(self, backends: Collection[str]) -> Catalogue:
-        """The part of it that these backends serve."""
+    def only(self, backends: Mapping[str, str | None]) -> Catalogue:
+        """The part of it that these backends serve, with their URLs where one is given."""
         return self.model_copy(
             update={
-                "backends": tuple(b for b in self.backends if b.name in backends),
+                "backends": tuple(
+                    b.model_copy(update={"url": backends[b.name] or b.url})
+                    for b in self.backends
+                    if b.name in backends
+                ),
                 "models": tuple(m for m in self.models if m.backend in backends),
             }
         )

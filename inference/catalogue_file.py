@@ -44,13 +44,18 @@ def load(path: Path | None = None) -> Catalogue:
 def parse(text: str, file: str = "catalogue") -> Catalogue:
     """Check a catalogue's text; see `load`."""
     try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            # They can make a document endless, and nobody needs them here.
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise CatalogueError(f"{file}:{line}: YAML's aliases (*) cannot be used here")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
+        where = f"{file}:{mark.line + 1}" if mark is not None else file
         problem = getattr(error, "problem", None) or "it is not YAML"
-        raise CatalogueError(f"{file}{line}: {problem}") from None
+        raise CatalogueError(f"{where}: {problem}") from None
     places = _Places(file, root)
     places.refuse_repeated_keys()
     try:
@@ -141,6 +146,8 @@ class _Places:
             if isinstance(node, yaml.MappingNode):
                 seen: set[str] = set()
                 for key, value in node.value:
+                    if not isinstance(key, yaml.ScalarNode):
+                        continue
                     if key.value in seen:
                         line = key.start_mark.line + 1
                         raise CatalogueError(f"{self._file}:{line}: {key.value} stands twice")

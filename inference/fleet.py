@@ -86,12 +86,14 @@ class Fleet:
         return made
 
 
-def configuration(urls: Mapping[str, str], keys: Mapping[str, str], **common: Any) -> Configure:
+def configuration(
+    keys: Mapping[str, str], options: Mapping[str, Mapping[str, Any]], **common: Any
+) -> Configure:
     """Configure backends from a process's settings.
 
     Args:
-        urls: base URLs by backend, over those of the catalogue.
         keys: API keys by backend.
+        options: further options by backend, over those of the catalogue.
         common: further fields of every `BackendConfig`: threads, device, nice, scratch.
     """
 
@@ -99,10 +101,10 @@ def configuration(urls: Mapping[str, str], keys: Mapping[str, str], **common: An
         return BackendConfig(
             name=entry.name,
             locality=entry.locality,
-            url=urls.get(entry.name) or entry.url,
+            url=entry.url,
             key=keys.get(entry.name),
             timeout_s=entry.timeout_s,
-            options=entry.options,
+            options={**entry.options, **options.get(entry.name, {})},
             **common,
         )
 

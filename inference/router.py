@@ -53,7 +53,7 @@ class Gate(Protocol):
         """The call is over, well or with an error."""
         ...
 
-    def wait_s(self, backend: str) -> float:
+    def wait_s(self, backend: BackendEntry) -> float:
         """Seconds until a backend that cannot be called now may be called again."""
         ...
 
@@ -169,9 +169,9 @@ class Router:
         error = tried.get(intended.model.name)
         if error is not None and not isinstance(error, RateLimited):
             return error
-        waits = [self._gate.wait_s(name) for name in {intended.backend.name}]
+        wait_s = self._gate.wait_s(intended.backend)
         reason = found.away.get(intended.model.name) or (error.code if error else "unavailable")
-        return Waits(reason, retry_after=max(waits, default=1.0))
+        return Waits(reason, retry_after=wait_s)
 
 
 def _none(wish: Wish) -> str:

@@ -102,7 +102,7 @@ class PrivateContent:
     sealed = True
 
     def __init__(self, keyring: KeyRing) -> None:
-        self._ring = keyring
+        self.keyring = keyring
         self._keys: dict[str, OwnerKey] = {}
         self._faults: dict[str, str] = {}
 
@@ -126,7 +126,7 @@ class PrivateContent:
             [list(missing)],
         ):
             try:
-                self._keys[owner] = self._ring.unwrap(owner, key_id, wrapped, kek_id)
+                self._keys[owner] = self.keyring.unwrap(owner, key_id, wrapped, kek_id)
             except VestryError as error:
                 self._faults[owner] = str(error)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from uuid import UUID
 
-from inference.errors import InferenceError
-from inference.protocol import EmbeddingModel
+from inference.errors import InferenceError, NoAdequateModel
+from inference.policy import Candidate
+from inference.protocol import EmbeddingModel, SpaceSpec
+from inference.router import Answer, Elsewhere, Router
 from tasks.chunking import Chunker, Span
 from tasks.embedding_plans import (
-    BadPayload,
     DocumentsPlan,
     PlannedDocument,
     TextsPlan,
@@ -18,26 +20,100 @@ from tasks.embedding_plans import (
     failed,
     plan_of,
 )
-from tasks.protocol import Context, Failed, Job, Outcome, Served
+from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Rerouted, Served
+from tasks.serving import outcome_of_error, served_of
 from tasks.vector_pool import VectorPool
 
 KIND = "embedding"
 INTERACTIVE = "interactive"
 
+Spaces = Callable[[SpaceSpec], int]
+"""Declares an embedding space (`vestry.ensure_space_v1`) and gives its row's id."""
+
+
+class RoutedEmbedding:
+    """The kind's handler: has each batch embedded by the model that its jobs ask for.
+
+    A batch is of one model: that is how it was claimed.
+
+    Args:
+        router: of this process.
+        spaces: declares a space once its model is loaded.
+        default: the model for jobs that name none.
+    """
+
+    def __init__(self, router: Router, spaces: Spaces, default: str | None) -> None:
+        self._router = router
+        self._spaces = spaces
+        self._default = default
+        self._handlers: dict[str, EmbeddingHandler] = {}
+
+    def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
+        """One outcome a job, in the batch's order."""
+        asked = self._model_of(batch[0].model)
+
+        def call(model: EmbeddingModel, candidate: Candidate) -> Sequence[Outcome]:
+            handler = self.handler(candidate, model)
+            return handler([replace(job, model=None) for job in batch], context)
+
+        try:
+            answer = self._router.serve(replace(batch[0].wish, model=asked), call)
+        except NoAdequateModel:
+            # The model asked for is the caller's word and stays out of the message.
+            failure = Failed("unknown_model", self._known())
+            return [failure] * len(batch)
+        except (InferenceError, Elsewhere) as error:
+            return [outcome_of_error(error)] * len(batch)
+        return [_routed(outcome, answer) for outcome in answer.value]
+
+    def _model_of(self, asked: str | None) -> str | None:
+        """The catalogue's name for what a job asks for: a model's name, or its space's."""
+        if asked is None:
+            return self._default
+        for name, handler in self._handlers.items():
+            if handler.space.name == asked:
+                return name
+        return asked
+
+    def handler(self, candidate: Candidate, model: EmbeddingModel) -> EmbeddingHandler:
+        """The handler of one model, made with its space when it is first wanted."""
+        name = candidate.model.name
+        handler = self._handlers.get(name)
+        if handler is None:
+            server = candidate.backend.url is not None
+            handler = EmbeddingHandler(model, self._spaces(model.space), server=server)
+            self._handlers[name] = handler
+        return handler
+
+    def _known(self) -> str:
+        names = sorted(
+            f"{name} (space {handler.space.name})" for name, handler in self._handlers.items()
+        )
+        with_these = ", ".join(names) or "no model yet"
+        return f"the workers of this lane embed with {with_these} only"
+
 
 class EmbeddingHandler:
-    """Runs batches of embedding jobs on one backend. Safe to call from several threads."""
+    """Runs batches of embedding jobs on one model. Safe to call from several threads."""
 
-    def __init__(self, backend: EmbeddingModel, space_id: int) -> None:
-        """Bind a backend to its space's row.
+    def __init__(self, backend: EmbeddingModel, space_id: int, *, server: bool = False) -> None:
+        """Bind a model to its space's row.
 
         Args:
             backend: loaded.
             space_id: what `vestry.ensure_space_v1` returned for `backend.space`.
+            server: it is called over a network: its failures are raised, for the Router to know of
+                them, and are not the jobs'.
         """
+        self._server = server
         self._backend = backend
         self._space_id = space_id
         self._chunker = Chunker(backend)
+
+    @property
+    def space(self) -> SpaceSpec:
+        """The space it embeds in."""
+        return self._backend.space
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
         """One outcome a job, in the batch's order.
@@ -63,6 +139,8 @@ class EmbeddingHandler:
             context.handing.abandoned,
             urgent=any(job.latency == INTERACTIVE for job in batch),
         )
+        if self._server and pool.backend_error is not None:
+            raise pool.backend_error
         for place, plan in enumerate(planned):
             if place not in outcomes and not isinstance(plan, Failed):
                 outcomes[place] = self._outcome(plan)
@@ -139,3 +217,10 @@ class EmbeddingHandler:
             locality=self._backend.locality,
             input_tokens=tokens,
         )
+
+
+def _routed(outcome: Outcome, answer: Answer[Sequence[Outcome]]) -> Outcome:
+    """With what the Router knows put onto the receipt."""
+    if isinstance(outcome, Rerouted) or outcome.served is None:
+        return outcome
+    return replace(outcome, served=served_of(answer, outcome.served.input_tokens))

@@ -11,6 +11,7 @@ from inference.errors import BadVectors, InferenceError
 from inference.protocol import InputType, SpaceSpec
 from tasks.chunking import CHUNKING_VERSION, Span
 from tasks.protocol import (
+    BadPayload,
     Chunk,
     ConfirmDocument,
     DocumentRef,
@@ -25,10 +26,6 @@ from tasks.vector_pool import Wanted
 
 DECIMALS: Final = 8
 """Of a vector's numbers in JSON: float32 has 24 bits, about 7 significant digits."""
-
-
-class BadPayload(Exception):
-    """The payload is not what this kind takes; the message names the field and nothing of it."""
 
 
 @dataclass(slots=True)

@@ -14,8 +14,13 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from inference.policy import Wish
+from tasks.grounding import Grounding, Passage
 from vestry.kinds import Kind
 from vestry.lanes import Pool
+
+
+class BadPayload(Exception):
+    """The payload is not what the kind takes; the message names the field and nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,29 @@ class Handing(Protocol):
         ...
 
 
+class Library(Protocol):
+    """The documents that a job may be grounded in."""
+
+    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
+        """The best passages of the job's owner, and of the shareable sources named.
+
+        A shareable job is never shown a private passage: its process cannot read any.
+
+        Raises:
+            InferenceError: the query cannot be embedded.
+        """
+        ...
+
+
+class NoLibrary:
+    """For handlers that are run without a database."""
+
+    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
+        """None."""
+        del job, grounding
+        return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a handler may use besides its arguments."""
@@ -174,6 +202,7 @@ class Context:
     handing: Handing
     digest: Mapping[str, Digest] = field(default_factory=dict)
     """Owner to the content digest of that owner (HMAC where private)."""
+    library: Library = field(default_factory=NoLibrary)
 
 
 class Digest(Protocol):

@@ -5,16 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from inference.protocol import EmbeddingModel
-from tasks import embedding
+from inference.router import Router
+from tasks.embedding import RoutedEmbedding, Spaces
+from tasks.generation import GenerationHandler
 from tasks.protocol import Handler
+from vestry.kinds import Kind
+from vestry.lanes import Pool
 
 
-def handlers(backend: EmbeddingModel, space_id: int) -> Mapping[str, Handler]:
-    """Kind name to handler, for one worker process.
+def handlers(
+    router: Router, pool: Pool, spaces: Spaces, embedding: str | None
+) -> Mapping[Kind, Handler]:
+    """Kind name to handler, for the kinds that a pool runs.
 
     Args:
-        backend: the process's embedding backend.
-        space_id: the row of its space, from `vestry.ensure_space_v1`.
+        router: of this process.
+        pool: whose lanes it serves.
+        spaces: declares embedding spaces.
+        embedding: the model that embeds where a job names none.
     """
-    return MappingProxyType({embedding.KIND: embedding.EmbeddingHandler(backend, space_id)})
+    if pool is Pool.CPU:
+        return MappingProxyType({})
+    return MappingProxyType(
+        {
+            "embedding": RoutedEmbedding(router, spaces, embedding),
+            "generation": GenerationHandler(router),
+        }
+    )

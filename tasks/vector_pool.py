@@ -37,6 +37,8 @@ class VectorPool:
 
     def __init__(self) -> None:
         self._wanted: dict[tuple[InputType, str], Wanted] = {}
+        self.backend_error: InferenceError | None = None
+        """The last error that says something of the backend rather than of a text."""
 
     def want(self, job_id: UUID, text: str, tokens: int, input: InputType) -> Wanted:  # noqa: A002
         """Ask for a text's vector; the same text asked for twice is embedded once."""
@@ -61,7 +63,38 @@ class VectorPool:
             for call in _calls(texts, backend.call_tokens):
                 gone = {job for wanted in call for job in wanted.jobs if abandoned(job)}
                 alive = [wanted for wanted in call if not wanted.jobs <= gone]
-                _fill(backend, alive, kind, urgent=urgent)
+                self._fill(backend, alive, kind, urgent=urgent)
+
+    def _fill(
+        self,
+        backend: EmbeddingModel,
+        texts: list[Wanted],
+        input: InputType,  # noqa: A002
+        *,
+        urgent: bool,
+    ) -> None:
+        """Embed; on a fault of single texts, without them or half by half until they are found."""
+        if not texts:
+            return
+        try:
+            vectors = backend.embed([wanted.text for wanted in texts], input, urgent=urgent)
+            faulty = set(faulty_rows(vectors, len(texts), backend.space.dimension))
+        except InferenceError as error:
+            if not error.per_text:
+                self.backend_error = error
+            if not error.per_text or len(texts) == 1:
+                for wanted in texts:
+                    wanted.error = error
+                return
+            blamed = set(error.indices)
+            for place in blamed:
+                texts[place].error = error
+            rest = [wanted for place, wanted in enumerate(texts) if place not in blamed]
+            parts = (rest,) if blamed else (rest[: len(rest) // 2], rest[len(rest) // 2 :])
+            for part in parts:
+                self._fill(backend, part, input, urgent=urgent)
+            return
+        _take(texts, vectors, faulty)
 
 
 def _calls(texts: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
@@ -76,35 +109,6 @@ def _calls(texts: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
         tokens += wanted.tokens
     if call:
         yield call
-
-
-def _fill(
-    backend: EmbeddingModel,
-    texts: list[Wanted],
-    input: InputType,  # noqa: A002
-    *,
-    urgent: bool,
-) -> None:
-    """Embed; on a fault of single texts, without them or half by half until they are found."""
-    if not texts:
-        return
-    try:
-        vectors = backend.embed([wanted.text for wanted in texts], input, urgent=urgent)
-        faulty = set(faulty_rows(vectors, len(texts), backend.space.dimension))
-    except InferenceError as error:
-        if not error.per_text or len(texts) == 1:
-            for wanted in texts:
-                wanted.error = error
-            return
-        blamed = set(error.indices)
-        for place in blamed:
-            texts[place].error = error
-        rest = [wanted for place, wanted in enumerate(texts) if place not in blamed]
-        parts = (rest,) if blamed else (rest[: len(rest) // 2], rest[len(rest) // 2 :])
-        for part in parts:
-            _fill(backend, part, input, urgent=urgent)
-        return
-    _take(texts, vectors, faulty)
 
 
 def _take(texts: Sequence[Wanted], vectors: Vectors, faulty: set[int]) -> None:

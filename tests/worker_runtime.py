@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from tasks.protocol import Handler
+from tasks.protocol import Handler, NoLibrary
 from tests.echo_stack import eventually
 from workers import kinds
 from workers.app import make_app
 from workers.devstack import DevStack
+from workers.kinds import Kit
 from workers.lifecycle import Lifecycle
 from workers.runtime import Runtime
 from workers.settings import Settings
@@ -33,7 +34,7 @@ def runtime(
     life = Lifecycle(make_app(stack.broker_url("shareable"), "shareable"), settings)
     handlers = handler if isinstance(handler, Mapping) else {"embedding": handler}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kinds, "build", lambda *_: handlers)
+        patch.setattr(kinds, "build", lambda *_: Kit(handlers, NoLibrary()))
         life.init(SimpleNamespace(hostname="test"))
     made = life.runtime()
     executor = made._executor

@@ -16,7 +16,16 @@ from models.content import Content
 from models.documents import DocumentState
 from models.leases import ClaimedJob, Lease, Terms
 from models.picking import Mark
-from tasks.protocol import Context, DocumentRef, Failed, Handler, Job, Outcome
+from tasks.protocol import (
+    Context,
+    DocumentRef,
+    Failed,
+    Handler,
+    Job,
+    Library,
+    NoLibrary,
+    Outcome,
+)
 from vestry.errors import VestryError
 from workers.finisher import Finisher
 from workers.finishing import Finished
@@ -46,6 +55,7 @@ class Executor:
         terms: lease terms.
         heart: the process's heartbeat.
         finisher: commits what comes of a batch.
+        library: what answers may be grounded in.
     """
 
     pool: ConnectionPool[Connection]
@@ -54,6 +64,7 @@ class Executor:
     terms: Terms
     heart: Heartbeat
     finisher: Finisher
+    library: Library = field(default_factory=NoLibrary)
     marks: dict[tuple[str, str], Mark] = field(default_factory=dict)
 
     def claim(
@@ -131,6 +142,7 @@ class Executor:
             context = Context(
                 handing=self.heart,
                 digest={job.owner: self.content.digest(job.owner) for job in batch},
+                library=self.library,
             )
             outcomes.update(_isolated(handler, batch, context))
         return outcomes

@@ -2,56 +2,183 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from inference.catalogue import BackendEntry, Catalogue, ModelEntry
+from inference.catalogue_file import CatalogueError, load
+from inference.embedding_choice import choose, default_embedding
 from inference.errors import InferenceError
+from inference.fleet import Fleet, configuration
+from inference.gate import Gate, Limits
+from inference.policy import RoutingPolicy, pool_of
 from inference.protocol import SpaceSpec
-from inference.registry import embedding_backend
-from tasks.protocol import Handler
+from inference.router import Router
+from tasks.protocol import Handler, Library
 from tasks.registry import handlers
+from vestry.keyring import KeyRing
+from vestry.lanes import LANES, Pool, Privacy
+from workers.library import Documents
 from workers.settings import Settings
+
+Connection = psycopg.Connection[Any]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What a process runs jobs with."""
+
+    handlers: Mapping[str, Handler]
+    library: Library
+
+
+def enabled_catalogue(settings: Settings) -> Catalogue:
+    """The catalogue's part that these settings enable, the default embedding model first.
+
+    Raises:
+        SystemExit: the catalogue or the settings cannot be used; the message says where.
+    """
+    try:
+        declared = load(settings.catalogue)
+    except CatalogueError as error:
+        raise SystemExit(str(error)) from None
+    known = {entry.name: entry for entry in declared.backends}
+    for name in (*settings.backends, *settings.backend_keys):
+        if name not in known:
+            raise SystemExit(f"there is no backend {name}; there are: {', '.join(known)}")
+    enabled: dict[str, str | None] = {
+        entry.name: None for entry in declared.backends if entry.enabled
+    }
+    enabled |= settings.backends
+    if settings.privacy == Privacy.PRIVATE.value:
+        clouds = [name for name in enabled if known[name].locality == "cloud"]
+        if clouds:
+            raise SystemExit(
+                f"a private worker knows no cloud: take {clouds[0]} out of its settings"
+            )
+    try:
+        chosen = choose(declared, settings.embedding_backend, settings.embedding_model)
+    except InferenceError as error:
+        raise SystemExit(f"the embedding model cannot be used: {error}") from None
+    enabled |= {entry.name: None for entry in chosen.backends if entry.name not in known}
+    return chosen.only(enabled)
 
 
 def build(
-    settings: Settings, pool: ConnectionPool[psycopg.Connection[Any]]
-) -> Mapping[str, Handler]:
-    """Load what the process serves and warm it up; kind to handler.
+    settings: Settings, pool: ConnectionPool[Connection], keyring: KeyRing | None = None
+) -> Kit:
+    """Load what the process serves and warm it up.
 
     Args:
-        settings: which backends and models.
-        pool: to declare the embedding space.
+        settings: which backends and models, and for which lanes.
+        pool: to declare embedding spaces, and for what all workers know of the backends.
+        keyring: private workers': opens what answers are grounded in.
 
     Raises:
         SystemExit: a model cannot be loaded; the message says what to do.
     """
-    try:
-        backend = embedding_backend(
-            settings.embedding_backend,
-            model=settings.embedding_model,
-            device=settings.device,
+    catalogue = enabled_catalogue(settings)
+    pools = {LANES[lane].pool for lane in settings.lanes}
+    fleet = Fleet(
+        catalogue,
+        configuration(
+            _keys(settings, catalogue, pools),
+            {},
             threads=settings.threads,
+            device=settings.device if Pool.CLOUD not in pools else "cpu",
+            nice=settings.nice,
+        ),
+    )
+    policy = RoutingPolicy(catalogue)
+    gate = Gate(pool.connection, catalogue, _limits(settings), settings.cloud_budget_usd)
+    embedding = default_embedding(catalogue)
+    made: dict[str, Handler] = {}
+    for one in pools:
+        router = Router(policy, one, fleet, gate)
+        served = handlers(
+            router,
+            one,
+            lambda space: declare_space(pool, space),
+            None if embedding is None else embedding.name,
         )
-        backend.warm_up()
-    except InferenceError as error:
-        raise SystemExit(f"the embedding model cannot be used: {error}") from None
-    return handlers(backend, declare_space(pool, backend.space))
+        made.update({str(kind): handler for kind, handler in served.items()})
+    _warm_up(fleet, catalogue, embedding, pools)
+    if Pool.GPU in pools and embedding is not None:
+        declare_space(pool, fleet.model(embedding).space)
+    return Kit(made, Documents(pool, fleet, embedding, keyring))
 
 
-def declare_space(pool: ConnectionPool[psycopg.Connection[Any]], space: SpaceSpec) -> int:
+def _warm_up(
+    fleet: Fleet, catalogue: Catalogue, embedding: ModelEntry | None, pools: set[Pool]
+) -> None:
+    """Load what is to be resident here: without the embedding model no start, others may come late."""
+    for entry in catalogue.models:
+        backend = catalogue.backend(entry.backend)
+        first = entry is embedding and Pool.GPU in pools
+        if not first and not (
+            entry.resident and {pool_of(k, backend) for k in entry.kinds} & pools
+        ):
+            continue
+        try:
+            fleet.model(entry)
+        except InferenceError as error:
+            if first and backend.url is None:
+                raise SystemExit(f"the embedding model cannot be used: {error}") from None
+            log.warning("model %s is not ready (%s); it is asked again", entry.name, error.code)
+
+
+def _keys(settings: Settings, catalogue: Catalogue, pools: set[Pool]) -> dict[str, str]:
+    """The API keys that this process was given, and all that it needs.
+
+    Raises:
+        SystemExit: one is missing or cannot be read.
+    """
+    needed: list[BackendEntry] = [
+        entry
+        for entry in catalogue.backends
+        if entry.key and (entry.locality == "cloud") == (Pool.CLOUD in pools)
+    ]
+    keys: dict[str, str] = {}
+    for entry in needed:
+        file = settings.backend_keys.get(entry.name)
+        if file is None:
+            raise SystemExit(f"backend {entry.name} needs VESTRY_BACKEND_KEYS={entry.name}=FILE")
+        try:
+            keys[entry.name] = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            kind = type(error).__name__
+            raise SystemExit(f"the key of backend {entry.name} cannot be read ({kind})") from None
+    return keys
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        failures=settings.breaker_failures,
+        cooldown_s=settings.breaker_cooldown_s,
+        longest_s=settings.breaker_longest_s,
+    )
+
+
+def declare_space(pool: ConnectionPool[Connection], space: SpaceSpec) -> int:
     """Have the space, its partition and its index; returns its id.
 
     Args:
         pool: connections of a worker role.
-        space: as the backend tells it.
+        space: as the model tells it.
 
     Raises:
         SystemExit: a space of this name exists with another shape.
     """
-    with pool.connection() as conn:
+    connection: AbstractContextManager[Connection] = pool.connection()
+    with connection as conn:
         try:
             row = conn.execute(
                 "SELECT vestry.ensure_space_v1(%s, %s, %s, %s, %s, %s, %s, %s, %s)",

@@ -59,18 +59,20 @@ class Lifecycle:
         settings = settings.model_copy(update={"lanes": lanes})
         name = str(sender.hostname)
         pool = database.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
-        handlers = kinds.build(settings, pool)
+        content = content_for(settings)
+        keyring = content.keyring if isinstance(content, PrivateContent) else None
+        kit = kinds.build(settings, pool, keyring)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
             settings.lease_s,
             settings.heartbeat_s,
             settings.max_run_s,
         )
-        content = content_for(settings)
         executor = Executor(
             pool=pool,
             content=content,
-            handlers=handlers,
+            handlers=kit.handlers,
+            library=kit.library,
             terms=Terms(
                 worker=name,
                 privacy=str(settings.privacy or "shareable"),

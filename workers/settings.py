@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -9,7 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from vestry.lanes import LANES
+from vestry.lanes import LANES, Pool
 
 
 class Settings(BaseSettings):
@@ -55,10 +57,31 @@ class Settings(BaseSettings):
     embedding_model: str = ""
     device: str = "auto"
 
+    catalogue: Path | None = None
+    """The catalogue's file; None for the one that is shipped."""
+    backends: Annotated[Mapping[str, str | None], NoDecode] = Field(default_factory=dict)
+    """Backends enabled besides those that the catalogue enables, with a URL where it is another."""
+    backend_keys: Annotated[Mapping[str, str], NoDecode] = Field(default_factory=dict)
+    """Backend to the 0600 file with its API key."""
+    cloud_budget_usd: Decimal | None = Field(None, ge=0)
+    """What clouds may cost a day (UTC); beyond it they count as away."""
+    breaker_failures: int = Field(3, ge=1)
+    breaker_cooldown_s: float = Field(5.0, gt=0)
+    breaker_longest_s: float = Field(300.0, gt=0)
+    """After so many failures in a row a backend is left alone, for so long, at most for so long."""
+
     @field_validator("lanes", mode="before")
     @classmethod
     def _split_lanes(cls, value: object) -> object:
         return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+    @field_validator("backends", "backend_keys", mode="before")
+    @classmethod
+    def _split_pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.replace(",", " ").split()]
+        return {name: told or None for name, _, told in pairs}
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -67,6 +90,9 @@ class Settings(BaseSettings):
                 raise ValueError(f"VESTRY_LANES names no lane: {name}; lanes: {', '.join(LANES)}")
             if self.privacy is not None and LANES[name].privacy != self.privacy:
                 raise ValueError(f"a {self.privacy} worker cannot serve the lane {name}")
+        pools = {LANES[name].pool for name in self.lanes}
+        if Pool.CLOUD in pools and len(pools) > 1:
+            raise ValueError("a worker for the cloud serves cloud lanes alone")
         if self.heartbeat_s > self.lease_s / 2:
             raise ValueError("VESTRY_HEARTBEAT_S must be at most half of VESTRY_LEASE_S")
         return self

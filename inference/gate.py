@@ -1,0 +1,187 @@
+"""What all workers together know of the servers they call: circuit breakers, rate limits, spending.
+
+The knowledge is in Postgres, so that the third failure in a row is the third of anybody's, a limit
+holds over all processes, and one probe is made of a server that may be back. Models in the worker's
+own process have no breaker: what befalls them says nothing of other processes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import psycopg
+
+from inference.catalogue import BackendEntry, Catalogue
+from inference.errors import InferenceError, RateLimited, Unavailable
+from inference.policy import Budget, Health
+from models import backends
+from models.backends import Standing
+
+Connect = Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
+
+FRESH_S: Final = 0.5
+"""How old the knowledge of others' breakers may be."""
+SHORT_WAIT_S: Final = 10.0
+"""A call whose turn under a rate limit comes within this is waited for; a later one goes elsewhere."""
+WINDOW_S: Final = 60.0
+SLACK_S: Final = 1.5
+"""Added to the window of a rate limit: how much sooner than an earlier one a call may get through the
+network. A call that is not made within half of it asks for its turn again."""
+PROBE_S: Final = 30.0
+"""How long one caller has for its probe before another may make one."""
+
+BREAKS: Final = (Unavailable, RateLimited)
+"""Errors that say something of the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a breaker opens and for how long, in seconds.
+
+    Attributes:
+        failures: so many in a row open it.
+        cooldown_s: how long it stays open the first time; doubled each time it opens again.
+        longest_s: at most this long.
+    """
+
+    failures: int = 3
+    cooldown_s: float = 5.0
+    longest_s: float = 300.0
+
+
+class Gate:
+    """One process's view. Threads share it. See `inference.router.Gate`.
+
+    Args:
+        connect: gives a connection that commits at the end of its block.
+        catalogue: restricted to the enabled backends.
+        limits: of breakers.
+        budget: what clouds may cost in US dollars a day; None for no limit.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        catalogue: Catalogue,
+        limits: Limits | None = None,
+        budget: Decimal | None = None,
+    ) -> None:
+        self._connect = connect
+        self._keys = {entry.name: key_of(entry) for entry in catalogue.backends}
+        self._limits = limits or Limits()
+        self._limit = budget
+        self._lock = threading.Lock()
+        self._read_at = -FRESH_S
+        self._standings: dict[str, Standing] = {}
+        self._spent = Decimal(0)
+
+    def health(self) -> Health:
+        """Which servers cannot be called now, and why."""
+        known = self._known()
+        return {
+            name: standing.reason or "unavailable"
+            for name, key in self._keys.items()
+            if (standing := known.get(key)) is not None and (standing.away_s > 0 or standing.probed)
+        }
+
+    def budget(self) -> Budget:
+        """What clouds may still cost."""
+        self._known()
+        return Budget(self._limit, self._spent)
+
+    def wait_s(self, backend: BackendEntry) -> float:
+        """Seconds until a server may be called again, a breath more so that it is."""
+        standing = self._known().get(key_of(backend))
+        return max(1.0, standing.away_s + FRESH_S if standing is not None else 0.0)
+
+    def enter(self, backend: BackendEntry) -> None:
+        """Ask to call a server now: a half-open breaker lets one through, a rate limit each in turn.
+
+        Raises:
+            Unavailable: somebody else is probing it.
+            RateLimited: its turn is too far off.
+        """
+        if backend.url is None:
+            return
+        key = key_of(backend)
+        standing = self._known().get(key)
+        if standing is not None and standing.open and not self._probe(key):
+            self._forget()
+            raise Unavailable
+        if backend.requests_per_minute is not None:
+            self._take_turn(key, backend.requests_per_minute)
+
+    def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
+        """The call is over: note what it says of the server."""
+        if backend.url is None:
+            return
+        key = key_of(backend)
+        if isinstance(error, BREAKS):
+            with self._connect() as conn:
+                backends.failed(
+                    conn,
+                    key,
+                    error.code,
+                    retry_after_s=self._retry_after(error),
+                    threshold=self._limits.failures,
+                    cooldown_s=self._limits.cooldown_s,
+                    longest_s=self._limits.longest_s,
+                )
+            self._forget()
+        elif key in self._standings:
+            # An answer, whatever it says of the request, is a sign of life.
+            with self._connect() as conn:
+                backends.succeeded(conn, key)
+            self._forget()
+
+    def _retry_after(self, error: InferenceError) -> float | None:
+        if not isinstance(error, RateLimited):
+            return None
+        return min(self._limits.longest_s, error.retry_after or self._limits.cooldown_s)
+
+    def _probe(self, name: str) -> bool:
+        with self._connect() as conn:
+            return backends.probe(conn, name, PROBE_S)
+
+    def _take_turn(self, name: str, limit: int) -> None:
+        while True:
+            with self._connect() as conn:
+                wait_s = backends.take_turn(conn, name, limit, WINDOW_S + SLACK_S, SHORT_WAIT_S)
+            if wait_s < 0:
+                raise RateLimited("the limit of calls a minute is reached", retry_after=-wait_s)
+            due = time.monotonic() + wait_s
+            time.sleep(wait_s)
+            if time.monotonic() - due < SLACK_S / 2:
+                return
+
+    def _known(self) -> dict[str, Standing]:
+        with self._lock:
+            if time.monotonic() - self._read_at >= FRESH_S:
+                with self._connect() as conn:
+                    self._standings = backends.standings(conn)
+                    if self._limit is not None:
+                        self._spent = backends.spent_today(conn)
+                self._read_at = time.monotonic()
+            return self._standings
+
+    def _forget(self) -> None:
+        """Read again before the next decision: something changed just now."""
+        with self._lock:
+            self._read_at = -FRESH_S
+
+
+def key_of(backend: BackendEntry) -> str:
+    """What a breaker is kept under: a cloud's name, and for servers of our own each by its address.
+
+    Two of those may serve one backend: one beside bulk work and one for those who wait.
+    """
+    if backend.locality == "cloud" or backend.url is None:
+        return backend.name
+    return f"{backend.name} at {urlsplit(backend.url).netloc.rpartition('@')[2]}"

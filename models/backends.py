@@ -1,0 +1,168 @@
+"""Breakers, turns under rate limits, spending and routes: what all processes share about backends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A backend that failed lately.
+
+    Attributes:
+        open: its breaker is not closed: open, or half-open once `away_s` is over.
+        away_s: seconds until it may be called again; negative or 0 when it may.
+        probed: somebody is trying it just now.
+        reason: the code of its last error.
+    """
+
+    open: bool
+    away_s: float
+    probed: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where requests of one sort go; '' stands for any task or tier without a line of its own."""
+
+    kind: str
+    task: str
+    privacy: str
+    latency: str
+    quality: str
+    tier: str
+    pool: str
+    model: str
+
+
+def standings(conn: Connection) -> dict[str, Standing]:
+    """Backends that failed lately, by name; the others are well."""
+    rows = conn.execute(
+        """SELECT backend, away_until IS NOT NULL,
+                  coalesce(extract(epoch FROM away_until - now.t), 0)::float8,
+                  coalesce(probing_until > now.t, false), reason
+           FROM vestry.backend_health, (SELECT vestry.clock() AS t OFFSET 0) now
+           WHERE failures > 0 OR away_until IS NOT NULL""",
+        prepare=True,
+    ).fetchall()
+    return {row[0]: Standing(*row[1:]) for row in rows}
+
+
+def failed(
+    conn: Connection,
+    backend: str,
+    reason: str,
+    *,
+    retry_after_s: float | None,
+    threshold: int,
+    cooldown_s: float,
+    longest_s: float,
+) -> None:
+    """Note a failed call; see `vestry.backend_failed_v1`."""
+    conn.execute(
+        "SELECT vestry.backend_failed_v1(%s, %s, %s, %s, %s, %s)",
+        [backend, reason, retry_after_s, threshold, cooldown_s, longest_s],
+    )
+
+
+def succeeded(conn: Connection, backend: str) -> None:
+    """Close the breaker."""
+    conn.execute("SELECT vestry.backend_succeeded_v1(%s)", [backend])
+
+
+def probe(conn: Connection, backend: str, for_s: float) -> bool:
+    """Take the one probe of a half-open breaker; False where somebody else has it."""
+    row = conn.execute("SELECT vestry.backend_probe_v1(%s, %s)", [backend, for_s]).fetchone()
+    return row is not None and bool(row[0])
+
+
+def take_turn(
+    conn: Connection, backend: str, limit: int, window_s: float, patience_s: float
+) -> float:
+    """Reserve a call under a rate limit; see `vestry.rate_take_v1`.
+
+    Returns:
+        Seconds to wait before it; minus the seconds where that is beyond `patience_s`.
+    """
+    row = conn.execute(
+        "SELECT vestry.rate_take_v1(%s, %s, %s, %s)", [backend, limit, window_s, patience_s]
+    ).fetchone()
+    assert row is not None  # noqa: S101 - a function call has one row
+    return float(row[0])
+
+
+def spent_today(conn: Connection) -> Decimal:
+    """What clouds cost today (UTC), in US dollars."""
+    row = conn.execute(
+        """SELECT coalesce(sum(cost), 0) FROM vestry.spending
+           WHERE day = (vestry.clock() AT TIME ZONE 'UTC')::date"""
+    ).fetchone()
+    assert row is not None  # noqa: S101 - an aggregate always has a row
+    return Decimal(row[0])
+
+
+def publish(conn: Connection, routes: Sequence[Route]) -> list[Route]:
+    """Make the published routes these, in the caller's transaction; those that are new or changed."""
+    before = {
+        tuple(row[:6]): Route(*row)
+        for row in conn.execute(
+            "SELECT kind, task, privacy, latency, quality, tier, pool, model FROM vestry.routes"
+        )
+    }
+    wanted = {(r.kind, r.task, r.privacy, r.latency, r.quality, r.tier): r for r in routes}
+    changed = [route for key, route in wanted.items() if before.get(key) != route]
+    gone = before.keys() - wanted.keys()
+    if changed or gone:
+        conn.execute("LOCK TABLE vestry.routes IN SHARE ROW EXCLUSIVE MODE")
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            """DELETE FROM vestry.routes WHERE kind = %s AND task = %s AND privacy = %s
+               AND latency = %s AND quality = %s AND tier = %s""",
+            list(gone),
+        )
+        cursor.executemany(
+            """INSERT INTO vestry.routes (kind, task, privacy, latency, quality, tier, pool, model)
+               VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+               ON CONFLICT (kind, task, privacy, latency, quality, tier)
+               DO UPDATE SET pool = excluded.pool, model = excluded.model""",
+            [
+                (r.kind, r.task, r.privacy, r.latency, r.quality, r.tier, r.pool, r.model)
+                for r in changed
+            ],
+        )
+    return changed
+
+
+STRETCH = 2000
+"""Jobs looked at in one transaction when routes change."""
+_FIRST = (-(2**63), UUID(int=0))
+
+
+def move_jobs(conn: Connection, lane: str, kind: str) -> int:
+    """Have jobs in line go where the routes now send them, stretch by stretch; how many went.
+
+    Args:
+        conn: an autocommit connection.
+        lane: the lane they stand in.
+        kind: their kind.
+    """
+    moved, after = 0, _FIRST
+    while True:
+        row = conn.execute(
+            "SELECT moved, last_turn, last_id FROM vestry.move_jobs_v1(%s, %s, %s, %s, %s)",
+            [lane, kind, *after, STRETCH],
+        ).fetchone()
+        assert row is not None  # noqa: S101 - it returns one row
+        moved += row[0]
+        if row[1] is None:
+            return int(moved)
+        after = (row[1], row[2])

@@ -1,0 +1,51 @@
+"""From what the Router says to what a job's outcome and receipt say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inference.errors import InferenceError, Waits
+from inference.router import Answer, Elsewhere
+from tasks.protocol import Failed, Rerouted, Served
+
+
+def served_of(
+    answer: Answer[Any], input_tokens: int | None = None, output_tokens: int | None = None
+) -> Served:
+    """What the receipt says of a call that was answered."""
+    model, intended = answer.served.model, answer.intended
+    price = model.price
+    return Served(
+        backend=model.backend,
+        model=model.name,
+        locality=answer.served.locality,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        intended_backend=intended.model.backend,
+        intended_model=intended.model.name,
+        degraded=answer.degraded,
+        reason=answer.reason,
+        cost=None if price is None else price.of(input_tokens, output_tokens),
+        policy=answer.policy,
+    )
+
+
+def outcome_of_error(
+    error: InferenceError | Elsewhere, subject: str | None = None
+) -> Failed | Rerouted:
+    """A request that was not answered, as its job's outcome.
+
+    Args:
+        error: what the Router raised.
+        subject: what in the job it is about, such as `text 3`; no content.
+    """
+    if isinstance(error, Elsewhere):
+        return Rerouted(error.pool, error.reason)
+    message = str(error) if subject is None else f"{subject}: {error}"
+    return Failed(
+        error.code,
+        message,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        uncounted=isinstance(error, Waits),
+    )

@@ -1,0 +1,120 @@
+"""The catalogue's file: what is shipped holds, and each fault is told with its line."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+import pytest
+
+from inference.catalogue import Price
+from inference.catalogue_file import SHIPPED, CatalogueError, load, parse
+
+TEXT = SHIPPED.read_text(encoding="utf-8")
+DEMANDING = {
+    "multi-text-reasoning",
+    "nuanced-interpretation",
+    "study-guide",
+    "consistency-check",
+}
+
+
+def line_of(text: str, part: str) -> int:
+    return text[: text.index(part)].count("\n") + 1
+
+
+def test_the_shipped_one_has_the_article_s_models() -> None:
+    catalogue = load()
+    served = {(model.name, catalogue.backend(model.backend).locality) for model in catalogue.models}
+    assert served >= {
+        ("nomic-embed-text", "local"), ("llama3.2:3b", "local"), ("phi-3-mini", "local"),
+        ("ms-marco-MiniLM-L-6-v2", "local"), ("tesseract-finetuned", "local"),
+        ("gpt-4o-mini", "cloud"), ("claude-opus-4-8", "cloud"), ("all-MiniLM-L6-v2", "local"),
+    }  # fmt: skip
+
+
+def test_no_local_model_is_adequate_for_the_four_tasks_that_stay_in_the_cloud() -> None:
+    catalogue = load()
+    assert {
+        task.name for task in catalogue.tasks if "generation" in task.kinds and task.demanding
+    } == (DEMANDING)
+    for task in DEMANDING:
+        adequate = {
+            catalogue.backend(model.backend).locality
+            for model in catalogue.models
+            if "generation" in model.kinds and catalogue.adequate(model, task)
+        }
+        assert adequate == {"cloud"}
+
+
+def test_nothing_that_costs_or_calls_out_is_enabled_without_being_named() -> None:
+    enabled = [entry for entry in load().backends if entry.enabled]
+    assert enabled
+    assert all(entry.locality == "local" and entry.url is None for entry in enabled)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line_with", "told"),
+    [
+        ("dimension: 384", "dimensions: 384", "dimensions: 384", "unknown key"),
+        ("context: 256\n", "context: many\n", "context: many", "valid integer"),
+        ("    dimension: 384\n", "", "kinds: [embedding, cl", "needs its dimension"),
+        ("backend: anthropic", "backend: nobody", "backend: nobody", "no backend nobody"),
+        ("tasks: [historical]", "tasks: [hysterical]", "tasks: [hysterical]", "no task hysterical"),
+        ("name: phi-3-mini", "name: tesseract", "name: tesseract\n    backend: llama-cpp", "twice"),
+        ('name: "llama3.2:3b"', 'name: "llama3.2:3b-cloud"', "llama3.2:3b-cloud", "not local"),
+        ("    prefer: [local]\n    because: a j", "    prefer: [cloud]\n    because: a j",
+         "prefer: [cloud]\n    because: a j", "private work never goes to a cloud"),
+        ("    prefer: [local]\n    because: a j", "    prefer: [lokal]\n    because: a j",
+         "prefer: [lokal]", "'local' or 'cloud'"),
+        ("    tasks: all\n", "    tasks: all\n    tasks: all\n", "tasks: all\n    context", "twice"),
+        ("    kinds: ocr\n    about", "    kinds: ocr\n    price: {input: -1}\n    about", "price:",
+         "greater than or equal to 0"),
+        ("policy:", "policy: [}", "policy: [}", "expected"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_with_its_line(before: str, after: str, line_with: str, told: str) -> None:
+    assert before in TEXT
+    text = TEXT.replace(before, after, 1)
+    with pytest.raises(CatalogueError, match=re.escape(told)) as caught:
+        parse(text, "models.yaml")
+    assert str(caught.value).startswith(f"models.yaml:{line_of(text, line_with)}:")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "models: []", "\0", "a: &x [*x]", "? [a]\n: b", "- !!python/name:os.system"],
+)
+def test_what_is_no_catalogue_is_one_error(text: str) -> None:
+    with pytest.raises(CatalogueError, match=r"^models\.yaml"):
+        parse(text, "models.yaml")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: object) -> None:
+    with pytest.raises(CatalogueError, match=r"nowhere\.yaml: cannot be read"):
+        load(SHIPPED.with_name("nowhere.yaml"))
+    del tmp_path
+
+
+def test_the_last_rule_matches_everything() -> None:
+    with pytest.raises(CatalogueError, match="must match everything"):
+        parse(TEXT[: TEXT.index("  - prefer: [cloud, local]")])
+
+
+def test_the_version_changes_with_a_route_and_not_with_an_address() -> None:
+    version = load().version
+    assert parse(TEXT.replace("127.0.0.1:8080", "10.0.0.7:8080")).version == version
+    assert parse(TEXT.replace("tasks: [historical]", "tasks: ordinary")).version != version
+
+
+def test_prices_are_per_million_tokens() -> None:
+    price = Price(input=Decimal("0.15"), output=Decimal("0.60"))
+    assert price.of(2_000_000, 500_000) == Decimal("0.60")
+    assert price.of(None, None) == 0
+
+
+def test_weights_are_counted_at_their_quantization() -> None:
+    catalogue = load()
+    assert catalogue.model("llama3.2:3b").weight_bytes == pytest.approx(1.8e9, rel=0.01)
+    assert catalogue.model("nomic-embed-text").weight_bytes == 274_000_000
+    assert catalogue.model("gpt-4o-mini").weight_bytes is None

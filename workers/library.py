@@ -1,0 +1,79 @@
+"""The documents that answers are grounded in: a search by the worker itself, under its own role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from inference.catalogue import ModelEntry
+from inference.errors import InferenceError, ModelMissing
+from inference.fleet import Fleet
+from tasks.grounding import Grounding, Passage
+from tasks.protocol import Job
+from vestry.errors import UnknownSpace, VestryError
+from vestry.keyring import KeyRing
+from vestry.lanes import Latency
+from vestry.owner_keys import OwnerKeys
+from vestry.search import SearchRequest, nearest
+from vestry.steps import run
+
+
+class PassagesUnreadable(InferenceError):
+    """The owner's passages cannot be read; is another key ring mounted?"""
+
+    code = "unsealable"
+    retryable = True
+
+
+class Documents:
+    """See `tasks.protocol.Library`.
+
+    Args:
+        pool: connections of the worker's role, which sees what the role may see.
+        fleet: has the model that embeds the query.
+        embedding: that model; None where there is none.
+        keyring: private workers': opens private passages.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool[psycopg.Connection[Any]],
+        fleet: Fleet,
+        embedding: ModelEntry | None,
+        keyring: KeyRing | None,
+    ) -> None:
+        self._pool = pool
+        self._fleet = fleet
+        self._embedding = embedding
+        self._keys = OwnerKeys(keyring)
+
+    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
+        """The best passages of the job's owner and of the sources named, best first."""
+        if self._embedding is None:
+            raise ModelMissing("no embedding model is enabled to search with")
+        model = self._fleet.model(self._embedding)
+        urgent = job.latency == Latency.INTERACTIVE
+        vector = model.embed([grounding.query], "query", urgent=urgent)[0]
+        request = SearchRequest(
+            owner=job.owner,
+            privacy=job.privacy,
+            sources=grounding.sources or None,
+            own_sources=grounding.own_sources,
+            limit=grounding.limit,
+        )
+        steps = nearest(request, [float(x) for x in vector], model.space.name, self._keys)
+        try:
+            with self._pool.connection() as conn:
+                hits = run(conn, steps)
+        except UnknownSpace:
+            return ()
+        except VestryError:
+            raise PassagesUnreadable from None
+        return [
+            Passage(hit.owner, hit.source, hit.document, hit.date, hit.score, hit.text)
+            for hit in hits
+            if hit.text is not None
+        ]
