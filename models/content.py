@@ -46,6 +46,10 @@ class Content(Protocol):
         """The text again."""
         ...
 
+    def open_bytes(self, owner: str, field: str, row_id: UUID, stored: bytes) -> bytes:
+        """The bytes of a file's part again."""
+        ...
+
     def key_id(self, owner: str) -> UUID | None:
         """The owner's key, None where nothing is sealed."""
         ...
@@ -82,6 +86,11 @@ class ShareableContent:
         del owner, field, row_id
         if not isinstance(stored, str):
             raise TypeError("shareable content is text")
+        return stored
+
+    def open_bytes(self, owner: str, field: str, row_id: UUID, stored: bytes) -> bytes:
+        """The bytes themselves."""
+        del owner, field, row_id
         return stored
 
     def key_id(self, owner: str) -> UUID | None:
@@ -148,6 +157,10 @@ class PrivateContent:
         if isinstance(stored, str):
             raise TypeError("private content is sealed bytes")
         return self._key(owner).open(field, row_id, stored).decode()
+
+    def open_bytes(self, owner: str, field: str, row_id: UUID, stored: bytes) -> bytes:
+        """The bytes again; raises as `decode`."""
+        return self._key(owner).open(field, row_id, stored)
 
     def key_id(self, owner: str) -> UUID | None:
         """The id of the owner's data key."""

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from models.columns import column
 from models.content import Content
-from vestry.sealing import PAYLOAD, RESULT
+from vestry.sealing import PAYLOAD, RESULT, blob_field
 
 Connection = psycopg.Connection[Any]
 
@@ -33,6 +33,85 @@ def read_payloads(
         binary=True,
     )
     return lambda: dict(rows.fetchall())
+
+
+def read_blobs(
+    conn: Connection, content: Content, owners: Mapping[UUID, str]
+) -> Callable[[], dict[UUID, dict[str, list[bytes]]]]:
+    """Ask for the files of jobs, as `read_payloads`; by job and name, their stored parts in order."""
+    rows = conn.execute(
+        _on_blobs(
+            "SELECT job_id, name, body FROM {} WHERE job_id = ANY (%b) ORDER BY job_id, name, part",
+            content.privacy,
+        ),
+        [column(owners)],
+        prepare=True,
+        binary=True,
+    )
+
+    def take() -> dict[UUID, dict[str, list[bytes]]]:
+        found: dict[UUID, dict[str, list[bytes]]] = {}
+        for job_id, name, body in rows:
+            found.setdefault(job_id, {}).setdefault(name, []).append(body)
+        return found
+
+    return take
+
+
+def open_blobs(
+    content: Content, job_id: UUID, owner: str, stored: Mapping[str, Sequence[bytes]]
+) -> dict[str, bytes]:
+    """Unseal one job's files.
+
+    Raises:
+        VestryError: one does not unseal.
+    """
+    return {
+        name: b"".join(
+            content.open_bytes(owner, blob_field(name, number), job_id, part)
+            for number, part in enumerate(parts)
+        )
+        for name, parts in stored.items()
+    }
+
+
+def read_upstream(
+    conn: Connection, content: Content, job_ids: Sequence[UUID]
+) -> Callable[[], dict[UUID, list[tuple[UUID, bytes | str]]]]:
+    """Ask for the results of the jobs before these in their flows, the nearest first."""
+    rows = conn.execute(
+        _on_results(
+            """SELECT u.job_id, r.job_id, r.body FROM vestry.upstream_v1(%b) u
+               JOIN {} r ON r.job_id = u.before ORDER BY u.job_id, u.distance""",
+            content.privacy,
+        ),
+        [column(job_ids)],
+        prepare=True,
+        binary=True,
+    )
+
+    def take() -> dict[UUID, list[tuple[UUID, bytes | str]]]:
+        found: dict[UUID, list[tuple[UUID, bytes | str]]] = {}
+        for job_id, before, body in rows:
+            found.setdefault(job_id, []).append((before, body))
+        return found
+
+    return take
+
+
+def upstream_text(
+    content: Content, owner: str, stored: Sequence[tuple[UUID, bytes | str]]
+) -> str | None:
+    """The text of the nearest result that has one.
+
+    Raises:
+        VestryError: a result does not unseal.
+    """
+    for job_id, body in stored:
+        text = json.loads(content.decode(owner, RESULT, job_id, body)).get("text")
+        if isinstance(text, str):
+            return text
+    return None
 
 
 def open_payload(content: Content, job_id: UUID, owner: str, stored: bytes | str) -> dict[str, Any]:
@@ -103,6 +182,26 @@ def drop_payloads(conn: Connection, privacy: str, job_ids: Sequence[UUID]) -> No
             [column(job_ids)],
             prepare=True,
         )
+
+
+def drop_blobs(conn: Connection, privacy: str, job_ids: Sequence[UUID]) -> None:
+    """Delete the files of jobs that will not need them again."""
+    if job_ids:
+        conn.execute(
+            _on_blobs("DELETE FROM {} WHERE job_id = ANY (%b)", privacy),
+            [column(job_ids)],
+            prepare=True,
+        )
+
+
+@cache
+def _on_blobs(query: LiteralString, privacy: str) -> bytes:
+    return sql.SQL(query).format(sql.Identifier("vestry", f"{privacy}_blobs")).as_bytes()
+
+
+@cache
+def _on_results(query: LiteralString, privacy: str) -> bytes:
+    return sql.SQL(query).format(sql.Identifier("vestry", f"{privacy}_results")).as_bytes()
 
 
 @cache

@@ -10,12 +10,20 @@ Connection = psycopg.Connection[Any]
 
 
 def prune_results(conn: Connection, limit: int = 5000) -> int:
-    """Delete results past their time to live; returns how many."""
+    """Delete results past their time to live; returns how many.
+
+    What a flow still reads stays until the flow has ended.
+    """
     return sum(
         conn.execute(
             f"""DELETE FROM vestry.{privacy}_results WHERE job_id IN (
-                  SELECT job_id FROM vestry.{privacy}_results
-                  WHERE expires_at < (SELECT vestry.clock()) ORDER BY expires_at LIMIT %s)""",  # noqa: S608
+                  SELECT r.job_id FROM vestry.{privacy}_results r
+                  WHERE r.expires_at < (SELECT vestry.clock())
+                    AND NOT EXISTS (SELECT FROM vestry.jobs c
+                                    JOIN vestry.jobs f ON f.root_id = c.root_id
+                                    WHERE c.id = r.job_id AND c.root_id IS NOT NULL
+                                      AND f.finished_at IS NULL)
+                  ORDER BY r.expires_at LIMIT %s)""",  # noqa: S608
             [limit],
         ).rowcount
         for privacy in ("private", "shareable")
@@ -35,8 +43,10 @@ def prune_jobs(conn: Connection, keep_s: float, limit: int = 1000) -> int:
     """
     row = conn.execute(
         """WITH old AS MATERIALIZED (
-             SELECT id FROM vestry.jobs
+             SELECT id FROM vestry.jobs j
              WHERE finished_at < (SELECT vestry.clock()) - make_interval(secs => %s)
+               AND (root_id IS NULL OR NOT EXISTS (
+                 SELECT FROM vestry.jobs f WHERE f.root_id = j.root_id AND f.finished_at IS NULL))
              ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED),
            a AS (DELETE FROM vestry.private_payloads t USING old WHERE t.job_id = old.id),
            b AS (DELETE FROM vestry.shareable_payloads t USING old WHERE t.job_id = old.id),

@@ -46,21 +46,31 @@ from vestry.errors import (
     VestryError,
     WaitTimeout,
 )
+from vestry.flows import Flow
+from vestry.generation import Generation, Grounding, Message
+from vestry.generation_results import Citation, GenerationResult
 from vestry.jobs import Document, Embedding
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Lane, Latency, Pool, Privacy
 from vestry.reading import LaneStatus
 from vestry.results import EmbeddingResult, FailedDocument, IndexResult, JobRef, JobStatus, Result
 from vestry.search import Hit, Hits
+from vestry.upstream import UPSTREAM
 
 __all__ = [
     "LANES",
+    "UPSTREAM",
     "AsyncVestry",
+    "Citation",
     "DatabaseError",
     "Document",
     "Embedding",
     "EmbeddingResult",
     "FailedDocument",
+    "Flow",
+    "Generation",
+    "GenerationResult",
+    "Grounding",
     "Hit",
     "Hits",
     "IdempotencyConflict",
@@ -77,6 +87,7 @@ __all__ = [
     "Lane",
     "LaneStatus",
     "Latency",
+    "Message",
     "NotFinished",
     "OwnerForgotten",
     "PayloadTooLarge",

@@ -18,11 +18,13 @@ from psycopg_pool import AsyncConnectionPool
 from vestry import reading, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
-from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
+from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
 from vestry.errors import SEARCH_TIMEOUT, NotFinished, Unavailable, UnknownOwner, WaitTimeout
+from vestry.flows import Flow, followed
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, AsyncListener
+from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike, LaneStatus
 from vestry.results import JobRef, JobStatus, Result
@@ -99,7 +101,7 @@ class AsyncVestry:
     async def enqueue(
         self,
         conn: AsyncConnectionLike,
-        job: JobRequest,
+        job: JobRequest | Flow,
         *,
         owner: str,
         privacy: str,
@@ -107,6 +109,7 @@ class AsyncVestry:
         task: str | None = None,
         quality: str = "adequate",
         tier: str | None = None,
+        then: Sequence[JobRequest | Flow] = (),
         idempotency_key: str | None = None,
         run_at: dt.datetime | None = None,
         deadline: dt.datetime | None = None,
@@ -118,13 +121,14 @@ class AsyncVestry:
             owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
             result_ttl_s,
         )  # fmt: skip
-        steps = enqueue_one(job, options, idempotency_key, self._keys, self._payload_limit)
+        asked = followed(job, then)
+        steps = enqueue_one(asked, options, idempotency_key, self._keys, self._payload_limit)
         return await run_async(await async_connection(conn), steps)
 
     async def enqueue_many(
         self,
         conn: AsyncConnectionLike,
-        jobs: Iterable[JobRequest] | AsyncIterable[JobRequest],
+        jobs: Iterable[JobRequest | Flow] | AsyncIterable[JobRequest | Flow],
         *,
         owner: str,
         privacy: str,

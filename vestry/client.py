@@ -16,11 +16,13 @@ from psycopg_pool import ConnectionPool
 from vestry import reading, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, SyncConnection, sync_connection
-from vestry.enqueueing import RESULT_TTL_S, KeyedJobs, Options, enqueue_one, flush, new_batch
+from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
 from vestry.errors import SEARCH_TIMEOUT, NotFinished, Unavailable, UnknownOwner, WaitTimeout
+from vestry.flows import Flow, followed
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, Listener
+from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike, LaneStatus
 from vestry.results import JobRef, JobStatus, Result
@@ -97,7 +99,7 @@ class Vestry:
     def enqueue(
         self,
         conn: SyncConnection,
-        job: JobRequest,
+        job: JobRequest | Flow,
         *,
         owner: str,
         privacy: str,
@@ -105,6 +107,7 @@ class Vestry:
         task: str | None = None,
         quality: str = "adequate",
         tier: str | None = None,
+        then: Sequence[JobRequest | Flow] = (),
         idempotency_key: str | None = None,
         run_at: dt.datetime | None = None,
         deadline: dt.datetime | None = None,
@@ -122,6 +125,7 @@ class Vestry:
             task: what the request is for; routing looks at it.
             quality: `adequate` or `best`.
             tier: the user's tier, for routing.
+            then: what follows once it has succeeded; see `Flow`.
             idempotency_key: unique per owner and privacy. Same key and content: the same job again.
             run_at: not before this time.
             deadline: expires if not done by this time.
@@ -138,13 +142,14 @@ class Vestry:
             owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
             result_ttl_s,
         )  # fmt: skip
-        steps = enqueue_one(job, options, idempotency_key, self._keys, self._payload_limit)
+        asked = followed(job, then)
+        steps = enqueue_one(asked, options, idempotency_key, self._keys, self._payload_limit)
         return run(sync_connection(conn), steps)
 
     def enqueue_many(
         self,
         conn: SyncConnection,
-        jobs: Iterable[JobRequest],
+        jobs: Iterable[JobRequest | Flow],
         *,
         owner: str,
         privacy: str,

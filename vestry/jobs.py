@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from vestry.checks import PAYLOAD_LIMIT, check_label, check_source, check_text, dump_json
@@ -24,6 +24,7 @@ from vestry.results import (
     Result,
     parse_result,
 )
+from vestry.upstream import UPSTREAM
 
 # What is asked and what comes back are one subject to who imports them.
 __all__ = [
@@ -71,17 +72,22 @@ class Prepared:
 
     Attributes:
         payload: compact JSON in UTF-8.
+        pool: where it runs; None leaves it to the published routes.
         documents: source and external hash of each document, in the payload's order.
         units: its cost in the share-out of turns.
+        blobs: files by name, kept apart from the payload.
+        sources: collections that it reads.
     """
 
     kind: Kind
-    pool: Pool
+    pool: Pool | None
     model: str | None
     payload: bytes
     units: int
     keep_payload: bool
     documents: tuple[tuple[str, bytes], ...] = ()
+    blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    sources: tuple[str, ...] = ()
 
 
 class JobRequest(Protocol):
@@ -227,6 +233,8 @@ def _check_document(name: str, document: object) -> None:
     if not isinstance(document, Document):
         raise InvalidInput(name, "is not a Document")
     check_text(f"{name}.text", document.text)
+    if document.text == UPSTREAM and document.id is None:
+        raise InvalidInput(f"{name}.id", "is needed where the text is UPSTREAM's")
     if document.id is not None:
         check_label(f"{name}.id", document.id)
     if isinstance(document.date, str):

@@ -17,3 +17,6 @@ KINDS: Final[Mapping[Kind, Pool]] = {
     "rerank": Pool.GPU,
 }
 """The kinds, and the pool each runs in on our own hardware."""
+
+WITH_FILES: Final[frozenset[Kind]] = frozenset({"ocr"})
+"""Kinds whose jobs carry files."""

@@ -9,7 +9,6 @@ from typing import Any, Final
 from uuid import UUID
 
 from vestry.checks import check_label, check_source
-from vestry.enqueueing import privacy_name
 from vestry.errors import (
     InvalidInput,
     JobFailed,
@@ -20,6 +19,7 @@ from vestry.errors import (
 )
 from vestry.jobs import Document, document_id, external_hash
 from vestry.lanes import LANES, Privacy
+from vestry.options import privacy_name
 from vestry.owner_keys import OwnerKeys
 from vestry.results import JobRef, JobStatus, Result, parse_result
 from vestry.sealing import RESULT, plain_digest

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 from vestry.errors import InvalidInput
+from vestry.generation_results import GenerationResult
 
 State = Literal[
     "waiting", "queued", "running", "succeeded", "dead", "cancelled", "expired", "superseded"
@@ -87,7 +88,7 @@ class IndexResult:
         )
 
 
-Result = EmbeddingResult | IndexResult
+Result = EmbeddingResult | IndexResult | GenerationResult
 
 
 def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
@@ -96,6 +97,8 @@ def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
         if "vectors" in body:
             return EmbeddingResult.from_json(body)
         return IndexResult.from_json(body)
+    if kind == "generation":
+        return GenerationResult.from_json(body)
     raise InvalidInput("kind", "this version cannot read results of that kind")
 
 
@@ -106,10 +109,12 @@ class JobRef:
     Attributes:
         id: its id everywhere: here, in Celery and Flower, in logs.
         created: False when an earlier job with the same idempotency key and content stands for it.
+        then: the jobs that follow on it, as its `Flow` says.
     """
 
     id: UUID
     created: bool
+    then: tuple[JobRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,11 @@ BLOB: Final = "blob"
 """A part of a job's file; the row id is the job's."""
 
 
+def blob_field(name: str, part: int) -> str:
+    """What a part of a file is sealed as: no part opens in another's place."""
+    return f"{BLOB}/{name}/{part}"
+
+
 class OwnerKey:
     """One owner's data key. Seals, opens and digests; shows nothing of itself.
 

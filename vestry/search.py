@@ -18,10 +18,10 @@ from uuid import UUID
 from psycopg import sql
 
 from vestry.checks import check_label, check_source, check_text
-from vestry.enqueueing import Options, privacy_name
 from vestry.errors import InvalidInput, UnknownSpace
 from vestry.jobs import Embedding
 from vestry.lanes import Latency, Privacy
+from vestry.options import Options, privacy_name
 from vestry.owner_keys import OwnerKeys
 from vestry.results import JobStatus
 from vestry.sealing import CHUNK, DETAIL

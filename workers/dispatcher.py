@@ -28,6 +28,7 @@ from vestry.lanes import LANES, Latency, Privacy
 from workers import logs
 from workers.app import make_app
 from workers.loop import run_connected, stop_on_signals
+from workers.route_keeper import RouteKeeper
 from workers.settings import Settings, key_prefix
 
 Connection = psycopg.Connection[Any]
@@ -60,6 +61,7 @@ class Dispatcher:
         self._settings = settings
         self._stop = stop
         self._window = settings.window * settings.slots
+        self._routes = RouteKeeper(settings)
         self._marks: dict[tuple[str, str], Mark] = {}
         self._lanes: set[str] = set()
         self._broker = redis.Redis.from_url(
@@ -76,6 +78,7 @@ class Dispatcher:
     def run(self, conn: Connection) -> None:
         """Dispatch until stopped or the connection breaks."""
         self._lanes.clear()
+        self._routes.forget()
         conn.execute("LISTEN vestry_lane")
         # A hint's stamp lost in a crash costs one stale hint; the commit need not wait for the disk.
         conn.execute("SET synchronous_commit = off")
@@ -99,6 +102,7 @@ class Dispatcher:
                 next_look = now + HEAD_START_S
             if now >= next_tick:
                 self._take_lanes(conn)
+                self._routes.look(conn)
                 transitions.admit(conn)
                 woken = set(self._lanes)
                 next_tick = time.monotonic() + TICK_S

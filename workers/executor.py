@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
@@ -27,6 +27,8 @@ from tasks.protocol import (
     Outcome,
 )
 from vestry.errors import VestryError
+from vestry.kinds import WITH_FILES
+from vestry.upstream import UPSTREAM
 from workers.finisher import Finisher
 from workers.finishing import Finished
 from workers.heartbeat import Heartbeat
@@ -42,6 +44,9 @@ class Opened:
     lease: Lease
     bodies: Mapping[UUID, bytes | str]
     states: Mapping[UUID, list[DocumentState]]
+    blobs: Mapping[UUID, Mapping[str, Sequence[bytes]]] = field(default_factory=dict)
+    upstream: Mapping[UUID, Sequence[tuple[UUID, bytes | str]]] = field(default_factory=dict)
+    """Results of the jobs before each in its flow, the nearest first."""
 
 
 @dataclass(slots=True)
@@ -102,10 +107,16 @@ class Executor:
             self.content.enter(conn, set(owners.values()))
             read_bodies = payloads.read_payloads(conn, self.content, owners)
             read_states = documents.read_states(conn, self.content.privacy, list(owners))
+            read_blobs: Callable[[], Mapping[UUID, Mapping[str, Sequence[bytes]]]] = dict
+            read_upstream: Callable[[], Mapping[UUID, Sequence[tuple[UUID, bytes | str]]]] = dict
+            if lease.jobs[0].kind in WITH_FILES:
+                read_blobs = payloads.read_blobs(conn, self.content, owners)
+            if following := [job.id for job in lease.jobs if job.parent_id is not None]:
+                read_upstream = payloads.read_upstream(conn, self.content, following)
             conn.commit()
-            bodies, states = read_bodies(), read_states()
+            opened = Opened(lease, read_bodies(), read_states(), read_blobs(), read_upstream())
         self.heart.add(lease)
-        return Opened(lease, bodies, states)
+        return opened
 
     def run(self, opened: Opened) -> Finished:
         """Handle a claimed batch and commit what came of it.
@@ -153,6 +164,16 @@ class Executor:
             return Failed("payload_missing", "the job's payload is gone; submit it again")
         try:
             payload = payloads.open_payload(self.content, row.id, row.owner, body)
+            blobs = payloads.open_blobs(
+                self.content, row.id, row.owner, opened.blobs.get(row.id, {})
+            )
+            if row.parent_id is not None:
+                text = payloads.upstream_text(
+                    self.content, row.owner, opened.upstream.get(row.id, ())
+                )
+                if text is None or not text.strip():
+                    return NO_UPSTREAM_TEXT if text is None else EMPTY_UPSTREAM_TEXT
+                payload = _with_text(payload, text)
         except VestryError as error:
             # Another key ring may be mounted, or still to be: worth another attempt.
             return Failed("unsealable", str(error), retryable=True)
@@ -168,6 +189,9 @@ class Executor:
             attempt=row.attempt,
             model=row.model,
             payload=payload,
+            quality=row.quality,
+            tier=row.tier,
+            blobs=blobs,
             documents=tuple(
                 DocumentRef(
                     document_id=s.document_id,
@@ -179,6 +203,21 @@ class Executor:
                 for s in opened.states.get(row.id, ())
             ),
         )
+
+
+NO_UPSTREAM_TEXT: Final = Failed(
+    "no_upstream_text", "no job before it in its flow has a result with a text, or it is pruned"
+)
+EMPTY_UPSTREAM_TEXT: Final = Failed("empty_text", "the text of the job before it is empty")
+
+
+def _with_text(value: Any, text: str) -> Any:
+    """A payload with `UPSTREAM` replaced, wherever a whole string is it."""
+    if isinstance(value, dict):
+        return {name: _with_text(inner, text) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_text(inner, text) for inner in value]
+    return text if value == UPSTREAM else value
 
 
 def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:

@@ -23,6 +23,7 @@ from tasks.protocol import (
     Served,
     Succeeded,
 )
+from vestry.kinds import WITH_FILES
 from vestry.lanes import Latency, Pool
 from workers import backoff
 
@@ -98,15 +99,11 @@ def finish(
         done.states[job_id] = settlement.state.value
 
     payloads.store_results(conn, content, results)
-    payloads.drop_payloads(
-        conn,
-        content.privacy,
-        [
-            s.job_id
-            for s in settlements
-            if _done_with(jobs[s.job_id], s.state, sealed=content.sealed)
-        ],
-    )
+    done_with = [
+        s.job_id for s in settlements if _done_with(jobs[s.job_id], s.state, sealed=content.sealed)
+    ]
+    payloads.drop_payloads(conn, content.privacy, done_with)
+    payloads.drop_blobs(conn, content.privacy, [i for i in done_with if jobs[i].kind in WITH_FILES])
     receipts.keep(
         conn,
         content.privacy,

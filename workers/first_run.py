@@ -19,7 +19,7 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from vestry import Document, Embedding, EmbeddingResult, IndexResult, Vestry, VestryError
+from vestry import Document, Embedding, IndexResult, Result, Vestry, VestryError
 from workers.detached import Detached, running_in, start_detached
 from workers.home import CHECKOUT, default_home
 from workers.supervisor import StartError
@@ -151,7 +151,7 @@ def index(vestry: Vestry, conn: psycopg.Connection) -> dict[Collection, IndexRes
     }
 
 
-def add_up(results: Sequence[EmbeddingResult | IndexResult]) -> IndexResult:
+def add_up(results: Sequence[Result]) -> IndexResult:
     """One result for the jobs of a collection."""
     parts = [result for result in results if isinstance(result, IndexResult)]
     return IndexResult(

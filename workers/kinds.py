@@ -13,19 +13,19 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from inference.catalogue import BackendEntry, Catalogue, ModelEntry
-from inference.catalogue_file import CatalogueError, load
-from inference.embedding_choice import choose, default_embedding
+from inference.embedding_choice import default_embedding
 from inference.errors import InferenceError
 from inference.fleet import Fleet, configuration
-from inference.gate import Gate, Limits
+from inference.gate import Gate
 from inference.policy import RoutingPolicy, pool_of
 from inference.protocol import SpaceSpec
 from inference.router import Router
 from tasks.protocol import Handler, Library
 from tasks.registry import handlers
 from vestry.keyring import KeyRing
-from vestry.lanes import LANES, Pool, Privacy
+from vestry.lanes import LANES, Pool
 from workers.library import Documents
+from workers.offer import enabled_catalogue, limits
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
@@ -38,38 +38,6 @@ class Kit:
 
     handlers: Mapping[str, Handler]
     library: Library
-
-
-def enabled_catalogue(settings: Settings) -> Catalogue:
-    """The catalogue's part that these settings enable, the default embedding model first.
-
-    Raises:
-        SystemExit: the catalogue or the settings cannot be used; the message says where.
-    """
-    try:
-        declared = load(settings.catalogue)
-    except CatalogueError as error:
-        raise SystemExit(str(error)) from None
-    known = {entry.name: entry for entry in declared.backends}
-    for name in (*settings.backends, *settings.backend_keys):
-        if name not in known:
-            raise SystemExit(f"there is no backend {name}; there are: {', '.join(known)}")
-    enabled: dict[str, str | None] = {
-        entry.name: None for entry in declared.backends if entry.enabled
-    }
-    enabled |= settings.backends
-    if settings.privacy == Privacy.PRIVATE.value:
-        clouds = [name for name in enabled if known[name].locality == "cloud"]
-        if clouds:
-            raise SystemExit(
-                f"a private worker knows no cloud: take {clouds[0]} out of its settings"
-            )
-    try:
-        chosen = choose(declared, settings.embedding_backend, settings.embedding_model)
-    except InferenceError as error:
-        raise SystemExit(f"the embedding model cannot be used: {error}") from None
-    enabled |= {entry.name: None for entry in chosen.backends if entry.name not in known}
-    return chosen.only(enabled)
 
 
 def build(
@@ -98,7 +66,7 @@ def build(
         ),
     )
     policy = RoutingPolicy(catalogue)
-    gate = Gate(pool.connection, catalogue, _limits(settings), settings.cloud_budget_usd)
+    gate = Gate(pool.connection, catalogue, limits(settings), settings.cloud_budget_usd)
     embedding = default_embedding(catalogue)
     made: dict[str, Handler] = {}
     for one in pools:
@@ -157,14 +125,6 @@ def _keys(settings: Settings, catalogue: Catalogue, pools: set[Pool]) -> dict[st
             kind = type(error).__name__
             raise SystemExit(f"the key of backend {entry.name} cannot be read ({kind})") from None
     return keys
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        failures=settings.breaker_failures,
-        cooldown_s=settings.breaker_cooldown_s,
-        longest_s=settings.breaker_longest_s,
-    )
 
 
 def declare_space(pool: ConnectionPool[Connection], space: SpaceSpec) -> int:

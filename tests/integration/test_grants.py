@@ -84,6 +84,7 @@ CALLS: Mapping[str, set[str]] = {
     "store_blobs_v1": {"vestry_producer"},
     "private_sources_v1": {"vestry_producer"},
     "lock_roots_v1": WORKERS,
+    "upstream_v1": WORKERS,
     "reroute_jobs_v1": {"vestry_shareable", "vestry_cloud"},
     "move_jobs_v1": {"vestry_control"},
     **{f"backend_{what}_v1": WORKERS for what in ("failed", "succeeded", "probe")},

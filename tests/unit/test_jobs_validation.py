@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from vestry.enqueueing import BATCH_JOBS, Batch, KeyedJobs, Options
+from vestry.batches import BATCH_JOBS, Batch
+from vestry.enqueueing import KeyedJobs
 from vestry.errors import InvalidInput, PayloadTooLarge
 from vestry.ids import uuid7
 from vestry.jobs import PAYLOAD_LIMIT, Document, Embedding, parse_result
+from vestry.options import Options
 from vestry.results import EmbeddingResult, FailedDocument, IndexResult
 from vestry.sealing import OwnerKey, new_dek, plain_digest
 
@@ -151,11 +153,11 @@ def batch() -> Batch:
 
 
 def test_a_batch_is_bounded_in_jobs_and_bytes() -> None:
-    many, small = batch(), Embedding(texts=["a"]).prepare(plain_digest)
+    many, small = batch(), batch().prepare(Embedding(texts=["a"]))
     while many.takes(small):
         many.add(small)
     assert len(many) == BATCH_JOBS
-    heavy, large = batch(), Embedding(texts=["x" * 1_000_000]).prepare(plain_digest)
+    heavy, large = batch(), batch().prepare(Embedding(texts=["x" * 1_000_000]))
     while heavy.takes(large):
         heavy.add(large)
     assert len(heavy) == 4
@@ -163,10 +165,9 @@ def test_a_batch_is_bounded_in_jobs_and_bytes() -> None:
 
 def test_a_batch_does_not_take_a_document_twice() -> None:
     one = batch()
-    prepared = documents(Document("a", "x")).prepare(plain_digest)
-    one.add(prepared)
-    assert not one.takes(documents(Document("b", "x")).prepare(plain_digest))
-    assert one.takes(documents(Document("b", "x"), source="other").prepare(plain_digest))
+    one.add(one.prepare(documents(Document("a", "x"))))
+    assert not one.takes(one.prepare(documents(Document("b", "x"))))
+    assert one.takes(one.prepare(documents(Document("b", "x"), source="other")))
 
 
 @pytest.mark.parametrize(("keys", "word"), [(["a"], "fewer"), (["a", "b", "c"], "more")])

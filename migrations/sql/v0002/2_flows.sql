@@ -136,3 +136,17 @@ BEGIN
     SELECT s.turn, s.id FROM stretch s
     WHERE (SELECT count(*) FROM stretch) = p_limit ORDER BY s.turn DESC, s.id DESC LIMIT 1) e ON true;
 END $$;
+
+-- The jobs before each of these in its flow, nearest first. A flow crosses pools, and a cloud worker sees
+-- only its own pool's jobs: hence not under the caller's rights. It tells ids and nothing else.
+CREATE FUNCTION vestry.upstream_v1(p_ids uuid[]) RETURNS TABLE (job_id uuid, before uuid, distance integer)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
+AS $$
+  WITH RECURSIVE up AS (
+    SELECT j.id AS job_id, j.parent_id AS before, 1 AS distance
+    FROM vestry.jobs j WHERE j.id = ANY (p_ids) AND j.parent_id IS NOT NULL
+    UNION ALL
+    SELECT u.job_id, j.parent_id, u.distance + 1
+    FROM up u JOIN vestry.jobs j ON j.id = u.before WHERE j.parent_id IS NOT NULL)
+  SELECT up.job_id, up.before, up.distance FROM up
+$$;

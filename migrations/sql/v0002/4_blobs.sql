@@ -37,8 +37,8 @@ BEGIN
   END IF;
 END $$;
 
--- Of the sources named, those that this owner has private documents in and nobody shareable ones: a
--- shareable job that names one of them is refused, since privacy cannot rise after a cloud has read.
+-- Of the sources named, those that this owner has private documents in: a shareable job that names one
+-- of them is refused, since privacy cannot rise after a cloud has read.
 CREATE FUNCTION vestry.private_sources_v1(p_owner text, p_sources text[]) RETURNS SETOF text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$

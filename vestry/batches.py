@@ -1,0 +1,266 @@
+"""Jobs of one owner on their way into `vestry.enqueue_jobs_v2`: hashing, sealing, files. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+from uuid import UUID
+
+from vestry.checks import PAYLOAD_LIMIT, check_label
+from vestry.errors import IdempotencyConflict, InvalidInput, PayloadTooLarge
+from vestry.flows import Flow, Step, steps_of
+from vestry.ids import uuid7
+from vestry.jobs import Digest, JobRequest
+from vestry.options import Options
+from vestry.results import JobRef
+from vestry.sealing import PAYLOAD, OwnerKey, blob_field
+from vestry.steps import Query, Steps
+
+BATCH_JOBS: Final = 1000
+BATCH_BYTES: Final = 4 * 1024 * 1024
+BLOB_PART: Final = 1024 * 1024
+"""Bytes of a file in one row."""
+BLOB_LIMIT: Final = 64 * BLOB_PART
+"""Bytes of one file."""
+_PARTS_A_CALL: Final = 8
+
+_ENQUEUE: Final = """SELECT ord, job_id, status FROM vestry.enqueue_jobs_v2(
+  %s::text, %s::text, %s::text, %b::text[], %s::text, %s::text,
+  %b::timestamptz, %b::timestamptz, %b::integer,
+  %b::uuid[], %b::text[], %b::text[], %b::text[], %b::integer[],
+  %b::boolean[], %b::integer[],
+  %b::bytea[], %b::bytea[],
+  %b::uuid, %b::bytea[], %b::text[],
+  %b::integer[], %b::integer[], %b::text[], %b::bytea[], %b::integer[])"""
+_STORE: Final = """SELECT vestry.store_blobs_v1(
+  %s::text, %s::text, %b::uuid, %b::uuid[], %b::text[], %b::integer[], %b::bytea[])"""
+_PRIVATE_SOURCES: Final = "SELECT vestry.private_sources_v1(%s::text, %b::text[])"
+
+
+@dataclass(slots=True)
+class Batch:
+    """Jobs of one owner on their way into one call of the SQL function."""
+
+    options: Options
+    digest: Digest
+    key: OwnerKey | None
+    payload_limit: int = PAYLOAD_LIMIT
+    _steps: list[Step] = field(default_factory=list)
+    _parents: list[int | None] = field(default_factory=list)
+    _hashes: list[tuple[bytes, bytes] | None] = field(default_factory=list)
+    _documents: set[tuple[str, bytes]] = field(default_factory=set)
+    _bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def prepare(self, job: JobRequest | Flow) -> list[Step]:
+        """Serialise a job, and what follows on it, for this batch's owner."""
+        return steps_of(job, self.digest, self.payload_limit)
+
+    def takes(self, steps: Sequence[Step]) -> bool:
+        """Whether there is room. One call cannot index the same document twice."""
+        size = sum(map(_size, steps))
+        return (
+            len(self._steps) + len(steps) <= BATCH_JOBS
+            and (not self._steps or self._bytes + size <= BATCH_BYTES)
+            and all(self._documents.isdisjoint(step.prepared.documents) for step in steps)
+        )
+
+    def add(self, steps: Sequence[Step], idempotency_key: str | None = None) -> None:
+        """Take a job and what follows on it up.
+
+        Raises:
+            InvalidInput: the key cannot be used, or a document is indexed twice in the flow.
+        """
+        base = len(self._steps)
+        for step in steps:
+            if not self._documents.isdisjoint(step.prepared.documents):
+                raise InvalidInput("then", "indexes the same document twice")
+            self._documents.update(step.prepared.documents)
+            for body in step.prepared.blobs.values():
+                if len(body) > BLOB_LIMIT:
+                    raise PayloadTooLarge("file", len(body), BLOB_LIMIT)
+        self._steps += steps
+        # The database counts from 1.
+        self._parents += [None if s.parent is None else base + s.parent + 1 for s in steps]
+        self._bytes += sum(map(_size, steps))
+        self._hashes += [None] * len(steps)
+        if idempotency_key is not None:
+            check_label("idempotency_key", idempotency_key)
+            scope = _bound(self.options)
+            self._hashes[base] = (
+                self.digest("idempotency-key", scope + idempotency_key.encode()),
+                self.digest("idempotent-content", scope + _meaning(self.options, steps)),
+            )
+
+    def flush(self) -> Steps[list[JobRef]]:
+        """Enqueue what was taken up, and be empty again; one reference for each job or flow.
+
+        Raises:
+            IdempotencyConflict: nothing was enqueued; the transaction is still usable.
+            InvalidInput: a shareable job names a private source.
+        """
+        if not self._steps:
+            return []
+        yield from self._check_sources()
+        ids = _ascending(self._parents)
+        rows = yield Query(_ENQUEUE, self._arguments(ids), prepare=True)
+        conflicts = tuple(row[1] for row in rows if row[2] == "conflict")
+        if conflicts:
+            raise IdempotencyConflict(conflicts)
+        found = [(job_id, status == "created") for _, job_id, status in sorted(rows)]
+        yield from self._store_blobs(found)
+        references = _nested(found, self._parents)
+        self._steps, self._parents, self._hashes = [], [], []
+        self._documents, self._bytes = set(), 0
+        return references
+
+    def _check_sources(self) -> Steps[None]:
+        """Privacy cannot rise after a cloud has read: such a job is refused before it exists."""
+        named = sorted({source for step in self._steps for source in step.prepared.sources})
+        if not named or self.options.private:
+            return
+        rows = yield Query(_PRIVATE_SOURCES, (self.options.owner, named))
+        if rows:
+            raise InvalidInput(
+                "grounding", f"source {rows[0][0]} is private, and the job is shareable"
+            )
+
+    def _store_blobs(self, found: Sequence[tuple[UUID, bool]]) -> Steps[None]:
+        waiting = self._blob_parts(found)
+        while parts := list(islice(waiting, _PARTS_A_CALL)):
+            yield Query(
+                _STORE,
+                (
+                    self.options.owner,
+                    self.options.privacy,
+                    None if self.key is None else self.key.key_id,
+                    [part[0] for part in parts],
+                    [part[1] for part in parts],
+                    [part[2] for part in parts],
+                    [part[3] for part in parts],
+                ),
+            )
+
+    def _blob_parts(
+        self, found: Sequence[tuple[UUID, bool]]
+    ) -> Iterator[tuple[UUID, str, int, bytes]]:
+        for step, (job_id, created) in zip(self._steps, found, strict=True):
+            for name, body in step.prepared.blobs.items() if created else ():
+                for number, start in enumerate(range(0, max(1, len(body)), BLOB_PART)):
+                    part = body[start : start + BLOB_PART]
+                    if self.key is not None:
+                        part = self.key.seal(blob_field(name, number), job_id, part)
+                    yield job_id, name, number, part
+
+    def _arguments(self, ids: Sequence[UUID]) -> tuple[Any, ...]:
+        options, jobs = self.options, [step.prepared for step in self._steps]
+        documents = [
+            (number, ordinal, source, external)
+            for number, job in enumerate(jobs, 1)
+            for ordinal, (source, external) in enumerate(job.documents)
+        ]
+        sealed = texts = None
+        if self.key is not None:
+            key = self.key
+            sealed = [
+                key.seal(PAYLOAD, job_id, job.payload)
+                for job_id, job in zip(ids, jobs, strict=True)
+            ]
+        else:
+            texts = [job.payload.decode() for job in jobs]
+        return (
+            options.owner,
+            options.privacy,
+            options.latency,
+            _column(
+                options.task if step.parent is None and step.task is None else step.task
+                for step in self._steps
+            ),
+            options.quality,
+            options.tier,
+            options.run_at,
+            options.deadline,
+            options.max_attempts,
+            list(ids),
+            [job.kind for job in jobs],
+            _column(None if job.pool is None else job.pool.value for job in jobs),
+            _column(job.model for job in jobs),
+            [job.units for job in jobs],
+            [job.keep_payload for job in jobs],
+            [options.result_ttl_s] * len(jobs),
+            _column(pair and pair[0] for pair in self._hashes),
+            _column(pair and pair[1] for pair in self._hashes),
+            None if self.key is None else self.key.key_id,
+            sealed,
+            texts,
+            _column(row[0] for row in documents),
+            _column(row[1] for row in documents),
+            _column(row[2] for row in documents),
+            _column(row[3] for row in documents),
+            _column(self._parents),
+        )
+
+
+def _size(step: Step) -> int:
+    prepared = step.prepared
+    return len(prepared.payload) + sum(map(len, prepared.blobs.values()))
+
+
+def _ascending(parents: Sequence[int | None]) -> list[UUID]:
+    """Ids for all steps; those of a flow ascend, which is the order in which it is locked."""
+    ids: list[UUID] = []
+    flow: list[UUID] = []
+    for parent in parents:
+        if parent is None:
+            ids += sorted(flow)
+            flow = []
+        flow.append(uuid7())
+    return ids + sorted(flow)
+
+
+def _nested(found: Sequence[tuple[UUID, bool]], parents: Sequence[int | None]) -> list[JobRef]:
+    """References of first jobs, holding those of what follows on them."""
+    followers: list[list[JobRef]] = [[] for _ in found]
+    roots: list[JobRef] = []
+    # From the last: all that follows on a job stands behind it.
+    for place in range(len(found) - 1, -1, -1):
+        job_id, created = found[place]
+        reference = JobRef(job_id, created, tuple(reversed(followers[place])))
+        parent = parents[place]
+        (roots if parent is None else followers[parent - 1]).append(reference)
+    return roots[::-1]
+
+
+def _column(values: Iterable[Any]) -> list[Any] | None:
+    """An array; NULL for one of only NULLs, whose type the driver could not tell."""
+    column = list(values)
+    return column if any(value is not None for value in column) else None
+
+
+def _bound(options: Options) -> bytes:
+    """Ties a plain hash to owner and privacy, so that hashes of two owners never compare equal."""
+    return json.dumps([options.owner, options.privacy]).encode()
+
+
+def _meaning(options: Options, steps: Sequence[Step]) -> bytes:
+    """What a flow asks for. When it is to run is not part of it: a retried call may say later."""
+    told: list[bytes] = []
+    for step in steps:
+        prepared = step.prepared
+        head: list[Any] = [
+            prepared.kind,
+            prepared.model,
+            prepared.keep_payload,
+            options.task if step.parent is None and step.task is None else step.task,
+            options.quality,
+            options.tier,
+        ]
+        if step.parent is not None:
+            head.append(step.parent)
+        told += [json.dumps(head).encode(), prepared.payload, *prepared.blobs.values()]
+    return b"".join(told)

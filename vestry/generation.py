@@ -1,0 +1,224 @@
+"""What a producer asks a language model: `Generation` from a prompt or messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Literal
+
+from vestry.checks import PAYLOAD_LIMIT, check_label, check_source, check_text, dump_json
+from vestry.errors import InvalidInput, PayloadTooLarge
+from vestry.jobs import UNIT_BYTES, Digest, Prepared
+from vestry.kinds import Kind
+
+MAX_TOKENS_MOST: Final = 131_072
+PASSAGES_MOST: Final = 50
+_STOPS_MOST: Final = 16
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repeat_penalty": (0.0, 5.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Grounding:
+    """Have an answer rest on passages that are searched for first.
+
+    Attributes:
+        query: what to search for; by default the last message.
+        sources: shareable sources, of any owner.
+        own_sources: search only these of the owner's own; by default all of them, `()` none.
+        limit: passages at most, 1 to 50.
+    """
+
+    query: str | None = field(default=None, repr=False)
+    sources: Sequence[str] = ()
+    own_sources: Sequence[str] | None = None
+    limit: int = 4
+
+    def __post_init__(self) -> None:
+        if self.query is not None:
+            check_text("grounding.query", self.query)
+        for name in ("sources", "own_sources"):
+            named = getattr(self, name)
+            if named is None:
+                continue
+            if isinstance(named, (str, bytes)) or not isinstance(named, Sequence):
+                raise InvalidInput(f"grounding.{name}", "is not a list of sources")
+            for source in named:
+                check_source(source)
+            object.__setattr__(self, name, tuple(named))
+        _check_whole("grounding.limit", self.limit, PASSAGES_MOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """An answer written by a language model.
+
+    Attributes:
+        prompt: a single question; give this or `messages`.
+        messages: a conversation that ends with the user's turn.
+        system: put before `prompt` as the system's turn.
+        schema: a JSON schema (draft 2020-12) that the answer must fit; the result's `value` is valid.
+        stop: strings at which to stop.
+        max_tokens: most tokens of the answer.
+        temperature, top_p, top_k, min_p, seed, presence_penalty, frequency_penalty, repeat_penalty:
+            how tokens are chosen; left out where the serving provider refuses them.
+        grounding: search the owner's passages first and have the answer rest on them.
+        model: a name of the catalogue; by default routing chooses.
+        keep_input: False deletes what was asked once the job has succeeded, also where it is
+            shareable; it then cannot be asked again at better quality.
+    """
+
+    prompt: str | None = field(default=None, repr=False)
+    messages: Sequence[Message] | None = field(default=None, repr=False)
+    system: str | None = field(default=None, repr=False)
+    schema: Mapping[str, Any] | None = field(default=None, repr=False)
+    stop: Sequence[str] = ()
+    max_tokens: int = 512
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repeat_penalty: float | None = None
+    grounding: Grounding | None = field(default=None, repr=False)
+    model: str | None = None
+    keep_input: bool = True
+    kind: ClassVar[Kind] = "generation"
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidInput("prompt", "give either a prompt or messages")
+        if self.prompt is not None:
+            check_text("prompt", self.prompt)
+            if self.system is not None:
+                check_text("system", self.system)
+        elif self.messages is not None:
+            _check_messages(self.messages)
+            object.__setattr__(self, "messages", tuple(self.messages))
+            if self.system is not None:
+                raise InvalidInput("system", "belongs to prompt; put it into messages")
+        if self.schema is not None and not isinstance(self.schema, Mapping):
+            raise InvalidInput("schema", "is not a JSON schema object")
+        if self.grounding is not None and not isinstance(self.grounding, Grounding):
+            raise InvalidInput("grounding", "is not a Grounding")
+        if self.model is not None:
+            check_label("model", self.model)
+        _check_whole("max_tokens", self.max_tokens, MAX_TOKENS_MOST)
+        self._check_stop()
+        self._check_sampling()
+
+    def prepare(self, digest: Digest, payload_limit: int = PAYLOAD_LIMIT) -> Prepared:
+        """Serialise: `{"messages", "max_tokens", "stop", "sampling", "schema", "grounding"}`.
+
+        Raises:
+            InvalidInput: the schema is no JSON.
+            PayloadTooLarge: over `payload_limit` bytes.
+        """
+        del digest
+        turns = self._turns()
+        body: dict[str, Any] = {
+            "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
+            "max_tokens": self.max_tokens,
+            "stop": list(self.stop),
+            "sampling": self._sampling(),
+            "schema": None if self.schema is None else dict(self.schema),
+            "grounding": None,
+        }
+        sources: tuple[str, ...] = ()
+        if self.grounding is not None:
+            own = self.grounding.own_sources
+            body["grounding"] = {
+                "query": self.grounding.query or turns[-1].content,
+                "sources": list(self.grounding.sources),
+                "own_sources": None if own is None else list(own),
+                "limit": self.grounding.limit,
+            }
+            sources = (*self.grounding.sources, *(own or ()))
+        payload = dump_json("schema" if self.schema is not None else "messages", body)
+        if len(payload) > payload_limit:
+            raise PayloadTooLarge("messages", len(payload), payload_limit)
+        return Prepared(
+            kind=self.kind,
+            pool=None,
+            model=self.model,
+            payload=payload,
+            units=1 + len(payload) // UNIT_BYTES,
+            keep_payload=self.keep_input,
+            sources=sources,
+        )
+
+    def _turns(self) -> Sequence[Message]:
+        if self.messages is not None:
+            return self.messages
+        turns = [Message("user", str(self.prompt))]
+        if self.system is not None:
+            turns.insert(0, Message("system", self.system))
+        return turns
+
+    def _sampling(self) -> dict[str, Any]:
+        names = (*_BOUNDS, "top_k", "seed")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def _check_stop(self) -> None:
+        if isinstance(self.stop, (str, bytes)) or not isinstance(self.stop, Sequence):
+            raise InvalidInput("stop", "is not a list of strings")
+        if len(self.stop) > _STOPS_MOST:
+            raise InvalidInput("stop", f"has more than {_STOPS_MOST} strings")
+        for place, text in enumerate(self.stop):
+            if not isinstance(text, str) or not text:
+                raise InvalidInput(f"stop[{place}]", "is not a string of at least one character")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+    def _check_sampling(self) -> None:
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InvalidInput(name, "is not a number")
+            if not low <= value <= high:
+                raise InvalidInput(name, f"must be {low:g} to {high:g}")
+        if self.top_k is not None:
+            _check_whole("top_k", self.top_k, 2**31 - 1)
+        if self.seed is not None and (
+            isinstance(self.seed, bool)
+            or not isinstance(self.seed, int)
+            or not 0 <= self.seed < 2**32
+        ):
+            raise InvalidInput("seed", "must be a whole number from 0 to 2**32 - 1")
+
+
+def _check_messages(messages: object) -> None:
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+        raise InvalidInput("messages", "is not a list")
+    if not messages:
+        raise InvalidInput("messages", "is empty")
+    for place, message in enumerate(messages):
+        if not isinstance(message, Message):
+            raise InvalidInput(f"messages[{place}]", "is not a Message")
+        if message.role not in {"system", "user", "assistant"}:
+            raise InvalidInput(f"messages[{place}].role", "is system, user or assistant")
+        check_text(f"messages[{place}].content", message.content)
+    if messages[-1].role != "user":
+        raise InvalidInput("messages", "must end with the user's turn")
+
+
+def _check_whole(name: str, value: object, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InvalidInput(name, f"must be a whole number from 1 to {most}")

@@ -1,0 +1,52 @@
+"""What a process's settings enable of the catalogue."""
+
+from __future__ import annotations
+
+from inference.catalogue import Catalogue
+from inference.catalogue_file import CatalogueError, load
+from inference.embedding_choice import choose
+from inference.errors import InferenceError
+from inference.gate import Limits
+from vestry.lanes import Privacy
+from workers.settings import Settings
+
+
+def enabled_catalogue(settings: Settings) -> Catalogue:
+    """The catalogue's part that these settings enable, the default embedding model first.
+
+    Raises:
+        SystemExit: the catalogue or the settings cannot be used; the message says where.
+    """
+    try:
+        declared = load(settings.catalogue)
+    except CatalogueError as error:
+        raise SystemExit(str(error)) from None
+    known = {entry.name: entry for entry in declared.backends}
+    for name in (*settings.backends, *settings.backend_keys):
+        if name not in known:
+            raise SystemExit(f"there is no backend {name}; there are: {', '.join(known)}")
+    enabled: dict[str, str | None] = {
+        entry.name: None for entry in declared.backends if entry.enabled
+    }
+    enabled |= settings.backends
+    if settings.privacy == Privacy.PRIVATE.value:
+        clouds = [name for name in enabled if known[name].locality == "cloud"]
+        if clouds:
+            raise SystemExit(
+                f"a private worker knows no cloud: take {clouds[0]} out of its settings"
+            )
+    try:
+        chosen = choose(declared, settings.embedding_backend, settings.embedding_model)
+    except InferenceError as error:
+        raise SystemExit(f"the embedding model cannot be used: {error}") from None
+    enabled |= {entry.name: None for entry in chosen.backends if entry.name not in known}
+    return chosen.only(enabled)
+
+
+def limits(settings: Settings) -> Limits:
+    """When breakers open, and for how long."""
+    return Limits(
+        failures=settings.breaker_failures,
+        cooldown_s=settings.breaker_cooldown_s,
+        longest_s=settings.breaker_longest_s,
+    )
