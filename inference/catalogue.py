@@ -242,9 +242,16 @@ class Catalogue(_Entry):
         )
 
     def adding(self, backend: BackendEntry | None, model: ModelEntry) -> Catalogue:
-        """With a model before all others, and its backend where it is new."""
+        """With a model before all others, and its backend where it is new.
+
+        Others that embed are no longer resident: one default embeds, and it is this.
+        """
         backends = self.backends if backend is None else (*self.backends, backend)
-        rest = tuple(m for m in self.models if m.name != model.name)
+        rest = tuple(
+            m.model_copy(update={"resident": m.resident and "embedding" not in m.kinds})
+            for m in self.models
+            if m.name != model.name
+        )
         return self.model_copy(update={"backends": backends, "models": (model, *rest)})
 
 

@@ -205,6 +205,10 @@ class AsyncVestry:
         ids = [reading.job_id(job) for job in jobs]
         return await self._do(lambda: reading.statuses(ids))
 
+    async def flow(self, job: JobLike) -> list[JobStatus]:
+        """See `Vestry.flow`."""
+        return await self._do(lambda: reading.flow(reading.job_id(job)))
+
     async def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, str]:
         """Cancel one job or many, queued or running, and say which state each is in now.
 

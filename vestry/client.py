@@ -263,6 +263,13 @@ class Vestry:
         ids = [reading.job_id(job) for job in jobs]
         return self._do(lambda: reading.statuses(ids))
 
+    def flow(self, job: JobLike) -> list[JobStatus]:
+        """Every job of the flow that a job is of, each behind the one it follows on.
+
+        A job that is of no flow comes alone. Raises `UnknownJob`.
+        """
+        return self._do(lambda: reading.flow(reading.job_id(job)))
+
     def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, str]:
         """Cancel one job or many, queued or running, and say which state each is in now.
 

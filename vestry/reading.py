@@ -29,7 +29,7 @@ JobLike = JobRef | JobStatus | UUID | str
 """Anything that names a job."""
 
 _SELECT: Final = """SELECT id, kind, state, owner, privacy, latency, lane, attempt, degraded,
-  error_code, error_message, created_at, run_at, started_at, finished_at"""
+  error_code, error_message, created_at, run_at, started_at, finished_at, parent_id, root_id"""
 # The owner context comes from the job's own row: no statement of its own for it.
 _OPEN_JOB: Final = (
     _SELECT
@@ -37,6 +37,9 @@ _OPEN_JOB: Final = (
   FROM vestry.jobs WHERE id = %b::uuid"""
 )
 _STATUSES: Final = _SELECT + " FROM vestry.jobs WHERE id = ANY (%b::uuid[])"
+_FLOW: Final = f"""{_SELECT} FROM vestry.jobs
+  WHERE id = %b::uuid OR root_id = (SELECT root_id FROM vestry.jobs WHERE id = %b::uuid)
+  ORDER BY id"""  # noqa: S608 - our own text
 _FINISHED: Final = "SELECT finished_at IS NOT NULL FROM vestry.jobs WHERE id = %b::uuid"
 _READ: Final = {
     "private": "SELECT body FROM vestry.private_results WHERE job_id = %b::uuid",
@@ -142,6 +145,14 @@ def status(job: UUID) -> Steps[JobStatus]:
     return found[0]
 
 
+def flow(job: UUID) -> Steps[list[JobStatus]]:
+    """All jobs of the flow that a job is of, each behind the one it follows on; else the job alone."""
+    rows = yield Query(_FLOW, (job, job))
+    if not rows:
+        raise UnknownJob
+    return [_status(row) for row in rows]
+
+
 def outcome(
     job: UUID, keys: OwnerKeys, *, discard: bool = False
 ) -> Steps[tuple[JobStatus, dict[str, Any]]]:
@@ -235,7 +246,7 @@ def delete_documents(
 
 def _status(row: tuple[Any, ...]) -> JobStatus:
     job, kind, state, owner, privacy, latency, lane, attempt, degraded, code, message = row[:11]
-    created_at, run_at, started_at, finished_at = row[11:15]
+    created_at, run_at, started_at, finished_at, parent, root = row[11:17]
     return JobStatus(
         job=job,
         kind=kind,
@@ -251,4 +262,6 @@ def _status(row: tuple[Any, ...]) -> JobStatus:
         run_at=run_at,
         started_at=started_at,
         finished_at=finished_at,
+        parent=parent,
+        root=root,
     )

@@ -125,6 +125,8 @@ class JobStatus:
         error: code and message of the last failure, content-free.
         attempt: how often it was started.
         degraded: it was served by another model than the one intended.
+        parent: the job that it follows on in its flow.
+        root: the first job of its flow; itself for that one, None outside of flows.
     """
 
     job: UUID
@@ -141,6 +143,8 @@ class JobStatus:
     run_at: dt.datetime
     started_at: dt.datetime | None
     finished_at: dt.datetime | None
+    parent: UUID | None = None
+    root: UUID | None = None
 
     @property
     def finished(self) -> bool:

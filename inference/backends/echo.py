@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from inference.errors import (
+    Abandoned,
     BadRequest,
     InferenceError,
     ModelMissing,
@@ -173,12 +174,12 @@ class EchoModel:
     def generate(
         self,
         request: GenerationRequest,
-        cancelled: Cancelled = never,  # noqa: ARG002 - the protocol's
+        cancelled: Cancelled = never,
     ) -> Generated:
         """The last message again, a word a token, or the smallest value that the schema allows."""
         prompt = request.messages[-1].content
         for match in _FAULT.finditer(prompt):
-            _raise_or_wait(match["fault"], float(match["value"] or 1))
+            _raise_or_wait(match["fault"], float(match["value"] or 1), cancelled)
         tokens = sum(len(message.content.split()) for message in request.messages)
         if request.schema is not None:
             text = json.dumps(_smallest(request.schema))
@@ -220,7 +221,7 @@ def _bag_of_words(text: str, dimension: int) -> Vectors:
     return vector
 
 
-def _raise_or_wait(fault: str, value: float) -> None:
+def _raise_or_wait(fault: str, value: float, cancelled: Cancelled = never) -> None:
     if fault in _ERRORS:
         raise _ERRORS[fault](retry_after=value if fault == "rate-limited" else None)
     if fault == "raise":
@@ -228,7 +229,11 @@ def _raise_or_wait(fault: str, value: float) -> None:
     if fault == "exit":
         os._exit(70)  # sysexits.h EX_SOFTWARE
     if fault == "sleep":
-        time.sleep(value)
+        until = time.monotonic() + value
+        while (left := until - time.monotonic()) > 0:
+            if cancelled():
+                raise Abandoned
+            time.sleep(min(left, 0.1))
 
 
 def _with_fault(vectors: Vectors, place: int, fault: str, value: float) -> Vectors:

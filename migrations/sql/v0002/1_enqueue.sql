@@ -68,7 +68,8 @@ BEGIN
     RAISE EXCEPTION 'owner must be 1 to 200 characters' USING ERRCODE = 'VY003';
   END IF;
   IF EXISTS (SELECT FROM unnest(ARRAY[
-               cardinality(p_kinds), cardinality(p_pools), coalesce(cardinality(p_models), v_count),
+               cardinality(p_kinds), coalesce(cardinality(p_pools), v_count),
+               coalesce(cardinality(p_models), v_count),
                cardinality(p_units), cardinality(p_keep_payload), cardinality(p_result_ttl_s),
                coalesce(cardinality(p_key_hashes), v_count),
                coalesce(cardinality(p_content_hashes), v_count)]) n
@@ -77,7 +78,7 @@ BEGIN
      OR coalesce(cardinality(p_tasks), v_count) <> v_count
      OR EXISTS (SELECT FROM unnest(p_parents) WITH ORDINALITY u(parent, n)
                 WHERE u.parent NOT BETWEEN 1 AND u.n - 1 OR p_ids[u.n] <= p_ids[u.parent]
-                   OR p_key_hashes[u.n] IS NOT NULL)
+                   OR (u.parent IS NOT NULL AND p_key_hashes[u.n] IS NOT NULL))
      OR array_position(p_ids, NULL) IS NOT NULL OR array_position(p_keep_payload, NULL) IS NOT NULL
      OR (p_key_hashes IS NULL) <> (p_content_hashes IS NULL)
      OR coalesce(cardinality(p_doc_jobs), 0) <> coalesce(cardinality(p_doc_ordinals), 0)

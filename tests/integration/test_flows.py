@@ -1,0 +1,149 @@
+"""Flows through real workers on the echo backend: text is handed on, and so are their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.echo_stack import echo_stack, eventually
+from vestry import (
+    UPSTREAM,
+    Document,
+    Embedding,
+    Flow,
+    Generation,
+    InvalidInput,
+    JobFailed,
+    JobRef,
+    Vestry,
+)
+from vestry.errors import JobCancelled
+from workers.detached import Detached
+
+TEXT = "the tide went out before anybody woke"
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Detached]:
+    with echo_stack(flower=False) as running:
+        yield running
+
+
+def indexing(name: str) -> Embedding:
+    return Embedding(documents=[Document(UPSTREAM, id=name, date="1660-01-01")], source="flows")
+
+
+def enqueue(
+    vestry: Vestry, conn: psycopg.Connection[Any], job: Any, privacy: str = "private", **more: Any
+) -> JobRef:
+    given = {"owner": "flora", "privacy": privacy, "latency": "interactive"} | more
+    return vestry.enqueue(conn, job, **given)
+
+
+@pytest.mark.parametrize("privacy", ["private", "shareable"])
+def test_each_job_gets_the_text_of_the_nearest_before_it_that_has_one(
+    vestry: Vestry, conn: psycopg.Connection[Any], privacy: str
+) -> None:
+    second = Flow(indexing(f"scan-{privacy}"), [Generation(UPSTREAM)])
+    first = enqueue(vestry, conn, Generation(TEXT), privacy, then=[second])
+    (index,) = first.then
+    (answer,) = index.then
+    result = vestry.wait(answer, timeout=20)
+    assert result.text == TEXT
+    assert vestry.wait(index, timeout=5).embedded == 1
+    hits = vestry.search("anybody woke", owner="flora", privacy=privacy, own_sources=["flows"])
+    assert (hits[0].document, hits[0].text) == (f"scan-{privacy}", TEXT)
+    for job in (first, index, answer):
+        status = vestry.status(job)
+        assert (status.privacy, status.owner, status.latency) == (privacy, "flora", "interactive")
+        assert status.root == first.id
+    assert [found.job for found in vestry.flow(answer)] == [first.id, index.id, answer.id]
+
+
+def test_what_follows_waits_and_exists_only_with_the_transaction(
+    vestry: Vestry, conn: psycopg.Connection[Any]
+) -> None:
+    with conn.transaction(force_rollback=True):
+        job = enqueue(vestry, conn, Generation("echo!sleep=1"), then=[indexing("rolled-back")])
+    assert vestry.statuses([job, *job.then]) == []
+    job = enqueue(vestry, conn, Generation("echo!sleep=1 slow"), then=[indexing("slow")])
+    assert vestry.status(job.then[0]).state == "waiting"
+    vestry.wait(job.then[0], timeout=20)
+
+
+@pytest.mark.parametrize("state", ["dead", "cancelled"])
+def test_the_end_of_a_job_is_carried_down(
+    vestry: Vestry, conn: psycopg.Connection[Any], state: str
+) -> None:
+    fault = "echo!bad-request" if state == "dead" else "echo!sleep=30"
+    chain = Flow(indexing(f"never-{state}"), [Generation(UPSTREAM), Generation(UPSTREAM)])
+    job = enqueue(vestry, conn, Generation(fault), then=[chain])
+    if state == "cancelled":
+        eventually(lambda: vestry.status(job).state == "running")
+        assert vestry.cancel(job) == {job.id: "cancelled"}
+    with pytest.raises(JobFailed):
+        vestry.wait(job, timeout=20)
+    below = [job.then[0], *job.then[0].then]
+    assert {found.state for found in vestry.statuses(below)} == {state}
+    with pytest.raises(JobCancelled if state == "cancelled" else JobFailed) as failed:
+        vestry.wait(below[-1], timeout=5)
+    assert failed.value.code == ("cancelled" if state == "cancelled" else "parent_failed")
+
+
+def test_cancelling_a_finished_first_job_stops_what_still_follows(
+    vestry: Vestry, conn: psycopg.Connection[Any]
+) -> None:
+    job = enqueue(vestry, conn, Generation(TEXT), then=[Generation("echo!sleep=30")])
+    vestry.wait(job, timeout=20)
+    assert vestry.cancel(job) == {job.id: "succeeded"}
+    assert vestry.status(job.then[0]).state == "cancelled"
+
+
+def test_the_same_key_is_the_same_flow(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
+    asked = Flow(
+        Generation(TEXT), [indexing("keyed"), Flow(Generation(UPSTREAM), [Generation(UPSTREAM)])]
+    )
+    first = enqueue(vestry, conn, asked, idempotency_key="flow-1")
+    again = enqueue(vestry, conn, asked, idempotency_key="flow-1")
+
+    def ids(job: JobRef) -> list[Any]:
+        return [job.id, *map(ids, job.then)]
+
+    assert ids(again) == ids(first)
+    assert not again.created
+    vestry.wait(first.then[1].then[0], timeout=20)
+    assert vestry.wait(first.then[0], timeout=20).embedded == 1
+
+
+def test_a_result_without_a_text_is_told(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
+    job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation(UPSTREAM)])
+    with pytest.raises(JobFailed) as failed:
+        vestry.wait(job.then[0], timeout=20)
+    assert failed.value.code == "no_upstream_text"
+
+
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        (Generation(UPSTREAM), "job"),
+        (
+            Flow(Generation(TEXT), [Flow(Generation(UPSTREAM), ["no job"])]),
+            "then\\[0\\].then\\[0\\]",
+        ),
+        (Flow(Generation(TEXT), [indexing("x"), indexing("x")]), "then"),
+        (Flow(Generation(TEXT), [Generation(UPSTREAM)] * 100), "then"),
+    ],
+)
+def test_what_makes_no_flow_is_refused_at_enqueue(
+    vestry: Vestry, conn: psycopg.Connection[Any], job: Any, field: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"^{field}: "):
+        enqueue(vestry, conn, job)
+
+
+def test_an_upstream_document_needs_an_id() -> None:
+    with pytest.raises(InvalidInput, match="UPSTREAM"):
+        Embedding(documents=[Document(UPSTREAM)], source="flows")
