@@ -1,0 +1,173 @@
+"""Breakers, rate limits and spending, shared over Postgres by gates that know nothing of each other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+
+from inference import gate as gate_module
+from inference.catalogue_file import load
+from inference.errors import BadRequest, RateLimited, Unavailable
+from inference.gate import Gate, Limits, key_of
+from models import backends
+from workers.devstack import DevStack
+
+CATALOGUE = load().only({"openai": None, "ollama": None, "tesseract": None})
+CLOUD = CATALOGUE.backend("openai")
+LOCAL = CATALOGUE.backend("ollama")
+LIMITS = Limits(failures=3, cooldown_s=0.3, longest_s=60.0)
+
+
+@pytest.fixture
+def connect(clean: DevStack) -> Callable[[], AbstractContextManager[psycopg.Connection[Any]]]:
+    url = clean.database_url("vestry_shareable")
+
+    @contextmanager
+    def made() -> Iterator[psycopg.Connection[Any]]:
+        with psycopg.connect(url) as conn:
+            yield conn
+
+    return made
+
+
+@pytest.fixture
+def gates(connect: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Gate, Gate]:
+    monkeypatch.setattr(gate_module, "FRESH_S", 0.0)
+    return Gate(connect, CATALOGUE, LIMITS), Gate(connect, CATALOGUE, LIMITS)
+
+
+def open_it(gate: Gate) -> None:
+    for _ in range(LIMITS.failures):
+        gate.left(CLOUD, Unavailable())
+
+
+def test_the_third_failure_of_anybody_s_opens_it_for_everybody(gates: tuple[Gate, Gate]) -> None:
+    one, other = gates
+    one.left(CLOUD, Unavailable())
+    other.left(CLOUD, Unavailable())
+    assert one.health() == {}
+    one.left(CLOUD, Unavailable())
+    assert one.health() == other.health() == {"openai": "backend_unavailable"}
+    assert 1.0 <= one.wait_s(CLOUD) <= 1.5
+
+
+def test_an_answer_between_starts_the_count_again(gates: tuple[Gate, Gate]) -> None:
+    one, other = gates
+    for error in (Unavailable(), Unavailable(), BadRequest(), Unavailable(), Unavailable(), None):
+        one.health()
+        one.left(CLOUD, error)
+        assert other.health() == {}
+
+
+def test_half_open_lets_one_through_and_its_answer_closes_it(gates: tuple[Gate, Gate]) -> None:
+    one, other = gates
+    open_it(one)
+    time.sleep(0.35)
+    assert one.health() == {}
+    one.enter(CLOUD)
+    assert other.health() == {"openai": "backend_unavailable"}
+    with pytest.raises(Unavailable):
+        other.enter(CLOUD)
+    one.left(CLOUD, None)
+    assert other.health() == {}
+    other.enter(CLOUD)
+
+
+def test_a_probe_that_fails_opens_it_for_twice_as_long(gates: tuple[Gate, Gate]) -> None:
+    one, other = gates
+    open_it(one)
+    time.sleep(0.35)
+    one.enter(CLOUD)
+    one.left(CLOUD, Unavailable())
+    time.sleep(0.35)
+    assert other.health() == {"openai": "backend_unavailable"}
+    time.sleep(0.35)
+    assert other.health() == {}
+
+
+def test_a_backend_that_says_when_is_left_alone_until_then(gates: tuple[Gate, Gate]) -> None:
+    one, other = gates
+    one.left(CLOUD, RateLimited(retry_after=20))
+    assert other.health() == {"openai": "rate_limited"}
+    assert 19 < other.wait_s(CLOUD) < 22
+    one.left(CLOUD, RateLimited(retry_after=5))
+    assert other.wait_s(CLOUD) > 18, "a shorter word does not undo a longer one"
+    one.left(CLOUD, RateLimited(retry_after=10**9))
+    assert other.wait_s(CLOUD) < 62
+
+
+def test_servers_of_our_own_are_known_by_their_address(
+    gates: tuple[Gate, Gate], connect: Any
+) -> None:
+    del gates
+    elsewhere = CATALOGUE.only({"ollama": "http://127.0.0.1:9999"})
+    here, there = Gate(connect, CATALOGUE, LIMITS), Gate(connect, elsewhere, LIMITS)
+    for _ in range(3):
+        here.left(LOCAL, Unavailable())
+    assert here.health() == {"ollama": "backend_unavailable"}
+    assert there.health() == {}
+    assert key_of(LOCAL) == "ollama at 127.0.0.1:11434"
+
+
+def test_what_runs_in_the_process_has_no_breaker(gates: tuple[Gate, Gate]) -> None:
+    one, _ = gates
+    for _ in range(5):
+        one.left(CATALOGUE.backend("tesseract"), Unavailable())
+    assert one.health() == {}
+
+
+def test_a_limit_holds_over_threads_and_is_used(
+    connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "WINDOW_S", 1.0)
+    monkeypatch.setattr(gate_module, "SLACK_S", 0.1)
+    limited = CLOUD.model_copy(update={"requests_per_minute": 10})
+    calls: list[float] = []
+    until = time.monotonic() + 3.3
+
+    def work() -> None:
+        gate = Gate(connect, CATALOGUE, LIMITS)
+        while time.monotonic() < until:
+            gate.enter(limited)
+            calls.append(time.monotonic())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    calls.sort()
+    crowded = [b - a for a, b in zip(calls, calls[10:], strict=False)]
+    assert len(calls) >= 30
+    assert min(crowded) >= 1.0
+
+
+def test_a_turn_that_is_far_off_is_refused_and_said(connect: Any) -> None:
+    gate = Gate(connect, CATALOGUE, LIMITS)
+    limited = CLOUD.model_copy(update={"requests_per_minute": 1})
+    gate.enter(limited)
+    with pytest.raises(RateLimited) as caught:
+        gate.enter(limited)
+    assert caught.value.retry_after is not None
+    assert 50 < caught.value.retry_after < 62
+
+
+def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:
+    gate = Gate(connect, CATALOGUE, LIMITS, budget=Decimal("0.01"))
+    assert not gate.budget().used_up
+    with connect() as conn:
+        conn.execute(
+            """INSERT INTO vestry.spending (day, backend, calls, cost)
+               VALUES ((vestry.clock() AT TIME ZONE 'UTC')::date, 'openai', 2, 0.006),
+                      ((vestry.clock() AT TIME ZONE 'UTC')::date, 'anthropic', 1, 0.004),
+                      ((vestry.clock() AT TIME ZONE 'UTC')::date - 1, 'openai', 9, 10)"""
+        )
+        assert backends.spent_today(conn) == Decimal("0.010")
+    assert Gate(connect, CATALOGUE, LIMITS, budget=Decimal("0.01")).budget().used_up

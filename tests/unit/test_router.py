@@ -1,0 +1,183 @@
+"""The Router: its own pool's candidates in order, and what it says where it cannot serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from inference.catalogue import BackendEntry
+from inference.catalogue_file import load
+from inference.errors import (
+    BadAnswer,
+    BadRequest,
+    InferenceError,
+    ModelMissing,
+    NoAdequateModel,
+    RateLimited,
+    Refused,
+    TooLong,
+    Unavailable,
+    Waits,
+)
+from inference.policy import Budget, RoutingPolicy, Wish
+from inference.router import Answer, Elsewhere, Router
+from tasks.serving import outcome_of_error, served_of
+from vestry.lanes import Pool
+
+ENABLED = {entry.name: entry.url or "http://127.0.0.1:1" for entry in load().backends}
+
+
+class Fleet:
+    """Gives a model's name for the model."""
+
+    def model(self, entry: Any) -> str:
+        return str(entry.name)
+
+
+class Gate:
+    """Knows what it is told, and remembers what it was asked."""
+
+    def __init__(self, **away: str) -> None:
+        self.away = away
+        self.entered: list[str] = []
+        self.left_with: list[tuple[str, InferenceError | None]] = []
+        self.closed: dict[str, InferenceError] = {}
+
+    def health(self) -> dict[str, str]:
+        return self.away
+
+    def budget(self) -> Budget:
+        return Budget()
+
+    def enter(self, backend: BackendEntry) -> None:
+        self.entered.append(backend.name)
+        if backend.name in self.closed:
+            raise self.closed[backend.name]
+
+    def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
+        self.left_with.append((backend.name, error))
+
+    def wait_s(self, backend: BackendEntry) -> float:
+        del backend
+        return 7.0
+
+
+def serve(gate: Gate, pool: Pool, call: Callable[[str], Any] = str, **wish: Any) -> Answer[Any]:
+    policy = RoutingPolicy(load().only(ENABLED))
+    given = {"kind": "generation", "task": None, "privacy": "shareable", "latency": "bulk"} | wish
+    router = Router(policy, pool, Fleet(), gate)  # type: ignore[arg-type]
+    return router.serve(Wish(**given), lambda model, _candidate: call(model))
+
+
+def failing(**errors: InferenceError) -> Callable[[str], str]:
+    def call(model: str) -> str:
+        for start, error in errors.items():
+            if model.startswith(start):
+                raise error
+        return model
+
+    return call
+
+
+def test_the_first_choice_serves_and_nothing_is_degraded() -> None:
+    gate = Gate()
+    answer = serve(gate, Pool.CLOUD)
+    assert (answer.value, answer.degraded) == ("gpt-4o-mini", False)
+    assert gate.left_with == [("openai", None)]
+    served = served_of(answer, 1_000_000, 1_000_000)
+    assert (served.cost, served.locality, served.degraded) == (Decimal("0.75"), "cloud", False)
+    assert served.policy == answer.policy
+
+
+def test_a_job_whose_first_choice_is_elsewhere_goes_there() -> None:
+    gate = Gate()
+    with pytest.raises(Elsewhere) as caught:
+        serve(gate, Pool.GPU)
+    assert (caught.value.pool, caught.value.reason) == (Pool.CLOUD, "first_choice")
+    assert gate.entered == []
+    outcome = outcome_of_error(caught.value)
+    assert getattr(outcome, "pool", None) is Pool.CLOUD
+
+
+@pytest.mark.parametrize("error", [Unavailable(), RateLimited(), BadAnswer(), ModelMissing()])
+def test_a_backend_that_fails_gives_way_to_the_next_of_the_pool(error: InferenceError) -> None:
+    gate = Gate()
+    answer = serve(gate, Pool.CLOUD, failing(gpt=error))
+    assert (answer.value, answer.reason) == ("claude-opus-4-8", error.code)
+    assert gate.left_with == [("openai", error), ("anthropic", None)]
+    served = served_of(answer)
+    assert (served.model, served.intended_model) == ("claude-opus-4-8", "gpt-4o-mini")
+    assert (served.degraded, served.reason) == (True, error.code)
+
+
+@pytest.mark.parametrize("error", [Refused(), BadRequest(), TooLong()])
+def test_what_is_wrong_with_the_request_is_no_other_backend_s_business(
+    error: InferenceError,
+) -> None:
+    gate = Gate()
+    with pytest.raises(type(error)):
+        serve(gate, Pool.CLOUD, failing(gpt=error))
+    assert gate.entered == ["openai"]
+
+
+def test_with_all_clouds_away_the_job_goes_home_and_is_served_there_degraded() -> None:
+    gate = Gate(openai="rate_limited", anthropic="backend_unavailable")
+    with pytest.raises(Elsewhere) as caught:
+        serve(gate, Pool.CLOUD)
+    assert (caught.value.pool, caught.value.reason) == (Pool.GPU, "rate_limited")
+    answer = serve(gate, Pool.GPU)
+    assert (answer.value, answer.reason) == ("llama3.2:3b", "rate_limited")
+
+
+def test_a_cloud_that_fails_just_now_sends_the_job_home() -> None:
+    gate = Gate()
+    with pytest.raises(Elsewhere) as caught:
+        serve(gate, Pool.CLOUD, failing(gpt=Unavailable(), claude=Unavailable()))
+    assert caught.value.pool is Pool.GPU
+
+
+def test_where_no_other_is_adequate_the_job_waits_and_no_attempt_is_spent() -> None:
+    gate = Gate(anthropic="rate_limited")
+    for pool in (Pool.CLOUD, Pool.GPU):
+        with pytest.raises(Waits) as caught:
+            serve(gate, pool, task="study-guide")
+        assert (str(caught.value), caught.value.retry_after) == ("rate_limited", 7.0)
+    outcome = outcome_of_error(caught.value)
+    assert getattr(outcome, "uncounted", None) is True
+    assert getattr(outcome, "retry_after", None) == 7.0
+
+
+def test_a_failed_call_with_no_other_model_is_an_attempt_and_a_refused_turn_is_none() -> None:
+    gate = Gate()
+    with pytest.raises(Unavailable):
+        serve(gate, Pool.CLOUD, failing(claude=Unavailable()), task="study-guide")
+    gate.closed["anthropic"] = RateLimited(retry_after=3)
+    with pytest.raises(Waits):
+        serve(gate, Pool.CLOUD, task="study-guide")
+
+
+@pytest.mark.parametrize(
+    "wish", [{"privacy": "private", "task": "study-guide"}, {"model": "sekrit"}, {"kind": "rerank",
+             "model": "gpt-4o-mini"}],
+)  # fmt: skip
+def test_where_nothing_ever_could_serve_it_the_job_is_told_so(wish: dict[str, Any]) -> None:
+    with pytest.raises(NoAdequateModel) as caught:
+        serve(Gate(), Pool.GPU, **wish)
+    assert "sekrit" not in str(caught.value)
+    assert not getattr(outcome_of_error(caught.value), "retryable", True)
+
+
+def test_a_bug_in_a_backend_says_nothing_of_its_server() -> None:
+    gate = Gate()
+
+    def call(model: str) -> str:
+        raise ValueError(model)
+
+    with pytest.raises(ValueError, match="gpt"):
+        serve(gate, Pool.CLOUD, call)
+    ((name, error),) = gate.left_with
+    assert name == "openai"
+    assert not isinstance(error, Unavailable)
