@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
 
-from inference.errors import Abandoned, BadAnswer, Refused, Unavailable
+from inference.errors import Abandoned, BadAnswer, Unavailable
 from inference.protocol import Cancelled, FinishReason, Generated, GenerationRequest
 
 T = TypeVar("T")
@@ -63,13 +63,10 @@ def complete(
 
     Raises:
         BadAnswer: it broke off, or there is nothing in it.
-        Refused: the model would not answer.
     """
     if reason is None:
         raise BadAnswer("the answer broke off before its end")
-    if reason == "refusal":
-        raise Refused("the model would not answer this request")
-    # A stop string may come first, and then nothing is the right answer.
-    if not text and not (request.stop and reason == "stop"):
+    # A refusal may be wordless, and where a stop string comes first nothing is the right answer.
+    if not text and reason != "refusal" and not (request.stop and reason == "stop"):
         raise BadAnswer("the answer is empty")
     return Generated(text, reason, input_tokens, output_tokens)

@@ -28,6 +28,9 @@ def nothing_is_left() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(root))
         patch.setattr(tempfile, "tempdir", str(root))
+        # Stacks of tests use what the tests give them, and nothing they might find on this machine.
+        patch.setenv("VESTRY_OLLAMA", "off")
+        patch.setenv("VESTRY_LLAMA", "off")
         yield
         processes = residue.processes(root)
         told = [f"{process.pid} {process.name()}" for process in processes]
