@@ -14,6 +14,7 @@ import redis
 
 from tests import residue
 from tests.homes import temporary_home
+from tests.llama import Llama, llama_server
 from workers.devstack import DevStack
 from workers.settings import key_prefix
 from workers.valkey_server import PRIVACIES
@@ -28,6 +29,9 @@ def nothing_is_left() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(root))
         patch.setattr(tempfile, "tempdir", str(root))
+        # Stacks of tests use what the tests give them, and nothing they might find on this machine.
+        patch.setenv("VESTRY_OLLAMA", "off")
+        patch.setenv("VESTRY_LLAMA", "off")
         yield
         processes = residue.processes(root)
         told = [f"{process.pid} {process.name()}" for process in processes]
@@ -48,6 +52,13 @@ def stack() -> Iterator[DevStack]:
     """
     with temporary_home() as home, DevStack(home) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def llama() -> Iterator[Llama]:
+    """A real llama.cpp server with the packaged model."""
+    with llama_server() as server:
+        yield server
 
 
 @pytest.fixture

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from models.roles import CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
-from vestry.lanes import LANES, Privacy
+from vestry.lanes import LANES, Latency, Privacy
+from workers import model_servers
 from workers.home import CHECKOUT, Home, write_private
+from workers.model_servers import LlamaServer, ModelServers
 from workers.postgres_server import PostgresServer
 from workers.process import Command, base_environment
-from workers.supervisor import ChildSpec, Stage, ready_file
+from workers.supervisor import ChildSpec, Stage, answers, ready_file
 from workers.valkey_server import ValkeyServer
 
 TUNABLES = (
@@ -26,6 +26,7 @@ TUNABLES = (
     "VESTRY_EMBEDDING_BACKEND",
     "VESTRY_EMBEDDING_MODEL",
     "VESTRY_DEVICE",
+    "VESTRY_CATALOGUE",
     "VESTRY_LEASE_S",
     "VESTRY_HEARTBEAT_S",
     "VESTRY_MAX_RUN_S",
@@ -83,6 +84,9 @@ class Stack:
         self.valkey = ValkeyServer(home)
         for privacy in Privacy:
             home.settle_port(f"flower.{privacy}")
+        self._lanes = worker_lanes(has_accelerator(self._settings()))
+        workers = {worker_name(lanes): lanes for lanes in self._lanes}
+        self.models = ModelServers(home, self._given(), workers, self._wanted)
 
     def specs(self) -> list[ChildSpec]:
         """Every process.
@@ -93,7 +97,8 @@ class Stack:
         chosen = [
             self._control("dispatcher"),
             self._control("reconciler"),
-            *(self._worker(lanes) for lanes in worker_lanes(has_accelerator(self._settings()))),
+            *(self._llama(server) for server in self.models.llama),
+            *(self._worker(lanes) for lanes in self._lanes),
         ]
         if self.options.flower:
             chosen += [self._flower(privacy) for privacy in Privacy]
@@ -104,7 +109,7 @@ class Stack:
             )
         return [
             *self._servers(),
-            *(spec for spec in chosen if not self.options.only or spec.name in self.options.only),
+            *(spec for spec in chosen if self._wanted(spec.name)),
         ]
 
     def write_client_file(self) -> None:
@@ -125,6 +130,7 @@ class Stack:
             "database_url": self.postgres.url(PRODUCER),
             "keyring": str(self.home.keyring),
             "flower": flower if self.options.flower else {},
+            "models": {"notes": self.models.notes, **self.models.document()},
             "supervisor_pid": os.getpid(),
         }
 
@@ -151,25 +157,48 @@ class Stack:
 
     def _worker(self, lanes: Sequence[str]) -> ChildSpec:
         privacy = LANES[lanes[0]].privacy
-        bulk_only = all(LANES[lane].latency == "bulk" for lane in lanes)
         environment = {
             "VESTRY_PRIVACY": privacy.value,
             "VESTRY_LANES": ",".join(lanes),
             "VESTRY_THREADS": str(thread_count()),
             **self._database(WORKER_ROLES[privacy]),
             **self._broker(privacy.value),
+            **self.models.environment(lanes),
         }
         if privacy is Privacy.PRIVATE:
             environment["VESTRY_KEYRING_FILE"] = str(self.home.keyring)
-        # Latencies are named where a process serves one of them only.
-        parts = lanes[0].split(".") if len(lanes) == 1 else [privacy.value, "gpu"]
         return self._python(
-            "-".join(parts),
+            worker_name(lanes),
             Stage.WORKERS,
             "workers.worker",
             environment,
             lanes=tuple(lanes),
-            nice=BULK_NICE if bulk_only else 0,
+            nice=BULK_NICE if bulk_only(lanes) else 0,
+        )
+
+    def _llama(self, server: LlamaServer) -> ChildSpec:
+        """A llama.cpp server: no login, no key ring, and none of the workers' settings."""
+
+        def prepare() -> Command:
+            return Command(
+                argv=[sys.executable, "-m", "workers.llama_server"],
+                log=self.home.logs / f"{server.name}.log",
+                environment={
+                    **base_environment(),
+                    **OFFLINE,
+                    "VESTRY_LLAMA_THREADS": str(thread_count()),
+                    **self.models.llama_environment(server),
+                },
+                cwd=CHECKOUT,
+                nice=BULK_NICE if bulk_only(server.lanes) else 0,
+            )
+
+        return ChildSpec(
+            server.name,
+            Stage.CONTROL,
+            prepare,
+            answers(lambda: f"{server.address}/health"),
+            address=lambda: server.address,
         )
 
     def _python(
@@ -217,7 +246,7 @@ class Stack:
             name,
             Stage.CONTROL,
             prepare,
-            _answers(lambda: f"{self._flower_url(privacy)}/healthcheck"),
+            answers(lambda: f"{self._flower_url(privacy)}/healthcheck"),
             address=lambda: self._flower_url(privacy),
         )
 
@@ -236,7 +265,15 @@ class Stack:
         )
 
     def _settings(self) -> dict[str, str]:
+        """What every process of ours is told."""
+        own = model_servers.SETTINGS
+        return {name: value for name, value in self._given().items() if name not in own}
+
+    def _given(self) -> dict[str, str]:
         return {**inherited(), **self.options.settings}
+
+    def _wanted(self, name: str) -> bool:
+        return not self.options.only or name in self.options.only
 
     def _database(self, role: str) -> dict[str, str]:
         return {
@@ -252,21 +289,23 @@ class Stack:
 
 
 def check_settings(settings: Mapping[str, str]) -> None:
-    """Refuse what is not a setting for every process: a slip of the pen would change nothing.
+    """Refuse what is not a setting of the stack: a slip of the pen would change nothing.
 
     Raises:
-        ValueError: a name is not among TUNABLES.
+        ValueError: a name is unknown.
     """
-    if unknown := sorted(settings.keys() - set(TUNABLES)):
+    known = {*TUNABLES, *model_servers.SETTINGS}
+    if unknown := sorted(settings.keys() - known):
         raise ValueError(
-            f"cannot be set: {', '.join(unknown)}; these can: {', '.join(sorted(TUNABLES))}"
+            f"cannot be set: {', '.join(unknown)}; these can: {', '.join(sorted(known))}"
         )
 
 
 def inherited() -> dict[str, str]:
-    """What every process takes over from the environment of `vestry up`."""
+    """The stack's settings in the environment of `vestry up`."""
     asked = {name: "0" for name in ONLINE if os.environ.get(name) == "0"}
-    return asked | {name: os.environ[name] for name in TUNABLES if name in os.environ}
+    names = (*TUNABLES, *model_servers.SETTINGS)
+    return asked | {name: os.environ[name] for name in names if name in os.environ}
 
 
 def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:
@@ -280,6 +319,17 @@ def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:
         (f"{privacy}.interactive.gpu", f"{privacy}.bulk.gpu") for privacy in Privacy
     ]
     return pairs if accelerator else [(lane,) for pair in pairs for lane in pair]
+
+
+def worker_name(lanes: Sequence[str]) -> str:
+    """A worker's name; latencies are named where it serves one of them only."""
+    lane = LANES[lanes[0]]
+    return lane.name.replace(".", "-") if len(lanes) == 1 else f"{lane.privacy}-{lane.pool}"
+
+
+def bulk_only(lanes: Iterable[str]) -> bool:
+    """Whether nobody waits for what a process does."""
+    return all(LANES[lane].latency is Latency.BULK for lane in lanes)
 
 
 def has_accelerator(settings: Mapping[str, str]) -> bool:
@@ -299,14 +349,3 @@ def thread_count() -> int:
     """
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _answers(url: Callable[[], str]) -> Callable[[], bool]:
-    def ready() -> bool:
-        try:
-            with urllib.request.urlopen(url(), timeout=2) as response:  # noqa: S310 - loopback
-                return bool(response.status == 200)  # noqa: PLR2004
-        except (urllib.error.URLError, OSError):
-            return False
-
-    return ready

@@ -8,10 +8,12 @@ import random
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +298,20 @@ def end_orphans(home: Home) -> int:
 def ready_file(path: Path) -> Callable[[], bool]:
     """Readiness of a child that touches the file in its VESTRY_READY_FILE."""
     return path.exists
+
+
+def answers(url: Callable[[], str]) -> Callable[[], bool]:
+    """Readiness of a child that answers requests for a URL on loopback."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ready() -> bool:
+        try:
+            with direct.open(url(), timeout=2) as response:
+                return bool(response.status == HTTPStatus.OK)
+        except OSError:  # urllib's errors are of this kind
+            return False
+
+    return ready
 
 
 def _ending(code: int) -> str:

@@ -49,6 +49,14 @@ def up(
         list[str] | None,
         typer.Option("--set", help="A setting for every process, VESTRY_NAME=VALUE; repeatable."),
     ] = None,
+    ollama: Annotated[
+        str | None,
+        typer.Option(
+            "--ollama",
+            metavar="auto|off|URL",
+            help="An Ollama to use; auto looks for one at its usual place. VESTRY_OLLAMA too.",
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option("--timeout", help="Seconds for everything to be ready.")
     ] = 300.0,
@@ -57,7 +65,8 @@ def up(
     """Run Postgres, Valkey, dispatcher, workers and Flower; Ctrl-C drains."""
     output = Output(as_json=as_json)
     place = Home(home or default_home())
-    options = Options(_settings(settings or []), flower, tuple(only or ()))
+    chosen = _settings(settings or []) | ({"VESTRY_OLLAMA": ollama} if ollama else {})
+    options = Options(chosen, flower, tuple(only or ()))
     if detach:
         try:
             started = start_detached(
@@ -111,6 +120,8 @@ def _foreground(home: Home, options: Options, timeout: float, output: Output) ->
     supervisor = Supervisor(home, specs, prepare_stage=prepare, tell=output.note)
     supervisor.catch_signals()
     _tell_orphans(output)
+    for note in stack.models.notes:
+        output.note(f"{note}.")
     output.note(f"Starting in {home.path} …")
     try:
         supervisor.start(timeout)
@@ -162,6 +173,7 @@ def _document(state: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
         "supervisor_pid": state["supervisor"]["pid"],
         "processes": processes,
         "flower": client["flower"],
+        "models": {"backends": client["models"]["backends"], "notes": client["models"]["notes"]},
     }
 
 
@@ -178,6 +190,7 @@ def _show(console: Console, state: dict[str, Any], client: dict[str, Any]) -> No
     for name, flower in client["flower"].items():
         where = f"{flower['url']}  user {FLOWER_USER}, password in {flower['password_file']}"
         lines.append(Text(f"Flower, {name}: {where}"))
+    lines += [Text(f"Models: {note}") for note in client["models"]["notes"]]
     lines.append(Text(f"Logs: {Path(state['home']) / 'logs'}    To end: Ctrl-C, or `vestry down`"))
     console.print(Group(*lines))
 

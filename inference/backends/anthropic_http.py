@@ -1,0 +1,220 @@
+"""Anthropic's Messages API. It writes; it neither embeds nor reranks.
+
+Options of the backend, or of one of its models over those:
+
+* `schema`: `native` (default) has the API hold the answer to a JSON schema; `instruct` puts it into
+  the system prompt, for models and servers that know nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import anthropic
+import httpx2
+
+from inference.answers import MALFORMED, complete, wanted, watched
+from inference.catalogue import ModelEntry
+from inference.errors import BadAnswer, BadRequest, InferenceError, TooLong, Unavailable
+from inference.http_client import PROBE_S, base_url, httpx2_client
+from inference.http_status import away, refusal, words
+from inference.protocol import (
+    BackendConfig,
+    Cancelled,
+    FinishReason,
+    Generated,
+    GenerationRequest,
+    Message,
+    Probe,
+    never,
+)
+
+_REASONS: Final[Mapping[str, FinishReason]] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "refusal",
+}
+_NO_KEY: Final = "none"
+"""Sent where a server wants no key: given nothing, the SDK would look for one in many places."""
+_INSTRUCTION: Final = (
+    "Answer with one JSON document that is valid under this JSON schema, and with nothing else:\n"
+)
+
+
+def connect(config: BackendConfig) -> AnthropicBackend:
+    """See `inference.protocol.Backend`."""
+    return AnthropicBackend(config)
+
+
+class AnthropicBackend:
+    """Anthropic, or a server of its protocol. See `inference.protocol.Backend`."""
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.name = config.name
+        self.locality = config.locality
+        self._config = config
+        self._client = anthropic.Anthropic(
+            base_url=base_url(config),
+            api_key=config.key or _NO_KEY,
+            max_retries=0,
+            timeout=config.timeout_s,
+            http_client=httpx2_client(config),
+            open_telemetry=False,  # spans can hold content
+        )
+
+    def load(self, model: ModelEntry) -> AnthropicModel:
+        """See `Backend.load`; the server is not asked."""
+        return AnthropicModel(self._client, self._config, model)
+
+    def probe(self) -> Probe:
+        """Ask for the list of models, which costs nothing."""
+        try:
+            listed = self._client.models.list(limit=1000, timeout=PROBE_S)
+            models = frozenset(model.id for model in listed.data)
+        except anthropic.APIStatusError as error:
+            return away(error.status_code)
+        except (anthropic.APIConnectionError, httpx2.HTTPError):
+            return away()
+        except (anthropic.AnthropicError, *MALFORMED):
+            return away(sense=False)
+        return Probe(reachable=True, models=models, detail=f"{len(models)} models")
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
+
+class AnthropicModel:
+    """One model. See `inference.protocol.GenerationModel`.
+
+    The API has no parameters for sampling any more, so none of them is sent.
+    """
+
+    def __init__(
+        self, client: anthropic.Anthropic, config: BackendConfig, entry: ModelEntry
+    ) -> None:
+        self._client = client
+        self._config = config
+        self._entry = entry
+        self._options = {**config.options, **entry.options}
+
+    def generate(self, request: GenerationRequest, cancelled: Cancelled = never) -> Generated:
+        """See `GenerationModel.generate`. Closing the stream ends the server's work."""
+        wanted(cancelled)
+        prompt = self._prompt(request)
+        answer = _Answer()
+        try:
+            with self._client.messages.create(
+                **prompt, **self._limits(request), stream=True
+            ) as stream:
+                for event in watched(stream, cancelled, self._config.timeout_s):
+                    answer.take(event)
+        except (anthropic.APITimeoutError, httpx2.TimeoutException):
+            raise Unavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
+        except anthropic.APIConnectionError:
+            raise Unavailable(f"backend {self._config.name} cannot be reached") from None
+        except anthropic.APIError as error:
+            raise self._mapped(error, prompt) from None
+        # Inside a stream the SDK lets its HTTP library's own errors through.
+        except (anthropic.AnthropicError, httpx2.HTTPError, *MALFORMED):
+            raise BadAnswer("the answer broke off, or makes no sense") from None
+        reason = answer.reason if answer.ended else None
+        return complete(request, answer.text, reason, answer.input_tokens, answer.output_tokens)
+
+    def warm_up(self) -> None:
+        """Have a server of one's own load the model; Anthropic's are warm, and calls cost money."""
+        if self._config.locality == "local":
+            with suppress(BadAnswer):  # a single token may be half a character, and that is nothing
+                self.generate(GenerationRequest([Message("user", "Hello")], max_tokens=1))
+
+    def _prompt(self, request: GenerationRequest) -> dict[str, Any]:
+        """What the model reads; also what its tokens are counted of."""
+        system = [m.content for m in request.messages if m.role == "system"]
+        if request.schema is not None and not self._native:
+            system.append(_INSTRUCTION + json.dumps(request.schema, ensure_ascii=False))
+        prompt: dict[str, Any] = {
+            "model": self._entry.served_name,
+            "messages": [
+                {"role": m.role, "content": m.content}
+                for m in request.messages
+                if m.role != "system"
+            ],
+        }
+        if system:
+            prompt["system"] = "\n\n".join(system)
+        return prompt
+
+    def _limits(self, request: GenerationRequest) -> dict[str, Any]:
+        """What the answer is held to."""
+        limits: dict[str, Any] = {"max_tokens": request.max_tokens}
+        if request.stop:
+            limits["stop_sequences"] = list(request.stop)
+        if request.schema is not None and self._native:
+            try:
+                schema = anthropic.transform_schema(dict(request.schema))
+            except MALFORMED:
+                raise BadRequest(
+                    "the schema has parts that this backend cannot be held to"
+                ) from None
+            limits["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+        return limits
+
+    @property
+    def _native(self) -> bool:
+        return bool(self._options.get("schema", "native") == "native")
+
+    def _mapped(self, error: anthropic.APIError, prompt: Mapping[str, Any]) -> InferenceError:
+        if not isinstance(error, anthropic.APIStatusError):
+            return BadAnswer()
+        told = words(error.body)
+        # An error inside a stream comes with the stream's own status.
+        status = error.status_code if error.status_code >= 300 else None  # noqa: PLR2004
+        found = refusal(status, told, error.response.headers, self._entry)
+        if type(found) is BadRequest and self._is_too_long(prompt):
+            return TooLong()
+        return found
+
+    def _is_too_long(self, prompt: Mapping[str, Any]) -> bool:
+        """Whether a refused prompt exceeds the context: the API has no code for that, but it counts."""
+        if self._entry.context is None:
+            return False
+        try:
+            counted = self._client.messages.count_tokens(**prompt).input_tokens
+        except (anthropic.AnthropicError, httpx2.HTTPError, *MALFORMED):
+            return False
+        return counted > self._entry.context
+
+
+class _Answer:
+    """An answer as far as its events have arrived."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self.reason: FinishReason | None = None
+        self.ended = False
+        self.input_tokens: int | None = None
+        self.output_tokens: int | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self._parts)
+
+    def take(self, event: anthropic.types.RawMessageStreamEvent) -> None:
+        if event.type == "message_start":
+            usage = event.message.usage
+            # What a cache held is reported apart, and was read all the same.
+            cached = (usage.cache_creation_input_tokens, usage.cache_read_input_tokens)
+            self.input_tokens = usage.input_tokens + sum(count or 0 for count in cached)
+        elif event.type == "content_block_delta" and event.delta.type == "text_delta":
+            self._parts.append(event.delta.text)
+        elif event.type == "message_delta":
+            self.output_tokens = event.usage.output_tokens
+            if event.delta.stop_reason is not None:
+                self.reason = _REASONS[event.delta.stop_reason]
+        elif event.type == "message_stop":
+            self.ended = True

@@ -1,0 +1,309 @@
+"""Ollama's own API: chat, embeddings, the models it has, and pulling more.
+
+Options of one of its models:
+
+* `keep_alive`: how long it stays loaded after a call, as Ollama takes it (`30m`; -1 for ever). By
+  default a resident model stays, another one for five minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import httpx
+import ollama
+
+from inference.answers import MALFORMED, complete, wanted, watched
+from inference.catalogue import ModelEntry
+from inference.errors import BadAnswer, InferenceError, ModelMissing, TooLong, Unavailable
+from inference.http_client import PROBE_S, httpx_client
+from inference.http_status import away, code_of, missing, refusal, words
+from inference.protocol import (
+    BackendConfig,
+    Cancelled,
+    FinishReason,
+    Generated,
+    GenerationRequest,
+    Probe,
+    never,
+)
+from inference.remote_embedding import RemoteEmbedding
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+T = TypeVar("T")
+
+_REASONS: Final[Mapping[str, FinishReason]] = {"stop": "stop", "length": "length"}
+_INPUT_TOO_LONG: Final = "the input length exceeds the context length"
+"""All that Ollama says of it before 0.34: it has no error codes. Later ones pass llama.cpp's on."""
+_REMOTE_NAME: Final = re.compile(r".*[-:]cloud")
+_REMOTE_FIELDS: Final = ("remote_host", "remote_model")
+_LOOK_AGAIN_S: Final = 60.0
+"""A name may come to mean another model."""
+_FIVE_MINUTES: Final = "5m"
+_FOR_EVER: Final = -1
+
+
+def connect(config: BackendConfig) -> OllamaBackend:
+    """See `inference.protocol.Backend`."""
+    return OllamaBackend(config)
+
+
+class OllamaBackend:
+    """One Ollama. See `inference.protocol.Backend`."""
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.name = config.name
+        self.locality = config.locality
+        self._config = config
+        headers = {"Authorization": f"Bearer {config.key}"} if config.key else {}
+        self._http = httpx_client(config, headers)
+        self._http.event_hooks = {**self._http.event_hooks, "response": [_refused]}
+        self._client = _Client(self._http)
+
+    def load(self, model: ModelEntry) -> OllamaModel:
+        """See `Backend.load`; the server is not asked."""
+        return OllamaModel(self._client, self._config, model)
+
+    def probe(self) -> Probe:
+        """Ask which models it has."""
+        try:
+            answer = self._http.get("/api/tags", timeout=PROBE_S).json()
+            names = {str(model["name"]) for model in answer["models"]}
+        except _Refused as error:
+            return away(error.status)
+        except httpx.HTTPError:
+            return away()
+        except MALFORMED:
+            return away(sense=False)
+        # The tag `latest` may be left out, by people and by the catalogue.
+        models = frozenset(names | {_untagged(name) for name in names})
+        return Probe(reachable=True, models=models, detail=f"{len(names)} models")
+
+    def pull(self, model: ModelEntry) -> Iterator[tuple[str, int, int]]:
+        """Have it fetch a model.
+
+        Yields:
+            What it does, and bytes done and in all: 0 where it does not say.
+
+        Raises:
+            ModelMissing: there is no such model, or it would run elsewhere.
+            InferenceError: any other of the family.
+        """
+        _refuse_remote_name(model, self._config)
+        steps = self._client.pull(model.served_name, stream=True)
+        while True:
+            step = _asked(lambda: next(steps, None), model, self._config)
+            if step is None:
+                return
+            yield step.status or "", step.completed or 0, step.total or 0
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+
+class OllamaModel(RemoteEmbedding):
+    """One model of it: generation and embedding."""
+
+    def __init__(self, client: _Client, config: BackendConfig, entry: ModelEntry) -> None:
+        super().__init__(entry, config)
+        self._client = client
+        self._config = config
+        default = _FOR_EVER if entry.resident else _FIVE_MINUTES
+        self._keep_alive = {**config.options, **entry.options}.get("keep_alive", default)
+        self._looked_at: float | None = None
+        self._looking = threading.Lock()
+
+    def generate(self, request: GenerationRequest, cancelled: Cancelled = never) -> Generated:
+        """See `GenerationModel.generate`. Closing the stream ends the server's work."""
+        wanted(cancelled)
+        self._refuse_remote()
+        body = self._chat(request)
+        text: list[str] = []
+        reason: FinishReason | None = None
+        tokens: tuple[int | None, int | None] = (None, None)
+
+        def read() -> None:
+            nonlocal reason, tokens
+            with closing(self._client.stream_chat(body)) as pieces:
+                for piece in watched(pieces, cancelled, self._config.timeout_s):
+                    text.append(piece.message.content or "")
+                    if piece.done:
+                        reason = _REASONS[piece.done_reason or "stop"]
+                        tokens = (piece.prompt_eval_count, piece.eval_count)
+
+        self._ask_server(read, begun=lambda: bool(text))
+        # Before 0.12.6 it does not heed `truncate`, and a prompt that it cut fills the context.
+        if self._entry.context is not None and (tokens[0] or 0) >= self._entry.context:
+            raise TooLong
+        return complete(request, "".join(text), reason, *tokens)
+
+    def warm_up(self) -> None:
+        """Have it load the model, for as long as is planned."""
+        self._refuse_remote()
+        kinds = set(self._entry.kinds)
+        if kinds & {"generation", "classification"}:
+            body = {**self._common(), "messages": []}
+            self._ask_server(lambda: list(self._client.stream_chat(body)))
+        if "embedding" in kinds:
+            self.embed(["warm"], "query", urgent=True)
+
+    def _chat(self, request: GenerationRequest) -> dict[str, Any]:
+        body = self._common()
+        body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
+        sampling = {n: v for n, v in asdict(request.sampling).items() if v is not None}
+        body["options"] |= {**sampling, "num_predict": request.max_tokens}
+        if request.stop:
+            body["options"]["stop"] = list(request.stop)
+        if request.schema is not None:
+            body["format"] = dict(request.schema)
+        # By default it silently leaves out what does not fit the context.
+        return {**body, "truncate": False, "shift": False}
+
+    def _common(self) -> dict[str, Any]:
+        """The same in every call: for another context the model would be loaded anew."""
+        options = {} if self._entry.context is None else {"num_ctx": self._entry.context}
+        return {
+            "model": self._entry.served_name,
+            "keep_alive": self._keep_alive,
+            "options": options,
+        }
+
+    def _ask(self, texts: list[str]) -> ArrayLike:
+        self._refuse_remote()
+        answer = self._ask_server(
+            lambda: self._client.embed(input=texts, truncate=False, **self._common())
+        )
+        return cast("ArrayLike", answer.embeddings)
+
+    def _revision(self) -> str:
+        """The digest that Ollama has of the model's files."""
+        listed = self._ask_server(self._client.list)
+        for model in listed.models:
+            if _untagged(model.model or "") == _untagged(self._entry.served_name) and model.digest:
+                return str(model.digest).removeprefix("sha256:")
+        raise missing(self._entry)
+
+    def _library(self) -> str:
+        return f"{self.name} (Ollama)"
+
+    def _ask_server(self, call: Callable[[], T], begun: Callable[[], bool] = lambda: False) -> T:
+        return _asked(call, self._entry, self._config, begun)
+
+    def _refuse_remote(self) -> None:
+        """See that the model runs where its backend is said to be.
+
+        Raises:
+            ModelMissing: it does not, or is not there.
+        """
+        if self.locality != "local":
+            return
+        _refuse_remote_name(self._entry, self._config)
+        with self._looking:
+            now = time.monotonic()
+            if self._looked_at is not None and now - self._looked_at < _LOOK_AGAIN_S:
+                return
+            described = self._ask_server(lambda: self._client.describe(self._entry.served_name))
+            if any(described.get(field) for field in _REMOTE_FIELDS):
+                raise _runs_elsewhere(self._entry, self._config)
+            self._looked_at = now
+
+
+class _Client(ollama.Client):
+    """The SDK's client on an HTTP client of ours: its own takes host and key from the environment."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def describe(self, model: str) -> Mapping[str, Any]:
+        """What /api/show says, also what the SDK's type leaves out."""
+        return dict(self._client.post("/api/show", json={"model": model}).json())
+
+    def stream_chat(self, body: Mapping[str, Any]) -> Generator[ollama.ChatResponse, None, None]:
+        """`chat`, with what its signature has no place for."""
+        pieces = self._request(
+            ollama.ChatResponse, "POST", "/api/chat", json={**body, "stream": True}, stream=True
+        )
+        return cast("Generator[ollama.ChatResponse, None, None]", pieces)
+
+
+class _Refused(Exception):
+    """An answer that is an error, with the headers that the SDK's own exception leaves out."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__(response.status_code)
+        self.status = response.status_code
+        self.headers = response.headers
+        try:
+            self.body = response.json()
+        except ValueError:
+            self.body = None
+
+
+def _refused(response: httpx.Response) -> None:
+    """Asked of every response before the SDK sees it."""
+    if not response.is_success:
+        response.read()
+        raise _Refused(response)
+
+
+def _asked(
+    call: Callable[[], T],
+    model: ModelEntry,
+    config: BackendConfig,
+    begun: Callable[[], bool] = lambda: False,
+) -> T:
+    """Make a call, and have whatever goes wrong with it as an error of ours."""
+    try:
+        return call()
+    except _Refused as error:
+        raise _meaning(error.body, error.status, error.headers, model) from None
+    except ollama.ResponseError as error:  # inside a stream
+        raise _meaning({"error": error.error}, None, {}, model) from None
+    except httpx.TimeoutException:
+        raise Unavailable(f"no answer within {config.timeout_s:.0f} s") from None
+    except (httpx.HTTPError, ConnectionError):
+        if begun():
+            raise BadAnswer("the answer broke off before its end") from None
+        raise Unavailable(f"backend {config.name} cannot be reached") from None
+    except MALFORMED:
+        raise BadAnswer from None
+
+
+def _meaning(
+    body: Any, status: int | None, headers: Mapping[str, Any], model: ModelEntry
+) -> InferenceError:
+    told = body.get("error") if isinstance(body, Mapping) else None
+    if told == _INPUT_TOO_LONG:
+        return TooLong()
+    if isinstance(told, str):  # llama.cpp's own answer, as text in Ollama's
+        try:
+            body = json.loads(told)
+        except ValueError:
+            body = None
+    return refusal(status or code_of(body), words(body), headers, model)
+
+
+def _refuse_remote_name(model: ModelEntry, config: BackendConfig) -> None:
+    if config.locality == "local" and _REMOTE_NAME.fullmatch(model.served_name):
+        raise _runs_elsewhere(model, config)
+
+
+def _runs_elsewhere(model: ModelEntry, config: BackendConfig) -> ModelMissing:
+    return ModelMissing(
+        f"backend {config.name} has {model.served_name} run on somebody else's machines, and is "
+        "said to be local: take a model that it runs itself, or declare a backend of locality cloud"
+    )
+
+
+def _untagged(name: str) -> str:
+    return name.removesuffix(":latest")

@@ -1,0 +1,266 @@
+"""Servers of OpenAI's protocol: OpenAI, llama.cpp, LM Studio, vLLM, a FastAPI server of one's own.
+
+Options of a backend, or of one of its models over those:
+
+* `sampling`: the parameters it takes, as a list, or as a mapping from our names to the server's. By
+  default OpenAI's five for a cloud, all of `Sampling` for a server of one's own.
+* `max_tokens`: the parameter's name; by default `max_completion_tokens` for a cloud.
+* `dimensions`: true has the server shorten its vectors to the entry's dimension.
+* `revision`: of an embedding model's weights; see `inference.remote_embedding`.
+* `rerank_path`: below the base URL; `rerank` by default, which llama.cpp and vLLM serve.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import numpy as np
+import openai
+from openai.types.chat import ChatCompletionChunk
+
+from inference.answers import MALFORMED, complete, wanted, watched
+from inference.catalogue import ModelEntry
+from inference.errors import BadAnswer, InferenceError, Unavailable
+from inference.http_client import PROBE_S, base_url, httpx2_client
+from inference.http_status import away, code_of, refusal, words
+from inference.protocol import (
+    BackendConfig,
+    Cancelled,
+    FinishReason,
+    Generated,
+    GenerationRequest,
+    Message,
+    Probe,
+    never,
+)
+from inference.remote_embedding import RemoteEmbedding
+from inference.schemas import closed
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+T = TypeVar("T")
+
+_OPENAI_SAMPLING: Final = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
+_REASONS: Final[Mapping[str, FinishReason]] = {
+    "stop": "stop",
+    "length": "length",
+    "content_filter": "refusal",
+}
+_NO_KEY: Final = "none"
+"""Sent where a server wants no key: given nothing, the SDK would look for one in the environment."""
+
+
+def connect(config: BackendConfig) -> OpenAIBackend:
+    """See `inference.protocol.Backend`."""
+    return OpenAIBackend(config)
+
+
+class OpenAIBackend:
+    """One server. See `inference.protocol.Backend`."""
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.name = config.name
+        self.locality = config.locality
+        self._config = config
+        self._client = openai.OpenAI(
+            base_url=base_url(config),
+            api_key=config.key or _NO_KEY,
+            max_retries=0,
+            timeout=config.timeout_s,
+            http_client=httpx2_client(config),
+        )
+
+    def load(self, model: ModelEntry) -> OpenAIModel:
+        """See `Backend.load`; the server is not asked."""
+        return OpenAIModel(self._client, self._config, model)
+
+    def probe(self) -> Probe:
+        """Ask for the list of models, which costs nothing anywhere."""
+        try:
+            listed = self._client.models.list(timeout=PROBE_S)
+            models = frozenset(model.id for model in listed.data)
+        except openai.APIStatusError as error:
+            return away(error.status_code)
+        except openai.APIConnectionError:
+            return away()
+        except (openai.OpenAIError, *MALFORMED):
+            return away(sense=False)
+        return Probe(reachable=True, models=models, detail=f"{len(models)} models")
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
+
+class OpenAIModel(RemoteEmbedding):
+    """One model of a server: generation, embedding and reranking, as far as the server does them."""
+
+    def __init__(self, client: openai.OpenAI, config: BackendConfig, entry: ModelEntry) -> None:
+        super().__init__(entry, config)
+        self._client = client
+        self._config = config
+        self._options = {**config.options, **entry.options}
+
+    def generate(self, request: GenerationRequest, cancelled: Cancelled = never) -> Generated:
+        """See `GenerationModel.generate`. Closing the stream ends the server's work."""
+        wanted(cancelled)
+        arguments = self._arguments(request)
+        text: list[str] = []
+        reason: FinishReason | None = None
+        usage: tuple[int | None, int | None] = (None, None)
+
+        def read() -> None:
+            nonlocal reason, usage
+            with self._client.chat.completions.create(**arguments) as stream:
+                for chunk in watched(stream, cancelled, self._config.timeout_s):
+                    text.append(_content(chunk))
+                    reason = _reason(chunk) or reason
+                    if chunk.usage is not None:
+                        usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+
+        self._asked(read, begun=lambda: bool(text))
+        return complete(request, "".join(text), reason, *usage)
+
+    def rerank(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        urgent: bool = False,  # noqa: ARG002 - the server has an order of its own
+    ) -> Sequence[float]:
+        """See `RerankModel.rerank`."""
+        if not passages:
+            return []
+        body = {
+            "model": self._entry.served_name,
+            "query": query,
+            "documents": list(passages),
+            "top_n": len(passages),
+        }
+        path = f"/{self._options.get('rerank_path', 'rerank')}"
+        return self._asked(
+            lambda: _scores(self._client.post(path, body=body, cast_to=object), len(passages))
+        )
+
+    def warm_up(self) -> None:
+        """Have a server of one's own load the model; a cloud's is warm, and calls cost money."""
+        if self.locality == "cloud":
+            return
+        kinds = set(self._entry.kinds)
+        if kinds & {"generation", "classification"}:
+            with suppress(BadAnswer):  # a single token may be half a character, and that is nothing
+                self.generate(GenerationRequest([Message("user", "Hello")], max_tokens=1))
+        if "embedding" in kinds:
+            self.embed(["warm"], "query", urgent=True)
+        if "rerank" in kinds:
+            self.rerank("warm", ["warm"], urgent=True)
+
+    def _arguments(self, request: GenerationRequest) -> dict[str, Any]:
+        cloud = self.locality == "cloud"
+        limit = self._options.get("max_tokens", "max_completion_tokens" if cloud else "max_tokens")
+        names = self._options.get("sampling")
+        if names is None:
+            names = _OPENAI_SAMPLING if cloud else asdict(request.sampling).keys()
+        renamed = names if isinstance(names, Mapping) else {name: name for name in names}
+        arguments: dict[str, Any] = {
+            "model": self._entry.served_name,
+            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "extra_body": {
+                limit: request.max_tokens,
+                **{
+                    renamed[name]: value
+                    for name, value in asdict(request.sampling).items()
+                    if value is not None and name in renamed
+                },
+            },
+        }
+        if request.stop:
+            arguments["stop"] = list(request.stop)
+        if request.schema is not None:
+            schema = dict(request.schema)
+            arguments["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": schema, "strict": closed(schema)},
+            }
+        return arguments
+
+    def _ask(self, texts: list[str]) -> ArrayLike:
+        # Numbers, where the server is one's own: every one of them can send those.
+        arguments: dict[str, Any] = {
+            "model": self._entry.served_name,
+            "input": texts,
+            "encoding_format": "base64" if self.locality == "cloud" else "float",
+        }
+        if self._options.get("dimensions"):
+            arguments["dimensions"] = self._dimension
+
+        def ask() -> ArrayLike:
+            answer = self._client.embeddings.create(**arguments)
+            rows = sorted(answer.data, key=lambda row: row.index)
+            return [_numbers(row.embedding) for row in rows]
+
+        return self._asked(ask)
+
+    def _revision(self) -> str:
+        return self._declared_revision()
+
+    def _library(self) -> str:
+        return f"{self.name} (OpenAI protocol)"
+
+    def _asked(self, call: Callable[[], T], begun: Callable[[], bool] = lambda: False) -> T:
+        """Make a call, and have whatever goes wrong with it as an error of ours."""
+        try:
+            return call()
+        except openai.APITimeoutError:
+            raise Unavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
+        except openai.APIConnectionError:
+            if begun():
+                raise BadAnswer("the answer broke off before its end") from None
+            raise Unavailable(f"backend {self.name} cannot be reached") from None
+        except openai.APIError as error:
+            raise self._mapped(error) from None
+        except (openai.OpenAIError, *MALFORMED):
+            raise BadAnswer from None
+
+    def _mapped(self, error: openai.APIError) -> InferenceError:
+        told = words(error.body)
+        if isinstance(error, openai.APIStatusError):
+            return refusal(error.status_code, told, error.response.headers, self._entry)
+        return refusal(code_of(error.body), told, {}, self._entry)  # inside a stream
+
+
+def _content(chunk: ChatCompletionChunk) -> str:
+    return (chunk.choices[0].delta.content or "") if chunk.choices else ""
+
+
+def _reason(chunk: ChatCompletionChunk) -> FinishReason | None:
+    if not chunk.choices:
+        return None
+    if chunk.choices[0].delta.refusal:
+        return "refusal"
+    told = chunk.choices[0].finish_reason
+    return None if told is None else _REASONS[told]
+
+
+def _numbers(embedding: Any) -> Any:
+    """A vector as a server sent it: numbers, or their little-endian bytes in base64."""
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
+    return embedding
+
+
+def _scores(answer: Any, count: int) -> list[float]:
+    """Scores by place, of the shape that Jina's API set: `results` of `index` and `relevance_score`."""
+    scores = {int(row["index"]): float(row["relevance_score"]) for row in answer["results"]}
+    ordered = [scores[place] for place in range(count)]
+    if not all(map(math.isfinite, ordered)):
+        raise BadAnswer("a score is not a finite number")
+    return ordered

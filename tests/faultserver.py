@@ -1,0 +1,363 @@
+"""A server that misbehaves on request, in front of a real one, and remembers all that it was offered.
+
+    with FaultServer(llama.url, upstream_key=llama.key, key="sesame") as cloud:
+        …                                     # clients at cloud.url, with the key, are served
+        cloud.fault = rate_limited("7")       # from now on
+        cloud.next(status(500), cut(2))       # the next two requests, before what is set above
+        cloud.fault = None                    # all is well again
+        cloud.stop_listening()                # connections are refused, until .listen()
+        assert not cloud.was_offered("text")
+        [offer.at for offer in cloud.offers]
+
+Without an upstream it gives a canned answer in OpenAI's or Anthropic's protocol, and is a fake then.
+A fault knows no protocol: it works on the lines of whatever the real server answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+PATIENCE_S = 60.0
+"""Longest that the upstream may take, and that a hanging request is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One request, as it arrived.
+
+    Attributes:
+        at: when, in seconds of `time.monotonic()`.
+        path: that was asked for.
+        body: all of it.
+        fault: name of the fault it met; None where it was served.
+        headers: by lower-case name.
+    """
+
+    at: float
+    path: str
+    body: bytes = field(repr=False)
+    fault: str | None
+    headers: dict[str, str] = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the body."""
+        return hashlib.sha256(self.body).hexdigest()
+
+    def json(self) -> Any:
+        """The body, parsed."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back: lines are sent as they come, each as a chunk of its own."""
+
+    status: int
+    headers: dict[str, str]
+    lines: Iterable[bytes]
+    cut: bool = False
+    """Drop the connection after the last line instead of ending the answer in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is done instead of, or to, the real server's reply."""
+
+    name: str
+    reply: Callable[[Callable[[], Reply], threading.Event], Reply]
+
+
+def status(code: int, body: object = None, **headers: str) -> Fault:
+    """An error of this status; headers with underscores for hyphens."""
+    text = json.dumps(body if body is not None else {"error": {"message": "a fault was asked for"}})
+    told = {"content-type": "application/json"}
+    told |= {name.replace("_", "-"): value for name, value in headers.items()}
+    return Fault(f"status {code}", lambda _real, _gone: Reply(code, told, [text.encode()]))
+
+
+def rate_limited(retry_after: str | float | None = None) -> Fault:
+    """429, with Retry-After as given: text as it is, a number as that many seconds."""
+    return status(429, **({} if retry_after is None else {"retry_after": str(retry_after)}))
+
+
+def until(seconds: float) -> str:
+    """A time from now as an HTTP date, for `rate_limited`."""
+    return formatdate(time.time() + seconds, usegmt=True)
+
+
+def redirect(url: str) -> Fault:
+    """Send the caller elsewhere."""
+    return status(307, location=url)
+
+
+def hang() -> Fault:
+    """Read the request and say nothing, until the caller has gone."""
+
+    def reply(_real: Callable[[], Reply], gone: threading.Event) -> Reply:
+        gone.wait(PATIENCE_S)
+        return Reply(504, {}, [], cut=True)
+
+    return Fault("hang", reply)
+
+
+def cut(after: int = 2) -> Fault:
+    """Drop the connection after so many lines of the answer."""
+    return Fault("cut", lambda real, _gone: _with_lines(real(), lambda ls: _first(ls, after), True))
+
+
+def end_early(after: int = 2) -> Fault:
+    """End the answer, in good order, after so many lines."""
+    return Fault("end early", lambda real, _gone: _with_lines(real(), lambda ls: _first(ls, after)))
+
+
+def empty() -> Fault:
+    """200, and nothing."""
+    return end_early(0)
+
+
+def malformed() -> Fault:
+    """Every line that is worth breaking has its second half missing."""
+
+    def broken(lines: Iterable[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            yield line[: len(line) // 2] + b"\n" if b"{" in line else line
+
+    return Fault("malformed", lambda real, _gone: _with_lines(real(), broken))
+
+
+def rewrite(old: bytes, new: bytes) -> Fault:
+    """Say something else: for a model's refusal, or another reason for which it stopped."""
+
+    def rewritten(lines: Iterable[bytes]) -> Iterator[bytes]:
+        return (line.replace(old, new) for line in lines)
+
+    return Fault("rewrite", lambda real, _gone: _with_lines(real(), rewritten))
+
+
+def slow(seconds: float) -> Fault:
+    """Wait before each line."""
+
+    def delayed(lines: Iterable[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            time.sleep(seconds)
+            yield line
+
+    return Fault("slow", lambda real, _gone: _with_lines(real(), delayed))
+
+
+class FaultServer:
+    """See this module's text.
+
+    Args:
+        upstream: base URL of the real server; None for canned answers.
+        upstream_key: its key, sent in place of the caller's.
+        key: that callers must send; None lets everybody in.
+    """
+
+    def __init__(
+        self,
+        upstream: str | None = None,
+        *,
+        upstream_key: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        self.fault: Fault | None = None
+        self.offers: list[Offer] = []
+        self.key = key
+        self._upstream = urlsplit(upstream) if upstream else None
+        self._upstream_key = upstream_key
+        self._next: deque[Fault | None] = deque()
+        self._lock = threading.Lock()
+        self._gone = threading.Event()
+        self._port = 0
+        self._server: ThreadingHTTPServer | None = None
+
+    @property
+    def url(self) -> str:
+        """Base URL, without a path; the same also after `stop_listening` and `listen`."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def listen(self) -> None:
+        """Accept connections."""
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
+        self._server.daemon_threads = True
+        self._port = self._server.server_address[1]
+        self._gone.clear()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop_listening(self) -> None:
+        """Refuse connections, and let go of whoever hangs."""
+        self._gone.set()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def next(self, *faults: Fault | None) -> None:
+        """What the next requests meet, one each; None serves one."""
+        with self._lock:
+            self._next.extend(faults)
+
+    def was_offered(self, text: str) -> bool:
+        """Whether any request held this text, as it is or as JSON writes it."""
+        forms = {text.encode(), json.dumps(text)[1:-1].encode()}
+        return any(form in offer.body for offer in list(self.offers) for form in forms)
+
+    def calls(self, path: str = "/") -> list[Offer]:
+        """The requests with a body whose path ends so: not the questions of `probe`."""
+        return [
+            o for o in list(self.offers) if o.body and o.path.rstrip("/").endswith(path.rstrip("/"))
+        ]
+
+    def __enter__(self) -> Self:
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop_listening()
+
+    def _answer(self, path: str, method: str, headers: dict[str, str], body: bytes) -> Reply:
+        with self._lock:
+            fault = self._next.popleft() if self._next else self.fault
+            name = fault.name if fault else None
+            self.offers.append(Offer(time.monotonic(), path, body, name, headers))
+        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        if self.key is not None and given != self.key:
+            return status(401).reply(lambda: Reply(401, {}, []), self._gone)
+
+        def real() -> Reply:
+            if self._upstream is None:
+                return _canned(path)
+            return self._forward(path, method, headers, body)
+
+        return fault.reply(real, self._gone) if fault else real()
+
+    def _forward(self, path: str, method: str, headers: dict[str, str], body: bytes) -> Reply:
+        assert self._upstream is not None
+        connection = http.client.HTTPConnection(
+            self._upstream.hostname or "", self._upstream.port, timeout=PATIENCE_S
+        )
+        passed = {name: headers[name] for name in ("content-type", "accept") if name in headers}
+        if self._upstream_key is not None:
+            passed["authorization"] = f"Bearer {self._upstream_key}"
+        connection.request(method, path, body or None, passed)
+        response = connection.getresponse()
+
+        def lines() -> Iterator[bytes]:
+            try:
+                yield from response
+            finally:  # the caller has gone, or all was read: the real server is not kept at it
+                connection.close()
+
+        kept = {"content-type": response.headers.get("content-type", "text/plain")}
+        return Reply(response.status, kept, lines())
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    owner: FaultServer
+
+    def _serve(self) -> None:
+        length = int(self.headers.get("content-length") or 0)
+        body = self.rfile.read(length)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        reply = self.owner._answer(self.path, self.command, headers, body)
+        lines = iter(reply.lines)
+        self.close_connection = True
+        try:
+            self._send(reply, lines)
+        except OSError:  # the caller has gone
+            pass
+        finally:
+            getattr(lines, "close", lambda: None)()
+
+    do_GET = do_POST = do_DELETE = _serve  # noqa: N815 - as the base class has them
+
+    def _send(self, reply: Reply, lines: Iterator[bytes]) -> None:
+        self.send_response(reply.status)
+        for name, value in {**reply.headers, "transfer-encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.send_header("connection", "close")
+        self.end_headers()
+        for line in lines:
+            if line:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+                self.wfile.flush()
+        if not reply.cut:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_: object) -> None:
+        """Tests have enough to read."""
+
+
+def _with_lines(
+    reply: Reply, change: Callable[[Iterable[bytes]], Iterator[bytes]], cut_off: bool = False
+) -> Reply:
+    return Reply(reply.status, reply.headers, change(reply.lines), cut=cut_off)
+
+
+def _first(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
+    """The first lines that say something."""
+    for line in lines:
+        if line.strip():
+            if not count:
+                return
+            count -= 1
+        yield line
+
+
+CANNED = "A canned answer."
+
+
+def _canned(path: str) -> Reply:
+    """A short answer in the protocol of the path."""
+    if path.endswith("/messages"):
+        return Reply(200, {"content-type": "text/event-stream"}, _anthropic())
+    if path.endswith("/chat/completions"):
+        return Reply(200, {"content-type": "text/event-stream"}, _openai())
+    return Reply(200, {"content-type": "application/json"}, [b'{"object": "list", "data": []}'])
+
+
+def _openai() -> Iterator[bytes]:
+    delta = {"role": "assistant", "content": CANNED}
+    common = {"id": "canned", "object": "chat.completion.chunk", "created": 0, "model": "canned"}
+    usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
+    for choices, more in (
+        ([{"index": 0, "delta": delta, "finish_reason": None}], {}),
+        ([{"index": 0, "delta": {}, "finish_reason": "stop"}], {}),
+        ([], {"usage": usage}),
+    ):
+        yield f"data: {json.dumps({**common, 'choices': choices, **more})}\n\n".encode()
+    yield b"data: [DONE]\n\n"
+
+
+def _anthropic() -> Iterator[bytes]:
+    message = {
+        "id": "canned", "type": "message", "role": "assistant", "content": [], "model": "canned",
+        "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 7, "output_tokens": 0},
+    }  # fmt: skip
+    block = {"type": "text", "text": ""}
+    delta = {"type": "text_delta", "text": CANNED}
+    stopped = {"stop_reason": "end_turn", "stop_sequence": None}
+    for event in (
+        {"type": "message_start", "message": message},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        {"type": "content_block_delta", "index": 0, "delta": delta},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": stopped, "usage": {"output_tokens": 4}},
+        {"type": "message_stop"},
+    ):
+        yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
