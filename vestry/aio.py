@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from vestry import reading, search
+from vestry import reading, receipts, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
 from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
@@ -26,7 +26,8 @@ from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, AsyncListener
 from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
-from vestry.reading import JobLike, LaneStatus
+from vestry.reading import BackendStatus, JobLike, LaneStatus
+from vestry.receipts import Receipt
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing_async, plain_async
 from vestry.search import Hits, SearchRequest
@@ -204,6 +205,14 @@ class AsyncVestry:
         """Where many jobs stand, in order; those that do not exist are left out."""
         ids = [reading.job_id(job) for job in jobs]
         return await self._do(lambda: reading.statuses(ids))
+
+    async def receipts(self, job: JobLike) -> list[Receipt]:
+        """See `Vestry.receipts`."""
+        return await self._do(lambda: receipts.receipts(reading.job_id(job)))
+
+    async def backends(self) -> list[BackendStatus]:
+        """See `Vestry.backends`."""
+        return await self._do(reading.backends)
 
     async def flow(self, job: JobLike) -> list[JobStatus]:
         """See `Vestry.flow`."""

@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from vestry import reading, search
+from vestry import reading, receipts, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, SyncConnection, sync_connection
 from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
@@ -24,7 +24,8 @@ from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, Listener
 from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
-from vestry.reading import JobLike, LaneStatus
+from vestry.reading import BackendStatus, JobLike, LaneStatus
+from vestry.receipts import Receipt
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing, plain
 from vestry.search import Hits, SearchRequest
@@ -263,6 +264,10 @@ class Vestry:
         ids = [reading.job_id(job) for job in jobs]
         return self._do(lambda: reading.statuses(ids))
 
+    def receipts(self, job: JobLike) -> list[Receipt]:
+        """What served each attempt of a job, and why that. Raises `UnknownJob`."""
+        return self._do(lambda: receipts.receipts(reading.job_id(job)))
+
     def flow(self, job: JobLike) -> list[JobStatus]:
         """Every job of the flow that a job is of, each behind the one it follows on.
 
@@ -283,6 +288,10 @@ class Vestry:
     def lanes(self) -> list[LaneStatus]:
         """How busy each lane is."""
         return self._do(reading.lanes)
+
+    def backends(self) -> list[BackendStatus]:
+        """Model servers that failed lately, and the breakers of those; the others are well."""
+        return self._do(reading.backends)
 
     def pause_lane(self, lane: str) -> None:
         """Stop picking from a lane; running jobs finish. Raises `UnknownLane`."""

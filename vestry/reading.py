@@ -82,6 +82,40 @@ class LaneStatus:
     paused: bool
 
 
+_BACKENDS: Final = """
+SELECT backend,
+       CASE WHEN away_until IS NULL THEN 'closed' WHEN away_until > now.t THEN 'open'
+            ELSE 'half_open' END,
+       failures, reason,
+       CASE WHEN away_until > now.t THEN extract(epoch FROM away_until - now.t) END::float8
+FROM vestry.backend_health, (SELECT vestry.clock() AS t OFFSET 0) now
+WHERE failures > 0 OR away_until IS NOT NULL ORDER BY backend"""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """A model server that failed lately.
+
+    Attributes:
+        breaker: `closed`, `open` while nobody calls it, `half_open` while one call tries it.
+        failures: in a row.
+        reason: code of the last error.
+        away_s: seconds until it is tried again; None unless it is open.
+    """
+
+    backend: str
+    breaker: str
+    failures: int
+    reason: str | None
+    away_s: float | None
+
+
+def backends() -> Steps[list[BackendStatus]]:
+    """Model servers that failed lately; the others are well."""
+    rows = yield Query(_BACKENDS)
+    return [BackendStatus(*row) for row in rows]
+
+
 def has_documents(owner: str) -> Steps[bool]:
     """Whether anything is indexed for an owner; in a transaction."""
     yield Query("SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)", (owner,))

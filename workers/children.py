@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.roles import CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
-from vestry.lanes import LANES, Latency, Privacy
+from models.roles import CLOUD_WORKER, CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
+from vestry.lanes import LANES, Latency, Pool, Privacy
 from workers import model_servers
 from workers.home import CHECKOUT, Home, write_private
 from workers.model_servers import LlamaServer, ModelServers
@@ -51,6 +51,7 @@ ONLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Given as 0 to `vestry up`, they are 0 for every process: a model may then be downloaded."""
 BULK_NICE = 19
 FLOWER_USER = "vestry"
+CLOUD_LANES = tuple(lane for lane in LANES if LANES[lane].pool is Pool.CLOUD)
 WORKER_ROLES = {Privacy.PRIVATE: PRIVATE_WORKER, Privacy.SHAREABLE: SHAREABLE_WORKER}
 
 
@@ -87,6 +88,8 @@ class Stack:
         self._lanes = worker_lanes(has_accelerator(self._settings()))
         workers = {worker_name(lanes): lanes for lanes in self._lanes}
         self.models = ModelServers(home, self._given(), workers, self._wanted)
+        if self.models.clouds:
+            self._lanes.append(CLOUD_LANES)
 
     def specs(self) -> list[ChildSpec]:
         """Every process.
@@ -153,6 +156,7 @@ class Stack:
         secrets = self._database(CONTROL)
         if name == "dispatcher":
             secrets |= self._broker("dispatcher")
+            secrets |= {"VESTRY_BACKENDS": self.models.names()}
         return self._python(name, Stage.CONTROL, f"workers.{name}", secrets)
 
     def _worker(self, lanes: Sequence[str]) -> ChildSpec:
@@ -161,7 +165,7 @@ class Stack:
             "VESTRY_PRIVACY": privacy.value,
             "VESTRY_LANES": ",".join(lanes),
             "VESTRY_THREADS": str(thread_count()),
-            **self._database(WORKER_ROLES[privacy]),
+            **self._database(CLOUD_WORKER if lanes == CLOUD_LANES else WORKER_ROLES[privacy]),
             **self._broker(privacy.value),
             **self.models.environment(lanes),
         }
@@ -177,7 +181,12 @@ class Stack:
         )
 
     def _llama(self, server: LlamaServer) -> ChildSpec:
-        """A llama.cpp server: no login, no key ring, and none of the workers' settings."""
+        """A llama.cpp server: no login, no key ring, and none of the workers' settings.
+
+        One core is left to others: its threads wait for each other by spinning, and where one of them
+        does not get a core all stand still (two busy cores, two threads: 0.6 tokens a second instead
+        of 50; one thread: half of what it does alone).
+        """
 
         def prepare() -> Command:
             return Command(
@@ -186,7 +195,7 @@ class Stack:
                 environment={
                     **base_environment(),
                     **OFFLINE,
-                    "VESTRY_LLAMA_THREADS": str(thread_count()),
+                    "VESTRY_LLAMA_THREADS": str(max(1, thread_count() - 1)),
                     **self.models.llama_environment(server),
                 },
                 cwd=CHECKOUT,
@@ -309,16 +318,20 @@ def inherited() -> dict[str, str]:
 
 
 def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:
-    """The lanes of each inference worker.
+    """The lanes of each worker for inference and for OCR.
 
-    On an accelerator one process serves both latencies of its class: two would hold the model
-    twice and compete for the device. On a CPU bulk is a process of its own, at the lowest
-    priority: interactive p95 beside it was 34 ms, against 273 ms at equal priority.
+    On an accelerator one inference process serves both latencies of its class: two would hold the
+    model twice and compete for the device. On a CPU bulk is a process of its own, at the lowest
+    priority: interactive p95 beside it was 34 ms, against 273 ms at equal priority. OCR reads pages in
+    child processes, each at the priority of its job, so that one parent does for both.
     """
     pairs: list[tuple[str, ...]] = [
         (f"{privacy}.interactive.gpu", f"{privacy}.bulk.gpu") for privacy in Privacy
     ]
-    return pairs if accelerator else [(lane,) for pair in pairs for lane in pair]
+    inference = pairs if accelerator else [(lane,) for pair in pairs for lane in pair]
+    return inference + [
+        (f"{privacy}.interactive.cpu", f"{privacy}.bulk.cpu") for privacy in Privacy
+    ]
 
 
 def worker_name(lanes: Sequence[str]) -> str:

@@ -110,13 +110,16 @@ class ModelServers:
         one = LANES[lanes[0]]
         if one.pool is Pool.CPU:
             return {}
-        clouds = one.pool is Pool.CLOUD
-        told = {
-            name: url
-            for name, url in self._urls.items()
-            if (name in self.clouds) == clouds and self._allowed(name, one.privacy)
+        # Names are known to all that route, so that they come to the same decision; keys to those alone
+        # who make the calls.
+        told = {name: url for name, url in self._urls.items() if self._allowed(name, one.privacy)}
+        keys = {
+            name: self._keys[name]
+            for name in told
+            if name in self._keys and (name in self.clouds) == (one.pool is Pool.CLOUD)
         }
-        keys = {name: self._keys[name] for name in told if name in self._keys}
+        if one.pool is Pool.CLOUD and self.llama:
+            told[LLAMA] = ""
         server = next((s for s in self.llama if set(lanes) & s.lanes), None)
         if server is not None:
             told[LLAMA] = f"{server.address}/v1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 from rich.console import Console
@@ -41,7 +42,11 @@ def status(
             overview(out)
             return
         found = vestry.status(job)
-    out.emit(_status_document(found), lambda console: _show_status(console, found))
+        flow = vestry.flow(job) if found.root is not None else []
+    document = _status_document(found)
+    if flow:
+        document["flow"] = [_flow_document(one) for one in flow]
+    out.emit(document, lambda console: _show_status(console, found, flow))
 
 
 def wait(job: JobArgument, timeout: TimeoutOption = None, as_json: JsonOption = False) -> None:
@@ -129,7 +134,36 @@ def _status_document(found: JobStatus) -> dict[str, Any]:
     }
 
 
-def _show_status(console: Console, found: JobStatus) -> None:
+def _flow_document(found: JobStatus) -> dict[str, Any]:
+    return {
+        "job": str(found.job),
+        "follows": found.parent and str(found.parent),
+        "kind": found.kind,
+        "state": found.state,
+        "lane": found.lane,
+        "attempt": found.attempt,
+    }
+
+
+def _show_flow(console: Console, flow: list[JobStatus]) -> None:
+    """The jobs of a flow, each indented below the one it follows on."""
+    depth: dict[UUID | None, int] = {None: -1}
+    rows = []
+    for found in flow:
+        depth[found.job] = depth.get(found.parent, -1) + 1
+        rows.append(
+            (
+                "  " * depth[found.job] + found.kind,
+                Text(found.state, style=STYLES.get(found.state, "")),
+                found.lane,
+                str(found.job),
+                "" if found.error is None else found.error[0],
+            )
+        )
+    console.print(table(("flow", "state", "lane", "job", "error"), rows))
+
+
+def _show_status(console: Console, found: JobStatus, flow: list[JobStatus]) -> None:
     rows: list[tuple[str, object]] = [
         ("job", str(found.job)),
         ("kind", found.kind),
@@ -148,6 +182,9 @@ def _show_status(console: Console, found: JobStatus) -> None:
             ran = (found.finished_at - found.started_at).total_seconds()
             rows.append(("ran", duration(max(ran, 0.0))))
     console.print(table(("", ""), rows))
+    if flow:
+        console.print()
+        _show_flow(console, flow)
 
 
 STYLES = {

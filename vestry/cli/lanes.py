@@ -1,16 +1,19 @@
-"""`vestry lanes`: how busy each lane is; pause and resume one."""
+"""`vestry lanes`: how busy each lane is, which model servers fail; pause and resume a lane."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, duration, table
 from vestry.cli.session import client
+from vestry.reading import BackendStatus
 
 LaneArgument = Annotated[
     str, typer.Argument(metavar="LANE", help="privacy.latency.pool, such as private.bulk.gpu.")
@@ -37,7 +40,8 @@ def lanes(context: typer.Context, as_json: JsonOption = False) -> None:
         return
     with client() as vestry:
         found = vestry.lanes()
-    document = {
+        failing = vestry.backends()
+    document: dict[str, Any] = {
         "lanes": [
             {
                 "lane": lane.lane,
@@ -47,7 +51,8 @@ def lanes(context: typer.Context, as_json: JsonOption = False) -> None:
                 "paused": lane.paused,
             }
             for lane in found
-        ]
+        ],
+        "backends": [asdict(backend) for backend in failing],
     }
 
     def human(console: Console) -> None:
@@ -62,8 +67,30 @@ def lanes(context: typer.Context, as_json: JsonOption = False) -> None:
             for lane in found
         )
         console.print(table(("lane", "#queued", "#running", "#oldest waits", ""), rows))
+        if failing:
+            console.print()
+            console.print(_backends(failing))
 
     Output(as_json=as_json).emit(document, human)
+
+
+def _backends(failing: list[BackendStatus]) -> Table:
+    """Breakers of the model servers that failed lately."""
+    rows = (
+        (
+            backend.backend,
+            Text(backend.breaker.replace("_", "-"), style=STYLES[backend.breaker]),
+            backend.failures,
+            backend.reason,
+            duration(backend.away_s),
+        )
+        for backend in failing
+    )
+    columns = ("model server", "breaker", "#failures in a row", "reason", "#tried again in")
+    return table(columns, rows)
+
+
+STYLES = {"closed": "", "half_open": "yellow", "open": "bold red"}
 
 
 def pause(context: typer.Context, lane: LaneArgument, as_json: JsonOption = False) -> None:

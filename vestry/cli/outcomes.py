@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from vestry.cli.failures import ExitCode
@@ -17,6 +19,8 @@ from vestry.reading import JobLike
 
 VECTOR_SHOWN = 4
 """Numbers of a vector that a person is shown."""
+PASSAGE_SHOWN = 200
+"""Characters of a cited passage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +85,37 @@ def _show(console: Console, outcome: Outcome) -> None:
         return
     console.print(Text.assemble((outcome.state, "green"), f"  job {outcome.job}"))
     result = outcome.result or {}
+    special = SHOWN.get(outcome.kind)
     if "vectors" in result:
         _show_vectors(console, result)
+    elif special is not None:
+        special(console, result)
     else:
         rows = ((name, value) for name, value in result.items() if not isinstance(value, list))
         console.print(table(("", ""), rows))
+
+
+def _show_generation(console: Console, result: Mapping[str, Any]) -> None:
+    """The answer, and what it rests on."""
+    console.print(Padding(Text(str(result["text"])), (0, 0, 0, 2)))
+    usage = result.get("usage") or {}
+    told = [f"{usage[name]} {name.replace('_', ' ')}" for name in usage if usage[name] is not None]
+    if result.get("finish_reason") != "stop":
+        told.append(f"ended by {result.get('finish_reason')}")
+    console.print(Text(", ".join(told), style="dim"))
+    for row in result.get("citations") or ():
+        names = ("owner", "source", "date", "document")
+        title = " ".join(str(row[name]) for name in names if row[name])
+        text = " ".join(str(row["text"]).split())
+        console.print(
+            Text.assemble((f"[{row['passage']}] {title}  ", "cyan"), text[:PASSAGE_SHOWN])
+        )
+
+
+SHOWN: Mapping[str, Callable[[Console, Mapping[str, Any]], None]] = {
+    "generation": _show_generation,
+}
+"""How a kind's result is shown to a person."""
 
 
 def _show_vectors(console: Console, result: dict[str, Any]) -> None:

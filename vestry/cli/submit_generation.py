@@ -1,0 +1,106 @@
+"""`vestry submit generation`: an answer from a language model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vestry.cli.failures import CommandError
+from vestry.cli.options import (
+    JsonOption,
+    LatencyOption,
+    ModelOption,
+    OwnerOption,
+    PrivacyOption,
+    TimeoutOption,
+)
+from vestry.cli.output import Output
+from vestry.cli.submission import (
+    KeyOption,
+    QualityOption,
+    Submission,
+    TaskOption,
+    TierOption,
+    WaitOption,
+    submit,
+)
+from vestry.generation import Generation, Grounding
+from vestry.lanes import Latency
+
+
+def generation(
+    *,
+    prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")],
+    privacy: PrivacyOption,
+    owner: OwnerOption,
+    system: Annotated[
+        str | None, typer.Option(help="How to answer: put before the prompt as the system's turn.")
+    ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(help="A file with a JSON schema: the answer is JSON that fits it."),
+    ] = None,
+    ground: Annotated[
+        bool,
+        typer.Option("--ground", help="Search the owner's passages first, and answer from them."),
+    ] = False,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="With --ground: a shareable source to search as well. Again for more."),
+    ] = None,
+    own_source: Annotated[
+        list[str] | None,
+        typer.Option(help="With --ground: search only this source of the owner's. Again for more."),
+    ] = None,
+    passages: Annotated[int, typer.Option(help="With --ground: passages at most.")] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 512,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Stop before this. Again for more.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is the same every time.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same choices.")] = None,
+    latency: LatencyOption = Latency.INTERACTIVE,
+    task: TaskOption = None,
+    quality: QualityOption = "adequate",
+    tier: TierOption = None,
+    model: ModelOption = None,
+    idempotency_key: KeyOption = None,
+    wait: WaitOption = False,
+    timeout: TimeoutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have an answer written. Prints the job's id, or with --wait the answer."""
+    grounding = None
+    if ground or source or own_source:
+        grounding = Grounding(sources=source or (), own_sources=own_source, limit=passages)
+    job = Generation(
+        prompt=prompt,
+        system=system,
+        schema=None if schema is None else _read_schema(schema),
+        stop=stop or (),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        grounding=grounding,
+        model=model,
+    )
+    how = Submission(
+        owner, privacy, latency, task, quality, tier, idempotency_key, wait=wait, timeout=timeout
+    )
+    submit(job, how, Output(as_json=as_json))
+
+
+def _read_schema(file: Path) -> Mapping[str, Any]:
+    try:
+        schema = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandError("usage", f"{file} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError):
+        raise CommandError("usage", f"{file} is no JSON document.") from None
+    if not isinstance(schema, dict):
+        raise CommandError("usage", f"{file} holds no JSON schema: it is not an object.")
+    return schema
