@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from ctypes import c_int
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import pypdfium2
 from PIL import Image
@@ -31,17 +32,24 @@ _LEAST_DPI: Final = 72
 _LOOKED_AT: Final = 20_000
 """Objects of a page that are looked at for images; more are made by hostile files and by maps."""
 _SAMPLE: Final = 400
-"""Characters that are asked whether they are painted."""
+"""Characters that are asked whether they are painted, and which way up."""
+_BREAKS: Final = "\u0002\ufffe"
+"""What pdfium has in place of a hyphen at the end of a line, and of the end of that line."""
+_BROKEN: Final = "-\n"
 _FINE: Final = 100
 """Parts of a point that positions are computed in; pdfium gives whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextLayer:
-    """A page's own text. Words are None unless they were asked for; boxes are in points."""
+    """A page's own text. Words are None unless they were asked for; boxes are in points.
+
+    `rotation` is by how many degrees clockwise the page must be turned for the text to stand upright.
+    """
 
     text: str = field(repr=False)
     words: list[tuple[str, Box]] | None = field(repr=False)
+    rotation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +132,49 @@ def _text_layer(shown: pypdfium2.PdfPage, limits: Limits, *, words: bool) -> Tex
     count = layer.count_chars()
     if count > limits.characters:
         raise Fault("too_much_text", limit=limits.characters)
-    text = cleaned(layer.get_text_bounded())
-    if not is_the_pages_text(text, _pictures(shown), _visible(layer, count)):
+    visible, upright = _sampled(layer, count)
+    current = shown.get_rotation()
+    if upright != current:
+        # pdfium puts lines in order by where they are on the page as it is shown.
+        shown.set_rotation(upright)
+        layer = shown.get_textpage()
+        count = layer.count_chars()
+        shown.set_rotation(current)
+    characters = _characters(shown, layer, count)
+    text = cleaned("".join(characters))
+    if not is_the_pages_text(text, _pictures(shown), visible):
         return None
-    return TextLayer(text, list(_words(shown, layer, count)) if words else None)
+    boxed = list(_words(shown, layer, characters)) if words else None
+    return TextLayer(text, boxed, (upright - current) % 360)
+
+
+def _sampled(layer: pypdfium2.PdfTextPage, count: int) -> tuple[float, int]:
+    """Share of the characters that are painted, and the page's rotation at which most stand upright."""
+    asked = painted = 0
+    upright: Counter[int] = Counter({0: 0})
+    for index in range(0, count, max(1, count // _SAMPLE)):
+        text_object = raw.FPDFText_GetTextObject(layer, index)
+        if text_object and not raw.FPDFText_IsGenerated(layer, index):
+            asked += 1
+            mode = raw.FPDFTextObj_GetTextRenderMode(text_object)
+            painted += mode != raw.FPDF_TEXTRENDERMODE_INVISIBLE
+            angle = math.degrees(raw.FPDFText_GetCharAngle(layer, index))
+            upright[-round(angle / 90) * 90 % 360] += 1
+    return painted / asked if asked else 0.0, upright.most_common(1)[0][0]
+
+
+def _characters(shown: pypdfium2.PdfPage, layer: pypdfium2.PdfTextPage, count: int) -> list[str]:
+    """The layer's characters with those that pdfium put between lines; those off the page are empty."""
+    left, bottom, right, top = shown.get_bbox()
+    found: list[str] = []
+    for index in range(count):
+        character = chr(raw.FPDFText_GetUnicode(layer, index))
+        if not raw.FPDFText_IsGenerated(layer, index):
+            x0, y0, x1, y1 = layer.get_charbox(index)
+            if not (left <= (x0 + x1) / 2 <= right and bottom <= (y0 + y1) / 2 <= top):
+                character = ""
+        found.append(_BROKEN if character in _BREAKS else character)
+    return found
 
 
 def _pictures(shown: pypdfium2.PdfPage) -> float:
@@ -143,37 +190,23 @@ def _pictures(shown: pypdfium2.PdfPage) -> float:
     return min(1.0, covered / area) if area > 0 else 0.0
 
 
-def _visible(layer: Any, count: int) -> float:
-    """Share of the layer's characters that are painted, from a sample of them."""
-    asked = painted = 0
-    for index in range(0, count, max(1, count // _SAMPLE)):
-        text_object = raw.FPDFText_GetTextObject(layer, index)
-        if text_object:
-            asked += 1
-            mode = raw.FPDFTextObj_GetTextRenderMode(text_object)
-            painted += mode != raw.FPDF_TEXTRENDERMODE_INVISIBLE
-    return painted / asked if asked else 0.0
-
-
 def _words(
-    shown: pypdfium2.PdfPage, layer: pypdfium2.PdfTextPage, count: int
+    shown: pypdfium2.PdfPage, layer: pypdfium2.PdfTextPage, characters: list[str]
 ) -> Iterator[tuple[str, Box]]:
     """Words between white space, each with the box around its characters."""
     word, boxes = "", list[Box]()
-    for index in range(count):
-        character = cleaned(chr(raw.FPDFText_GetUnicode(layer, index) or 0x20))
-        if character:
-            word += character
-            if not raw.FPDFText_IsGenerated(layer, index):
-                boxes.append(_on_page(shown, layer.get_charbox(index)))
-        elif word:
+    for index, character in enumerate(characters):
+        word += character.strip()
+        if character.strip() and not raw.FPDFText_IsGenerated(layer, index):
+            boxes.append(_on_page(shown, layer.get_charbox(index)))
+        if character[-1:].isspace():
             yield from _word(word, boxes)
             word, boxes = "", []
     yield from _word(word, boxes)
 
 
 def _word(word: str, boxes: list[Box]) -> Iterator[tuple[str, Box]]:
-    if word and boxes:
+    if (word := cleaned(word)) and boxes:
         lefts, tops, rights, bottoms = zip(*boxes, strict=True)
         yield word, (min(lefts), min(tops), max(rights), max(bottoms))
 

@@ -85,7 +85,12 @@ def read_page(
 
 
 def _from_layer(layer: pdf.TextLayer) -> dict[str, Any]:
-    body: dict[str, Any] = {"text": layer.text, "confidence": None, "source": "text-layer"}
+    body: dict[str, Any] = {
+        "text": layer.text,
+        "confidence": None,
+        "source": "text-layer",
+        "rotation": layer.rotation,
+    }
     if layer.words is not None:
         body["words"] = [
             {"text": text, "box": [_short(side) for side in box], "confidence": None}

@@ -9,7 +9,6 @@ Where in doubt the page is rendered and read, which costs time and is never wron
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from typing import Final
 
@@ -24,7 +23,7 @@ VOWELS: Final = 0.2
 font without an encoding have about 0.1."""
 _ENOUGH: Final = 50
 """Latin letters from which that is judged."""
-_SOFT_BREAK: Final = re.compile("[\u00ad\u0002\ufffe]\\s*\n")
+_SOFT_HYPHEN: Final = "\u00ad"
 
 
 def is_the_pages_text(text: str, pictures: float, visible: float) -> bool:
@@ -54,10 +53,12 @@ def is_garbage(text: str) -> bool:
 
 
 def cleaned(text: str) -> str:
-    """With plain line ends, a hyphen where a word was broken, and no character of control."""
+    """With plain line ends, without hyphens that do not show and characters of control."""
+    # pdfium counts in UTF-16: what takes two units of it may come in halves.
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _SOFT_BREAK.sub("-\n", text)
-    return "".join(c for c in text if c in "\n\t" or not _is_meaningless(c)).strip()
+    text = text.replace(_SOFT_HYPHEN, "")
+    return "".join(c for c in text if not _is_meaningless(c)).strip()
 
 
 def _is_meaningless(character: str) -> bool:
