@@ -79,7 +79,7 @@ class EncryptedFile(BadRequest):
 
 
 class FileTooLarge(BadRequest):
-    """The file has more bytes or pages than one job reads."""
+    """The file has more bytes, pages or pixels than one job reads."""
 
     code = "file_too_large"
 

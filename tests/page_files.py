@@ -38,17 +38,18 @@ def scanned_page(
     *stamp: str,
     rotate: int = 0,
     invisible: Sequence[str] = (),
+    dpi: int = 150,
 ) -> Page:
     """An image over the whole page; with a visible stamp, or invisible text of another's guess."""
     data = io.BytesIO()
     image.convert("L").save(data, "JPEG", quality=85)
-    width, height = A4
+    width, height = (round(side * 72 / dpi) for side in image.size)
     content = f"q {width} 0 0 {height} 0 0 cm /Im0 Do Q\n".encode()
     if invisible:
         content += _text(invisible, invisible=True)
     if stamp:
         content += _text(stamp, size=8)
-    return Page(content, data.getvalue(), image.size, rotate)
+    return Page(content, data.getvalue(), image.size, rotate, (width, height))
 
 
 def _text(lines: Sequence[str], *, invisible: bool = False, size: int = 12) -> bytes:

@@ -44,6 +44,7 @@ _FILE_ERRORS: Final[dict[str, type[InferenceError]]] = {
     "encrypted_file": EncryptedFile,
     "file_too_large": FileTooLarge,
     "no_such_page": BadRequest,
+    "page_too_large": FileTooLarge,
     "too_many_pages": FileTooLarge,
 }
 """Faults of a whole file; the others are `UnreadableFile`."""

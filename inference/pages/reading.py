@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from inference.pages import images, pdf
@@ -144,7 +144,9 @@ def read_image(placed: Placed, dpi: int | None, tesseract: Tesseract) -> Attempt
         try:
             other = _attempt(placed, rotation, dpi, tesseract)
         except Fault:
-            break  # something was read, which is better than nothing
+            if best.reading.words:
+                break  # something was read, which is better than nothing
+            raise
         if other.reading.merit > best.reading.merit:
             best = other
         if best.reading.sure:
@@ -163,19 +165,19 @@ def _other_rotations(upright: Attempt, tesseract: Tesseract) -> Iterator[int]:
 
 
 def _attempt(placed: Placed, rotation: int, dpi: int | None, tesseract: Tesseract) -> Attempt:
-    """Turned, straightened, evenly lit: what the page needs of it."""
-    placed = placed.turned(rotation)
-    angle = skew(placed.image)
+    """Turned, evenly lit, straightened: what the page needs of it."""
+    ways = [placed.turned(rotation)]
+    evened = images.evened(ways[0].image)
+    if evened is not None:
+        ways.append(replace(ways[0], image=evened))
+    angle = skew(ways[-1].image)
     if abs(angle) < LEAST_SKEW:
         angle = 0.0
     else:
-        placed = placed.straightened(angle)
-    reading = tesseract.read(placed.image, dpi)
-    evened = images.evened(placed.image)
-    if evened is not None:
-        # A picture on the page looks like a shadow too: what was read decides.
-        reading = max(reading, tesseract.read(evened, dpi), key=lambda made: made.merit)
-    return Attempt(reading, placed, rotation, angle)
+        ways = [way.straightened(angle) for way in ways]
+    # A picture on the page looks like a shadow too: what was read decides between the two ways.
+    attempts = [Attempt(tesseract.read(way.image, dpi), way, rotation, angle) for way in ways]
+    return max(attempts, key=lambda made: made.reading.merit)
 
 
 def _short(number: float) -> float:
