@@ -38,6 +38,8 @@ from tests.page_files import (
 
 CATALOGUE = load()
 GOLD = (SAMPLES / "phototest.gold.txt").read_text(encoding="utf-8")
+TOO_LARGE = ("a side", " wide", "canvas", "400 km")
+"""In the names of the hostile files that are to be refused for their size, not for what is missing."""
 LINES = (
     "Blessed are the poor in spirit,", "for theirs is the kingdom of heaven.",
     "Blessed are they that mourn,", "for they shall be comforted.",
@@ -199,6 +201,8 @@ def test_hostile_files_each_have_one_clear_error_and_no_child_dies(
             assert (ours, retryable) == (True, False), name
             assert code not in {"no error", "reader_crashed", "time_limit"}, name
             assert message, name
+            if any(size in name for size in TOO_LARGE):
+                assert code in {"file_too_large", "page_too_large"}, name
             assert MARK not in message, name
         slowest = max(slowest, time.monotonic() - began)
     assert before <= {child.pid for child in children._idle}, "a file took a child with it"

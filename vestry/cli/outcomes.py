@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vestry.cli.failures import ExitCode
+from vestry.cli.ocr_outcome import show_ocr
 from vestry.cli.output import Output, table
 from vestry.client import Vestry
 from vestry.errors import JobFailed, ResultGone
@@ -83,6 +84,8 @@ def _show(console: Console, outcome: Outcome) -> None:
     result = outcome.result or {}
     if "vectors" in result:
         _show_vectors(console, result)
+    elif outcome.kind == "ocr":
+        show_ocr(console, result)
     else:
         rows = ((name, value) for name, value in result.items() if not isinstance(value, list))
         console.print(table(("", ""), rows))
