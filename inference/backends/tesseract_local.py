@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
 import tempfile
@@ -153,7 +154,8 @@ class TesseractBackend:
         )
 
     def close(self) -> None:
-        """End the children and remove the scratch directory."""
+        """End the children, in the middle of a page too, and remove the scratch directory."""
+        atexit.unregister(self.close)
         with self._lock:
             children, self._children = self._children, None
             scratch, self._scratch = self._scratch, None
@@ -183,6 +185,7 @@ class TesseractBackend:
         with self._lock:
             if self._scratch is None or self._children is None:
                 scratch = self._scratch = self._new_scratch()
+                atexit.register(self.close)
                 tessdata = scratch.new_directory()
                 installation.assemble(tessdata)
                 setup = Setup(

@@ -29,6 +29,8 @@ CHILD: Final = (sys.executable, "-m", "inference.pages.child")
 """What is run, before its setup."""
 START_S: Final = 60.0
 """Seconds that an interpreter may take to start on a machine that has other things to do."""
+CLOSE_S: Final = 5.0
+"""Seconds in which threads notice that their child was killed."""
 REQUESTS: Final = 200
 """After so many a child is replaced: what decoders leak goes with it."""
 
@@ -96,10 +98,14 @@ class Child:
         send(self._process.stdin.fileno(), request)
         return self._receive(seconds)
 
-    def end(self) -> None:
-        """Kill it and what it runs, and remove its files."""
+    def kill(self) -> None:
+        """Kill it and what it runs; whoever waits for its answer is told so."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill it and what it runs, and remove its files."""
+        self.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -124,6 +130,7 @@ class Children:
         self._start = start
         self._free = count
         self._idle: list[Child] = []
+        self._busy: set[Child] = set()
         self._condition = threading.Condition()
         self._line: list[tuple[bool, int]] = []
         self._numbers = itertools.count()
@@ -149,29 +156,37 @@ class Children:
             try:
                 answer = child.ask(request, seconds)
             except BaseException:
-                child.end()
+                self._lose(child)
                 raise
             self._give_back(child)
             return answer
 
     def close(self) -> None:
-        """End the idle ones now and the busy ones when they have answered. Safe to repeat."""
+        """End all of them, those that read a page too. Safe to repeat."""
         with self._condition:
             self._closed = True
             idle, self._idle = self._idle, []
-            self._condition.notify_all()
+            for child in self._busy:
+                child.kill()  # ended by the thread that waits for it
         for child in idle:
             child.end()
+        with self._condition:
+            self._condition.wait_for(
+                lambda: self._free == self.count and not self._line, timeout=CLOSE_S
+            )
 
     @contextlib.contextmanager
     def _turn(self, *, urgent: bool) -> Iterator[None]:
         ticket = (not urgent, next(self._numbers))
         with self._condition:
             heapq.heappush(self._line, ticket)
-            self._condition.wait_for(lambda: self._free > 0 and self._line[0] == ticket)
-            heapq.heappop(self._line)
-            self._free -= 1
-            self._condition.notify_all()
+            try:
+                self._condition.wait_for(lambda: self._free > 0 and self._line[0] == ticket)
+                self._free -= 1
+            finally:
+                self._line.remove(ticket)
+                heapq.heapify(self._line)
+                self._condition.notify_all()
         try:
             yield
         finally:
@@ -181,15 +196,27 @@ class Children:
 
     def _take(self) -> Child:
         with self._condition:
-            if self._closed:
-                raise Unavailable("the processes that read pages are being ended")
-            if self._idle:
-                return self._idle.pop()
-        return self._start()
+            child = self._idle.pop() if self._idle else None
+            closed = self._closed
+        if child is None and not closed:
+            child = self._start()
+        with self._condition:
+            if child is not None and not self._closed:
+                self._busy.add(child)
+                return child
+        if child is not None:
+            child.end()
+        raise Unavailable("the processes that read pages are being ended")
 
     def _give_back(self, child: Child) -> None:
         with self._condition:
             if not self._closed and child.requests < REQUESTS:
+                self._busy.discard(child)
                 self._idle.append(child)
                 return
+        self._lose(child)
+
+    def _lose(self, child: Child) -> None:
+        with self._condition:
+            self._busy.discard(child)  # before its id can become another process's
         child.end()

@@ -200,6 +200,28 @@ def test_a_file_that_nobody_wants_any_more_is_given_up_between_pages(tmp_path: P
     made.close()
 
 
+def test_closing_does_not_wait_for_a_page(tmp_path: Path) -> None:
+    made = backend(tmp_path / "scratch")
+    mark = made.running()[0].directory / faulty_reader.STRUCK
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            struck(model(made), "hang")
+        except Unavailable as error:
+            ended.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    eventually(mark.exists)
+    began = time.monotonic()
+    made.close()
+    reader.join(10)
+    assert time.monotonic() - began < 5
+    assert len(ended) == 1
+    eventually(lambda: not (tmp_path / "scratch").exists())
+
+
 def test_urgent_pages_go_before_those_that_wait_already(reading: TesseractBackend) -> None:
     _, children = reading.running()
     order: list[str] = []
