@@ -25,7 +25,7 @@ from inference.errors import Unavailable
 from inference.pages.frames import Closed, Late, receive, send
 from inference.pages.setup import Setup
 
-CHILD: Final = (sys.executable, "-m", "inference.pages.child")
+CHILD: Final = (sys.executable, "-P", "-m", "inference.pages.child")
 """What is run, before its setup."""
 START_S: Final = 60.0
 """Seconds that an interpreter may take to start on a machine that has other things to do."""
