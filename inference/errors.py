@@ -66,6 +66,24 @@ class BadRequest(InferenceError):
     per_text = True
 
 
+class UnreadableFile(BadRequest):
+    """The file cannot be opened: it is damaged, cut off or of another kind than it says."""
+
+    code = "unreadable_file"
+
+
+class EncryptedFile(BadRequest):
+    """The file is protected with a password; submit a copy without one."""
+
+    code = "encrypted_file"
+
+
+class FileTooLarge(BadRequest):
+    """The file has more bytes, pages or pixels than one job reads."""
+
+    code = "file_too_large"
+
+
 class TooLong(InferenceError):
     """A text is longer than the model reads; nothing was cut off."""
 

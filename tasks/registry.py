@@ -8,6 +8,7 @@ from types import MappingProxyType
 from inference.router import Router
 from tasks.embedding import RoutedEmbedding, Spaces
 from tasks.generation import GenerationHandler
+from tasks.ocr import OcrHandler
 from tasks.protocol import Handler
 from vestry.kinds import Kind
 from vestry.lanes import Pool
@@ -25,7 +26,7 @@ def handlers(
         embedding: the model that embeds where a job names none.
     """
     if pool is Pool.CPU:
-        return MappingProxyType({})
+        return MappingProxyType({"ocr": OcrHandler(router)})
     return MappingProxyType(
         {
             "embedding": RoutedEmbedding(router, spaces, embedding),

@@ -52,6 +52,8 @@ from vestry.generation_results import Citation, GenerationResult
 from vestry.jobs import Document, Embedding
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Lane, Latency, Pool, Privacy
+from vestry.ocr import Ocr
+from vestry.ocr_results import OcrPage, OcrResult, OcrWord
 from vestry.reading import LaneStatus
 from vestry.results import EmbeddingResult, FailedDocument, IndexResult, JobRef, JobStatus, Result
 from vestry.search import Hit, Hits
@@ -89,6 +91,10 @@ __all__ = [
     "Latency",
     "Message",
     "NotFinished",
+    "Ocr",
+    "OcrPage",
+    "OcrResult",
+    "OcrWord",
     "OwnerForgotten",
     "PayloadTooLarge",
     "Pool",

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from vestry.errors import InvalidInput
 from vestry.generation_results import GenerationResult
+from vestry.ocr_results import OcrResult
 
 State = Literal[
     "waiting", "queued", "running", "succeeded", "dead", "cancelled", "expired", "superseded"
@@ -88,7 +89,7 @@ class IndexResult:
         )
 
 
-Result = EmbeddingResult | IndexResult | GenerationResult
+Result = EmbeddingResult | IndexResult | GenerationResult | OcrResult
 
 
 def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
@@ -99,6 +100,8 @@ def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
         return IndexResult.from_json(body)
     if kind == "generation":
         return GenerationResult.from_json(body)
+    if kind == "ocr":
+        return OcrResult.from_json(body)
     raise InvalidInput("kind", "this version cannot read results of that kind")
 
 

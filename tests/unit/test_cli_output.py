@@ -27,8 +27,10 @@ from vestry.errors import (
 from vestry.settings import home, resolve
 from workers.home import default_home
 
+PAGE = Path(__file__).parents[2] / "samples" / "phototest.tif"
 COMMANDS = [
     ["submit", "embedding", "--text", "x", "--owner", "o", "--privacy", "private"],
+    ["submit", "ocr", str(PAGE), "--owner", "o", "--privacy", "private"],
     ["search", "x", "--owner", "o"],
     ["status"],
     ["status", "01a20528-b5cb-756d-a01a-f364eac0e0f9"],

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from vestry.cli.failures import ExitCode
+from vestry.cli.ocr_outcome import show_ocr
 from vestry.cli.output import Output, table
 from vestry.client import Vestry
 from vestry.errors import JobFailed, ResultGone
@@ -114,6 +115,7 @@ def _show_generation(console: Console, result: Mapping[str, Any]) -> None:
 
 SHOWN: Mapping[str, Callable[[Console, Mapping[str, Any]], None]] = {
     "generation": _show_generation,
+    "ocr": show_ocr,
 }
 """How a kind's result is shown to a person."""
 

@@ -9,12 +9,18 @@ import typer
 
 from vestry.cli.submit_embedding import embedding
 from vestry.cli.submit_generation import generation
+from vestry.cli.submit_ocr import ocr
 
 _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     (
         "embedding",
         embedding,
         "vestry submit embedding --text 'Up betimes.' --owner u17 --privacy private --wait",
+    ),
+    (
+        "ocr",
+        ocr,
+        "vestry submit ocr scan.pdf --pages 1-3 --owner u17 --privacy private --wait",
     ),
     (
         "generation",

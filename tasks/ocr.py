@@ -1,0 +1,100 @@
+"""The `ocr` kind: the text of an image or a PDF, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
+
+from inference.errors import InferenceError
+from inference.ocr_protocol import OcrModel, OcrRequest
+from inference.policy import Candidate
+from inference.router import Elsewhere, Router
+from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
+from tasks.serving import outcome_of_error, served_of
+from vestry.lanes import Latency
+from vestry.ocr import FILE
+from vestry.ocr_results import OcrResult
+
+AT_ONCE: Final = 8
+"""Files of a batch that are read at a time: one of a single page would leave the other cores idle. How
+many pages are, the backend decides."""
+
+
+class OcrHandler:
+    """Runs batches of OCR jobs. Safe to call from several threads."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
+        """One outcome a job, in the batch's order."""
+        with ThreadPoolExecutor(min(len(batch), AT_ONCE) or 1, "ocr-file") as pool:
+            return list(pool.map(lambda job: self._run(job, context), batch))
+
+    def _run(self, job: Job, context: Context) -> Outcome:
+        try:
+            request, file = request_of(job)
+        except BadPayload as error:
+            return Failed("bad_payload", str(error))
+        cancelled = partial(context.handing.abandoned, job.id)
+
+        def call(model: OcrModel, _: Candidate) -> OcrResult:
+            urgent = job.latency == Latency.INTERACTIVE
+            return model.read(file, request, urgent=urgent, cancelled=cancelled)
+
+        try:
+            answer = self._router.serve(job.wish, call)
+        except (InferenceError, Elsewhere) as error:
+            return outcome_of_error(error)
+        served = served_of(answer)
+        faults = [page.error for page in answer.value.pages if page.error is not None]
+        if faults and len(faults) == len(answer.value.pages):
+            code, message = faults[0]
+            if len(faults) > 1:
+                message = f"none of {len(faults)} pages could be read, the first: {message}"
+            return Failed(code, message, served=served)
+        return Succeeded(answer.value.to_json(), served=served)
+
+
+def request_of(job: Job) -> tuple[OcrRequest, bytes]:
+    """Read a job's payload, as `vestry.ocr.Ocr` makes it, and find its file.
+
+    Raises:
+        BadPayload: it is malformed.
+    """
+    payload = job.payload
+    file = job.blobs.get(FILE)
+    if not file:
+        raise BadPayload("the job has no file")
+    languages = payload.get("languages")
+    if languages is not None and not (
+        isinstance(languages, list) and languages and all(isinstance(one, str) for one in languages)
+    ):
+        raise BadPayload("languages is not a list of names")
+    dpi, boxes = payload.get("dpi"), payload.get("word_boxes", False)
+    if dpi is not None and not _is_count(dpi):
+        raise BadPayload("dpi is not a whole number")
+    if not isinstance(boxes, bool):
+        raise BadPayload("word_boxes is neither true nor false")
+    request = OcrRequest(
+        languages=None if languages is None else tuple(languages),
+        pages=_pages(payload.get("pages")),
+        dpi=dpi,
+        word_boxes=boxes,
+    )
+    return request, file
+
+
+def _pages(value: Any) -> tuple[int, int] | None:
+    match value:
+        case None:
+            return None
+        case [first, last] if _is_count(first) and _is_count(last) and first <= last:
+            return first, last
+    raise BadPayload("pages is not a first and a last number")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

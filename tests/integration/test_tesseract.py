@@ -1,0 +1,287 @@
+"""The real readers: Tesseract, pdfium and Pillow in the children that a worker has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from inference.backends.tesseract_local import TesseractBackend, TesseractModel, connect
+from inference.catalogue_file import load
+from inference.errors import (
+    BadRequest,
+    EncryptedFile,
+    FileTooLarge,
+    InferenceError,
+    ModelMissing,
+    UnreadableFile,
+)
+from inference.ocr_protocol import OcrRequest
+from inference.pages import language_data
+from inference.protocol import BackendConfig
+from tests.hostile_files import MARK, hostile
+from tests.page_files import (
+    SAMPLES,
+    Page,
+    accuracy,
+    drawn,
+    encoded,
+    pdf,
+    scanned_page,
+    text_page,
+)
+
+CATALOGUE = load()
+GOLD = (SAMPLES / "phototest.gold.txt").read_text(encoding="utf-8")
+TOO_LARGE = ("a side", " wide", "canvas", "400 km")
+"""In the names of the hostile files that are to be refused for their size, not for what is missing."""
+LINES = (
+    "Blessed are the poor in spirit,", "for theirs is the kingdom of heaven.",
+    "Blessed are they that mourn,", "for they shall be comforted.",
+)  # fmt: skip
+
+
+def backend(scratch: Path, **options: object) -> TesseractBackend:
+    usual: dict[str, object] = {"processes": 2, "page_s": 60}
+    return connect(BackendConfig("tesseract", "local", scratch=scratch, options=usual | options))
+
+
+@pytest.fixture(scope="module")
+def tesseract(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TesseractBackend]:
+    root = tmp_path_factory.mktemp("tesseract") / "scratch"
+    made = backend(root)
+    yield made
+    left = [path for path in root.rglob("*") if path.is_file() and path.suffix == ""]
+    made.close()
+    assert left == [], "files were left while it ran"
+    assert not root.exists()
+
+
+@pytest.fixture(scope="module")
+def model(tesseract: TesseractBackend) -> TesseractModel:
+    made = tesseract.load(CATALOGUE.model("tesseract"))
+    made.warm_up()
+    return made
+
+
+def sample(name: str) -> bytes:
+    return (SAMPLES / name).read_bytes()
+
+
+def test_a_page_is_read_as_its_gold_text_says(model: TesseractModel) -> None:
+    result = model.read(sample("phototest.tif"), OcrRequest(word_boxes=True))
+    [page] = result.pages
+    assert accuracy(page.text, GOLD) >= 0.99
+    assert page.text.split("\n\n")[1].startswith("The quick brown dog"), "paragraphs are kept"
+    assert (page.source, page.rotation, page.error) == ("ocr", 0, None)
+    assert (page.width, page.height, page.unit) == (640, 480, "px")
+    assert page.confidence is not None
+    assert page.confidence > 0.9
+    assert page.words is not None
+    assert [word.text for word in page.words] == page.text.split()
+    first, last = page.words[0], page.words[-1]
+    assert first.box == pytest.approx((36, 92, 96, 116), abs=4)
+    assert last.box[1] > first.box[3]
+    assert all(0 <= (word.confidence or 0) <= 1 for word in page.words)
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_a_page_on_its_side_is_turned_and_its_boxes_turned_back(model: TesseractModel) -> None:
+    result = model.read(sample("phototestrot.tif"), OcrRequest(word_boxes=True))
+    [page] = result.pages
+    assert accuracy(page.text, GOLD) >= 0.97
+    assert (page.rotation, page.width, page.height) == (90, 480, 640)
+    assert page.words is not None
+    assert page.words[0].text == "This"
+    assert page.words[0].box == pytest.approx((92, 544, 116, 604), abs=4), (
+        "runs upwards, bottom left"
+    )
+
+
+@pytest.mark.parametrize("degrees", [180, 12, -6])
+def test_a_page_that_lies_otherwise_is_put_right(model: TesseractModel, degrees: int) -> None:
+    with Image.open(SAMPLES / "phototest.tif") as image:
+        page = image.convert("L").resize((1280, 960))
+    turned = page.rotate(degrees, expand=True, fillcolor=255, resample=Image.Resampling.BICUBIC)
+    [read] = model.read(encoded(turned, "PNG", dpi=(400, 400)), OcrRequest()).pages
+    assert accuracy(read.text, GOLD) >= 0.97
+    assert read.rotation == (180 if degrees == 180 else 0)
+    assert read.skew == pytest.approx(0 if degrees == 180 else degrees, abs=0.5)
+
+
+def test_a_page_in_the_shade_is_read_to_its_dark_end(model: TesseractModel) -> None:
+    with Image.open(SAMPLES / "phototest.tif") as image:
+        page = image.convert("L").resize((1280, 960))
+    shade = Image.linear_gradient("L").rotate(90).resize(page.size)
+    shade = Image.eval(shade, lambda value: 50 + value * 205 // 255)
+    dark = Image.composite(
+        Image.eval(shade, lambda value: value // 4), shade, page.point(lambda v: 255 - v)
+    )
+    [read] = model.read(encoded(dark, "PNG", dpi=(400, 400)), OcrRequest()).pages
+    assert accuracy(read.text, GOLD) >= 0.97
+
+
+def test_a_mixed_pdf_of_twenty_pages_comes_back_in_order(model: TesseractModel) -> None:
+    pages: list[Page] = []
+    expected: list[tuple[str, str, int]] = []
+    for number in range(1, 21):
+        title = f"Chapter {number} of twenty"
+        scan = drawn(title, *LINES, size=(800, 1100), height=32)
+        turned = 0
+        if number == 9:
+            page, turned = scanned_page(scan.rotate(90, expand=True), dpi=200), 90
+        elif number == 14:
+            page, turned = scanned_page(scan, rotate=180, dpi=200), 180
+        elif number % 4 == 0:
+            page = scanned_page(scan, invisible=["wrong", "guess"], dpi=200)
+        elif number % 4 == 1:
+            page = scanned_page(scan, dpi=200)
+        elif number % 4 == 2:
+            page, turned = text_page(title, *LINES, rotate=90), 270
+        else:
+            page = text_page(title, *LINES)
+        pages.append(page)
+        expected.append((title, "text-layer" if page.image is None else "ocr", turned))
+    result = model.read(pdf(*pages), OcrRequest(dpi=200))
+    assert [page.page for page in result.pages] == list(range(1, 21))
+    assert [
+        (page.text.splitlines()[0], page.source, page.rotation) for page in result.pages
+    ] == expected
+    gold = "\n\n".join("\n".join((title, *LINES)) for title, _, _ in expected)
+    assert accuracy(result.text, gold) >= 0.99
+    assert result.page_count == 20
+
+
+def test_every_page_of_a_tiff_is_read_and_a_range_if_asked(model: TesseractModel) -> None:
+    pages = [drawn(f"Page number {n}", size=(700, 300)) for n in range(1, 5)]
+    tiff = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    result = model.read(tiff, OcrRequest(pages=(2, 9)))
+    assert [(page.page, page.text) for page in result.pages] == [
+        (n, f"Page number {n}") for n in (2, 3, 4)
+    ]  # fmt: skip
+    assert result.page_count == 4
+    with pytest.raises(BadRequest, match="has 4 pages"):
+        model.read(tiff, OcrRequest(pages=(5, 6)))
+
+
+def test_a_bad_page_is_reported_and_the_others_are_kept(model: TesseractModel) -> None:
+    pages = [text_page("first"), Page(b"", size=(2_000_000_000, 99)), Page(b""), text_page("last")]
+    result = model.read(pdf(*pages), OcrRequest())
+    assert [page.error and page.error[0] for page in result.pages] == [
+        None, "page_too_large", None, None,
+    ]  # fmt: skip
+    assert result.text == "first\n\nlast"
+    blank = result.pages[2]
+    assert (blank.text, blank.confidence, blank.error) == ("", None, None)
+
+
+def test_hostile_files_each_have_one_clear_error_and_no_child_dies(
+    tesseract: TesseractBackend, model: TesseractModel
+) -> None:
+    model.warm_up()
+    _, children = tesseract.running()
+    before = {child.pid for child in children._idle}
+    files = list(hostile())
+    assert len(files) >= 50
+    slowest = 0.0
+    for name, content in files:
+        began = time.monotonic()
+        try:
+            result = model.read(content, OcrRequest(word_boxes=True))
+        except InferenceError as error:
+            told = [(error.code, str(error), isinstance(error, BadRequest), error.retryable)]
+        else:
+            told = [(*(page.error or ("no error", "")), True, False) for page in result.pages]
+        for code, message, ours, retryable in told:
+            assert (ours, retryable) == (True, False), name
+            assert code not in {"no error", "reader_crashed", "time_limit"}, name
+            assert message, name
+            if any(size in name for size in TOO_LARGE):
+                assert code in {"file_too_large", "page_too_large"}, name
+            assert MARK not in message, name
+        slowest = max(slowest, time.monotonic() - began)
+    assert before <= {child.pid for child in children._idle}, "a file took a child with it"
+    assert slowest < 10
+
+
+def test_what_is_wrong_with_a_file_is_told_by_type(
+    tesseract: TesseractBackend, model: TesseractModel
+) -> None:
+    with pytest.raises(EncryptedFile, match="password"):
+        model.read(pdf(text_page(MARK), encrypted_with=b"secret"), OcrRequest())
+    with pytest.raises(UnreadableFile, match="not a PNG"):
+        model.read(b"GIF89a", OcrRequest())
+    with pytest.raises(BadRequest, match="there is: deu, eng"):
+        model.read(sample("phototest.tif"), OcrRequest(languages=("xyz",)))
+    own = tesseract.running()[0].directory / "own"
+    small = backend(own, pages=2, megabytes=1).load(CATALOGUE.model("tesseract"))
+    three = pdf(*[text_page("page")] * 3)
+    with pytest.raises(FileTooLarge, match="3 pages, of which 2"):
+        small.read(three, OcrRequest())
+    assert len(small.read(three, OcrRequest(pages=(2, 3))).pages) == 2
+    with pytest.raises(FileTooLarge, match="bytes"):
+        small.read(three + bytes(1024 * 1024), OcrRequest())
+    small._backend.close()
+
+
+def test_pages_that_a_documents_time_does_not_reach_say_so(tmp_path: Path) -> None:
+    made = backend(tmp_path / "scratch", processes=1, document_s=0.001)
+    result = made.load(CATALOGUE.model("tesseract")).read(
+        pdf(text_page("a"), text_page("b")), OcrRequest()
+    )
+    assert [page.error and page.error[0] for page in result.pages] == ["document_time_limit"] * 2
+    made.close()
+
+
+def test_a_model_of_ones_own_drops_in(tmp_path: Path) -> None:
+    finetuned = CATALOGUE.model("tesseract-finetuned")
+    made = backend(tmp_path / "scratch")
+    with pytest.raises(ModelMissing, match="VESTRY_TESSDATA"):
+        made.load(finetuned)
+    own = tmp_path / "tessdata"
+    own.mkdir()
+    # Any traineddata will do for the way there: German's stands for the one fine-tuned on old print.
+    shutil.copy(language_data.find().files["deu"], own / "finetuned.traineddata")
+    made = backend(tmp_path / "scratch", tessdata=str(own))
+    model = made.load(finetuned)
+    model.warm_up()
+    [page] = model.read(sample("phototest.tif"), OcrRequest()).pages
+    assert accuracy(page.text, GOLD) > 0.9
+    assert made.probe().models == frozenset({"eng", "deu", "finetuned"})
+    assert "5." in made.probe().detail
+    both = made.load(CATALOGUE.model("tesseract"))
+    [page] = both.read(sample("phototest.tif"), OcrRequest(languages=("eng", "finetuned"))).pages
+    assert accuracy(page.text, GOLD) > 0.97
+    made.close()
+
+
+def test_data_that_tesseract_cannot_use_is_found_out_when_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "finetuned.traineddata").write_bytes(b"not what it says")
+    made = backend(tmp_path / "scratch", tessdata=str(tmp_path))
+    with pytest.raises(ModelMissing, match="cannot use its language data"):
+        made.load(CATALOGUE.model("tesseract-finetuned")).warm_up()
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"languges": "eng"}, "unknown option languges"),
+        ({"pages": "many"}, "not of its kind"),
+        ({"pages": 0}, "more than 0"),
+    ],
+)
+def test_options_are_checked_when_the_backend_is_made(
+    options: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelMissing, match=told):
+        backend(tmp_path, **options)
+    with pytest.raises(ModelMissing, match="VESTRY_TESSDATA"):
+        backend(tmp_path, tessdata=tmp_path / "nowhere").load(CATALOGUE.model("tesseract"))
+    languages = backend(tmp_path, languages="deu+eng").load(CATALOGUE.model("tesseract"))
+    assert languages._languages == ("deu", "eng")

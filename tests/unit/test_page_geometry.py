@@ -1,0 +1,75 @@
+"""Turning and straightening pages, and finding the way back."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image, ImageDraw
+
+from inference.pages.geometry import Box, Placed, compose, skew
+from tests.page_files import drawn
+
+INK: Box = (50.0, 60.0, 81.0, 71.0)
+
+
+def page() -> Placed:
+    image = Image.new("L", (300, 200), 255)
+    ImageDraw.Draw(image).rectangle((50, 60, 80, 70), fill=0)
+    return Placed(image, 300, 200)
+
+
+def ink(image: Image.Image) -> Box:
+    found = image.point(lambda value: 255 if value < 128 else 0).getbbox()
+    assert found is not None
+    left, top, right, bottom = found
+    return float(left), float(top), float(right), float(bottom)
+
+
+@pytest.mark.parametrize(
+    ("placed", "off"),
+    [
+        (page(), 0),
+        (page().turned(0), 0),
+        (page().turned(90), 0),
+        (page().turned(180), 0),
+        (page().turned(270), 0),
+        (page().enlarged(2), 0),
+        (page().enlarged(2).turned(270), 0),
+        (page().straightened(7), 5),  # the box around a slanted box is larger
+        (page().straightened(-7), 5),
+        (page().enlarged(2).turned(90).straightened(5), 5),
+    ],
+)
+def test_a_box_finds_its_way_back_to_the_page(placed: Placed, off: float) -> None:
+    box = placed.box(ink(placed.image))
+    assert all(abs(is_ - was) <= off for is_, was in zip(box, INK, strict=True)), box
+
+
+def test_turning_is_clockwise() -> None:
+    assert page().turned(90).image.size == (200, 300)
+    assert ink(page().turned(90).image) == (129.0, 50.0, 140.0, 81.0)
+
+
+def test_a_page_in_points_gets_boxes_in_points() -> None:
+    in_points = Placed(page().image, 72, 48, (0.24, 0, 0, 0, 0.24, 0))
+    assert in_points.turned(180).box(ink(in_points.turned(180).image)) == pytest.approx(
+        [0.24 * side for side in INK]
+    )
+    assert in_points.box((-10, -10, 9999, 9999)) == (0, 0, 72, 48)
+
+
+def test_two_ways_are_one() -> None:
+    assert compose((2, 0, 1, 0, 2, 1), (0, 1, 5, 1, 0, 7)) == (0, 2, 11, 2, 0, 15)
+
+
+@pytest.mark.parametrize("degrees", [-13.0, -7.0, -2.5, 0.0, 1.0, 3.3, 9.0])
+def test_skew_is_measured(degrees: float) -> None:
+    lines = drawn(*["The quick brown dog jumped over the lazy fox."] * 12, size=(900, 900))
+    slanted = lines.rotate(degrees, expand=True, fillcolor=255, resample=Image.Resampling.BICUBIC)
+    assert skew(slanted) == pytest.approx(degrees, abs=0.35)
+
+
+def test_no_skew_is_made_up() -> None:
+    lines = drawn(*["The quick brown dog jumped over the lazy fox."] * 12, size=(900, 900))
+    assert abs(skew(lines.rotate(90))) < 1
+    assert skew(Image.new("L", (500, 500), 255)) == 0
+    assert skew(Image.new("L", (1, 1), 0)) == 0

@@ -1,0 +1,142 @@
+"""`vestry submit ocr`: the text of an image or a PDF."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from vestry.cli.failures import CommandError
+from vestry.cli.options import (
+    JsonOption,
+    LatencyOption,
+    ModelOption,
+    OwnerOption,
+    PrivacyOption,
+    TimeoutOption,
+)
+from vestry.cli.output import Output
+from vestry.cli.submission import (
+    KeyOption,
+    Submission,
+    TaskOption,
+    WaitOption,
+    submit,
+)
+from vestry.errors import InvalidInput
+from vestry.lanes import Latency
+from vestry.ocr import FILE, FILE_LIMIT, Ocr
+
+STDIN: Final = "-"
+_RANGE: Final = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+
+
+def ocr(
+    *,
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="PNG, JPEG, TIFF, WebP or PDF, whatever it is called, up to 64 MiB; `-` is stdin.",
+            show_default=False,
+        ),
+    ],
+    privacy: PrivacyOption,
+    owner: OwnerOption,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--language",
+            help="What it is written in, as Tesseract says it (eng, deu, …). Again for more; the "
+            "main one first. Default: what the workers are set up with.",
+        ),
+    ] = None,
+    pages: Annotated[
+        str | None, typer.Option("--pages", help="Read only these: 3, or 3-7. Counted from 1.")
+    ] = None,
+    dpi: Annotated[
+        int | None,
+        typer.Option(
+            "--dpi", help="Resolution of a scan, or at which pages without text are read."
+        ),
+    ] = None,
+    word_boxes: Annotated[
+        bool, typer.Option("--word-boxes", help="Give each word with its box and confidence too.")
+    ] = False,
+    keep_file: Annotated[
+        bool,
+        typer.Option(
+            "--keep-file/--no-keep-file",
+            help="Keep a shareable file for a while after success; private ones are never kept.",
+        ),
+    ] = True,
+    task: TaskOption = None,
+    latency: LatencyOption = Latency.INTERACTIVE,
+    model: ModelOption = None,
+    idempotency_key: KeyOption = None,
+    wait: WaitOption = False,
+    timeout: TimeoutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read an image or a PDF. Prints the job's id, or with --wait the text, page by page.
+
+    A page that cannot be read is reported, and the others are kept; the job fails where none can.
+    """
+    job = _job(
+        file,
+        languages=language or None,
+        pages=page_range(pages),
+        dpi=dpi,
+        word_boxes=word_boxes,
+        model=model,
+        keep_file=keep_file,
+    )
+    how = Submission(
+        owner, privacy, latency, task, idempotency_key=idempotency_key, wait=wait, timeout=timeout
+    )
+    submit(job, how, Output(as_json=as_json))
+
+
+def page_range(told: str | None) -> tuple[int, int] | None:
+    """`3` and `3-7` as the first and the last page.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if told is None:
+        return None
+    match = _RANGE.fullmatch(told.strip())
+    if match is None:
+        raise InvalidInput("pages", "must be a page or a range, such as 3 or 3-7")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _job(
+    file: str,
+    *,
+    languages: list[str] | None,
+    pages: tuple[int, int] | None,
+    dpi: int | None,
+    word_boxes: bool,
+    model: str | None,
+    keep_file: bool,
+) -> Ocr:
+    """The job; what is wrong with the file is told with the name that the person typed."""
+    try:
+        return Ocr(
+            # One byte more than may be, so that what is too long is seen to be.
+            sys.stdin.buffer.read(FILE_LIMIT + 1) if file == STDIN else Path(file),
+            languages=languages,
+            pages=pages,
+            dpi=dpi,
+            word_boxes=word_boxes,
+            model=model,
+            keep_file=keep_file,
+        )
+    except InvalidInput as error:
+        if error.field != FILE:
+            raise
+        name = "stdin" if file == STDIN else file
+        raise CommandError("invalid_input", f"{name}: {error.problem}") from None
