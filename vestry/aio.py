@@ -20,7 +20,7 @@ from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
 from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
 from vestry.errors import SEARCH_TIMEOUT, NotFinished, Unavailable, UnknownOwner, WaitTimeout
-from vestry.flows import Flow, followed
+from vestry.flows import Flow, followed, has_files
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, AsyncListener
@@ -124,7 +124,9 @@ class AsyncVestry:
         )  # fmt: skip
         asked = followed(job, then)
         steps = enqueue_one(asked, options, idempotency_key, self._keys, self._payload_limit)
-        return await run_async(await async_connection(conn), steps)
+        caller = await async_connection(conn)
+        async with all_or_nothing_async(caller) if has_files(asked) else plain_async():
+            return await run_async(caller, steps)
 
     async def enqueue_many(
         self,

@@ -18,7 +18,7 @@ from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, SyncConnection, sync_connection
 from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
 from vestry.errors import SEARCH_TIMEOUT, NotFinished, Unavailable, UnknownOwner, WaitTimeout
-from vestry.flows import Flow, followed
+from vestry.flows import Flow, followed, has_files
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, Listener
@@ -145,7 +145,9 @@ class Vestry:
         )  # fmt: skip
         asked = followed(job, then)
         steps = enqueue_one(asked, options, idempotency_key, self._keys, self._payload_limit)
-        return run(sync_connection(conn), steps)
+        caller = sync_connection(conn)
+        with all_or_nothing(caller) if has_files(asked) else plain():
+            return run(caller, steps)
 
     def enqueue_many(
         self,

@@ -9,6 +9,7 @@ from typing import Final
 from vestry.checks import PAYLOAD_LIMIT, check_label
 from vestry.errors import InvalidInput
 from vestry.jobs import Digest, JobRequest, Prepared
+from vestry.kinds import WITH_FILES
 from vestry.upstream import UPSTREAM
 
 STEPS_MOST: Final = 100
@@ -61,6 +62,13 @@ def followed(job: JobRequest | Flow, then: Sequence[JobRequest | Flow]) -> JobRe
     if isinstance(job, Flow):
         return replace(job, then=(*job.then, *then))
     return Flow(job, then)
+
+
+def has_files(job: JobRequest | Flow) -> bool:
+    """Whether a job, or one that follows on it, carries a file: enqueueing takes several statements."""
+    if isinstance(job, Flow):
+        return has_files(job.job) or any(map(has_files, job.then))
+    return getattr(job, "kind", None) in WITH_FILES
 
 
 def steps_of(

@@ -27,6 +27,13 @@ TUNABLES = (
     "VESTRY_EMBEDDING_MODEL",
     "VESTRY_DEVICE",
     "VESTRY_CATALOGUE",
+    "VESTRY_TESSDATA",
+    "VESTRY_OCR_LANGUAGES",
+    "VESTRY_RERANK_MODEL",
+    "VESTRY_CLOUD_BUDGET_USD",
+    "VESTRY_BREAKER_FAILURES",
+    "VESTRY_BREAKER_COOLDOWN_S",
+    "VESTRY_BREAKER_LONGEST_S",
     "VESTRY_LEASE_S",
     "VESTRY_HEARTBEAT_S",
     "VESTRY_MAX_RUN_S",
@@ -321,17 +328,14 @@ def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:
     """The lanes of each worker for inference and for OCR.
 
     On an accelerator one inference process serves both latencies of its class: two would hold the
-    model twice and compete for the device. On a CPU bulk is a process of its own, at the lowest
-    priority: interactive p95 beside it was 34 ms, against 273 ms at equal priority. OCR reads pages in
-    child processes, each at the priority of its job, so that one parent does for both.
+    model twice and compete for the device. On a CPU, and for OCR, bulk is a process of its own at the
+    lowest priority: interactive p95 beside it was 34 ms, against 273 ms at equal priority.
     """
     pairs: list[tuple[str, ...]] = [
         (f"{privacy}.interactive.gpu", f"{privacy}.bulk.gpu") for privacy in Privacy
     ]
     inference = pairs if accelerator else [(lane,) for pair in pairs for lane in pair]
-    return inference + [
-        (f"{privacy}.interactive.cpu", f"{privacy}.bulk.cpu") for privacy in Privacy
-    ]
+    return inference + [(name,) for name, lane in LANES.items() if lane.pool is Pool.CPU]
 
 
 def worker_name(lanes: Sequence[str]) -> str:

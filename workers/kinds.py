@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ class Kit:
 
     handlers: Mapping[str, Handler]
     library: Library
+    close: Callable[[], None] = lambda: None
+    """Ends connections to model servers and helper processes."""
 
 
 def build(
@@ -59,10 +61,11 @@ def build(
         catalogue,
         configuration(
             _keys(settings, catalogue, pools),
-            {},
+            _options(settings),
             threads=settings.threads,
             device=settings.device if Pool.CLOUD not in pools else "cpu",
             nice=settings.nice,
+            scratch=settings.scratch,
         ),
     )
     policy = RoutingPolicy(catalogue)
@@ -81,7 +84,7 @@ def build(
     _warm_up(fleet, catalogue, embedding, pools)
     if Pool.GPU in pools and embedding is not None:
         declare_space(pool, fleet.model(embedding).space)
-    return Kit(made, Documents(pool, fleet, embedding, keyring))
+    return Kit(made, Documents(pool, fleet, embedding, keyring), fleet.close)
 
 
 def _warm_up(
@@ -101,6 +104,12 @@ def _warm_up(
             if first and backend.url is None:
                 raise SystemExit(f"the embedding model cannot be used: {error}") from None
             log.warning("model %s is not ready (%s); it is asked again", entry.name, error.code)
+
+
+def _options(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Settings that are some backend's alone."""
+    told: dict[str, Any] = {"tessdata": settings.tessdata, "languages": settings.ocr_languages}
+    return {"tesseract": {name: str(value) for name, value in told.items() if value}}
 
 
 def _keys(settings: Settings, catalogue: Catalogue, pools: set[Pool]) -> dict[str, str]:

@@ -45,6 +45,7 @@ class Lifecycle:
         self._runtime: Runtime | None = None
         self._listener: Listener | None = None
         self._drain: threading.Thread | None = None
+        self._kit: kinds.Kit | None = None
 
     def runtime(self) -> Runtime:
         """The process's runtime, once it runs."""
@@ -61,7 +62,7 @@ class Lifecycle:
         pool = database.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
         content = content_for(settings)
         keyring = content.keyring if isinstance(content, PrivateContent) else None
-        kit = kinds.build(settings, pool, keyring)
+        kit = self._kit = kinds.build(settings, pool, keyring)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
             settings.lease_s,
@@ -112,6 +113,8 @@ class Lifecycle:
         """Wait for the drain before the process ends."""
         if self._drain is not None:
             self._drain.join(DRAIN_S)
+        if self._kit is not None:
+            self._kit.close()
 
 
 def _connector(settings: Settings, name: str) -> Callable[[], psycopg.Connection[Any]]:

@@ -63,6 +63,14 @@ class Settings(BaseSettings):
     """Backends enabled besides those that the catalogue enables, with a URL where it is another."""
     backend_keys: Annotated[Mapping[str, str], NoDecode] = Field(default_factory=dict)
     """Backend to the 0600 file with its API key."""
+    tessdata: Path | None = None
+    """Directory with Tesseract's traineddata; None for the packaged English and German."""
+    ocr_languages: str = ""
+    """What scans are read as where a job does not say, such as `eng+deu`; empty for English."""
+    rerank_model: str = ""
+    """Directory of a cross-encoder for reranking; empty for what the catalogue says."""
+    scratch: Path | None = None
+    """Private directory for temporary files; it should be in memory. None for one below TMPDIR."""
     cloud_budget_usd: Decimal | None = Field(None, ge=0)
     """What clouds may cost a day (UTC); beyond it they count as away."""
     breaker_failures: int = Field(3, ge=1)
