@@ -334,7 +334,9 @@ def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:
     pairs: list[tuple[str, ...]] = [
         (f"{privacy}.interactive.gpu", f"{privacy}.bulk.gpu") for privacy in Privacy
     ]
-    inference = pairs if accelerator else [(lane,) for pair in pairs for lane in pair]
+    inference: list[tuple[str, ...]] = (
+        pairs if accelerator else [(lane,) for pair in pairs for lane in pair]
+    )
     return inference + [(name,) for name, lane in LANES.items() if lane.pool is Pool.CPU]
 
 
