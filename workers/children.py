@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.roles import CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
-from vestry.lanes import LANES, Latency, Privacy
+from vestry.lanes import LANES, Latency, Pool, Privacy
 from workers import model_servers
 from workers.home import CHECKOUT, Home, write_private
 from workers.model_servers import LlamaServer, ModelServers
@@ -51,6 +51,8 @@ ONLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Given as 0 to `vestry up`, they are 0 for every process: a model may then be downloaded."""
 BULK_NICE = 19
 FLOWER_USER = "vestry"
+CLOUD_LANES = tuple(name for name, lane in LANES.items() if lane.pool is Pool.CLOUD)
+"""One worker serves them all: it waits for others' machines."""
 WORKER_ROLES = {Privacy.PRIVATE: PRIVATE_WORKER, Privacy.SHAREABLE: SHAREABLE_WORKER}
 
 
@@ -87,6 +89,8 @@ class Stack:
         self._lanes = worker_lanes(has_accelerator(self._settings()))
         workers = {worker_name(lanes): lanes for lanes in self._lanes}
         self.models = ModelServers(home, self._given(), workers, self._wanted)
+        if self.models.clouds:
+            self._lanes.append(CLOUD_LANES)
 
     def specs(self) -> list[ChildSpec]:
         """Every process.
@@ -152,7 +156,7 @@ class Stack:
     def _control(self, name: str) -> ChildSpec:
         secrets = self._database(CONTROL)
         if name == "dispatcher":
-            secrets |= self._broker("dispatcher")
+            secrets |= self._broker("dispatcher") | self.models.overview()
         return self._python(name, Stage.CONTROL, f"workers.{name}", secrets)
 
     def _worker(self, lanes: Sequence[str]) -> ChildSpec:
@@ -186,7 +190,9 @@ class Stack:
                 environment={
                     **base_environment(),
                     **OFFLINE,
-                    "VESTRY_LLAMA_THREADS": str(thread_count()),
+                    # Threads of one product wait for each other: one that shares its core with a
+                    # worker holds up all of them.
+                    "VESTRY_LLAMA_THREADS": str(max(1, thread_count() - 1)),
                     **self.models.llama_environment(server),
                 },
                 cwd=CHECKOUT,

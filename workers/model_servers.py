@@ -97,9 +97,10 @@ class ModelServers:
         """The cloud backends that were asked for."""
         return tuple(name for name in self._urls if self._entry(name).locality == "cloud")
 
-    def names(self) -> str:
-        """VESTRY_BACKENDS for a process that decides of routes and calls none: names alone."""
-        return " ".join([*self._urls, *([LLAMA] if self.llama else [])])
+    def overview(self) -> dict[str, str]:
+        """What a process is told that decides on routes and calls nobody: all of them, no keys."""
+        told = _joined(dict(self._urls) | self._own_llama())
+        return {"VESTRY_BACKENDS": told} if told else {}
 
     def environment(self, lanes: Sequence[str]) -> dict[str, str]:
         """What a worker is told of model servers.
@@ -145,11 +146,12 @@ class ModelServers:
     def document(self) -> dict[str, Any]:
         """For clients on this machine: where each backend answers, and the files with keys."""
         urls = {name: url or self._entry(name).url for name, url in self._urls.items()}
-        keys = dict(self._keys)
-        for server in self.llama[:1]:
-            urls[LLAMA] = f"{server.address}/v1"
-            keys[LLAMA] = str(self.key_file)
-        return {"backends": urls, "keys": keys}
+        keys = {LLAMA: str(self.key_file)} if self.llama else {}
+        return {"backends": urls | self._own_llama(), "keys": self._keys | keys}
+
+    def _own_llama(self) -> dict[str, str]:
+        """The URL of the server for those who wait, where there is one."""
+        return {LLAMA: f"{self.llama[0].address}/v1"} if self.llama else {}
 
     @property
     def _alias(self) -> str:

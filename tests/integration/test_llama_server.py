@@ -18,10 +18,14 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.echo_stack import eventually
+from tests.homes import temporary_home
 from tests.llama import Llama, llama_server
+from workers.detached import start_detached
 from workers.home import CHECKOUT
 from workers.llama_server import NoModelError, model_file
 from workers.process import base_environment
+from workers.supervisor import answers
 
 NEEDLE = "quartzite marmalade"
 
@@ -145,3 +149,51 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("workers.llama_server.RUNTIME", "not_installed_here")
     with pytest.raises(NoModelError, match="pip install not_installed_here"):
         model_file()
+
+
+STACK = (
+    "dispatcher",
+    "llama-interactive",
+    "llama-bulk",
+    "private-interactive-gpu",
+    "shareable-cloud",
+)
+
+
+@pytest.mark.slow
+def test_the_stack_runs_it_without_logins_and_keys_go_where_they_belong(tmp_path: Path) -> None:
+    key = tmp_path / "openai.key"
+    key.write_text("a cloud's key")
+    settings = {
+        "VESTRY_LLAMA": "auto",
+        "VESTRY_EMBEDDING_BACKEND": "echo",
+        "VESTRY_BACKENDS": "openai=http://127.0.0.1:9/v1",
+        "VESTRY_BACKEND_KEYS": f"openai={key}",
+    }
+    with (
+        temporary_home() as home,
+        start_detached(home, settings, flower=False, only=STACK) as running,
+    ):
+        processes = {p["name"]: psutil.Process(p["pid"]) for p in running.state()["processes"]}
+        told = {name: processes[name].environ() for name in STACK}
+        assert [processes[name].nice() for name in ("llama-interactive", "llama-bulk")] == [
+            psutil.Process().nice(), 19,
+        ]  # fmt: skip
+        for name in ("llama-interactive", "llama-bulk"):
+            names = {n for n in told[name] if n.startswith("VESTRY_")}
+            assert names
+            assert all(n.startswith("VESTRY_LLAMA_") for n in names)
+        address = running.client["models"]["backends"]["llama"]
+        assert told["private-interactive-gpu"]["VESTRY_BACKENDS"] == f"llama={address}"
+        assert told["shareable-cloud"]["VESTRY_BACKENDS"] == "openai=http://127.0.0.1:9/v1"
+        with_cloud_key = [n for n, told in told.items() if str(key) in " ".join(told.values())]
+        assert with_cloud_key == ["shareable-cloud"]
+        assert "VESTRY_BACKEND_KEYS" not in told["dispatcher"]
+        assert set(told["dispatcher"]["VESTRY_BACKENDS"].split()) == {
+            "openai=http://127.0.0.1:9/v1", f"llama={address}",
+        }  # fmt: skip
+
+        killed = processes["llama-interactive"]
+        killed.kill()
+        eventually(lambda: running.pid("llama-interactive") not in {None, killed.pid})
+        eventually(answers(lambda: f"{address.removesuffix('/v1')}/health"))

@@ -100,7 +100,8 @@ def test_clouds_and_their_keys_are_told_to_cloud_workers_alone(home: Home) -> No
         assert told(made, lanes).keys() == {"llama-cpp", "llama"}
         assert told(made, lanes, "BACKEND_KEYS").keys() == {"llama-cpp", "llama"}
     assert made.environment(["private.bulk.cpu"]) == {}
-    assert set(made.names().split()) == {"openai", "anthropic", "llama-cpp", "llama"}
+    everything = pairs(made.overview()["VESTRY_BACKENDS"])
+    assert everything.keys() == {"openai", "anthropic", "llama-cpp", "llama"}
 
 
 def test_a_server_that_is_not_ours_is_no_business_of_private_workers(home: Home) -> None:
