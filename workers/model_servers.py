@@ -74,6 +74,7 @@ class ModelServers:
     ) -> None:
         self.llama: tuple[LlamaServer, ...] = ()
         self.notes: list[str] = []
+        self._found: list[str] = []
         self._home = home
         self._settings = settings
         self._workers = workers
@@ -147,7 +148,11 @@ class ModelServers:
         """For clients on this machine: where each backend answers, and the files with keys."""
         urls = {name: url or self._entry(name).url for name, url in self._urls.items()}
         keys = {LLAMA: str(self.key_file)} if self.llama else {}
-        return {"backends": urls | self._own_llama(), "keys": self._keys | keys}
+        return {
+            "backends": urls | self._own_llama(),
+            "keys": self._keys | keys,
+            "found": self._found,
+        }
 
     def _own_llama(self) -> dict[str, str]:
         """The URL of the server for those who wait, where there is one."""
@@ -177,6 +182,8 @@ class ModelServers:
         version = ollama_version(url)
         if version is None and asked == "auto":
             return
+        if asked == "auto":
+            self._found.append(OLLAMA)
         # What was named is told to the workers all the same: it may come later.
         self._urls[OLLAMA] = url
         state = "does not answer yet" if version is None else f"{version} answers"
