@@ -40,7 +40,10 @@ _LIMITED: Final = frozenset({"rate_limit_error", "rate_limit_exceeded", "insuffi
 
 
 def words(body: object) -> frozenset[str]:
-    """The codes in an error's body: `code`, `type` and `param`, at the top or within `error`."""
+    """The codes in an error's body: `code`, `type` and `param`, at the top, in `error` or `detail`.
+
+    FastAPI puts what an application raises into `detail`.
+    """
     return frozenset(_words(body))
 
 
@@ -51,6 +54,7 @@ def _words(body: object) -> Iterator[str]:
         if isinstance(body.get(name), str):
             yield body[name]
     yield from _words(body.get("error"))
+    yield from _words(body.get("detail"))
 
 
 def code_of(body: object) -> int | None:

@@ -172,7 +172,8 @@ def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
 
 def _as_vectors(answer: ArrayLike) -> Vectors:
     try:
-        vectors: Vectors = np.asarray(answer, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is no float32 becomes infinite, and is found out
+            vectors: Vectors = np.asarray(answer, dtype=np.float32)
     except (TypeError, ValueError):  # ragged, or no numbers
         raise BadVectors from None
     return vectors

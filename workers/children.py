@@ -58,7 +58,8 @@ ONLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Given as 0 to `vestry up`, they are 0 for every process: a model may then be downloaded."""
 BULK_NICE = 19
 FLOWER_USER = "vestry"
-CLOUD_LANES = tuple(lane for lane in LANES if LANES[lane].pool is Pool.CLOUD)
+CLOUD_LANES = tuple(name for name, lane in LANES.items() if lane.pool is Pool.CLOUD)
+"""One worker serves them all: it waits for others' machines."""
 WORKER_ROLES = {Privacy.PRIVATE: PRIVATE_WORKER, Privacy.SHAREABLE: SHAREABLE_WORKER}
 
 
@@ -162,8 +163,7 @@ class Stack:
     def _control(self, name: str) -> ChildSpec:
         secrets = self._database(CONTROL)
         if name == "dispatcher":
-            secrets |= self._broker("dispatcher")
-            secrets |= {"VESTRY_BACKENDS": self.models.names()}
+            secrets |= self._broker("dispatcher") | self.models.overview()
         return self._python(name, Stage.CONTROL, f"workers.{name}", secrets)
 
     def _worker(self, lanes: Sequence[str]) -> ChildSpec:

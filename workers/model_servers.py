@@ -74,6 +74,7 @@ class ModelServers:
     ) -> None:
         self.llama: tuple[LlamaServer, ...] = ()
         self.notes: list[str] = []
+        self._found: list[str] = []
         self._home = home
         self._settings = settings
         self._workers = workers
@@ -97,9 +98,10 @@ class ModelServers:
         """The cloud backends that were asked for."""
         return tuple(name for name in self._urls if self._entry(name).locality == "cloud")
 
-    def names(self) -> str:
-        """VESTRY_BACKENDS for a process that decides of routes and calls none: names alone."""
-        return " ".join([*self._urls, *([LLAMA] if self.llama else [])])
+    def overview(self) -> dict[str, str]:
+        """What a process is told that decides on routes and calls nobody: all of them, no keys."""
+        told = _joined(dict(self._urls) | self._own_llama())
+        return {"VESTRY_BACKENDS": told} if told else {}
 
     def environment(self, lanes: Sequence[str]) -> dict[str, str]:
         """What a worker is told of model servers.
@@ -110,15 +112,20 @@ class ModelServers:
         one = LANES[lanes[0]]
         if one.pool is Pool.CPU:
             return {}
-        # Names are known to all that route, so that they come to the same decision; keys to those alone
-        # who make the calls.
-        told = {name: url for name, url in self._urls.items() if self._allowed(name, one.privacy)}
+        # Names are known to all that route, so that they come to the same decision; addresses and keys
+        # to those alone who make the calls.
+        calls = one.pool is Pool.CLOUD
+        told = {
+            name: url if (name in self.clouds) == calls else ""
+            for name, url in self._urls.items()
+            if self._allowed(name, one.privacy)
+        }
         keys = {
             name: self._keys[name]
             for name in told
-            if name in self._keys and (name in self.clouds) == (one.pool is Pool.CLOUD)
+            if name in self._keys and (name in self.clouds) == calls
         }
-        if one.pool is Pool.CLOUD and self.llama:
+        if calls and self.llama:
             told[LLAMA] = ""
         server = next((s for s in self.llama if set(lanes) & s.lanes), None)
         if server is not None:
@@ -148,11 +155,16 @@ class ModelServers:
     def document(self) -> dict[str, Any]:
         """For clients on this machine: where each backend answers, and the files with keys."""
         urls = {name: url or self._entry(name).url for name, url in self._urls.items()}
-        keys = dict(self._keys)
-        for server in self.llama[:1]:
-            urls[LLAMA] = f"{server.address}/v1"
-            keys[LLAMA] = str(self.key_file)
-        return {"backends": urls, "keys": keys}
+        keys = {LLAMA: str(self.key_file)} if self.llama else {}
+        return {
+            "backends": urls | self._own_llama(),
+            "keys": self._keys | keys,
+            "found": self._found,
+        }
+
+    def _own_llama(self) -> dict[str, str]:
+        """The URL of the server for those who wait, where there is one."""
+        return {LLAMA: f"{self.llama[0].address}/v1"} if self.llama else {}
 
     @property
     def _alias(self) -> str:
@@ -178,6 +190,8 @@ class ModelServers:
         version = ollama_version(url)
         if version is None and asked == "auto":
             return
+        if asked == "auto":
+            self._found.append(OLLAMA)
         # What was named is told to the workers all the same: it may come later.
         self._urls[OLLAMA] = url
         state = "does not answer yet" if version is None else f"{version} answers"

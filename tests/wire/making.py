@@ -18,7 +18,7 @@ LABELS = {
 }
 
 
-def config(url: str, **given: Any) -> BackendConfig:
+def config(url: str | None, **given: Any) -> BackendConfig:
     told = {"name": "there", "locality": "cloud", "key": CLOUD_KEY, "timeout_s": 30.0}
     return BackendConfig(**(told | {"url": url} | given))
 

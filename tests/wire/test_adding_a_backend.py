@@ -1,0 +1,123 @@
+"""A new backend is one module and one entry of the catalogue; a new model is an entry alone."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference.catalogue_file import load
+from inference.errors import InferenceError, ModelMissing
+from inference.fleet import Fleet, configuration
+from inference.policy import Budget, Health, RoutingPolicy, Wish
+from inference.protocol import GenerationRequest, Message
+from inference.router import Router
+from vestry.lanes import Pool
+
+MODULE = """
+from inference.protocol import Generated, Probe
+
+
+def connect(config):
+    return Backend(config)
+
+
+class Backend:
+    def __init__(self, config):
+        self.name, self.locality, self.config = config.name, config.locality, config
+
+    def load(self, model):
+        return Model(model, self.config)
+
+    def probe(self):
+        return Probe(True, frozenset({"loud"}), "always here")
+
+    def close(self):
+        pass
+
+
+class Model:
+    def __init__(self, entry, config):
+        self.mark = entry.options.get("mark") or config.options["mark"]
+
+    def warm_up(self):
+        pass
+
+    def generate(self, request, cancelled=lambda: False):
+        return Generated(request.messages[-1].content.upper() + self.mark, "stop", 1, 1)
+"""
+ENTRIES = """
+backends:
+  - {name: shouting, runtime: acme_inference.shouting, locality: local, options: {mark: "!"}}
+models:
+  - {name: loud, backend: shouting, kinds: generation}
+"""
+ONE_MORE = """  - {name: louder, backend: shouting, kinds: generation, tasks: all,
+     options: {mark: "!!"}}
+"""
+REST = """
+tasks:
+  - {name: study-guide, kinds: [generation], demanding: true}
+policy:
+  - {prefer: [local]}
+"""
+
+
+class OpenGate:
+    """A fake: nothing is known against any backend."""
+
+    def health(self) -> Health:
+        return {}
+
+    def budget(self) -> Budget:
+        return Budget()
+
+    def enter(self, backend: object) -> None:
+        del backend
+
+    def left(self, backend: object, error: InferenceError | None) -> None:
+        del backend, error
+
+    def wait_s(self, backend: object) -> float:
+        del backend
+        return 0.0
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    package = tmp_path / "acme_inference"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "shouting.py").write_text(textwrap.dedent(MODULE))
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "catalogue.yaml"
+
+
+def served(catalogue: Path, text: str, task: str | None = None) -> tuple[str, str]:
+    """The answer, and the model that gave it."""
+    catalogue.write_text(text)
+    declared = load(catalogue)
+    fleet = Fleet(declared, configuration({}, {}))
+    router = Router(RoutingPolicy(declared), Pool.GPU, fleet, OpenGate())
+    request = GenerationRequest([Message("user", "be quiet")], max_tokens=9)
+
+    def call(model: Any, _candidate: object) -> str:
+        return str(model.generate(request).text)
+
+    answer = router.serve(Wish("generation", task, "private", "interactive"), call)
+    return answer.value, answer.served.model.name
+
+
+def test_a_module_and_an_entry_make_a_backend(catalogue: Path) -> None:
+    assert served(catalogue, ENTRIES + REST) == ("BE QUIET!", "loud")
+
+
+def test_an_entry_makes_a_model_and_a_capable_one_gets_the_demanding_tasks(catalogue: Path) -> None:
+    assert served(catalogue, ENTRIES + ONE_MORE + REST, "study-guide") == ("BE QUIET!!", "louder")
+
+
+def test_a_module_that_is_not_there_is_named(catalogue: Path) -> None:
+    with pytest.raises(ModelMissing, match=r"acme_inference\.silent cannot be imported"):
+        served(catalogue, ENTRIES.replace(".shouting", ".silent") + REST)

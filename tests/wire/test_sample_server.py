@@ -1,0 +1,60 @@
+"""The FastAPI server in samples/, run as its text says, behind the real backend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from inference.backends import openai_http
+from inference.backends.openai_http import OpenAIBackend
+from inference.errors import TooLong
+from inference.model_files import locate
+from tests.wire.making import config, entry
+from workers.devstack import wait_until
+from workers.home import CHECKOUT, Home
+from workers.supervisor import answers
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIBackend]:
+    """The packaged model embeds; as a cross-encoder it gets a head of random weights."""
+    model = str(locate(None).path)
+    home = Home(tmp_path_factory.mktemp("own"))
+    home.create()
+    port = home.settle_port("own")
+    environment = os.environ | {"EMBEDDING_MODEL": model, "RERANK_MODEL": model}
+    log = home.logs / "own.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "--app-dir", "samples", "model_server:app",
+             "--host", "127.0.0.1", "--port", str(port)],
+            cwd=CHECKOUT, env=environment | {"HF_HUB_OFFLINE": "1"},
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        wait_until(answers(lambda: f"{url}/models"), lambda: process.poll() is None, log)
+        yield openai_http.connect(config(url, locality="local", key=None))
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.slow
+def test_it_embeds_and_reranks_and_cuts_nothing(backend: OpenAIBackend) -> None:
+    model = backend.load(entry(kinds=["embedding", "rerank"], dimension=384))
+    awake, coal, sleepless = model.embed(["lying awake", "the price of coal", "no sleep at night"])
+    assert np.linalg.norm(awake) == pytest.approx(1, abs=1e-5)
+    assert awake @ sleepless > awake @ coal
+    scores = model.rerank("frost", ["it is freezing", "a hot desert"])
+    assert len(set(scores)) == 2
+    assert all(np.isfinite(scores))
+    for call in (lambda: model.embed(["word " * 600]), lambda: model.rerank("a", ["word " * 600])):
+        with pytest.raises(TooLong):
+            call()
+    assert backend.probe().models == {"embedding", "rerank"}
