@@ -70,6 +70,11 @@ class LanguageClassifier:
         scores = [LabelScore(label, ranked[code] / total) for label, code in codes.items()]
         return sorted(scores, key=lambda one: one.score, reverse=True)
 
+    def normalised(self, text: str) -> str | None:
+        """A text in a language has no usual form."""
+        del text
+        return None
+
     def warm_up(self) -> None:
         """Read the model."""
         self.classify("in the beginning", ())

@@ -21,6 +21,8 @@ A job is enqueued in the caller's own transaction: it exists if and only if that
 """
 
 from vestry.aio import AsyncVestry
+from vestry.classification import Classification, Label
+from vestry.classification_results import ClassificationResult, LabelScore
 from vestry.client import Vestry
 from vestry.errors import (
     DatabaseError,
@@ -53,6 +55,8 @@ from vestry.jobs import Document, Embedding
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Lane, Latency, Pool, Privacy
 from vestry.reading import LaneStatus
+from vestry.rerank import Rerank
+from vestry.rerank_results import Ranked, RerankResult
 from vestry.results import EmbeddingResult, FailedDocument, IndexResult, JobRef, JobStatus, Result
 from vestry.search import Hit, Hits
 from vestry.upstream import UPSTREAM
@@ -62,6 +66,8 @@ __all__ = [
     "UPSTREAM",
     "AsyncVestry",
     "Citation",
+    "Classification",
+    "ClassificationResult",
     "DatabaseError",
     "Document",
     "Embedding",
@@ -84,6 +90,8 @@ __all__ = [
     "JobSuperseded",
     "KeyRing",
     "KeyRingError",
+    "Label",
+    "LabelScore",
     "Lane",
     "LaneStatus",
     "Latency",
@@ -93,6 +101,9 @@ __all__ = [
     "PayloadTooLarge",
     "Pool",
     "Privacy",
+    "Ranked",
+    "Rerank",
+    "RerankResult",
     "Result",
     "ResultGone",
     "SealBroken",

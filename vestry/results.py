@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from uuid import UUID
 
+from vestry.classification_results import ClassificationResult
 from vestry.errors import InvalidInput
 from vestry.generation_results import GenerationResult
+from vestry.rerank_results import RerankResult
 
 State = Literal[
     "waiting", "queued", "running", "succeeded", "dead", "cancelled", "expired", "superseded"
@@ -88,7 +90,7 @@ class IndexResult:
         )
 
 
-Result = EmbeddingResult | IndexResult | GenerationResult
+Result = EmbeddingResult | IndexResult | GenerationResult | ClassificationResult | RerankResult
 
 
 def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
@@ -99,6 +101,10 @@ def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
         return IndexResult.from_json(body)
     if kind == "generation":
         return GenerationResult.from_json(body)
+    if kind == "classification":
+        return ClassificationResult.from_json(body)
+    if kind == "rerank":
+        return RerankResult.from_json(body)
     raise InvalidInput("kind", "this version cannot read results of that kind")
 
 

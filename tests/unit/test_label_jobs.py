@@ -9,15 +9,11 @@ from typing import Any
 import pytest
 
 from vestry.checks import PAYLOAD_LIMIT
-from vestry.classification import (
-    EXAMPLES_MAX,
-    LABELS_MAX,
-    Classification,
-    ClassificationResult,
-    Label,
-)
+from vestry.classification import EXAMPLES_MAX, LABELS_MAX, Classification, Label
+from vestry.classification_results import ClassificationResult
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.rerank import PASSAGES_MAX, Ranked, Rerank, RerankResult
+from vestry.rerank import PASSAGES_MAX, Rerank
+from vestry.rerank_results import Ranked, RerankResult
 from vestry.sealing import plain_digest
 
 SECRET = "canary-51c9"
@@ -101,7 +97,7 @@ def test_a_classification_says_what_the_handler_reads() -> None:
         "multi": False,
         "threshold": 1.0,
     }
-    assert (prepared.kind, prepared.pool.value, prepared.model) == ("classification", "gpu", "m")
+    assert (prepared.kind, prepared.pool, prepared.model) == ("classification", None, "m")
     assert (prepared.units, prepared.keep_payload, prepared.documents) == (1, True, ())
     long = Classification("x" * 5000, keep_text=False).prepare(plain_digest)
     assert (long.units, long.keep_payload) == (5, False)
@@ -112,7 +108,7 @@ def test_a_reranking_says_what_the_handler_reads() -> None:
     assert json.loads(prepared.payload) == {
         "query": "a query", "passages": ["größer", "b"], "limit": 1
     }  # fmt: skip
-    assert (prepared.kind, prepared.pool.value, prepared.units) == ("rerank", "gpu", 1)
+    assert (prepared.kind, prepared.pool, prepared.units) == ("rerank", None, 1)
     # The query is read with each of the passages.
     assert Rerank("q" * 1024, passages=["a"] * 8).prepare(plain_digest).units == 9
 
