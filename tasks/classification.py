@@ -81,14 +81,15 @@ class ClassificationHandler:
     def _classify(
         self, plans: Sequence[LabelPlan], context: Context, model: Any, candidate: Candidate
     ) -> _Made:
-        """Have at least the first of some jobs done by a model; which it is decides how."""
-        if hasattr(model, "classify"):
+        """Have at least the first of some jobs done by a model; what else it does decides how."""
+        does = candidate.model.kinds
+        if "embedding" not in does and "generation" not in does:
             return {plan.job.id: _by_itself(model, plan) for plan in plans}
         unlabelled: _Made = {plan.job.id: NO_LABELS for plan in plans if not plan.labels}
         labelled = [plan for plan in plans if plan.labels]
         if not labelled:
             return unlabelled
-        if hasattr(model, "embed"):
+        if "embedding" in does:
             urgent = any(plan.job.latency == INTERACTIVE for plan in labelled)
             made = self._similarity.classify(
                 model, candidate.model.options, labelled, context, urgent=urgent

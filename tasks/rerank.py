@@ -65,13 +65,16 @@ class RerankHandler:
         ranking = ranked(answer.value.scores, plan.limit)
         return Succeeded({"ranking": ranking}, served=served_of(answer, answer.value.input_tokens))
 
-    def _score(self, plan: RerankPlan, context: Context, model: Any, _: Candidate) -> Scored:
+    def _score(
+        self, plan: RerankPlan, context: Context, model: Any, candidate: Candidate
+    ) -> Scored:
+        """By the model's own scores, or by similarity where it is an embedding model."""
         urgent = plan.job.latency == INTERACTIVE
         if context.handing.abandoned(plan.job.id):
             raise Abandoned
-        if hasattr(model, "rerank"):
-            return Scored(model.rerank(plan.query, plan.passages, urgent=urgent))
-        return self._by_similarity(model, plan, context, urgent=urgent)
+        if "embedding" in candidate.model.kinds:
+            return self._by_similarity(model, plan, context, urgent=urgent)
+        return Scored(model.rerank(plan.query, plan.passages, urgent=urgent))
 
     def _by_similarity(
         self, model: EmbeddingModel, plan: RerankPlan, context: Context, *, urgent: bool

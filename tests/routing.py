@@ -56,6 +56,7 @@ def router(
     Args:
         kind: that all models are of.
         models: loaded models by name, the best first; each has a backend of its own, of that name.
+            One with a `space` is declared to embed, one that generates to generate.
         gate: notes the calls.
         cloud: names of those that are in a cloud.
         entries: further fields of models' catalogue entries, by name.
@@ -71,12 +72,12 @@ def router(
                 **{
                     "name": name,
                     "backend": name,
-                    "kinds": (kind,),
+                    "kinds": (kind, *_others(model)),
                     "price": Price(input=Decimal(1)) if name in cloud else None,
                     **given.get(name, {}),
                 }
             )
-            for name in models
+            for name, model in models.items()
         ),
         tasks=(
             TaskEntry(name="language", kinds=("classification",), demanding=True),
@@ -88,3 +89,9 @@ def router(
     for name, model in models.items():
         fleet.put(name, model)
     return Router(RoutingPolicy(catalogue), Pool.GPU, fleet, gate or NotingGate())
+
+
+def _others(model: Any) -> tuple[Kind, ...]:
+    if hasattr(model, "space"):
+        return ("embedding",)
+    return ("generation",) if hasattr(model, "generate") else ()

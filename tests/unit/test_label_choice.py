@@ -19,7 +19,10 @@ from vestry.classification import Label
 
 
 class Scripted:
-    """A fake language model: answers what it is told to, one after the other."""
+    """A fake language model: answers what it is told to, one after the other.
+
+    As a server's model it has the methods of every kind; what it is good for is declared.
+    """
 
     def __init__(self, *answers: str | InferenceError | Generated) -> None:
         self.answers = list(answers)
@@ -32,6 +35,11 @@ class Scripted:
         if isinstance(answer, InferenceError):
             raise answer
         return answer if isinstance(answer, Generated) else Generated(answer, "stop", 10, 3)
+
+    def embed(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    rerank = embed
 
     def warm_up(self) -> None:
         pass
