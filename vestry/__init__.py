@@ -51,6 +51,7 @@ from vestry.errors import (
 from vestry.flows import Flow
 from vestry.generation import Generation, Grounding, Message
 from vestry.generation_results import Citation, GenerationResult
+from vestry.hits import Hit, Hits
 from vestry.jobs import Document, Embedding
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Lane, Latency, Pool, Privacy
@@ -58,7 +59,6 @@ from vestry.reading import LaneStatus
 from vestry.rerank import Rerank
 from vestry.rerank_results import Ranked, RerankResult
 from vestry.results import EmbeddingResult, FailedDocument, IndexResult, JobRef, JobStatus, Result
-from vestry.search import Hit, Hits
 from vestry.upstream import UPSTREAM
 
 __all__ = [
