@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -64,3 +65,9 @@ class DeviceThread:
             return self._urgent.popleft()
         self._overtaken = 0
         return self._patient.popleft()
+
+
+@cache
+def device_thread(device: str) -> DeviceThread:
+    """The thread of a device, such as `cpu` or `cuda:0`: all models on it share the one."""
+    return DeviceThread(f"device-{device}")

@@ -49,22 +49,33 @@ class ModelTokenizer:
         Raises:
             BadRequest: texts, whose places it has, hold half a surrogate pair.
         """
-        if not texts:
+        return self._count(texts)
+
+    def count_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of each two texts read together, with the special tokens around and between them.
+
+        Raises:
+            BadRequest: as `count`.
+        """
+        return self._count(pairs)
+
+    def _count(self, inputs: Sequence[str] | Sequence[tuple[str, str]]) -> list[int]:
+        if not inputs:
             return []
         if self.fast is not None:
             try:
-                return [len(encoding) for encoding in self.fast.encode_batch_fast(list(texts))]
+                return [len(encoding) for encoding in self.fast.encode_batch_fast(list(inputs))]
             except (TypeError, UnicodeEncodeError):
-                places = [place for place, text in enumerate(texts) if not _is_unicode(text)]
+                places = [place for place, one in enumerate(inputs) if not _is_unicode(one)]
                 # The original error holds the text.
                 raise BadRequest("a text is not valid Unicode", indices=places) from None
-        rows = self._slow(list(texts), add_special_tokens=True, truncation=False)["input_ids"]
+        rows = self._slow(list(inputs), add_special_tokens=True, truncation=False)["input_ids"]
         return [len(row) for row in rows]
 
 
-def _is_unicode(text: str) -> bool:
+def _is_unicode(text: Sequence[str]) -> bool:
     try:
-        text.encode()
+        "".join(text).encode()
     except UnicodeEncodeError:
         return False
     return True

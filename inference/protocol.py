@@ -228,7 +228,22 @@ class BuiltinClassifier(Protocol):
         ...
 
     def classify(self, text: str, labels: Sequence[str]) -> Sequence[LabelScore]:
-        """A score for each of `labels`, a subset of its own, the most likely first."""
+        """A score for each of `labels`, the most likely first.
+
+        Args:
+            text: any.
+            labels: some of its own; empty for all of them.
+
+        Returns:
+            Nothing where there is nothing in the text to tell by.
+
+        Raises:
+            BadRequest: a label is not one of its own.
+        """
+        ...
+
+    def normalised(self, text: str) -> str | None:
+        """The text in its usual form, where this is about form and the text has it; else None."""
         ...
 
     def warm_up(self) -> None:

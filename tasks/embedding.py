@@ -15,13 +15,12 @@ from tasks.embedding_plans import (
     DocumentsPlan,
     PlannedDocument,
     TextsPlan,
-    abandoned,
     content_of,
     failed,
     plan_of,
 )
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Rerouted, Served
-from tasks.serving import outcome_of_error, served_of
+from tasks.serving import abandoned, outcome_of_error, served_of
 from tasks.vector_pool import VectorPool
 
 KIND = "embedding"

@@ -22,6 +22,7 @@ from tasks.protocol import (
     Served,
     Succeeded,
 )
+from tasks.serving import abandoned
 from tasks.vector_pool import Wanted
 
 DECIMALS: Final = 8
@@ -187,11 +188,6 @@ def failed(error: InferenceError, subject: str | None, served: Served) -> Failed
         retry_after=error.retry_after,
         served=served,
     )
-
-
-def abandoned() -> Failed:
-    """For a job whose effects would be refused anyway."""
-    return Failed("abandoned", "the job was taken away while it ran", retryable=True)
 
 
 def _texts_plan(job: Job, texts: Any) -> TextsPlan:

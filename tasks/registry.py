@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from inference.router import Router
+from tasks.classification import ClassificationHandler
 from tasks.embedding import RoutedEmbedding, Spaces
 from tasks.generation import GenerationHandler
 from tasks.ocr import OcrHandler
 from tasks.protocol import Handler
+from tasks.rerank import RerankHandler
 from vestry.kinds import Kind
 from vestry.lanes import Pool
 
@@ -30,6 +32,8 @@ def handlers(
     return MappingProxyType(
         {
             "embedding": RoutedEmbedding(router, spaces, embedding),
+            "classification": ClassificationHandler(router),
+            "rerank": RerankHandler(router),
             "generation": GenerationHandler(router),
         }
     )

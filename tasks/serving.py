@@ -41,6 +41,11 @@ def outcome_of_error(
     """
     if isinstance(error, Elsewhere):
         return Rerouted(error.pool, error.reason)
+    return failure_of(error, subject)
+
+
+def failure_of(error: InferenceError, subject: str | None = None) -> Failed:
+    """An error as a job's failure; see `outcome_of_error`."""
     message = str(error) if subject is None else f"{subject}: {error}"
     return Failed(
         error.code,
@@ -49,3 +54,8 @@ def outcome_of_error(
         retry_after=error.retry_after,
         uncounted=isinstance(error, Waits),
     )
+
+
+def abandoned() -> Failed:
+    """For a job whose effects would be refused anyway."""
+    return Failed("abandoned", "the job was taken away while it ran", retryable=True)

@@ -21,6 +21,8 @@ A job is enqueued in the caller's own transaction: it exists if and only if that
 """
 
 from vestry.aio import AsyncVestry
+from vestry.classification import Classification, Label
+from vestry.classification_results import ClassificationResult, LabelScore
 from vestry.client import Vestry
 from vestry.errors import (
     DatabaseError,
@@ -49,14 +51,16 @@ from vestry.errors import (
 from vestry.flows import Flow
 from vestry.generation import Generation, Grounding, Message
 from vestry.generation_results import Citation, GenerationResult
+from vestry.hits import Hit, Hits
 from vestry.jobs import Document, Embedding
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Lane, Latency, Pool, Privacy
 from vestry.ocr import Ocr
 from vestry.ocr_results import OcrPage, OcrResult, OcrWord
 from vestry.reading import LaneStatus
+from vestry.rerank import Rerank
+from vestry.rerank_results import Ranked, RerankResult
 from vestry.results import EmbeddingResult, FailedDocument, IndexResult, JobRef, JobStatus, Result
-from vestry.search import Hit, Hits
 from vestry.upstream import UPSTREAM
 
 __all__ = [
@@ -64,6 +68,8 @@ __all__ = [
     "UPSTREAM",
     "AsyncVestry",
     "Citation",
+    "Classification",
+    "ClassificationResult",
     "DatabaseError",
     "Document",
     "Embedding",
@@ -86,6 +92,8 @@ __all__ = [
     "JobSuperseded",
     "KeyRing",
     "KeyRingError",
+    "Label",
+    "LabelScore",
     "Lane",
     "LaneStatus",
     "Latency",
@@ -99,6 +107,9 @@ __all__ = [
     "PayloadTooLarge",
     "Pool",
     "Privacy",
+    "Ranked",
+    "Rerank",
+    "RerankResult",
     "Result",
     "ResultGone",
     "SealBroken",

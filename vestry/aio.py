@@ -19,8 +19,9 @@ from vestry import reading, receipts, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
 from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
-from vestry.errors import SEARCH_TIMEOUT, NotFinished, Unavailable, UnknownOwner, WaitTimeout
+from vestry.errors import NotFinished, Unavailable, WaitTimeout
 from vestry.flows import Flow, followed, has_files
+from vestry.hits import Hits
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, AsyncListener
@@ -30,7 +31,8 @@ from vestry.reading import BackendStatus, JobLike, LaneStatus
 from vestry.receipts import Receipt
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing_async, plain_async
-from vestry.search import Hits, SearchRequest
+from vestry.search import SearchRequest
+from vestry.searching import Ask, Do, Search, follow_async
 from vestry.settings import resolve
 from vestry.steps import Steps, run_async, translated
 
@@ -254,33 +256,12 @@ class AsyncVestry:
         space: str | None = None,
         timeout: float = 30.0,  # noqa: ASYNC109
         known_owner: bool = False,
+        rerank: bool | None = None,
     ) -> Hits:
         """As `Vestry.search`."""
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
-        watch = search.Stopwatch()
-        model = await self._do(lambda: search.model_of(space))
-        search.check_query(query)
-        if known_owner and not await self._do(lambda: reading.has_documents(owner), atomic=True):
-            raise UnknownOwner
-        job, options = search.query_job(query, model), search.query_options(request)
-        asked = await self._do(
-            lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
-        )
-        answer = lambda: reading.outcome(asked.id, self._keys, discard=True)  # noqa: E731
-        try:
-            told, body = await self._wait(asked, timeout, lambda: self._do(answer, atomic=True))
-        except (WaitTimeout, asyncio.CancelledError) as error:
-            # Nobody will read the answer: neither query nor vector is to outlive the question.
-            await asyncio.shield(self.cancel(asked))
-            if isinstance(error, WaitTimeout):
-                raise WaitTimeout(SEARCH_TIMEOUT) from None
-            raise
-        watch.answered()
-        found = search.vector_of(body, space)
-        hits = await self._do(
-            lambda: search.nearest(request, *found, self._keys, degraded=told.degraded), atomic=True
-        )
-        return watch.note(hits, told)
+        asked = Search(query, request, space, timeout, known_owner, rerank)
+        return await follow_async(asked.course(self._keys), self._carry_out)
 
     async def search_by_vector(
         self,
@@ -300,6 +281,20 @@ class AsyncVestry:
         )
 
     # -- connections ------------------------------------------------------------------------------
+
+    async def _carry_out(self, wanted: Do | Ask) -> Any:
+        if isinstance(wanted, Do):
+            return await self._do(wanted.steps, atomic=wanted.atomic)
+        job, options = wanted.job, wanted.options
+        asked = await self._do(
+            lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
+        )
+        answer = lambda: reading.outcome(asked.id, self._keys, discard=True)  # noqa: E731
+        try:
+            return await self._wait(asked, wanted.timeout, lambda: self._do(answer, atomic=True))
+        except (WaitTimeout, asyncio.CancelledError):
+            await asyncio.shield(self.cancel(asked))
+            raise
 
     async def _wait(
         self,

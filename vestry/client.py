@@ -17,8 +17,9 @@ from vestry import reading, receipts, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, SyncConnection, sync_connection
 from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
-from vestry.errors import SEARCH_TIMEOUT, NotFinished, Unavailable, UnknownOwner, WaitTimeout
+from vestry.errors import NotFinished, Unavailable, WaitTimeout
 from vestry.flows import Flow, followed, has_files
+from vestry.hits import Hits
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, Listener
@@ -28,7 +29,8 @@ from vestry.reading import BackendStatus, JobLike, LaneStatus
 from vestry.receipts import Receipt
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing, plain
-from vestry.search import Hits, SearchRequest
+from vestry.search import SearchRequest
+from vestry.searching import Ask, Do, Search, follow
 from vestry.settings import resolve
 from vestry.steps import Steps, run, translated
 
@@ -315,6 +317,7 @@ class Vestry:
         space: str | None = None,
         timeout: float = 30.0,
         known_owner: bool = False,
+        rerank: bool | None = None,
     ) -> Hits:
         """Search an owner's documents, and shareable sources on request.
 
@@ -332,38 +335,18 @@ class Vestry:
             space: name of the embedding space; by default the workers' own.
             timeout: seconds for all of it.
             known_owner: raise where nothing is indexed for the owner, instead of finding nothing.
+            rerank: have the nearest reread by a reranker, in a job as private as the search; by
+                default where the workers have one. Where it fails or is slow, `degraded` says so.
 
         Returns:
-            The best passage of each of the nearest documents, nearest first.
+            The best passage of each of the nearest documents, nearest first, or as they were reranked.
 
         Raises:
             InvalidInput, UnknownOwner, UnknownSpace, WaitTimeout, JobFailed: as named.
         """
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
-        watch = search.Stopwatch()
-        model = self._do(lambda: search.model_of(space))
-        search.check_query(query)
-        if known_owner and not self._do(lambda: reading.has_documents(owner), atomic=True):
-            raise UnknownOwner
-        job, options = search.query_job(query, model), search.query_options(request)
-        asked = self._do(
-            lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
-        )
-        answer = lambda: reading.outcome(asked.id, self._keys, discard=True)  # noqa: E731
-        try:
-            told, body = self._wait(asked, timeout, lambda: self._do(answer, atomic=True))
-        except (WaitTimeout, KeyboardInterrupt) as error:
-            # Nobody will read the answer: neither query nor vector is to outlive the question.
-            self.cancel(asked)
-            if isinstance(error, WaitTimeout):
-                raise WaitTimeout(SEARCH_TIMEOUT) from None
-            raise
-        watch.answered()
-        found = search.vector_of(body, space)
-        hits = self._do(
-            lambda: search.nearest(request, *found, self._keys, degraded=told.degraded), atomic=True
-        )
-        return watch.note(hits, told)
+        asked = Search(query, request, space, timeout, known_owner, rerank)
+        return follow(asked.course(self._keys), self._carry_out)
 
     def search_by_vector(
         self,
@@ -384,6 +367,20 @@ class Vestry:
         return self._do(lambda: search.nearest(request, vector, space, self._keys), atomic=True)
 
     # -- connections ------------------------------------------------------------------------------
+
+    def _carry_out(self, wanted: Do | Ask) -> Any:
+        if isinstance(wanted, Do):
+            return self._do(wanted.steps, atomic=wanted.atomic)
+        job, options = wanted.job, wanted.options
+        asked = self._do(
+            lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
+        )
+        answer = lambda: reading.outcome(asked.id, self._keys, discard=True)  # noqa: E731
+        try:
+            return self._wait(asked, wanted.timeout, lambda: self._do(answer, atomic=True))
+        except (WaitTimeout, KeyboardInterrupt):
+            self.cancel(asked)
+            raise
 
     def _wait(self, job: JobLike, timeout: float | None, read: Callable[[], T]) -> T:
         """Read until there is something to read, at once when the job is said to be done."""

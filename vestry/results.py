@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from uuid import UUID
 
+from vestry.classification_results import ClassificationResult
 from vestry.errors import InvalidInput
 from vestry.generation_results import GenerationResult
 from vestry.ocr_results import OcrResult
+from vestry.rerank_results import RerankResult
 
 State = Literal[
     "waiting", "queued", "running", "succeeded", "dead", "cancelled", "expired", "superseded"
@@ -89,7 +91,14 @@ class IndexResult:
         )
 
 
-Result = EmbeddingResult | IndexResult | GenerationResult | OcrResult
+Result = (
+    EmbeddingResult
+    | IndexResult
+    | ClassificationResult
+    | OcrResult
+    | GenerationResult
+    | RerankResult
+)
 
 
 def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
@@ -102,6 +111,10 @@ def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
         return GenerationResult.from_json(body)
     if kind == "ocr":
         return OcrResult.from_json(body)
+    if kind == "classification":
+        return ClassificationResult.from_json(body)
+    if kind == "rerank":
+        return RerankResult.from_json(body)
     raise InvalidInput("kind", "this version cannot read results of that kind")
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from psycopg import sql
 
 from vestry.checks import check_label, check_source, check_text
 from vestry.errors import InvalidInput, UnknownSpace
+from vestry.hits import Hit, Hits
 from vestry.jobs import Embedding
 from vestry.lanes import Latency, Privacy
 from vestry.options import Options, privacy_name
@@ -32,6 +33,11 @@ EXACT_ROWS: Final = 20_000
 EXACT_FILTERED_ROWS: Final = 200_000
 """One that is less than half of its space is compared row by row up to this size."""
 LIMIT_MAX: Final = 1000
+RERANK_DEEPER: Final = 3
+"""How many times the hits asked for are found for a reranker: one from further down may rise."""
+RERANK_LEAST: Final = 20
+RERANK_MOST: Final = 100
+"""Passages that it reads at most: a small cross-encoder on two cores reads some twenty a second."""
 QUERY_RESULT_TTL_S: Final = 60
 """Seconds until a query's vector is pruned, should the asker not live to delete it."""
 
@@ -39,6 +45,12 @@ _CHUNKS_A_HIT: Final = 4
 _EF_SEARCH: Final = 200
 _EF_SEARCH_MAX: Final = 1000  # pgvector's own bound
 _SPACE: Final = "SELECT id, dimension FROM vestry.spaces WHERE name = %s"
+# An embedding model reranks by similarity: it would say once more what the comparison has said.
+_RERANKER: Final = """SELECT 1 FROM vestry.routes r
+  WHERE r.kind = 'rerank' AND r.task = '' AND r.tier = '' AND r.quality = 'adequate'
+    AND r.latency = 'interactive' AND r.privacy = %s
+    AND NOT EXISTS (SELECT FROM vestry.routes e WHERE e.kind = 'embedding' AND e.model = r.model)
+    AND NOT EXISTS (SELECT FROM vestry.spaces s WHERE s.model = r.model)"""
 _MODEL: Final = "SELECT model FROM vestry.spaces WHERE name = %s"
 _CONTEXT: Final = """SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true),
   set_config('hnsw.iterative_scan', 'strict_order', true),
@@ -66,54 +78,6 @@ _NEAREST: Final = sql.SQL("""WITH near AS MATERIALIZED (
     (vector::public.halfvec({dim})) OPERATOR(public.<=>) %s::public.halfvec({dim}) AS distance
   FROM vestry.{embeddings} e WHERE space_id = {space} AND {chosen}
   ORDER BY distance LIMIT {most})""")
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One document and its best passage.
-
-    Attributes:
-        owner: whose document it is.
-        source: its collection.
-        document: its id, as it was indexed.
-        date: as it was indexed.
-        score: cosine similarity of passage and query, 1 for the same direction.
-        text: the passage; None where the text was not kept.
-        metadata: as it was indexed.
-        start: where the passage begins in the document, in characters.
-        end: where it ends.
-    """
-
-    owner: str
-    source: str
-    document: str
-    date: str | None
-    score: float
-    text: str | None = field(repr=False)
-    metadata: dict[str, Any] | None = field(default=None, repr=False)
-    start: int = 0
-    end: int = 0
-
-
-class Hits(list[Hit]):
-    """Hits, nearest first.
-
-    Attributes:
-        space: name of the embedding space that was searched.
-        degraded: the query was not embedded by the backend intended.
-        queue_s: seconds the query waited for a worker; 0 where none was asked.
-        embedding_s: seconds from asking for the query's vector to having it, the wait included.
-        database_s: seconds the comparison took, as seen from here.
-    """
-
-    queue_s = 0.0
-    embedding_s = 0.0
-    database_s = 0.0
-
-    def __init__(self, hits: Sequence[Hit], space: str, *, degraded: bool = False) -> None:
-        super().__init__(hits)
-        self.space = space
-        self.degraded = degraded
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +170,7 @@ def nearest(
     space: str,
     keys: OwnerKeys,
     *,
-    degraded: bool = False,
+    rerank: bool | None = False,
 ) -> Steps[Hits]:
     """The nearest documents to a vector of a space; in a transaction.
 
@@ -215,7 +179,8 @@ def nearest(
         vector: as many finite numbers as the space has dimensions.
         space: its name.
         keys: open private hits.
-        degraded: handed on.
+        rerank: the hits are to be reranked, and more of them found for it; None where the published
+            routes lead to a reranker. `to_rerank` of the hits says which it was.
 
     Raises:
         UnknownSpace: there is no such space.
@@ -228,6 +193,10 @@ def nearest(
     if len(vector) != dimension or not all(math.isfinite(number) for number in vector):
         raise InvalidInput("vector", f"must be {dimension} finite numbers")
     near = _Query(space_id, dimension, json.dumps(list(vector), separators=(",", ":")))
+    if rerank is None:
+        rerank = bool((yield Query(_RERANKER, (request.privacy,))))
+    if rerank:
+        request = replace(request, limit=_depth(request.limit))
     ef_search = min(max(_EF_SEARCH, request.limit * _CHUNKS_A_HIT), _EF_SEARCH_MAX)
     yield Query(_CONTEXT, (request.owner, str(ef_search)))
 
@@ -241,7 +210,14 @@ def nearest(
     hits = []
     for privacy, row in chosen:
         hits.append((yield from _hit(privacy, row, keys)))
-    return Hits(hits, space, degraded=degraded)
+    nearest_first = Hits(hits, space)
+    nearest_first.to_rerank = rerank
+    return nearest_first
+
+
+def _depth(limit: int) -> int:
+    """How many hits to find for a reranker where `limit` are asked for."""
+    return max(limit, min(max(RERANK_LEAST, RERANK_DEEPER * limit), RERANK_MOST))
 
 
 @dataclass(frozen=True, slots=True)

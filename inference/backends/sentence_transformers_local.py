@@ -6,27 +6,19 @@ Importing this module does not import torch; making a backend does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from inference.device_thread import DeviceThread
-from inference.errors import (
-    BadVectors,
-    DeviceMissing,
-    InferenceFailed,
-    ModelMissing,
-    OutOfMemory,
-    TooLong,
-    Unavailable,
-)
+from inference.device_batches import DeviceBatches
+from inference.device_thread import device_thread
+from inference.errors import BadVectors, DeviceMissing, ModelMissing, TooLong
 from inference.long_words import break_long_words
 from inference.model_files import ModelFiles, locate, stay_offline
 from inference.model_tokenizer import ModelTokenizer
 from inference.protocol import BackendConfig, InputType, Locality, Probe, SpaceSpec, space_name
-from inference.sub_batches import padded_tokens, sub_batches
 from inference.threads import set_threads
 
 if TYPE_CHECKING:
@@ -114,7 +106,8 @@ class SentenceTransformersModel:
         self._model = _load(files, self.device, torch.float16 if half else torch.float32)
         self._tokenizer = ModelTokenizer.of(self._model.tokenizer)
         self._batch_tokens = GPU_BATCH_TOKENS if half else CPU_BATCH_TOKENS
-        self._device_thread = DeviceThread("embedding-device")
+        self._device_thread = device_thread(self.device)
+        self._batches = DeviceBatches(torch, self._device_thread, self._batch_tokens)
         self._prefixes: dict[InputType, str] = {
             "query": self._model.prompts.get("query") or "",
             "document": self._model.prompts.get("document") or "",
@@ -172,24 +165,11 @@ class SentenceTransformersModel:
         if too_long:
             raise TooLong(indices=too_long)
         vectors = np.empty((len(texts), self.space.dimension), dtype=np.float32)
-        waiting = sub_batches(tokens, self._batch_tokens)[::-1]
-        ceiling = float("inf")
-        while waiting:
-            places = waiting.pop()
-            if len(places) > 1 and padded_tokens(tokens, places) > ceiling:
-                waiting += _halves(places)
-                continue
-            try:
-                part = self._device_thread.run(
-                    self._forward([prepared[place] for place in places], input), urgent=urgent
-                )
-            except (OutOfMemory, InferenceFailed) as error:
-                if len(places) == 1:
-                    raise type(error)(str(error), indices=places) from None
-                if isinstance(error, OutOfMemory):
-                    ceiling = padded_tokens(tokens, places) / 2
-                waiting += _halves(places)
-                continue
+
+        def forward(places: list[int]) -> Vectors:
+            return self._run_model([prepared[place] for place in places], input)
+
+        for places, part in self._batches.run(tokens, forward, urgent=urgent):
             if part.shape != (len(places), self.space.dimension):
                 raise BadVectors(indices=places)
             vectors[places] = part
@@ -208,34 +188,8 @@ class SentenceTransformersModel:
         prefix = self._prefixes[input]
         return self._tokenizer.count([prefix + text for text in prepared])
 
-    def _forward(self, texts: list[str], input: InputType) -> Callable[[], Vectors]:  # noqa: A002
-        """The work of one batch, for the device's thread.
-
-        `encode` of the library does the same, and sorts, stacks and copies once more around it.
-        """
-        torch = self._torch
-
-        def work() -> Vectors:
-            try:
-                return self._run_model(texts, input)
-            except torch.OutOfMemoryError:
-                pass
-            except torch.AcceleratorError:
-                # The device's context is broken for good; only a new process gets a new one.
-                raise Unavailable("the device failed; the process must restart") from None
-            except MemoryError:
-                pass
-            except Exception as error:  # its message may hold the text
-                message = f"the model raised {type(error).__name__}"
-                raise InferenceFailed(message) from None
-            # Outside the handler: inside, the traceback would still hold the tensors.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            raise OutOfMemory
-
-        return work
-
     def _run_model(self, texts: list[str], input: InputType) -> Vectors:  # noqa: A002
+        """One batch. `encode` of the library does the same, and sorts, stacks and copies around it."""
         from sentence_transformers.util import batch_to_device  # noqa: PLC0415 - see __init__
 
         torch = self._torch
@@ -312,8 +266,3 @@ def _load(files: ModelFiles, device: str, dtype: Any) -> Any:
         ) from error
     model.eval()
     return model
-
-
-def _halves(places: list[int]) -> list[list[int]]:
-    middle = (len(places) + 1) // 2
-    return [places[middle:], places[:middle]]

@@ -13,8 +13,8 @@ from rich.text import Text
 from vestry.cli.options import JsonOption, OwnerOption
 from vestry.cli.output import Output, duration
 from vestry.client import Vestry
+from vestry.hits import Hit, Hits
 from vestry.lanes import Privacy
-from vestry.search import Hit, Hits
 
 SNIPPET = 400
 """Characters of a passage that a person is shown."""
@@ -63,6 +63,14 @@ def search(
     space: Annotated[
         str | None, typer.Option(help="Embedding space. Default: the workers' own.")
     ] = None,
+    rerank: Annotated[
+        bool | None,
+        typer.Option(
+            "--rerank/--no-rerank",
+            help="Have a reranker reread the nearest passages. Default: where the workers have one.",
+            show_default=False,
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,15 +90,19 @@ def search(
             # More likely a slip of the pen than a question, where there is nothing to search.
             known_owner=not (source or library),
             timeout=timeout,
+            rerank=rerank,
         )
     out = Output(as_json=as_json)
     document = {
         "hits": [_document(hit) for hit in hits],
         "space": hits.space,
         "degraded": hits.degraded,
+        "reason": hits.reason,
+        "reranked": hits.reranked,
         "queue_s": round(hits.queue_s, 4),
         "embedding_s": round(hits.embedding_s, 4),
         "database_s": round(hits.database_s, 4),
+        "rerank_s": round(hits.rerank_s, 4),
     }
     out.emit(document, lambda console: _show(console, hits))
 
@@ -102,6 +114,7 @@ def _document(hit: Hit) -> dict[str, Any]:
         "document": hit.document,
         "date": hit.date,
         "score": hit.score,
+        "rerank_score": hit.rerank_score,
         "text": hit.text,
         "metadata": hit.metadata,
         "start": hit.start,
@@ -118,18 +131,25 @@ def _show(console: Console, hits: Hits) -> None:
         head = Text.assemble(
             (f"{rank:>3}. ", "bold"),
             (f"{hit.score:.3f}  ", "cyan"),
+            (_rerank_score(hit), "magenta"),
             (f"{printable(label)}  ", "bold"),
             (f"{hit.source}, {printable(hit.owner)}", "dim"),
         )
         console.print(head)
         text = "(the text was not kept)" if hit.text is None else snippet(hit.text)
         console.print(Padding(Text(text), (0, 0, 1, 5)), soft_wrap=False)
-    degraded = "; embedded by a fallback" if hits.degraded else ""
     timing = (
         f"{duration(hits.embedding_s)} for the query's embedding, "
         f"{duration(hits.database_s)} in the database"
     )
+    if hits.rerank_s:
+        timing += f", {duration(hits.rerank_s)} for the reranker"
+    degraded = "" if hits.reason is None else f"; degraded: {hits.reason}"
     console.print(Text(f"{timing}{degraded}", style="dim"))
+
+
+def _rerank_score(hit: Hit) -> str:
+    return "" if hit.rerank_score is None else f"{hit.rerank_score:+.2f}  "
 
 
 def snippet(text: str, length: int = SNIPPET) -> str:

@@ -1,0 +1,83 @@
+"""Classifiers that are programs rather than large models: quick, in this process, with own labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Final
+
+from inference.catalogue import ModelEntry
+from inference.errors import BadRequest, ModelMissing
+from inference.languages import LanguageClassifier
+from inference.protocol import BackendConfig, BuiltinClassifier, LabelScore, Locality, Probe
+from inference.references import books, normalised
+
+VALID: Final = "valid"
+INVALID: Final = "invalid"
+
+
+class ReferenceClassifier:
+    """Whether a passage reference is well formed, by the rules of `inference.references`."""
+
+    labels = (VALID, INVALID)
+
+    def classify(self, text: str, labels: Sequence[str]) -> Sequence[LabelScore]:
+        """1 for what it is and 0 for what it is not: there is nothing between.
+
+        Raises:
+            BadRequest: a label is neither `valid` nor `invalid`.
+        """
+        for place, label in enumerate(labels):
+            if label not in self.labels:
+                raise BadRequest(f"label {place} is neither '{VALID}' nor '{INVALID}'")
+        label = INVALID if self.normalised(text) is None else VALID
+        scores = [LabelScore(one, float(one == label)) for one in labels or self.labels]
+        return sorted(scores, key=lambda one: one.score, reverse=True)
+
+    def normalised(self, text: str) -> str | None:
+        """The reference in its usual form; None if it is not well formed."""
+        return normalised(text)
+
+    def warm_up(self) -> None:
+        """Read the canon."""
+        books()
+
+
+_CLASSIFIERS: Final[Mapping[str, Callable[[], BuiltinClassifier]]] = {
+    "py3langid": LanguageClassifier,
+    "reference-format": ReferenceClassifier,
+}
+
+
+class BuiltinBackend:
+    """See `inference.protocol.Backend`."""
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.name = config.name
+        self.locality: Locality = config.locality
+
+    def load(self, model: ModelEntry) -> BuiltinClassifier:
+        """A classifier by the name that it is served as.
+
+        Raises:
+            ModelMissing: there is none of that name, or its package is not installed.
+        """
+        make = _CLASSIFIERS.get(model.served_name)
+        if make is None:
+            raise ModelMissing(f"there is no built-in classifier {model.served_name!r}")
+        return make()
+
+    def probe(self) -> Probe:
+        """Which of them can be used."""
+        there = set(_CLASSIFIERS)
+        if find_spec("py3langid") is None:
+            there.remove("py3langid")
+        return Probe(reachable=True, models=frozenset(there), detail="in this process")
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def connect(config: BackendConfig) -> BuiltinBackend:
+    """The backend that a configuration describes."""
+    return BuiltinBackend(config)

@@ -1,0 +1,187 @@
+"""Classifies the texts of many jobs with an embedding model, all vectors of a batch in one go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
+
+from inference.errors import InferenceError
+from inference.protocol import EmbeddingModel
+from tasks.classification_plans import LabelPlan, LabelSpec
+from tasks.label_sets import LabelSets
+from tasks.label_similarity import (
+    DESCRIPTION_WEIGHT,
+    NAME_WEIGHT,
+    LabelSet,
+    label_texts,
+)
+from tasks.protocol import Context, Failed
+from tasks.serving import abandoned, failure_of
+from tasks.vector_pool import VectorPool, Wanted
+from tasks.whole_texts import Chunkers, WholeTexts, error_of, tokens_of, vector_of
+
+LABEL_SET: Final = "label-set"
+"""Digest purpose of a set of labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """A job's result, and what it took."""
+
+    result: dict[str, Any] = field(repr=False)
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(slots=True)
+class _Label:
+    """The pieces of what a label is told by: its own texts, and its examples."""
+
+    described: list[list[Wanted]]
+    weight: float
+    examples: list[list[Wanted]]
+
+    def vectors(self, dimension: int) -> tuple[Any, Any] | None:
+        """Of both; None where the jobs that wanted them were abandoned."""
+        described = [vector_of(pieces) for pieces in self.described]
+        examples = [vector_of(pieces) for pieces in self.examples]
+        if any(vector is None for vector in (*described, *examples)):
+            return None
+        return np.array(described), np.array(examples).reshape(len(examples), dimension)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One job on its way: exactly one of `known` and `labels` says what to compare with."""
+
+    plan: LabelPlan
+    key: bytes
+    pieces: list[Wanted]
+    known: LabelSet | None
+    labels: list[_Label] = field(default_factory=list)
+
+
+class SimilarityClassifier:
+    """Keeps sets of labels between batches; see `tasks.label_sets`. Threads share it."""
+
+    def __init__(self) -> None:
+        self._sets = LabelSets()
+        self._chunkers = Chunkers()
+
+    def classify(
+        self,
+        model: EmbeddingModel,
+        options: Mapping[str, Any],
+        plans: Sequence[LabelPlan],
+        context: Context,
+        *,
+        urgent: bool,
+    ) -> dict[UUID, Classified | Failed]:
+        """What comes of each job.
+
+        Args:
+            model: makes the vectors.
+            options: of its catalogue entry.
+            plans: with at least one label each.
+            context: the batch's.
+            urgent: somebody waits.
+
+        Raises:
+            InferenceError: the model cannot be called; no single text is at fault.
+        """
+        pool, texts = VectorPool(), WholeTexts(self._chunkers.of(model))
+        asked: list[_Asked] = []
+        outcomes: dict[UUID, Classified | Failed] = {}
+        for plan in plans:
+            if context.handing.abandoned(plan.job.id):
+                outcomes[plan.job.id] = abandoned()
+                continue
+            try:
+                asked.append(self._ask(plan, model, pool, texts, context))
+            except InferenceError as error:
+                if not error.per_text:
+                    raise
+                outcomes[plan.job.id] = failure_of(error)
+        pool.embed(model, context.handing.abandoned, urgent=urgent)
+        if pool.backend_error is not None:
+            raise pool.backend_error
+        for one in asked:
+            outcomes[one.plan.job.id] = self._outcome(one, model, options)
+        return outcomes
+
+    def _ask(
+        self,
+        plan: LabelPlan,
+        model: EmbeddingModel,
+        pool: VectorPool,
+        texts: WholeTexts,
+        context: Context,
+    ) -> _Asked:
+        digest = context.digest[plan.job.owner]
+        key = digest(LABEL_SET, _canonical(plan.labels, model.space.name))
+        job = plan.job.id
+        asked = _Asked(plan, key, texts.want(pool, job, plan.text), self._sets.get(key))
+        if asked.known is None:
+            asked.labels = [
+                _Label(
+                    [
+                        texts.want(pool, job, text)
+                        for text in label_texts(label.name, label.description)
+                    ],
+                    NAME_WEIGHT if label.description is None else DESCRIPTION_WEIGHT,
+                    [texts.want(pool, job, example) for example in label.examples],
+                )
+                for label in plan.labels
+            ]
+        return asked
+
+    def _outcome(
+        self, asked: _Asked, model: EmbeddingModel, options: Mapping[str, Any]
+    ) -> Classified | Failed:
+        error = error_of(asked.pieces)
+        if error is not None:
+            return failure_of(error, "text")
+        labels = asked.known or self._made(asked, model.space.dimension, options)
+        if isinstance(labels, InferenceError):
+            return failure_of(labels, "a label's text")
+        vector = vector_of(asked.pieces)
+        if labels is None or vector is None:
+            return abandoned()
+        scores = labels.scores(asked.plan.names, vector, multi=asked.plan.multi)
+        return Classified(asked.plan.result(scores), tokens_of(asked.pieces))
+
+    def _made(
+        self, asked: _Asked, dimension: int, options: Mapping[str, Any]
+    ) -> LabelSet | InferenceError | None:
+        """The job's set of labels, from now on known; None where it was abandoned."""
+        made = self._sets.get(asked.key)  # by a job before it in the batch
+        if made is not None:
+            return made
+        vectors = []
+        for label in asked.labels:
+            for pieces in (*label.described, *label.examples):
+                error = error_of(pieces)
+                if error is not None:
+                    return error
+            found = label.vectors(dimension)
+            if found is None:
+                return None
+            vectors.append((found, label.weight))
+        made = LabelSet.of(
+            [(described, weight) for (described, _), weight in vectors],
+            [examples for (_, examples), _ in vectors],
+            options,
+        )
+        self._sets.put(asked.key, made)
+        return made
+
+
+def _canonical(labels: Sequence[LabelSpec], space: str) -> bytes:
+    """Everything that decides a set of labels' vectors."""
+    rows = [[label.name, label.description, label.examples] for label in labels]
+    return json.dumps([space, rows], separators=(",", ":")).encode("ascii")

@@ -1,0 +1,171 @@
+"""The course of a search with a reranker: what is asked, in which order, and what may go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from vestry import reranking
+from vestry.errors import JobFailed, SealBroken, Unavailable, WaitTimeout
+from vestry.hits import Hit, Hits
+from vestry.jobs import Embedding
+from vestry.owner_keys import OwnerKeys
+from vestry.rerank import Rerank
+from vestry.results import JobStatus
+from vestry.search import RERANK_MOST, SearchRequest
+from vestry.searching import Ask, Do, Search, follow, follow_async
+
+SECRET = "sekrit-token"
+
+
+def hit(number: int, text: str | None = "text") -> Hit:
+    return Hit("ann", "diary", str(number), None, 1 - number / 100, text and f"{text} {number}")
+
+
+def status(kind: str, *, degraded: bool = False) -> JobStatus:
+    now = dt.datetime.now(dt.UTC)
+    return JobStatus(
+        job=uuid4(), kind=kind, state="succeeded", owner="ann", privacy="private",
+        latency="interactive", lane="private.interactive.gpu", attempt=1, degraded=degraded,
+        error=None, created_at=now, run_at=now, started_at=now, finished_at=now,
+    )  # fmt: skip
+
+
+class Client:
+    """A fake client: hits are given, and what the reranker says."""
+
+    def __init__(self, hits: list[Hit], ranking: Any, *, to_rerank: bool = True) -> None:
+        self.hits = Hits(hits, "space")
+        self.hits.to_rerank = to_rerank
+        self.ranking = ranking
+        self.asked: list[Ask] = []
+        self.done = 0
+
+    def __call__(self, wanted: Do | Ask) -> Any:
+        if isinstance(wanted, Do):
+            self.done += 1
+            return None if self.done == 1 else self.hits
+        self.asked.append(wanted)
+        if wanted.job.kind == "embedding":
+            return status("embedding"), {"vectors": [[1.0, 0.0]], "space": "space"}
+        if isinstance(self.ranking, BaseException):
+            raise self.ranking
+        if isinstance(self.ranking, tuple):
+            return self.ranking
+        rows = [{"index": place, "score": score} for place, score in self.ranking]
+        return status("rerank"), {"ranking": rows}
+
+
+def search(client: Client, *, limit: int = 10, timeout: float = 30.0) -> Hits:
+    request = SearchRequest("ann", "private", None, None, limit)
+    asked = Search("a query", request, None, timeout, known_owner=False, rerank=None)
+    return follow(asked.course(OwnerKeys(None)), client)
+
+
+def documents(hits: Hits) -> list[str]:
+    return [one.document for one in hits]
+
+
+def test_hits_are_reordered_then_cut_and_keep_their_similarity() -> None:
+    client = Client([hit(n) for n in range(4)], [(3, 9.0), (0, 5.0), (2, 1.0), (1, -4.0)])
+    hits = search(client, limit=3)
+    assert documents(hits) == ["3", "0", "2"]
+    assert [one.rerank_score for one in hits] == [9.0, 5.0, 1.0]
+    assert hits[0].score == pytest.approx(0.97)
+    assert (hits.reranked, hits.degraded, hits.reason) == (True, False, None)
+
+
+def test_the_passages_are_asked_about_as_privately_as_the_query_and_not_kept() -> None:
+    client = Client([hit(n) for n in range(2)], [(0, 1.0), (1, 0.0)])
+    search(client, timeout=5)
+    first, second = client.asked
+    assert isinstance(first.job, Embedding)
+    job = second.job
+    assert isinstance(job, Rerank)
+    assert (job.query, job.passages, job.keep_text, job.model) == (
+        "a query", ("text 0", "text 1"), False, None
+    )  # fmt: skip
+    options = second.options
+    assert (options.owner, options.privacy, options.latency) == ("ann", "private", "interactive")
+    assert options.result_ttl_s <= 60
+    assert 0 < second.timeout <= 5
+
+
+@pytest.mark.parametrize(
+    ("came", "reason"),
+    [
+        (WaitTimeout(), reranking.TOO_SLOW),
+        (JobFailed("too_long", SECRET), reranking.FAILED),
+        (Unavailable(), reranking.FAILED),
+        (SealBroken(), reranking.FAILED),
+        ([(0, 1.0)], reranking.FAILED),
+        ([(0, 1.0), (7, 0.0)], reranking.FAILED),
+        ([(0, 1.0), (0, 0.0)], reranking.FAILED),
+        ((status("rerank"), {}), reranking.FAILED),
+        ((status("rerank"), {"ranking": [{"index": "x"}]}), reranking.FAILED),
+    ],
+)
+def test_whatever_a_reranker_does_the_search_has_its_hits(came: Any, reason: str) -> None:
+    hits = search(Client([hit(0), hit(1)], came), limit=1)
+    assert documents(hits) == ["0"]
+    assert (hits.degraded, hits.reason, hits.reranked) == (True, reason, False)
+    assert hits[0].rerank_score is None
+
+
+def test_a_fallback_reranks_visibly() -> None:
+    body = {"ranking": [{"index": 1, "score": 1.0}, {"index": 0, "score": 0.5}]}
+    hits = search(Client([hit(0), hit(1)], (status("rerank", degraded=True), body)))
+    assert documents(hits) == ["1", "0"]
+    assert (hits.degraded, hits.reason, hits.reranked) == (True, reranking.FELL_BACK, True)
+
+
+def test_hits_without_text_stay_behind_those_that_were_read() -> None:
+    client = Client([hit(0, None), hit(1), hit(2, None), hit(3)], [(1, 2.0), (0, 1.0)])
+    hits = search(client)
+    assert documents(hits) == ["3", "1", "0", "2"]
+    assert [one.rerank_score for one in hits] == [2.0, 1.0, None, None]
+
+
+def test_no_more_is_read_than_a_reranker_reads_in_time() -> None:
+    client = Client([hit(n) for n in range(300)], [(n, float(-n)) for n in range(RERANK_MOST)])
+    hits = search(client, limit=300)
+    job = client.asked[1].job
+    assert isinstance(job, Rerank)
+    assert len(job.passages) == RERANK_MOST
+    assert documents(hits) == [str(n) for n in range(300)]
+
+
+@pytest.mark.parametrize("hits", [[], [hit(0, None)]])
+def test_where_there_is_nothing_to_read_nobody_is_asked(hits: list[Hit]) -> None:
+    client = Client(hits, AssertionError())
+    assert len(search(client)) == len(hits)
+    assert len(client.asked) == 1
+    client = Client([hit(0)], AssertionError(), to_rerank=False)
+    assert not search(client).reranked
+    assert len(client.asked) == 1
+
+
+def test_a_search_that_has_used_up_its_time_does_not_wait_again() -> None:
+    client = Client([hit(0)], AssertionError())
+    hits = search(client, timeout=0.0)
+    assert (hits.reason, len(client.asked)) == (reranking.TOO_SLOW, 1)
+
+
+def test_the_asynchronous_client_takes_the_same_course() -> None:
+    client = Client([hit(0), hit(1)], [(1, 1.0), (0, 0.0)])
+
+    async def carry_out(wanted: Do | Ask) -> Any:
+        await asyncio.sleep(0)
+        return client(wanted)
+
+    request = SearchRequest("ann", "private", None, None, 10)
+    asked = Search("a query", request, None, 30.0, known_owner=False, rerank=None)
+    began = time.monotonic()
+    hits = asyncio.run(follow_async(asked.course(OwnerKeys(None)), carry_out))
+    assert documents(hits) == ["1", "0"]
+    assert hits.rerank_s <= time.monotonic() - began

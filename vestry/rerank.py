@@ -1,0 +1,81 @@
+"""What a producer asks for with `Rerank`: which passages answer a query best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from vestry.checks import PAYLOAD_LIMIT, check_label, check_text, dump_json
+from vestry.errors import InvalidInput, PayloadTooLarge
+from vestry.jobs import UNIT_BYTES, Digest, Prepared
+from vestry.kinds import Kind
+
+PASSAGES_MAX: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """Passages in the order in which they answer a query.
+
+    Attributes:
+        query: what is asked.
+        passages: what may answer it, up to 1000. A model reads a passage together with the query, and
+            never a part of it: one that is too long for the model fails the job.
+        limit: how many of the best the result names; all by default.
+        model: a name the workers know; by default the one that routing chooses.
+        keep_text: False keeps nothing of query and passages once the job has succeeded.
+    """
+
+    query: str
+    passages: Sequence[str]
+    limit: int | None = None
+    model: str | None = None
+    keep_text: bool = True
+    kind: ClassVar[Kind] = "rerank"
+
+    def __post_init__(self) -> None:
+        check_text("query", self.query)
+        if isinstance(self.passages, (str, bytes)) or not isinstance(self.passages, Sequence):
+            raise InvalidInput("passages", "is not a list")
+        object.__setattr__(self, "passages", tuple(self.passages))
+        if not 1 <= len(self.passages) <= PASSAGES_MAX:
+            raise InvalidInput(
+                "passages", f"are {len(self.passages)}; there may be 1 to {PASSAGES_MAX}"
+            )
+        for place, passage in enumerate(self.passages):
+            check_text(f"passages[{place}]", passage)
+        if self.limit is not None and (
+            isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1
+        ):
+            raise InvalidInput("limit", "must be a whole number from 1")
+        if not isinstance(self.keep_text, bool):
+            raise InvalidInput("keep_text", "is neither True nor False")
+        if self.model is not None:
+            check_label("model", self.model)
+
+    def __repr__(self) -> str:
+        return f"Rerank({len(self.passages)} passages)"
+
+    def prepare(self, digest: Digest, payload_limit: int = PAYLOAD_LIMIT) -> Prepared:
+        """Serialise: `{"query", "passages", "limit"}`.
+
+        Raises:
+            PayloadTooLarge: over `payload_limit` bytes.
+        """
+        del digest  # nothing here is compared unread
+        body = {"query": self.query, "passages": list(self.passages), "limit": self.limit}
+        payload = dump_json("passages", body)
+        if len(payload) > payload_limit:
+            raise PayloadTooLarge("passages", len(payload), payload_limit)
+        # A model reads the query again with each passage.
+        read = sum(len(passage.encode()) for passage in self.passages)
+        read += len(self.passages) * len(self.query.encode())
+        return Prepared(
+            kind=self.kind,
+            pool=None,
+            model=self.model,
+            payload=payload,
+            units=1 + read // UNIT_BYTES,
+            keep_payload=self.keep_text,
+        )
