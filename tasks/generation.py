@@ -12,7 +12,7 @@ from inference.policy import Candidate
 from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest, Message
 from inference.router import Elsewhere, Router
 from tasks.generation_payload import GenerationPlan, plan_of
-from tasks.grounding import Passage, citation, cited, grounded
+from tasks.grounding import Passage, citations, grounded
 from tasks.json_answers import JsonFault, read_answer
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
 from tasks.serving import outcome_of_error, served_of
@@ -31,6 +31,12 @@ class InvalidOutput(InferenceError):
     """The model's answer does not fit the JSON schema, also when it was asked again."""
 
     code = "invalid_output"
+
+
+class CutOutput(InferenceError):
+    """The answer was cut at max_tokens before its JSON was complete; ask for more tokens."""
+
+    code = "output_cut"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ def _write(model: GenerationModel, request: GenerationRequest, cancelled: Cancel
 
     Raises:
         InvalidOutput: it was wrong again.
+        CutOutput: it was cut off.
     """
     calls: list[Generated] = []
     messages = tuple(request.messages)
@@ -102,6 +109,8 @@ def _write(model: GenerationModel, request: GenerationRequest, cancelled: Cancel
         try:
             return replace(_written(calls), value=read_answer(generated.text, request.schema))
         except JsonFault as fault:
+            if generated.finish_reason == "length":
+                raise CutOutput from None
             if len(calls) > REPAIRS:
                 raise InvalidOutput from None
             told = f"That does not fit the JSON schema: {fault}. Answer again, with JSON alone."
@@ -124,17 +133,10 @@ def _total(counts: Sequence[int | None]) -> int | None:
 
 def _result(plan: GenerationPlan, written: Written) -> dict[str, Any]:
     text = written.generated.text
-    value = written.value
-    citations: list[dict[str, Any]] = []
-    if written.passages and plan.request.schema is None and value is not None:
-        text, citations = cited(value, written.passages)
-        value = None
-    elif written.passages:
-        citations = [citation(n, passage) for n, passage in enumerate(written.passages, 1)]
     return {
         "text": text,
-        **({} if plan.request.schema is None else {"json": value}),
+        **({} if plan.request.schema is None else {"json": written.value}),
         "finish_reason": written.generated.finish_reason,
         "usage": {"input_tokens": written.input_tokens, "output_tokens": written.output_tokens},
-        "citations": citations,
+        "citations": citations(text, written.passages) if written.passages else [],
     }

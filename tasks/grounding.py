@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from inference.protocol import GenerationRequest, Message
 
 INSTRUCTION: Final = (
-    "Answer from the numbered passages alone. Where they do not hold the answer, say so. Name the "
-    "passages that your answer rests on."
+    "Answer from the numbered passages alone, in a few sentences. Put the number of the passage that a "
+    "sentence rests on behind it, such as [2]. Where the passages do not hold the answer, say so."
 )
+_MARK = re.compile(r"\[\s*(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\s*\]")
 CHARACTERS_PER_TOKEN: Final = 3
 """A cautious guess for any language and tokenizer: passages are left out rather than cut."""
 
@@ -50,9 +52,6 @@ def grounded(
 ) -> tuple[GenerationRequest, Sequence[Passage]]:
     """The request with its passages put before the question, and those that it has room for.
 
-    Without a schema of its own it gets one, by which the model names the passages it used: a small
-    model forgets brackets in its text, and fills in a list.
-
     Args:
         request: the question.
         passages: the best first; at least one.
@@ -62,35 +61,21 @@ def grounded(
     numbered = "\n\n".join(f"[{n}] {_titled(passage)}" for n, passage in enumerate(used, 1))
     *before, question = request.messages
     asked = replace(question, content=f"Passages:\n\n{numbered}\n\nQuestion: {question.content}")
-    schema = request.schema
-    if schema is None:
-        schema = {
-            "type": "object",
-            "properties": {
-                "answer": {"type": "string"},
-                "passages": {
-                    "type": "array",
-                    "items": {"enum": list(range(1, len(used) + 1))},
-                    "minItems": 1,
-                    "maxItems": len(used),
-                },
-            },
-            "required": ["answer", "passages"],
-            "additionalProperties": False,
-        }
-    messages = (Message("system", INSTRUCTION), *before, asked)
-    return replace(request, messages=messages, schema=schema), used
+    return replace(request, messages=(Message("system", INSTRUCTION), *before, asked)), used
 
 
-def cited(value: Mapping[str, Any], used: Sequence[Passage]) -> tuple[str, list[dict[str, Any]]]:
-    """The answer's text and the passages it names, of a value that fits the schema of `grounded`."""
-    numbers = sorted(set(value["passages"]))
-    return str(value["answer"]), [citation(number, used[number - 1]) for number in numbers]
+def citations(text: str, used: Sequence[Passage]) -> list[dict[str, Any]]:
+    """The passages that an answer names by their numbers, as a result shows them.
 
-
-def citation(number: int, passage: Passage) -> dict[str, Any]:
-    """A passage as a result shows it."""
-    return {"passage": number, **asdict(passage)}
+    Of one that names none, as small models forget to, all that were put before it, not `marked`.
+    """
+    named = {int(n) for marks in _MARK.findall(text) for n in re.findall(r"\d+", marks)}
+    marked = sorted(named & set(range(1, len(used) + 1)))
+    numbers = marked or range(1, len(used) + 1)
+    return [
+        {"passage": number, "marked": bool(marked), **asdict(used[number - 1])}
+        for number in numbers
+    ]
 
 
 def _titled(passage: Passage) -> str:

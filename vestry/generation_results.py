@@ -13,6 +13,7 @@ class Citation:
 
     Attributes:
         passage: its number in the order in which the model was shown the passages, from 1.
+        marked: the answer names it; otherwise it named none, and was shown this one.
         owner: whose document it is from.
         source: that document's collection.
         document: the document's id, as it was indexed.
@@ -22,6 +23,7 @@ class Citation:
     """
 
     passage: int
+    marked: bool
     owner: str
     source: str
     document: str

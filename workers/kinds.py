@@ -25,7 +25,7 @@ from tasks.registry import handlers
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Pool
 from workers.library import Documents
-from workers.offer import enabled_catalogue, limits
+from workers.offer import RERANKER, enabled_catalogue, limits
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
@@ -109,7 +109,10 @@ def _warm_up(
 def _options(settings: Settings) -> dict[str, dict[str, Any]]:
     """Settings that are some backend's alone."""
     told: dict[str, Any] = {"tessdata": settings.tessdata, "languages": settings.ocr_languages}
-    return {"tesseract": {name: str(value) for name, value in told.items() if value}}
+    return {
+        "tesseract": {name: str(value) for name, value in told.items() if value},
+        RERANKER: {"path": settings.rerank_model} if settings.rerank_model else {},
+    }
 
 
 def _keys(settings: Settings, catalogue: Catalogue, pools: set[Pool]) -> dict[str, str]:

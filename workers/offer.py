@@ -10,6 +10,9 @@ from inference.gate import Limits
 from vestry.lanes import Privacy
 from workers.settings import Settings
 
+RERANKER = "cross-encoder"
+"""The catalogue's backend that VESTRY_RERANK_MODEL is for."""
+
 
 def enabled_catalogue(settings: Settings) -> Catalogue:
     """The catalogue's part that these settings enable, the default embedding model first.
@@ -29,6 +32,8 @@ def enabled_catalogue(settings: Settings) -> Catalogue:
         entry.name: None for entry in declared.backends if entry.enabled
     }
     enabled |= settings.backends
+    if settings.rerank_model and RERANKER in known:
+        enabled.setdefault(RERANKER, None)
     if settings.privacy == Privacy.PRIVATE.value:
         clouds = [name for name in enabled if known[name].locality == "cloud"]
         if clouds:
