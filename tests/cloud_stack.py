@@ -1,0 +1,61 @@
+"""A whole stack whose clouds are servers of the test's: real clients, real wire, faults on request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from inference.catalogue_file import SHIPPED
+from tests.echo_stack import SETTINGS
+from tests.faultserver import FaultServer
+from tests.homes import temporary_home
+from workers.detached import Detached, start_detached
+
+KEY = "sesame-of-the-cloud"
+WORKERS = (
+    "dispatcher", "reconciler", "private-interactive-gpu", "private-bulk-gpu",
+    "shareable-interactive-gpu", "shareable-bulk-gpu", "shareable-cloud",
+)  # fmt: skip
+QUICK = {
+    "VESTRY_LLAMA": "off",
+    "VESTRY_BREAKER_FAILURES": "2",
+    "VESTRY_BREAKER_COOLDOWN_S": "0.5",
+    "VESTRY_BREAKER_LONGEST_S": "2",
+}
+
+
+def key_file(directory: Path) -> Path:
+    """The file with the clouds' API key."""
+    file = directory / "cloud.key"
+    file.write_text(KEY)
+    file.chmod(0o600)
+    return file
+
+
+def catalogue_file(directory: Path, requests_per_minute: int) -> Path:
+    """The shipped catalogue with another limit of the clouds."""
+    text = SHIPPED.read_text(encoding="utf-8")
+    text = re.sub(r"requests_per_minute: \d+", f"requests_per_minute: {requests_per_minute}", text)
+    file = directory / "catalogue.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@contextmanager
+def cloud_stack(
+    cloud: FaultServer, only: Sequence[str] = WORKERS, *, requests_per_minute: int = 100_000
+) -> Iterator[Detached]:
+    """Both clouds at one server; at home the echo backend, a fake that answers at once."""
+    with temporary_home() as home, temporary_home("vestry-keys-") as keys:
+        file = key_file(keys)
+        settings = {
+            **SETTINGS,
+            **QUICK,
+            "VESTRY_CATALOGUE": str(catalogue_file(keys, requests_per_minute)),
+            "VESTRY_BACKENDS": f"openai={cloud.url}/v1 anthropic={cloud.url}",
+            "VESTRY_BACKEND_KEYS": f"openai={file} anthropic={file}",
+        }
+        with start_detached(home, settings, flower=False, only=only) as running:
+            yield running

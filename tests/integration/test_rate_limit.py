@@ -1,0 +1,85 @@
+"""A limit of 60 requests a minute, kept by eight worker processes and used, by the server's clock."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.cloud_stack import KEY, catalogue_file, key_file
+from tests.echo_stack import eventually
+from tests.faultserver import FaultServer
+from vestry import Generation, Vestry
+from workers.devstack import DevStack
+from workers.home import CHECKOUT
+from workers.process import Command, base_environment, spawn, stop
+
+LIMIT = 60
+WORKERS = 8
+JOBS = 72
+
+
+@contextmanager
+def processes(stack: DevStack, cloud: FaultServer, directory: Path) -> Iterator[None]:
+    """Eight workers of the cloud's bulk lane and a dispatcher, as their own processes."""
+    common = {
+        **base_environment(),
+        "VESTRY_EMBEDDING_BACKEND": "echo",
+        "VESTRY_CATALOGUE": str(catalogue_file(directory, LIMIT)),
+        "VESTRY_BACKENDS": f"openai={cloud.url}/v1",
+        "VESTRY_BACKEND_KEYS": f"openai={key_file(directory)}",
+        "VESTRY_SLOTS": "1",
+        "VESTRY_POLL_S": "0.3",
+    }
+    worker = {
+        "VESTRY_PRIVACY": "shareable",
+        "VESTRY_LANES": "shareable.bulk.cloud",
+        "VESTRY_DATABASE_URL": stack.database_url("vestry_cloud"),
+        "VESTRY_BROKER_URL": stack.broker_url("shareable"),
+    }
+    dispatcher = {
+        "VESTRY_DATABASE_URL": stack.database_url("vestry_control"),
+        "VESTRY_BROKER_URL": stack.broker_url("dispatcher"),
+    }
+    wanted = [("workers.dispatcher", dispatcher), *[("workers.worker", worker)] * WORKERS]
+    with ExitStack() as running:
+        for number, (module, own) in enumerate(wanted):
+            command = Command(
+                argv=[sys.executable, "-m", module],
+                log=directory / f"{number}.log",
+                environment=common | own,
+                cwd=CHECKOUT,
+            )
+            running.callback(stop, spawn(command), command)
+        yield
+
+
+@pytest.mark.slow
+def test_eight_workers_keep_to_sixty_a_minute_and_use_them(clean: DevStack) -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        FaultServer(
+            key=KEY
+        ) as cloud,  # canned answers: what is looked at is when they are asked for
+        Vestry(clean.database_url(), clean.keyring) as vestry,
+        psycopg.connect(clean.database_url(), autocommit=True) as conn,
+        processes(clean, cloud, Path(directory)),
+    ):
+        route = "SELECT FROM vestry.routes WHERE pool = 'cloud'"
+        eventually(lambda: bool(conn.execute(route).fetchall()), within=60)
+        asked = [Generation(f"Hello, {n}.", max_tokens=4) for n in range(JOBS)]
+        jobs = vestry.enqueue_many(conn, asked, owner="o", privacy="shareable", task="topic")
+        for job in jobs:
+            vestry.wait(job, timeout=120)
+        receipts = [vestry.receipts(job) for job in jobs]
+    times = sorted(offer.at for offer in cloud.calls("/chat/completions"))
+    assert len(times) == JOBS, "each job was asked for once"
+    assert {found[-1].locality for found in receipts} == {"cloud"}
+    crowded = [later - earlier for earlier, later in zip(times, times[LIMIT:], strict=False)]
+    assert min(crowded) >= 60.0
+    assert times[LIMIT] - times[0] <= 60 / 0.9, "less than 90 % of the limit was used"
