@@ -22,7 +22,7 @@ from tests.echo_stack import eventually
 from tests.homes import temporary_home
 from tests.llama import Llama, llama_server
 from workers.detached import start_detached
-from workers.home import CHECKOUT
+from workers.home import CHECKOUT, Home
 from workers.llama_server import NoModelError, model_file
 from workers.process import base_environment
 from workers.supervisor import answers
@@ -123,7 +123,8 @@ def test_a_start_that_fails_says_why(tmp_path: Path, given: dict[str, str], told
     bad.write_text("no model")
     key = tmp_path / "key"
     key.write_text("sesame")
-    settings = {"VESTRY_LLAMA_PORT": "29998", "VESTRY_LLAMA_KEY_FILE": str(key)}
+    port = Home(tmp_path).settle_port("llama")
+    settings = {"VESTRY_LLAMA_PORT": str(port), "VESTRY_LLAMA_KEY_FILE": str(key)}
     settings |= {name: value.format(bad=bad) for name, value in given.items()}
     done = subprocess.run(
         [sys.executable, "-m", "workers.llama_server"],
@@ -185,7 +186,7 @@ def test_the_stack_runs_it_without_logins_and_keys_go_where_they_belong(tmp_path
             assert all(n.startswith("VESTRY_LLAMA_") for n in names)
         address = running.client["models"]["backends"]["llama"]
         assert told["private-interactive-gpu"]["VESTRY_BACKENDS"] == f"llama={address}"
-        assert told["shareable-cloud"]["VESTRY_BACKENDS"] == "openai=http://127.0.0.1:9/v1"
+        assert told["shareable-cloud"]["VESTRY_BACKENDS"] == "openai=http://127.0.0.1:9/v1 llama"
         with_cloud_key = [n for n, told in told.items() if str(key) in " ".join(told.values())]
         assert with_cloud_key == ["shareable-cloud"]
         assert "VESTRY_BACKEND_KEYS" not in told["dispatcher"]
