@@ -44,6 +44,12 @@ class RateLimited(InferenceError):
     retryable = True
 
 
+class OverLimit(RateLimited):
+    """Our own limit of calls a minute is reached; the backend was not called."""
+
+    code = "over_limit"
+
+
 class Unavailable(InferenceError):
     """The backend does not answer now."""
 

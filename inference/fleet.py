@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -87,13 +88,17 @@ class Fleet:
 
 
 def configuration(
-    keys: Mapping[str, str], options: Mapping[str, Mapping[str, Any]], **common: Any
+    keys: Mapping[str, str],
+    options: Mapping[str, Mapping[str, Any]],
+    turn: Callable[[BackendEntry], None] = lambda _: None,
+    **common: Any,
 ) -> Configure:
     """Configure backends from a process's settings.
 
     Args:
         keys: API keys by backend.
         options: further options by backend, over those of the catalogue.
+        turn: waits for a turn under a backend's limit of calls a minute.
         common: further fields of every `BackendConfig`: threads, device, nice, scratch.
     """
 
@@ -105,6 +110,7 @@ def configuration(
             key=keys.get(entry.name),
             timeout_s=entry.timeout_s,
             options={**entry.options, **options.get(entry.name, {})},
+            turn=partial(turn, entry),
             **common,
         )
 

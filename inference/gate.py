@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from inference.catalogue import BackendEntry, Catalogue
-from inference.errors import InferenceError, RateLimited, Unavailable
+from inference.errors import InferenceError, OverLimit, RateLimited, Unavailable
 from inference.policy import Budget, Health
 from models import backends
 from models.backends import Standing
@@ -102,11 +102,10 @@ class Gate:
         return max(1.0, standing.away_s + FRESH_S if standing is not None else 0.0)
 
     def enter(self, backend: BackendEntry) -> None:
-        """Ask to call a server now: a half-open breaker lets one through, a rate limit each in turn.
+        """Ask to call a server now: a half-open breaker lets one through.
 
         Raises:
             Unavailable: somebody else is probing it.
-            RateLimited: its turn is too far off.
         """
         if backend.url is None:
             return
@@ -115,15 +114,22 @@ class Gate:
         if standing is not None and standing.open and not self._probe(key):
             self._forget()
             raise Unavailable
+
+    def turn(self, backend: BackendEntry) -> None:
+        """Wait for a turn under a backend's limit of calls a minute, if it has one.
+
+        Raises:
+            OverLimit: it is too far off; `retry_after` says when it comes.
+        """
         if backend.requests_per_minute is not None:
-            self._take_turn(key, backend.requests_per_minute)
+            self._take_turn(key_of(backend), backend.requests_per_minute)
 
     def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
         """The call is over: note what it says of the server."""
         if backend.url is None:
             return
         key = key_of(backend)
-        if isinstance(error, BREAKS):
+        if isinstance(error, BREAKS) and not isinstance(error, OverLimit):
             with self._connect() as conn:
                 backends.failed(
                     conn,
@@ -135,7 +141,7 @@ class Gate:
                     longest_s=self._limits.longest_s,
                 )
             self._forget()
-        elif key in self._standings:
+        elif key in self._standings and not isinstance(error, OverLimit):
             # An answer, whatever it says of the request, is a sign of life.
             with self._connect() as conn:
                 backends.succeeded(conn, key)
@@ -155,7 +161,7 @@ class Gate:
             with self._connect() as conn:
                 wait_s = backends.take_turn(conn, name, limit, WINDOW_S + SLACK_S, SHORT_WAIT_S)
             if wait_s < 0:
-                raise RateLimited("the limit of calls a minute is reached", retry_after=-wait_s)
+                raise OverLimit(retry_after=-wait_s)
             due = time.monotonic() + wait_s
             time.sleep(wait_s)
             if time.monotonic() - due < SLACK_S / 2:

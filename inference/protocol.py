@@ -27,6 +27,10 @@ Cancelled = Callable[[], bool]
 """Asked now and then during a long call: True once nobody wants its outcome any more."""
 
 
+def at_once() -> None:
+    """A `BackendConfig.turn` where there is no limit of calls a minute."""
+
+
 def never() -> bool:
     """A `Cancelled` for calls that nobody cancels."""
     return False
@@ -48,6 +52,8 @@ class BackendConfig:
         nice: of helper processes it starts, 0 to 19.
         scratch: a private directory for temporary files; None where it needs none.
         options: further settings of this runtime, from the catalogue.
+        turn: called right before each request that costs a call under a limit of calls a minute; waits
+            for its turn, and raises `OverLimit` where that is too far off.
     """
 
     name: str
@@ -61,6 +67,7 @@ class BackendConfig:
     nice: int = 0
     scratch: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    turn: Callable[[], None] = at_once
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,10 @@ class Gate(Protocol):
         ...
 
     def enter(self, backend: BackendEntry) -> None:
-        """Ask to call a backend now; may wait a little for its turn.
+        """Ask to call a backend now.
 
         Raises:
-            RateLimited, Unavailable: not now; `retry_after` says when.
+            Unavailable: not now.
         """
         ...
 
@@ -147,9 +147,11 @@ class Router:
         return self.policy.candidates(wish, self._gate.health(), self._gate.budget())
 
     def _call(self, candidate: Candidate, call: Callable[[Any, Candidate], T]) -> T:
+        # Loaded first: what was let through is to be called at once.
+        model = self._fleet.model(candidate.model)
         self._gate.enter(candidate.backend)
         try:
-            value = call(self._fleet.model(candidate.model), candidate)
+            value = call(model, candidate)
         except InferenceError as error:
             self._gate.left(candidate.backend, error)
             raise
@@ -169,7 +171,8 @@ class Router:
         error = tried.get(intended.model.name)
         if error is not None and not isinstance(error, RateLimited):
             return error
-        wait_s = self._gate.wait_s(intended.backend)
+        told_s = (error.retry_after if error is not None else None) or 0.0
+        wait_s = max(told_s, self._gate.wait_s(intended.backend))
         reason = found.away.get(intended.model.name) or (error.code if error else "unavailable")
         return Waits(reason, retry_after=wait_s)
 

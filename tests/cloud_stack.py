@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inference.catalogue_file import SHIPPED
-from tests.echo_stack import SETTINGS
+from tests.echo_stack import INFERENCE, SETTINGS
 from tests.faultserver import FaultServer
 from tests.homes import temporary_home
 from workers.detached import Detached, start_detached
 
 KEY = "sesame-of-the-cloud"
-WORKERS = (
-    "dispatcher", "reconciler", "private-interactive-gpu", "private-bulk-gpu",
-    "shareable-interactive-gpu", "shareable-bulk-gpu", "shareable-cloud",
-)  # fmt: skip
+WORKERS = (*INFERENCE, "shareable-cloud")
 QUICK = {
     "VESTRY_LLAMA": "off",
     "VESTRY_BREAKER_FAILURES": "2",

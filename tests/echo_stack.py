@@ -36,12 +36,21 @@ class Handmade:
         )  # fmt: skip
 
 
+FLOWERS = ("flower-private", "flower-shareable")
+INFERENCE = (
+    "dispatcher", "reconciler", "private-interactive-gpu", "private-bulk-gpu",
+    "shareable-interactive-gpu", "shareable-bulk-gpu",
+)  # fmt: skip
+"""All but the workers for OCR, which cost a second each to start."""
+
+
 @contextmanager
 def echo_stack(*, flower: bool) -> Iterator[Detached]:
     """A stack in a directory of its own, both gone at the end."""
+    only = (*INFERENCE, *(FLOWERS if flower else ()))
     with (
         temporary_home() as home,
-        start_detached(home, SETTINGS, flower=flower) as running,
+        start_detached(home, SETTINGS, flower=flower, only=only) as running,
     ):
         yield running
 

@@ -57,11 +57,13 @@ def build(
     """
     catalogue = enabled_catalogue(settings)
     pools = {LANES[lane].pool for lane in settings.lanes}
+    gate = Gate(pool.connection, catalogue, limits(settings), settings.cloud_budget_usd)
     fleet = Fleet(
         catalogue,
         configuration(
             _keys(settings, catalogue, pools),
             _options(settings),
+            gate.turn,
             threads=settings.threads,
             device=settings.device if Pool.CLOUD not in pools else "cpu",
             nice=settings.nice,
@@ -69,7 +71,6 @@ def build(
         ),
     )
     policy = RoutingPolicy(catalogue)
-    gate = Gate(pool.connection, catalogue, limits(settings), settings.cloud_budget_usd)
     embedding = default_embedding(catalogue)
     made: dict[str, Handler] = {}
     for one in pools:

@@ -12,6 +12,9 @@ GROWTH = 2.0
 """One batch may at most double the rate that is believed, before smoothing."""
 LARGEST_BUDGET = 4096
 """Units of a batch however fast it goes: its results are held in memory until they are stored."""
+ONE_AT_A_TIME = frozenset({"generation"})
+"""Kinds whose batches hold one job: each takes long by itself, and nothing is gained by taking several
+up at once. What one slot holds no other can run."""
 INTERACTIVE_S = 0.05
 """What a topped-up interactive batch may take, in seconds: nobody waits for another's work."""
 
@@ -30,6 +33,8 @@ class Pace:
 
     def budget(self, kind: str, latency: str) -> int:
         """Units for the next batch of a kind."""
+        if kind in ONE_AT_A_TIME:
+            return 1
         rate = self._rates.get(kind)
         if rate is None:
             return 1 if latency == "interactive" else FIRST_BUDGET

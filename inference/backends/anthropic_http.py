@@ -108,6 +108,7 @@ class AnthropicModel:
         wanted(cancelled)
         prompt = self._prompt(request)
         answer = _Answer()
+        self._config.turn()
         try:
             with self._client.messages.create(
                 **prompt, **self._limits(request), stream=True

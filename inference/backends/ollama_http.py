@@ -127,6 +127,7 @@ class OllamaModel(RemoteEmbedding):
         """See `GenerationModel.generate`. Closing the stream ends the server's work."""
         wanted(cancelled)
         self._refuse_remote()
+        self._config.turn()
         body = self._chat(request)
         text: list[str] = []
         reason: FinishReason | None = None
@@ -180,6 +181,7 @@ class OllamaModel(RemoteEmbedding):
 
     def _ask(self, texts: list[str]) -> ArrayLike:
         self._refuse_remote()
+        self._config.turn()
         answer = self._ask_server(
             lambda: self._client.embed(input=texts, truncate=False, **self._common())
         )

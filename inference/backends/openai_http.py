@@ -124,6 +124,7 @@ class OpenAIModel(RemoteEmbedding):
                     if chunk.usage is not None:
                         usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
 
+        self._config.turn()
         self._asked(read, begun=lambda: bool(text))
         return complete(request, "".join(text), reason, *usage)
 
@@ -144,6 +145,7 @@ class OpenAIModel(RemoteEmbedding):
             "top_n": len(passages),
         }
         path = f"/{self._options.get('rerank_path', 'rerank')}"
+        self._config.turn()
         return self._asked(
             lambda: _scores(self._client.post(path, body=body, cast_to=object), len(passages))
         )
@@ -207,6 +209,7 @@ class OpenAIModel(RemoteEmbedding):
             rows = sorted(answer.data, key=lambda row: row.index)
             return [_numbers(row.embedding) for row in rows]
 
+        self._config.turn()
         return self._asked(ask)
 
     def _revision(self) -> str:

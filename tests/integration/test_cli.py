@@ -16,6 +16,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from tests.echo_stack import INFERENCE
 from tests.homes import temporary_home
 from workers.detached import Detached, start_detached
 
@@ -31,7 +32,10 @@ def up() -> Iterator[Detached]:
         "VESTRY_LEASE_S": "10",
         "VESTRY_HEARTBEAT_S": "3",
     }
-    with temporary_home() as home, start_detached(home, settings, flower=False) as stack:
+    with (
+        temporary_home() as home,
+        start_detached(home, settings, flower=False, only=INFERENCE) as stack,
+    ):
         yield stack
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from inference import gate as gate_module
 from inference.catalogue_file import load
-from inference.errors import BadRequest, RateLimited, Unavailable
+from inference.errors import BadRequest, OverLimit, RateLimited, Unavailable
 from inference.gate import Gate, Limits, key_of
 from models import backends
 from workers.devstack import DevStack
@@ -135,7 +135,7 @@ def test_a_limit_holds_over_threads_and_is_used(
     def work() -> None:
         gate = Gate(connect, CATALOGUE, LIMITS)
         while time.monotonic() < until:
-            gate.enter(limited)
+            gate.turn(limited)
             calls.append(time.monotonic())
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -152,11 +152,13 @@ def test_a_limit_holds_over_threads_and_is_used(
 def test_a_turn_that_is_far_off_is_refused_and_said(connect: Any) -> None:
     gate = Gate(connect, CATALOGUE, LIMITS)
     limited = CLOUD.model_copy(update={"requests_per_minute": 1})
-    gate.enter(limited)
-    with pytest.raises(RateLimited) as caught:
-        gate.enter(limited)
+    gate.turn(limited)
+    with pytest.raises(OverLimit) as caught:
+        gate.turn(limited)
     assert caught.value.retry_after is not None
     assert 50 < caught.value.retry_after < 62
+    gate.left(limited, caught.value)
+    assert gate.health() == {}, "our own limit says nothing of the server"
 
 
 def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:

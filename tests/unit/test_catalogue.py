@@ -68,7 +68,7 @@ def test_nothing_that_costs_or_calls_out_is_enabled_without_being_named() -> Non
         ("    prefer: [local]\n    because: a j", "    prefer: [lokal]\n    because: a j",
          "prefer: [lokal]", "'local' or 'cloud'"),
         ("    tasks: all\n", "    tasks: all\n    tasks: all\n", "tasks: all\n    context", "twice"),
-        ("    kinds: ocr\n    about", "    kinds: ocr\n    price: {input: -1}\n    about", "price:",
+        ("    kinds: ocr\n", "    kinds: ocr\n    price: {input: -1}\n", "price: {input: -1}",
          "greater than or equal to 0"),
         ("policy:", "policy: [}", "policy: [}", "expected"),
     ],

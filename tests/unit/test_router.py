@@ -16,6 +16,7 @@ from inference.errors import (
     InferenceError,
     ModelMissing,
     NoAdequateModel,
+    OverLimit,
     RateLimited,
     Refused,
     TooLong,
@@ -154,9 +155,9 @@ def test_a_failed_call_with_no_other_model_is_an_attempt_and_a_refused_turn_is_n
     gate = Gate()
     with pytest.raises(Unavailable):
         serve(gate, Pool.CLOUD, failing(claude=Unavailable()), task="study-guide")
-    gate.closed["anthropic"] = RateLimited(retry_after=3)
-    with pytest.raises(Waits):
-        serve(gate, Pool.CLOUD, task="study-guide")
+    with pytest.raises(Waits) as caught:
+        serve(gate, Pool.CLOUD, failing(claude=OverLimit(retry_after=30)), task="study-guide")
+    assert caught.value.retry_after == 30
 
 
 @pytest.mark.parametrize(
