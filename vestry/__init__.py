@@ -22,6 +22,7 @@ A job is enqueued in the caller's own transaction: it exists if and only if that
 
 from vestry.aio import AsyncVestry
 from vestry.client import Vestry
+from vestry.dead_letters import Reason
 from vestry.errors import (
     DatabaseError,
     IdempotencyConflict,
@@ -33,6 +34,7 @@ from vestry.errors import (
     KeyRingError,
     NotFinished,
     OwnerForgotten,
+    PayloadGone,
     PayloadTooLarge,
     ResultGone,
     SealBroken,
@@ -50,12 +52,14 @@ from vestry.jobs import Document, Embedding
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Lane, Latency, Pool, Privacy
 from vestry.reading import LaneStatus
+from vestry.replaying import Attempt, PastJob
 from vestry.results import EmbeddingResult, FailedDocument, IndexResult, JobRef, JobStatus, Result
 from vestry.search import Hit, Hits
 
 __all__ = [
     "LANES",
     "AsyncVestry",
+    "Attempt",
     "DatabaseError",
     "Document",
     "Embedding",
@@ -79,9 +83,12 @@ __all__ = [
     "Latency",
     "NotFinished",
     "OwnerForgotten",
+    "PastJob",
+    "PayloadGone",
     "PayloadTooLarge",
     "Pool",
     "Privacy",
+    "Reason",
     "Result",
     "ResultGone",
     "SealBroken",

@@ -25,6 +25,7 @@ from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, AsyncListener
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike, LaneStatus
+from vestry.replays import AsyncReplays
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing_async, plain_async
 from vestry.search import Hits, SearchRequest
@@ -34,7 +35,7 @@ from vestry.steps import Steps, run_async, translated
 T = TypeVar("T")
 
 
-class AsyncVestry:
+class AsyncVestry(AsyncReplays):
     """A producer: enqueues in the caller's transactions, waits, reads, searches.
 
     It belongs to the event loop it is first used in. Close it, or use it in an `async with`.

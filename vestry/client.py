@@ -23,6 +23,7 @@ from vestry.keyring import KeyRing
 from vestry.listening import READ_AGAIN_S, Listener
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike, LaneStatus
+from vestry.replays import Replays
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing, plain
 from vestry.search import Hits, SearchRequest
@@ -32,7 +33,7 @@ from vestry.steps import Steps, run, translated
 T = TypeVar("T")
 
 
-class Vestry:
+class Vestry(Replays):
     """A producer: enqueues in the caller's transactions, waits, reads, searches.
 
     Threads may share one; processes must each make their own. Close it, or use it in a `with`.

@@ -170,7 +170,10 @@ class Executor:
 
 
 def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
-    """Run a handler; if it raises, each job by itself, so that one cannot spoil the others."""
+    """Run a handler; if it raises, each half by itself, so that one job cannot spoil the others.
+
+    One job in a batch of 256 is found in 17 calls, where one by one would take 256.
+    """
     try:
         outcomes = handler(batch, context)
         if len(outcomes) != len(batch):
@@ -180,6 +183,8 @@ def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[
         name = type(error).__name__
         log.error("a handler raised %s for a batch of %d", name, len(batch))  # noqa: TRY400
         if len(batch) > 1:
-            return {k: v for job in batch for k, v in _isolated(handler, [job], context).items()}
+            middle = len(batch) // 2
+            halves = batch[:middle], batch[middle:]
+            return {k: v for half in halves for k, v in _isolated(handler, half, context).items()}
         message = f"the handler raised {name}; see the worker's log"
         return {batch[0].id: Failed("handler_error", message, retryable=True)}

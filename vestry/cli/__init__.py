@@ -18,13 +18,25 @@ from typing import Annotated
 
 import typer
 
-from vestry.cli import doctor, index, jobs, lanes, search, submit
+from vestry.cli import dead, doctor, index, jobs, lanes, rerun, search, submit
 from vestry.cli.checkout import add_commands
 from vestry.cli.failures import ExitCode, explain
 from vestry.cli.output import Output
 
 BUILT_IN = frozenset(
-    {"submit", "index", "search", "status", "wait", "result", "cancel", "lanes", "doctor"}
+    {
+        "submit",
+        "index",
+        "search",
+        "status",
+        "wait",
+        "result",
+        "cancel",
+        "dead",
+        "rerun",
+        "lanes",
+        "doctor",
+    }
 )
 """Commands for which the checkout's are not even looked for: they take a while to import."""
 
@@ -56,6 +68,8 @@ def application(*, checkout: bool = True) -> typer.Typer:
     index.register(app)
     search.register(app)
     jobs.register(app)
+    dead.register(app)
+    rerun.register(app)
     lanes.register(app)
     doctor.register(app)
     if checkout:
