@@ -18,15 +18,17 @@ RECONNECT_S = 2.0
 up early, the next request for a connection tries again at once."""
 
 
-def connection_options(name: str, lease_s: float) -> dict[str, Any]:
+def connection_options(name: str, lease_s: float, idle_s: float = 0.0) -> dict[str, Any]:
     """Connection arguments for psycopg.
 
     Statement, idle-in-transaction and TCP time-outs stay below half a lease, so that a process
-    hanging on a dead connection gives up before its lease does.
+    hanging on a dead connection gives up before its lease does. The server is told to notice a client
+    that is gone, too: its locks would outlive it.
 
     Args:
         name: what Postgres shows in pg_stat_activity.
         lease_s: the lease, in seconds.
+        idle_s: the server ends a session that says nothing for so long; 0 for never.
     """
     half = max(1.0, lease_s / 2)
     return {
@@ -39,6 +41,8 @@ def connection_options(name: str, lease_s: float) -> dict[str, Any]:
         "options": (
             f"-c statement_timeout={int(half * 1000)} -c lock_timeout={int(half * 500)} "
             f"-c idle_in_transaction_session_timeout={int(half * 1000)} -c timezone=UTC "
+            f"-c idle_session_timeout={int(idle_s * 1000)} -c tcp_keepalives_idle=5 "
+            "-c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 "
             f"{PLANNER_OPTIONS}"
         ),
     }

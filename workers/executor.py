@@ -18,6 +18,7 @@ from models.leases import ClaimedJob, Lease, Terms
 from models.picking import Mark
 from tasks.protocol import Context, DocumentRef, Failed, Handler, Job, Outcome
 from vestry.errors import VestryError
+from workers.bounded import session
 from workers.finisher import Finisher
 from workers.finishing import Finished
 from workers.heartbeat import Heartbeat
@@ -73,7 +74,7 @@ class Executor:
         """
         marks = {kind: self.marks.setdefault((lane, kind), Mark()) for kind in kinds}
         # A pipeline: statements whose answers nobody waits for share a round trip.
-        with self.pool.connection() as conn, conn.pipeline():
+        with session(self.pool, self.terms.lease_s) as conn, conn.pipeline():
             lease = leases.claim(
                 conn,
                 self.terms,
@@ -113,7 +114,7 @@ class Executor:
     def hand_back(self, lease: Lease) -> None:
         """Give a batch back, unrun or half run, with no attempt spent."""
         self.heart.abandon(lease)
-        with self.pool.connection() as conn:
+        with session(self.pool, self.terms.lease_s) as conn:
             transitions.hand_back(conn, lease.id)
 
     def _handle(self, opened: Opened) -> dict[UUID, Outcome]:

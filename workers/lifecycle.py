@@ -22,6 +22,7 @@ from workers.finisher import Finisher
 from workers.flower_feed import FlowerFeed
 from workers.heartbeat import Heartbeat
 from workers.listener import Listener
+from workers.liveness import Liveness
 from workers.runtime import Runtime
 from workers.settings import Settings
 
@@ -44,6 +45,7 @@ class Lifecycle:
         self._settings = settings
         self._runtime: Runtime | None = None
         self._listener: Listener | None = None
+        self._liveness: Liveness | None = None
         self._drain: threading.Thread | None = None
 
     def runtime(self) -> Runtime:
@@ -82,7 +84,10 @@ class Lifecycle:
                 pool, content, settings.backoff_cap_s, settings.max_run_s, settings.lease_s
             ),
         )
-        self._runtime = Runtime(executor, settings, FlowerFeed(self._app, name))
+        self._liveness = Liveness(
+            _connector(settings, f"{name}-liveness"), lanes, list(handlers), heart, settings.deaf_s
+        )
+        self._runtime = Runtime(executor, settings, FlowerFeed(self._app, name), self._liveness)
         interactive = [lane for lane in lanes if LANES[lane].latency == Latency.INTERACTIVE]
         if interactive:
             connect = _connector(settings, f"{name}-ear")
@@ -92,6 +97,8 @@ class Lifecycle:
     def ready(self, **_: Any) -> None:
         """Messages flow: start looking for work, and tell the supervisor."""
         self.runtime().start()
+        if self._liveness is not None:
+            self._liveness.start()
         if self._listener is not None:
             self._listener.start()
         if self._settings.ready_file is not None:

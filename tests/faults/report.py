@@ -1,0 +1,90 @@
+"""What one laboratory did and saw, as JSON and for a person."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import quantiles
+from typing import Any
+
+from tests.faults.checker import Verdict
+
+SHOWN = 5
+"""Examples of a violation."""
+
+
+@dataclass(slots=True)
+class Report:
+    """One laboratory's run.
+
+    Attributes:
+        kills: SIGKILLs by the point or process.
+        mishaps: what befell servers and network, by its name.
+        recovery_s: by fault, how long after it the jobs it struck stood in line again; after a fault
+            of a server or the network, how long until jobs were claimed again.
+        seen: everything that was counted.
+        grown: first and last measure of what must not grow without bound.
+        notes: what could not be had here.
+    """
+
+    name: str
+    seed: int
+    seconds: float = 0.0
+    kills: Counter[str] = field(default_factory=Counter)
+    deaths: int = 0
+    zombies: int = 0
+    mishaps: Counter[str] = field(default_factory=Counter)
+    forged: int = 0
+    recovery_s: dict[str, list[float]] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
+    grown: dict[str, Any] = field(default_factory=dict)
+    violations: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def take(self, verdict: Verdict, lines: Iterable[dict[str, Any]]) -> None:
+        """Add what the checker found."""
+        self.seen = dict(sorted(verdict.counts.items()))
+        self.violations = {
+            kind: [f"{len(found)} lines", *found[:SHOWN]]
+            for kind, found in verdict.violations.items()
+        }
+        claims = sorted(verdict.tokens.values())
+        for line in lines:
+            if line["what"] in {"point", "frozen", "killed"}:
+                for token in line.get("tokens", [line.get("token")]):
+                    if token in verdict.returned:
+                        name = line.get("point", line["what"])
+                        self._recovered(name, verdict.returned[token] - line["at"])
+            elif line["what"] == "mishap over":
+                place = bisect_right(claims, line["at"])
+                if place < len(claims):
+                    self._recovered(line["name"], claims[place] - line["at"])
+
+    def _recovered(self, fault: str, seconds: float) -> None:
+        self.recovery_s.setdefault(fault, []).append(max(0.0, seconds))
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "seconds": round(self.seconds, 1),
+            "kills": {"all": sum(self.kills.values()), **dict(sorted(self.kills.items()))},
+            "deaths": self.deaths,
+            "zombies": self.zombies,
+            "mishaps": dict(sorted(self.mishaps.items())),
+            "forged": self.forged,
+            "recovery": {name: summary(times) for name, times in sorted(self.recovery_s.items())},
+            "seen": self.seen,
+            "grown": self.grown,
+            "notes": self.notes,
+            "violations": self.violations,
+        }
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Count, median and 99th percentile, in seconds."""
+    cuts = quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
+    return {"count": len(times), "p50_s": round(cuts[49], 3), "p99_s": round(cuts[98], 3)}
