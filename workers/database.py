@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import select
 from typing import Any
 
 import psycopg
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from models.picking import PLANNER_OPTIONS
 
 Connection = psycopg.Connection[Any]
+log = logging.getLogger(__name__)
 
 
 RECONNECT_S = 2.0
@@ -56,6 +58,16 @@ def check(conn: Connection) -> None:
     readable, _, broken = select.select([conn.fileno()], [], [conn.fileno()], 0)
     if readable or broken:
         ConnectionPool.check_connection(conn)
+
+
+def await_server(pool: ConnectionPool[Connection]) -> None:
+    """Return once the pool has a connection that works; waits as long as that takes."""
+    while True:
+        try:
+            with pool.connection():
+                return
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            log.warning("waiting for the database (%s)", type(error).__name__)
 
 
 def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[Connection]:

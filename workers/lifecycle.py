@@ -61,6 +61,7 @@ class Lifecycle:
         settings = settings.model_copy(update={"lanes": lanes})
         name = str(sender.hostname)
         pool = database.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
+        database.await_server(pool)
         handlers = kinds.build(settings, pool)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
@@ -141,12 +142,30 @@ def content_for(settings: Settings) -> Content:
     return PrivateContent(KeyRing.load(settings.keyring_file))
 
 
+def _or_end(step: Callable[..., None]) -> Callable[..., None]:
+    """The step, whose failure ends the process.
+
+    Celery writes down what a signal's receiver raises, and goes on: a worker whose database was away
+    for a moment as it began would take hints for ever and run nothing.
+    """
+
+    def run(*args: Any, **named: Any) -> None:
+        try:
+            step(*args, **named)
+        except Exception as error:
+            reason = f"the worker cannot start ({type(error).__name__})"
+            log.critical("%s; its supervisor tries again", reason)
+            raise SystemExit(reason) from None
+
+    return run
+
+
 def attach(app: Celery, settings: Settings) -> Lifecycle:
     """Register the kinds' tasks and follow the worker's signals."""
     life = Lifecycle(app, settings)
     celery_tasks.register(app, life.runtime)
-    signals.worker_init.connect(life.init, weak=False)
-    signals.worker_ready.connect(life.ready, weak=False)
+    signals.worker_init.connect(_or_end(life.init), weak=False)
+    signals.worker_ready.connect(_or_end(life.ready), weak=False)
     signals.worker_shutting_down.connect(life.shutting_down, weak=False)
     signals.worker_shutdown.connect(life.shutdown, weak=False)
     return life

@@ -92,8 +92,9 @@ class Producer:
             except (psycopg.OperationalError, psycopg.InterfaceError, Unavailable):
                 self._leave()
                 time.sleep(AWAY_S)
-            left = began + jobs / self.order.a_second - time.monotonic()
-            time.sleep(max(0.0, min(1.0, left)))
+            due_at = began + jobs / self.order.a_second
+            while time.monotonic() < due_at and not self.order.enough.exists():
+                time.sleep(0.05)
         self.history.write("all enqueued", seed=self.order.seed)
 
     def _transaction(self) -> int:

@@ -13,6 +13,19 @@ from tests.faults.checker import Verdict
 
 SHOWN = 5
 """Examples of a violation."""
+HALTING = frozenset(
+    {
+        "postgres restarts",
+        "connections run out",
+        "the supervisor is killed",
+        "the reconciler is killed",
+        "the database is cut off",
+        "the database is half open",
+        "the database flaps",
+        "the network is cut",
+    }
+)
+"""What takes database or reconciler away: nothing is rescued meanwhile, nor for a lease after."""
 
 
 @dataclass(slots=True)
@@ -50,17 +63,28 @@ class Report:
             kind: [f"{len(found)} lines", *found[:SHOWN]]
             for kind, found in verdict.violations.items()
         }
+        told = list(lines)
         claims = sorted(verdict.tokens.values())
-        for line in lines:
-            if line["what"] in {"point", "frozen", "killed"}:
+        halts = _halts(told, claims)
+        for line in told:
+            if line["what"] in {"point", "killed"}:
                 for token in line.get("tokens", [line.get("token")]):
                     if token in verdict.returned:
-                        name = line.get("point", line["what"])
-                        self._recovered(name, verdict.returned[token] - line["at"])
+                        self._returned(line["point"], line["at"], verdict.returned[token], halts)
             elif line["what"] == "mishap over":
                 place = bisect_right(claims, line["at"])
                 if place < len(claims):
                     self._recovered(line["name"], claims[place] - line["at"])
+
+    def _returned(
+        self, fault: str, struck: float, returned: float, halts: list[tuple[float, float]]
+    ) -> None:
+        """A fault's jobs stood in line again; counted from the end of what kept everybody from it."""
+        ends = [end for begin, end in halts if begin < returned and end > struck]
+        if ends:
+            self._recovered(f"{fault}, with the database away", returned - max(ends))
+        else:
+            self._recovered(fault, returned - struck)
 
     def _recovered(self, fault: str, seconds: float) -> None:
         self.recovery_s.setdefault(fault, []).append(max(0.0, seconds))
@@ -82,6 +106,20 @@ class Report:
             "notes": self.notes,
             "violations": self.violations,
         }
+
+
+def _halts(lines: list[dict[str, Any]], claims: list[float]) -> list[tuple[float, float]]:
+    """From when to when database or reconciler were away: until somebody claimed again."""
+    begun: dict[str, float] = {}
+    found: list[tuple[float, float]] = []
+    for line in lines:
+        if line["what"] == "mishap" and line["name"] in HALTING:
+            begun[line["name"]] = line["at"]
+        elif line["what"] == "mishap over" and line["name"] in begun:
+            place = bisect_right(claims, line["at"])
+            end = claims[place] if place < len(claims) else line["at"]
+            found.append((begun.pop(line["name"]), end))
+    return found
 
 
 def summary(times: list[float]) -> dict[str, float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +23,8 @@ from vestry import Embedding, Vestry
 from workers import bounded, liveness
 from workers.devstack import DevStack
 from workers.heartbeat import OVERRUN_EXIT
+from workers.home import CHECKOUT
+from workers.process import base_environment
 from workers.reconciler import Reconciler
 from workers.settings import Settings
 
@@ -131,6 +136,49 @@ def test_a_reconciler_that_is_gone_without_a_word_leaves_its_lock_to_another(
         proxy.mode = Mode.CUT
         first.join(10)
         second.join(10)
+
+
+def test_a_worker_waits_for_its_database_and_ends_where_it_cannot_start(
+    clean: DevStack, proxy: Proxy, tmp_path: Path
+) -> None:
+    proxy.mode = Mode.CUT
+    ready, log = tmp_path / "ready", tmp_path / "log"
+    environment = base_environment() | {
+        "VESTRY_DATABASE_URL": through(proxy, clean.database_url("vestry_shareable")),
+        "VESTRY_BROKER_URL": clean.broker_url("shareable"),
+        "VESTRY_PRIVACY": "shareable",
+        "VESTRY_LANES": LANE,
+        "VESTRY_EMBEDDING_BACKEND": "echo",
+        "VESTRY_LEASE_S": "4",
+        "VESTRY_HEARTBEAT_S": "1",
+        "VESTRY_READY_FILE": str(ready),
+    }
+    with log.open("w") as out:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "workers.worker"],
+            env=environment, cwd=CHECKOUT, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        eventually(lambda: "waiting for the database" in log.read_text())
+        proxy.mode = Mode.OPEN
+        eventually(ready.exists)
+    finally:
+        worker.kill()
+        worker.wait()
+    # Celery itself writes down that a worker's beginning failed, and goes on without it.
+    with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
+        revoke = "EXECUTE ON FUNCTION vestry.ensure_space_v1 {} vestry_shareable"
+        admin.execute("REVOKE " + revoke.format("FROM"))
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "workers.worker"],
+                env=environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=60,
+                check=False,
+            )  # fmt: skip
+        finally:
+            admin.execute("GRANT " + revoke.format("TO"))
+    assert done.returncode != 0
+    assert "the worker cannot start (InsufficientPrivilege)" in done.stderr
 
 
 class Heart:
