@@ -1,7 +1,8 @@
-"""`python -m tests.faults`: enqueue, kill, check. One seed decides every choice that is made here.
+"""`python -m tests.faults`: enqueue, strike, check. One seed decides every choice that is made here.
 
 What the processes do between two choices is up to the machine: a seed repeats the faults and the load,
-not the interleaving.
+not the interleaving. Four laboratories work side by side, two at a time, each in a process of its own:
+forks, killed by the hundred; the real stack; a disk that fills up; a network that falls silent.
 """
 
 from __future__ import annotations
@@ -9,40 +10,129 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
+import signal
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
 
-from tests.faults.forks import Laboratory, Scale
+from tests.faults import disk, forks, namespaces, presets, real
+from tests.faults.presets import Preset
+from tests.faults.report import Report
 from tests.faults.servers import LabStack
+from tests.faults.summing import merged, told
 from tests.homes import temporary_home
+from workers.home import CHECKOUT
+
+AT_ONCE: Final = 2
+PREFIX: Final = "vestry-faults-"
+
+
+def _forks(home: Path, seed: int, preset: Preset) -> Report:
+    with LabStack(home) as stack:
+        return forks.Laboratory(stack, seed, preset.forks).run()
+
+
+def _real(home: Path, seed: int, preset: Preset) -> Report:
+    return real.Laboratory(home, seed, preset.real).run()
+
+
+def _disk(home: Path, seed: int, preset: Preset) -> Report:
+    with disk.small_disk(home) as mounted:
+        if not mounted:
+            return Report("disk", seed, notes=["a small file system is not to be had here"])
+        with LabStack(home) as stack:
+            lab = forks.Laboratory(stack, seed, preset.disk, "disk", disk.Filling)
+            return lab.run()
+
+
+def _network(home: Path, seed: int, preset: Preset) -> Report:
+    with LabStack(home) as stack:
+        return namespaces.Laboratory(stack, seed, preset.network).run()
+
+
+LABORATORIES: Final[dict[str, Callable[[Path, int, Preset], Report]]] = {
+    "real": _real,
+    "forks": _forks,
+    "disk": _disk,
+    "network": _network,
+}
+"""The longest first."""
 
 
 def main() -> int:
     """Run once; prints the report as JSON. 0 if nothing was lost and nothing done twice."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="so long, instead of short")
+    parser.add_argument("--only", choices=[*LABORATORIES], help="one laboratory, in this process")
+    parser.add_argument("--report", type=Path, help="where the report goes, too, as JSON and text")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    if options.only is not None:
+        preset = presets.FAULTS if options.soak is None else presets.soak(options.soak)
+        with temporary_home(PREFIX) as home:
+            report = LABORATORIES[options.only](home, options.seed, preset).document()
+        print(json.dumps(report, default=str))
+        return 1 if report["violations"] else 0
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
-    scale = Scale(
-        jobs=1500,
-        a_second=75,
-        kills=60,
-        zombies=5,
-        poison={"raises": 3, "exits": 2, "segfaults": 2, "takes all memory": 2, "hangs": 2},
-        mishaps={
-            "postgres restarts": 1,
-            "broker is emptied": 2,
-            "broker restarts empty": 1,
-            "broker hangs": 1,
-            "sessions are ended": 2,
-            "connections run out": 1,
-            "a snapshot is held": 1,
-            "messages are forged": 2,
-        },
-    )
-    with temporary_home("vestry-faults-") as home, LabStack(home) as stack:
-        report = Laboratory(stack, options.seed, scale).run()
-    print(json.dumps(report.document(), indent=1, default=str))
-    return 1 if report.violations else 0
+    report = _all(options)
+    print(told(report), file=sys.stderr, flush=True)
+    text = json.dumps(report, indent=1, default=str)
+    if options.report is not None:
+        options.report.write_text(text + "\n", encoding="utf-8")
+        options.report.with_suffix(".txt").write_text(told(report) + "\n", encoding="utf-8")
+    print(text)
+    return 1 if report["violations"] else 0
+
+
+def _all(options: argparse.Namespace) -> dict[str, Any]:
+    began = time.monotonic()
+    waiting, running = list(LABORATORIES), dict[str, subprocess.Popen[str]]()
+    reports: dict[str, dict[str, Any]] = {}
+    # A soak's laboratories go on for as long as it does: they all run beside each other.
+    at_once = AT_ONCE if options.soak is None else len(waiting)
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as scratch:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    name = waiting.pop(0)
+                    running[name] = _start(name, options, Path(scratch) / name)
+                for name, process in list(running.items()):
+                    if process.poll() is not None:
+                        reports[name] = _report(name, running.pop(name), Path(scratch) / name)
+                time.sleep(0.1)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
+    return merged(options.seed, time.monotonic() - began, reports)
+
+
+def _start(name: str, options: argparse.Namespace, out: Path) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-m", "tests.faults", f"--seed={options.seed}", f"--only={name}"]
+    if options.soak is not None:
+        argv.append(f"--soak={options.soak}")
+    # To a file: a report is longer than what a pipe takes while nobody reads it.
+    with out.open("w", encoding="utf-8") as file:
+        return subprocess.Popen(argv, cwd=CHECKOUT, stdout=file, text=True)
+
+
+def _report(name: str, process: subprocess.Popen[str], out: Path) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    except ValueError:
+        report = Report(name, 0).document()
+        report["violations"] = {"the laboratory itself failed": [f"exit {process.returncode}"]}
+    return report
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from tests.faults import contents
 from tests.faults.sorts import ALL
 from tests.faults.watch import Watch
 
+WATCHDOG_S: Final = 2.5
+"""A worker that was frozen for longer may be ended by its own watchdog before it can say anything."""
 EVENTS: Final = """SELECT what, subject::text, token::text, told, version, actor,
   extract(epoch FROM at)::float8 FROM ledger.events ORDER BY n"""
 
@@ -55,8 +58,10 @@ def check(
         watch.end()
         verdict.tokens, verdict.returned = watch.tokens, watch.returned
         _check_promises(verdict, lines, watch)
+        resumed = {line["pid"]: line["at"] for line in _of(lines, "resumed")}
         for line in _of(lines, "frozen"):
-            _check_zombie(verdict, line, watch)
+            lasted_s = resumed.get(line["pid"], math.inf) - line["at"]
+            _check_zombie(verdict, line, watch, came_back=lasted_s < WATCHDOG_S)
         contents.check(conn, verdict.blame, verdict.counts, lines, watch.wanted)
         _explain(conn, verdict, {line["token"]: line["point"] for line in _of(lines, "point")})
     for line in lines:
@@ -113,12 +118,19 @@ def _check_promise(verdict: Verdict, line: dict[str, Any], watch: Watch) -> None
             verdict.blame("a committed job is lost: it was never there", job)
 
 
-def _check_zombie(verdict: Verdict, line: dict[str, Any], watch: Watch) -> None:
+def _check_zombie(verdict: Verdict, line: dict[str, Any], watch: Watch, *, came_back: bool) -> None:
     """A worker that was frozen past its lease: nothing under its token, and its receipt kept."""
+    if line["token"] not in watch.returned:
+        # After an outage of the database leases are left alone for a while: it still held its jobs.
+        verdict.counts["frozen, and not rescued"] += 1
+        return
     verdict.counts["zombies"] += 1
     for token, job in watch.late:
         if token == line["token"]:
             verdict.blame("an effect under the token of a frozen worker", job)
+    if not came_back:
+        verdict.counts["zombies that their own watchdog ended"] += 1
+        return
     outcomes = [watch.zombies.get((line["token"], job)) for job in line["jobs"]]
     verdict.counts["zombies' attempts refused, receipts kept"] += outcomes.count("refused")
     if set(outcomes) != {"refused"}:

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,10 @@ OWNERS: Final = ("ann", "ben", "cleo", "dan")
 PRIVACIES: Final = ("private", "shareable")
 AWAY_S: Final = 0.2
 """Pause before a producer tries a database again that was away."""
+BAD_AT_ONCE: Final = 24
+MOST_OPEN: Final = 400
+"""Jobs that are not over; past that nobody enqueues."""
+_OPEN: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
 RACERS: Final = 4
 """Callers that use one idempotency key at the same moment."""
 
@@ -92,10 +96,18 @@ class Producer:
             except (psycopg.OperationalError, psycopg.InterfaceError, Unavailable):
                 self._leave()
                 time.sleep(AWAY_S)
-            due_at = began + jobs / self.order.a_second
-            while time.monotonic() < due_at and not self.order.enough.exists():
-                time.sleep(0.05)
+            self._rest(began + jobs / self.order.a_second)
         self.history.write("all enqueued", seed=self.order.seed)
+
+    def _rest(self, until: float) -> None:
+        """Until it is time for more, and not so much is left to do that nothing else would be."""
+        while not self.order.enough.exists():
+            if time.monotonic() >= until:
+                with suppress(psycopg.Error):
+                    row = self.conn.execute(_OPEN).fetchone()
+                    if row is None or row[0] <= MOST_OPEN:
+                        return
+            time.sleep(0.1)
 
     def _transaction(self) -> int:
         choice = self.rng.random()
@@ -267,7 +279,7 @@ class Producer:
 
     def _bad(self) -> int:
         """Bad input is refused before it is a job, and the transaction goes on."""
-        for make in self.rng.sample(sorts.BAD_ENQUEUES, 8):
+        for make in self.rng.choices(sorts.BAD_ENQUEUES, k=BAD_AT_ONCE):
             with self.conn.transaction():
                 try:
                     self.vestry.enqueue(self.conn, make(), owner="ann", privacy="private")

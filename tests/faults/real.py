@@ -38,12 +38,15 @@ SETTINGS: Final = {
     "VESTRY_BACKOFF_CAP_S": "0.2",
     "VESTRY_DEAF_S": "8",
 }
-PATIENCE_S: Final = 90.0
+PATIENCE_S: Final = 40.0
+"""After the last fault some job must end in every such time, until none is left."""
 TELL_S: Final = 5.0
+OTHERS: Final = "others"
 SETTLED_S: Final = 20.0
 """In which a job of every lane is done once all faults are over: nobody is left alive but idle."""
 RESTLESS_S: Final = 15.0
 """How long a strike waits for suspects that crashed once to be done; then it is left out."""
+_LEFT: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
 _DELICATE: Final = """SELECT EXISTS (SELECT FROM vestry.jobs
   WHERE crashes >= 1 AND finished_at IS NULL)"""
 
@@ -57,8 +60,8 @@ class Scale:
     poison: dict[str, int]
     at_once: dict[str, int]
     lasting: dict[str, int]
-    longest_s: float
-    """A lasting fault lasts up to this."""
+    longest_s: dict[str, float]
+    """How long each lasting fault lasts at most; `OTHERS` for those that are not named."""
     keep_jobs_s: float = 3600.0
 
 
@@ -91,7 +94,8 @@ class Laboratory:
             self._site.start()
             try:
                 install(self._up.superuser_url)
-                self._growth = Growth(self._up.superuser_url, self._up.home.logs)
+                logs, keep_s = self._up.home.logs, self._scale.keep_jobs_s
+                self._growth = Growth(self._up.superuser_url, logs, keep_s)
                 self._run()
             finally:
                 self._up.stop()
@@ -112,10 +116,13 @@ class Laboratory:
         finally:
             self._enough.touch()
             self._site.restore()
-        until = time.monotonic() + PATIENCE_S
-        while not self._ended() and time.monotonic() < until:
+        left, until = -1, time.monotonic() + PATIENCE_S
+        while left != 0 and time.monotonic() < until:
             self._tell()
             time.sleep(0.2)
+            now_left = self._ask(_LEFT, default=left)
+            if now_left != left:
+                left, until = now_left, time.monotonic() + PATIENCE_S
         if self._failures:
             raise self._failures[0]
         self._check_settled(client)
@@ -148,7 +155,8 @@ class Laboratory:
         lasting = self._shuffled(self._scale.lasting)
         length_s = self._scale.jobs / self._scale.a_second
         every_s = length_s / (len(at_once) + 1)
-        pause_s = max(1.0, length_s / (len(lasting) + 1) - self._scale.longest_s / 2)
+        lasts_s = sum(map(self._longest_s, lasting)) / 2
+        pause_s = max(1.0, (length_s - lasts_s) / (len(lasting) + 1))
         now = time.monotonic()
         next_at_once, next_lasting = now + every_s, now + pause_s
         goes_on: Lasting | None = None
@@ -164,7 +172,9 @@ class Laboratory:
                 goes_on = self._begin(lasting.pop())
             if at_once and now >= next_at_once and self._calm():
                 name = at_once.pop()
-                if not self._strike(name):
+                # A supervisor brings everything to readiness, which a lasting fault may prevent.
+                alone = name == strikes.SUPERVISOR
+                if (alone and goes_on is not None) or not self._strike(name):
                     at_once.insert(0, name)
                 next_at_once = max(next_at_once + every_s, now)
             if not at_once and not lasting and goes_on is None:
@@ -178,11 +188,14 @@ class Laboratory:
         return names
 
     def _begin(self, name: str) -> Lasting | None:
-        seconds = self._rng.uniform(0.3, 1.0) * self._scale.longest_s
+        seconds = self._rng.uniform(0.3, 1.0) * self._longest_s(name)
         self._history.write("mishap", name=name)
         goes_on = strikes.LASTING[name](self._site, seconds)
         self.report.mishaps[name] += 1
         return goes_on
+
+    def _longest_s(self, name: str) -> float:
+        return self._scale.longest_s.get(name, self._scale.longest_s[OTHERS])
 
     def _strike(self, name: str) -> bool:
         """Whether it could be done: what is just starting again is not there to be struck."""
@@ -211,10 +224,6 @@ class Laboratory:
                 return False
             time.sleep(0.05)
         return True
-
-    def _ended(self) -> bool:
-        left = "SELECT NOT EXISTS (SELECT FROM vestry.jobs WHERE finished_at IS NULL)"
-        return bool(self._ask(left, default=False))
 
     def _check_settled(self, client: dict[str, Any]) -> None:
         """Every process is there, holds what it must, and does a job: nobody is alive but idle."""

@@ -6,10 +6,10 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from statistics import quantiles
 from typing import Any
 
 from tests.faults.checker import Verdict
+from tests.faults.sorts import ALL
 
 SHOWN = 5
 """Examples of a violation."""
@@ -23,6 +23,8 @@ HALTING = frozenset(
         "the database is half open",
         "the database flaps",
         "the network is cut",
+        "the network is silent",
+        "the disk is full",
     }
 )
 """What takes database or reconciler away: nothing is rescued meanwhile, nor for a lease after."""
@@ -38,6 +40,7 @@ class Report:
         recovery_s: by fault, how long after it the jobs it struck stood in line again; after a fault
             of a server or the network, how long until jobs were claimed again.
         seen: everything that was counted.
+        poison: of jobs that must die, how many of each sort did.
         grown: first and last measure of what must not grow without bound.
         notes: what could not be had here.
     """
@@ -53,12 +56,18 @@ class Report:
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
     grown: dict[str, Any] = field(default_factory=dict)
+    poison: dict[str, int] = field(default_factory=dict)
     violations: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def take(self, verdict: Verdict, lines: Iterable[dict[str, Any]]) -> None:
         """Add what the checker found."""
         self.seen = dict(sorted(verdict.counts.items()))
+        self.poison = {
+            name: count
+            for name, sort in ALL.items()
+            if sort.poison and (count := verdict.counts[f"committed, {name}"])
+        }
         self.violations = {
             kind: [f"{len(found)} lines", *found[:SHOWN]]
             for kind, found in verdict.violations.items()
@@ -87,7 +96,7 @@ class Report:
             self._recovered(fault, returned - struck)
 
     def _recovered(self, fault: str, seconds: float) -> None:
-        self.recovery_s.setdefault(fault, []).append(max(0.0, seconds))
+        self.recovery_s.setdefault(fault, []).append(round(max(0.0, seconds), 3))
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -100,7 +109,8 @@ class Report:
             "zombies": self.zombies,
             "mishaps": dict(sorted(self.mishaps.items())),
             "forged": self.forged,
-            "recovery": {name: summary(times) for name, times in sorted(self.recovery_s.items())},
+            "recovery_s": self.recovery_s,
+            "poison": self.poison,
             "seen": self.seen,
             "grown": self.grown,
             "notes": self.notes,
@@ -120,9 +130,3 @@ def _halts(lines: list[dict[str, Any]], claims: list[float]) -> list[tuple[float
             end = claims[place] if place < len(claims) else line["at"]
             found.append((begun.pop(line["name"]), end))
     return found
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    """Count, median and 99th percentile, in seconds."""
-    cuts = quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
-    return {"count": len(times), "p50_s": round(cuts[49], 3), "p99_s": round(cuts[98], 3)}

@@ -58,6 +58,11 @@ class LabStack(DevStack):
         """Immediate: no session is ended in order, recovery at the next start."""
         self._again(self.postgres, signal.SIGQUIT)
 
+    def revive_postgres(self) -> None:
+        """Start it where it has ended."""
+        if self._process(self.postgres)[0].poll() is not None:
+            self._again(self.postgres, signal.SIGQUIT)
+
     def restart_broker(self) -> None:
         """Killed, and started again with nothing in it."""
         self._again(self.valkey, signal.SIGKILL)
@@ -143,18 +148,22 @@ class Mishaps:
         """Whether one goes on."""
         return self._over is not None
 
-    def begin(self, name: str) -> None:
-        """Have it happen."""
-        lasts = {
+    def happenings(self) -> dict[str, Any]:
+        """By name, what begins each; it gives how long it lasts and what ends it, or None."""
+        return {
             "postgres restarts": self._stack.restart_postgres,
-            "broker is emptied": self._flush,
-            "broker restarts empty": self._stack.restart_broker,
-            "broker hangs": self._stop_broker,
+            "the broker is emptied": self._flush,
+            "the broker restarts empty": self._stack.restart_broker,
+            "the broker hangs": self._stop_broker,
             "sessions are ended": self._end_sessions,
             "connections run out": self._limit,
             "a snapshot is held": self._hold,
             "messages are forged": self._forge,
-        }[name]()
+        }
+
+    def begin(self, name: str) -> None:
+        """Have it happen."""
+        lasts = self.happenings()[name]()
         if lasts is not None:
             seconds, self._over = lasts
             self._until = time.monotonic() + seconds

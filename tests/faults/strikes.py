@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -63,7 +64,8 @@ class Site:
         for pid in list(self._stopped):
             self.resume(pid)
         self.database.mode = self.broker.mode = Mode.OPEN
-        servers.limit_connections(self.up.superuser_url, -1)
+        with suppress(psycopg.Error):
+            servers.limit_connections(self.up.superuser_url, -1)
 
 
 @dataclass(slots=True)
@@ -147,11 +149,12 @@ def _end_sessions(site: Site) -> bool:
     return True
 
 
+SUPERVISOR: Final = "the supervisor is killed"
 AT_ONCE: Final[dict[str, Callable[[Site], bool]]] = {
     "a worker is killed": _kill_worker,
     "the dispatcher is killed": _kill("dispatcher"),
     "the reconciler is killed": _kill("reconciler"),
-    "the supervisor is killed": _kill_supervisor,
+    SUPERVISOR: _kill_supervisor,
     "postgres restarts": _kill("postgres"),
     "the broker restarts empty": _kill("valkey"),
     "the broker is emptied": _flush,

@@ -41,7 +41,7 @@ LEASE_S: Final = 1.0
 HEARTBEAT_S: Final = 0.3
 MAX_RUN_S: Final = 3.0
 OVERRUN_GRACE_S: Final = 1.0
-LIFE_S: Final = 1.5
+LIFE_S: Final = 2.5
 """A worker that is not killed ends in order after this long, and another takes its place."""
 MEMORY_BYTES: Final = 384 * 1024 * 1024
 """What a worker may take beyond what it begins with."""
