@@ -13,7 +13,12 @@ all, every time.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
 
 FULL_SCAN_EVERY_S = 0.5
 """How long a job enqueued by a long transaction may be overlooked behind the mark."""
@@ -61,6 +66,34 @@ def pick(*, suspect: bool = False, hints: bool = False) -> str:
       ORDER BY j.turn, j.id
       LIMIT %(limit)s
       FOR UPDATE OF j SKIP LOCKED"""  # noqa: S608 - composed of this function's own literals
+
+
+_HEAD = """(
+  SELECT j.id FROM (SELECT vestry.clock() AS t OFFSET 0) now, vestry.jobs j
+  WHERE j.lane = l.lane AND j.kind = k.kind AND j.state = 'queued' AND j.turn IS NOT NULL
+    AND {which} j.suspect AND (j.deadline IS NULL OR j.deadline > now.t)
+    AND EXISTS (SELECT FROM vestry.lanes p WHERE p.lane = l.lane AND p.paused_at IS NULL)
+  ORDER BY j.turn, j.id LIMIT 1 FOR UPDATE OF j SKIP LOCKED)"""
+_RUNNABLE = " UNION ALL ".join(
+    "SELECT f.id FROM unnest(%(lanes)s::text[]) l(lane), unnest(%(kinds)s::text[]) k(kind), "  # noqa: S608
+    f"LATERAL {_HEAD.format(which=which)} f"
+    for which in ("NOT", "")
+)
+
+
+def runnable(
+    conn: psycopg.Connection[Any], lanes: Sequence[str], kinds: Sequence[str]
+) -> list[tuple[UUID]]:
+    """The first in line of each lane and kind, suspects too, that nobody is taking just now.
+
+    Looked for from the very beginning, whatever any mark says.
+
+    Args:
+        conn: a connection that commits by itself.
+        lanes: of these.
+        kinds: of these.
+    """
+    return conn.execute(_RUNNABLE, {"lanes": list(lanes), "kinds": list(kinds)}).fetchall()
 
 
 @dataclass(slots=True)

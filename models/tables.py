@@ -166,6 +166,12 @@ Index(
 Index("jobs_finished", jobs.c.finished_at, postgresql_where=text("finished_at IS NOT NULL"))
 Index("jobs_parent", jobs.c.parent_id, postgresql_where=text("parent_id IS NOT NULL"))
 Index("jobs_root", jobs.c.root_id, postgresql_where=text("root_id IS NOT NULL"))
+Index(
+    "jobs_replay",
+    jobs.c.replay_of,
+    unique=True,
+    postgresql_where=text("replay_of IS NOT NULL"),
+)
 
 leases = Table(
     "leases",

@@ -199,7 +199,8 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
     """Take jobs away from leases that ran out, as suspects; dead after two crashes alone.
 
     A batch's jobs get their attempt back: which of them was to blame is not known. Each is then run
-    by a process that holds nothing else.
+    by a process that holds nothing else. A lease that was renewed as long as it may be is one of a job
+    that does not end; any other, of a process that did.
 
     Args:
         conn: a connection in a transaction.
@@ -208,10 +209,11 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
     row = conn.execute(
         """WITH now AS MATERIALIZED (SELECT vestry.clock() AS t),
            gone AS MATERIALIZED (
-             SELECT l.id, l.alone FROM vestry.leases l, now WHERE l.expires_at < now.t
+             SELECT l.id, l.alone, l.expires_at >= l.max_until AS overran
+             FROM vestry.leases l, now WHERE l.expires_at < now.t
              ORDER BY l.id LIMIT %(limit)s FOR UPDATE OF l SKIP LOCKED),
            held AS MATERIALIZED (
-             SELECT j.id, j.lease_id, j.privacy, j.attempt, j.started_at, gone.alone,
+             SELECT j.id, j.lease_id, j.privacy, j.attempt, j.started_at, gone.alone, gone.overran,
                     gone.alone AND j.crashes + 1 >= %(crashes)s AS dies
              FROM vestry.jobs j JOIN gone ON gone.id = j.lease_id
              WHERE j.state = 'running' ORDER BY j.id FOR UPDATE OF j),
@@ -219,8 +221,10 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
              INSERT INTO vestry.receipts
                (job_id, lease_id, privacy, attempt, outcome, reason, started_at, finished_at)
              SELECT held.id, held.lease_id, held.privacy, held.attempt, 'lost',
-                    CASE WHEN held.alone THEN 'the process ended or froze, running this job alone'
-                         ELSE 'the process ended or froze, running a batch' END,
+                    concat(CASE WHEN held.overran THEN 'it ran for as long as a job may'
+                                ELSE 'the process ended or froze' END,
+                           CASE WHEN held.alone THEN ', running this job alone'
+                                ELSE ', running a batch' END),
                     held.started_at, now.t
              FROM held, now ON CONFLICT DO NOTHING),
            moved AS (
@@ -233,9 +237,11 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
                  turn = CASE WHEN NOT held.dies THEN
                           (SELECT l.turn FROM vestry.lanes l WHERE l.lane = j.lane) END,
                  finished_at = CASE WHEN held.dies THEN now.t END,
-                 error_code = CASE WHEN held.dies THEN 'crashed' END,
-                 error_message = CASE WHEN held.dies THEN
-                   'the worker process ended or froze each time it ran this job alone' END
+                 error_code = CASE WHEN NOT held.dies THEN NULL
+                                   WHEN held.overran THEN 'timed_out' ELSE 'crashed' END,
+                 error_message = CASE WHEN NOT held.dies THEN NULL WHEN held.overran
+                   THEN 'it ran for longer than a job may (VESTRY_MAX_RUN_S), alone and once more'
+                   ELSE 'the worker process ended or froze each time it ran this job alone' END
              FROM held, now WHERE j.id = held.id
              RETURNING j.id, j.state, j.latency, j.keep_payload),
            a AS (DELETE FROM vestry.private_payloads p USING moved m

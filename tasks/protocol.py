@@ -2,7 +2,7 @@
 
 A handler is a function `run(batch, context) -> outcomes`, one outcome a job, in the batch's order.
 It must not raise for one job's fault: a bad job gets `Failed` and its neighbours their results. What
-it raises anyway is taken as a fault of the whole batch, whose jobs are then tried one at a time.
+it raises anyway is taken as a fault of the whole batch, which is then halved until that job is alone.
 """
 
 from __future__ import annotations

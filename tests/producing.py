@@ -13,7 +13,8 @@ from vestry import (
     Embedding,
     KeyRing,
 )
-from vestry.sealing import RESULT
+from vestry.sealing import BLOB, RESULT, OwnerKey
+from workers.devstack import DevStack
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 HELLO = Embedding(texts=["hello"])
@@ -62,3 +63,38 @@ def succeed(
             )
         end(root, job, "succeeded")
         root.execute("SELECT pg_notify('vestry_done', %s)", [str(job)])
+
+
+def kill(root: psycopg.Connection[Any], job: UUID, code: str = "backend_unavailable") -> None:
+    root.execute(
+        "UPDATE vestry.jobs SET error_code = %s, error_message = 'it is so' WHERE id = %s",
+        [code, job],
+    )
+    end(root, job, "dead")
+
+
+def key_of(root: psycopg.Connection[Any], stack: DevStack, owner: str) -> OwnerKey:
+    row = root.execute(
+        "SELECT key_id, wrapped, kek_id FROM vestry.owner_keys WHERE owner = %s", [owner]
+    ).fetchone()
+    assert row is not None
+    return KeyRing.load(stack.keyring).unwrap(owner, *row)
+
+
+def attach(
+    root: psycopg.Connection[Any], stack: DevStack, job: UUID, owner: str, privacy: str
+) -> None:
+    """Two parts of a file, as a producer stores them."""
+    for part in range(2):
+        body = b"page %d" % part
+        if privacy == "private":
+            key = key_of(root, stack, owner)
+            root.execute(
+                "INSERT INTO vestry.private_blobs VALUES (%s, 'scan', %s, %s, %s, %s)",
+                [job, part, owner, key.key_id, key.seal(BLOB, job, body)],
+            )
+        else:
+            root.execute(
+                "INSERT INTO vestry.shareable_blobs VALUES (%s, 'scan', %s, %s, %s)",
+                [job, part, owner, body],
+            )

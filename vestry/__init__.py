@@ -24,6 +24,7 @@ from vestry.aio import AsyncVestry
 from vestry.classification import Classification, Label
 from vestry.classification_results import ClassificationResult, LabelScore
 from vestry.client import Vestry
+from vestry.dead_letters import Reason
 from vestry.errors import (
     DatabaseError,
     IdempotencyConflict,
@@ -35,6 +36,7 @@ from vestry.errors import (
     KeyRingError,
     NotFinished,
     OwnerForgotten,
+    PayloadGone,
     PayloadTooLarge,
     ResultGone,
     SealBroken,
@@ -58,6 +60,7 @@ from vestry.lanes import LANES, Lane, Latency, Pool, Privacy
 from vestry.ocr import Ocr
 from vestry.ocr_results import OcrPage, OcrResult, OcrWord
 from vestry.reading import LaneStatus
+from vestry.replaying import Attempt, PastJob
 from vestry.rerank import Rerank
 from vestry.rerank_results import Ranked, RerankResult
 from vestry.results import EmbeddingResult, FailedDocument, IndexResult, JobRef, JobStatus, Result
@@ -67,6 +70,7 @@ __all__ = [
     "LANES",
     "UPSTREAM",
     "AsyncVestry",
+    "Attempt",
     "Citation",
     "Classification",
     "ClassificationResult",
@@ -104,10 +108,13 @@ __all__ = [
     "OcrResult",
     "OcrWord",
     "OwnerForgotten",
+    "PastJob",
+    "PayloadGone",
     "PayloadTooLarge",
     "Pool",
     "Privacy",
     "Ranked",
+    "Reason",
     "Rerank",
     "RerankResult",
     "Result",

@@ -29,6 +29,7 @@ from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import BackendStatus, JobLike, LaneStatus
 from vestry.receipts import Receipt
+from vestry.replays import AsyncReplays
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing_async, plain_async
 from vestry.search import SearchRequest
@@ -39,7 +40,7 @@ from vestry.steps import Steps, run_async, translated
 T = TypeVar("T")
 
 
-class AsyncVestry:
+class AsyncVestry(AsyncReplays):
     """A producer: enqueues in the caller's transactions, waits, reads, searches.
 
     It belongs to the event loop it is first used in. Close it, or use it in an `async with`.

@@ -27,6 +27,7 @@ from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import BackendStatus, JobLike, LaneStatus
 from vestry.receipts import Receipt
+from vestry.replays import Replays
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing, plain
 from vestry.search import SearchRequest
@@ -37,7 +38,7 @@ from vestry.steps import Steps, run, translated
 T = TypeVar("T")
 
 
-class Vestry:
+class Vestry(Replays):
     """A producer: enqueues in the caller's transactions, waits, reads, searches.
 
     Threads may share one; processes must each make their own. Close it, or use it in a `with`.

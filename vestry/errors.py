@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import ClassVar, Final
 from uuid import UUID
 
+from vestry.dead_letters import Reason, reason_of
+
 
 class VestryError(Exception):
     """Something in Vestry went wrong."""
@@ -110,6 +112,18 @@ class ResultGone(VestryError):
     """The job succeeded, and its result is no longer kept."""
 
 
+class PayloadGone(VestryError):
+    """What the job was given is no longer kept, so it cannot be replayed; submit it again.
+
+    Attributes:
+        jobs: which jobs.
+    """
+
+    def __init__(self, jobs: tuple[UUID, ...] = ()) -> None:
+        self.jobs = jobs
+        super().__init__()
+
+
 class WaitTimeout(VestryError):
     """The job was not finished in the time given; it goes on."""
 
@@ -128,6 +142,11 @@ class JobFailed(VestryError):
     """
 
     state: ClassVar[str] = "dead"
+
+    @property
+    def reason(self) -> Reason:
+        """What kind of end a dead job came to."""
+        return reason_of(self.code)
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code

@@ -28,18 +28,18 @@ from vestry.steps import Query, Steps
 JobLike = JobRef | JobStatus | UUID | str
 """Anything that names a job."""
 
-_SELECT: Final = """SELECT id, kind, state, owner, privacy, latency, lane, attempt, degraded,
+SELECT_STATUS: Final = """SELECT id, kind, state, owner, privacy, latency, lane, attempt, degraded,
   error_code, error_message, created_at, run_at, started_at, finished_at, parent_id, root_id"""
 # The owner context comes from the job's own row: no statement of its own for it.
 _OPEN_JOB: Final = (
-    _SELECT
+    SELECT_STATUS
     + """, set_config('vestry.owners', (ARRAY[owner])::text, true)
   FROM vestry.jobs WHERE id = %b::uuid"""
 )
-_STATUSES: Final = _SELECT + " FROM vestry.jobs WHERE id = ANY (%b::uuid[])"
-_FLOW: Final = f"""{_SELECT} FROM vestry.jobs
+_FLOW: Final = f"""{SELECT_STATUS} FROM vestry.jobs
   WHERE id = %b::uuid OR root_id = (SELECT root_id FROM vestry.jobs WHERE id = %b::uuid)
   ORDER BY id"""  # noqa: S608 - our own text
+_STATUSES: Final = SELECT_STATUS + " FROM vestry.jobs WHERE id = ANY (%b::uuid[])"
 _FINISHED: Final = "SELECT finished_at IS NOT NULL FROM vestry.jobs WHERE id = %b::uuid"
 _READ: Final = {
     "private": "SELECT body FROM vestry.private_results WHERE job_id = %b::uuid",
@@ -167,7 +167,7 @@ def check_finished(job: UUID) -> Steps[None]:
 def statuses(jobs: Sequence[UUID]) -> Steps[list[JobStatus]]:
     """States in the order asked for; those that do not exist are left out."""
     rows = yield Query(_STATUSES, (list(jobs),))
-    found = {row[0]: _status(row) for row in rows}
+    found = {row[0]: status_of(row) for row in rows}
     return [found[job] for job in jobs if job in found]
 
 
@@ -184,7 +184,7 @@ def flow(job: UUID) -> Steps[list[JobStatus]]:
     rows = yield Query(_FLOW, (job, job))
     if not rows:
         raise UnknownJob
-    return [_status(row) for row in rows]
+    return [status_of(row) for row in rows]
 
 
 def outcome(
@@ -206,7 +206,7 @@ def outcome(
     rows = yield tuple(Query(text, (job,), prepare=True) for text in (_OPEN_JOB, *bodies))
     if not rows:
         raise UnknownJob
-    state, found = _status(rows[0]), rows[1:]
+    state, found = status_of(rows[0]), rows[1:]
     if not state.finished:
         raise NotFinished
     if state.state != "succeeded":
@@ -278,7 +278,8 @@ def delete_documents(
     return int(rows[0][0])
 
 
-def _status(row: tuple[Any, ...]) -> JobStatus:
+def status_of(row: tuple[Any, ...]) -> JobStatus:
+    """A row of `SELECT_STATUS`."""
     job, kind, state, owner, privacy, latency, lane, attempt, degraded, code, message = row[:11]
     created_at, run_at, started_at, finished_at, parent, root = row[11:17]
     return JobStatus(

@@ -13,12 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from vestry.errors import SettingsError
 from vestry.keyring import KeyRing
 
 CLIENT_FILE = "client.json"
+
+PATIENCE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""What TCP does to notice that the database's machine is gone, unless the URL says otherwise: by the
+system's own defaults it takes hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,9 @@ def _conninfo(url: str) -> str:
             url = "postgresql://" + url.removeprefix(dialect)
     password_file = os.environ.get("VESTRY_DATABASE_PASSWORD_FILE")
     try:
-        conninfo = make_conninfo(url, application_name="vestry")
+        told = conninfo_to_dict(url)
+        patience = {name: value for name, value in PATIENCE.items() if name not in told}
+        conninfo = make_conninfo(url, application_name="vestry", **patience)
         if password_file and "password=" not in conninfo:
             password = Path(password_file).read_text(encoding="utf-8").strip()
             conninfo = make_conninfo(conninfo, password=password)

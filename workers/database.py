@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import select
 from typing import Any
 
 import psycopg
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from models.picking import PLANNER_OPTIONS
 
 Connection = psycopg.Connection[Any]
+log = logging.getLogger(__name__)
 
 
 RECONNECT_S = 2.0
@@ -18,15 +20,17 @@ RECONNECT_S = 2.0
 up early, the next request for a connection tries again at once."""
 
 
-def connection_options(name: str, lease_s: float) -> dict[str, Any]:
+def connection_options(name: str, lease_s: float, idle_s: float = 0.0) -> dict[str, Any]:
     """Connection arguments for psycopg.
 
     Statement, idle-in-transaction and TCP time-outs stay below half a lease, so that a process
-    hanging on a dead connection gives up before its lease does.
+    hanging on a dead connection gives up before its lease does. The server is told to notice a client
+    that is gone, too: its locks would outlive it.
 
     Args:
         name: what Postgres shows in pg_stat_activity.
         lease_s: the lease, in seconds.
+        idle_s: the server ends a session that says nothing for so long; 0 for never.
     """
     half = max(1.0, lease_s / 2)
     return {
@@ -39,6 +43,8 @@ def connection_options(name: str, lease_s: float) -> dict[str, Any]:
         "options": (
             f"-c statement_timeout={int(half * 1000)} -c lock_timeout={int(half * 500)} "
             f"-c idle_in_transaction_session_timeout={int(half * 1000)} -c timezone=UTC "
+            f"-c idle_session_timeout={int(idle_s * 1000)} -c tcp_keepalives_idle=5 "
+            "-c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 "
             f"{PLANNER_OPTIONS}"
         ),
     }
@@ -52,6 +58,16 @@ def check(conn: Connection) -> None:
     readable, _, broken = select.select([conn.fileno()], [], [conn.fileno()], 0)
     if readable or broken:
         ConnectionPool.check_connection(conn)
+
+
+def await_server(pool: ConnectionPool[Connection]) -> None:
+    """Return once the pool has a connection that works; waits as long as that takes."""
+    while True:
+        try:
+            with pool.connection():
+                return
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            log.warning("waiting for the database (%s)", type(error).__name__)
 
 
 def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[Connection]:

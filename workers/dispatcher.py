@@ -27,7 +27,8 @@ from vestry.kinds import KINDS
 from vestry.lanes import LANES, Latency, Privacy
 from workers import logs
 from workers.app import make_app
-from workers.loop import run_connected, stop_on_signals
+from workers.bounded import bounded
+from workers.loop import CUT_S, run_connected, stop_on_signals
 from workers.route_keeper import RouteKeeper
 from workers.settings import Settings, key_prefix
 
@@ -79,9 +80,10 @@ class Dispatcher:
         """Dispatch until stopped or the connection breaks."""
         self._lanes.clear()
         self._routes.forget()
-        conn.execute("LISTEN vestry_lane")
-        # A hint's stamp lost in a crash costs one stale hint; the commit need not wait for the disk.
-        conn.execute("SET synchronous_commit = off")
+        with bounded(conn, CUT_S):
+            conn.execute("LISTEN vestry_lane")
+            # A hint's stamp lost in a crash costs one stale hint: no need to wait for the disk.
+            conn.execute("SET synchronous_commit = off")
         next_tick = next_look = 0.0
         while not self._stop.is_set():
             due = min(next_tick, next_look) if self._heard else next_tick
@@ -100,13 +102,14 @@ class Dispatcher:
                 woken |= self._heard.keys()
                 self._heard = {lane: end for lane, end in self._heard.items() if end > now}
                 next_look = now + HEAD_START_S
-            if now >= next_tick:
-                self._take_lanes(conn)
-                self._routes.look(conn)
-                transitions.admit(conn)
-                woken = set(self._lanes)
-                next_tick = time.monotonic() + TICK_S
-            self._fill(conn, woken & self._lanes)
+            with bounded(conn, CUT_S):
+                if now >= next_tick:
+                    self._take_lanes(conn)
+                    self._routes.look(conn)
+                    transitions.admit(conn)
+                    woken = set(self._lanes)
+                    next_tick = time.monotonic() + TICK_S
+                self._fill(conn, woken & self._lanes)
 
     def _take_lanes(self, conn: Connection) -> None:
         """Hold the lanes that nobody else does. The locks end with the connection."""

@@ -29,6 +29,7 @@ from tasks.protocol import (
 from vestry.errors import VestryError
 from vestry.kinds import WITH_FILES
 from vestry.upstream import UPSTREAM
+from workers.bounded import session
 from workers.finisher import Finisher
 from workers.finishing import Finished
 from workers.heartbeat import Heartbeat
@@ -89,7 +90,7 @@ class Executor:
         """
         marks = {kind: self.marks.setdefault((lane, kind), Mark()) for kind in kinds}
         # A pipeline: statements whose answers nobody waits for share a round trip.
-        with self.pool.connection() as conn, conn.pipeline():
+        with session(self.pool, self.terms.lease_s) as conn, conn.pipeline():
             lease = leases.claim(
                 conn,
                 self.terms,
@@ -135,7 +136,7 @@ class Executor:
     def hand_back(self, lease: Lease) -> None:
         """Give a batch back, unrun or half run, with no attempt spent."""
         self.heart.abandon(lease)
-        with self.pool.connection() as conn:
+        with session(self.pool, self.terms.lease_s) as conn:
             transitions.hand_back(conn, lease.id)
 
     def _handle(self, opened: Opened) -> dict[UUID, Outcome]:
@@ -221,7 +222,10 @@ def _with_text(value: Any, text: str) -> Any:
 
 
 def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
-    """Run a handler; if it raises, each job by itself, so that one cannot spoil the others."""
+    """Run a handler; if it raises, each half by itself, so that one job cannot spoil the others.
+
+    One job in a batch of 256 is found in 17 calls, where one by one would take 256.
+    """
     try:
         outcomes = handler(batch, context)
         if len(outcomes) != len(batch):
@@ -231,6 +235,8 @@ def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[
         name = type(error).__name__
         log.error("a handler raised %s for a batch of %d", name, len(batch))  # noqa: TRY400
         if len(batch) > 1:
-            return {k: v for job in batch for k, v in _isolated(handler, [job], context).items()}
+            middle = len(batch) // 2
+            halves = batch[:middle], batch[middle:]
+            return {k: v for half in halves for k, v in _isolated(handler, half, context).items()}
         message = f"the handler raised {name}; see the worker's log"
         return {batch[0].id: Failed("handler_error", message, retryable=True)}

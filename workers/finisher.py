@@ -15,6 +15,7 @@ from psycopg_pool import ConnectionPool
 from models.content import Content
 from models.leases import Lease
 from tasks.protocol import Failed, Outcome
+from workers.bounded import session
 from workers.finishing import Finished, finish
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Finisher:
 
     def _once(self, lease: Lease, outcomes: Mapping[UUID, Outcome], lock_wait_s: float) -> Finished:
         # A pipeline: statements whose answers nobody waits for share a round trip.
-        with self.pool.connection() as conn, conn.pipeline():
+        with session(self.pool, self.lease_s) as conn, conn.pipeline():
             conn.execute(
                 "SELECT set_config('lock_timeout', %s, true)",
                 [str(int(lock_wait_s * 1000))],

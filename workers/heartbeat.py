@@ -15,6 +15,7 @@ import psycopg
 
 from models import leases, transitions
 from models.leases import Lease
+from workers.bounded import bounded
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Heartbeat:
         self._lost: set[UUID] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.turned_at = time.monotonic()
+        """When the thread last went round, whatever it met with."""
 
     def start(self) -> None:
         """Begin beating."""
@@ -121,8 +124,10 @@ class Heartbeat:
             try:
                 if conn is None or conn.closed:
                     conn = self._connect()
-                self.beat(conn)
-                self._end_overruns(conn)
+                # Cut while there is time for another try before the leases run out.
+                with bounded(conn, self._lease_s / 3):
+                    self.beat(conn)
+                    self._end_overruns(conn)
             except psycopg.Error as error:
                 log.warning("heartbeat failed (%s); trying again", type(error).__name__)
                 if conn is not None:
@@ -130,5 +135,6 @@ class Heartbeat:
                 conn = None
                 # A dead connection must not cost a whole interval: the lease is running.
                 self._stop.wait(min(1.0, self._every_s / 4))
+            self.turned_at = time.monotonic()
         if conn is not None:
             conn.close()

@@ -22,6 +22,7 @@ from workers.finisher import Finisher
 from workers.flower_feed import FlowerFeed
 from workers.heartbeat import Heartbeat
 from workers.listener import Listener
+from workers.liveness import Liveness
 from workers.runtime import Runtime
 from workers.settings import Settings
 
@@ -44,6 +45,7 @@ class Lifecycle:
         self._settings = settings
         self._runtime: Runtime | None = None
         self._listener: Listener | None = None
+        self._liveness: Liveness | None = None
         self._drain: threading.Thread | None = None
         self._kit: kinds.Kit | None = None
 
@@ -62,6 +64,7 @@ class Lifecycle:
         pool = database.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
         content = content_for(settings)
         keyring = content.keyring if isinstance(content, PrivateContent) else None
+        database.await_server(pool)
         kit = self._kit = kinds.build(settings, pool, keyring)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
@@ -85,7 +88,10 @@ class Lifecycle:
                 pool, content, settings.backoff_cap_s, settings.max_run_s, settings.lease_s
             ),
         )
-        self._runtime = Runtime(executor, settings, FlowerFeed(self._app, name))
+        self._liveness = Liveness(
+            _connector(settings, f"{name}-liveness"), lanes, list(kit.handlers), heart, settings.deaf_s
+        )
+        self._runtime = Runtime(executor, settings, FlowerFeed(self._app, name), self._liveness)
         interactive = [lane for lane in lanes if LANES[lane].latency == Latency.INTERACTIVE]
         if interactive:
             connect = _connector(settings, f"{name}-ear")
@@ -95,6 +101,8 @@ class Lifecycle:
     def ready(self, **_: Any) -> None:
         """Messages flow: start looking for work, and tell the supervisor."""
         self.runtime().start()
+        if self._liveness is not None:
+            self._liveness.start()
         if self._listener is not None:
             self._listener.start()
         if self._settings.ready_file is not None:
@@ -139,12 +147,30 @@ def content_for(settings: Settings) -> Content:
     return PrivateContent(KeyRing.load(settings.keyring_file))
 
 
+def _or_end(step: Callable[..., None]) -> Callable[..., None]:
+    """The step, whose failure ends the process.
+
+    Celery writes down what a signal's receiver raises, and goes on: a worker whose database was away
+    for a moment as it began would take hints for ever and run nothing.
+    """
+
+    def run(*args: Any, **named: Any) -> None:
+        try:
+            step(*args, **named)
+        except Exception as error:
+            reason = f"the worker cannot start ({type(error).__name__})"
+            log.critical("%s; its supervisor tries again", reason)
+            raise SystemExit(reason) from None
+
+    return run
+
+
 def attach(app: Celery, settings: Settings) -> Lifecycle:
     """Register the kinds' tasks and follow the worker's signals."""
     life = Lifecycle(app, settings)
     celery_tasks.register(app, life.runtime)
-    signals.worker_init.connect(life.init, weak=False)
-    signals.worker_ready.connect(life.ready, weak=False)
+    signals.worker_init.connect(_or_end(life.init), weak=False)
+    signals.worker_ready.connect(_or_end(life.ready), weak=False)
     signals.worker_shutting_down.connect(life.shutting_down, weak=False)
     signals.worker_shutdown.connect(life.shutdown, weak=False)
     return life

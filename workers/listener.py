@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import psycopg
 
+from workers.bounded import bounded
+
 log = logging.getLogger(__name__)
 
 RECONNECT_S: Final = 0.5
 """Pause before a lost connection is made again: short, since lanes are looked at only after it."""
+CHECK_S: Final = 10.0
+"""How often it is seen to that somebody is at the other end."""
 BREATH_S: Final = 1.0
 """How long the end of the process may go unnoticed."""
 
@@ -54,7 +59,8 @@ class Listener:
         while not self._stop.is_set():
             try:
                 with self._connect() as conn:
-                    conn.execute("LISTEN vestry_lane")
+                    with bounded(conn, CHECK_S):
+                        conn.execute("LISTEN vestry_lane")
                     # What came while nobody listened was not heard.
                     self._tell(self._lanes)
                     self._hear(conn)
@@ -63,8 +69,14 @@ class Listener:
                 self._stop.wait(RECONNECT_S)
 
     def _hear(self, conn: psycopg.Connection[Any]) -> None:
+        listened = time.monotonic()
         while not self._stop.is_set():
             heard = {note.payload for note in conn.notifies(timeout=BREATH_S, stop_after=1)}
+            if time.monotonic() - listened > CHECK_S:
+                # Silence is what a connection to nowhere sounds like, too.
+                with bounded(conn, CHECK_S):
+                    conn.execute("SELECT 1")
+                listened = time.monotonic()
             if heard:
                 # Whatever else has arrived, so that a burst wakes a lane once.
                 heard |= {note.payload for note in conn.notifies(timeout=0)}

@@ -16,6 +16,12 @@ from workers.settings import Settings
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
+SILENT_S = 10.0
+"""A session of these, which asks something every second, is ended by the server once it is silent for
+this long. It may hold the advisory lock that keeps all others of its sort waiting, and belong to a
+process that is frozen, or gone behind a proxy that has not noticed."""
+CUT_S = 20.0
+"""How long one round of such a loop may wait for the database, and for the broker in between."""
 LONGEST_PAUSE_S = 5.0
 """Between two attempts to reach a database that is away."""
 
@@ -48,7 +54,9 @@ def run_connected(
             with psycopg.connect(
                 settings.database,
                 autocommit=True,
-                **database.connection_options(name, settings.lease_s),
+                **database.connection_options(
+                    name, settings.lease_s, max(SILENT_S, 5 * settings.poll_s)
+                ),
             ) as conn:
                 pause = 0.1
                 body(conn)

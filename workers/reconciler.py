@@ -15,7 +15,8 @@ import psycopg
 
 from models import retention, transitions
 from workers import logs
-from workers.loop import run_connected, stop_on_signals
+from workers.bounded import bounded
+from workers.loop import CUT_S, run_connected, stop_on_signals
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
@@ -49,18 +50,20 @@ class Reconciler:
         not_before = time.monotonic() + self._grace(conn)
         prune_at = 0.0
         while not self._stop.wait(self._settings.poll_s):
-            if time.monotonic() >= not_before:
-                rescued = transitions.rescue(conn)
-                if rescued.suspects or rescued.dead:
-                    log.warning(
-                        "expired leases: %d jobs to be run alone, %d dead",
-                        rescued.suspects,
-                        rescued.dead,
-                    )
-            transitions.expire(conn)
-            if time.monotonic() >= prune_at:
-                self._prune(conn)
-                prune_at = time.monotonic() + PRUNE_EVERY_S
+            with bounded(conn, CUT_S):
+                if time.monotonic() >= not_before:
+                    self._rescue(conn)
+                transitions.expire(conn)
+                if time.monotonic() >= prune_at:
+                    self._prune(conn)
+                    prune_at = time.monotonic() + PRUNE_EVERY_S
+
+    def _rescue(self, conn: Connection) -> None:
+        rescued = transitions.rescue(conn)
+        if rescued.suspects or rescued.dead:
+            log.warning(
+                "expired leases: %d jobs to be run alone, %d dead", rescued.suspects, rescued.dead
+            )
 
     def _prune(self, conn: Connection) -> None:
         """Prune in small transactions until nothing is left to go, or the round is over."""
@@ -72,9 +75,10 @@ class Reconciler:
                 return
 
     def _alone(self, conn: Connection) -> bool:
-        row = conn.execute(
-            "SELECT pg_try_advisory_lock(hashtextextended('vestry.reconciler', 0))"
-        ).fetchone()
+        with bounded(conn, CUT_S):
+            row = conn.execute(
+                "SELECT pg_try_advisory_lock(hashtextextended('vestry.reconciler', 0))"
+            ).fetchone()
         return row is not None and bool(row[0])
 
     def _grace(self, conn: Connection) -> float:
@@ -82,9 +86,10 @@ class Reconciler:
         if self._connected_before:
             return self._settings.lease_s
         self._connected_before = True
-        row = conn.execute(
-            "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"
-        ).fetchone()
+        with bounded(conn, CUT_S):
+            row = conn.execute(
+                "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"
+            ).fetchone()
         up_s = float(row[0]) if row is not None else 0.0
         return max(0.0, self._settings.lease_s - up_s) if up_s >= 0 else self._settings.lease_s
 

@@ -13,9 +13,11 @@ import psycopg
 
 from vestry.lanes import LANES, Latency
 from workers.bell import Bell
+from workers.bounded import session
 from workers.executor import Executor, Opened
 from workers.finishing import Finished
 from workers.flower_feed import FlowerFeed
+from workers.liveness import Liveness
 from workers.pace import Pace
 from workers.settings import Settings
 from workers.slots import Quarantine, Slots
@@ -35,12 +37,16 @@ class Runtime:
         executor: runs batches.
         settings: the process's settings.
         feed: tells Flower of jobs that ran without a message of their own.
+        liveness: is told of every look for work.
     """
 
-    def __init__(self, executor: Executor, settings: Settings, feed: FlowerFeed) -> None:
+    def __init__(
+        self, executor: Executor, settings: Settings, feed: FlowerFeed, liveness: Liveness
+    ) -> None:
         self._executor = executor
         self._settings = settings
         self._feed = feed
+        self._liveness = liveness
         self._slots = Slots(settings.slots)
         self._quarantine = Quarantine()
         self._pace = Pace(settings.batch_s)
@@ -98,7 +104,7 @@ class Runtime:
         """
         if lane not in LANES or LANES[lane].latency != Latency.INTERACTIVE:
             return None
-        with self._executor.pool.connection() as conn:
+        with session(self._executor.pool, self._settings.lease_s) as conn:
             row = conn.execute(
                 """SELECT state, error_code FROM vestry.jobs
                    WHERE id = %s AND (finished_at IS NOT NULL
@@ -111,6 +117,7 @@ class Runtime:
     def drain(self) -> None:
         """Take nothing more, and hand every lease back at once with no attempt spent."""
         self._draining.set()
+        self._liveness.stop()
         for bell in self._bells.values():
             bell.close()
         for lease in self._executor.heart.held():
@@ -138,14 +145,19 @@ class Runtime:
             if latency == Latency.INTERACTIVE
             else self._settings.batch_jobs
         )
-        opened = self._executor.claim(
-            lane,
-            kinds,
-            hint=hint,
-            limit=limit,
-            budgets={kind: self._pace.budget(kind, latency) for kind in kinds},
-            suspect=suspect,
-        )
+        try:
+            opened = self._executor.claim(
+                lane,
+                kinds,
+                hint=hint,
+                limit=limit,
+                budgets={kind: self._pace.budget(kind, latency) for kind in kinds},
+                suspect=suspect,
+            )
+        finally:
+            self._liveness.looked()
+        if opened is not None:
+            self._liveness.moved()
         if opened is not None and self._draining.is_set():
             self._executor.hand_back(opened.lease)
             self._executor.heart.remove(opened.lease)
@@ -163,6 +175,7 @@ class Runtime:
         try:
             finished = self._executor.run(opened)
         finally:
+            self._liveness.moved()
             self._feed.finished(kind, unannounced, finished)
         worked = sum(job.units for job in jobs if job.id in finished.worked)
         self._pace.ran(kind, worked, time.monotonic() - begun)
@@ -223,7 +236,7 @@ class Runtime:
             self._draining.wait(PAUSE_RATIO * patience_s)
 
     def _suspects(self) -> list[tuple[str, str]]:
-        with self._executor.pool.connection() as conn:
+        with session(self._executor.pool, self._settings.lease_s) as conn:
             rows: list[Any] = conn.execute(
                 """SELECT lane, kind
                    FROM unnest(%s::text[]) lane, unnest(%s::text[]) kind

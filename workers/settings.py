@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     """Hints kept in a lane's queue, per slot."""
     poll_s: float = Field(1.0, gt=0)
     """How often an idle worker looks for work without a hint."""
+    deaf_s: float = Field(60.0, gt=0)
+    """How long work may lie there untouched by an idle worker; then its process ends itself."""
 
     embedding_backend: Literal["sentence-transformers", "echo"] = "sentence-transformers"
     embedding_model: str = ""

@@ -24,6 +24,8 @@ from workers.process import Command, Identity, end_all, spawn
 TICK_S = 0.05
 BACKOFF_FIRST_S = 0.2
 BACKOFF_CAP_S = 30.0
+START_LIMIT_S = 300.0
+"""A process that is not ready so long after its start is ended, and started again."""
 STABLE_S = 20.0
 """A process that has been ready for this long has its failures forgiven."""
 HOPELESS = 4
@@ -202,6 +204,10 @@ class Supervisor:
             if child.restarts:
                 self._tell(f"{child.spec.name} is back")
             child.state, child.since, child.ever_ready = State.READY, now, True
+        elif child.state is State.STARTING and now - child.since > START_LIMIT_S:
+            child.trouble = "it was not ready in time"
+            if child.identity and child.command:
+                child.identity.signal(child.command.kill_signal)
         elif child.state is State.READY and child.failures and now - child.since > STABLE_S:
             child.failures = 0
 
@@ -213,7 +219,7 @@ class Supervisor:
             child.trouble = str(error)
             self._lost(child, f"could not be started: {error}")
             return
-        child.state, child.trouble = State.STARTING, ""
+        child.state, child.trouble, child.since = State.STARTING, "", time.monotonic()
         child.identity = Identity.of(child.process.pid, child.command.kill_signal)
         if child.identity:
             self.keeper.keep(child.identity)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -60,11 +61,16 @@ _ERRORS: Final[dict[str, type[InferenceError]]] = {
     "refused": Refused,
     "unavailable": Unavailable,
 }
-FAULTS: Final = ("nan", "zero", "wrong-dimension", "raise", "sleep", "exit", *_ERRORS)
+FAULTS: Final = (
+    "nan", "zero", "wrong-dimension", "raise", "sleep", "exit", "segfault", "memory", *_ERRORS
+)  # fmt: skip
 """`echo!nan` and `echo!zero` spoil the text's own vector, `echo!wrong-dimension` the whole call's.
 `echo!sleep=1.5` takes so many seconds. `echo!raise` raises an error outside the family,
-`echo!exit` ends the process at once, as a crash in native code does. `echo!rate-limited=7` asks to
-wait so many seconds; the other names raise the error of that name."""
+`echo!exit` ends the process at once and `echo!segfault` by that signal, as crashes in native code do.
+`echo!memory=512` takes so many MiB, or what the process may have, and then there is no more.
+`echo!rate-limited=7` asks to wait so many seconds; the other names raise the error of that name."""
+
+_MIB: Final = 1024 * 1024
 
 
 class EchoBackend:
@@ -228,6 +234,11 @@ def _raise_or_wait(fault: str, value: float, cancelled: Cancelled = never) -> No
         raise RuntimeError("echo was asked to raise")
     if fault == "exit":
         os._exit(70)  # sysexits.h EX_SOFTWARE
+    if fault == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if fault == "memory":
+        taken = [bytearray(16 * _MIB) for _ in range(int(value) // 16)]
+        raise MemoryError(len(taken))
     if fault == "sleep":
         until = time.monotonic() + value
         while (left := until - time.monotonic()) > 0:

@@ -2,31 +2,38 @@
 
 Producers append what they committed and what they took back to a file. The effect side is triggers in
 the database, which the system under test does not know of: they note every token issued, every move of
-a job, every result and every indexed document, in the very transaction that makes it so.
+a job, every result, receipt and indexed document, with who did it, in the very transaction that makes
+it so. Nothing of it is ever changed or pruned.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
-INSTALL = """
+INSTALL: Final = """
 CREATE SCHEMA ledger;
+-- actor: the connection's application name, which tells the process. version: of 'token', 1 for a
+-- lease that lets its job run alone; of 'indexed', the document's generation; of 'wanted', its place in
+-- the job.
 CREATE TABLE ledger.events (
   n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  what text NOT NULL, subject uuid NOT NULL, token uuid, told text, version bigint);
+  what text NOT NULL, subject uuid NOT NULL, token uuid, told text, version bigint,
+  actor text NOT NULL DEFAULT current_setting('application_name'));
 CREATE INDEX ON ledger.events (subject, what);
 
 CREATE FUNCTION ledger.note_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   IF TG_OP = 'INSERT' THEN
-    INSERT INTO ledger.events (what, subject, told) VALUES ('enqueued', NEW.id, NEW.state);
+    INSERT INTO ledger.events (what, subject, token, told)
+    VALUES ('enqueued', NEW.id, NEW.parent_id, NEW.state);
   ELSIF NEW.state <> OLD.state THEN
     INSERT INTO ledger.events (what, subject, token, told)
     VALUES ('moved', NEW.id, coalesce(NEW.lease_id, OLD.lease_id), OLD.state || '>' || NEW.state);
@@ -38,7 +45,8 @@ FOR EACH ROW EXECUTE FUNCTION ledger.note_job();
 
 CREATE FUNCTION ledger.note_lease() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-  INSERT INTO ledger.events (what, subject, token) VALUES ('token', NEW.id, NEW.id);
+  INSERT INTO ledger.events (what, subject, token, told, version)
+  VALUES ('token', NEW.id, NEW.id, NEW.worker, NEW.alone::int);
   RETURN NULL;
 END $$;
 CREATE TRIGGER note AFTER INSERT ON vestry.leases
@@ -56,6 +64,24 @@ FOR EACH ROW EXECUTE FUNCTION ledger.note_result();
 CREATE TRIGGER note AFTER INSERT OR UPDATE ON vestry.shareable_results
 FOR EACH ROW EXECUTE FUNCTION ledger.note_result();
 
+CREATE FUNCTION ledger.note_receipt() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  INSERT INTO ledger.events (what, subject, token, told)
+  VALUES ('receipt', NEW.job_id, NEW.lease_id, NEW.outcome);
+  RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON vestry.receipts
+FOR EACH ROW EXECUTE FUNCTION ledger.note_receipt();
+
+CREATE FUNCTION ledger.note_wanted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  INSERT INTO ledger.events (what, subject, token, version)
+  VALUES ('wanted', NEW.document_id, NEW.job_id, NEW.ordinal);
+  RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER INSERT ON vestry.job_documents
+FOR EACH ROW EXECUTE FUNCTION ledger.note_wanted();
+
 CREATE FUNCTION ledger.note_document() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   IF NEW.indexed_generation IS NOT NULL THEN
@@ -69,6 +95,9 @@ FOR EACH ROW EXECUTE FUNCTION ledger.note_document();
 CREATE TRIGGER note AFTER UPDATE OF indexed_generation ON vestry.shareable_documents
 FOR EACH ROW EXECUTE FUNCTION ledger.note_document();
 """
+
+_true_time: Final = time.time
+"""This module's own: some processes of the laboratory have clocks that are an hour off."""
 
 
 def install(superuser_url: str) -> None:
@@ -89,7 +118,7 @@ class History:
 
     def write(self, what: str, **told: Any) -> None:
         """Append one line, in one write."""
-        line = json.dumps({"what": what, **told}, default=str).encode() + b"\n"
+        line = json.dumps({"what": what, "at": _true_time(), **told}, default=str).encode() + b"\n"
         number = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(number, line)
@@ -99,5 +128,6 @@ class History:
     def read(self) -> Iterator[dict[str, Any]]:
         """Every line so far."""
         if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                yield json.loads(line)
+            with self._path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    yield json.loads(line)

@@ -1,173 +1,292 @@
-"""What is enqueued: jobs of every sort that the embedding kind knows, and the promise made for each."""
+"""Enqueues with a seed, and writes down what was promised: one process of these, or several.
+
+Each promise is written after its COMMIT was answered. Where the answer was lost, as in a restart of
+Postgres, that is written instead: the job may be there or not, but nothing in between.
+"""
 
 from __future__ import annotations
 
 import random
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 
+from tests.faults import flows, sorts
 from tests.faults.ledger import History
+from tests.faults.sorts import GOOD, OVERTAKEN, Sort
 from vestry import Document, Embedding, Vestry
-from vestry.errors import VestryError
+from vestry.errors import Unavailable, VestryError
 
 OWNERS: Final = ("ann", "ben", "cleo", "dan")
-GOOD: Final = ("succeeded",)
-SORTS: Final[dict[str, tuple[str, tuple[str, ...], int]]] = {
-    # text, how it may end, weight
-    "innocent": ("a quiet day at the office", GOOD, 400),
-    "raises": ("echo!raise and again", ("dead",), 2),
-    "crashes": ("echo!exit at once", ("dead",), 2),
-    "hangs": ("echo!sleep=600 for ever", ("dead",), 0),
-    "spoils its vector": ("echo!nan in it", ("dead",), 4),
-    "is too long": ("word " * 900, ("dead",), 4),
-    "is refused": ("echo!refused by it", ("dead",), 4),
-}
-BAD_ENQUEUES: Final = (
-    lambda: Embedding(texts=[""]),
-    lambda: Embedding(texts=["a\0b"]),
-    lambda: Embedding(texts=["\ud800"]),
-    lambda: Embedding(texts=[]),
-    lambda: Embedding(documents=[Document("x")]),
-    lambda: Embedding(documents=[Document("x", id="1"), Document("y", id="1")], source="s"),
-)
+PRIVACIES: Final = ("private", "shareable")
+AWAY_S: Final = 0.2
+"""Pause before a producer tries a database again that was away."""
+BAD_AT_ONCE: Final = 24
+MOST_OPEN: Final = 400
+"""Jobs that are not over; past that nobody enqueues."""
+_OPEN: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
+RACERS: Final = 4
+"""Callers that use one idempotency key at the same moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one producer is to enqueue.
+
+    Attributes:
+        seed: of all its choices.
+        jobs: so many at least.
+        a_second: jobs a second, about; it never enqueues faster.
+        poison: how many of each sort of poison.
+        enough: it goes on until this file is there.
+    """
+
+    seed: int
+    jobs: int
+    a_second: float
+    poison: dict[str, int]
+    enough: Path
 
 
 @dataclass(slots=True)
 class Producer:
-    """Enqueues with a seed of its own and writes down what it was promised.
+    """One caller.
 
     Args:
         vestry: the client.
-        conn: a connection of a producer's login.
+        url: a producer's login.
         history: where promises are written.
-        rng: all choices.
+        order: what to enqueue.
     """
 
     vestry: Vestry
-    conn: psycopg.Connection[object]
+    url: str
     history: History
-    rng: random.Random
-    _keys: list[tuple[str, str, str]] = field(default_factory=list)
+    order: Order
+    rng: random.Random = field(init=False)
+    _conn: psycopg.Connection[Any] | None = None
     _document: int = 0
 
-    def produce(self, jobs: int, hangs: int, a_second: float, enough: Path) -> None:
-        """Enqueue so many jobs at least, in many transactions, some taken back, at a steady pace.
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.order.seed)
 
-        Args:
-            jobs: in all.
-            hangs: how many of them hang for ever.
-            a_second: jobs a second, about.
-            enough: goes on until this file is there.
-        """
-        for _ in range(hangs):
-            self._enqueue("hangs", 1)
-        stay = hangs
-        began = time.monotonic()
-        while stay < jobs or not enough.exists():
-            stay += self._transaction(self.rng.randint(1, 60))
-            time.sleep(max(0.0, began + stay / a_second - time.monotonic()))
-        self.history.write("all enqueued")
+    def run(self) -> None:
+        """Enqueue it all, in many transactions, at a steady pace."""
+        jobs, began = 0, time.monotonic()
+        waiting = [name for name, count in self.order.poison.items() for _ in range(count)]
+        self.rng.shuffle(waiting)
+        # Poison comes in the first half, so that there is time for it to die.
+        every = max(1, self.order.jobs // 2 // (len(waiting) + 1))
+        while jobs < self.order.jobs or not self.order.enough.exists():
+            try:
+                due = waiting and jobs >= every * (
+                    sum(self.order.poison.values()) - len(waiting) + 1
+                )
+                if due:
+                    jobs += self._enqueue(sorts.ALL[waiting[-1]])
+                    waiting.pop()
+                else:
+                    jobs += self._transaction()
+            except (psycopg.OperationalError, psycopg.InterfaceError, Unavailable):
+                self._leave()
+                time.sleep(AWAY_S)
+            self._rest(began + jobs / self.order.a_second)
+        self.history.write("all enqueued", seed=self.order.seed)
 
-    def _transaction(self, most: int) -> int:
-        sort = self.rng.choices(list(SORTS), [weight for *_, weight in SORTS.values()])[0]
+    def _rest(self, until: float) -> None:
+        """Until it is time for more, and not so much is left to do that nothing else would be."""
+        while not self.order.enough.exists():
+            if time.monotonic() >= until:
+                with suppress(psycopg.Error):
+                    row = self.conn.execute(_OPEN).fetchone()
+                    if row is None or row[0] <= MOST_OPEN:
+                        return
+            time.sleep(0.1)
+
+    def _transaction(self) -> int:
         choice = self.rng.random()
-        if choice < 0.15:
-            return self._documents(most)
-        if choice < 0.25:
-            return self._keyed()
-        if choice < 0.30:
-            self._bad()
-            return 0
-        return self._enqueue(sort, most if sort == "innocent" else 1)
-
-    def _enqueue(self, sort: str, count: int) -> int:
-        text, ends, _ = SORTS[sort]
-        back = sort == "innocent" and self.rng.random() < 0.1
-        self.conn.execute("BEGIN")
-        refs = self.vestry.enqueue_many(
-            self.conn,
-            [Embedding(texts=[f"{text} {place}"]) for place in range(count)],
-            owner=self.rng.choice(OWNERS),
-            privacy=self.rng.choice(("private", "shareable")),
-            latency=self.rng.choice(("bulk", "bulk", "interactive")),
+        steps: Sequence[tuple[float, Callable[[], int]]] = (
+            (0.15, self._documents),
+            (0.20, self._race),
+            (0.27, self._flow),
+            (0.32, self._bad),
         )
-        ids = [str(ref.id) for ref in refs]
+        for limit, step in steps:
+            if choice < limit:
+                return step()
+        made = (sorts.INNOCENT, *sorts.FAULTY)
+        return self._enqueue(self.rng.choices(made, [sort.weight for sort in made])[0])
+
+    # -- a connection that may be gone -------------------------------------------------------------
+
+    @property
+    def conn(self) -> psycopg.Connection[Any]:
+        """A caller's connection, made again where it was lost."""
+        if self._conn is None or self._conn.closed:
+            self._conn = psycopg.connect(self.url, autocommit=True, connect_timeout=5)
+        return self._conn
+
+    def _leave(self) -> None:
+        if self._conn is not None:
+            self._conn.close()
+        self._conn = None
+
+    @contextmanager
+    def _promise(self, *, back: bool = False) -> Iterator[list[dict[str, Any]]]:
+        """A transaction: what is put into the list is promised once it is committed."""
+        made: list[dict[str, Any]] = []
+        self.conn.execute("BEGIN")
+        yield made
         if back:
             self.conn.execute("ROLLBACK")
-            self.history.write("rolled back", jobs=ids)
-            return 0
-        self.conn.execute("COMMIT")
-        self.history.write("committed", jobs=ids, sort=sort, ends=ends)
-        return count
+            for line in made:
+                self.history.write("rolled back", **line)
+            return
+        try:
+            self.conn.execute("COMMIT")
+        except psycopg.Error:
+            for line in made:
+                self.history.write("unknown", **line)
+            raise
+        for line in made:
+            self.history.write("committed", **line)
 
-    def _documents(self, count: int) -> int:
+    # -- what is enqueued --------------------------------------------------------------------------
+
+    def _whose(self) -> dict[str, str]:
+        return {"owner": self.rng.choice(OWNERS), "privacy": self.rng.choice(PRIVACIES)}
+
+    def _enqueue(self, sort: Sort) -> int:
+        """Some jobs of one sort, or one that is none of the harmless among some of those."""
+        rng = self.rng
+        if sort is sorts.INNOCENT:
+            chosen = [sort] * rng.randint(1, 60)
+        else:
+            chosen = [sorts.INNOCENT] * rng.randint(0, sort.innocents)
+            chosen.insert(rng.randint(0, len(chosen)), sort)
+        requests = [each.make(place) for place, each in enumerate(chosen)]
+        back = sort is sorts.INNOCENT and rng.random() < 0.1
+        options = self._whose() | {"latency": rng.choice(("bulk", "bulk", "interactive"))}
+        with self._promise(back=back) as made:
+            refs = self.vestry.enqueue_many(self.conn, requests, **options)
+            for each in dict.fromkeys(chosen):
+                made.append(
+                    {
+                        "jobs": [
+                            str(ref.id) for ref, s in zip(refs, chosen, strict=True) if s is each
+                        ],
+                        "sort": each.name,
+                        "ends": each.ends,
+                        "codes": each.codes,
+                    }
+                )
+        return 0 if back else len(refs)
+
+    def _documents(self) -> int:
         """Documents, now and then enqueued again at once or deleted: overtaken work ends so."""
-        owner, privacy = self.rng.choice(OWNERS), self.rng.choice(("private", "shareable"))
-        texts = [f"entry {self._document + place} of the diary" for place in range(min(count, 8))]
-        documents = [
-            Document(text, id=str(self._document + place)) for place, text in enumerate(texts)
-        ]
-        self._document += len(documents)
+        whose = self._whose()
+        first, count = self._document, self.rng.randint(1, 8)
+        self._document += count
+        names = [f"{self.order.seed}.{first + place}" for place in range(count)]
         again = self.rng.random()
-        self._index(owner, privacy, documents, overtaken=again < 0.4)
+        self._index(whose, names, "of the diary", overtaken=again < 0.4)
         if again < 0.2:
-            changed = [Document(d.text + " amended", id=d.id) for d in documents]
-            return 1 + self._index(owner, privacy, changed, overtaken=False)
-        if again < 0.4:
-            self.vestry.delete_documents(
-                self.conn,
-                owner=owner,
-                privacy=privacy,
-                source="diary",
-                ids=[str(d.id) for d in documents],
-            )
-        return 1
+            self._index(whose, names, "of the diary, amended", overtaken=False)
+        elif again < 0.4:
+            with self._promise() as made:
+                self.vestry.delete_documents(self.conn, source="diary", ids=names, **whose)
+                made.append({"jobs": [], "sort": "deletion", "ends": GOOD, "gone": names, **whose})
+        return 1 + (again < 0.2)
 
     def _index(
-        self, owner: str, privacy: str, documents: list[Document], *, overtaken: bool
-    ) -> int:
-        with self.conn.transaction():
+        self, whose: dict[str, str], names: Sequence[str], text: str, *, overtaken: bool
+    ) -> None:
+        documents = [Document(f"entry {name} {text}", id=name) for name in names]
+        with self._promise() as made:
             ref = self.vestry.enqueue(
-                self.conn,
-                Embedding(documents=documents, source="diary"),
-                owner=owner,
-                privacy=privacy,
+                self.conn, Embedding(documents=documents, source="diary"), **whose
             )
-        ends = ("succeeded", "superseded") if overtaken else GOOD
-        self.history.write("committed", jobs=[str(ref.id)], sort="documents", ends=ends)
-        return 1
+            made.append(
+                {
+                    "jobs": [str(ref.id)],
+                    "sort": "documents",
+                    "ends": OVERTAKEN if overtaken else GOOD,
+                    "texts": {document.id: document.text for document in documents},
+                    **whose,
+                }
+            )
 
-    def _keyed(self) -> int:
-        """The same key twice is one job."""
-        key = f"key-{self.rng.randrange(10**9)}"
-        owner, privacy = self.rng.choice(OWNERS), self.rng.choice(("private", "shareable"))
-        ids = set()
-        for _ in range(2):
-            with self.conn.transaction():
+    def _race(self) -> int:
+        """One key, used by several callers in the same moment, is one job."""
+        key, whose = f"key-{self.order.seed}-{self.rng.randrange(10**9)}", self._whose()
+        start, ids = threading.Barrier(RACERS), set[str]()
+        unknown: list[bool] = []
+
+        def call() -> None:
+            with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as conn:
+                start.wait(10)
+                conn.execute("BEGIN")
                 ref = self.vestry.enqueue(
-                    self.conn,
-                    Embedding(texts=["said twice, done once"]),
-                    owner=owner,
-                    privacy=privacy,
-                    idempotency_key=key,
+                    conn, Embedding(texts=["said by many, done once"]), idempotency_key=key, **whose
                 )
-            ids.add(str(ref.id))
-        self.history.write("committed", jobs=sorted(ids), sort="keyed", ends=GOOD)
-        if len(ids) != 1:
-            self.history.write("violation", told="one key made two jobs")
+                ids.add(str(ref.id))
+                conn.execute("COMMIT")
+
+        def caught() -> None:
+            try:
+                call()
+            except (psycopg.Error, VestryError, threading.BrokenBarrierError):
+                # Whether it did commit is not known; then nothing can be said of the others' answer.
+                start.abort()
+                unknown.append(True)
+
+        racers = [threading.Thread(target=caught) for _ in range(RACERS)]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join()
+        what = "unknown" if unknown else "committed"
+        self.history.write(what, jobs=sorted(ids), sort="keyed", ends=GOOD)
+        if not unknown and len(ids) != 1:
+            self.history.write("violation", told="one key made several jobs")
         return 1
 
-    def _bad(self) -> None:
+    def _flow(self) -> int:
+        """A job and what waits on it; now and then cancelled, at whatever moment that is."""
+        rng = self.rng
+        flow = flows.make(rng, rng.choice(OWNERS))
+        with self._promise() as made:
+            flows.enqueue(self.conn, flow)
+            stops = rng.random() < 0.5
+            made.append(
+                {
+                    "jobs": [str(job) for job in flow.jobs],
+                    "sort": "flow",
+                    "ends": sorts.STOPPED if stops else GOOD,
+                }
+            )
+        if stops:
+            time.sleep(rng.random() * 0.15)
+            states = self.vestry.cancel(rng.choice(flow.jobs))
+            self.history.write("cancelled", states={str(job): told for job, told in states.items()})
+        return len(flow.jobs)
+
+    def _bad(self) -> int:
         """Bad input is refused before it is a job, and the transaction goes on."""
-        make = self.rng.choice(BAD_ENQUEUES)
-        with self.conn.transaction():
-            try:
-                self.vestry.enqueue(self.conn, make(), owner="ann", privacy="private")
-            except VestryError:
-                self.history.write("bad input")
-            else:
-                self.history.write("violation", told="bad input became a job")
+        for make in self.rng.choices(sorts.BAD_ENQUEUES, k=BAD_AT_ONCE):
+            with self.conn.transaction():
+                try:
+                    self.vestry.enqueue(self.conn, make(), owner="ann", privacy="private")
+                except Unavailable:
+                    raise
+                except VestryError:
+                    self.history.write("bad input")
+                else:
+                    self.history.write("violation", told="bad input became a job")
+        return 0

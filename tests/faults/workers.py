@@ -1,56 +1,51 @@
 """Cheap workers: forks that claim, run and finish with the real code, and die where they are told to.
 
 Each is the worker's own executor on the echo backend, without Celery, so that hundreds can be killed in
-a minute. The points are wrapped around the code from outside; the code itself knows of none.
+a minute. Like a real one it takes hints from its lanes' queues and looks for work without any. Where it
+dies is wrapped around the code from outside (`points`); the code itself knows of none.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
-from uuid import UUID
+from typing import Any, Final
 
 import psycopg
+import redis
+from psycopg_pool import PoolTimeout
 
 from inference.backends.echo import EchoModel
-from models import leases, transitions
 from models.content import Content, PrivateContent, ShareableContent
 from models.leases import Terms
 from tasks.embedding import EmbeddingHandler
+from tests.faults import points
 from tests.faults.ledger import History
 from vestry.keyring import KeyRing
-from workers import database, finisher
-from workers.executor import Executor, Opened
+from workers import database, heartbeat
+from workers.executor import Executor
 from workers.finisher import Finisher
 from workers.heartbeat import Heartbeat
+from workers.hint_transport import kind_and_job
 from workers.kinds import declare_space
-from workers.reconciler import Reconciler
-from workers.settings import Settings
+from workers.settings import key_prefix
 
 LEASE_S: Final = 1.0
 HEARTBEAT_S: Final = 0.3
-MAX_RUN_S: Final = 2.0
-POINTS: Final = (
-    "after the claim",
-    "after inference",
-    "in the finishing transaction",
-    "after the commit",
-    "before the commit's answer, not committed",
-    "after a heartbeat",
-)
-"""Where a worker may be killed."""
-RECONCILER_POINTS: Final = ("before the rescue's commit", "after the rescue")
-FREEZE: Final = "frozen after inference"
-CUT: Final = "the commit's answer is lost"
-LIFE_S: Final = 1.5
+MAX_RUN_S: Final = 3.0
+OVERRUN_GRACE_S: Final = 1.0
+LIFE_S: Final = 2.5
 """A worker that is not killed ends in order after this long, and another takes its place."""
+MEMORY_BYTES: Final = 384 * 1024 * 1024
+"""What a worker may take beyond what it begins with."""
+HOUR_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +54,42 @@ class Site:
 
     Attributes:
         url: by privacy class, the database login of its workers.
-        control_url: the reconciler's.
+        broker: by privacy class, the broker login of its workers.
+        control_url: the reconciler's and the dispatcher's login.
+        dispatcher_url: the dispatcher's broker login.
         keyring: the private workers' key ring.
         history: what workers themselves have to tell.
     """
 
     url: dict[str, str]
+    broker: dict[str, str]
     control_url: str
+    dispatcher_url: str
     keyring: Path
     history: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one worker is to do, and where it dies.
+    """What one process is to do, and where it dies.
 
     Attributes:
-        privacy: its class.
+        role: a worker's privacy class, `reconciler` or `dispatcher`.
         seed: of its own choices.
-        point: one of POINTS, FREEZE, CUT, or None to end in order.
+        point: where it dies, freezes or loses an answer; None to end in order.
         nth: at which time the point is passed.
+        skew_s: how far its clock is off.
+        mutation: which mechanism is missing; None for none.
+        hints_only: it never looks for work without a hint.
     """
 
-    privacy: str
+    role: str
     seed: int
     point: str | None
     nth: int
+    skew_s: float = 0.0
+    mutation: str | None = None
+    hints_only: bool = False
 
 
 def fork(body: Callable[[], None]) -> int:
@@ -97,18 +102,57 @@ def fork(body: Callable[[], None]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         body()
         status = 0
+    except (psycopg.Error, PoolTimeout, redis.RedisError):
+        status = 3  # a server is away: the next one may find it
     finally:
         os._exit(status)
 
 
+def set_clock(skew_s: float) -> None:
+    """Put this process's clock so far off."""
+    if skew_s:
+        true_time, true_time_ns = time.time, time.time_ns
+        time.time = lambda: true_time() + skew_s
+        time.time_ns = lambda: true_time_ns() + int(skew_s * 1e9)
+
+
 def work(site: Site, plan: Plan) -> None:
     """Claim and run until the time is over or the point is reached."""
+    set_clock(plan.skew_s)
+    limit_memory()
     rng = random.Random(plan.seed)
     name = f"lab-{os.getpid()}"
-    url = site.url[plan.privacy]
+    executor = _executor(site, plan, name)
+    points.arm(executor, plan.point, plan.nth, History(site.history))
+    executor.heart.start()
+    lanes = [f"{plan.role}.{latency}.gpu" for latency in ("interactive", "bulk")]
+    with redis.Redis.from_url(
+        site.broker[plan.role], socket_timeout=0.5, socket_connect_timeout=0.5
+    ) as broker:
+        taker = Taker(executor, lanes, broker, rng, hints_only=plan.hints_only)
+        until = time.monotonic() + LIFE_S
+        while time.monotonic() < until:
+            if not taker.turn():
+                time.sleep(0.01)
+
+
+def limit_memory() -> None:
+    """Let this process take MEMORY_BYTES more than it has, and leave no core behind."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _executor(site: Site, plan: Plan, name: str) -> Executor:
+    heartbeat.OVERRUN_GRACE_S = OVERRUN_GRACE_S
+    url = site.url[plan.role]
     pool = database.open_pool(url, name, LEASE_S, 4)
     backend = EchoModel()
     space = declare_space(pool, backend.space)
+    content: Content = (
+        PrivateContent(KeyRing.load(site.keyring)) if plan.role == "private" else ShareableContent()
+    )
     heart = Heartbeat(
         lambda: psycopg.connect(
             url, autocommit=True, **database.connection_options(f"{name}-heart", LEASE_S)
@@ -117,189 +161,69 @@ def work(site: Site, plan: Plan) -> None:
         HEARTBEAT_S,
         MAX_RUN_S,
     )
-    content: Content = (
-        PrivateContent(KeyRing.load(site.keyring))
-        if plan.privacy == "private"
-        else ShareableContent()
-    )
-    executor = Executor(
+    return Executor(
         pool=pool,
         content=content,
         handlers={"embedding": EmbeddingHandler(backend, space)},
-        terms=Terms(name, plan.privacy, LEASE_S, MAX_RUN_S),
+        terms=Terms(name, plan.role, LEASE_S, MAX_RUN_S),
         heart=heart,
         finisher=Finisher(pool, content, 0.2, MAX_RUN_S, LEASE_S),
     )
-    arm(executor, plan, History(site.history))
-    heart.start()
-    lanes = [f"{plan.privacy}.{latency}.gpu" for latency in ("interactive", "bulk")]
-    until = time.monotonic() + LIFE_S
-    while time.monotonic() < until:
-        if not _turn(executor, lanes, rng):
-            time.sleep(0.01)
 
 
-def _turn(executor: Executor, lanes: list[str], rng: random.Random) -> bool:
-    """One batch of each lane, then what is suspected, alone; whether there was anything."""
-    found = False
-    for suspect in (False, True):
-        for lane in lanes:
-            try:
-                opened = executor.claim(
-                    lane, ["embedding"], limit=rng.choice((1, 8, 32)), suspect=suspect
-                )
-                if opened is not None:
-                    found = True
-                    executor.run(opened)
-            except psycopg.Error:
-                time.sleep(0.05)
-    return found
+class Taker:
+    """Takes work as a worker does: by hint, by itself, and suspects alone."""
 
+    def __init__(
+        self,
+        executor: Executor,
+        lanes: list[str],
+        broker: redis.Redis,
+        rng: random.Random,
+        *,
+        hints_only: bool,
+    ) -> None:
+        self._executor = executor
+        self._lanes = lanes
+        self._broker = broker
+        self._rng = rng
+        self._hints_only = hints_only
 
-def reconcile(site: Site, plan: Plan) -> None:
-    """Reconcile until killed."""
-    import threading  # noqa: PLC0415 - of the fork only
+    def turn(self) -> bool:
+        """One batch of each lane, then what is suspected, alone; whether there was anything."""
+        found = False
+        for suspect in (False, True):
+            for lane in self._lanes:
+                try:
+                    found = self._batch(lane, suspect=suspect) or found
+                except (psycopg.Error, PoolTimeout):
+                    time.sleep(0.05)
+        return found
 
-    settings = Settings(lease_s=LEASE_S, heartbeat_s=HEARTBEAT_S, poll_s=0.1, keep_jobs_s=3600)
-    rescue = transitions.rescue
-    seen = 0
-
-    def armed(conn: psycopg.Connection[Any], limit: int = 100) -> transitions.Rescued:
-        nonlocal seen
-        with conn.transaction():
-            rescued = rescue(conn, limit)
-            seen += bool(rescued.suspects or rescued.dead)
-            if plan.point == RECONCILER_POINTS[0] and seen == plan.nth:
-                die()
-        if plan.point == RECONCILER_POINTS[1] and seen == plan.nth:
-            die()
-        transitions.admit(conn)  # the dispatcher's part: there is none here
-        return rescued
-
-    transitions.rescue = armed  # type: ignore[assignment]
-    with psycopg.connect(site.control_url, autocommit=True) as conn:
-        Reconciler(settings, threading.Event()).run(conn)
-
-
-def die() -> NoReturn:
-    """As a machine does that loses its power."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
-def arm(executor: Executor, plan: Plan, history: History) -> None:
-    """Wrap the worker's steps so that the plan's point does what the plan says."""
-    passed = 0
-    spared = False
-    token: UUID | None = None
-
-    def here(point: str) -> bool:
-        nonlocal passed
-        if plan.point != point or spared:
-            return False
-        passed += 1
-        if passed == plan.nth:
-            history.write("point", point=point, pid=os.getpid(), token=token)
-        return passed == plan.nth
-
-    def begin(opened: Opened) -> None:
-        # Twice killed while running alone is, by design, what a poison job looks like. Here each
-        # suspect's worker is killed once at most: a dead innocent is then always the system's fault.
-        nonlocal spared, token
-        spared = (
-            opened.lease.alone
-        )  # until it is known better: the heartbeat's thread may be at a point
-        token = opened.lease.id
-        with executor.pool.connection() as conn:
-            row = conn.execute(
-                "SELECT max(crashes) FROM vestry.jobs WHERE lease_id = %s", [opened.lease.id]
-            ).fetchone()
-        spared = opened.lease.alone and row is not None and bool(row[0])
-
-    _wrap_claim(begin, here)
-    _wrap_handling(here, history)
-    _wrap_finish(here)
-    beat = leases.beat
-
-    def beaten(conn: Any, tokens: Any, lease_s: float) -> Any:
-        held = beat(conn, tokens, lease_s)
-        if here("after a heartbeat"):
-            die()
-        return held
-
-    leases.beat = beaten
-
-
-Here = Callable[[str], bool]
-
-
-def _wrap_claim(begin: Callable[[Opened], None], here: Here) -> None:
-    claim = Executor.claim
-
-    def claimed(self: Executor, *args: Any, **named: Any) -> Opened | None:
-        opened = claim(self, *args, **named)
+    def _batch(self, lane: str, *, suspect: bool) -> bool:
+        limit = self._rng.choice((1, 8, 32))
+        hinted = not suspect and (self._hints_only or self._rng.random() < 0.5)
+        hint: dict[str, Any] = {}
+        if hinted:
+            told = self._hint(lane)
+            if told is None and self._hints_only:
+                return False
+            hint = {} if told is None else {"hint": told}
+        opened = self._executor.claim(lane, ["embedding"], limit=limit, suspect=suspect, **hint)
         if opened is not None:
-            begin(opened)
-            if here("after the claim"):
-                die()
-        return opened
+            self._executor.run(opened)
+        return opened is not None
 
-    Executor.claim = claimed  # type: ignore[method-assign]
-
-
-def _wrap_handling(here: Here, history: History) -> None:
-    handle = Executor._handle
-
-    def handled(self: Executor, opened: Opened) -> Any:
-        outcomes = handle(self, opened)
-        if here("after inference"):
-            die()
-        if here(FREEZE):
-            jobs: list[UUID] = [job.id for job in opened.lease.jobs]
-            history.write(
-                "frozen", pid=os.getpid(), token=opened.lease.id, jobs=list(map(str, jobs))
-            )
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return outcomes
-
-    Executor._handle = handled  # type: ignore[method-assign]
-
-
-def _wrap_finish(here: Here) -> None:
-    finish, once = finisher.finish, Finisher._once
-
-    def finished(*args: Any, **named: Any) -> Any:
-        done = finish(*args, **named)
-        if here("in the finishing transaction"):
-            die()
-        return done
-
-    def committed(self: Finisher, *args: Any) -> Any:
-        with _commit_that_dies(here):
-            done = once(self, *args)
-        if here("after the commit"):
-            die()
-        return done
-
-    finisher.finish = finished
-    Finisher._once = committed  # type: ignore[method-assign]
-
-
-@contextmanager
-def _commit_that_dies(here: Here) -> Iterator[None]:
-    """A COMMIT whose outcome the worker never learns."""
-    commit = psycopg.Connection.commit
-
-    def cut(self: psycopg.Connection[Any]) -> None:
-        if here("before the commit's answer, not committed"):
-            die()
-        commit(self)
-        if here(CUT):
-            self.close()
-            raise psycopg.OperationalError("the answer to COMMIT was lost")
-
-    psycopg.Connection.commit = cut  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        psycopg.Connection.commit = commit  # type: ignore[method-assign]
+    def _hint(self, lane: str) -> Any:
+        """The job of a message in a lane's queue, which may be forged; None where there is none."""
+        try:
+            body = self._broker.rpop(key_prefix(lane.partition(".")[0]) + lane)
+        except (redis.RedisError, OSError):
+            return None
+        if not isinstance(body, bytes):
+            return None
+        try:
+            told = kind_and_job(json.loads(body))
+        except (ValueError, RecursionError):
+            return None
+        return None if told is None or told[0] != "embedding" else told[1]

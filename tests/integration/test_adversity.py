@@ -127,7 +127,7 @@ def test_a_job_that_never_ends_costs_its_process_and_dies(
     others = [submit(vestry, conn, f"beside {n}") for n in range(3)]
     with pytest.raises(JobFailed) as failed:
         vestry.wait(hung, timeout=120)
-    assert failed.value.code == "crashed"
+    assert failed.value.code == "timed_out"
     assert up.pid("private-bulk-gpu") != pid
     for job in others:
         vestry.wait(job, timeout=30)

@@ -82,6 +82,7 @@ CALLS: Mapping[str, set[str]] = {
     "enqueue_jobs_v1": {"vestry_producer"},
     "enqueue_jobs_v2": {"vestry_producer"},
     "store_blobs_v1": {"vestry_producer"},
+    "replay_jobs_v1": {"vestry_producer"},
     "private_sources_v1": {"vestry_producer"},
     "lock_roots_v1": WORKERS,
     "upstream_v1": WORKERS,

@@ -30,6 +30,7 @@ import workers.supervisor as supervisor
 
 home = Home(Path(sys.argv[1]))
 supervisor.GRACE_S, supervisor.HURRY_S = float(sys.argv[3]), 1.0
+supervisor.START_LIMIT_S = float(sys.argv[4])
 
 def spec(name, stage, code):
     ready = home.run / (name + ".ready")
@@ -87,10 +88,18 @@ def start(home: Home) -> Iterator[Starter]:
     begun: list[subprocess.Popen[str]] = []
 
     def run(
-        children: object = THREE, *, wait: bool = True, grace_s: float = 1.0, **environment: str
+        children: object = THREE,
+        *,
+        wait: bool = True,
+        grace_s: float = 1.0,
+        limit_s: float = 300.0,
+        **environment: str,
     ) -> Any:
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(home.path), repr(children), str(grace_s)],
+            [
+                *(sys.executable, "-c", PROGRAM, str(home.path)),
+                *(repr(children), str(grace_s), str(limit_s)),
+            ],
             cwd=CHECKOUT,
             env={**base_environment(), **environment},
             stdout=subprocess.PIPE,
@@ -191,6 +200,23 @@ def test_a_process_that_dies_is_started_again(
     assert {n: p for n, p in after.items() if n != "middle"} == {
         n: p for n, p in before.items() if n != "middle"
     }
+
+
+def test_a_process_that_is_never_ready_again_is_started_once_more(
+    home: Home, start: Starter
+) -> None:
+    # It hangs at its second start, and not at its third.
+    mark = str(home.path / "mark")
+    code = (
+        f"marks = Path({mark!r}); seen = marks.read_text() if marks.exists() else ''; "
+        "marks.write_text(seen + 'x'); time.sleep(600 if len(seen) == 1 else 0)"
+    )
+    supervisor = start([("slow", "WORKERS", code)], limit_s=4.0)
+    os.kill(pids(home)["slow"], signal.SIGKILL)
+    until(lambda: Path(mark).read_text() == "xxx")
+    until(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
+    supervisor.send_signal(signal.SIGTERM)
+    assert "slow was ended by SIGKILL" in supervisor.communicate()[0]
 
 
 def test_restarts_come_ever_slower(home: Home, start: Starter) -> None:

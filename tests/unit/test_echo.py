@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -95,12 +96,16 @@ def test_faults_of_vectors_and_time() -> None:
     assert set(FAULTS) >= {"exit", "raise", "unavailable"}
 
 
-def test_exit_ends_the_process_at_once() -> None:
-    code = (
-        "from inference.backends.echo import connect, EchoModel; EchoModel().embed(['echo!exit'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
-    assert done.returncode == 70
+@pytest.mark.parametrize(("fault", "code"), [("exit", 70), ("segfault", -signal.SIGSEGV)])
+def test_a_crash_ends_the_process_at_once(fault: str, code: int) -> None:
+    program = f"from inference.backends.echo import EchoModel as E; E().embed(['echo!{fault}'])"
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert done.returncode == code
+
+
+def test_memory_runs_out_at_what_was_asked_for() -> None:
+    with pytest.raises(MemoryError):
+        EchoModel().embed(["echo!memory=32"])
 
 
 def test_long_texts_are_refused_and_named() -> None:

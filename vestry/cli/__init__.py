@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from vestry.cli import doctor, index, jobs, lanes, receipts, search, submit
+from vestry.cli import dead, doctor, index, jobs, lanes, receipts, rerun, search, submit
 from vestry.cli.checkout import add_commands
 from vestry.cli.failures import ExitCode, explain
 from vestry.cli.output import Output
@@ -33,6 +33,8 @@ BUILT_IN = frozenset(
         "result",
         "cancel",
         "receipts",
+        "dead",
+        "rerun",
         "lanes",
         "doctor",
     }
@@ -68,6 +70,8 @@ def application(*, checkout: bool = True) -> typer.Typer:
     search.register(app)
     jobs.register(app)
     receipts.register(app)
+    dead.register(app)
+    rerun.register(app)
     lanes.register(app)
     doctor.register(app)
     if checkout:

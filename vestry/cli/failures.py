@@ -22,6 +22,7 @@ from vestry.errors import (
     KeyRingError,
     NotFinished,
     OwnerForgotten,
+    PayloadGone,
     ResultGone,
     SettingsError,
     Unavailable,
@@ -70,6 +71,7 @@ _EXITS: tuple[tuple[type[VestryError], ExitCode], ...] = (
     (KeyRingError, ExitCode.UNAVAILABLE),
     (OwnerForgotten, ExitCode.FAILED),
     (ResultGone, ExitCode.FAILED),
+    (PayloadGone, ExitCode.FAILED),
     (JobFailed, ExitCode.FAILED),
 )
 

@@ -14,6 +14,7 @@ from vestry.cli.options import JsonOption, TimeoutOption
 from vestry.cli.outcomes import answer, read_outcome
 from vestry.cli.output import Output, duration, table
 from vestry.cli.overview import overview
+from vestry.cli.rerun import list_degraded
 from vestry.cli.session import client
 from vestry.errors import WaitTimeout
 from vestry.results import JobStatus
@@ -33,11 +34,20 @@ def status(
     job: Annotated[
         str | None, typer.Argument(metavar="[JOB]", help="A job's id. Without: all lanes.")
     ] = None,
+    degraded: Annotated[
+        bool,
+        typer.Option(
+            "--degraded", help="List results that another model gave than the one intended."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show where a job stands, or without one how many jobs of each lane are in which state."""
     out = Output(as_json=as_json)
     with client() as vestry:
+        if degraded:
+            list_degraded(vestry, out)
+            return
         if job is None:
             overview(out)
             return

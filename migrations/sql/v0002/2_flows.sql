@@ -27,9 +27,9 @@ BEGIN
                    ELSE 'parent_failed' END,
       error_message = 'the job that it waited for ended ' || NEW.state
   WHERE c.parent_id = NEW.id AND c.state = 'waiting';
-  -- Nobody replays a child without its parent: what it was given goes.
+  -- What died may be replayed, together with what it waited for; of the others nothing is kept.
   DELETE FROM private_payloads p USING jobs c
-  WHERE c.parent_id = NEW.id AND c.finished_at = v_now AND p.job_id = c.id;
+  WHERE c.parent_id = NEW.id AND c.finished_at = v_now AND c.state <> 'dead' AND p.job_id = c.id;
   PERFORM pg_notify('vestry_done', c.id::text) FROM jobs c
   WHERE c.parent_id = NEW.id AND c.finished_at = v_now AND c.latency = 'interactive';
   RETURN NULL;

@@ -1,0 +1,2 @@
+DROP FUNCTION vestry.replay_jobs_v1;
+DROP INDEX vestry.jobs_replay;

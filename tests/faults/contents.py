@@ -1,0 +1,85 @@
+"""What is stored in the end: of each document the latest text that was committed, or nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import psycopg
+
+from inference.backends.echo import EchoBackend
+
+SAME: Final = 0.999
+"""Cosine of a text's vector with itself, as half-precision numbers keep it; other texts' are lower."""
+_STORED: Final = """
+SELECT d.id::text, d.deleted, c.n, c.vectors FROM (
+  SELECT id, deleted FROM vestry.private_documents
+  UNION ALL SELECT id, deleted FROM vestry.shareable_documents) d
+LEFT JOIN (
+  SELECT k.document_id, count(*) AS n, array_agg(e.vector::text) AS vectors
+  FROM (SELECT id, document_id FROM vestry.private_chunks
+        UNION ALL SELECT id, document_id FROM vestry.shareable_chunks) k
+  LEFT JOIN (SELECT chunk_id, vector FROM vestry.private_embeddings
+             UNION ALL SELECT chunk_id, vector FROM vestry.shareable_embeddings) e ON e.chunk_id = k.id
+  GROUP BY k.document_id) c ON c.document_id = d.id"""
+
+
+def check(
+    conn: psycopg.Connection[Any],
+    blame: Callable[[str, object], None],
+    counts: Counter[str],
+    lines: Iterable[dict[str, Any]],
+    wanted: Mapping[tuple[str, int], str],
+) -> None:
+    """Compare every document with the last thing that its producer committed for it.
+
+    Args:
+        conn: a superuser's.
+        blame: takes violations.
+        counts: takes what was seen.
+        lines: the producers' history.
+        wanted: (job, place in it) to the document's id.
+    """
+    expected = _expected(lines, wanted)
+    backend = EchoBackend()
+    for document, deleted, chunks, vectors in conn.execute(_STORED):
+        if document not in expected:
+            continue
+        text = expected[document]
+        counts["documents looked at"] += 1
+        if text is None:
+            if not deleted or chunks:
+                blame("a deleted document is still there", document)
+            continue
+        stored = [np.array(json.loads(vector)) for vector in vectors or () if vector is not None]
+        if len(stored) != 1 or chunks != 1:
+            blame("a document is not stored once", document)
+        elif float(stored[0] @ backend.embed([text])[0]) < SAME:
+            blame("a document's stored vector is not of its latest text", document)
+
+
+def _expected(
+    lines: Iterable[dict[str, Any]], wanted: Mapping[tuple[str, int], str]
+) -> dict[str, str | None]:
+    """Document to its latest text, None where it was deleted; those not known of are left out."""
+    names: dict[tuple[str, str, str], str] = {}
+    latest: dict[tuple[str, str, str], str | None] = {}
+    unsure: set[tuple[str, str, str]] = set()
+    for line in lines:
+        texts: dict[str, str | None] = dict(
+            line.get("texts") or dict.fromkeys(line.get("gone", ()))
+        )
+        for place, (name, text) in enumerate(texts.items()):
+            key = (line["owner"], line["privacy"], name)
+            if line["what"] == "unknown":
+                unsure.add(key)
+                continue
+            latest[key] = text
+            if line["jobs"]:
+                names[key] = wanted.get((line["jobs"][0], place), "")
+    return {
+        names[key]: text for key, text in latest.items() if key not in unsure and names.get(key)
+    }

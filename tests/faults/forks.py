@@ -1,0 +1,290 @@
+"""The laboratory of forks: many cheap workers, reconciler and dispatcher, killed by the hundred.
+
+Producers, workers and control processes are forked; Postgres and Valkey are the laboratory's own. One
+seed decides what is enqueued, who dies where and what befalls the servers.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from models.roles import CONTROL, PRIVATE_WORKER, SHAREABLE_WORKER
+from tests.faults import control, points, workers
+from tests.faults.checker import check
+from tests.faults.growth import Growth
+from tests.faults.ledger import History, install
+from tests.faults.producers import Order, Producer
+from tests.faults.report import Report
+from tests.faults.servers import LabStack, Mishaps
+from tests.faults.workers import HOUR_S, LEASE_S, Plan, Site, fork
+from vestry import Vestry
+
+PATIENCE_S: Final = 30.0
+"""After the last fault some job must end in every such time, until none is left."""
+TELL_S: Final = 5.0
+"""How often a line is written of how far it is."""
+_LEFT: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
+_TOLD: Final = "SELECT count(*), count(*) FILTER (WHERE finished_at IS NULL) FROM vestry.jobs"
+FROZEN_S: Final = LEASE_S + 0.6
+"""Past its lease, and not so long that its own watchdog would end it."""
+CONTROLS: Final = {
+    "reconciler": points.RECONCILER_POINTS,
+    "dispatcher": points.DISPATCHER_POINTS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much of everything.
+
+    Attributes:
+        jobs: enqueued at least.
+        a_second: jobs enqueued a second, by all producers.
+        kills: SIGKILLs at named points at least.
+        zombies: workers frozen past their lease at least.
+        poison: how many of each sort of poison.
+        mishaps: how often each befalls the servers.
+        workers: forked workers at a time.
+        keep_jobs_s: how long finished jobs are kept.
+        missing: a mechanism that is taken away; None for none.
+        hints_only: workers look for no work without a hint.
+    """
+
+    jobs: int
+    a_second: float
+    kills: int
+    zombies: int
+    poison: dict[str, int]
+    mishaps: dict[str, int]
+    workers: int = 4
+    producers: int = 2
+    keep_jobs_s: float = 3600.0
+    missing: str | None = None
+    hints_only: bool = False
+    patience_s: float = PATIENCE_S
+    points: tuple[str, ...] = (*points.POINTS, points.CUT, points.FREEZE)
+
+
+class Laboratory:
+    """One run.
+
+    Args:
+        stack: its servers, running.
+        seed: of all choices.
+        scale: how much of everything.
+        name: the laboratory's, in its report.
+        mishaps: what may befall the servers.
+    """
+
+    def __init__(
+        self,
+        stack: LabStack,
+        seed: int,
+        scale: Scale,
+        name: str = "forks",
+        mishaps: type[Mishaps] = Mishaps,
+    ) -> None:
+        self.stack = stack
+        self.seed = seed
+        self.scale = scale
+        self.report = Report(name, seed)
+        self._rng = random.Random(seed)
+        self._mishaps = mishaps(stack, self._rng)
+        self._growth = Growth(stack.superuser_url, stack.home / "logs", scale.keep_jobs_s)
+        home = Path(stack.keyring).parent
+        self._history = History(home / "history.jsonl")
+        self._enough = home / "enough"
+        self._site = Site(
+            url={
+                "private": stack.database_url(PRIVATE_WORKER),
+                "shareable": stack.database_url(SHAREABLE_WORKER),
+            },
+            broker={name: stack.broker_url(name) for name in ("private", "shareable")},
+            control_url=stack.database_url(CONTROL),
+            dispatcher_url=stack.broker_url("dispatcher"),
+            keyring=Path(stack.keyring),
+            history=home / "history.jsonl",
+        )
+        self._children: dict[int, Plan] = {}
+        self._frozen: dict[int, float] = {}
+        self._told_at = 0.0
+
+    def run(self) -> Report:
+        """Enqueue all, with faults; then let everything end; then check."""
+        began = time.monotonic()
+        install(self.stack.superuser_url)
+        producers = [fork(partial(self._produce, n)) for n in range(self.scale.producers)]
+        self._stir(producers)
+        self._let_end()
+        self._end_all()
+        self.report.forged = self._mishaps.forged
+        self.report.seconds = time.monotonic() - began
+        lines = list(self._history.read())
+        self.report.take(check(self.stack.superuser_url, lines, self.stack.postgres.log), lines)
+        self.report.grown = self._growth.document()
+        for name in self._growth.excessive():
+            self.report.violations[f"{name} grew without bound"] = [str(self.report.grown[name])]
+        return self.report
+
+    def _let_end(self) -> None:
+        """Until everything has ended, or nothing more does."""
+        left, until = -1, time.monotonic() + self.scale.patience_s
+        while left != 0 and time.monotonic() < until:
+            self._step(faults=False)
+            self._tell()
+            row = self._ask(_LEFT)
+            if row is not None and row[0] != left:
+                left, until = row[0], time.monotonic() + self.scale.patience_s
+
+    def _produce(self, number: int) -> None:
+        """In a process of its own: a client has threads, and a process with threads must not fork."""
+        # One producer's clock is an hour fast, the next one's slow.
+        workers.set_clock(HOUR_S * (1 if number % 2 else -1))
+        url, share = self.stack.database_url(), self.scale.producers
+        order = Order(
+            seed=self.seed * 1000 + number,
+            jobs=-(-self.scale.jobs // share),
+            a_second=self.scale.a_second / share,
+            poison={
+                name: count // share + (number < count % share)
+                for name, count in self.scale.poison.items()
+            },
+            enough=self._enough,
+        )
+        with Vestry(url, self.stack.keyring) as vestry:
+            Producer(vestry, url, self._history, order).run()
+
+    def _stir(self, producers: list[int]) -> None:
+        """Faults, until all is enqueued and there were enough of them."""
+        mishaps = self._mishaps
+        names = [name for name, count in self.scale.mishaps.items() for _ in range(count)]
+        self._rng.shuffle(names)
+        every_s = self.scale.jobs / self.scale.a_second / (len(names) + 1)
+        next_at = time.monotonic() + every_s
+        name = ""
+        while producers or names or mishaps.busy or not self._over():
+            producers = [pid for pid in producers if not self._buried(pid)]
+            if mishaps.end_if_due():
+                self._history.write("mishap over", name=name)
+            elif names and not mishaps.busy and time.monotonic() >= next_at:
+                name = names.pop()
+                self._history.write("mishap", name=name)
+                mishaps.begin(name)
+                self.report.mishaps[name] += 1
+                if not mishaps.busy:
+                    self._history.write("mishap over", name=name)
+                next_at = time.monotonic() + every_s
+            if not names and self._over():
+                self._enough.touch()
+            self._step(faults=True)
+            self._tell()
+
+    def _buried(self, producer: int) -> bool:
+        found, status = os.waitpid(producer, os.WNOHANG)
+        if found and status != 0:
+            raise RuntimeError("a producer failed")
+        return bool(found)
+
+    def _over(self) -> bool:
+        return (
+            sum(self.report.kills.values()) >= self.scale.kills
+            and self.report.zombies >= self.scale.zombies
+            and not self._frozen
+        )
+
+    def _step(self, *, faults: bool) -> None:
+        self._bury()
+        for pid, until in list(self._frozen.items()):
+            if time.monotonic() >= until:
+                self._history.write("resumed", pid=pid)
+                os.kill(pid, signal.SIGCONT)
+                del self._frozen[pid]
+        roles = [plan.role for pid, plan in self._children.items() if pid not in self._frozen]
+        for role in CONTROLS.keys() - set(roles):
+            if role != self.scale.missing:
+                self._start(self._control_plan(role, faults=faults))
+        for _ in range(self.scale.workers - sum(role not in CONTROLS for role in roles)):
+            self._start(self._worker_plan(faults=faults))
+        time.sleep(0.01)
+
+    def _start(self, plan: Plan) -> None:
+        body = {
+            "reconciler": partial(
+                control.reconcile, self._site, plan, keep_jobs_s=self.scale.keep_jobs_s
+            ),
+            "dispatcher": partial(control.dispatch, self._site, plan),
+        }.get(plan.role, partial(workers.work, self._site, plan))
+        self._children[fork(body)] = plan
+
+    def _worker_plan(self, *, faults: bool) -> Plan:
+        rng = self._rng
+        point = rng.choice(self.scale.points) if faults else None
+        return Plan(
+            role=rng.choice(("private", "shareable")),
+            seed=rng.randrange(2**32),
+            point=point,
+            nth=1 if point in {points.FREEZE, points.BURYING} else rng.randint(1, 4),
+            skew_s=rng.choice((0.0, 0.0, HOUR_S, -HOUR_S)),
+            mutation=self.scale.missing,
+            hints_only=self.scale.hints_only,
+        )
+
+    def _control_plan(self, role: str, *, faults: bool) -> Plan:
+        rng = self._rng
+        point = rng.choice((*CONTROLS[role], None)) if faults else None
+        skew_s = rng.choice((0.0, HOUR_S, -HOUR_S))
+        return Plan(role, 0, point, rng.randint(1, 5), skew_s, self.scale.missing)
+
+    def _bury(self) -> None:
+        for child, plan in list(self._children.items()):
+            pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+            if pid == 0:
+                continue
+            if os.WIFSTOPPED(status):
+                self.report.zombies += 1
+                self._frozen[pid] = time.monotonic() + FROZEN_S
+                continue
+            self._frozen.pop(pid, None)
+            del self._children[pid]
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+                self.report.kills[str(plan.point)] += 1
+            elif status != 0:
+                self.report.deaths += 1
+
+    def _tell(self) -> None:
+        """A line on standard error now and then."""
+        if time.monotonic() < self._told_at + TELL_S:
+            return
+        self._told_at = time.monotonic()
+        self._growth.sample(self._children)
+        row = self._ask(_TOLD) or ("?", "?")
+        kills, zombies = sum(self.report.kills.values()), self.report.zombies
+        told = f"{row[0]} jobs, {row[1]} to go; {kills} kills, {zombies} zombies"
+        print(f"{self.report.name}: {told}", file=sys.stderr, flush=True)
+
+    def _ask(self, query: str) -> Any:
+        """One row; None while the database is away."""
+        try:
+            with psycopg.connect(
+                self.stack.superuser_url, autocommit=True, connect_timeout=2
+            ) as conn:
+                return conn.execute(query.encode()).fetchone()
+        except psycopg.Error:
+            return None
+
+    def _end_all(self) -> None:
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGCONT)
+            os.waitpid(pid, 0)
+        self._children.clear()

@@ -1,0 +1,234 @@
+"""The laboratory of the real network: workers in a network namespace, whose packets are dropped.
+
+A proxy can only be silent; here nothing is even acknowledged, as when a cable is pulled. Only root may
+make a namespace; without that the laboratory says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+
+from models.roles import CONTROL, PRIVATE_WORKER, SHAREABLE_WORKER
+from tests.faults.checker import check
+from tests.faults.ledger import History, install
+from tests.faults.producers import Order, Producer
+from tests.faults.proxy import Proxy
+from tests.faults.real import PATIENCE_S, SETTINGS
+from tests.faults.report import Report
+from tests.faults.servers import LabStack
+from vestry import Vestry
+from workers.home import CHECKOUT
+from workers.process import base_environment, open_log
+
+HERE: Final = "10.213.7.1"
+THERE: Final = "10.213.7.2"
+SILENCE: Final = ("tbf", "rate", "8bit", "burst", "1", "limit", "1")
+"""A queue that lets nothing through: the kernel drops what is sent, and says nothing of it."""
+LASTS_S: Final = (1.0, 6.0)
+"""Some shorter than a lease, some longer."""
+ROLES: Final = {"private": PRIVATE_WORKER, "shareable": SHAREABLE_WORKER}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How many jobs, how fast, and how many silences."""
+
+    jobs: int
+    a_second: float
+    silences: int
+
+
+class Namespace:
+    """A network of its own, tied to this one by a cable."""
+
+    def __init__(self) -> None:
+        self.name = f"vestry-{secrets.token_hex(3)}"
+        self._here, self._there = f"vl{secrets.token_hex(3)}", f"vr{secrets.token_hex(3)}"
+
+    def make(self) -> bool:
+        """Make it; False where that is not possible here."""
+        inside = ("ip", "netns", "exec", self.name, "ip")
+        steps: tuple[tuple[str, ...], ...] = (
+            ("ip", "netns", "add", self.name),
+            ("ip", "link", "add", self._here, "type", "veth", "peer", "name", self._there),
+            ("ip", "link", "set", self._there, "netns", self.name),
+            ("ip", "addr", "add", f"{HERE}/30", "dev", self._here),
+            ("ip", "link", "set", self._here, "up"),
+            (*inside, "addr", "add", f"{THERE}/30", "dev", self._there),
+            (*inside, "link", "set", self._there, "up"),
+            (*inside, "link", "set", "lo", "up"),
+        )
+        try:
+            made = all(_run(step) for step in steps)
+        except OSError:
+            return False
+        # Silence must be possible, too.
+        possible = made and self.silence(silent=True) and self.silence(silent=False)
+        if not possible:
+            self.remove()
+        return possible
+
+    def silence(self, *, silent: bool) -> bool:
+        """Drop every packet in both directions, or let them through again."""
+        verb, what = ("add", SILENCE) if silent else ("del", ())
+        inside = ("ip", "netns", "exec", self.name)
+        return _run(("tc", "qdisc", verb, "dev", self._here, "root", *what)) and _run(
+            (*inside, "tc", "qdisc", verb, "dev", self._there, "root", *what)
+        )
+
+    def remove(self) -> None:
+        """Leave nothing of it."""
+        _run(("ip", "link", "del", self._here))
+        _run(("ip", "netns", "del", self.name))
+
+
+def _run(argv: tuple[str, ...]) -> bool:
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+class Laboratory:
+    """One run.
+
+    Args:
+        stack: its servers, running.
+        seed: of all choices.
+        scale: how much of everything.
+    """
+
+    def __init__(self, stack: LabStack, seed: int, scale: Scale) -> None:
+        self._stack = stack
+        self._seed = seed
+        self._scale = scale
+        self._rng = random.Random(seed)
+        self.report = Report("network", seed)
+        self._history = History(stack.home / "history.jsonl")
+        self._enough = stack.home / "enough"
+        self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def run(self) -> Report:
+        """Enqueue while the network falls silent now and then; then check."""
+        namespace = Namespace()
+        if not namespace.make():
+            self.report.notes.append("network namespaces are not to be had here")
+            return self.report
+        began = time.monotonic()
+        install(self._stack.superuser_url)
+        try:
+            with ExitStack() as stack:
+                database = stack.enter_context(Proxy(self._stack.postgres.port, HERE))
+                broker = stack.enter_context(Proxy(self._stack.valkey.port, HERE))
+                self._describe(namespace, database.port, broker.port)
+                stack.enter_context(self._processes())
+                self._stir(namespace)
+        finally:
+            namespace.remove()
+        lines = list(self._history.read())
+        log = self._stack.postgres.log
+        self.report.take(check(self._stack.superuser_url, lines, log), lines)
+        self.report.seconds = time.monotonic() - began
+        return self.report
+
+    def _describe(self, namespace: Namespace, database: int, broker: int) -> None:
+        control = base_environment() | SETTINGS
+        control["VESTRY_DATABASE_URL"] = self._stack.database_url(CONTROL)
+        control["VESTRY_BROKER_URL"] = self._stack.broker_url("dispatcher")
+        for name in ("reconciler", "dispatcher"):
+            self._commands[name] = ([sys.executable, "-m", f"workers.{name}"], control)
+        inside = ["ip", "netns", "exec", namespace.name]
+        for privacy, role in ROLES.items():
+            url = self._stack.database_url(role)
+            told = base_environment() | SETTINGS
+            told |= {
+                "VESTRY_PRIVACY": privacy,
+                "VESTRY_LANES": f"{privacy}.interactive.gpu,{privacy}.bulk.gpu",
+                "VESTRY_KEYRING_FILE": str(self._stack.keyring),
+                "VESTRY_DATABASE_URL": _elsewhere(url, self._stack.postgres.port, database),
+                "VESTRY_BROKER_URL": _elsewhere(
+                    self._stack.broker_url(privacy), self._stack.valkey.port, broker
+                ),
+            }
+            if privacy != "private":
+                del told["VESTRY_KEYRING_FILE"]
+            self._commands[privacy] = ([*inside, sys.executable, "-m", "workers.worker"], told)
+
+    @contextmanager
+    def _processes(self) -> Iterator[None]:
+        """Everything runs, and is started again where it ends."""
+        self._supervise()
+        try:
+            yield
+        finally:
+            for process in self._running.values():
+                process.kill()
+                process.wait()
+
+    def _supervise(self) -> None:
+        for name, (argv, environment) in self._commands.items():
+            process = self._running.get(name)
+            if process is not None and process.poll() is None:
+                continue
+            self.report.deaths += process is not None
+            with open_log(self._stack.home / "logs" / f"{name}.log") as log:
+                self._running[name] = subprocess.Popen(
+                    argv, env=environment, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=subprocess.STDOUT,
+                )  # fmt: skip
+
+    def _stir(self, namespace: Namespace) -> None:
+        producer = threading.Thread(target=self._produce)
+        producer.start()
+        left = self._scale.silences
+        pause_s = self._scale.jobs / self._scale.a_second / (left + 1)
+        try:
+            while left:
+                self._wait(pause_s)
+                self._history.write("mishap", name="the network is silent")
+                assert namespace.silence(silent=True)
+                self._wait(self._rng.uniform(*LASTS_S))
+                assert namespace.silence(silent=False)
+                self._history.write("mishap over", name="the network is silent")
+                self.report.mishaps["the network is silent"] += 1
+                left -= 1
+        finally:
+            self._enough.touch()
+        producer.join()
+        until = time.monotonic() + 2 * PATIENCE_S
+        while not self._ended() and time.monotonic() < until:
+            self._wait(0.2)
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._supervise()
+            time.sleep(0.05)
+
+    def _produce(self) -> None:
+        url = self._stack.database_url()
+        order = Order(
+            self._seed * 1000 + 900, self._scale.jobs, self._scale.a_second, {}, self._enough
+        )
+        with Vestry(url, self._stack.keyring) as vestry:
+            Producer(vestry, url, self._history, order).run()
+
+    def _ended(self) -> bool:
+        with psycopg.connect(self._stack.superuser_url, autocommit=True) as conn:
+            row: Any = conn.execute(
+                "SELECT NOT EXISTS (SELECT FROM vestry.jobs WHERE finished_at IS NULL)"
+            ).fetchone()
+        return bool(row[0])
+
+
+def _elsewhere(url: str, port: int, proxy: int) -> str:
+    return url.replace(f"127.0.0.1:{port}", f"{HERE}:{proxy}")

@@ -1,0 +1,172 @@
+"""How much of everything `make faults` and `make soak` do.
+
+`make faults` is a part of `make test`, so it takes minutes; a soak takes as long as it is told to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.faults import forks, namespaces, real
+from tests.faults.real import OTHERS
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """The scale of each laboratory."""
+
+    forks: forks.Scale
+    real: real.Scale
+    disk: forks.Scale
+    network: namespaces.Scale
+
+
+FAULTS = Preset(
+    forks=forks.Scale(
+        jobs=3900,
+        a_second=65,
+        kills=200,
+        zombies=24,
+        poison={"raises": 8, "exits": 8, "segfaults": 8, "takes all memory": 8, "hangs": 4},
+        mishaps={
+            "postgres restarts": 2,
+            "the broker is emptied": 4,
+            "the broker restarts empty": 1,
+            "the broker hangs": 1,
+            "sessions are ended": 3,
+            "connections run out": 1,
+            "a snapshot is held": 1,
+            "messages are forged": 4,
+        },
+        workers=5,
+    ),
+    real=real.Scale(
+        jobs=1100,
+        a_second=16,
+        poison={"raises": 2, "exits": 1, "segfaults": 1, "hangs": 1},
+        at_once={
+            "a worker is killed": 10,
+            "the dispatcher is killed": 1,
+            "the reconciler is killed": 1,
+            "the supervisor is killed": 1,
+            "postgres restarts": 2,
+            "the broker restarts empty": 1,
+            "the broker is emptied": 8,
+            "messages are forged": 6,
+            "sessions are ended": 1,
+        },
+        lasting={
+            "the database is cut off": 1,
+            "the database is half open": 1,
+            "the database flaps": 1,
+            "the broker is cut off": 1,
+            "the broker is half open": 1,
+            "the broker flaps": 1,
+            "the network is cut": 1,
+            "the broker hangs": 1,
+            "a worker hangs": 1,
+            "connections run out": 1,
+            "a snapshot is held": 1,
+        },
+        longest_s={OTHERS: 4.0, "the broker hangs": 6.0},
+    ),
+    disk=forks.Scale(
+        jobs=300,
+        a_second=25,
+        kills=5,
+        zombies=0,
+        poison={},
+        mishaps={"the disk is full": 2},
+        workers=3,
+        producers=1,
+    ),
+    network=namespaces.Scale(jobs=200, a_second=15, silences=2),
+)
+
+
+def soak(minutes: float) -> Preset:
+    """For so long: two hours make 100,000 jobs, 2,000 kills at named points and 100 of real workers."""
+
+    def times(in_two_hours: float) -> int:
+        return max(1, round(in_two_hours * minutes / 120))
+
+    seconds = minutes * 60
+    return Preset(
+        forks=forks.Scale(
+            jobs=round(11.0 * seconds),
+            a_second=11.0,
+            kills=times(2000),
+            zombies=times(200),
+            poison={
+                "raises": times(60),
+                "exits": times(60),
+                "segfaults": times(60),
+                "takes all memory": times(60),
+                "hangs": times(40),
+            },
+            mishaps={
+                "postgres restarts": times(20),
+                "the broker is emptied": times(60),
+                "the broker restarts empty": times(20),
+                "the broker hangs": times(20),
+                "sessions are ended": times(60),
+                "connections run out": times(20),
+                "a snapshot is held": times(20),
+                "messages are forged": times(60),
+            },
+            workers=3,
+            keep_jobs_s=300.0,
+        ),
+        real=real.Scale(
+            jobs=round(4.0 * seconds),
+            a_second=4.0,
+            poison={
+                "raises": times(20),
+                "exits": times(15),
+                "segfaults": times(15),
+                "hangs": times(15),
+            },
+            at_once={
+                "a worker is killed": times(110),
+                "the dispatcher is killed": times(20),
+                "the reconciler is killed": times(20),
+                "the supervisor is killed": times(8),
+                "postgres restarts": times(20),
+                "the broker restarts empty": times(20),
+                "the broker is emptied": times(60),
+                "messages are forged": times(40),
+                "sessions are ended": times(30),
+            },
+            lasting={
+                "the database is cut off": times(20),
+                "the database is half open": times(20),
+                "the database flaps": times(20),
+                "the broker is cut off": times(20),
+                "the broker is half open": times(20),
+                "the broker flaps": times(20),
+                "the network is cut": times(20),
+                "the broker hangs": times(15),
+                "a worker hangs": times(20),
+                "connections run out": times(10),
+                "a snapshot is held": times(8),
+            },
+            longest_s={
+                OTHERS: min(12.0, seconds / 20),
+                "the broker hangs": min(90.0, seconds / 20),
+                "a snapshot is held": min(240.0, seconds / 10),
+            },
+            keep_jobs_s=300.0,
+        ),
+        disk=forks.Scale(
+            jobs=times(3000),
+            a_second=10,
+            kills=times(50),
+            zombies=0,
+            poison={},
+            mishaps={"the disk is full": times(20)},
+            workers=2,
+            producers=1,
+            keep_jobs_s=60.0,
+        ),
+        network=namespaces.Scale(jobs=times(3000), a_second=6, silences=times(40)),
+    )

@@ -1,0 +1,209 @@
+"""The laboratory's own Postgres and Valkey, and what is done to them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+import redis
+from psycopg import sql
+
+from models.roles import CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
+from tests.faults import messages
+from workers import devstack
+from workers.devstack import DevStack
+from workers.process import Command
+from workers.valkey_server import ValkeyServer
+
+ADMINISTRATOR: Final = "laboratory"
+"""A broker user that may do everything; the system's own may not even flush."""
+LIMITED: Final = (PRIVATE_WORKER, SHAREABLE_WORKER, CONTROL, PRODUCER)
+
+
+class OpenValkey(ValkeyServer):
+    """The broker, with a user of the laboratory's."""
+
+    def prepare(self) -> Command:
+        """As the system's own, with one user more."""
+        command = super().prepare()
+        acl = self.place.path / "users.acl"
+        digest = hashlib.sha256(self.home.password(f"valkey.{ADMINISTRATOR}").encode()).hexdigest()
+        user = f"user {ADMINISTRATOR} on #{digest} ~* &* +@all\n"
+        self.place.write("users.acl", acl.read_text(encoding="utf-8") + user)
+        return command
+
+
+class LabStack(DevStack):
+    """A stack without workers whose servers can be killed, stopped and started."""
+
+    def start(self) -> LabStack:
+        """As a DevStack, with the laboratory's broker."""
+        system = devstack.ValkeyServer
+        devstack.ValkeyServer = OpenValkey  # type: ignore[misc]
+        try:
+            super().start()
+        finally:
+            devstack.ValkeyServer = system  # type: ignore[misc]
+        return self
+
+    def restart_postgres(self) -> None:
+        """Immediate: no session is ended in order, recovery at the next start."""
+        self._again(self.postgres, signal.SIGQUIT)
+
+    def revive_postgres(self) -> None:
+        """Start it where it has ended."""
+        if self._process(self.postgres)[0].poll() is not None:
+            self._again(self.postgres, signal.SIGQUIT)
+
+    def restart_broker(self) -> None:
+        """Killed, and started again with nothing in it."""
+        self._again(self.valkey, signal.SIGKILL)
+
+    def broker_pid(self) -> int:
+        """The broker's process."""
+        return self._process(self.valkey)[0].pid
+
+    def _again(self, server: Any, number: signal.Signals) -> None:
+        process, command = self._process(server)
+        process.send_signal(number)
+        process.wait()
+        self._running.remove((process, command))
+        self._start(server)
+
+    def _process(self, server: Any) -> tuple[subprocess.Popen[bytes], Command]:
+        return next(pair for pair in self._running if pair[1].log == server.log)
+
+
+def administrator(url: str, home_password: str) -> redis.Redis:
+    """A client of the laboratory's broker user."""
+    host = url.rpartition("@")[2]
+    return redis.Redis.from_url(
+        f"redis://{ADMINISTRATOR}:{home_password}@{host}",
+        socket_timeout=2,
+        socket_connect_timeout=2,
+    )
+
+
+def terminate_backends(superuser_url: str, rng: random.Random, share: float) -> int:
+    """End a share of the system's sessions; how many."""
+    with psycopg.connect(superuser_url, autocommit=True) as conn:
+        pids = [
+            row[0]
+            for row in conn.execute(
+                "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'vestry%' ORDER BY pid"
+            )
+        ]
+        chosen = [pid for pid in pids if rng.random() < share]
+        conn.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) pid", [chosen])
+        return len(chosen)
+
+
+def limit_connections(superuser_url: str, limit: int) -> None:
+    """Let each of the system's roles have so many connections; -1 for any number."""
+    with psycopg.connect(superuser_url, autocommit=True) as conn:
+        for role in LIMITED:
+            conn.execute(
+                sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(
+                    sql.Identifier(role), sql.Literal(limit)
+                )
+            )
+
+
+def hold_snapshot(superuser_url: str) -> psycopg.Connection[Any]:
+    """A transaction that sees the database as it is now, and keeps the rest from being cleaned up."""
+    conn = psycopg.connect(superuser_url, application_name="a dump")
+    conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    conn.execute("SELECT count(*) FROM vestry.jobs")
+    return conn
+
+
+class Mishaps:
+    """Things that befall servers, one at a time, each over after a while.
+
+    Args:
+        stack: the servers.
+        rng: all choices.
+    """
+
+    def __init__(self, stack: LabStack, rng: random.Random) -> None:
+        self._stack = stack
+        self._rng = rng
+        self._until = 0.0
+        self._over: Any = None
+        self._broker = administrator(
+            stack.broker_url("private"), stack.valkey.home.password(f"valkey.{ADMINISTRATOR}")
+        )
+        self.forged = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether one goes on."""
+        return self._over is not None
+
+    def happenings(self) -> dict[str, Any]:
+        """By name, what begins each; it gives how long it lasts and what ends it, or None."""
+        return {
+            "postgres restarts": self._stack.restart_postgres,
+            "the broker is emptied": self._flush,
+            "the broker restarts empty": self._stack.restart_broker,
+            "the broker hangs": self._stop_broker,
+            "sessions are ended": self._end_sessions,
+            "connections run out": self._limit,
+            "a snapshot is held": self._hold,
+            "messages are forged": self._forge,
+        }
+
+    def begin(self, name: str) -> None:
+        """Have it happen."""
+        lasts = self.happenings()[name]()
+        if lasts is not None:
+            seconds, self._over = lasts
+            self._until = time.monotonic() + seconds
+
+    def end_if_due(self, *, now: bool = False) -> bool:
+        """End what has lasted long enough; whether something ended."""
+        if self._over is None or (time.monotonic() < self._until and not now):
+            return False
+        self._over()
+        self._over = None
+        return True
+
+    def _flush(self) -> None:
+        self._broker.flushall()
+
+    def _stop_broker(self) -> Any:
+        pid = self._stack.broker_pid()
+        os.kill(pid, signal.SIGSTOP)
+        return self._rng.uniform(1.0, 3.0), lambda: os.kill(pid, signal.SIGCONT)
+
+    def _end_sessions(self) -> None:
+        terminate_backends(self._stack.superuser_url, self._rng, 0.5)
+
+    def _limit(self) -> Any:
+        url = self._stack.superuser_url
+        limit_connections(url, 2)
+        terminate_backends(url, self._rng, 0.7)
+        return self._rng.uniform(0.5, 1.5), lambda: limit_connections(url, -1)
+
+    def _hold(self) -> Any:
+        conn = hold_snapshot(self._stack.superuser_url)
+        return self._rng.uniform(3.0, 6.0), conn.close
+
+    def _forge(self) -> None:
+        with _job_ids(self._stack.superuser_url) as ids:
+            self.forged += messages.forge(self._broker, self._rng, ids)
+
+
+@contextmanager
+def _job_ids(superuser_url: str) -> Iterator[list[str]]:
+    with psycopg.connect(superuser_url, autocommit=True) as conn:
+        rows = conn.execute("SELECT id::text FROM vestry.jobs ORDER BY random() LIMIT 100")
+        yield [row[0] for row in rows]

@@ -1,0 +1,102 @@
+"""One report of several laboratories', as JSON and for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from statistics import quantiles
+from typing import Any, Final
+
+COUNTED: Final = (
+    "committed",
+    "rolled back",
+    "history: bad input",
+    "zombies' attempts refused, receipts kept",
+    "documents looked at",
+    "token",
+    "result",
+    "ended succeeded",
+    "ended dead",
+    "ended cancelled",
+    "ended superseded",
+)
+"""Of everything that was seen, what a person is shown."""
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Count, median and 99th percentile, in seconds."""
+    cuts = quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
+    return {"count": len(times), "p50_s": round(cuts[49], 3), "p99_s": round(cuts[98], 3)}
+
+
+def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The sum of all laboratories, and each by itself."""
+    parts = list(reports.values())
+    recovery: dict[str, list[float]] = {}
+    for part in parts:
+        times = part.pop("recovery_s")
+        part["recovery"] = {fault: summary(each) for fault, each in sorted(times.items())}
+        for fault, each in times.items():
+            recovery.setdefault(fault, []).extend(each)
+    return {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "kills": _summed(part["kills"] for part in parts),
+        "deaths": sum(part["deaths"] for part in parts),
+        "zombies": sum(part["zombies"] for part in parts),
+        "mishaps": _summed(part["mishaps"] for part in parts),
+        "forged": sum(part["forged"] for part in parts),
+        "seen": _summed(part["seen"] for part in parts),
+        "poison": _summed(part["poison"] for part in parts),
+        "recovery": {fault: summary(times) for fault, times in sorted(recovery.items())},
+        "grown": {name: part["grown"] for name, part in reports.items() if part["grown"]},
+        "notes": [f"{name}: {note}" for name, part in reports.items() for note in part["notes"]],
+        "violations": {
+            f"{name}: {kind}": found
+            for name, part in reports.items()
+            for kind, found in part["violations"].items()
+        },
+        "laboratories": reports,
+    }
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
+
+
+def told(report: Mapping[str, Any]) -> str:
+    """For a person."""
+    found = report["violations"]
+    lines = [
+        f"seed {report['seed']}, {report['seconds']} s",
+        "nothing lost, nothing twice" if not found else f"{len(found)} promises were broken",
+        *(f"  BROKEN {kind}: {examples[0]}" for kind, examples in found.items()),
+        "",
+        *_table("killed by SIGKILL at", report["kills"]),
+        *_table("befell servers and network", report["mishaps"]),
+        *_table(
+            "seen",
+            {name: report["seen"].get(name, 0) for name in COUNTED}
+            | {"zombies": report["zombies"], "forged messages": report["forged"]},
+        ),
+        *_table("poison, each dead within its attempts", report["poison"]),
+        "recovery, p50 and p99 in seconds",
+        *(
+            f"  {fault:<62} {times['count']:>6} {times['p50_s']:>8.2f} {times['p99_s']:>8.2f}"
+            for fault, times in report["recovery"].items()
+        ),
+    ]
+    for name, grown in report["grown"].items():
+        lines += ["", f"growth in the laboratory of {name}: first, last, most"]
+        lines += [
+            f"  {what:<62} {of['first']:>8} {of['last']:>8} {of['most']:>8}"
+            for what, of in grown.items()
+        ]
+    return "\n".join([*lines, *(f"note: {note}" for note in report["notes"])])
+
+
+def _table(title: str, rows: Mapping[str, int]) -> list[str]:
+    return [title, *(f"  {name:<62} {count:>6}" for name, count in rows.items()), ""]

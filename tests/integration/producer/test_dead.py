@@ -1,0 +1,113 @@
+"""Dead and degraded jobs: listed by what they are, and kept whole for as long as is said."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import psycopg
+import pytest
+
+from models import retention
+from tests.producing import HELLO, attach, count, kill, succeed
+from vestry import InvalidInput, JobFailed, KeyRing, Reason, UnknownJob, Vestry
+from workers.devstack import DevStack
+
+Root = psycopg.Connection[Any]
+
+
+def test_dead_jobs_are_listed_by_what_they_are(
+    vestry: Vestry, conn: psycopg.Connection[Any], root: Root
+) -> None:
+    made = {
+        (owner, code): vestry.enqueue(conn, HELLO, owner=owner, privacy="private")
+        for owner in ("ann", "ben")
+        for code in ("crashed", "rate_limited", "never_heard_of")
+    }
+    conn.commit()
+    for (_, code), job in made.items():
+        kill(root, job.id, code)
+    named = {job.id: key for key, job in made.items()}
+
+    def listed(**which: Any) -> set[tuple[str, str]]:
+        return {named[job.status.job] for job in vestry.dead(**which)}
+
+    assert listed() == set(made)
+    assert listed(owner="ann", code="crashed") == {("ann", "crashed")}
+    assert listed(reason=Reason.OUT_OF_ATTEMPTS) == {(o, "rate_limited") for o in ("ann", "ben")}
+    assert listed(reason="other", owner="ben") == {("ben", "never_heard_of")}
+    assert listed(lane="private.bulk.gpu", kind="embedding") == set(made)
+    assert listed(lane="shareable.bulk.gpu") == set()
+    assert listed(since=dt.timedelta(minutes=5)) == set(made)
+    assert listed(since=dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)) == set()
+    assert len(vestry.dead(limit=2)) == 2
+    poison = vestry.past_job(made["ann", "crashed"])
+    assert (poison.reason, poison.kept, poison.replayed_as) == (Reason.POISON, True, None)
+    assert poison.reason is not None
+    assert poison.reason.advice
+    with pytest.raises(JobFailed) as failed:
+        vestry.result(made["ann", "crashed"])
+    assert failed.value.reason is Reason.POISON
+    # What was replayed is off the list, unless it is asked for.
+    new = vestry.replay(made["ann", "crashed"])
+    assert ("ann", "crashed") not in listed()
+    assert ("ann", "crashed") in listed(replayed=True)
+    assert vestry.past_job(made["ann", "crashed"]).replayed_as == new.id
+    for wrong in ({"kind": "x"}, {"lane": "x"}, {"reason": "x"}, {"limit": 0}):
+        with pytest.raises(InvalidInput):
+            vestry.dead(**wrong)
+    with pytest.raises(InvalidInput):
+        vestry.dead(since=dt.datetime.now())  # noqa: DTZ005 - that is the mistake
+
+
+def test_degraded_results_are_listed_with_their_cause_and_run_again(
+    vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
+) -> None:
+    good, fallen = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="shareable")
+    conn.commit()
+    for job in (good, fallen):
+        succeed(root, KeyRing.load(clean.keyring), job.id, {"vectors": [], "space": "s"})
+    root.execute("UPDATE vestry.jobs SET degraded = true WHERE id = %s", [fallen.id])
+    root.execute(
+        """INSERT INTO vestry.receipts (job_id, lease_id, privacy, attempt, outcome, reason,
+             intended_model, served_model, served_backend, degraded, started_at)
+           VALUES (%s, gen_random_uuid(), 'shareable', 1, 'succeeded', 'rate_limited', 'big', 'small',
+                   'ours', true, now())""",
+        [fallen.id],
+    )
+    (job,) = vestry.degraded()
+    assert (job.status.job, job.reason, job.kept) == (fallen.id, None, True)
+    assert (job.degraded_by, job.intended_model, job.served_model) == (
+        "rate_limited",
+        "big",
+        "small",
+    )
+    (attempt,) = vestry.attempts(fallen)
+    assert (attempt.outcome, attempt.degraded, attempt.served_backend) == (
+        "succeeded",
+        True,
+        "ours",
+    )
+    new = vestry.replay(fallen)
+    assert vestry.degraded() == []
+    assert vestry.status(new).state == "queued"
+    # The old result stays for as long as it would have.
+    assert vestry.result_json(fallen) == {"vectors": [], "space": "s"}
+
+
+@pytest.mark.parametrize("privacy", ["private", "shareable"])
+def test_a_dead_job_is_kept_whole_until_its_time_is_over(
+    vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack, privacy: str
+) -> None:
+    job = vestry.enqueue(conn, HELLO, owner="ann", privacy=privacy)
+    conn.commit()
+    attach(root, clean, job.id, "ann", privacy)
+    kill(root, job.id)
+    with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as control:
+        assert retention.prune_jobs(control, 60) == 0
+        assert vestry.past_job(job).kept
+        root.execute("UPDATE vestry.jobs SET finished_at = now() - interval '61 s'")
+        assert retention.prune_jobs(control, 60) == 1
+    assert count(root, f"{privacy}_payloads") == count(root, f"{privacy}_blobs") == 0
+    with pytest.raises(UnknownJob):
+        vestry.replay(job)

@@ -1,0 +1,94 @@
+"""Why a job is dead: its error code, sorted into the few reasons that a person can act on.
+
+Codes are many and grow with the backends; reasons are few and stay. `docs/guarantees.md` says how
+long a dead job and what it was given are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+
+class Reason(StrEnum):
+    """What kind of end it was. `advice` says what to do about it."""
+
+    POISON = "poison"
+    """It took its worker process down, and did it again while nothing else ran there."""
+    TIMED_OUT = "timed_out"
+    """It ran for longer than a job may, each time."""
+    REFUSED = "refused"
+    """The model, or who serves it, would not do it."""
+    BAD_INPUT = "bad_input"
+    """What it was given cannot be worked on."""
+    BAD_OUTPUT = "bad_output"
+    """What came of it makes no sense, or cannot be stored."""
+    OUT_OF_ATTEMPTS = "out_of_attempts"
+    """Each attempt failed for something that might have passed."""
+    NO_MODEL = "no_model"
+    """No model here is good enough for it, or the one it names is not here."""
+    UNREADABLE = "unreadable"
+    """What it was given is gone, or sealed with a key that the workers lack."""
+    PARENT_FAILED = "parent_failed"
+    """It waited for a job that failed, and never ran."""
+    OTHER = "other"
+    """A code that this version of the library does not know."""
+
+    @property
+    def advice(self) -> str:
+        """One sentence: whether and when a replay is of use."""
+        return _ADVICE[self]
+
+
+REASONS: Final[Mapping[str, Reason]] = {
+    "crashed": Reason.POISON,
+    "timed_out": Reason.TIMED_OUT,
+    "backend_refused": Reason.REFUSED,
+    "bad_request": Reason.BAD_INPUT,
+    "bad_payload": Reason.BAD_INPUT,
+    "too_long": Reason.BAD_INPUT,
+    "bad_vector": Reason.BAD_OUTPUT,
+    "bad_answer": Reason.BAD_OUTPUT,
+    "not_storable": Reason.BAD_OUTPUT,
+    "rate_limited": Reason.OUT_OF_ATTEMPTS,
+    "backend_unavailable": Reason.OUT_OF_ATTEMPTS,
+    "waits_for_backend": Reason.OUT_OF_ATTEMPTS,
+    "inference_error": Reason.OUT_OF_ATTEMPTS,
+    "inference_failed": Reason.OUT_OF_ATTEMPTS,
+    "out_of_memory": Reason.OUT_OF_ATTEMPTS,
+    "handler_error": Reason.OUT_OF_ATTEMPTS,
+    "abandoned": Reason.OUT_OF_ATTEMPTS,
+    "documents_locked": Reason.OUT_OF_ATTEMPTS,
+    "no_adequate_model": Reason.NO_MODEL,
+    "unknown_model": Reason.NO_MODEL,
+    "model_missing": Reason.NO_MODEL,
+    "device_missing": Reason.NO_MODEL,
+    "payload_missing": Reason.UNREADABLE,
+    "unsealable": Reason.UNREADABLE,
+    "parent_failed": Reason.PARENT_FAILED,
+}
+"""Every error code a dead job may carry, as stored in `jobs.error_code`."""
+
+_ADVICE: Final[Mapping[Reason, str]] = {
+    Reason.POISON: "find out what in it ends the process before you replay it",
+    Reason.TIMED_OUT: "cut it into smaller jobs, or raise VESTRY_MAX_RUN_S and replay it",
+    Reason.REFUSED: "a replay will be refused too, unless another model serves it",
+    Reason.BAD_INPUT: "a replay will fail too: submit it again, mended",
+    Reason.BAD_OUTPUT: "replay it once the model or the database was mended",
+    Reason.OUT_OF_ATTEMPTS: "replay it once what failed works again",
+    Reason.NO_MODEL: "replay it once a model for it is there",
+    Reason.UNREADABLE: "bring the key ring back and replay it, or submit it again",
+    Reason.PARENT_FAILED: "replay the job it waited for: it comes along",
+    Reason.OTHER: "see its attempts",
+}
+
+
+def reason_of(code: str | None) -> Reason:
+    """The reason that an error code belongs to."""
+    return REASONS.get(code or "", Reason.OTHER)
+
+
+def codes_of(reason: Reason) -> list[str]:
+    """The codes that belong to a reason; none for `OTHER`, which is all that have no line here."""
+    return [code for code, belongs in REASONS.items() if belongs is reason]

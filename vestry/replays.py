@@ -1,0 +1,120 @@
+"""The part of both clients that looks at dead and degraded jobs and replays them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar, overload
+
+from vestry import reading, replaying
+from vestry.owner_keys import OwnerKeys
+from vestry.reading import JobLike
+from vestry.replaying import Attempt, PastJob, Which
+from vestry.results import JobRef
+from vestry.steps import Steps
+
+T = TypeVar("T")
+
+
+class _Carries(Protocol):
+    """A client that carries out steps."""
+
+    _keys: OwnerKeys
+
+    def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> T: ...
+
+
+class _CarriesLater(Protocol):
+    """The same, for asyncio."""
+
+    _keys: OwnerKeys
+
+    def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> Awaitable[T]: ...
+
+
+class Replays:
+    """What `Vestry` does with jobs that are over."""
+
+    @overload
+    def replay(self: _Carries, jobs: JobLike) -> JobRef: ...  # type: ignore[overload-overlap] # a str is one job
+    @overload
+    def replay(self: _Carries, jobs: Sequence[JobLike]) -> list[JobRef]: ...
+    def replay(self: _Carries, jobs: JobLike | Sequence[JobLike]) -> JobRef | list[JobRef]:
+        """Run a finished job once more, or many: each as a new job with everything the old one had.
+
+        A new job has the owner, privacy, kind, task, options and input of the old one, and names it
+        in `replay_of`. It runs at once and has no deadline. Its documents are those of the old job at
+        that time: one that was enqueued again or deleted since is left alone. Jobs that died waiting
+        for it are replayed with it. The old one's idempotency key stands for the new job from now on.
+        A job is replayed once: asked again, this returns the same new job, `created` being False.
+
+        For dead jobs, and for those that another model served than the intended one (`degraded`).
+
+        Raises:
+            PayloadGone: what the job was given is no longer kept, as after a private job's success.
+            NotFinished: it still goes on.
+            UnknownJob: it does not exist.
+            OwnerForgotten: nothing may be stored for its owner. Of many jobs, all are replayed or none.
+        """
+        ids = reading.job_ids(jobs)
+        made = self._do(lambda: replaying.replay(ids, self._keys), atomic=True)
+        return made if _many(jobs) else made[0]
+
+    def dead(self: _Carries, **which: Any) -> list[PastJob]:
+        """Dead jobs, the latest first, each with its reason; arguments as `vestry.replaying.Which`."""
+        meant = Which(**which)
+        return self._do(lambda: replaying.dead(meant), atomic=True)
+
+    def degraded(self: _Carries, **which: Any) -> list[PastJob]:
+        """Jobs that another model than the intended one served; arguments as `dead`."""
+        meant = Which(**which)
+        return self._do(lambda: replaying.degraded(meant), atomic=True)
+
+    def past_job(self: _Carries, job: JobLike) -> PastJob:
+        """A job with all that decides whether it can be replayed. Raises `UnknownJob`."""
+        name = reading.job_id(job)
+        return self._do(lambda: replaying.past_job(name), atomic=True)
+
+    def attempts(self: _Carries, job: JobLike) -> list[Attempt]:
+        """What became of each attempt at a job, in order."""
+        name = reading.job_id(job)
+        return self._do(lambda: replaying.attempts(name))
+
+
+class AsyncReplays:
+    """What `AsyncVestry` does with jobs that are over."""
+
+    @overload
+    async def replay(self: _CarriesLater, jobs: JobLike) -> JobRef: ...  # type: ignore[overload-overlap]
+    @overload
+    async def replay(self: _CarriesLater, jobs: Sequence[JobLike]) -> list[JobRef]: ...
+    async def replay(
+        self: _CarriesLater, jobs: JobLike | Sequence[JobLike]
+    ) -> JobRef | list[JobRef]:
+        """As `Vestry.replay`."""
+        ids = reading.job_ids(jobs)
+        made = await self._do(lambda: replaying.replay(ids, self._keys), atomic=True)
+        return made if _many(jobs) else made[0]
+
+    async def dead(self: _CarriesLater, **which: Any) -> list[PastJob]:
+        """As `Vestry.dead`."""
+        meant = Which(**which)
+        return await self._do(lambda: replaying.dead(meant), atomic=True)
+
+    async def degraded(self: _CarriesLater, **which: Any) -> list[PastJob]:
+        """As `Vestry.degraded`."""
+        meant = Which(**which)
+        return await self._do(lambda: replaying.degraded(meant), atomic=True)
+
+    async def past_job(self: _CarriesLater, job: JobLike) -> PastJob:
+        """As `Vestry.past_job`."""
+        name = reading.job_id(job)
+        return await self._do(lambda: replaying.past_job(name), atomic=True)
+
+    async def attempts(self: _CarriesLater, job: JobLike) -> list[Attempt]:
+        """As `Vestry.attempts`."""
+        name = reading.job_id(job)
+        return await self._do(lambda: replaying.attempts(name))
+
+
+def _many(jobs: object) -> bool:
+    return isinstance(jobs, Sequence) and not isinstance(jobs, str)
