@@ -83,12 +83,22 @@ class Gate:
         self._spent = Decimal(0)
 
     def health(self) -> Health:
-        """Which servers cannot be called now, and why."""
+        """Which servers cannot be called now, and why; a half-open breaker lets one try."""
+        return self._away(lambda standing: standing.away_s > 0 or standing.probed)
+
+    def settled(self) -> Health:
+        """Which servers are not known to be well: the half-open ones too, until one has tried.
+
+        For whole lines of jobs: they do not follow a server that is only being tried.
+        """
+        return self._away(lambda standing: standing.open)
+
+    def _away(self, is_away: Callable[[Standing], bool]) -> Health:
         known = self._known()
         return {
             name: standing.reason or "unavailable"
             for name, key in self._keys.items()
-            if (standing := known.get(key)) is not None and (standing.away_s > 0 or standing.probed)
+            if (standing := known.get(key)) is not None and is_away(standing)
         }
 
     def budget(self) -> Budget:

@@ -144,25 +144,26 @@ def publish(conn: Connection, routes: Sequence[Route]) -> list[Route]:
 
 STRETCH = 2000
 """Jobs looked at in one transaction when routes change."""
-_FIRST = (-(2**63), UUID(int=0))
+Place = tuple[int, UUID]
+"""Where in a line one is: the turn and the id of a job."""
+BEGINNING: Place = (-(2**63), UUID(int=0))
 
 
-def move_jobs(conn: Connection, lane: str, kind: str) -> int:
-    """Have jobs in line go where the routes now send them, stretch by stretch; how many went.
+def move_jobs(conn: Connection, lane: str, kind: str, after: Place) -> tuple[int, Place | None]:
+    """Have the jobs of one stretch of a line go where the routes now send them.
 
     Args:
-        conn: an autocommit connection.
+        conn: a connection.
         lane: the lane they stand in.
         kind: their kind.
+        after: where the stretch begins.
+
+    Returns:
+        How many went, and where the next stretch begins; None at the end of the line.
     """
-    moved, after = 0, _FIRST
-    while True:
-        row = conn.execute(
-            "SELECT moved, last_turn, last_id FROM vestry.move_jobs_v1(%s, %s, %s, %s, %s)",
-            [lane, kind, *after, STRETCH],
-        ).fetchone()
-        assert row is not None  # noqa: S101 - it returns one row
-        moved += row[0]
-        if row[1] is None:
-            return int(moved)
-        after = (row[1], row[2])
+    row = conn.execute(
+        "SELECT moved, last_turn, last_id FROM vestry.move_jobs_v1(%s, %s, %s, %s, %s)",
+        [lane, kind, *after, STRETCH],
+    ).fetchone()
+    assert row is not None  # noqa: S101 - it returns one row
+    return int(row[0]), None if row[1] is None else (row[1], row[2])

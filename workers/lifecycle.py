@@ -89,7 +89,11 @@ class Lifecycle:
             ),
         )
         self._liveness = Liveness(
-            _connector(settings, f"{name}-liveness"), lanes, list(kit.handlers), heart, settings.deaf_s
+            _connector(settings, f"{name}-liveness"),
+            lanes,
+            list(kit.handlers),
+            heart,
+            settings.deaf_s,
         )
         self._runtime = Runtime(executor, settings, FlowerFeed(self._app, name), self._liveness)
         interactive = [lane for lane in lanes if LANES[lane].latency == Latency.INTERACTIVE]

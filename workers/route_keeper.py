@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
 """How soon a breaker that opens or closes, or money that is spent, changes the routes."""
+MOVE_FOR_S: Final = 0.1
+"""Time for moving jobs in line, each time the dispatcher looks."""
 ONE_POOL: Final = frozenset(kind for kind, pool in KINDS.items() if pool is Pool.CPU)
 QUALITIES: Final = ("adequate", "best")
 
@@ -47,13 +49,15 @@ class RouteKeeper:
         self._settings = settings
         self._last: tuple[Health, bool] | None = None
         self._next = 0.0
+        self._to_move: dict[tuple[str, str], backends.Place] = {}
 
     def look(self, conn: Connection) -> None:
-        """Publish anew if anything changed that decides a route; at most once a LOOK_EVERY_S.
+        """Publish anew if anything changed that decides a route, looking once a LOOK_EVERY_S.
 
         Args:
             conn: the dispatcher's, in autocommit.
         """
+        self._move(conn)
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LOOK_EVERY_S
@@ -63,29 +67,35 @@ class RouteKeeper:
             limits(self._settings),
             self._settings.cloud_budget_usd,
         )
-        health, budget = gate.health(), gate.budget()
+        health, budget = gate.settled(), gate.budget()
         now = (health, budget.used_up)
         if now == self._last:
             return
         with conn.transaction():
             changed = backends.publish(conn, list(routes(self._policy, health, budget)))
         self._last = now
-        moved = sum(self._move(conn, route) for route in _by_line(changed))
-        if moved:
-            log.info("routes changed; %d jobs in line went along", moved)
+        for kind, privacy, latency in _by_line(changed):
+            for lane in LANES.values():
+                if (lane.privacy, lane.latency) == (privacy, latency):
+                    self._to_move[lane.name, kind] = backends.BEGINNING
+
+    def _move(self, conn: Connection) -> None:
+        """A little of what stands in the wrong line: whatever else a dispatcher does must not wait."""
+        until = time.monotonic() + MOVE_FOR_S
+        while self._to_move and time.monotonic() < until:
+            (lane, kind), after = next(iter(self._to_move.items()))
+            moved, rest = backends.move_jobs(conn, lane, kind, after)
+            if rest is None:
+                del self._to_move[lane, kind]
+            else:
+                self._to_move[lane, kind] = rest
+            if moved:
+                log.info("%d jobs of %s went where the routes lead now", moved, lane)
 
     def forget(self) -> None:
         """Publish again with the next look: the connection is a new one."""
         self._last = None
         self._next = 0.0
-
-    def _move(self, conn: Connection, line: tuple[str, str, str]) -> int:
-        kind, privacy, latency = line
-        return sum(
-            backends.move_jobs(conn, lane.name, kind)
-            for lane in LANES.values()
-            if (lane.privacy, lane.latency) == (privacy, latency)
-        )
 
 
 def routes(policy: RoutingPolicy, health: Health, budget: Budget) -> Iterator[Route]:

@@ -71,12 +71,13 @@ def test_half_open_lets_one_through_and_its_answer_closes_it(gates: tuple[Gate, 
     open_it(one)
     time.sleep(0.35)
     assert one.health() == {}
+    assert one.settled() == {"openai": "backend_unavailable"}, "a line of jobs does not follow yet"
     one.enter(CLOUD)
     assert other.health() == {"openai": "backend_unavailable"}
     with pytest.raises(Unavailable):
         other.enter(CLOUD)
     one.left(CLOUD, None)
-    assert other.health() == {}
+    assert other.health() == other.settled() == {}
     other.enter(CLOUD)
 
 

@@ -1,0 +1,169 @@
+"""The published routes: a producer's enqueue follows them, and so do jobs in line when one changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from models import backends
+from vestry import Embedding, Flow, Generation, Ocr, Vestry
+from workers import route_keeper
+from workers.devstack import DevStack
+from workers.dispatcher import Dispatcher
+from workers.route_keeper import RouteKeeper
+from workers.settings import Settings
+
+FAILS = {"threshold": 1, "cooldown_s": 60.0, "longest_s": 60.0, "retry_after_s": None}
+
+
+@pytest.fixture
+def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.database_url(), autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.database_url("vestry_cloud"), autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def keeper(
+    clean: DevStack, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[RouteKeeper, psycopg.Connection[Any]]]:
+    monkeypatch.setattr(route_keeper, "LOOK_EVERY_S", 0.0)
+    settings = Settings(embedding_backend="echo", backends={"openai": None, "anthropic": None})
+    with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
+        made = RouteKeeper(settings)
+        made.look(conn)
+        yield made, conn
+
+
+def lanes(conn: psycopg.Connection[Any]) -> dict[str, int]:
+    return dict(conn.execute("SELECT lane, count(*) FROM vestry.jobs GROUP BY lane").fetchall())
+
+
+def enqueue(clean: DevStack, conn: Any, job: Any, **more: Any) -> Any:
+    given = {"owner": "o", "privacy": "shareable"} | more
+    with Vestry(clean.database_url(), clean.keyring) as vestry:
+        return vestry.enqueue(conn, job, **given)
+
+
+def test_a_job_starts_out_where_the_policy_wants_it(
+    clean: DevStack, conn: psycopg.Connection[Any], keeper: Any
+) -> None:
+    for job, more, lane in (
+        (Generation("x"), {}, "shareable.bulk.cloud"),
+        (Generation("x"), {"task": "no such task"}, "shareable.bulk.cloud"),
+        (Generation("x"), {"tier": "offline"}, "shareable.bulk.gpu"),
+        (Generation("x"), {"tier": "gold", "latency": "interactive"}, "shareable.interactive.cloud"),
+        (Generation("x"), {"privacy": "private", "quality": "best"}, "private.bulk.gpu"),
+        (Embedding(texts=["x"]), {}, "shareable.bulk.gpu"),
+    ):  # fmt: skip
+        before = lanes(conn)
+        enqueue(clean, conn, job, **more)
+        after = lanes(conn)
+        assert {name for name in after if after[name] != before.get(name, 0)} == {lane}, more
+    del keeper
+
+
+def test_without_routes_everything_starts_out_at_home(
+    clean: DevStack, conn: psycopg.Connection[Any]
+) -> None:
+    enqueue(clean, conn, Generation("x"))
+    assert lanes(conn) == {"shareable.bulk.gpu": 1}
+
+
+def test_jobs_in_line_go_along_when_a_cloud_goes_away_and_comes_back(
+    clean: DevStack, conn: psycopg.Connection[Any], worker: Any, keeper: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(backends, "STRETCH", 3)
+    routes, control = keeper
+    with Vestry(clean.database_url(), clean.keyring) as vestry:
+        common: dict[str, Any] = {"owner": "o", "privacy": "shareable"}
+        vestry.enqueue_many(conn, [Generation(f"{n}") for n in range(10)], **common)
+        vestry.enqueue_many(conn, [Generation("g")] * 4, task="study-guide", **common)
+        vestry.enqueue_many(conn, [Generation("p", model="gpt-4o-mini")] * 2, **common)
+    assert lanes(conn) == {"shareable.bulk.cloud": 16}
+    for backend in ("openai", "anthropic"):
+        backends.failed(worker, backend, "backend_unavailable", **FAILS)
+    routes.look(control)
+    routes.look(control)
+    # Those that only the cloud can do wait there, and so do those that ask for a model by name.
+    assert lanes(conn) == {"shareable.bulk.gpu": 10, "shareable.bulk.cloud": 6}
+    for backend in ("openai", "anthropic"):
+        backends.succeeded(worker, backend)
+    routes.look(control)
+    routes.look(control)
+    assert lanes(conn) == {"shareable.bulk.cloud": 16}
+
+
+def test_nothing_private_has_a_route_to_the_cloud(
+    clean: DevStack, keeper: Any, conn: psycopg.Connection[Any]
+) -> None:
+    _, control = keeper
+    rows = conn.execute(
+        "SELECT DISTINCT pool FROM vestry.routes WHERE privacy = 'private'"
+    ).fetchall()
+    assert {row[0] for row in rows} == {"gpu", "cpu"}
+    with pytest.raises(psycopg.errors.CheckViolation):
+        control.execute("UPDATE vestry.routes SET pool = 'cloud' WHERE privacy = 'private'")
+    enqueue(clean, conn, Generation("x"), privacy="private")
+    with (
+        psycopg.connect(clean.superuser_url) as root,
+        pytest.raises(psycopg.errors.CheckViolation),
+    ):
+        root.execute("UPDATE vestry.jobs SET pool = 'cloud' WHERE privacy = 'private'")
+
+
+def test_what_follows_finds_its_lane_when_it_is_released(
+    clean: DevStack, conn: psycopg.Connection[Any], keeper: Any, worker: Any
+) -> None:
+    routes, control = keeper
+    job = enqueue(clean, conn, Flow(Ocr(b"%PDF-1.4 x"), [Generation("then")]))
+    with psycopg.connect(clean.superuser_url, autocommit=True) as root:
+        backends.failed(worker, "openai", "x", **FAILS)
+        backends.failed(worker, "anthropic", "x", **FAILS)
+        routes.look(control)
+        root.execute(
+            "UPDATE vestry.jobs SET state = 'running', turn = NULL, lease_id = gen_random_uuid()"
+            " WHERE id = %s", [job.id],
+        )  # fmt: skip
+        root.execute(
+            "UPDATE vestry.jobs SET state = 'succeeded', lease_id = NULL,"
+            " finished_at = vestry.clock() WHERE id = %s", [job.id],
+        )  # fmt: skip
+        found = root.execute(
+            "SELECT state, pool FROM vestry.jobs WHERE id = %s", [job.then[0].id]
+        ).fetchone()
+    assert found == ("queued", "gpu")
+
+
+def test_a_dispatcher_publishes_them(clean: DevStack, conn: psycopg.Connection[Any]) -> None:
+    settings = Settings(
+        database_url=clean.database_url("vestry_control"),
+        broker_url=clean.broker_url("dispatcher"),
+        backends={"openai": None},
+        embedding_backend="echo",
+    )
+    stop = threading.Event()
+    dispatcher = Dispatcher(settings, stop)
+    with psycopg.connect(settings.database, autocommit=True) as control:
+        running = threading.Thread(target=dispatcher.run, args=(control,))
+        running.start()
+        try:
+            for _ in range(100):
+                rows = conn.execute("SELECT FROM vestry.routes WHERE pool = 'cloud'").fetchall()
+                if rows:
+                    break
+                stop.wait(0.1)
+        finally:
+            stop.set()
+            running.join(10)
+    assert rows
