@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from tests.echo_stack import echo_stack, eventually
-from vestry import Document, Embedding, EmbeddingResult, IndexResult, JobFailed, Vestry
+from vestry import Document, Embedding, EmbeddingResult, Generation, IndexResult, JobFailed, Vestry
 from vestry.results import JobRef
 from workers.detached import Detached
+from workers.settings import Settings
+
+SLOTS = Settings().slots
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +180,17 @@ def test_draining_a_worker_hands_its_jobs_back_and_costs_no_attempt(
 
 def _in(seconds: float) -> dt.datetime:
     return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
+
+
+def test_a_query_is_embedded_while_every_generation_slot_of_its_process_is_busy(
+    vestry: Vestry, conn: Any
+) -> None:
+    common = {"owner": "busy", "privacy": "private", "latency": "interactive"}
+    slow = [vestry.enqueue(conn, Generation("echo!sleep=20 on"), **common) for _ in range(6)]
+    eventually(lambda: [state(vestry, job) for job in slow].count("running") == SLOTS)
+    begun = time.monotonic()
+    vestry.wait(vestry.enqueue(conn, Embedding(texts=["a query"], input="query"), **common), 10)
+    took_s = time.monotonic() - begun
+    assert [state(vestry, job) for job in slow].count("running") == SLOTS
+    vestry.cancel(slow)
+    assert took_s < 2.0, "it waited for a slot that generation holds"
