@@ -13,7 +13,7 @@ from vestry import (
     Embedding,
     KeyRing,
 )
-from vestry.sealing import BLOB, RESULT, OwnerKey
+from vestry.sealing import RESULT, OwnerKey, blob_field
 from workers.devstack import DevStack
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,7 @@ def attach(
             key = key_of(root, stack, owner)
             root.execute(
                 "INSERT INTO vestry.private_blobs VALUES (%s, 'scan', %s, %s, %s, %s)",
-                [job, part, owner, key.key_id, key.seal(BLOB, job, body)],
+                [job, part, owner, key.key_id, key.seal(blob_field("scan", part), job, body)],
             )
         else:
             root.execute(

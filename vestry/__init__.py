@@ -60,7 +60,8 @@ from vestry.lanes import LANES, Lane, Latency, Pool, Privacy
 from vestry.ocr import Ocr
 from vestry.ocr_results import OcrPage, OcrResult, OcrWord
 from vestry.reading import LaneStatus
-from vestry.replaying import Attempt, PastJob
+from vestry.receipts import Receipt
+from vestry.replaying import PastJob
 from vestry.rerank import Rerank
 from vestry.rerank_results import Ranked, RerankResult
 from vestry.results import EmbeddingResult, FailedDocument, IndexResult, JobRef, JobStatus, Result
@@ -70,7 +71,6 @@ __all__ = [
     "LANES",
     "UPSTREAM",
     "AsyncVestry",
-    "Attempt",
     "Citation",
     "Classification",
     "ClassificationResult",
@@ -115,6 +115,7 @@ __all__ = [
     "Privacy",
     "Ranked",
     "Reason",
+    "Receipt",
     "Rerank",
     "RerankResult",
     "Result",

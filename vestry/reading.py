@@ -30,6 +30,8 @@ JobLike = JobRef | JobStatus | UUID | str
 
 SELECT_STATUS: Final = """SELECT id, kind, state, owner, privacy, latency, lane, attempt, degraded,
   error_code, error_message, created_at, run_at, started_at, finished_at, parent_id, root_id"""
+STATUS_COLUMNS: Final = 17
+"""How many `status_of` reads."""
 # The owner context comes from the job's own row: no statement of its own for it.
 _OPEN_JOB: Final = (
     SELECT_STATUS

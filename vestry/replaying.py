@@ -19,9 +19,9 @@ from vestry.ids import uuid7
 from vestry.kinds import KINDS
 from vestry.lanes import LANES, Privacy
 from vestry.owner_keys import OwnerKeys
-from vestry.reading import SELECT_STATUS, status_of
+from vestry.reading import SELECT_STATUS, STATUS_COLUMNS, status_of
 from vestry.results import JobRef, JobStatus
-from vestry.sealing import BLOB, PAYLOAD, OwnerKey
+from vestry.sealing import PAYLOAD, OwnerKey, blob_field
 from vestry.steps import Query, Steps
 
 BATCH_JOBS: Final = 32
@@ -47,9 +47,6 @@ _PAST: Final = (
      WHERE t.job_id = jobs.id AND t.degraded ORDER BY t.finished_at DESC LIMIT 1) f)
   FROM vestry.jobs WHERE id = ANY (%b::uuid[])"""
 )
-_ATTEMPTS: Final = """SELECT attempt, outcome, reason, intended_backend, intended_model,
-  served_backend, served_model, locality, degraded, started_at, finished_at
-  FROM vestry.receipts WHERE job_id = %b::uuid ORDER BY started_at, finished_at"""
 # The jobs named, and below each those that died waiting for it; `top` is the one that was named.
 _FAMILIES: Final = """WITH RECURSIVE family AS (
     SELECT j.id, j.id AS top, j.owner, j.privacy, j.finished_at, j.state
@@ -165,29 +162,6 @@ class PastJob:
     served_model: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One attempt at a job, from its receipt.
-
-    Attributes:
-        outcome: the state it left the job in, `retry`, `rerouted`, `lost` where its process ended or
-            froze, `refused` where it came back after it had lost the job.
-        reason: an error code, or why another model served it.
-    """
-
-    attempt: int
-    outcome: str
-    reason: str | None
-    intended_backend: str | None
-    intended_model: str | None
-    served_backend: str | None
-    served_model: str | None
-    locality: str | None
-    degraded: bool
-    started_at: dt.datetime | None
-    finished_at: dt.datetime
-
-
 def dead(which: Which) -> Steps[list[PastJob]]:
     """Dead jobs, the latest first; in a transaction."""
     return (yield from _listed(which, _DEAD))
@@ -204,12 +178,6 @@ def past_job(job: UUID) -> Steps[PastJob]:
     if not found:
         raise UnknownJob
     return found[0]
-
-
-def attempts(job: UUID) -> Steps[list[Attempt]]:
-    """A job's attempts, in order."""
-    rows = yield Query(_ATTEMPTS, (job,))
-    return [Attempt(*row) for row in rows]
 
 
 def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Steps[list[JobRef]]:
@@ -260,8 +228,8 @@ def _past(jobs: Sequence[UUID], *, named: bool = False) -> Steps[list[PastJob]]:
 
 
 def _past_job(row: Sequence[Any]) -> PastJob:
-    status = status_of(tuple(row[:15]))
-    replay_of, replayed_as, kept, fallback = row[15:19]
+    status = status_of(tuple(row[:STATUS_COLUMNS]))
+    replay_of, replayed_as, kept, fallback = row[STATUS_COLUMNS:]
     told = fallback or {}
     return PastJob(
         status=status,
@@ -326,7 +294,8 @@ def _copy_files(
         rows = yield Query(_PART[privacy], (old, name, part))
         body = bytes(rows[0][0])
         if key is not None:
-            body = key.seal(BLOB, jobs[old], key.open(BLOB, old, body))
+            field = blob_field(name, part)
+            body = key.seal(field, jobs[old], key.open(field, old, body))
         yield Query(
             _STORE, (owner, privacy, key and key.key_id, [jobs[old]], [name], [part], [body])
         )

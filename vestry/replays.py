@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, overload
 from vestry import reading, replaying
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike
-from vestry.replaying import Attempt, PastJob, Which
+from vestry.replaying import PastJob, Which
 from vestry.results import JobRef
 from vestry.steps import Steps
 
@@ -74,11 +74,6 @@ class Replays:
         name = reading.job_id(job)
         return self._do(lambda: replaying.past_job(name), atomic=True)
 
-    def attempts(self: _Carries, job: JobLike) -> list[Attempt]:
-        """What became of each attempt at a job, in order."""
-        name = reading.job_id(job)
-        return self._do(lambda: replaying.attempts(name))
-
 
 class AsyncReplays:
     """What `AsyncVestry` does with jobs that are over."""
@@ -109,11 +104,6 @@ class AsyncReplays:
         """As `Vestry.past_job`."""
         name = reading.job_id(job)
         return await self._do(lambda: replaying.past_job(name), atomic=True)
-
-    async def attempts(self: _CarriesLater, job: JobLike) -> list[Attempt]:
-        """As `Vestry.attempts`."""
-        name = reading.job_id(job)
-        return await self._do(lambda: replaying.attempts(name))
 
 
 def _many(jobs: object) -> bool:

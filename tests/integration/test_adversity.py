@@ -14,7 +14,6 @@ import pytest
 from tests.echo_stack import SETTINGS, eventually
 from tests.homes import temporary_home
 from vestry import Document, Embedding, JobFailed, KeyRing, Vestry
-from vestry.ids import uuid7
 from vestry.results import JobRef
 from workers.detached import Detached, start_detached
 
@@ -96,27 +95,6 @@ def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
         "SELECT attempt, crashes, suspect FROM vestry.jobs WHERE id = %s", [first.id]
     ).fetchone()
     assert row == (1, 0, False), "nobody's fault: no attempt spent, no suspicion"
-
-
-def test_a_kind_that_no_worker_knows_waits_and_harms_nobody(
-    up: Detached, vestry: Vestry, conn: Any
-) -> None:
-    job = uuid7()
-    conn.execute(
-        """SELECT * FROM vestry.enqueue_jobs_v1(
-             'ann', 'private', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
-             ARRAY[%(job)s::uuid], '{classification}', '{gpu}', ARRAY[NULL]::text[], '{1}', '{t}',
-             '{60}', NULL, NULL, %(key)s::uuid, ARRAY[%(sealed)s::bytea], NULL,
-             NULL, NULL, NULL, NULL)""",
-        _sealed(up, vestry, conn, job),
-    )
-    vestry.wait(submit(vestry, conn, "after it"), timeout=20)
-    time.sleep(2.5)
-    row = conn.execute(
-        "SELECT state, attempt, suspect FROM vestry.jobs WHERE id = %s", [job]
-    ).fetchone()
-    assert row == ("queued", 0, False)
-    assert vestry.cancel(job) == {job: "cancelled"}
 
 
 def test_a_job_that_never_ends_costs_its_process_and_dies(

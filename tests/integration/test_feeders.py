@@ -145,3 +145,19 @@ def test_a_claim_takes_the_first_in_line_whatever_its_kind_and_within_its_budget
             claims.append(([job.id for job in lease.jobs], lease.more))
     singles = [([job], True) for job in embeddings[:2]] + [([embeddings[2]], False)]
     assert claims == [(reranks[:2], True), (reranks[2:], True), *singles]
+
+
+def test_a_kind_that_this_worker_does_not_know_waits_and_harms_nobody(
+    clean: DevStack, conn: Any
+) -> None:
+    unknown = submit(conn, "generation", 2)
+    with runtime(clean, {"embedding": at_once}, lanes=(LANE,), poll_s=0.05) as worker:
+        worker.start()
+        assert worker.hinted(LANE, "generation", unknown[0]) is None
+        known = submit(conn, "embedding", 5)
+        eventually(lambda: done(conn, known), within=10)
+        time.sleep(0.5)
+    rows = conn.execute(
+        "SELECT DISTINCT state, attempt, suspect FROM vestry.jobs WHERE id = ANY (%s)", [unknown]
+    ).fetchall()
+    assert rows == [("queued", 0, False)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,12 +11,14 @@ from rich.text import Text
 from vestry.cli.failures import CommandError
 from vestry.cli.moments import SinceOption, since
 from vestry.cli.options import JsonOption
-from vestry.cli.output import Output, duration, table
+from vestry.cli.output import Output, table
 from vestry.cli.past_jobs import job_document, job_table, replay_all
+from vestry.cli.receipts import receipt_document, show_receipts
 from vestry.cli.session import client
 from vestry.dead_letters import Reason
 from vestry.kinds import KINDS
-from vestry.replaying import Attempt, PastJob
+from vestry.receipts import Receipt
+from vestry.replaying import PastJob
 
 KindOption = Annotated[
     str | None, typer.Option("--kind", help=f"Only this kind: {', '.join(KINDS)}.")
@@ -76,10 +78,10 @@ def show(
 ) -> None:
     """Show why a job is dead, each of its attempts, and whether it can be replayed."""
     with client() as vestry:
-        found, attempts = vestry.past_job(job), vestry.attempts(job)
+        found, attempts = vestry.past_job(job), vestry.receipts(job)
     document = job_document(found) | {
         "advice": found.reason and found.reason.advice,
-        "attempts": [_attempt_document(attempt) for attempt in attempts],
+        "attempts": [receipt_document(attempt) for attempt in attempts],
     }
     Output(as_json=as_json).emit(document, lambda console: _show_one(console, found, attempts))
 
@@ -125,7 +127,7 @@ def _show_list(console: Console, found: list[PastJob], limit: int) -> None:
         console.print(Text(f"The latest {limit}; --limit shows more.", style="dim"))
 
 
-def _show_one(console: Console, found: PastJob, attempts: list[Attempt]) -> None:
+def _show_one(console: Console, found: PastJob, attempts: list[Receipt]) -> None:
     status = found.status
     rows: list[tuple[str, object]] = [
         ("job", str(status.job)),
@@ -143,34 +145,5 @@ def _show_one(console: Console, found: PastJob, attempts: list[Attempt]) -> None
     rows.append(("input", "kept" if found.kept else "no longer kept: it cannot be replayed"))
     console.print(table(("", ""), rows))
     if attempts:
-        console.print(
-            table(
-                ("#attempt", "outcome", "reason", "backend", "model", "took"),
-                (
-                    (a.attempt, a.outcome, a.reason, a.served_backend, a.served_model, _took(a))
-                    for a in attempts
-                ),
-            )
-        )
-
-
-def _took(attempt: Attempt) -> str:
-    if attempt.started_at is None:
-        return "-"
-    return duration(max(0.0, (attempt.finished_at - attempt.started_at).total_seconds()))
-
-
-def _attempt_document(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "attempt": attempt.attempt,
-        "outcome": attempt.outcome,
-        "reason": attempt.reason,
-        "intended_backend": attempt.intended_backend,
-        "intended_model": attempt.intended_model,
-        "served_backend": attempt.served_backend,
-        "served_model": attempt.served_model,
-        "locality": attempt.locality,
-        "degraded": attempt.degraded,
-        "started_at": attempt.started_at and attempt.started_at.isoformat(),
-        "finished_at": attempt.finished_at.isoformat(),
-    }
+        console.print()
+        show_receipts(console, attempts)

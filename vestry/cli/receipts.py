@@ -26,7 +26,7 @@ def receipts(
     """Show which model served each attempt of a job, where, at what price, and why that one."""
     with client() as vestry:
         found = vestry.receipts(job)
-    document = {"job": job, "receipts": [_document(receipt) for receipt in found]}
+    document = {"job": job, "receipts": [receipt_document(receipt) for receipt in found]}
     Output(as_json=as_json).emit(document, lambda console: show_receipts(console, found))
 
 
@@ -68,7 +68,8 @@ def _took(receipt: Receipt) -> str:
     return duration(max(0.0, (receipt.finished_at - receipt.started_at).total_seconds()))
 
 
-def _document(receipt: Receipt) -> dict[str, Any]:
+def receipt_document(receipt: Receipt) -> dict[str, Any]:
+    """A receipt as `--json` prints it."""
     return {
         "attempt": receipt.attempt,
         "outcome": receipt.outcome,

@@ -82,8 +82,8 @@ def test_degraded_results_are_listed_with_their_cause_and_run_again(
         "big",
         "small",
     )
-    (attempt,) = vestry.attempts(fallen)
-    assert (attempt.outcome, attempt.degraded, attempt.served_backend) == (
+    (attempt,) = vestry.receipts(fallen)
+    assert (attempt.outcome, attempt.degraded, attempt.served.backend) == (
         "succeeded",
         True,
         "ours",

@@ -26,7 +26,7 @@ from vestry import (
     Vestry,
 )
 from vestry.ids import uuid7
-from vestry.sealing import BLOB, PAYLOAD
+from vestry.sealing import PAYLOAD, blob_field
 from workers.devstack import DevStack
 
 Root = psycopg.Connection[Any]
@@ -51,7 +51,8 @@ def file_of(root: Root, stack: DevStack, job: UUID, owner: str, privacy: str) ->
     if privacy == "shareable":
         return b"".join(row[0] for row in rows)
     key = key_of(root, stack, owner)
-    return b"".join(key.open(BLOB, job, row[0]) for row in rows)
+    parts = enumerate(row[0] for row in rows)
+    return b"".join(key.open(blob_field("scan", n), job, part) for n, part in parts)
 
 
 SAME = """SELECT kind, task, quality, tier, model, owner, privacy, latency, pool, units, max_attempts,
@@ -267,7 +268,7 @@ def test_the_asynchronous_client_does_the_same(
             assert (again.id, again.created, second.created) == (new.id, False, True)
             assert (await client.past_job(one)).replayed_as == new.id
             assert await client.degraded() == await client.dead() == []
-            assert await client.attempts(one) == []
+            assert await client.receipts(one) == []
 
     asyncio.run(asyncio.wait_for(work(), 30))
 
