@@ -1,0 +1,109 @@
+"""Grounded answers through real workers: whose passages they rest on, and whose they never may.
+
+The echo backend repeats what it is asked, passages included: so it shows what a model was shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.echo_stack import echo_stack
+from vestry import (
+    Document,
+    Embedding,
+    Generation,
+    GenerationResult,
+    Grounding,
+    InvalidInput,
+    JobFailed,
+    Vestry,
+)
+from workers.detached import Detached
+
+SECRET = "the quarrel by the river"
+VERSE = "by the rivers of babylon there we sat down"
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Detached]:
+    with echo_stack(flower=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def indexed(up: Detached, vestry: Vestry) -> None:
+    def index(text: str, name: str, source: str, owner: str, privacy: str) -> None:
+        job = Embedding(documents=[Document(text, id=name, date="1660-01-01")], source=source)
+        with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
+            vestry.wait(vestry.enqueue(conn, job, owner=owner, privacy=privacy), 20)
+
+    index(SECRET, "d1", "diary", "ann", "private")
+    index("the river froze over", "d1", "diary", "ben", "private")
+    index("a letter about the river", "l1", "letters", "ann", "shareable")
+    index(VERSE, "Psa137:1", "psalms", "library", "shareable")
+
+
+def ask(
+    vestry: Vestry, conn: Any, owner: str, privacy: str = "private", **grounding: Any
+) -> GenerationResult:
+    asked = Generation("the river?", max_tokens=500, grounding=Grounding(**grounding))
+    job = vestry.enqueue(conn, asked, owner=owner, privacy=privacy, latency="interactive")
+    result = vestry.wait(job, 20)
+    assert isinstance(result, GenerationResult)
+    return result
+
+
+def cited(result: GenerationResult) -> set[tuple[str, str, str]]:
+    return {(c.owner, c.source, c.document) for c in result.citations}
+
+
+def test_a_private_answer_rests_on_all_of_the_owner_s_and_nobody_else_s(
+    vestry: Vestry, conn: psycopg.Connection[Any]
+) -> None:
+    result = ask(vestry, conn, "ann")
+    assert cited(result) == {("ann", "diary", "d1"), ("ann", "letters", "l1")}
+    assert SECRET in result.text
+    assert "froze" not in result.text
+    assert cited(ask(vestry, conn, "ben")) == {("ben", "diary", "d1")}
+
+
+def test_shareable_sources_are_there_for_whoever_names_them(
+    vestry: Vestry, conn: psycopg.Connection[Any]
+) -> None:
+    result = ask(vestry, conn, "ann", sources=["psalms"], own_sources=["diary"])
+    assert cited(result) == {("ann", "diary", "d1"), ("library", "psalms", "Psa137:1")}
+    assert cited(ask(vestry, conn, "zoe", sources=["psalms"])) == {
+        ("library", "psalms", "Psa137:1")
+    }
+
+
+def test_a_shareable_answer_is_shown_nothing_private(
+    vestry: Vestry, conn: psycopg.Connection[Any]
+) -> None:
+    result = ask(vestry, conn, "ann", "shareable", sources=["psalms"])
+    assert cited(result) == {("ann", "letters", "l1"), ("library", "psalms", "Psa137:1")}
+    assert SECRET not in result.text
+
+
+@pytest.mark.parametrize("named", [{"own_sources": ["diary"]}, {"sources": ["psalms", "diary"]}])
+def test_a_shareable_job_that_names_a_private_source_is_refused_at_enqueue(
+    vestry: Vestry, conn: psycopg.Connection[Any], named: dict[str, list[str]]
+) -> None:
+    asked = Generation("the river?", grounding=Grounding(**named))
+    with conn.transaction():
+        with pytest.raises(InvalidInput, match="source diary is private"):
+            vestry.enqueue(conn, asked, owner="ann", privacy="shareable")
+        row = conn.execute("SELECT 1").fetchone()
+        assert row == (1,), "the transaction is usable"
+    # Nobody's secret to others: of this owner there is no such source.
+    vestry.enqueue(conn, asked, owner="zoe", privacy="shareable")
+
+
+def test_nothing_indexed_is_a_clear_end(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
+    with pytest.raises(JobFailed) as failed:
+        ask(vestry, conn, "nobody")
+    assert failed.value.code == "no_passages"
