@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from vestry.cli.failures import ExitCode
+from vestry.cli.label_outcomes import show_classification, show_rerank
 from vestry.cli.ocr_outcome import show_ocr
 from vestry.cli.output import Output, table
 from vestry.client import Vestry
@@ -114,8 +115,10 @@ def _show_generation(console: Console, result: Mapping[str, Any]) -> None:
 
 
 SHOWN: Mapping[str, Callable[[Console, Mapping[str, Any]], None]] = {
+    "classification": show_classification,
     "generation": _show_generation,
     "ocr": show_ocr,
+    "rerank": show_rerank,
 }
 """How a kind's result is shown to a person."""
 

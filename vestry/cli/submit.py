@@ -7,15 +7,26 @@ from typing import Final
 
 import typer
 
+from vestry.cli.submit_classification import classification
 from vestry.cli.submit_embedding import embedding
 from vestry.cli.submit_generation import generation
 from vestry.cli.submit_ocr import ocr
+from vestry.cli.submit_rerank import rerank
 
 _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     (
         "embedding",
         embedding,
         "vestry submit embedding --text 'Up betimes.' --owner u17 --privacy private --wait",
+    ),
+    (
+        "classification",
+        classification,
+        (
+            "vestry submit classification --text 'I could not pray today.' --label "
+            "'faith=prayer, church, doubt' --label 'health=illness and pain' --owner u17 "
+            "--privacy private --wait"
+        ),
     ),
     (
         "ocr",
@@ -28,6 +39,14 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
         (
             "vestry submit generation --prompt 'What kept me awake?' --ground --owner u17 "
             "--privacy private --wait"
+        ),
+    ),
+    (
+        "rerank",
+        rerank,
+        (
+            "vestry submit rerank --query 'a wet walk' --passage 'Up by water.' --passage "
+            "'It rained all day.' --owner u17 --privacy private --wait"
         ),
     ),
 )
