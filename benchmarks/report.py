@@ -17,7 +17,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("celery", "kombu", "redis", "psycopg", "torch", "sentence-transformers")
+from benchmarks.confusion import Confusion
+
+PACKAGES = (
+    "celery",
+    "kombu",
+    "redis",
+    "psycopg",
+    "torch",
+    "sentence-transformers",
+    "py3langid",
+    "xllamacpp",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,7 @@ class Outcome:
     title: str
     figures: list[Figure] = field(default_factory=list)
     rounds: dict[str, list[float]] = field(default_factory=dict)
+    confusions: list[Confusion] = field(default_factory=list)
 
     def add(self, name: str, value: float, unit: str = "", **aim: Any) -> None:
         """Add a figure; `aim` is its other fields."""
@@ -90,6 +102,8 @@ def show(outcome: Outcome, console: Console) -> None:
         value = f"{readable(figure.value)}{' ' + figure.unit if figure.unit else ''}"
         table.add_row(figure.name, value, aim, figure.note)
     console.print(table)
+    for confusion in outcome.confusions:
+        console.print(confusion.table())
 
 
 def readable(value: float) -> str:
@@ -117,6 +131,7 @@ def save(path: Path, outcomes: Mapping[str, Outcome]) -> None:
                 "title": outcome.title,
                 "figures": [{**asdict(f), "met": f.met} for f in outcome.figures],
                 "rounds": outcome.rounds,
+                "confusions": [confusion.document() for confusion in outcome.confusions],
             }
             for name, outcome in outcomes.items()
         },
