@@ -19,10 +19,10 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help setup run up down test check bench faults soak clean
+.PHONY: help setup run up down test check bench faults mutations soak clean
 
 help: ## list these targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv with everything in it (again only when pyproject.toml or constraints.txt change)
 
@@ -63,7 +63,11 @@ bench: $(READY) ## throughput and latency beside bare Celery and a bare encode l
 faults: $(READY) ## kill everything while jobs run, and check that nothing is lost or done twice
 	@$(BIN)/python -m tests.faults >/dev/null
 
-soak: $(READY) ## the same for SOAK_MINUTES (120), and each mechanism taken away once; docs/ get the report
+mutations: $(READY) ## take one mechanism away at a time, and see the faults' ledger go red
+	@$(BIN)/python -m tests.faults.mutations
+
+soak: $(READY) ## the faults for SOAK_MINUTES (120), with a report in docs/
+	@VESTRY_MODEL_EXAMPLES=2000 $(BIN)/pytest tests/faults/test_model.py
 	@$(BIN)/python -m tests.faults --soak $(SOAK_MINUTES) --report docs/soak.json >/dev/null
 
 clean: ## remove .venv, caches and built files; data in .vestry/ stays

@@ -57,7 +57,8 @@ class Scale:
         workers: forked workers at a time.
         keep_jobs_s: how long finished jobs are kept.
         missing: a mechanism that is taken away; None for none.
-        hints_only: workers look for no work without a hint.
+        hints_only: workers look for no work without a hint, and take one job for each.
+        cancels: the share of transactions that are cancelled soon after.
     """
 
     jobs: int
@@ -72,6 +73,7 @@ class Scale:
     missing: str | None = None
     hints_only: bool = False
     patience_s: float = PATIENCE_S
+    cancels: float = 0.03
     points: tuple[str, ...] = (*points.POINTS, points.CUT, points.FREEZE)
 
 
@@ -123,6 +125,7 @@ class Laboratory:
         """Enqueue all, with faults; then let everything end; then check."""
         began = time.monotonic()
         install(self.stack.superuser_url)
+        self.prepare()
         producers = [fork(partial(self._produce, n)) for n in range(self.scale.producers)]
         self._stir(producers)
         self._let_end()
@@ -135,6 +138,9 @@ class Laboratory:
         for name in self._growth.excessive():
             self.report.violations[f"{name} grew without bound"] = [str(self.report.grown[name])]
         return self.report
+
+    def prepare(self) -> None:
+        """Called once the ledger is installed, before anything else begins."""
 
     def _let_end(self) -> None:
         """Until everything has ended, or nothing more does."""
@@ -160,6 +166,7 @@ class Laboratory:
                 for name, count in self.scale.poison.items()
             },
             enough=self._enough,
+            cancels=self.scale.cancels,
         )
         with Vestry(url, self.stack.keyring) as vestry:
             Producer(vestry, url, self._history, order).run()

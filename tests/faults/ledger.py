@@ -104,6 +104,8 @@ def install(superuser_url: str) -> None:
     """Put the triggers in place, as the superuser: no role of the system can write the ledger."""
     with psycopg.connect(superuser_url, autocommit=True) as conn:
         conn.execute(INSTALL.encode())
+        # Two that wait for each other are to be found out before either gives up by itself.
+        conn.execute("ALTER DATABASE vestry SET deadlock_timeout = '20ms'")
 
 
 class History:

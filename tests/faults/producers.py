@@ -21,7 +21,7 @@ from tests.faults import flows, sorts
 from tests.faults.ledger import History
 from tests.faults.sorts import GOOD, OVERTAKEN, Sort
 from vestry import Document, Embedding, Vestry
-from vestry.errors import Unavailable, VestryError
+from vestry.errors import DatabaseError, Unavailable, VestryError
 
 OWNERS: Final = ("ann", "ben", "cleo", "dan")
 PRIVACIES: Final = ("private", "shareable")
@@ -45,6 +45,7 @@ class Order:
         a_second: jobs a second, about; it never enqueues faster.
         poison: how many of each sort of poison.
         enough: it goes on until this file is there.
+        cancels: the share of transactions that are cancelled soon after.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class Order:
     a_second: float
     poison: dict[str, int]
     enough: Path
+    cancels: float = 0.03
 
 
 @dataclass(slots=True)
@@ -96,6 +98,10 @@ class Producer:
             except (psycopg.OperationalError, psycopg.InterfaceError, Unavailable):
                 self._leave()
                 time.sleep(AWAY_S)
+            except DatabaseError as error:
+                self._leave()
+                told = f"a caller's statement was refused (SQLSTATE {error.sqlstate})"
+                self.history.write("violation", told=told)
             self._rest(began + jobs / self.order.a_second)
         self.history.write("all enqueued", seed=self.order.seed)
 
@@ -113,14 +119,16 @@ class Producer:
         choice = self.rng.random()
         steps: Sequence[tuple[float, Callable[[], int]]] = (
             (0.15, self._documents),
-            (0.20, self._race),
-            (0.27, self._flow),
-            (0.32, self._bad),
+            (0.05, self._race),
+            (0.06, self._flow),
+            (0.05, self._bad),
+            (self.order.cancels, self._stopped),
         )
-        for limit, step in steps:
-            if choice < limit:
+        for share, step in steps:
+            if choice < share:
                 return step()
-        made = (sorts.INNOCENT, *sorts.FAULTY)
+            choice -= share
+        made = (sorts.INNOCENT, sorts.SLOW, *sorts.FAULTY)
         return self._enqueue(self.rng.choices(made, [sort.weight for sort in made])[0])
 
     # -- a connection that may be gone -------------------------------------------------------------
@@ -167,6 +175,8 @@ class Producer:
         rng = self.rng
         if sort is sorts.INNOCENT:
             chosen = [sort] * rng.randint(1, 60)
+        elif sort is sorts.SLOW:
+            chosen = [sort] * rng.randint(1, 3)
         else:
             chosen = [sorts.INNOCENT] * rng.randint(0, sort.innocents)
             chosen.insert(rng.randint(0, len(chosen)), sort)
@@ -276,6 +286,28 @@ class Producer:
             states = self.vestry.cancel(rng.choice(flow.jobs))
             self.history.write("cancelled", states={str(job): told for job, told in states.items()})
         return len(flow.jobs)
+
+    def _stopped(self) -> int:
+        """Many jobs, and soon after many of them cancelled in one call, running ones too."""
+        rng = self.rng
+        with self._promise() as made:
+            refs = self.vestry.enqueue_many(
+                self.conn,
+                [sorts.INNOCENT.make(n) for n in range(rng.randint(5, 30))],
+                latency=rng.choice(("bulk", "interactive")),
+                **self._whose(),
+            )
+            made.append(
+                {
+                    "jobs": [str(ref.id) for ref in refs],
+                    "sort": "stopped",
+                    "ends": sorts.STOPPED,
+                }
+            )
+        time.sleep(rng.random() * 0.15)
+        states = self.vestry.cancel(rng.sample(refs, rng.randint(1, len(refs))))
+        self.history.write("cancelled", states={str(job): told for job, told in states.items()})
+        return len(refs)
 
     def _bad(self) -> int:
         """Bad input is refused before it is a job, and the transaction goes on."""

@@ -50,6 +50,8 @@ def _texts(text: str) -> Callable[[int], JobRequest]:
 
 
 INNOCENT: Final = Sort("innocent", _texts("a quiet day at the office"), weight=800)
+SLOW: Final = Sort("takes its time", _texts("echo!sleep=0.2 is slow"), weight=40)
+"""Harmless, too: long enough in work for somebody else to come by."""
 POISON: Final = (
     Sort("raises", _texts("echo!raise and again"), DEAD, ("handler_error",), innocents=12),
     Sort("exits", _texts("echo!exit at once"), DEAD, ("crashed",), innocents=12),
@@ -72,7 +74,7 @@ FAULTY: Final = (
     Sort("makes no sense", lambda _: Handmade(b'{"texts": 1}'), DEAD, ("bad_payload",), 10, 6),
 )
 """Jobs that fail by themselves."""
-ALL: Final = {sort.name: sort for sort in (INNOCENT, *POISON, *FAULTY)}
+ALL: Final = {sort.name: sort for sort in (INNOCENT, SLOW, *POISON, *FAULTY)}
 
 BAD_ENQUEUES: Final[tuple[Callable[[], JobRequest], ...]] = (
     lambda: Embedding(texts=[""]),

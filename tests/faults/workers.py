@@ -80,7 +80,7 @@ class Plan:
         nth: at which time the point is passed.
         skew_s: how far its clock is off.
         mutation: which mechanism is missing; None for none.
-        hints_only: it never looks for work without a hint.
+        hints_only: it never looks for work without a hint, and takes one job for each.
     """
 
     role: str
@@ -201,7 +201,7 @@ class Taker:
         return found
 
     def _batch(self, lane: str, *, suspect: bool) -> bool:
-        limit = self._rng.choice((1, 8, 32))
+        limit = 1 if self._hints_only else self._rng.choice((1, 8, 32))
         hinted = not suspect and (self._hints_only or self._rng.random() < 0.5)
         hint: dict[str, Any] = {}
         if hinted:

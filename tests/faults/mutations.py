@@ -1,0 +1,271 @@
+"""`make mutations`: takes one mechanism away at a time, and shows the ledger go red.
+
+A laboratory that finds nothing may be blind. Each mechanism is removed from the running code of the
+laboratory's own processes, or from its own database; no file is changed. What stands behind it as a
+second line is removed with it where the second line alone would hold, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import random
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+
+from models import documents, transitions
+from tests.faults import points
+from tests.faults.forks import Laboratory, Scale
+from tests.faults.servers import LabStack
+from tests.homes import temporary_home
+from workers import dispatcher
+from workers.home import CHECKOUT
+
+SMALL: Final = Scale(
+    jobs=700,
+    a_second=90,
+    kills=25,
+    zombies=5,
+    poison={"exits": 2},
+    mishaps={"the broker is emptied": 3},
+    workers=5,
+    patience_s=12.0,
+)
+"""What is enough to see most of them missing."""
+BY_HINTS: Final = replace(
+    SMALL, hints_only=True, poison={}, kills=5, mishaps={"the broker is emptied": 8}
+)
+NONE: Final = ("nowhere",)
+"""Workers that are not killed."""
+SHOWN: Final = 3
+FAILED: Final = "the laboratory failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One mechanism, and how it is taken away.
+
+    Attributes:
+        how: in words.
+        code: changes functions of this process, before it forks.
+        sql: changes the laboratory's database.
+        scale: where SMALL does not show it.
+    """
+
+    name: str
+    how: str
+    code: Callable[[], object] = lambda: None
+    sql: str = ""
+    scale: Scale = field(default=SMALL)
+
+
+def rewrite(module: ModuleType, name: str, *changes: tuple[str, str]) -> None:
+    """Replace a module's function by one of changed text; every change must find its place."""
+    text = textwrap.dedent(inspect.getsource(getattr(module, name)))
+    for old, new in changes:
+        if text.count(old) != 1:
+            raise ValueError(f"{name} does not hold once: {old}")
+        text = text.replace(old, new)
+    exec(compile(text, f"<{name}, mutated>", "exec"), vars(module))  # noqa: S102 - our own text
+
+
+HELD: Final = "AND lease_id = %(token)s AND state = 'running'"
+SETTLED: Final = "AND j.lease_id = %s AND j.state = 'running'"
+
+
+def _no_token() -> None:
+    rewrite(transitions, "lock_held", (HELD, "AND state = 'running'"))
+    rewrite(transitions, "settle", (SETTLED, "AND %s::uuid IS NOT NULL AND j.state = 'running'"))
+
+
+def _no_state() -> None:
+    rewrite(transitions, "lock_held", (HELD, "AND lease_id = %(token)s"))
+    rewrite(transitions, "settle", (SETTLED, "AND j.lease_id = %s"))
+
+
+def _no_generation() -> None:
+    standing = "return pairs & frozenset((row[0], row[1]) for row in rows)"
+    rewrite(documents, "lock_standing", (standing, "return pairs"))
+    current = "coalesce(d.generation = jd.generation AND NOT d.deleted, false)"
+    rewrite(documents, "read_states", (current, "true"))
+
+
+def _no_order() -> None:
+    def lock_held(
+        conn: Any, token: UUID, job_ids: Sequence[UUID], *, flows: bool = False
+    ) -> frozenset[UUID]:
+        del flows
+        conn.execute("SELECT FROM vestry.leases WHERE id = %s FOR UPDATE", [token])
+        one = """SELECT id FROM vestry.jobs
+                 WHERE id = %s AND lease_id = %s AND state = 'running' FOR UPDATE"""
+        held = set()
+        for job in random.sample(job_ids, len(job_ids)):
+            # As on a busy machine: so that somebody else can come by in the meantime.
+            time.sleep(0.002)
+            held |= {row[0] for row in conn.execute(one, [job, token])}
+        return frozenset(held)
+
+    transitions.lock_held = lock_held  # type: ignore[assignment]
+
+
+def _no_refill() -> None:
+    dispatcher.REHINT_S = dispatcher.REHINT_EMPTY_S = 3600.0  # type: ignore[misc]
+
+
+def _quick_refill() -> None:
+    dispatcher.REHINT_S = 2.0  # type: ignore[misc]
+
+
+_CANCEL_KEEPS_LEASE: Final = """
+DO $do$
+DECLARE v_text text := pg_get_functiondef('vestry.cancel_jobs_v1(uuid[])'::regprocedure);
+BEGIN
+  EXECUTE replace(v_text, 'turn = NULL, lease_id = NULL', 'turn = NULL');
+END $do$;
+ALTER TABLE vestry.jobs DROP CONSTRAINT jobs_check1;
+DROP TRIGGER jobs_transition ON vestry.jobs;
+"""
+
+CONTROL: Final = (
+    Mutation("nothing", "everything is in its place"),
+    Mutation(
+        "nothing, by hints alone",
+        "everything is in its place; workers look for nothing by themselves",
+        code=_quick_refill,
+        scale=BY_HINTS,
+    ),
+)
+"""Must stay green: else a red one would say nothing."""
+
+MUTATIONS: Final = (
+    Mutation(
+        "the token predicate",
+        "finish asks for the state alone: who holds the job is not asked",
+        _no_token,
+        scale=replace(SMALL, zombies=15, kills=0, points=(points.FREEZE, points.CLAIMED)),
+    ),
+    Mutation(
+        "the state predicate",
+        "finish asks for the token alone, and cancel leaves it to the job; the constraint that ties "
+        "the two together and the guard on transitions, which would refuse it, are gone too",
+        _no_state,
+        _CANCEL_KEEPS_LEASE,
+        replace(SMALL, cancels=0.2),
+    ),
+    Mutation(
+        "the crash count",
+        "rescue does not count that a job took its process down alone",
+        lambda: rewrite(
+            transitions, "rescue", ("crashes = j.crashes + held.alone::int", "crashes = j.crashes")
+        ),
+    ),
+    Mutation(
+        "the suspect rule",
+        "rescue returns a batch to the line as if nothing had been",
+        lambda: rewrite(transitions, "rescue", ("suspect = NOT held.dies", "suspect = false")),
+    ),
+    Mutation(
+        "the generation check",
+        "a document is written whatever was enqueued or deleted since, and not looked at before",
+        _no_generation,
+        scale=replace(SMALL, jobs=1500),
+    ),
+    Mutation(
+        "the reconciler",
+        "nobody takes jobs back from leases that ran out",
+        scale=replace(SMALL, missing="reconciler"),
+    ),
+    Mutation(
+        "the hint refill",
+        "a hint is given once; workers look for nothing by themselves",
+        _no_refill,
+        scale=BY_HINTS,
+    ),
+    Mutation(
+        "the unique index",
+        "idempotency keys are written down, and nothing says that each is there once",
+        sql="ALTER TABLE vestry.idempotency_keys DROP CONSTRAINT idempotency_keys_pkey",
+    ),
+    Mutation(
+        "the lock order",
+        "finish locks a batch's jobs one after the other, in any order",
+        _no_order,
+        scale=replace(
+            SMALL,
+            jobs=5000,
+            a_second=150,
+            kills=0,
+            zombies=0,
+            producers=3,
+            cancels=0.8,
+            points=NONE,
+        ),
+    ),
+)
+ALL: Final = {mutation.name: mutation for mutation in (*CONTROL, *MUTATIONS)}
+
+
+class Mutated(Laboratory):
+    """A laboratory whose database lacks something, too."""
+
+    sql = ""
+
+    def prepare(self) -> None:
+        """Take it away."""
+        if self.sql:
+            with psycopg.connect(self.stack.superuser_url, autocommit=True) as conn:
+                conn.execute(self.sql.encode())
+
+
+def run(mutation: Mutation, seed: int) -> dict[str, Any]:
+    """One laboratory without the mechanism; in a process that does nothing else."""
+    mutation.code()
+    with temporary_home("vestry-faults-") as home, LabStack(home) as stack:
+        laboratory = Mutated(stack, seed, mutation.scale, mutation.name)
+        laboratory.sql = mutation.sql
+        return laboratory.run().document()
+
+
+def main() -> int:
+    """All of them, one after the other; 0 if each was noticed and the whole ones were not."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.mutations", description=__doc__)
+    parser.add_argument("--seed", type=int, default=20261126)
+    parser.add_argument("--only", choices=[*ALL])
+    options = parser.parse_args()
+    if options.only is not None:
+        print(json.dumps(run(ALL[options.only], options.seed), default=str))
+        return 0
+    wrong = 0
+    print(f"seed {options.seed}\n")
+    for mutation in (*CONTROL, *MUTATIONS):
+        argv = [sys.executable, "-m", "tests.faults.mutations", f"--only={mutation.name}"]
+        done = subprocess.run(
+            [*argv, f"--seed={options.seed}"],
+            cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False,
+        )  # fmt: skip
+        found = json.loads(done.stdout or '{"violations": {"the laboratory failed": [""]}}')[
+            "violations"
+        ]
+        whole = mutation in CONTROL
+        wrong += bool(found) == whole or FAILED in found
+        print(
+            f"without {mutation.name}: {'RED' if found else 'green'}\n  {mutation.how}", flush=True
+        )
+        for kind, examples in list(found.items())[:SHOWN]:
+            print(f"  -> {kind}: {examples[0]}", flush=True)
+    print(f"\n{'each was noticed' if not wrong else f'{wrong} of them were not noticed'}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
