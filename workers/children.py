@@ -10,10 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.roles import CLOUD_WORKER, CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
+from models.roles import (
+    CLOUD_WORKER,
+    CONTROL,
+    OPERATOR,
+    PRIVATE_WORKER,
+    PRODUCER,
+    SHAREABLE_WORKER,
+)
 from vestry.lanes import LANES, Latency, Pool, Privacy
 from workers import model_servers
 from workers.home import CHECKOUT, Home, write_private
+from workers.key_handing import KeyHanding
 from workers.model_servers import LlamaServer, ModelServers
 from workers.postgres_server import PostgresServer
 from workers.process import Command, base_environment
@@ -91,6 +99,7 @@ class Stack:
         self.options = options
         self.postgres = PostgresServer(home)
         self.valkey = ValkeyServer(home)
+        self.keys = KeyHanding(home.keyring, home.run)
         for privacy in Privacy:
             home.settle_port(f"flower.{privacy}")
         self._lanes = worker_lanes(has_accelerator(self._settings()))
@@ -139,7 +148,8 @@ class Stack:
         }
         return {
             "database_url": self.postgres.url(PRODUCER),
-            "keyring": str(self.home.keyring),
+            "operator_url": self.postgres.url(OPERATOR),
+            "keyring": str(self.home.keyring) if self.keys.in_file else None,
             "flower": flower if self.options.flower else {},
             "models": {"notes": self.models.notes, **self.models.document()},
             "supervisor_pid": os.getpid(),
@@ -176,8 +186,6 @@ class Stack:
             **self._broker(privacy.value),
             **self.models.environment(lanes),
         }
-        if privacy is Privacy.PRIVATE:
-            environment["VESTRY_KEYRING_FILE"] = str(self.home.keyring)
         return self._python(
             worker_name(lanes),
             Stage.WORKERS,
@@ -185,6 +193,7 @@ class Stack:
             environment,
             lanes=tuple(lanes),
             nice=BULK_NICE if bulk_only(lanes) else 0,
+            keyring=privacy is Privacy.PRIVATE,
         )
 
     def _llama(self, server: LlamaServer) -> ChildSpec:
@@ -226,17 +235,17 @@ class Stack:
         *,
         lanes: tuple[str, ...] = (),
         nice: int = 0,
+        keyring: bool = False,
     ) -> ChildSpec:
         ready = self.home.run / f"{name}.ready"
 
         def prepare() -> Command:
             ready.unlink(missing_ok=True)
-            return self._command(
-                name,
-                [sys.executable, "-m", module],
-                {**environment, "VESTRY_READY_FILE": str(ready)},
-                nice,
-            )
+            given = {**environment, "VESTRY_READY_FILE": str(ready)}
+            handed = (self.keys.descriptor(),) if keyring else ()
+            for descriptor in handed:
+                given["VESTRY_KEYRING_FD"] = str(descriptor)
+            return self._command(name, [sys.executable, "-m", module], given, nice, handed)
 
         return ChildSpec(name, stage, prepare, ready_file(ready), lanes=lanes)
 
@@ -270,7 +279,12 @@ class Stack:
         return f"http://127.0.0.1:{self.home.port(f'flower.{privacy}')}"
 
     def _command(
-        self, name: str, argv: Sequence[str], environment: Mapping[str, str], nice: int = 0
+        self,
+        name: str,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        nice: int = 0,
+        pass_fds: tuple[int, ...] = (),
     ) -> Command:
         return Command(
             argv=argv,
@@ -278,6 +292,7 @@ class Stack:
             environment={**base_environment(), **OFFLINE, **environment, **self._settings()},
             cwd=CHECKOUT,
             nice=nice,
+            pass_fds=pass_fds,
         )
 
     def _settings(self) -> dict[str, str]:

@@ -14,6 +14,8 @@ from celery import Celery, signals
 
 from models.content import Content, PrivateContent, ShareableContent
 from models.leases import Terms
+from vestry import key_source
+from vestry.errors import KeyRingError
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Latency
 from workers import celery_tasks, database, kinds
@@ -130,13 +132,19 @@ def content_for(settings: Settings) -> Content:
     """How the settings' privacy class stores content.
 
     Raises:
-        SystemExit: a private worker without a key ring.
+        SystemExit: a private worker without a key ring that it can use.
     """
     if settings.privacy != "private":
         return ShareableContent()
-    if settings.keyring_file is None:
-        raise SystemExit("a private worker needs VESTRY_KEYRING_FILE, the key ring's path")
-    return PrivateContent(KeyRing.load(settings.keyring_file))
+    try:
+        source = key_source.from_environment(settings.keyring)
+        if source is None:
+            raise SystemExit(
+                "a private worker needs the key ring: VESTRY_KEYRING_FILE names its file"
+            )
+        return PrivateContent(KeyRing.read(source))
+    except KeyRingError as error:
+        raise SystemExit(f"the key ring cannot be used: {error}") from None
 
 
 def attach(app: Celery, settings: Settings) -> Lifecycle:

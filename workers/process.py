@@ -110,6 +110,8 @@ class Command:
     account: Account = field(default_factory=Account)
     cwd: Path = Path("/")
     nice: int = 0
+    pass_fds: tuple[int, ...] = ()
+    """Descriptors it inherits, under the same numbers."""
     stop_signal: signal.Signals = signal.SIGTERM
     """Asks for an orderly end."""
     kill_signal: signal.Signals = signal.SIGKILL
@@ -131,6 +133,7 @@ def spawn(command: Command) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=command.pass_fds,
             **command.account.popen_options(),
         )
 

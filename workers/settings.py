@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from vestry.key_source import COMMAND, DESCRIPTOR, FILE
 from vestry.lanes import LANES, Pool
 
 
@@ -26,7 +27,9 @@ class Settings(BaseSettings):
     broker_url: str = ""
     broker_password_file: Path | None = None
     keyring_file: Path | None = None
-    """The key ring; private workers only."""
+    """The key ring; private workers only. It may be a command's output, or an inherited descriptor."""
+    keyring_command: str = ""
+    keyring_fd: int | None = Field(None, ge=3)
     privacy: Literal["private", "shareable"] | None = None
     lanes: Annotated[tuple[str, ...], NoDecode] = ()
     slots: int = Field(2, ge=1, le=64)
@@ -114,6 +117,15 @@ class Settings(BaseSettings):
     def broker(self) -> str:
         """The broker URL with its password in place."""
         return _with_password(self.broker_url, self.broker_password_file)
+
+    @property
+    def keyring(self) -> dict[str, str]:
+        """Where the key ring comes from, as `vestry.key_source` reads it."""
+        return {
+            FILE: str(self.keyring_file or ""),
+            COMMAND: self.keyring_command,
+            DESCRIPTOR: "" if self.keyring_fd is None else str(self.keyring_fd),
+        }
 
     @property
     def key_prefix(self) -> str:

@@ -109,6 +109,7 @@ class Supervisor:
         home: created and locked by the caller.
         specs: the children.
         prepare_stage: called once, when the stages before CONTROL are ready.
+        watch: called every moment.
         tell: gets a line whenever a child dies or comes back.
     """
 
@@ -118,6 +119,7 @@ class Supervisor:
         specs: Sequence[ChildSpec],
         *,
         prepare_stage: Callable[[], object] = lambda: None,
+        watch: Callable[[], object] = lambda: None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.home = home
@@ -125,6 +127,7 @@ class Supervisor:
         self.keeper = Keeper(home)
         self.ready = False
         self._prepare_stage = prepare_stage
+        self._watch = watch
         self._tell = tell
         self._signals = 0
         self._written: str = ""
@@ -188,6 +191,7 @@ class Supervisor:
     def _tick(self, children: Sequence[Child]) -> None:
         if self.keeper.ensure():
             self._tell("the keeper died and was replaced")
+        self._watch()
         for child in children:
             self._step(child)
         self._write_state()

@@ -117,7 +117,9 @@ def _foreground(home: Home, options: Options, timeout: float, output: Output) ->
             raise StartError(f"the database could not be prepared: {reason[0]}") from error
         stack.write_client_file()
 
-    supervisor = Supervisor(home, specs, prepare_stage=prepare, tell=output.note)
+    supervisor = Supervisor(
+        home, specs, prepare_stage=prepare, watch=stack.keys.follow, tell=output.note
+    )
     supervisor.catch_signals()
     _tell_orphans(output)
     for note in stack.models.notes:

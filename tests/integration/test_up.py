@@ -259,9 +259,10 @@ def test_everything_runs_each_with_its_own_keys_and_no_others(
         assert environment["HF_HUB_OFFLINE"] == "1"
         assert environment["VESTRY_EMBEDDING_BACKEND"] == "echo"
         assert environment["VESTRY_LOG_LEVEL"] == "DEBUG"
-        # The key ring is the private workers' alone.
+        # The key ring is the private workers' alone, and they cannot name its file.
         private_worker = name.startswith("private-")
-        assert ("VESTRY_KEYRING_FILE" in environment) == private_worker
+        assert ("VESTRY_KEYRING_FD" in environment) == private_worker
+        assert "VESTRY_KEYRING_FILE" not in environment
         user = environment.get("VESTRY_BROKER_URL", "//none@").split("//")[1].split("@")[0]
         assert user == next(
             (word for word in ("private", "shareable", "dispatcher") if word in name), "none"

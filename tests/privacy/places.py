@@ -16,7 +16,7 @@ import psycopg
 import redis
 from psycopg import sql
 
-from models.roles import PRIVATE_WORKER, ROLES
+from models.roles import PRIVATE_WORKER, PRODUCER, ROLES
 from tests.flower_client import FlowerClient
 from tests.privacy.observed_up import OBSERVER
 from tests.privacy.watch import Watch
@@ -175,16 +175,23 @@ def directory(stack: Stack) -> Contents:
 def dump(stack: Stack, role: str) -> Contents:
     """Everything a login can read, as text and as bytes, with every owner's name in its context."""
     owners = stack.owners()
+    # A producer may name one owner only.
+    contexts = [[owner] for owner in owners] if role == PRODUCER else [owners]
     with psycopg.connect(stack.postgres.url(role), autocommit=True) as conn:
-        conn.execute("SELECT set_config('vestry.owners', (%s::text[])::text, false)", [owners])
-        for schema, table, columns in conn.execute(RELATIONS).fetchall():
-            query = sql.SQL("SELECT {} FROM {}").format(
-                sql.SQL(", ").join(map(sql.Identifier, columns)), sql.Identifier(schema, table)
-            )
-            for form in ("text", "binary") if schema == "vestry" else ("text",):
-                # Views of the server's that want more than the grant, or have no binary form.
-                with contextlib.suppress(psycopg.Error):
-                    yield f"{schema}.{table}, {form}", _copy(conn, query, form)
+        for named in contexts:
+            conn.execute("SELECT set_config('vestry.owners', (%s::text[])::text, false)", [named])
+            yield from _relations(conn)
+
+
+def _relations(conn: psycopg.Connection[Any]) -> Contents:
+    for schema, table, columns in conn.execute(RELATIONS).fetchall():
+        query = sql.SQL("SELECT {} FROM {}").format(
+            sql.SQL(", ").join(map(sql.Identifier, columns)), sql.Identifier(schema, table)
+        )
+        for form in ("text", "binary") if schema == "vestry" else ("text",):
+            # Views of the server's that want more than the grant, or have no binary form.
+            with contextlib.suppress(psycopg.Error):
+                yield f"{schema}.{table}, {form}", _copy(conn, query, form)
 
 
 def _copy(conn: psycopg.Connection[Any], query: sql.Composed, form: str) -> bytes:

@@ -133,20 +133,18 @@ def test_sealed_text_that_was_not_kept_is_gone(canary: Canary) -> None:
     assert texts == (1, 0)
 
 
-def test_the_key_ring_is_named_to_private_workers_alone(canary: Canary) -> None:
-    processes = canary.up.state()["processes"]
-    holders = {
-        process["name"]
-        for process in processes
-        for seen in [canary.stack.watch.processes]
-        if any(
-            b"VESTRY_KEYRING_FILE=" in content
-            for name, contents in seen.items()
-            if name.endswith(f" {process['pid']}")
-            for content in contents
-        )
+def test_the_key_ring_is_handed_to_private_workers_alone(canary: Canary) -> None:
+    """By a descriptor; of the file's name nobody is told."""
+    told = {
+        process["name"]: b"\n".join(content)
+        for process in canary.up.state()["processes"]
+        for name, content in canary.stack.watch.processes.items()
+        if name.endswith(f" {process['pid']}")
     }
+    holders = {name for name, content in told.items() if b"VESTRY_KEYRING_FD=" in content}
     assert holders == {"private-interactive-gpu", "private-bulk-gpu"}
+    ring = str(canary.stack.home.keyring).encode()
+    assert not [name for name, content in told.items() if ring in content]
 
 
 def test_the_key_ring_is_in_its_file_alone(canary: Canary) -> None:

@@ -18,7 +18,18 @@ from typing import Annotated
 
 import typer
 
-from vestry.cli import doctor, index, jobs, lanes, receipts, search, submit
+from vestry.cli import (
+    audit,
+    doctor,
+    forget,
+    index,
+    jobs,
+    keys,
+    lanes,
+    receipts,
+    search,
+    submit,
+)
 from vestry.cli.checkout import add_commands
 from vestry.cli.failures import ExitCode, explain
 from vestry.cli.output import Output
@@ -35,6 +46,9 @@ BUILT_IN = frozenset(
         "receipts",
         "lanes",
         "doctor",
+        "keys",
+        "forget",
+        "audit",
     }
 )
 """Commands for which the checkout's are not even looked for: they take a while to import."""
@@ -70,6 +84,9 @@ def application(*, checkout: bool = True) -> typer.Typer:
     receipts.register(app)
     lanes.register(app)
     doctor.register(app)
+    keys.register(app)
+    forget.register(app)
+    audit.register(app)
     if checkout:
         add_commands(app)
     return app
