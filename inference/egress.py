@@ -60,16 +60,16 @@ class EgressTransport:
         httpx: the module `httpx` or `httpx2`, whichever the client is of.
         backend: the backend's name.
         record: writes the record; None in a process that may call no cloud.
-        inner: what sends; by default, the network.
+        inner: what sends, a transport of that module's.
     """
 
     def __init__(
-        self, httpx: ModuleType, backend: str, record: Recorder | None, inner: Any = None
+        self, httpx: ModuleType, backend: str, record: Recorder | None, inner: Any
     ) -> None:
         self._httpx = httpx
         self._backend = backend
         self._record = record
-        self._inner = inner or httpx.HTTPTransport(trust_env=False, retries=0)
+        self._inner = inner
 
     def handle_request(self, request: Any) -> Any:
         """Record the request, then send it.

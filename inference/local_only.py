@@ -33,13 +33,13 @@ class NotLocal(ValueError):
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """The networks of VESTRY_LOCAL_NETWORKS, separated by commas: `10.20.0.0/16,192.168.1.7`.
+    """Networks such as `10.20.0.0/16 192.168.1.7`, separated by spaces or commas.
 
     Raises:
         ValueError: one is no network, or so wide that it is no wall.
     """
     found = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in text.replace(",", " ").split():
         try:
             network = ipaddress.ip_network(part)
         except ValueError:
@@ -95,7 +95,8 @@ def check_url(url: str, allowed: Iterable[Network] = ()) -> None:
         host, port = parts.hostname, parts.port
     except ValueError:
         host = port = None
-    if host is None or parts.scheme not in {"http", "https"}:
+    # A login in it, or a backslash, and two readers may differ about which part is the host.
+    if host is None or parts.scheme not in {"http", "https"} or "@" in url or "\\" in url:
         raise NotLocal("a backend's URL is http://HOST:PORT or https://HOST:PORT")
     try:
         addresses(host, port or 0, allowed)
@@ -103,7 +104,18 @@ def check_url(url: str, allowed: Iterable[Network] = ()) -> None:
         raise NotLocal(f"{host} cannot be looked up, so it cannot be known to be local") from None
 
 
-def guarded_transport(httpx: ModuleType, allowed: Iterable[Network] = ()) -> Any:
+def is_own(url: str, allowed: Iterable[Network] = ()) -> bool:
+    """Whether a URL leads to our own network alone. One that cannot be looked up does not."""
+    try:
+        check_url(url, allowed)
+    except NotLocal:
+        return False
+    return True
+
+
+def guarded_transport(
+    httpx: ModuleType, allowed: Iterable[Network] = (), limits: Any = None
+) -> Any:
     """A transport for `httpx.Client(transport=…, trust_env=False)` that connects to local servers only.
 
     Proxies that the environment names are not used. A connection refused is `httpx.ConnectError`.
@@ -111,11 +123,16 @@ def guarded_transport(httpx: ModuleType, allowed: Iterable[Network] = ()) -> Any
     Args:
         httpx: the module `httpx` or `httpx2`, whichever the client is of.
         allowed: networks besides the loopback interface.
+        limits: of connections, `httpx.Limits`.
     """
+    limits = limits or httpx.Limits()
     transport = httpx.HTTPTransport(trust_env=False, retries=0)
     core = _core_of(transport)
     transport._pool = core.ConnectionPool(  # noqa: SLF001 - there is no public way to give it a network
         ssl_context=transport._pool._ssl_context,  # noqa: SLF001
+        max_connections=limits.max_connections,
+        max_keepalive_connections=limits.max_keepalive_connections,
+        keepalive_expiry=limits.keepalive_expiry,
         retries=0,
         network_backend=_Guard(core, tuple(allowed)),
     )

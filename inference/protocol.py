@@ -53,7 +53,8 @@ class BackendConfig:
         device: as VESTRY_DEVICE.
         nice: of helper processes it starts, 0 to 19.
         scratch: a private directory for temporary files; None where it needs none.
-        networks: what counts as local besides the loopback interface.
+        networks: what counts as local besides the loopback interface; None in a process whose jobs
+            may be seen by others, which calls a server wherever it is.
         egress: writes the record of each request to a cloud; None in a process that may call none.
         options: further settings of this runtime, from the catalogue.
         turn: called right before each request that costs a call under a limit of calls a minute; waits
@@ -70,7 +71,7 @@ class BackendConfig:
     device: str = "auto"
     nice: int = 0
     scratch: Path | None = None
-    networks: tuple[Network, ...] = ()
+    networks: tuple[Network, ...] | None = ()
     egress: Recorder | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
     turn: Callable[[], None] = at_once

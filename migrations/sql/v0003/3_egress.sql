@@ -12,8 +12,8 @@ CREATE TABLE vestry.egress (
 CREATE INDEX egress_at ON vestry.egress (at);
 
 -- Note a request that is about to be made for jobs under a lease. Time and class are the database's own,
--- the class as it stands on the jobs. Refused for a job that no cloud may see, and for one that nobody
--- waits for any more: then nothing is sent.
+-- the class as it stands on the jobs. Refused where a cloud may not see one of them, and where nobody
+-- waits for any of them any more: then nothing is sent.
 CREATE FUNCTION vestry.record_egress_v1(p_backend text, p_bytes bigint, p_jobs uuid[]) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
@@ -24,8 +24,8 @@ BEGIN
        WHERE (j.privacy = 'shareable' AND j.pool = 'cloud') IS NOT TRUE) THEN
     RAISE EXCEPTION 'no cloud may be called for these jobs' USING ERRCODE = 'VY007';
   END IF;
-  IF EXISTS (SELECT FROM jobs j WHERE j.id = ANY (p_jobs) AND j.state <> 'running') THEN
-    RAISE EXCEPTION 'a job of the request is not running any more' USING ERRCODE = 'VY008';
+  IF NOT EXISTS (SELECT FROM jobs j WHERE j.id = ANY (p_jobs) AND j.state = 'running') THEN
+    RAISE EXCEPTION 'no job of the request is running any more' USING ERRCODE = 'VY008';
   END IF;
   INSERT INTO egress (privacy, locality, backend, bytes, job_ids)
   SELECT max(j.privacy), 'cloud', p_backend, p_bytes, p_jobs FROM jobs j WHERE j.id = ANY (p_jobs)
