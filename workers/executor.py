@@ -11,6 +11,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from inference.egress import on_behalf_of
 from models import documents, leases, payloads, transitions
 from models.content import Content
 from models.documents import DocumentState
@@ -223,7 +224,8 @@ def _with_text(value: Any, text: str) -> Any:
 def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
     """Run a handler; if it raises, each job by itself, so that one cannot spoil the others."""
     try:
-        outcomes = handler(batch, context)
+        with on_behalf_of([job.id for job in batch]):
+            outcomes = handler(batch, context)
         if len(outcomes) != len(batch):
             raise RuntimeError("the handler returned another number of outcomes")  # noqa: TRY301
         return {job.id: outcome for job, outcome in zip(batch, outcomes, strict=True)}

@@ -76,12 +76,13 @@ class Home:
         self._lock: int | None = None
 
     def create(self) -> None:
-        """Make the directories. Only the topmost may be traversed, by the servers' account."""
+        """Make the directories. Root's may be passed through on the way to what other accounts own."""
+        passed = 0o711 if os.geteuid() == 0 else 0o700
         self.path.mkdir(parents=True, exist_ok=True)
-        self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        for directory in (self.secrets, self.logs, self.run):
+        self.path.chmod(passed)
+        for directory, mode in ((self.secrets, 0o700), (self.logs, 0o700), (self.run, passed)):
             directory.mkdir(exist_ok=True)
-            directory.chmod(0o700)
+            directory.chmod(mode)
 
     def lock(self) -> None:
         """Take the home for this process; the kernel gives it back when the process ends.

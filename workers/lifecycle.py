@@ -17,14 +17,16 @@ from models.leases import Terms
 from vestry import key_source
 from vestry.errors import KeyRingError
 from vestry.keyring import KeyRing
-from vestry.lanes import LANES, Latency
-from workers import celery_tasks, database, kinds
+from vestry.lanes import LANES, Latency, Pool, Privacy
+from workers import celery_tasks, database, hardening, kinds, network_guard, walls
 from workers.executor import Executor
 from workers.finisher import Finisher
 from workers.flower_feed import FlowerFeed
 from workers.heartbeat import Heartbeat
 from workers.listener import Listener
+from workers.offer import enabled_catalogue
 from workers.runtime import Runtime
+from workers.scratch import Scratch, ScratchError
 from workers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Lifecycle:
         self._listener: Listener | None = None
         self._drain: threading.Thread | None = None
         self._kit: kinds.Kit | None = None
+        self._scratch: Scratch | None = None
 
     def runtime(self) -> Runtime:
         """The process's runtime, once it runs."""
@@ -55,16 +58,42 @@ class Lifecycle:
             raise RuntimeError("the worker has not started")
         return self._runtime
 
+    def enclose(self, sender: Any, **_: Any) -> None:
+        """What concerns the process as a whole, before anything of a job can be in it."""
+        settings = self._settings
+        if settings.privacy == Privacy.PRIVATE.value:
+            hardening.no_dumps()
+            walls.stand(
+                os.environ,
+                enabled_catalogue(settings),
+                keys=settings.backend_keys,
+                allowed=settings.local_networks,
+            )
+        try:
+            self._scratch = Scratch(str(sender.hostname), settings.scratch).open()
+        except ScratchError as error:
+            raise SystemExit(f"no place for temporary files: {error}") from None
+
+    def stay_home(self, **_: Any) -> None:
+        """Close the way out. Until now a model may have been fetched, where that was allowed."""
+        settings = self._settings
+        network_guard.stay_home(
+            (settings.database_url, settings.broker_url),
+            settings.local_networks,
+            cloud=any(LANES[lane].pool is Pool.CLOUD for lane in self._lanes()),
+        )
+
     def init(self, sender: Any, **_: Any) -> None:
         """Load models and start the threads, before the first message is taken."""
         settings = self._settings
-        lanes = settings.lanes or tuple(self._app.amqp.queues.consume_from)
+        lanes = self._lanes()
         settings = settings.model_copy(update={"lanes": lanes})
         name = str(sender.hostname)
         pool = database.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
         content = content_for(settings)
         keyring = content.keyring if isinstance(content, PrivateContent) else None
-        kit = self._kit = kinds.build(settings, pool, keyring)
+        scratch = None if self._scratch is None else self._scratch.path
+        kit = self._kit = kinds.build(settings, pool, keyring, scratch)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
             settings.lease_s,
@@ -94,6 +123,9 @@ class Lifecycle:
             self._listener = Listener(connect, interactive, self._runtime.wake)
         heart.start()
 
+    def _lanes(self) -> tuple[str, ...]:
+        return self._settings.lanes or tuple(self._app.amqp.queues.consume_from)
+
     def ready(self, **_: Any) -> None:
         """Messages flow: start looking for work, and tell the supervisor."""
         self.runtime().start()
@@ -117,6 +149,8 @@ class Lifecycle:
             self._drain.join(DRAIN_S)
         if self._kit is not None:
             self._kit.close()
+        if self._scratch is not None:
+            self._scratch.close()
 
 
 def _connector(settings: Settings, name: str) -> Callable[[], psycopg.Connection[Any]]:
@@ -151,7 +185,8 @@ def attach(app: Celery, settings: Settings) -> Lifecycle:
     """Register the kinds' tasks and follow the worker's signals."""
     life = Lifecycle(app, settings)
     celery_tasks.register(app, life.runtime)
-    signals.worker_init.connect(life.init, weak=False)
+    for step in (life.enclose, life.init, life.stay_home):
+        signals.worker_init.connect(step, weak=False)
     signals.worker_ready.connect(life.ready, weak=False)
     signals.worker_shutting_down.connect(life.shutting_down, weak=False)
     signals.worker_shutdown.connect(life.shutdown, weak=False)

@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import psutil
+
+from workers import mounts
 
 INHERITED = (
     "HOME",
@@ -42,6 +45,8 @@ class Account:
 
     uid: int | None = None
     gid: int | None = None
+    views: Mapping[Path, Sequence[Path]] = field(default_factory=dict, compare=False)
+    """Directories that it may not pass through, and what it needs below them: see `workers.mounts`."""
 
     def run(self, argv: Sequence[str], **options: object) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end as this account, in a minimal environment, from "/"."""
@@ -68,9 +73,21 @@ class Account:
 
     def popen_options(self) -> dict[str, object]:
         """What `subprocess.Popen` is told to become this account."""
-        if self.uid is None:
+        if self.uid is None or self.gid is None:
             return {}
+        if self.views:
+            # By hand: the view must be made while it is still root.
+            return {"preexec_fn": partial(_become, self.uid, self.gid, self.views)}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+
+def _become(uid: int, gid: int, views: Mapping[Path, Sequence[Path]]) -> None:
+    here = Path.cwd()
+    mounts.show(views)
+    os.chdir(here)
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
 
 
 def server_account(data: Path) -> Account:

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from inference.local_only import Network, networks
 from vestry.key_source import COMMAND, DESCRIPTOR, FILE
 from vestry.lanes import LANES, Pool
 
@@ -37,6 +38,8 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1)
     nice: int = Field(0, ge=0, le=19)
     ready_file: Path | None = None
+    scratch: Path | None = None
+    """Where the worker's directory for temporary files is made; by default where those go."""
     log_level: str = "INFO"
 
     lease_s: float = Field(60.0, gt=0)
@@ -72,8 +75,8 @@ class Settings(BaseSettings):
     """What scans are read as where a job does not say, such as `eng+deu`; empty for English."""
     rerank_model: str = ""
     """Directory of a cross-encoder for reranking; empty for what the catalogue says."""
-    scratch: Path | None = None
-    """Private directory for temporary files; it should be in memory. None for one below TMPDIR."""
+    local_networks: Annotated[tuple[Network, ...], NoDecode] = ()
+    """What counts as our own besides the loopback interface; private text goes nowhere else."""
     cloud_budget_usd: Decimal | None = Field(None, ge=0)
     """What clouds may cost a day (UTC); beyond it they count as away."""
     breaker_failures: int = Field(3, ge=1)
@@ -85,6 +88,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split_lanes(cls, value: object) -> object:
         return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+    @field_validator("local_networks", mode="before")
+    @classmethod
+    def _parse_networks(cls, value: object) -> object:
+        return networks(value) if isinstance(value, str) else value
 
     @field_validator("backends", "backend_keys", mode="before")
     @classmethod

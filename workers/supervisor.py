@@ -110,6 +110,7 @@ class Supervisor:
         specs: the children.
         prepare_stage: called once, when the stages before CONTROL are ready.
         watch: called every moment.
+        isolation: why children cannot have accounts of their own; empty where they have.
         tell: gets a line whenever a child dies or comes back.
     """
 
@@ -120,6 +121,7 @@ class Supervisor:
         *,
         prepare_stage: Callable[[], object] = lambda: None,
         watch: Callable[[], object] = lambda: None,
+        isolation: str = "",
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.home = home
@@ -128,6 +130,7 @@ class Supervisor:
         self.ready = False
         self._prepare_stage = prepare_stage
         self._watch = watch
+        self._isolation = isolation
         self._tell = tell
         self._signals = 0
         self._written: str = ""
@@ -274,6 +277,7 @@ class Supervisor:
             "ready": self.ready,
             "supervisor": asdict(own) if own else None,
             "keeper": self.keeper.pid,
+            "one_account": self._isolation,
             "processes": [child.document() for child in self.children],
         }
 

@@ -118,7 +118,12 @@ def _foreground(home: Home, options: Options, timeout: float, output: Output) ->
         stack.write_client_file()
 
     supervisor = Supervisor(
-        home, specs, prepare_stage=prepare, watch=stack.keys.follow, tell=output.note
+        home,
+        specs,
+        prepare_stage=prepare,
+        watch=stack.keys.follow,
+        isolation=stack.accounts.why_not,
+        tell=output.note,
     )
     supervisor.catch_signals()
     _tell_orphans(output)
