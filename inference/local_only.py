@@ -22,7 +22,7 @@ LOOPBACK: Final[tuple[Network, ...]] = (
     ipaddress.IPv4Network("127.0.0.0/8"),
     ipaddress.IPv6Network("::1/128"),
 )
-WIDEST: Final = {4: 8, 6: 16}
+WIDEST: Final = {4: 8, 6: 7}
 """Shortest prefix of a network that can be called one's own, by IP version."""
 
 log = logging.getLogger(__name__)

@@ -27,53 +27,10 @@ from workers.model_servers import LlamaServer, ModelServers
 from workers.postgres_server import PostgresServer
 from workers.process import Account, Command, base_environment
 from workers.room import Room
+from workers.stack_settings import OFFLINE, inherited, needed
 from workers.supervisor import ChildSpec, Stage, answers, ready_file
-from workers.valkey_server import ValkeyServer
+from workers.valkey_server import CLOUD, ValkeyServer
 
-TUNABLES = (
-    "VESTRY_SLOTS",
-    "VESTRY_THREADS",
-    "VESTRY_EMBEDDING_BACKEND",
-    "VESTRY_EMBEDDING_MODEL",
-    "VESTRY_DEVICE",
-    "VESTRY_CATALOGUE",
-    "VESTRY_TESSDATA",
-    "VESTRY_OCR_LANGUAGES",
-    "VESTRY_RERANK_MODEL",
-    "VESTRY_CLOUD_BUDGET_USD",
-    "VESTRY_BREAKER_FAILURES",
-    "VESTRY_BREAKER_COOLDOWN_S",
-    "VESTRY_BREAKER_LONGEST_S",
-    "VESTRY_LEASE_S",
-    "VESTRY_HEARTBEAT_S",
-    "VESTRY_MAX_RUN_S",
-    "VESTRY_WINDOW",
-    "VESTRY_POLL_S",
-    "VESTRY_BATCH_JOBS",
-    "VESTRY_BATCH_S",
-    "VESTRY_INTERACTIVE_BATCH_JOBS",
-    "VESTRY_BACKOFF_CAP_S",
-    "VESTRY_KEEP_JOBS_S",
-    "VESTRY_LOG_LEVEL",
-)
-"""Settings that everybody may know, taken over from the environment of `vestry up`."""
-
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-ONLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""Given as 0 to `vestry up`, they are 0 for every process: a model may then be downloaded."""
-PATHS = (
-    "VESTRY_CATALOGUE",
-    "VESTRY_EMBEDDING_MODEL",
-    "VESTRY_LLAMA_MODEL",
-    "VESTRY_RERANK_MODEL",
-    "VESTRY_TESSDATA",
-)
-"""Settings that may name a file."""
 BULK_NICE = 19
 FLOWER_USER = "vestry"
 CLOUD_LANES = tuple(name for name, lane in LANES.items() if lane.pool is Pool.CLOUD)
@@ -113,7 +70,7 @@ class Stack:
         for privacy in Privacy:
             home.settle_port(f"flower.{privacy}")
         given = self._given()
-        self.accounts = Accounts(home, given.get(accounts.SETTING, "auto"), _needed(given))
+        self.accounts = Accounts(home, given.get(accounts.SETTING, "auto"), needed(given))
         self._lanes = worker_lanes(has_accelerator(self._settings()))
         workers = {worker_name(lanes): lanes for lanes in self._lanes}
         self.models = ModelServers(home, given, workers, self._wanted)
@@ -189,13 +146,13 @@ class Stack:
         return self._python(name, Stage.CONTROL, f"workers.{name}", secrets, role="control")
 
     def _worker(self, lanes: Sequence[str]) -> ChildSpec:
-        privacy = LANES[lanes[0]].privacy
+        privacy, clouds = LANES[lanes[0]].privacy, lanes == CLOUD_LANES
         environment = {
             "VESTRY_PRIVACY": privacy.value,
             "VESTRY_LANES": ",".join(lanes),
             "VESTRY_THREADS": str(thread_count()),
-            **self._database(CLOUD_WORKER if lanes == CLOUD_LANES else WORKER_ROLES[privacy]),
-            **self._broker(privacy.value),
+            **self._database(CLOUD_WORKER if clouds else WORKER_ROLES[privacy]),
+            **self._broker(CLOUD if clouds else privacy.value),
             **self.models.environment(lanes),
         }
         return self._python(
@@ -203,7 +160,7 @@ class Stack:
             Stage.WORKERS,
             "workers.worker",
             environment,
-            role="cloud" if LANES[lanes[0]].pool is Pool.CLOUD else privacy.value,
+            role=CLOUD if clouds else privacy.value,
             lanes=tuple(lanes),
             nice=BULK_NICE if bulk_only(lanes) else 0,
             keyring=privacy is Privacy.PRIVATE,
@@ -342,37 +299,6 @@ class Stack:
             "VESTRY_BROKER_URL": self.valkey.url_without_password(user),
             "VESTRY_BROKER_PASSWORD_FILE": str(self.valkey.password_file(user)),
         }
-
-
-def _needed(settings: Mapping[str, str]) -> tuple[Path, ...]:
-    """Files and directories outside the checkout that workers read."""
-    named = (settings[name] for name in PATHS if settings.get(name, "").startswith("/"))
-    return (*map(Path, named), model_cache())
-
-
-def model_cache() -> Path:
-    """Where the model libraries keep what they fetched."""
-    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-
-
-def check_settings(settings: Mapping[str, str]) -> None:
-    """Refuse what is not a setting of the stack: a slip of the pen would change nothing.
-
-    Raises:
-        ValueError: a name is unknown.
-    """
-    known = {*TUNABLES, *model_servers.SETTINGS, accounts.SETTING}
-    if unknown := sorted(settings.keys() - known):
-        raise ValueError(
-            f"cannot be set: {', '.join(unknown)}; these can: {', '.join(sorted(known))}"
-        )
-
-
-def inherited() -> dict[str, str]:
-    """The stack's settings in the environment of `vestry up`."""
-    asked = {name: "0" for name in ONLINE if os.environ.get(name) == "0"}
-    names = (*TUNABLES, *model_servers.SETTINGS, accounts.SETTING)
-    return asked | {name: os.environ[name] for name in names if name in os.environ}
 
 
 def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:

@@ -21,11 +21,12 @@ import psycopg
 import pytest
 
 from tests.homes import temporary_home
-from workers.children import TUNABLES, inherited, worker_lanes
+from workers.children import worker_lanes
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.process import Identity, base_environment
 from workers.settings import Settings
+from workers.stack_settings import TUNABLES, inherited
 from workers.supervisor import StartError
 
 ECHO = {"VESTRY_EMBEDDING_BACKEND": "echo"}

@@ -16,7 +16,7 @@ import pytest
 
 import inference.backends
 from inference import egress
-from inference.egress import EgressTransport, on_behalf_of, sending
+from inference.egress import EgressTransport, asking, on_behalf_of, sending
 from inference.http_client import httpx2_client, httpx_client
 from inference.protocol import BackendConfig
 from inference.transports import transport_for
@@ -130,6 +130,23 @@ def test_a_process_without_a_recorder_calls_no_cloud(library: ModuleType) -> Non
         pytest.raises(library.ConnectError, match="no cloud is called from here"),
     ):  # fmt: skip
         client.get("https://cloud.example/")
+
+
+def test_where_no_jobs_run_a_cloud_may_be_asked_how_it_is(library: ModuleType) -> None:
+    def client(record: Any) -> Any:
+        inner = library.MockTransport(lambda _: library.Response(200))
+        return library.Client(transport=EgressTransport(library, "openai", record, inner))
+
+    with asking(), client(None) as outside:
+        assert outside.get("https://cloud.example/v1/models").status_code == 200
+        for method, url, body in (
+            ("GET", "/v1/models?q=dear+diary", b""), ("GET", "/v1/models", b"dear diary"),
+            ("POST", "/v1/models", b""),
+        ):  # fmt: skip
+            with pytest.raises(library.ConnectError):
+                outside.request(method, f"https://cloud.example{url}", content=body)
+    with asking(), client(lambda *_: None) as worker, pytest.raises(library.ConnectError):
+        worker.get("https://cloud.example/v1/models")
 
 
 def test_a_local_backend_gets_no_way_out(library: ModuleType) -> None:

@@ -87,7 +87,7 @@ def test_of_a_message_that_cannot_be_read_nothing_is_logged_but_what_it_is(
         ("celery.worker.consumer.consumer", "consumer: Cannot connect to %s: %s.\n%s\n",
          ("redis://private:**@127.0.0.1:6379/0//"[:31] + "0/0//", OSError(SECRET), SECRET), "OSError"),
         ("celery.worker", "%d %s", (SECRET, 1), "%d %s"),
-        ("psycopg.pool", "error connecting in %r: %s", ("x", OSError(SECRET)), "in 'x': OSError"),
+        ("sqlalchemy.pool", "error connecting in %r: %s", ("x", OSError(SECRET)), "in 'x': OSError"),
         ("py.warnings", "%s", (f"/a/b/model.py:7: UserWarning: {SECRET}\n  f({SECRET})\n",),
          "a warning: model.py:7: UserWarning"),
     ],
