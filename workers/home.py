@@ -28,12 +28,21 @@ def default_home() -> Path:
     return Path(os.environ.get("VESTRY_HOME") or CHECKOUT / ".vestry").resolve()
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600 so that a reader sees the old text or the new, never a part."""
+def write_private(path: Path, text: str, owner: tuple[int, int] | None = None) -> None:
+    """Write a file of mode 0600 so that a reader sees the old text or the new, never a part.
+
+    Args:
+        path: its place.
+        text: all of it.
+        owner: user and group that it is to belong to, where that is not who writes it.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
+        if owner is not None:
+            # By descriptor: whoever owns the directory could put a link in the file's place.
+            os.fchown(descriptor, *owner)
     part.replace(path)
 
 

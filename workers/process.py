@@ -59,10 +59,15 @@ class Account:
             **options,
         )
 
+    @property
+    def ids(self) -> tuple[int, int] | None:
+        """User and group, where they are not the caller's."""
+        return None if self.uid is None or self.gid is None else (self.uid, self.gid)
+
     def own(self, path: Path) -> None:
-        """Give a path to this account."""
-        if self.uid is not None and self.gid is not None:
-            os.chown(path, self.uid, self.gid)
+        """Give a path to this account, in a directory that nobody else may change."""
+        if self.ids is not None:
+            os.chown(path, *self.ids)
 
     def can_enter(self, path: Path) -> bool:
         """Whether this account can reach a directory: every parent may forbid it."""

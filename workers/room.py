@@ -43,8 +43,7 @@ class Room:
     def write(self, name: str, text: str) -> Path:
         """Write a 0600 file that the process's account owns."""
         path = self.path / name
-        write_private(path, text)
-        self._account.own(path)
+        write_private(path, text, self._account.ids)
         return path
 
     def lend(self, environment: Mapping[str, str]) -> dict[str, str]:

@@ -111,3 +111,23 @@ def test_a_room_is_its_account_s_alone_with_the_secrets_lent() -> None:
         for secret in (home.password_file("llama"), home.keyring):
             assert mine.run(["cat", str(secret)], capture_output=True).returncode
         assert {lent["TMPDIR"], lent["HOME"]} == {str(room.path)}
+
+
+@as_root
+def test_a_link_in_a_room_is_not_followed(tmp_path: Path) -> None:
+    """Its account could put one there; what root writes, or gives away, is in the room all the same."""
+    with temporary_home() as path:
+        home = Home(path)
+        home.create()
+        mine = Account(NUMBERS[0], NUMBERS[0])
+        room = Room(home, "cloud", mine)
+        room.enter()
+        target = tmp_path / "shadow"
+        target.write_text("root's")
+        for name in ("secret", "ready"):
+            mine.run(["ln", "-s", str(target), str(room.path / name)])
+        room.enter()
+        room.write("secret", "lent")
+        assert target.read_text() == "root's"
+        assert target.stat().st_uid == 0
+        assert not room.ready.exists()
