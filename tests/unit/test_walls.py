@@ -80,6 +80,26 @@ def test_all_reasons_are_told_at_once() -> None:
     assert str(caught.value).count(";") == 2
 
 
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [({"OPENAI_API_KEY": "quartzite"}, "OPENAI_API_KEY"), ({"VESTRY_BACKENDS": "openai"}, "cloud"),
+     ({"VESTRY_BACKENDS": "llama=http://192.0.2.1/v1"}, "192.0.2.1")],
+)  # fmt: skip
+def test_the_worker_itself_refuses_to_start(extra: dict[str, str], told: str) -> None:
+    environment = {
+        "VESTRY_PRIVACY": "private", "VESTRY_LANES": "private.bulk.gpu",
+        "VESTRY_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/x",
+        "VESTRY_BROKER_URL": "redis://127.0.0.1:9/0", "VESTRY_EMBEDDING_BACKEND": "echo",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.worker"], cwd=ROOT, env=environment | extra,
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "quartzite" not in done.stderr
+
+
 # -- in a process of its own: what is closed there stays closed ------------------------------------
 
 
