@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.catalogue_file import load
+from inference.catalogue_file import SHIPPED, load, parse
 from inference.local_only import networks
 from workers.scratch import Scratch, ScratchError
 from workers.walls import WallBreached, credentials, stand
@@ -67,6 +67,15 @@ def test_a_cloud_backend_is_a_reason(name: str) -> None:
 def test_a_local_backend_elsewhere_is_a_reason(url: str) -> None:
     with pytest.raises(WallBreached, match="backend llama"):
         stand({}, load().only({"llama": url}), keys=())
+
+
+def test_a_catalogue_that_calls_a_cloud_local_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SHIPPED.read_text(encoding="utf-8")
+    edited = parse(real.replace("openai_http, locality: cloud", "openai_http, locality: local"))
+    away = [(2, 1, 6, "", ("192.0.2.7", 443))]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: away)
+    with pytest.raises(WallBreached, match=r"backend openai: api\.openai\.com is 192\.0\.2\.7"):
+        stand({}, edited.only({"openai": None}), keys=())
 
 
 def test_a_network_of_ones_own_may_be_named() -> None:
