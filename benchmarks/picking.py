@@ -120,7 +120,12 @@ def _claim(
         raise RuntimeError("nothing was there to claim")
     if finish:
         with worker.transaction():
-            held = transitions.lock_held(worker, lease.id, [job.id for job in lease.jobs])
+            held = transitions.lock_held(
+                worker,
+                lease.id,
+                [job.id for job in lease.jobs],
+                owners={job.owner for job in lease.jobs},
+            )
             transitions.settle(worker, lease.id, [Settlement(i, State.SUCCEEDED) for i in held])
     return lease
 

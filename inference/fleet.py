@@ -99,7 +99,8 @@ def configuration(
         keys: API keys by backend.
         options: further options by backend, over those of the catalogue.
         turn: waits for a turn under a backend's limit of calls a minute.
-        common: further fields of every `BackendConfig`: threads, device, nice, scratch.
+        common: further fields of every `BackendConfig`: threads, device, nice, scratch, networks,
+            egress.
     """
 
     def configure(entry: BackendEntry) -> BackendConfig:

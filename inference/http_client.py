@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from inference.errors import ModelMissing
 from inference.protocol import BackendConfig
+from inference.transports import transport_for
 
 if TYPE_CHECKING:
     import httpx
@@ -79,13 +80,13 @@ def _settings(config: BackendConfig, library: Any) -> dict[str, Any]:
         for name in set(request.headers.keys()) - SENT:
             del request.headers[name]
 
+    limits = library.Limits(
+        max_connections=_CONNECTIONS, max_keepalive_connections=_KEPT[config.locality]
+    )
     return {
         "timeout": library.Timeout(config.timeout_s, connect=config.connect_s),
-        "limits": library.Limits(
-            max_connections=_CONNECTIONS, max_keepalive_connections=_KEPT[config.locality]
-        ),
-        # A cloud may lie behind a company's proxy; what is local is reached directly, or not at all.
-        "trust_env": config.locality == "cloud",
+        "transport": transport_for(config, library, limits),
+        "trust_env": False,
         "follow_redirects": False,
         "event_hooks": {"request": [leave]},
     }

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.catalogue import ModelEntry
+    from inference.egress import Recorder
+    from inference.local_only import Network
 
     Vectors = NDArray[np.float32]
 
@@ -51,6 +53,9 @@ class BackendConfig:
         device: as VESTRY_DEVICE.
         nice: of helper processes it starts, 0 to 19.
         scratch: a private directory for temporary files; None where it needs none.
+        networks: what counts as local besides the loopback interface; None in a process whose jobs
+            may be seen by others, which calls a server wherever it is.
+        egress: writes the record of each request to a cloud; None in a process that may call none.
         options: further settings of this runtime, from the catalogue.
         turn: called right before each request that costs a call under a limit of calls a minute; waits
             for its turn, and raises `OverLimit` where that is too far off.
@@ -66,6 +71,8 @@ class BackendConfig:
     device: str = "auto"
     nice: int = 0
     scratch: Path | None = None
+    networks: tuple[Network, ...] | None = ()
+    egress: Recorder | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
     turn: Callable[[], None] = at_once
 

@@ -6,6 +6,7 @@ Two classes of one shape instead of an `if private` at every statement. A sharea
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 from uuid import UUID
@@ -19,6 +20,9 @@ from vestry.sealing import OwnerKey, plain_digest
 Connection = psycopg.Connection[Any]
 MAX_CACHED_OWNERS = 10_000
 """Unwrapped owner keys kept in memory; past it the cache starts afresh."""
+MAX_CACHED_S = 300.0
+"""How old the cache gets before it starts afresh; twice this, and the key of an owner who was forgotten
+is gone from this process."""
 
 
 class Content(Protocol):
@@ -113,7 +117,10 @@ class PrivateContent:
     def __init__(self, keyring: KeyRing) -> None:
         self.keyring = keyring
         self._keys: dict[str, OwnerKey] = {}
+        # Those before it started afresh last: another thread may be about to use one of them.
+        self._before: dict[str, OwnerKey] = {}
         self._faults: dict[str, str] = {}
+        self._since = time.monotonic()
 
     def enter(self, conn: Connection, owners: Iterable[str]) -> None:
         """Name the owners and unwrap the keys not yet at hand.
@@ -123,12 +130,13 @@ class PrivateContent:
         """
         wanted = set(owners)
         name_owners(conn, wanted)
+        if time.monotonic() - self._since > MAX_CACHED_S:
+            self._start_afresh()
         missing = wanted - self._keys.keys()
         if not missing:
             return
         if len(self._keys) + len(missing) > MAX_CACHED_OWNERS:
-            self._keys.clear()
-            self._faults.clear()
+            self._start_afresh()
             missing = wanted
         for owner, key_id, wrapped, kek_id in conn.execute(
             "SELECT owner, key_id, wrapped, kek_id FROM vestry.owner_keys WHERE owner = ANY (%s)",
@@ -142,6 +150,7 @@ class PrivateContent:
     def forget(self, owner: str) -> None:
         """Drop a cached key, so that the next use reads it again."""
         self._keys.pop(owner, None)
+        self._before.pop(owner, None)
 
     def encode(self, owner: str, field: str, row_id: UUID, text: str) -> bytes | str:
         """The text sealed for one field of one row."""
@@ -170,9 +179,13 @@ class PrivateContent:
         """HMAC under the owner's key."""
         return self._key(owner).digest
 
+    def _start_afresh(self) -> None:
+        self._before, self._keys, self._faults = self._keys, {}, {}
+        self._since = time.monotonic()
+
     def _key(self, owner: str) -> OwnerKey:
-        try:
-            return self._keys[owner]
-        except KeyError:
+        key = self._keys.get(owner) or self._before.get(owner)
+        if key is None:
             fault = self._faults.get(owner, "the owner has no data key in this database")
-            raise UnknownKey(fault) from None
+            raise UnknownKey(fault)
+        return key

@@ -1,4 +1,4 @@
-"""The Postgres roles, one per class of process. Their grants are in the first migration."""
+"""The Postgres roles, one per class of process. Their grants are in the migrations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ CLOUD_WORKER = "vestry_cloud"
 CONTROL = "vestry_control"
 """Dispatcher and reconciler: states and clean-up, never content."""
 MONITOR = "vestry_monitor"
+OPERATOR = "vestry_operator"
+"""`vestry keys`, `forget` and `audit`: wrapped keys and tombstones, never content."""
 
 ROLES: tuple[str, ...] = (
     SCHEMA_OWNER,
@@ -21,4 +23,5 @@ ROLES: tuple[str, ...] = (
     CLOUD_WORKER,
     CONTROL,
     MONITOR,
+    OPERATOR,
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     Column,
@@ -83,6 +84,14 @@ owner_keys = Table(
     Column("kek_id", Text, nullable=False),
     Column("created_xid", Xid8, nullable=False, server_default=func.pg_current_xact_id()),
     _now("created_at", nullable=False),
+)
+
+wrapping_keys = Table(
+    "wrapping_keys",
+    Base.metadata,
+    Column("kek_id", Text, primary_key=True),
+    _now("created_at", nullable=False),
+    _time("retired_at"),
 )
 
 lanes = Table(
@@ -379,6 +388,19 @@ def _twin(privacy: str) -> dict[str, Table]:
         Index("shareable_embeddings_source", embeddings.c.source, embeddings.c.space_id)
     return {t.name: t for t in (payloads, results, blobs, documents, chunks, embeddings)}
 
+
+egress = Table(
+    "egress",
+    Base.metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _now("at", nullable=False),
+    Column("privacy", Text, nullable=False),
+    Column("locality", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("job_ids", ARRAY(Uuid), nullable=False),
+    Index("egress_at", "at"),
+)
 
 CONTENT: dict[str, Table] = {**_twin("private"), **_twin("shareable")}
 """The content tables by name."""

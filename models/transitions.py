@@ -16,7 +16,7 @@ id, jobs by id, documents by owner, source and external hash.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -52,7 +52,12 @@ class Settlement:
 
 
 def lock_held(
-    conn: Connection, token: UUID, job_ids: Sequence[UUID], *, flows: bool = False
+    conn: Connection,
+    token: UUID,
+    job_ids: Sequence[UUID],
+    *,
+    owners: Iterable[str],
+    flows: bool = False,
 ) -> frozenset[UUID]:
     """Lock the lease and those of the jobs that it still holds, in that order, by id.
 
@@ -60,11 +65,13 @@ def lock_held(
         conn: a connection in a transaction; the locks last as long as it.
         token: the lease.
         job_ids: jobs claimed under it.
+        owners: whose they are.
         flows: some of them belong to a flow, whose root is locked before anything else of it.
 
     Returns:
         The jobs whose attempt may still finish. The others were cancelled, expired, rescued or
-        handed back; nothing may be written for them but their receipt.
+        handed back, or their owner is being forgotten; nothing may be written for them but their
+        receipt.
     """
     if flows:
         conn.execute("SELECT vestry.lock_roots_v1(%s::uuid[])", [list(job_ids)])
@@ -74,8 +81,9 @@ def lock_held(
            SELECT id FROM vestry.jobs
            WHERE (SELECT count(*) FROM lease) >= 0
              AND id = ANY (%(ids)b) AND lease_id = %(token)s AND state = 'running'
+             AND owner = ANY ((SELECT vestry.standing_owners_v1(%(owners)s::text[]))::text[])
            ORDER BY id FOR UPDATE""",
-        {"ids": column(job_ids), "token": token},
+        {"ids": column(job_ids), "token": token, "owners": sorted(set(owners))},
         prepare=True,
         binary=True,
     )

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
+from inference.egress import on_behalf_of
 from inference.errors import Abandoned, InferenceError
 from inference.policy import Candidate, Wish
 from inference.protocol import BuiltinClassifier
@@ -65,7 +66,8 @@ class ClassificationHandler:
         plans = sorted(plans, key=lambda plan: not plan.labels)
         while waiting := [plan for plan in plans if plan.job.id not in outcomes]:
             try:
-                answer = self._router.serve(wish, partial(self._classify, waiting, context))
+                with on_behalf_of([plan.job.id for plan in waiting]):
+                    answer = self._router.serve(wish, partial(self._classify, waiting, context))
             except (InferenceError, Elsewhere) as error:
                 failed = outcome_of_error(error)
                 outcomes.update({plan.job.id: failed for plan in _concerned(error, waiting)})

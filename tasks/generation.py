@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
+from inference.egress import on_behalf_of
 from inference.errors import BadAnswer, InferenceError
 from inference.policy import Candidate
 from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest, Message
@@ -82,7 +83,8 @@ class GenerationHandler:
                 request, used = grounded(plan.request, passages, candidate.model.context)
                 return replace(_write(model, request, cancelled), passages=used)
 
-            answer = self._router.serve(job.wish, call)
+            with on_behalf_of([job.id]):
+                answer = self._router.serve(job.wish, call)
         except (InferenceError, Elsewhere) as error:
             return outcome_of_error(error)
         written = answer.value

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from inference.egress import on_behalf_of
 from inference.errors import Abandoned, InferenceError, TooLong
 from inference.policy import Candidate
 from inference.protocol import EmbeddingModel
@@ -57,7 +58,8 @@ class RerankHandler:
     def _run(self, job: Job, context: Context) -> Outcome:
         try:
             plan = plan_of(job)
-            answer = self._router.serve(job.wish, partial(self._score, plan, context))
+            with on_behalf_of([job.id]):
+                answer = self._router.serve(job.wish, partial(self._score, plan, context))
         except BadPayload as error:
             return Failed("bad_payload", str(error))
         except (InferenceError, Elsewhere) as error:

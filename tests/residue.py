@@ -46,7 +46,7 @@ def _processes(root: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         # A server may have written its title over its environment, but it works in its directory.
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("TMPDIR") == str(root):
+            if Path(process.environ().get("TMPDIR", "/")).is_relative_to(root):
                 theirs.add(process)
         with contextlib.suppress(psutil.Error, OSError):
             if any(Path(process.cwd()).is_relative_to(place) for place in elsewhere):

@@ -203,7 +203,7 @@ def from_sqlstate(sqlstate: str | None, own_message: str | None = None) -> Vestr
     """Translate what Postgres raised.
 
     Args:
-        sqlstate: its code. VY001 to VY004 are raised by Vestry's own SQL functions; classes 08
+        sqlstate: its code. VYxxx are raised by Vestry's own SQL functions; classes 08
             and 57P and 53 mean that the server is not there, ending or full.
         own_message: the server's primary message; used for VYxxx alone, whose texts are ours and
             hold no content.
@@ -213,7 +213,7 @@ def from_sqlstate(sqlstate: str | None, own_message: str | None = None) -> Vestr
     match sqlstate:
         case "VY001":
             return IdempotencyConflict()
-        case "VY002":
+        case "VY002" | "VY006":
             return UnknownKey(own_message)
         case "VY003":
             return InvalidInput("request", own_message or "refused by the database")

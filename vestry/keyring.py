@@ -1,50 +1,66 @@
-"""The key ring: key-encryption keys in one private file, which wrap every owner's data key.
+"""The key ring: key-encryption keys, which wrap every owner's data key.
 
-The file is JSON, `{"current": id, "keys": {id: base64 of 32 bytes}}`, readable by its user alone.
-Losing it makes all private content unreadable: back it up, apart from the database's backups.
+Losing it makes all private content unreadable: back it up, apart from the database's backups. Where it
+comes from is `vestry.key_source`, how its file is changed `vestry.key_file`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import contextlib
-import json
 import os
 import secrets
-import stat
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from vestry import key_file
 from vestry.errors import KeyRingError, SealBroken, UnknownKey
+from vestry.key_source import KeyFile, KeySource, RingText
 from vestry.sealing import KEY_BYTES, NONCE_BYTES, OwnerKey, associated_data
 
 _FIELD = "data key"
+LOOK_AGAIN_S: Final = 5.0
+"""How soon a source that had not the key looked for is asked again."""
 
 
 class KeyRing:
-    """Key-encryption keys by id, one of them current: it wraps, the others only unwrap."""
+    """Key-encryption keys by id, one of them current: it wraps, the others only unwrap.
 
-    __slots__ = ("_keys", "current")
+    A ring that was read from a source follows it: a new key is there when it is first needed, so that
+    keys are rotated while everybody goes on working. Threads may share it.
+    """
 
-    def __init__(self, keys: Mapping[str, bytes], current: str) -> None:
+    __slots__ = ("_barren_at", "_held", "_lock", "_source")
+
+    def __init__(
+        self, keys: Mapping[str, bytes], current: str, source: KeySource | None = None
+    ) -> None:
         """Take the keys, 32 bytes each, and the id of the one that wraps new data keys."""
-        if current not in keys:
-            raise KeyRingError("the key ring's current key is not among its keys")
-        if any(len(key) != KEY_BYTES for key in keys.values()):
-            raise KeyRingError("a key of the key ring is not 32 bytes long")
-        self._keys = {kek_id: AESGCM(key) for kek_id, key in keys.items()}
-        self.current = current
+        self._held = _opened(RingText(keys, current))
+        self._source = source
+        self._lock = threading.Lock()
+        self._barren_at = -LOOK_AGAIN_S
 
     def __repr__(self) -> str:
-        return f"KeyRing({len(self._keys)} keys)"
+        return f"KeyRing({len(self._held[0])} keys)"
 
     def __reduce__(self) -> str:
         raise TypeError("a key ring is not to be copied out of the process")
+
+    @property
+    def current(self) -> str:
+        """The id of the key that wraps."""
+        return self._held[1]
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """All keys' ids, oldest first."""
+        return tuple(self._held[0])
 
     @classmethod
     def generate(cls, path: str | os.PathLike[str]) -> KeyRing:
@@ -55,55 +71,46 @@ class KeyRing:
         Raises:
             KeyRingError: something is there already; a key ring is never overwritten.
         """
-        target = Path(path)
-        kek_id, key = f"kek-{secrets.token_hex(8)}", os.urandom(KEY_BYTES)
-        text = json.dumps({"current": kek_id, "keys": {kek_id: base64.b64encode(key).decode()}})
-        draft = target.with_name(f"{target.name}.{secrets.token_hex(8)}.new")
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            # A link, unlike a rename, fails where the target exists.
-            os.link(draft, target)
-        except FileExistsError:
-            raise KeyRingError("there is a key ring already; it is not overwritten") from None
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                draft.unlink()
-        return cls({kek_id: key}, kek_id)
+        kek_id = new_key_id()
+        key_file.create(Path(path), RingText({kek_id: os.urandom(KEY_BYTES)}, kek_id))
+        return cls.load(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KeyRing:
-        """Read a key ring.
+        """Read a key ring from its file.
 
         Raises:
             KeyRingError: it is absent, malformed, or others than its user may read it.
         """
-        try:
-            with Path(path).open(encoding="utf-8") as file:
-                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-                    raise KeyRingError("the key ring can be read by others; make it mode 0600")
-                raw = json.load(file)
-            keys = {
-                str(kek_id): base64.b64decode(key, validate=True)
-                for kek_id, key in raw["keys"].items()
-            }
-            return cls(keys, str(raw["current"]))
-        except FileNotFoundError:
-            raise KeyRingError("the key ring file does not exist") from None
-        except PermissionError:
-            raise KeyRingError("the key ring file cannot be read by this user") from None
-        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
-            # `from None`: a parser's error may quote the line, which is a key.
-            raise KeyRingError("the key ring file is not a key ring") from None
+        return cls.read(KeyFile(path))
+
+    @classmethod
+    def read(cls, source: KeySource) -> KeyRing:
+        """Read a key ring, and follow its source.
+
+        Raises:
+            KeyRingError: as the source says.
+        """
+        ring = source.read()
+        return cls(ring.keys, ring.current, source)
+
+    def renew(self) -> None:
+        """Read the source again, where there is one.
+
+        Raises:
+            KeyRingError: as the source says; the ring stays as it was.
+        """
+        if self._source is not None:
+            self._held = _opened(self._source.read())
 
     def wrap(self, owner: str, key_id: UUID, dek: bytes) -> tuple[bytes, str]:
         """An owner's data key as it is stored, and the id of the key that wrapped it."""
+        if self._source is not None and self._source.changed():
+            self.renew()
+        keys, current = self._held
         nonce = os.urandom(NONCE_BYTES)
         aad = associated_data(key_id, owner, _FIELD)
-        return nonce + self._keys[self.current].encrypt(nonce, dek, aad), self.current
+        return nonce + keys[current].encrypt(nonce, dek, aad), current
 
     def unwrap(self, owner: str, key_id: UUID, wrapped: bytes, kek_id: str) -> OwnerKey:
         """An owner's key from what is stored.
@@ -112,12 +119,45 @@ class KeyRing:
             UnknownKey: the ring has no key of that id.
             SealBroken: the stored key was changed, or is another owner's.
         """
-        kek = self._keys.get(kek_id)
+        return OwnerKey(key_id, owner, self._dek(owner, key_id, wrapped, kek_id))
+
+    def rewrap(self, owner: str, key_id: UUID, wrapped: bytes, kek_id: str) -> tuple[bytes, str]:
+        """What is stored, wrapped anew with the current key; raises as `unwrap`."""
+        return self.wrap(owner, key_id, self._dek(owner, key_id, wrapped, kek_id))
+
+    def _dek(self, owner: str, key_id: UUID, wrapped: bytes, kek_id: str) -> bytes:
+        kek = self._held[0].get(kek_id) or self._sought(kek_id)
         if kek is None:
             raise UnknownKey("the owner's key is wrapped with a key that this key ring lacks")
         aad = associated_data(key_id, owner, _FIELD)
         try:
-            dek = kek.decrypt(bytes(wrapped[:NONCE_BYTES]), bytes(wrapped[NONCE_BYTES:]), aad)
+            return kek.decrypt(bytes(wrapped[:NONCE_BYTES]), bytes(wrapped[NONCE_BYTES:]), aad)
         except (InvalidTag, ValueError):
             raise SealBroken("the owner's stored key does not open") from None
-        return OwnerKey(key_id, owner, dek)
+
+    def _sought(self, kek_id: str) -> AESGCM | None:
+        """A key that the source may have by now; one thread asks, not too often."""
+        with self._lock:
+            found = self._held[0].get(kek_id)
+            if found is None and self._source is not None:
+                if time.monotonic() - self._barren_at < LOOK_AGAIN_S:
+                    return None
+                self._held = _opened(self._source.read_with(kek_id))
+                found = self._held[0].get(kek_id)
+                if found is None:
+                    self._barren_at = time.monotonic()
+            return found
+
+
+def new_key_id() -> str:
+    """A name for a new key-encryption key."""
+    return f"kek-{secrets.token_hex(8)}"
+
+
+def _opened(ring: RingText) -> tuple[Mapping[str, AESGCM], str]:
+    """Keys and the current one's id, as one value: threads replace and read it in one stroke."""
+    if ring.current not in ring.keys:
+        raise KeyRingError("the key ring's current key is not among its keys")
+    if any(len(key) != KEY_BYTES for key in ring.keys.values()):
+        raise KeyRingError("a key of the key ring is not 32 bytes long")
+    return {kek_id: AESGCM(key) for kek_id, key in ring.keys.items()}, ring.current

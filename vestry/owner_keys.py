@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from vestry.errors import DatabaseError, SettingsError, UnknownKey
+from vestry.errors import DatabaseError, KeyRingError, SettingsError, UnknownKey
 from vestry.ids import uuid7
 from vestry.sealing import OwnerKey, new_dek
 from vestry.steps import Query, Steps
@@ -14,10 +16,13 @@ from vestry.steps import Query, Steps
 if TYPE_CHECKING:
     from vestry.keyring import KeyRing
 
-_KEPT = 10_000
+_KEPT: Final = 10_000
+KEPT_S: Final = 600.0
+"""How long an owner's key is kept in memory: that of one who was forgotten is gone after it."""
 
 _ENSURE = """SELECT key_id, wrapped, kek_id, fresh
 FROM vestry.ensure_owner_key_v1(%s::text, %s::uuid, %b::bytea, %s::text)"""
+_CONTEXT = "SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)"
 _FIND = """SELECT key_id, wrapped, kek_id,
        created_xid IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()
 FROM vestry.owner_keys WHERE owner = %s"""
@@ -28,7 +33,7 @@ class OwnerKeys:
 
     def __init__(self, keyring: KeyRing | None) -> None:
         self._keyring = keyring
-        self._keys: OrderedDict[str, OwnerKey] = OrderedDict()
+        self._keys: OrderedDict[str, tuple[OwnerKey, float]] = OrderedDict()
         self._lock = threading.Lock()
 
     def ensure(self, owner: str) -> Steps[OwnerKey]:
@@ -42,7 +47,13 @@ class OwnerKeys:
             return kept
         ring, key_id = self._ring(), uuid7()
         wrapped, kek_id = ring.wrap(owner, key_id, new_dek())
-        rows = yield Query(_ENSURE, (owner, key_id, wrapped, kek_id))
+        try:
+            rows = yield Query(_ENSURE, (owner, key_id, wrapped, kek_id))
+        except UnknownKey:
+            # The ring is older than the last rotation. This transaction is over, the next finds it new.
+            with contextlib.suppress(KeyRingError):
+                ring.renew()
+            raise
         if not rows:
             raise DatabaseError(None)
         return self._unwrapped(owner, *rows[0])
@@ -52,8 +63,9 @@ class OwnerKeys:
         kept = self._kept(owner)
         if kept is not None:
             return kept
-        rows = yield Query(_FIND, (owner,))
-        return self._unwrapped(owner, *rows[0]) if rows else None
+        # Row security shows the key of the owner named; together, they are one transaction.
+        rows = yield Query(_CONTEXT, (owner,)), Query(_FIND, (owner,))
+        return self._unwrapped(owner, *rows[1]) if rows[1:] else None
 
     def require(self, owner: str) -> Steps[OwnerKey]:
         """The owner's key; `UnknownKey` where there is none."""
@@ -69,9 +81,13 @@ class OwnerKeys:
 
     def _kept(self, owner: str) -> OwnerKey | None:
         with self._lock:
-            key = self._keys.get(owner)
-            if key is not None:
-                self._keys.move_to_end(owner)
+            key, since = self._keys.get(owner, (None, 0.0))
+            if key is None:
+                return None
+            if time.monotonic() - since > KEPT_S:
+                del self._keys[owner]
+                return None
+            self._keys.move_to_end(owner)
             return key
 
     def _unwrapped(
@@ -80,12 +96,14 @@ class OwnerKeys:
         key = self._ring().unwrap(owner, key_id, wrapped, kek_id)  # type: ignore[arg-type]
         if not fresh:
             with self._lock:
-                self._keys[owner] = key
+                self._keys[owner] = key, time.monotonic()
                 while len(self._keys) > _KEPT:
                     self._keys.popitem(last=False)
         return key
 
     def _ring(self) -> KeyRing:
         if self._keyring is None:
-            raise SettingsError("private content needs the key ring: set VESTRY_KEYRING_FILE")
+            raise SettingsError(
+                "private content needs the key ring: set VESTRY_KEYRING_FILE or _COMMAND"
+            )
         return self._keyring

@@ -1,6 +1,7 @@
 """Where the database and the key ring are.
 
-Given outright, else by `VESTRY_DATABASE_URL` and `VESTRY_KEYRING_FILE`, else by the embedded
+Given outright, else by `VESTRY_DATABASE_URL` and one of `VESTRY_KEYRING_FILE`,
+`VESTRY_KEYRING_COMMAND` and `VESTRY_KEYRING_FD` (see `vestry.key_source`), else by the embedded
 stack's `client.json` in `VESTRY_HOME` (default: `.vestry` here or in a folder above, else in the
 checkout this module belongs to, where `vestry up` keeps it).
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from vestry import key_source
 from vestry.errors import SettingsError
 from vestry.keyring import KeyRing
 
@@ -43,6 +45,19 @@ class Settings:
     keyring: KeyRing | None = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """What an operator needs. Shows nothing of itself: the URL holds a password.
+
+    Attributes:
+        conninfo: libpq's connection string, of the role vestry_operator.
+        source: where the key ring comes from; not read yet.
+    """
+
+    conninfo: str = field(repr=False)
+    source: key_source.KeySource | None = field(repr=False)
+
+
 def resolve(
     database_url: str | None = None, keyring: KeyRing | str | os.PathLike[str] | None = None
 ) -> Settings:
@@ -52,14 +67,39 @@ def resolve(
         SettingsError: nothing says which database to use, or what says it cannot be read.
         KeyRingError: the key ring is named and cannot be used.
     """
-    ring = keyring or os.environ.get("VESTRY_KEYRING_FILE") or None
+    source = None if keyring else key_source.from_environment()
     url = database_url or os.environ.get("VESTRY_DATABASE_URL")
     if not url:
-        url, default_ring = _from_home()
-        ring = ring or default_ring
-    if ring is not None and not isinstance(ring, KeyRing):
-        ring = KeyRing.load(ring)
-    return Settings(_conninfo(url), ring)
+        described = _from_home()
+        url = str(described["database_url"])
+        if not keyring and source is None and (named := described.get("keyring")):
+            source = key_source.KeyFile(str(named))
+    if isinstance(keyring, KeyRing):
+        return Settings(_conninfo(url), keyring)
+    if keyring:
+        source = key_source.KeyFile(keyring)
+    return Settings(_conninfo(url), None if source is None else KeyRing.read(source))
+
+
+def resolve_operator() -> OperatorSettings:
+    """Find what `vestry keys`, `forget` and `audit` need, by `VESTRY_OPERATOR_URL` or the stack's file.
+
+    Raises:
+        SettingsError: nothing says which database to use, or what says it cannot be read.
+        KeyRingError: the key ring is named in a way that cannot be.
+    """
+    source = key_source.from_environment()
+    url = os.environ.get("VESTRY_OPERATOR_URL")
+    if not url:
+        if os.environ.get("VESTRY_DATABASE_URL"):
+            raise SettingsError("set VESTRY_OPERATOR_URL, a login of the role vestry_operator")
+        described = _from_home()
+        url = str(described.get("operator_url") or "")
+        if not url:
+            raise SettingsError("the embedded stack is older than this command: start it again")
+        if source is None and (named := described.get("keyring")):
+            source = key_source.KeyFile(str(named))
+    return OperatorSettings(_conninfo(url, "VESTRY_OPERATOR_PASSWORD_FILE"), source)
 
 
 def home() -> Path:
@@ -90,10 +130,10 @@ def _checkout() -> Path | None:
     return folder if (folder / "workers" / "up.py").is_file() else None
 
 
-def _from_home() -> tuple[str, str | None]:
+def _from_home() -> dict[str, object]:
     try:
         described = json.loads((home() / CLIENT_FILE).read_text(encoding="utf-8"))
-        return str(described["database_url"]), described.get("keyring")
+        described["database_url"]
     except FileNotFoundError:
         named = os.environ.get("VESTRY_HOME")
         tried = ", ".join(map(str, [named] if named else _places()))
@@ -108,14 +148,16 @@ def _from_home() -> tuple[str, str | None]:
     except (ValueError, KeyError, TypeError, AttributeError):
         # `from None`: a parser's error may quote a line with a password.
         raise SettingsError("the embedded stack's client.json is malformed") from None
+    found: dict[str, object] = described
+    return found
 
 
-def _conninfo(url: str) -> str:
+def _conninfo(url: str, password_in: str = "VESTRY_DATABASE_PASSWORD_FILE") -> str:  # noqa: S107
     # SQLAlchemy's way to name the driver is not libpq's.
     for dialect in ("postgresql+psycopg://", "postgresql+psycopg_async://"):
         if url.startswith(dialect):
             url = "postgresql://" + url.removeprefix(dialect)
-    password_file = os.environ.get("VESTRY_DATABASE_PASSWORD_FILE")
+    password_file = os.environ.get(password_in)
     try:
         told = conninfo_to_dict(url)
         patience = {name: value for name, value in PATIENCE.items() if name not in told}

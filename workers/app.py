@@ -84,6 +84,7 @@ def make_app(broker: str, privacy: str, *, remote_control: bool = True) -> Celer
 def _from_environment() -> Celery:
     settings = Settings()
     logs.configure(settings.log_level)
+    logs.own_process()
     if settings.privacy is None:
         logging.getLogger(__name__).warning("VESTRY_PRIVACY is not set; taking shareable")
     # A worker that talks to the world outside takes no word from the broker but hints.

@@ -6,57 +6,31 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from models.roles import CLOUD_WORKER, CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
+from models.roles import (
+    CLOUD_WORKER,
+    CONTROL,
+    OPERATOR,
+    PRIVATE_WORKER,
+    PRODUCER,
+    SHAREABLE_WORKER,
+)
 from vestry.lanes import LANES, Latency, Pool, Privacy
-from workers import model_servers
+from workers import accounts, model_servers
+from workers.accounts import Accounts
 from workers.home import CHECKOUT, Home, write_private
+from workers.key_handing import KeyHanding
 from workers.model_servers import LlamaServer, ModelServers
 from workers.postgres_server import PostgresServer
-from workers.process import Command, base_environment
+from workers.process import Account, Command, base_environment
+from workers.room import Room
+from workers.stack_settings import OFFLINE, inherited, needed
 from workers.supervisor import ChildSpec, Stage, answers, ready_file
-from workers.valkey_server import ValkeyServer
+from workers.valkey_server import CLOUD, ValkeyServer
 
-TUNABLES = (
-    "VESTRY_SLOTS",
-    "VESTRY_THREADS",
-    "VESTRY_EMBEDDING_BACKEND",
-    "VESTRY_EMBEDDING_MODEL",
-    "VESTRY_DEVICE",
-    "VESTRY_CATALOGUE",
-    "VESTRY_TESSDATA",
-    "VESTRY_OCR_LANGUAGES",
-    "VESTRY_RERANK_MODEL",
-    "VESTRY_CLOUD_BUDGET_USD",
-    "VESTRY_BREAKER_FAILURES",
-    "VESTRY_BREAKER_COOLDOWN_S",
-    "VESTRY_BREAKER_LONGEST_S",
-    "VESTRY_LEASE_S",
-    "VESTRY_HEARTBEAT_S",
-    "VESTRY_MAX_RUN_S",
-    "VESTRY_WINDOW",
-    "VESTRY_POLL_S",
-    "VESTRY_DEAF_S",
-    "VESTRY_BATCH_JOBS",
-    "VESTRY_BATCH_S",
-    "VESTRY_INTERACTIVE_BATCH_JOBS",
-    "VESTRY_BACKOFF_CAP_S",
-    "VESTRY_KEEP_JOBS_S",
-    "VESTRY_LOG_LEVEL",
-)
-"""Settings that everybody may know, taken over from the environment of `vestry up`."""
-
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-ONLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""Given as 0 to `vestry up`, they are 0 for every process: a model may then be downloaded."""
 BULK_NICE = 19
 FLOWER_USER = "vestry"
 CLOUD_LANES = tuple(name for name, lane in LANES.items() if lane.pool is Pool.CLOUD)
@@ -92,11 +66,14 @@ class Stack:
         self.options = options
         self.postgres = PostgresServer(home)
         self.valkey = ValkeyServer(home)
+        self.keys = KeyHanding(home.keyring, home.run)
         for privacy in Privacy:
             home.settle_port(f"flower.{privacy}")
+        given = self._given()
+        self.accounts = Accounts(home, given.get(accounts.SETTING, "auto"), needed(given))
         self._lanes = worker_lanes(has_accelerator(self._settings()))
         workers = {worker_name(lanes): lanes for lanes in self._lanes}
-        self.models = ModelServers(home, self._given(), workers, self._wanted)
+        self.models = ModelServers(home, given, workers, self._wanted)
         if self.models.clouds:
             self._lanes.append(CLOUD_LANES)
 
@@ -140,7 +117,8 @@ class Stack:
         }
         return {
             "database_url": self.postgres.url(PRODUCER),
-            "keyring": str(self.home.keyring),
+            "operator_url": self.postgres.url(OPERATOR),
+            "keyring": str(self.home.keyring) if self.keys.in_file else None,
             "flower": flower if self.options.flower else {},
             "models": {"notes": self.models.notes, **self.models.document()},
             "supervisor_pid": os.getpid(),
@@ -165,27 +143,27 @@ class Stack:
         secrets = self._database(CONTROL)
         if name == "dispatcher":
             secrets |= self._broker("dispatcher") | self.models.overview()
-        return self._python(name, Stage.CONTROL, f"workers.{name}", secrets)
+        return self._python(name, Stage.CONTROL, f"workers.{name}", secrets, role="control")
 
     def _worker(self, lanes: Sequence[str]) -> ChildSpec:
-        privacy = LANES[lanes[0]].privacy
+        privacy, clouds = LANES[lanes[0]].privacy, lanes == CLOUD_LANES
         environment = {
             "VESTRY_PRIVACY": privacy.value,
             "VESTRY_LANES": ",".join(lanes),
             "VESTRY_THREADS": str(thread_count()),
-            **self._database(CLOUD_WORKER if lanes == CLOUD_LANES else WORKER_ROLES[privacy]),
-            **self._broker(privacy.value),
+            **self._database(CLOUD_WORKER if clouds else WORKER_ROLES[privacy]),
+            **self._broker(CLOUD if clouds else privacy.value),
             **self.models.environment(lanes),
         }
-        if privacy is Privacy.PRIVATE:
-            environment["VESTRY_KEYRING_FILE"] = str(self.home.keyring)
         return self._python(
             worker_name(lanes),
             Stage.WORKERS,
             "workers.worker",
             environment,
+            role=CLOUD if clouds else privacy.value,
             lanes=tuple(lanes),
             nice=BULK_NICE if bulk_only(lanes) else 0,
+            keyring=privacy is Privacy.PRIVATE,
         )
 
     def _llama(self, server: LlamaServer) -> ChildSpec:
@@ -195,17 +173,23 @@ class Stack:
         does not get a core all stand still (two busy cores, two threads: 0.6 tokens a second instead
         of 50; one thread: half of what it does alone).
         """
+        account = self.accounts.of("models")
+        room = Room(self.home, server.name, account)
 
         def prepare() -> Command:
+            room.enter()
             return Command(
                 argv=[sys.executable, "-m", "workers.llama_server"],
                 log=self.home.logs / f"{server.name}.log",
-                environment={
-                    **base_environment(),
-                    **OFFLINE,
-                    "VESTRY_LLAMA_THREADS": str(max(1, thread_count() - 1)),
-                    **self.models.llama_environment(server),
-                },
+                environment=room.lend(
+                    {
+                        **base_environment(),
+                        **OFFLINE,
+                        "VESTRY_LLAMA_THREADS": str(max(1, thread_count() - 1)),
+                        **self.models.llama_environment(server),
+                    }
+                ),
+                account=account,
                 cwd=CHECKOUT,
                 nice=BULK_NICE if bulk_only(server.lanes) else 0,
             )
@@ -225,39 +209,45 @@ class Stack:
         module: str,
         environment: Mapping[str, str],
         *,
+        role: str,
         lanes: tuple[str, ...] = (),
         nice: int = 0,
+        keyring: bool = False,
     ) -> ChildSpec:
-        ready = self.home.run / f"{name}.ready"
+        account = self.accounts.of(role)
+        room = Room(self.home, name, account)
 
         def prepare() -> Command:
-            ready.unlink(missing_ok=True)
-            return self._command(
-                name,
-                [sys.executable, "-m", module],
-                {**environment, "VESTRY_READY_FILE": str(ready)},
-                nice,
-            )
+            room.enter()
+            given = {**environment, "VESTRY_READY_FILE": str(room.ready)}
+            handed = (self.keys.descriptor(),) if keyring else ()
+            for descriptor in handed:
+                given["VESTRY_KEYRING_FD"] = str(descriptor)
+            argv = [sys.executable, "-m", module]
+            command = self._command(name, argv, given, account, room)
+            return replace(command, nice=nice, pass_fds=handed)
 
-        return ChildSpec(name, stage, prepare, ready_file(ready), lanes=lanes)
+        return ChildSpec(name, stage, prepare, ready_file(room.ready), lanes=lanes)
 
     def _flower(self, privacy: Privacy) -> ChildSpec:
         name = f"flower-{privacy}"
+        account = self.accounts.of(name)
+        room = Room(self.home, name, account)
 
         def prepare() -> Command:
+            room.enter()
             port = self.home.port(f"flower.{privacy}")
             password = self.home.password(f"flower.{privacy}")
-            conf = self.home.secrets / f"flower.{privacy}.py"
             # A file: Flower would take the password as an argument too, for everybody to see.
-            write_private(
-                conf,
+            conf = room.write(
+                "flower.py",
                 f"basic_auth = [{FLOWER_USER + ':' + password!r}]\n"
                 f"address = '127.0.0.1'\nport = {port}\n"
                 "read_only = True\npersistent = False\n",
             )
             argv = [sys.executable, "-m", "celery", "-A", "workers.app", "flower", f"--conf={conf}"]
             environment = {"VESTRY_PRIVACY": privacy.value, **self._broker(privacy.value)}
-            return self._command(name, argv, environment)
+            return self._command(name, argv, environment, account, room)
 
         return ChildSpec(
             name,
@@ -271,19 +261,25 @@ class Stack:
         return f"http://127.0.0.1:{self.home.port(f'flower.{privacy}')}"
 
     def _command(
-        self, name: str, argv: Sequence[str], environment: Mapping[str, str], nice: int = 0
+        self,
+        name: str,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        account: Account,
+        room: Room,
     ) -> Command:
+        given = {**base_environment(), **OFFLINE, **environment, **self._settings()}
         return Command(
             argv=argv,
             log=self.home.logs / f"{name}.log",
-            environment={**base_environment(), **OFFLINE, **environment, **self._settings()},
+            environment=room.lend(given),
+            account=account,
             cwd=CHECKOUT,
-            nice=nice,
         )
 
     def _settings(self) -> dict[str, str]:
         """What every process of ours is told."""
-        own = model_servers.SETTINGS
+        own = (*model_servers.SETTINGS, accounts.SETTING)
         return {name: value for name, value in self._given().items() if name not in own}
 
     def _given(self) -> dict[str, str]:
@@ -303,26 +299,6 @@ class Stack:
             "VESTRY_BROKER_URL": self.valkey.url_without_password(user),
             "VESTRY_BROKER_PASSWORD_FILE": str(self.valkey.password_file(user)),
         }
-
-
-def check_settings(settings: Mapping[str, str]) -> None:
-    """Refuse what is not a setting of the stack: a slip of the pen would change nothing.
-
-    Raises:
-        ValueError: a name is unknown.
-    """
-    known = {*TUNABLES, *model_servers.SETTINGS}
-    if unknown := sorted(settings.keys() - known):
-        raise ValueError(
-            f"cannot be set: {', '.join(unknown)}; these can: {', '.join(sorted(known))}"
-        )
-
-
-def inherited() -> dict[str, str]:
-    """The stack's settings in the environment of `vestry up`."""
-    asked = {name: "0" for name in ONLINE if os.environ.get(name) == "0"}
-    names = (*TUNABLES, *model_servers.SETTINGS)
-    return asked | {name: os.environ[name] for name in names if name in os.environ}
 
 
 def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:

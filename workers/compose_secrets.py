@@ -30,6 +30,7 @@ PASSWORD_FILES = (
     *ROLES,
     *(f"valkey_{user}" for user in USERS),
     *(f"flower_{privacy}" for privacy in PRIVACIES),
+    *(f"llama_{privacy}" for privacy in PRIVACIES),
 )
 
 UNPRIVILEGED = 10_001
@@ -57,7 +58,8 @@ def make(directory: Path) -> tuple[int, int]:
         uid = gid = UNPRIVILEGED
     write_private(
         directory / ENVIRONMENT_FILE,
-        f"VESTRY_SECRETS={directory.resolve()}\nVESTRY_UID={uid}\nVESTRY_GID={gid}\n",
+        f"VESTRY_SECRETS={directory.resolve()}\nVESTRY_UID={uid}\nVESTRY_GID={gid}\n"
+        "COMPOSE_PROFILES=cpu\n",
     )
     if os.geteuid() == 0:
         for file in (directory, *directory.iterdir()):

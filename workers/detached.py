@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from workers.children import inherited
 from workers.home import CHECKOUT, Home, HomeInUseError, default_home, read_json
 from workers.process import Identity, base_environment, open_log
+from workers.stack_settings import inherited
 from workers.supervisor import StartError, end_orphans
 
 STOP_TIMEOUT_S = 150.0

@@ -219,6 +219,7 @@ def main() -> None:
     """Dispatch until told to stop."""
     settings = Settings()
     logs.configure(settings.log_level)
+    logs.own_process()
     stop = stop_on_signals()
     dispatcher = Dispatcher(settings, stop)
     if settings.ready_file is not None:

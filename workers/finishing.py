@@ -67,9 +67,10 @@ def finish(
         backoff_cap_s: longest wait before a retry.
     """
     jobs = {job.id: job for job in lease.jobs if job.id in outcomes}
-    content.enter(conn, {job.owner for job in jobs.values()})
+    owners = {job.owner for job in jobs.values()}
+    content.enter(conn, owners)
     flows = any(job.root_id is not None for job in jobs.values())
-    held = transitions.lock_held(conn, lease.id, list(jobs), flows=flows)
+    held = transitions.lock_held(conn, lease.id, list(jobs), owners=owners, flows=flows)
     standing = _store_effects(conn, content, {i: jobs[i] for i in held}, outcomes)
 
     done = Finished()

@@ -28,12 +28,21 @@ def default_home() -> Path:
     return Path(os.environ.get("VESTRY_HOME") or CHECKOUT / ".vestry").resolve()
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600 so that a reader sees the old text or the new, never a part."""
+def write_private(path: Path, text: str, owner: tuple[int, int] | None = None) -> None:
+    """Write a file of mode 0600 so that a reader sees the old text or the new, never a part.
+
+    Args:
+        path: its place.
+        text: all of it.
+        owner: user and group that it is to belong to, where that is not who writes it.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
+        if owner is not None:
+            # By descriptor: whoever owns the directory could put a link in the file's place.
+            os.fchown(descriptor, *owner)
     part.replace(path)
 
 
@@ -76,12 +85,13 @@ class Home:
         self._lock: int | None = None
 
     def create(self) -> None:
-        """Make the directories. Only the topmost may be traversed, by the servers' account."""
+        """Make the directories. Root's may be passed through on the way to what other accounts own."""
+        passed = 0o711 if os.geteuid() == 0 else 0o700
         self.path.mkdir(parents=True, exist_ok=True)
-        self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        for directory in (self.secrets, self.logs, self.run):
+        self.path.chmod(passed)
+        for directory, mode in ((self.secrets, 0o700), (self.logs, 0o700), (self.run, passed)):
             directory.mkdir(exist_ok=True)
-            directory.chmod(0o700)
+            directory.chmod(mode)
 
     def lock(self) -> None:
         """Take the home for this process; the kernel gives it back when the process ends.

@@ -23,7 +23,8 @@ from inference.router import Router
 from tasks.protocol import Handler, Library
 from tasks.registry import handlers
 from vestry.keyring import KeyRing
-from vestry.lanes import LANES, Pool
+from vestry.lanes import LANES, Pool, Privacy
+from workers.egress import recorder
 from workers.library import Documents
 from workers.offer import RERANKER, enabled_catalogue, limits
 from workers.settings import Settings
@@ -43,7 +44,10 @@ class Kit:
 
 
 def build(
-    settings: Settings, pool: ConnectionPool[Connection], keyring: KeyRing | None = None
+    settings: Settings,
+    pool: ConnectionPool[Connection],
+    keyring: KeyRing | None = None,
+    scratch: Path | None = None,
 ) -> Kit:
     """Load what the process serves and warm it up.
 
@@ -51,6 +55,7 @@ def build(
         settings: which backends and models, and for which lanes.
         pool: to declare embedding spaces, and for what all workers know of the backends.
         keyring: private workers': opens what answers are grounded in.
+        scratch: a private directory for temporary files.
 
     Raises:
         SystemExit: a model cannot be loaded; the message says what to do.
@@ -67,7 +72,9 @@ def build(
             threads=settings.threads,
             device=settings.device if Pool.CLOUD not in pools else "cpu",
             nice=settings.nice,
-            scratch=settings.scratch,
+            scratch=scratch,
+            networks=settings.local_networks if settings.privacy == Privacy.PRIVATE.value else None,
+            egress=recorder(pool) if Pool.CLOUD in pools else None,
         ),
     )
     policy = RoutingPolicy(catalogue)

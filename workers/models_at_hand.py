@@ -14,11 +14,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from inference.addresses import is_own
 from inference.catalogue import BackendEntry, Catalogue, ModelEntry
 from inference.catalogue_file import CatalogueError, load
+from inference.egress import asking
 from inference.errors import InferenceError
 from inference.fleet import Fleet, configuration
+from inference.local_only import is_own
 from inference.protocol import Probe
 from workers.home import read_json
 from workers.memory import OVERHEAD, Memory, memory
@@ -155,11 +156,12 @@ def _probes(catalogue: Catalogue, key_files: Mapping[str, str]) -> dict[str, Pro
         except (KeyError, OSError, UnicodeDecodeError):
             told = f"no key: VESTRY_BACKEND_KEYS={entry.name}=FILE names its file"
             found[entry.name] = Probe(reachable=False, models=None, detail=told)
-    fleet = Fleet(catalogue, configuration(keys, {}))
+    fleet = Fleet(catalogue, configuration(keys, {}, networks=None))
 
     def ask(name: str) -> Probe:
         try:
-            return fleet.backend(name).probe()
+            with asking():
+                return fleet.backend(name).probe()
         except InferenceError as error:
             return Probe(reachable=False, models=None, detail=str(error))
 

@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import psutil
+
+from workers import mounts
 
 INHERITED = (
     "HOME",
@@ -42,6 +45,8 @@ class Account:
 
     uid: int | None = None
     gid: int | None = None
+    views: Mapping[Path, Sequence[Path]] = field(default_factory=dict, compare=False)
+    """Directories that it may not pass through, and what it needs below them: see `workers.mounts`."""
 
     def run(self, argv: Sequence[str], **options: object) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end as this account, in a minimal environment, from "/"."""
@@ -54,10 +59,15 @@ class Account:
             **options,
         )
 
+    @property
+    def ids(self) -> tuple[int, int] | None:
+        """User and group, where they are not the caller's."""
+        return None if self.uid is None or self.gid is None else (self.uid, self.gid)
+
     def own(self, path: Path) -> None:
-        """Give a path to this account."""
-        if self.uid is not None and self.gid is not None:
-            os.chown(path, self.uid, self.gid)
+        """Give a path to this account, in a directory that nobody else may change."""
+        if self.ids is not None:
+            os.chown(path, *self.ids)
 
     def can_enter(self, path: Path) -> bool:
         """Whether this account can reach a directory: every parent may forbid it."""
@@ -68,9 +78,21 @@ class Account:
 
     def popen_options(self) -> dict[str, object]:
         """What `subprocess.Popen` is told to become this account."""
-        if self.uid is None:
+        if self.uid is None or self.gid is None:
             return {}
+        if self.views:
+            # By hand: the view must be made while it is still root.
+            return {"preexec_fn": partial(_become, self.uid, self.gid, self.views)}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+
+def _become(uid: int, gid: int, views: Mapping[Path, Sequence[Path]]) -> None:
+    here = Path.cwd()
+    mounts.show(views)
+    os.chdir(here)
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
 
 
 def server_account(data: Path) -> Account:
@@ -110,6 +132,8 @@ class Command:
     account: Account = field(default_factory=Account)
     cwd: Path = Path("/")
     nice: int = 0
+    pass_fds: tuple[int, ...] = ()
+    """Descriptors it inherits, under the same numbers."""
     stop_signal: signal.Signals = signal.SIGTERM
     """Asks for an orderly end."""
     kill_signal: signal.Signals = signal.SIGKILL
@@ -131,6 +155,7 @@ def spawn(command: Command) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=command.pass_fds,
             **command.account.popen_options(),
         )
 

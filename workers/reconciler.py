@@ -98,6 +98,7 @@ def main() -> None:
     """Reconcile until told to stop."""
     settings = Settings()
     logs.configure(settings.log_level)
+    logs.own_process()
     stop = stop_on_signals()
     if settings.ready_file is not None:
         Path(settings.ready_file).touch()

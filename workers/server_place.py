@@ -51,8 +51,7 @@ class ServerPlace:
     def write(self, name: str, text: str) -> Path:
         """Write a 0600 file that the server's account owns."""
         path = self.path / name
-        write_private(path, text)
-        self.account.own(path)
+        write_private(path, text, self.account.ids)
         return path
 
     def program(self, package: str, distribution: str, executable: Path) -> Path:

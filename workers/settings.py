@@ -11,6 +11,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from inference.local_only import Network, networks
+from vestry.key_source import COMMAND, DESCRIPTOR, FILE
 from vestry.lanes import LANES, Pool
 
 
@@ -26,7 +28,9 @@ class Settings(BaseSettings):
     broker_url: str = ""
     broker_password_file: Path | None = None
     keyring_file: Path | None = None
-    """The key ring; private workers only."""
+    """The key ring; private workers only. It may be a command's output, or an inherited descriptor."""
+    keyring_command: str = ""
+    keyring_fd: int | None = Field(None, ge=3)
     privacy: Literal["private", "shareable"] | None = None
     lanes: Annotated[tuple[str, ...], NoDecode] = ()
     slots: int = Field(2, ge=1, le=64)
@@ -34,6 +38,8 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1)
     nice: int = Field(0, ge=0, le=19)
     ready_file: Path | None = None
+    scratch: Path | None = None
+    """Where the worker's directory for temporary files is made; by default where those go."""
     log_level: str = "INFO"
 
     lease_s: float = Field(60.0, gt=0)
@@ -71,8 +77,8 @@ class Settings(BaseSettings):
     """What scans are read as where a job does not say, such as `eng+deu`; empty for English."""
     rerank_model: str = ""
     """Directory of a cross-encoder for reranking; empty for what the catalogue says."""
-    scratch: Path | None = None
-    """Private directory for temporary files; it should be in memory. None for one below TMPDIR."""
+    local_networks: Annotated[tuple[Network, ...], NoDecode] = ()
+    """What counts as our own besides the loopback interface; private text goes nowhere else."""
     cloud_budget_usd: Decimal | None = Field(None, ge=0)
     """What clouds may cost a day (UTC); beyond it they count as away."""
     breaker_failures: int = Field(3, ge=1)
@@ -84,6 +90,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split_lanes(cls, value: object) -> object:
         return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+    @field_validator("local_networks", mode="before")
+    @classmethod
+    def _parse_networks(cls, value: object) -> object:
+        return networks(value) if isinstance(value, str) else value
 
     @field_validator("backends", "backend_keys", mode="before")
     @classmethod
@@ -116,6 +127,15 @@ class Settings(BaseSettings):
     def broker(self) -> str:
         """The broker URL with its password in place."""
         return _with_password(self.broker_url, self.broker_password_file)
+
+    @property
+    def keyring(self) -> dict[str, str]:
+        """Where the key ring comes from, as `vestry.key_source` reads it."""
+        return {
+            FILE: str(self.keyring_file or ""),
+            COMMAND: self.keyring_command,
+            DESCRIPTOR: "" if self.keyring_fd is None else str(self.keyring_fd),
+        }
 
     @property
     def key_prefix(self) -> str:

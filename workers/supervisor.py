@@ -111,6 +111,8 @@ class Supervisor:
         home: created and locked by the caller.
         specs: the children.
         prepare_stage: called once, when the stages before CONTROL are ready.
+        watch: called every moment.
+        isolation: why children cannot have accounts of their own; empty where they have.
         tell: gets a line whenever a child dies or comes back.
     """
 
@@ -120,6 +122,8 @@ class Supervisor:
         specs: Sequence[ChildSpec],
         *,
         prepare_stage: Callable[[], object] = lambda: None,
+        watch: Callable[[], object] = lambda: None,
+        isolation: str = "",
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.home = home
@@ -127,6 +131,8 @@ class Supervisor:
         self.keeper = Keeper(home)
         self.ready = False
         self._prepare_stage = prepare_stage
+        self._watch = watch
+        self._isolation = isolation
         self._tell = tell
         self._signals = 0
         self._written: str = ""
@@ -190,6 +196,7 @@ class Supervisor:
     def _tick(self, children: Sequence[Child]) -> None:
         if self.keeper.ensure():
             self._tell("the keeper died and was replaced")
+        self._watch()
         for child in children:
             self._step(child)
         self._write_state()
@@ -276,6 +283,7 @@ class Supervisor:
             "ready": self.ready,
             "supervisor": asdict(own) if own else None,
             "keeper": self.keeper.pid,
+            "one_account": self._isolation,
             "processes": [child.document() for child in self.children],
         }
 

@@ -12,11 +12,12 @@ from rich.text import Text
 
 from vestry.cli.failures import CommandError, ExitCode, explain
 from vestry.cli.output import Output, table
-from workers.children import FLOWER_USER, Options, Stack, check_settings
+from workers.children import FLOWER_USER, Options, Stack
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.devstack import ensure_keyring, prepare_database
 from workers.home import Home, HomeInUseError, default_home
 from workers.server_place import orphans
+from workers.stack_settings import check_settings
 from workers.supervisor import StartError, Supervisor
 
 __all__ = ["Detached", "register", "start_detached"]
@@ -117,7 +118,14 @@ def _foreground(home: Home, options: Options, timeout: float, output: Output) ->
             raise StartError(f"the database could not be prepared: {reason[0]}") from error
         stack.write_client_file()
 
-    supervisor = Supervisor(home, specs, prepare_stage=prepare, tell=output.note)
+    supervisor = Supervisor(
+        home,
+        specs,
+        prepare_stage=prepare,
+        watch=stack.keys.follow,
+        isolation=stack.accounts.why_not,
+        tell=output.note,
+    )
     supervisor.catch_signals()
     _tell_orphans(output)
     for note in stack.models.notes:

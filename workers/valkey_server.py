@@ -14,7 +14,8 @@ from workers.settings import key_prefix
 
 PORT_NAME = "valkey"
 PRIVACIES = ("private", "shareable")
-USERS = (*PRIVACIES, "dispatcher")
+CLOUD = "cloud"
+USERS = (*PRIVACIES, CLOUD, "dispatcher")
 
 CONFIG = """\
 bind 127.0.0.1
@@ -51,6 +52,11 @@ DISPATCHER_COMMANDS = "+@connection -@dangerous +multi +exec +lpush +llen +publi
 def _rules(user: str) -> str:
     if user in PRIVACIES:
         return f"{_reach(user)} -@all {WORKER_COMMANDS}"
+    if user == CLOUD:
+        # Its own lanes' hints and, for Flower, events: no remote control, no other lane of its class.
+        prefix = key_prefix("shareable")
+        keys = f"~{prefix}shareable.*.cloud* ~{prefix}_kombu.binding*"
+        return f"{keys} &{prefix}/0.celeryev/* -@all {WORKER_COMMANDS}"
     reach = " ".join(_reach(privacy) for privacy in PRIVACIES)
     # kombu writes an exchange's binding before it first publishes; nothing else is added to.
     bindings = " ".join(f"(~{key_prefix(p)}_kombu.binding* -@all +sadd)" for p in PRIVACIES)

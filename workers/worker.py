@@ -6,6 +6,7 @@ settings filled in.
 
 from __future__ import annotations
 
+from vestry.lanes import LANES
 from workers import lifecycle
 from workers.settings import Settings
 
@@ -21,7 +22,9 @@ def argv(settings: Settings) -> list[str]:
     """
     if not settings.lanes or settings.privacy is None:
         raise SystemExit("a worker needs VESTRY_PRIVACY and VESTRY_LANES")
-    name = "-".join(settings.lanes[0].split(".")) if len(settings.lanes) == 1 else settings.privacy
+    lane = LANES[settings.lanes[0]]
+    several = len(settings.lanes) > 1
+    name = f"{lane.privacy}-{lane.pool}" if several else lane.name.replace(".", "-")
     return [
         "worker",
         "--queues",

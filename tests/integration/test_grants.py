@@ -59,7 +59,12 @@ GRANTS: Mapping[str, Mapping[str, set[str]]] = {
     },
     "vestry_monitor": {
         name: {"SELECT"}
-        for name in ("jobs", "lanes", "leases", "receipts", "backend_health", "routes", "spending")
+        for name in ("jobs", "lanes", "leases", "receipts", "backend_health", "routes", "spending",
+                     "egress")
+    },
+    "vestry_operator": {
+        name: {"SELECT"}
+        for name in ("owners", "owner_keys", "wrapping_keys", "jobs", "receipts", "egress")
     },
     "vestry_producer": {
         **{name: {"SELECT"} for name in (
@@ -91,14 +96,22 @@ CALLS: Mapping[str, set[str]] = {
     **{f"backend_{what}_v1": WORKERS for what in ("failed", "succeeded", "probe")},
     "rate_take_v1": WORKERS,
     "ensure_owner_key_v1": {"vestry_producer"},
-    "cancel_jobs_v1": {"vestry_producer"},
+    "cancel_jobs_v1": {"vestry_producer", "vestry_operator"},
     "delete_documents_v1": {"vestry_producer"},
     "pause_lane_v1": {"vestry_producer"},
-}
+    **{name: {"vestry_operator"} for name in (
+        "rewrap_owner_keys_v1", "retire_key_v1", "forget_owner_v1", "await_enqueues_v1",
+        "forget_content_v1",
+    )},
+    "standing_owners_v1": WORKERS,
+    "record_egress_v1": {"vestry_cloud"},
+    "guard_key": set(),
+    "guard_owners": set(),
+}  # fmt: skip
 
 OPEN = {
-    "alembic_version", "owners", "owner_keys", "lanes", "idempotency_keys", "spaces",
-    "routes", "backend_health", "rate_grants", "spending",
+    "alembic_version", "lanes", "spaces", "routes", "backend_health", "rate_grants", "spending",
+    "wrapping_keys",
 }  # fmt: skip
 """Tables without row security: who may read them at all may read all of them."""
 
@@ -173,44 +186,79 @@ def test_row_security_binds_everybody_wherever_rows_are_somebodys(
     assert {f"{privacy}_{t}" for privacy in ("private", "shareable") for t in CONTENT} < set(tables)
 
 
-def test_policies_let_each_role_see_its_own(root: psycopg.Connection[Any]) -> None:
-    named = ("(owner = ANY ((NULLIF(current_setting('vestry.owners'::text, true), ''::text))"
-             "::text[]))")  # fmt: skip
-    expected: dict[tuple[str, str], tuple[str, str | None, str]] = {}
+Policies = dict[tuple[str, str], tuple[str | None, str | None, str]]
+
+
+def policies() -> Policies:
+    """Condition, check and command by table and role."""
+    setting = "NULLIF(current_setting('vestry.owners'::text, true), ''::text)"
+    named = f'(owner = ANY ((( SELECT {setting} AS "nullif"))::text[]))'
+    one = ("(owner = ( SELECT CASE WHEN (cardinality(s.n) = 1) THEN s.n[1] ELSE NULL::text END AS "
+           f'"case" FROM ( SELECT ({setting})::text[] AS n) s))')  # fmt: skip
+    expected: Policies = {}
     for table in ("jobs", "leases", "receipts", "job_documents"):
         for role in ("vestry_owner", "vestry_control", "vestry_producer", "vestry_monitor"):
-            expected[table, role] = ("true", "true", "PERMISSIVE")
+            expected[table, role] = ("true", "true", "ALL")
         for role in WORKERS:
             mine = "private" if role == "vestry_private" else "shareable"
             own = f"(privacy = '{mine}'::text)"
-            expected[table, role] = (own, own, "PERMISSIVE")
+            expected[table, role] = (own, own, "ALL")
+    for table in ("owners", "owner_keys", "idempotency_keys"):
+        expected[table, "vestry_owner"] = ("true", "true", "ALL")
+    for table in ("owners", "owner_keys", "jobs", "receipts", "egress"):
+        expected[table, "vestry_operator"] = ("true", None, "SELECT")
+    expected["owner_keys", "vestry_private"] = (named, None, "SELECT")
+    expected["owner_keys", "vestry_producer"] = (one, None, "SELECT")
+    expected["idempotency_keys", "vestry_control"] = ("true", None, "ALL")
+    expected["egress", "vestry_monitor"] = ("true", None, "SELECT")
+    return expected | content_policies(named, one)
+
+
+def content_policies(named: str, one: str) -> Policies:
+    expected: Policies = {}
     for privacy, worker in (
         ("private", {"vestry_private"}),
         ("shareable", {"vestry_shareable", "vestry_cloud"}),
     ):
         for kind in CONTENT:
             table = f"{privacy}_{kind}"
-            expected[table, "vestry_owner"] = ("true", "true", "PERMISSIVE")
+            expected[table, "vestry_owner"] = ("true", "true", "ALL")
             if kind in {"payloads", "results", "blobs"}:
-                expected[table, "vestry_control"] = ("true", None, "PERMISSIVE")
+                expected[table, "vestry_control"] = ("true", None, "ALL")
             library = privacy == "shareable" and kind in {"documents", "chunks", "embeddings"}
-            seen = "true" if library else named
-            for role in worker | {"vestry_producer"}:
-                expected[table, role] = (seen, seen, "PERMISSIVE")
+            for role in worker:
+                expected[table, role] = (
+                    ("true", "true", "ALL") if library else (named, named, "ALL")
+                )
+            expected[table, "vestry_producer"] = (
+                ("true", "true", "ALL") if library else (one, one, "ALL")
+            )
             if library:
-                expected[table, "vestry_private"] = ("true", "false", "PERMISSIVE")
-    rows = root.execute(
-        """SELECT tablename, unnest(roles)::text, qual, with_check, permissive, cmd FROM pg_policies
-           WHERE schemaname = 'vestry'"""
-    ).fetchall()
-    assert {row[5] for row in rows} == {"ALL"}
+                expected[table, "vestry_private"] = ("true", "false", "ALL")
+    return expected
+
+
+def test_policies_let_each_role_see_its_own(root: psycopg.Connection[Any]) -> None:
+    expected = policies()
+    rows = [
+        (*row[:2], *(part and " ".join(part.split()) for part in row[2:4]), *row[4:])
+        for row in root.execute(
+            """SELECT tablename, unnest(roles)::text, qual, with_check, permissive, cmd
+               FROM pg_policies WHERE schemaname = 'vestry'"""
+        )
+    ]
     cloud = [row[:5] for row in rows if row[4] == "RESTRICTIVE"]
     assert sorted(cloud) == [
         ("jobs", "vestry_cloud", "(pool = 'cloud'::text)", None, "RESTRICTIVE"),
         ("leases", "vestry_cloud", "(lane ~~ '%.cloud'::text)", None, "RESTRICTIVE"),
     ]
-    permissive = [row for row in rows if row[4] == "PERMISSIVE"]
-    assert {(row[0], row[1]): row[2:5] for row in permissive} == expected
+    # What is on record of what left is there to be added to and looked at, by its table's owner too.
+    record = {row[5] for row in rows if row[:2] == ("egress", "vestry_owner")}
+    assert record == {"SELECT", "INSERT"}
+    permissive = [
+        row for row in rows if row[4] == "PERMISSIVE" and row[:2] != ("egress", "vestry_owner")
+    ]
+    assert {(row[0], row[1]): (*row[2:4], row[5]) for row in permissive} == expected
     assert len(permissive) == len(expected)
 
 

@@ -21,11 +21,12 @@ import psycopg
 import pytest
 
 from tests.homes import temporary_home
-from workers.children import TUNABLES, inherited, worker_lanes
+from workers.children import worker_lanes
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.process import Identity, base_environment
 from workers.settings import Settings
+from workers.stack_settings import TUNABLES, inherited
 from workers.supervisor import StartError
 
 ECHO = {"VESTRY_EMBEDDING_BACKEND": "echo"}
@@ -259,9 +260,10 @@ def test_everything_runs_each_with_its_own_keys_and_no_others(
         assert environment["HF_HUB_OFFLINE"] == "1"
         assert environment["VESTRY_EMBEDDING_BACKEND"] == "echo"
         assert environment["VESTRY_LOG_LEVEL"] == "DEBUG"
-        # The key ring is the private workers' alone.
+        # The key ring is the private workers' alone, and they cannot name its file.
         private_worker = name.startswith("private-")
-        assert ("VESTRY_KEYRING_FILE" in environment) == private_worker
+        assert ("VESTRY_KEYRING_FD" in environment) == private_worker
+        assert "VESTRY_KEYRING_FILE" not in environment
         user = environment.get("VESTRY_BROKER_URL", "//none@").split("//")[1].split("@")[0]
         assert user == next(
             (word for word in ("private", "shareable", "dispatcher") if word in name), "none"

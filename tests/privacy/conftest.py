@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from inference.catalogue_file import SHIPPED
 from tests.echo_stack import SETTINGS
+from tests.faultserver import FaultServer
 from tests.homes import temporary_home
+from tests.privacy import kinds
 from tests.privacy.needles import Marker
 from tests.privacy.observed_up import start_observed
 from tests.privacy.places import Stack
@@ -17,7 +21,9 @@ from tests.privacy.scenario import Scenario
 from tests.privacy.watch import Watch
 from vestry import Vestry
 from workers.detached import Detached
-from workers.home import Home
+from workers.home import Home, write_private
+
+CLOUD_KEY = "a cloud's key"
 
 
 @dataclass(slots=True)
@@ -32,32 +38,54 @@ class Canary:
     """What each place held when the jobs had ended."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def canary() -> Iterator[Canary]:
-    with (
-        temporary_home() as home,
-        start_observed(home, SETTINGS | {"VESTRY_LOG_LEVEL": "DEBUG"}) as up,
-    ):
-        client = up.client
-        with (
-            Watch(Home(home), client["supervisor_pid"]) as watch,
-            Vestry(client["database_url"], client["keyring"]) as vestry,
-            psycopg.connect(client["database_url"], autocommit=True) as conn,
-        ):
-            stack = Stack(Home(home), watch, client, [])
-            private, shareable = (
-                Scenario(privacy, Marker(), vestry, conn, stack.told)
-                for privacy in ("private", "shareable")
-            )
-            for scenario in (private, shareable):
-                scenario.enqueue()
-            for scenario in (private, shareable):
-                scenario.wait()
-                scenario.search()
-            private.crash()
-            private.wait()
-            with stack.superuser() as admin:
-                admin.execute("ANALYZE")  # its statistics quote values
-            seen = {name: list(read()) for name, read in stack.places().items()}
-            yield Canary(up, stack, private, shareable, seen)
-            assert not watch.errors, watch.errors
+    with temporary_home() as home, FaultServer(key=CLOUD_KEY) as cloud:
+        settings = _settings(home, cloud)
+        with start_observed(home, settings) as up:
+            client = up.client
+            with (
+                Watch(Home(home), client["supervisor_pid"]) as watch,
+                Vestry(client["database_url"], client["keyring"]) as vestry,
+                psycopg.connect(client["database_url"], autocommit=True) as conn,
+            ):
+                stack = Stack(Home(home), watch, client, [], cloud)
+                private, shareable = (
+                    Scenario(privacy, Marker(), vestry, conn, stack.told)
+                    for privacy in ("private", "shareable")
+                )
+                _run(up, private, shareable)
+                with stack.superuser() as admin:
+                    admin.execute("ANALYZE")  # its statistics quote values
+                seen = {name: list(read()) for name, read in stack.places().items()}
+                yield Canary(up, stack, private, shareable, seen)
+                assert not watch.errors, watch.errors
+
+
+def _settings(home: Path, cloud: FaultServer) -> dict[str, str]:
+    """The echo backend, a local server that is not there, and a cloud that remembers."""
+    described, key = home / "catalogue.yaml", home / "cloud.key"
+    described.write_text(kinds.catalogue(SHIPPED.read_text(encoding="utf-8")), encoding="utf-8")
+    write_private(key, CLOUD_KEY)
+    return SETTINGS | {
+        "VESTRY_LOG_LEVEL": "DEBUG",
+        "VESTRY_LLAMA": "off",
+        "VESTRY_OLLAMA": "off",
+        "VESTRY_CATALOGUE": str(described),
+        "VESTRY_BACKENDS": f"openai={cloud.url}/v1",
+        "VESTRY_BACKEND_KEYS": f"openai={key}",
+    }
+
+
+def _run(up: Detached, private: Scenario, shareable: Scenario) -> None:
+    for scenario in (private, shareable):
+        kinds.enqueue(scenario)
+        scenario.stop_running()
+        scenario.enqueue()
+    kinds.kill_a_reader(private, up)
+    for scenario in (private, shareable):
+        scenario.wait()
+        scenario.search()
+    kinds.grounded(private)
+    private.crash()
+    private.wait()

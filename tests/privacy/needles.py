@@ -7,8 +7,11 @@ short or not, however many there are.
 from __future__ import annotations
 
 import base64
+import contextlib
+import gzip
 import secrets
 import string
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +19,10 @@ ALPHABET = string.ascii_lowercase + string.digits
 LENGTH = 20
 """Characters of a marker: 103 bits, so that no base64 of it comes about by chance."""
 CHARACTERS = ("utf-8", "utf-16-le", "utf-16-be")
+COMPRESSED = ("gzip", "zlib")
+MOST = 1 << 20
+_COMPRESSED = (b"\x1f\x8b\x08", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+"""How gzip and zlib (at each of its levels) begin."""
 
 
 @dataclass(slots=True)
@@ -67,18 +74,45 @@ class Hit:
 
 
 def search(place: str, contents: Iterable[tuple[str, bytes]], marker: Marker) -> Iterator[Hit]:
-    """Look for a marker's tokens in what a place holds."""
+    """Look for a marker's tokens in what a place holds, compressed or not."""
     # Some disguises of plain letters look alike: each form is looked for once.
     needles = {needle: disguise for disguise, needle in marker.needles().items()}
     for where, content in contents:
-        for needle, disguise in needles.items():
-            if needle in content:
-                yield Hit(place, where, disguise, tuple(marker.fields_in(content)))
+        for form, plain in (("", content), *(("compressed ", part) for part in inflated(content))):
+            for needle, disguise in needles.items():
+                if needle in plain:
+                    fields = tuple(marker.fields_in(plain))
+                    yield Hit(place, where, form + disguise, fields)
+
+
+def is_seen(text: str, disguise: str, content: bytes) -> bool:
+    """Whether a text is found in what a place holds, in the disguise of that name."""
+    if disguise in COMPRESSED:
+        return any(text.encode() in part for part in inflated(content))
+    return dict(disguises(text))[disguise] in content
+
+
+def inflated(content: bytes) -> Iterator[bytes]:
+    """Whatever in a content is compressed as gzip or zlib do it, opened; at most 1 MiB each."""
+    view = memoryview(content)  # random bytes have many a beginning: none is copied
+    for header in _COMPRESSED:
+        start = content.find(header)
+        while start >= 0:
+            # 47: either header, whichever it is.
+            stream = zlib.decompressobj(47)
+            with contextlib.suppress(zlib.error):
+                if plain := stream.decompress(view[start : start + MOST], MOST):
+                    yield plain
+            start = content.find(header, start + 1)
 
 
 def disguises(text: str) -> Iterator[tuple[str, bytes]]:
     """Every form in which `text` (lower-case letters and digits) is looked for, with its name."""
     yield "upper case", text.upper().encode()
+    yield "percent-encoding", "".join(f"%{ord(letter):02x}" for letter in text).encode()
+    yield "PERCENT-encoding", "".join(f"%{ord(letter):02X}" for letter in text).encode()
+    yield "JSON escapes", "".join(f"\\u{ord(letter):04x}" for letter in text).encode()
+    yield "JSON ESCAPES", "".join(f"\\u{ord(letter):04X}" for letter in text).encode()
     for characters in CHARACTERS:
         yield from disguises_of(characters, text.encode(characters))
 
@@ -101,7 +135,15 @@ def spellings(text: str) -> Mapping[str, bytes]:
 
     For base64 the text stands inside a longer one, as in a message's body.
     """
-    made = {"upper case": text.upper().encode()}
+    made = {
+        "upper case": text.upper().encode(),
+        "percent-encoding": b"".join(b"%%%02x" % byte for byte in text.encode()),
+        "PERCENT-encoding": b"".join(b"%%%02X" % byte for byte in text.encode()),
+        "JSON escapes": b"".join(b"\\u%04x" % byte for byte in text.encode()),
+        "JSON ESCAPES": b"".join(b"\\u%04X" % byte for byte in text.encode()),
+        "gzip": gzip.compress(f"before {text} after".encode()),
+        "zlib": zlib.compress(f"before {text} after".encode()),
+    }
     for characters in CHARACTERS:
         data = text.encode(characters)
         made[characters] = data
@@ -115,8 +157,8 @@ def spellings(text: str) -> Mapping[str, bytes]:
 
 
 def is_text(spelling: bytes) -> bool:
-    """Whether a spelling can stand where only text can: raw UTF-16 has NUL bytes."""
-    return b"\0" not in spelling
+    """Whether a spelling can stand where only text can: raw UTF-16 has NUL bytes, for one."""
+    return b"\0" not in spelling and spelling.isascii()
 
 
 def _random(length: int) -> str:

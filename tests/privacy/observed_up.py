@@ -51,6 +51,9 @@ def _let_observers_in() -> None:
         "shared_preload_libraries": "pg_stat_statements",
         "track_activity_query_size": "65536",
         "wal_compression": "off",
+        # All of it is read, again and again.
+        "min_wal_size": "32MB",
+        "max_wal_size": "64MB",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ import psycopg
 import redis
 from psycopg import sql
 
-from models.roles import PRIVATE_WORKER, ROLES
+from models.roles import PRIVATE_WORKER, PRODUCER, ROLES
+from tests.faultserver import FaultServer
 from tests.flower_client import FlowerClient
 from tests.privacy.observed_up import OBSERVER
 from tests.privacy.watch import Watch
@@ -58,6 +60,8 @@ class Stack:
     client: dict[str, Any]
     told: list[str]
     """Every error that a producer was given, with its traceback."""
+    cloud: FaultServer
+    """A cloud's endpoint, which remembers all that it was offered."""
 
     @property
     def postgres(self) -> PostgresServer:
@@ -89,6 +93,8 @@ class Stack:
             **{f"flower of {p}": partial(flower, self.client["flower"][p]) for p in PRIVACIES},
             **{f"dump by {r}": partial(dump, self, r) for r in (*ROLES, SUPERUSER)},
             "directory": lambda: directory(self),
+            "temporary files": lambda: temporary(self),
+            "cloud endpoint": lambda: endpoint(self.cloud),
         }
         del places[f"dump by {PRIVATE_WORKER}"]
         # Where the system lets us: traffic and keys say the same, without what was freed.
@@ -172,19 +178,41 @@ def directory(stack: Stack) -> Contents:
     return files([stack.home.path, *([Path(place)] if place else [])])
 
 
+def temporary(stack: Stack) -> Contents:
+    """What lies where temporary files go, and the names of all that lay in a worker's own place."""
+    yield "names", "\n".join(stack.watch.names).encode("utf-8", "surrogateescape")
+    places = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - looked into, not used
+    found = [p for place in places for p in place.glob("vestry-[0-9]*")]
+    yield from files([*found, *stack.home.run.glob("*")])
+
+
+def endpoint(cloud: FaultServer) -> Contents:
+    """Every request that a cloud was sent, whole."""
+    for offer in cloud.offers:
+        headers = "\n".join(f"{name}: {value}" for name, value in offer.headers.items())
+        yield offer.path, f"{offer.path}\n{headers}\n".encode() + offer.body
+
+
 def dump(stack: Stack, role: str) -> Contents:
     """Everything a login can read, as text and as bytes, with every owner's name in its context."""
     owners = stack.owners()
+    # A producer may name one owner only.
+    contexts = [[owner] for owner in owners] if role == PRODUCER else [owners]
     with psycopg.connect(stack.postgres.url(role), autocommit=True) as conn:
-        conn.execute("SELECT set_config('vestry.owners', (%s::text[])::text, false)", [owners])
-        for schema, table, columns in conn.execute(RELATIONS).fetchall():
-            query = sql.SQL("SELECT {} FROM {}").format(
-                sql.SQL(", ").join(map(sql.Identifier, columns)), sql.Identifier(schema, table)
-            )
-            for form in ("text", "binary") if schema == "vestry" else ("text",):
-                # Views of the server's that want more than the grant, or have no binary form.
-                with contextlib.suppress(psycopg.Error):
-                    yield f"{schema}.{table}, {form}", _copy(conn, query, form)
+        for named in contexts:
+            conn.execute("SELECT set_config('vestry.owners', (%s::text[])::text, false)", [named])
+            yield from _relations(conn)
+
+
+def _relations(conn: psycopg.Connection[Any]) -> Contents:
+    for schema, table, columns in conn.execute(RELATIONS).fetchall():
+        query = sql.SQL("SELECT {} FROM {}").format(
+            sql.SQL(", ").join(map(sql.Identifier, columns)), sql.Identifier(schema, table)
+        )
+        for form in ("text", "binary") if schema == "vestry" else ("text",):
+            # Views of the server's that want more than the grant, or have no binary form.
+            with contextlib.suppress(psycopg.Error):
+                yield f"{schema}.{table}, {form}", _copy(conn, query, form)
 
 
 def _copy(conn: psycopg.Connection[Any], query: sql.Composed, form: str) -> bytes:
@@ -211,8 +239,22 @@ def flower(described: dict[str, str]) -> Contents:
              *(f"/task/{name}" for name in list(tasks)[:20]),
              *(f"/worker/{name}" for name in workers)]  # fmt: skip
     yield "all tasks", json.dumps(tasks, ensure_ascii=False).encode()
+    # As they were, before JSON wrote backslashes twice.
+    yield "all words", b"\n".join(word.encode() for word in _words(tasks))
     for path in paths:
         yield path, client.get(path)[1].encode()
+
+
+def _words(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for pair in value.items():
+                yield from _words(pair)
+        case list() | tuple():
+            for item in value:
+                yield from _words(item)
 
 
 def processes(watch: Watch) -> Contents:

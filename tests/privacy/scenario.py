@@ -43,6 +43,8 @@ class Scenario:
     conn: psycopg.Connection[Any]
     told: list[str]
     jobs: list[tuple[str, JobRef, str]] = field(default_factory=list)
+    running: list[JobRef] = field(default_factory=list)
+    """To be cancelled once they run."""
 
     @property
     def owner(self) -> str:
@@ -85,14 +87,21 @@ class Scenario:
         """A job that ends its process, twice; alone at the end, since it delays its neighbours."""
         self.submit("crash", _embedding(self.text("crash", "echo!exit")), "dead", latency="bulk")
 
+    def stop_running(self) -> None:
+        """Cancel what was to be cancelled while it runs."""
+        for job in self.running:
+            self._once_running(job)
+        self.vestry.cancel(self.running)
+
     def search(self) -> None:
         """Queries, one of which fails."""
         for fault in ("", "echo!bad-request", "echo!nan"):
-            with self.telling():
-                self.vestry.search(
-                    self.text(f"query {fault}", fault), owner=self.owner, privacy=self.privacy,
-                    timeout=PATIENCE_S,
-                )  # fmt: skip
+            for rerank in (False, True):
+                with self.telling():
+                    self.vestry.search(
+                        self.text(f"query {fault}", fault), owner=self.owner, privacy=self.privacy,
+                        timeout=PATIENCE_S, rerank=rerank,
+                    )  # fmt: skip
 
     def wait(self) -> None:
         """Until every job is at its end, which must be the one it was to come to."""

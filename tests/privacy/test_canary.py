@@ -13,12 +13,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
+import httpx2
 import pytest
 
 from models.roles import PRIVATE_WORKER, ROLES
 from tests.echo_stack import eventually
 from tests.privacy.conftest import Canary
-from tests.privacy.needles import Hit, Marker, disguises_of, is_text, search, spellings
+from tests.privacy.needles import Hit, Marker, disguises_of, is_seen, is_text, search, spellings
 from tests.privacy.places import Contents
 from vestry import Embedding
 from workers.app import make_app
@@ -32,9 +33,9 @@ DUMPS = [f"dump by {role}" for role in (*ROLES, SUPERUSER) if role != PRIVATE_WO
 BROKER = ["broker keys", "broker traffic", "broker memory"]
 FLOWERS = ["flower of private", "flower of shareable"]
 CONTENT_FREE = [*BROKER, *FLOWERS, "logs", "statements", "notices", "processes",
-                "producers' errors"]  # fmt: skip
+                "producers' errors", "temporary files"]  # fmt: skip
 """Where shareable content has no business either."""
-EVERYWHERE = [*CONTENT_FREE, *DUMPS, "directory"]
+EVERYWHERE = [*CONTENT_FREE, *DUMPS, "directory", "cloud endpoint"]
 
 
 def leaks(seen: Mapping[str, Contents], names: list[str], marker: Marker) -> list[Hit]:
@@ -52,13 +53,13 @@ def test_each_place_is_seen_into_in_every_disguise(canary: Canary, name: str) ->
         pytest.skip("this system does not let us look into another process's memory")
     markers = {disguise: Marker() for disguise in spellings("")}
     planted = {d: spellings(marker.text)[d] for d, marker in markers.items()}
-    if name in DUMPS + FLOWERS + ["statements", "notices", "processes"]:
+    if name in [*DUMPS, *FLOWERS, "statements", "notices", "processes", "producers' errors"]:
         # Text has no place for raw UTF-16; binary columns have a test of their own.
         planted = {d: spelling for d, spelling in planted.items() if is_text(spelling)}
     with PLANTS[name](canary, planted):
         found = set()
         for _, content in canary.stack.places()[name]():
-            found |= {d for d in planted if markers[d].needles()[d] in content}
+            found |= {d for d in planted if is_seen(markers[d].text, d, content)}
     assert found == set(planted)
 
 
@@ -73,7 +74,7 @@ def test_bytes_in_a_column_are_seen_in_every_disguise(canary: Canary) -> None:
             conn.execute(insert, [job, canary.private.owner, spelling])
         contents = list(canary.stack.places()["dump by vestry_producer"]())
         conn.execute("DELETE FROM vestry.private_results WHERE job_id = ANY (%s)", [jobs])
-    seen = {d for d in planted for _, content in contents if markers[d].needles()[d] in content}
+    seen = {d for d in planted for _, content in contents if is_seen(markers[d].text, d, content)}
     assert seen == set(planted)
 
 
@@ -105,6 +106,26 @@ def test_private_content_is_nowhere(canary: Canary) -> None:
     assert not leaks(canary.seen, EVERYWHERE, canary.private.marker)
 
 
+def test_the_cloud_was_called_for_what_is_shareable_and_it_is_on_record(canary: Canary) -> None:
+    """So the endpoint is one where private content would have been seen."""
+    offered = leaks(canary.seen, ["cloud endpoint"], canary.shareable.marker)
+    assert offered
+    with canary.stack.superuser() as conn:
+        recorded = conn.execute("SELECT count(*) FROM vestry.egress").fetchone()
+        jobs = conn.execute(
+            """SELECT j.id, j.privacy, j.pool FROM vestry.egress e, unnest(e.job_ids) u(id)
+               JOIN vestry.jobs j USING (id)"""
+        ).fetchall()
+    assert recorded == (len([o for o in canary.stack.cloud.offers if "/chat" in o.path]),)
+    assert {row[1:] for row in jobs} == {("shareable", "cloud")}
+
+
+def test_what_was_degraded_was_degraded(canary: Canary) -> None:
+    for about, job, _ in canary.private.jobs:
+        degraded = canary.private.vestry.status(job).degraded
+        assert degraded == (about.endswith("degraded") or about == "grounded"), about
+
+
 def test_shareable_content_is_in_its_tables_only(canary: Canary) -> None:
     assert not leaks(canary.seen, CONTENT_FREE, canary.shareable.marker)
     kept = leaks(canary.seen, ["dump by vestry_producer"], canary.shareable.marker)
@@ -133,20 +154,23 @@ def test_sealed_text_that_was_not_kept_is_gone(canary: Canary) -> None:
     assert texts == (1, 0)
 
 
-def test_the_key_ring_is_named_to_private_workers_alone(canary: Canary) -> None:
-    processes = canary.up.state()["processes"]
-    holders = {
-        process["name"]
-        for process in processes
-        for seen in [canary.stack.watch.processes]
-        if any(
-            b"VESTRY_KEYRING_FILE=" in content
-            for name, contents in seen.items()
-            if name.endswith(f" {process['pid']}")
-            for content in contents
-        )
+def test_the_key_ring_is_handed_to_private_workers_alone(canary: Canary) -> None:
+    """By a descriptor; of the file's name nobody is told."""
+    told = {
+        process["name"]: b"\n".join(content)
+        for process in canary.up.state()["processes"]
+        for name, content in canary.stack.watch.processes.items()
+        if name.endswith(f" {process['pid']}")
     }
-    assert holders == {"private-interactive-gpu", "private-bulk-gpu"}
+    holders = {name for name, content in told.items() if b"VESTRY_KEYRING_FD=" in content}
+    assert holders == {
+        "private-interactive-gpu",
+        "private-bulk-gpu",
+        "private-interactive-cpu",
+        "private-bulk-cpu",
+    }
+    ring = str(canary.stack.home.keyring).encode()
+    assert not [name for name, content in told.items() if ring in content]
 
 
 def test_the_key_ring_is_in_its_file_alone(canary: Canary) -> None:
@@ -226,6 +250,24 @@ def in_directory(canary: Canary, planted: Planted) -> Iterator[None]:
 
 
 @contextmanager
+def in_temporary_files(canary: Canary, planted: Planted) -> Iterator[None]:
+    path = canary.stack.home.run / "private-bulk-cpu" / "control.bin"
+    path.write_bytes(b"\n".join(planted.values()))
+    yield
+    path.unlink()
+
+
+@contextmanager
+def at_endpoint(canary: Canary, planted: Planted) -> Iterator[None]:
+    cloud = canary.stack.cloud
+    before = len(cloud.offers)
+    with httpx2.Client(base_url=cloud.url, trust_env=False) as client:
+        client.post("/v1/chat/completions", content=b"\n".join(planted.values()))
+    yield
+    del cloud.offers[before:]
+
+
+@contextmanager
 def in_statements(canary: Canary, planted: Planted) -> Iterator[None]:
     with canary.stack.superuser() as conn:
         for spelling in planted.values():
@@ -302,6 +344,8 @@ PLANTS: dict[str, Callable[[Canary, Planted], AbstractContextManager[None]]] = {
     "broker memory": in_broker,
     "logs": in_logs,
     "directory": in_directory,
+    "temporary files": in_temporary_files,
+    "cloud endpoint": at_endpoint,
     "statements": in_statements,
     "notices": in_notices,
     "processes": in_processes,

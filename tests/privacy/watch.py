@@ -32,11 +32,12 @@ class Watch:
         self.statements: set[str] = set()
         self.notices: list[str] = []
         self.processes: dict[str, set[bytes]] = {}
+        self.names: set[str] = set()
         self.errors: list[BaseException] = []
 
     def __enter__(self) -> Self:
         ready: list[threading.Event] = []
-        for watching in (self._broker, self._database, self._children):
+        for watching in (self._broker, self._database, self._children, self._temporary):
             begun = threading.Event()
             ready.append(begun)
             thread = threading.Thread(target=self._guarded, args=(watching, begun), daemon=True)
@@ -106,6 +107,16 @@ class Watch:
                     self._note(process)
             begun.set()
             self._stop.wait(0.25)
+
+    def _temporary(self, begun: threading.Event) -> None:
+        """Names of temporary files, which are gone by the time anybody could look for them."""
+        while not self._stop.is_set():
+            for place in self._home.run.glob("*/vestry-*"):
+                # A worker removes files while we look.
+                with contextlib.suppress(FileNotFoundError):
+                    self.names.update(str(path) for path in place.rglob("*"))
+            begun.set()
+            self._stop.wait(0.02)
 
     def _note(self, process: psutil.Process) -> None:
         with contextlib.suppress(psutil.Error, OSError):

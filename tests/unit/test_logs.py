@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,17 +50,87 @@ def test_of_an_exception_its_type_alone_is_logged(
     assert "and again [RuntimeError]" in said
 
 
-def test_of_a_message_that_cannot_be_read_its_first_line_alone_is_logged(
+JOB = "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
+
+
+def test_of_a_message_that_cannot_be_read_nothing_is_logged_but_what_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("DEBUG")
+    unreadable = UnicodeDecodeError("utf-8", SECRET.encode(), 0, 1, SECRET)
     logging.getLogger("celery.worker.consumer.consumer").critical(
-        "Can't decode message body: %r [type:%r]\n\nbody: %s", "bad", "json", SECRET
-    )
-    logging.getLogger("kombu.transport").warning("%s %s", "x" * 200, SECRET)
+        "Can't decode message body: %r [type:%r encoding:%r headers:%s]\n\nbody: %s",
+        unreadable, "application/json", "utf-8", {"argsrepr": SECRET, "id": JOB}, SECRET,
+    )  # fmt: skip
     said = capsys.readouterr().err
     assert SECRET not in said
-    assert "Can't decode message body: 'bad' [type:'json']" in said
+    assert (
+        "Can't decode message body: UnicodeDecodeError [type:application/json encoding:utf-8 headers:…]"
+        in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "arguments", "told"),
+    [
+        ("celery.pool", "TaskPool: Apply %s (args:%s kwargs:%s)", (SECRET, [SECRET], {}), "Apply …"),
+        ("celery.worker.consumer.consumer", "Received unregistered task of type %s.\n%s",
+         (SECRET, SECRET), "of type …."),
+        ("celery.worker.strategy", "Couldn't convert ETA %r to timestamp: %r. Task: %r",
+         (SECRET, ValueError(SECRET), {"x": SECRET}), "timestamp: ValueError."),
+        ("kombu.pidbox", "pidbox received method %s [reply_to:%s ticket:%s]",
+         (f"x(a={SECRET})", None, SECRET), "method … [reply_to:None"),
+        ("celery.worker.request", "Task %s[%s] succeeded before the worker was lost: %r",
+         ("embedding", JOB, SECRET), f"Task embedding[{JOB}] succeeded"),
+        ("celery.worker.strategy", "Task %(name)s[%(id)s] received",
+         ({"name": "ocr", "id": JOB, "args": SECRET},), f"Task ocr[{JOB}] received"),
+        ("celery.worker.consumer.consumer", "consumer: Cannot connect to %s: %s.\n%s\n",
+         ("redis://private:**@127.0.0.1:6379/0//"[:31] + "0/0//", OSError(SECRET), SECRET), "OSError"),
+        ("celery.worker", "%d %s", (SECRET, 1), "%d %s"),
+        ("sqlalchemy.pool", "error connecting in %r: %s", ("x", OSError(SECRET)), "in 'x': OSError"),
+        ("py.warnings", "%s", (f"/a/b/model.py:7: UserWarning: {SECRET}\n  f({SECRET})\n",),
+         "a warning: model.py:7: UserWarning"),
+    ],
+)  # fmt: skip
+def test_what_libraries_say_of_messages_and_errors_is_cut(
+    capsys: pytest.CaptureFixture[str], name: str, form: str, arguments: Any, told: str
+) -> None:
+    logs.configure("DEBUG")
+    logging.getLogger(name).error(form, *arguments)
+    said = capsys.readouterr().err
+    assert SECRET not in said
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_what_nobody_caught_is_told_by_type_and_place() -> None:
+    script = f"""
+import sys, threading, warnings
+from workers import logs
+logs.configure("DEBUG")
+logs.own_process()
+def fail():
+    raise ValueError({SECRET!r})
+class Heavy:
+    def __del__(self):
+        fail()
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+Heavy()
+warnings.warn({SECRET!r})
+import logging
+logging.getLogger("x").error("%d", {SECRET!r})
+fail()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert SECRET not in done.stderr
+    assert done.stderr.count("ValueError at <string>:7") == 3
+    assert "a warning: <string>:15: UserWarning" in done.stderr
 
 
 def test_other_lines_are_logged_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,11 +144,11 @@ def test_of_a_task_that_raised_celery_does_not_log_the_message(
     capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     logs.configure("INFO")
-    context = {"id": "some-id", "name": "embedding", "description": "raised", "exc": repr(error)}
+    context = {"id": JOB, "name": "embedding", "description": "raised", "exc": repr(error)}
     logging.getLogger("celery.app.trace").error(
         "Task %(name)s[%(id)s] %(description)s: %(exc)s", context, exc_info=error
     )
     said = capsys.readouterr().err
     assert SECRET not in said
-    assert "embedding[some-id]" in said
+    assert f"embedding[{JOB}]" in said
     assert ("too_long" in said) is isinstance(error, JobDead)

@@ -18,7 +18,20 @@ from typing import Annotated
 
 import typer
 
-from vestry.cli import dead, doctor, index, jobs, lanes, receipts, rerun, search, submit
+from vestry.cli import (
+    audit,
+    dead,
+    doctor,
+    forget,
+    index,
+    jobs,
+    keys,
+    lanes,
+    receipts,
+    rerun,
+    search,
+    submit,
+)
 from vestry.cli.checkout import add_commands
 from vestry.cli.failures import ExitCode, explain
 from vestry.cli.output import Output
@@ -37,6 +50,9 @@ BUILT_IN = frozenset(
         "rerun",
         "lanes",
         "doctor",
+        "keys",
+        "forget",
+        "audit",
     }
 )
 """Commands for which the checkout's are not even looked for: they take a while to import."""
@@ -74,6 +90,9 @@ def application(*, checkout: bool = True) -> typer.Typer:
     rerun.register(app)
     lanes.register(app)
     doctor.register(app)
+    keys.register(app)
+    forget.register(app)
+    audit.register(app)
     if checkout:
         add_commands(app)
     return app

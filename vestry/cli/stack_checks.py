@@ -52,29 +52,42 @@ def _process(process: dict[str, Any]) -> Check:
 
 def _walls(state: dict[str, Any]) -> Check:
     """Whether the privacy walls between processes are the system's, or good behaviour only."""
-    accounts = set()
+    accounts: dict[str, set[int]] = {}
     for process in state.get("processes", ()):
-        if process.get("lanes") and isinstance(process.get("pid"), int):
-            try:
-                accounts.add((process["lanes"][0].split(".")[0], _owner(process["pid"])))
-            except OSError:
-                continue
-    users = [user for _, user in accounts]
+        lanes, pid = process.get("lanes"), process.get("pid")
+        if lanes and isinstance(pid, int) and (user := _user(pid)) is not None:
+            privacy, _, pool = lanes[0].split(".")
+            accounts.setdefault("cloud" if pool == "cloud" else privacy, set()).add(user)
+    users = [user for found in accounts.values() for user in found]
     if not users:
         return Check("isolation", True, "no workers run here")
-    separate = len(set(users)) == len(users) and len(users) > 1
+    if len(accounts) > 1 and len(set(users)) == len(users) and os.geteuid() not in users:
+        return Check(
+            "isolation", True, f"{_listed(accounts)} workers run under accounts of their own"
+        )
+    reason = state.get("one_account") or "see docs/privacy.md"
     return Check(
         "isolation",
         True,
-        "private and shareable workers run under accounts of their own"
-        if separate
-        else "private and shareable workers run under one account: its own files and processes do "
-        "not keep them apart (containers do: compose.yaml)",
+        f"the walls between processes are NOT isolated: {_listed(accounts)} workers run under one "
+        f"account and could read each other's files and memory ({reason}); as root they have accounts "
+        "of their own, in containers networks of their own too (compose.yaml)",
     )
 
 
-def _owner(pid: int) -> int:
-    return Path(f"/proc/{pid}").stat().st_uid
+def _listed(accounts: dict[str, set[int]]) -> str:
+    *others, last = sorted(accounts)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _user(pid: int) -> int | None:
+    """The account a process runs under; the files of one that lets nobody look in are root's."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith("Uid:")), "")
+    return int(line.split()[1]) if line else None
 
 
 def _alive(pid: int) -> bool:

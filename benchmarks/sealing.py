@@ -1,0 +1,121 @@
+"""What sealing costs: its share of a worker's CPU time while it indexes private documents in bulk.
+
+The worker runs in this process, with the real model and beside its producer, and every call that seals,
+opens or digests content, in either, is timed by the CPU clock of its thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import psycopg
+
+from benchmarks.embedding import read
+from benchmarks.options import Options
+from benchmarks.report import Outcome
+from vestry import Document, Embedding, Vestry
+from vestry.sealing import OwnerKey
+from workers.app import make_app
+from workers.children import thread_count
+from workers.devstack import DevStack
+from workers.lifecycle import Lifecycle
+from workers.server_place import remove
+from workers.settings import Settings
+
+AIM = 0.05
+TEXTS = 2_000
+PER_JOB = 64
+CALLS = ("seal", "open", "digest")
+
+
+def run(options: Options) -> Outcome:
+    """Index once, after a warm-up that is not counted."""
+    outcome = Outcome("Sealing, of the CPU time of indexing in bulk")
+    texts = read(options.texts, options.scaled(TEXTS))
+    with TemporaryDirectory(prefix="vestry-bench-") as directory:
+        home = Path(directory) / "home"
+        try:
+            with DevStack(home) as stack, _worker(stack, options.threads) as index:
+                index(texts[:256], "warm")
+                with _clock() as spent:
+                    before = time.process_time()
+                    index(texts, "counted")
+                    total = time.process_time() - before
+        finally:
+            remove(home)
+    share = sum(spent.values()) / total
+    outcome.rounds = {"CPU s": [total], **{f"{name} CPU s": [spent[name]] for name in CALLS}}
+    told = ", ".join(f"{name} {spent[name] / total:.2%}" for name in CALLS)
+    outcome.add(
+        "sealing, opening and digests", 100 * share, "% of CPU",
+        note=f"{len(texts):,} texts, {total:.1f} s of CPU in all; {told}; aim below {AIM:.0%}",
+    )  # fmt: skip
+    return outcome
+
+
+@contextmanager
+def _worker(stack: DevStack, threads: int) -> Iterator[Callable[[list[str], str], None]]:
+    """A private bulk worker in this process; indexes texts for an owner."""
+    settings = Settings(
+        database_url=stack.database_url("vestry_private"),
+        broker_url=stack.broker_url("private"),
+        keyring_file=stack.keyring,
+        privacy="private",
+        lanes=("private.bulk.gpu",),
+        threads=threads or thread_count(),
+        device="cpu",
+    )
+    life = Lifecycle(make_app(settings.broker, "private"), settings)
+    life.init(SimpleNamespace(hostname="bench"))
+    life.ready()
+    url = stack.database_url("vestry_producer")
+    with Vestry(url, stack.keyring) as vestry, psycopg.connect(url) as conn:
+
+        def index(texts: list[str], owner: str) -> None:
+            documents = [Document(text, id=str(number)) for number, text in enumerate(texts)]
+            jobs = [
+                Embedding(documents=documents[i : i + PER_JOB], source="verses")
+                for i in range(0, len(documents), PER_JOB)
+            ]
+            enqueued = vestry.enqueue_many(conn, jobs, owner=owner, privacy="private")
+            conn.commit()
+            for job in enqueued:
+                vestry.wait(job, timeout=600)
+
+        yield index
+    life.shutting_down()
+    life.shutdown()
+
+
+@contextmanager
+def _clock() -> Iterator[dict[str, float]]:
+    """Add up the CPU time of each call, over all threads."""
+    spent, lock = dict.fromkeys(CALLS, 0.0), threading.Lock()
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def run_timed(*given: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return call(*given)
+            finally:
+                with lock:
+                    spent[name] += time.thread_time() - began
+
+        return run_timed
+
+    with (
+        patch.object(OwnerKey, "seal", timed("seal", OwnerKey.seal)),
+        patch.object(OwnerKey, "open", timed("open", OwnerKey.open)),
+        patch.object(OwnerKey, "digest", timed("digest", OwnerKey.digest)),
+    ):
+        yield spent

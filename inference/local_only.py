@@ -1,0 +1,201 @@
+"""What counts as our own network, and connections that lead nowhere else.
+
+An address is local on the loopback interface and in the networks of VESTRY_LOCAL_NETWORKS. A name is
+looked up at the start and again for every connection, which is then made to the address that was looked
+at: a name that leads elsewhere by then leads nowhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+LOOPBACK: Final[tuple[Network, ...]] = (
+    ipaddress.IPv4Network("127.0.0.0/8"),
+    ipaddress.IPv6Network("::1/128"),
+)
+WIDEST: Final = {4: 8, 6: 7}
+"""Shortest prefix of a network that can be called one's own, by IP version."""
+
+log = logging.getLogger(__name__)
+
+
+class NotLocal(ValueError):
+    """A server that was said to be local is not."""
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Networks such as `10.20.0.0/16 192.168.1.7`, separated by spaces or commas.
+
+    Raises:
+        ValueError: one is no network, or so wide that it is no wall.
+    """
+    found = []
+    for part in text.replace(",", " ").split():
+        try:
+            network = ipaddress.ip_network(part)
+        except ValueError:
+            raise ValueError(f"VESTRY_LOCAL_NETWORKS: {part} is no network") from None
+        if network.prefixlen < WIDEST[network.version]:
+            raise ValueError(f"VESTRY_LOCAL_NETWORKS: {part} is too wide to be your own")
+        found.append(network)
+    return tuple(found)
+
+
+def is_local(address: str, allowed: Iterable[Network] = ()) -> bool:
+    """Whether an IP address is on the loopback interface or in an allowed network."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    plain: Address = getattr(found, "ipv4_mapped", None) or found
+    return any(
+        plain in network for network in (*LOOPBACK, *allowed) if network.version == plain.version
+    )
+
+
+def addresses(host: str, port: int, allowed: Iterable[Network] = ()) -> list[str]:
+    """The IP addresses of a host, all of them local.
+
+    Raises:
+        NotLocal: one is not. One stranger among them is enough.
+        OSError: the name cannot be looked up.
+    """
+    found = list(
+        dict.fromkeys(
+            str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )
+    )
+    allowed = tuple(allowed)
+    for address in found:
+        if not is_local(address, allowed):
+            raise NotLocal(
+                f"{host} is {address}, which is neither on the loopback interface nor in "
+                "VESTRY_LOCAL_NETWORKS"
+            )
+    return found
+
+
+def check_url(url: str, allowed: Iterable[Network] = ()) -> None:
+    """See that a local backend's URL leads to our own network.
+
+    Raises:
+        NotLocal: it does not, or cannot be looked up; the message says what it leads to.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    # A login in it, or a backslash, and two readers may differ about which part is the host.
+    if host is None or parts.scheme not in {"http", "https"} or "@" in url or "\\" in url:
+        raise NotLocal("a backend's URL is http://HOST:PORT or https://HOST:PORT")
+    try:
+        addresses(host, port or 0, allowed)
+    except OSError:
+        raise NotLocal(f"{host} cannot be looked up, so it cannot be known to be local") from None
+
+
+def is_own(url: str, allowed: Iterable[Network] = ()) -> bool:
+    """Whether a URL leads to our own network alone. One that cannot be looked up does not."""
+    try:
+        check_url(url, allowed)
+    except NotLocal:
+        return False
+    return True
+
+
+def guarded_transport(
+    httpx: ModuleType, allowed: Iterable[Network] = (), limits: Any = None
+) -> Any:
+    """A transport for `httpx.Client(transport=…, trust_env=False)` that connects to local servers only.
+
+    Proxies that the environment names are not used. A connection refused is `httpx.ConnectError`.
+
+    Args:
+        httpx: the module `httpx` or `httpx2`, whichever the client is of.
+        allowed: networks besides the loopback interface.
+        limits: of connections, `httpx.Limits`.
+    """
+    limits = limits or httpx.Limits()
+    transport = httpx.HTTPTransport(trust_env=False, retries=0)
+    core = _core_of(transport)
+    transport._pool = core.ConnectionPool(  # noqa: SLF001 - there is no public way to give it a network
+        ssl_context=transport._pool._ssl_context,  # noqa: SLF001
+        max_connections=limits.max_connections,
+        max_keepalive_connections=limits.max_keepalive_connections,
+        keepalive_expiry=limits.keepalive_expiry,
+        retries=0,
+        network_backend=_Guard(core, tuple(allowed)),
+    )
+    return transport
+
+
+class _Guard:
+    """A network of httpcore's kind that looks at addresses before it connects, and again afterwards."""
+
+    def __init__(self, core: ModuleType, allowed: tuple[Network, ...]) -> None:
+        self._core = core
+        self._inner = core.SyncBackend()
+        self._allowed = allowed
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> Any:
+        """Connect to a local address of the host."""
+        failed: Exception = self._core.ConnectError("no address")
+        for address in self._addresses(host, port):
+            try:
+                stream = self._inner.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except (self._core.ConnectError, self._core.ConnectTimeout) as error:
+                failed = error
+                continue
+            peer = stream.get_extra_info("server_addr")
+            if peer and is_local(str(peer[0]), self._allowed):
+                return stream
+            stream.close()
+            failed = self._refusal()
+        raise failed
+
+    def connect_unix_socket(self, *given: Any, **named: Any) -> Any:
+        """A socket of this machine's."""
+        return self._inner.connect_unix_socket(*given, **named)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        self._inner.sleep(seconds)
+
+    def _addresses(self, host: str, port: int) -> list[str]:
+        try:
+            return addresses(host, port, self._allowed)
+        except NotLocal:
+            log.error("a local backend's address is not local any more: not called")  # noqa: TRY400
+            raise self._refusal() from None
+        except OSError:
+            raise self._core.ConnectError("the name cannot be looked up") from None
+
+    def _refusal(self) -> Exception:
+        refusal: Exception = self._core.ConnectError("not a local address")
+        return refusal
+
+
+def _core_of(transport: Any) -> ModuleType:
+    """`httpcore` for httpx, `httpcore2` for httpx2."""
+    import sys  # noqa: PLC0415 - for this alone
+
+    return sys.modules[type(transport._pool).__module__.partition(".")[0]]  # noqa: SLF001

@@ -1,0 +1,168 @@
+"""The commands that compose.yaml gives its services run, with the secrets made for them."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+
+from models.roles import ROLES
+from tests.homes import temporary_home
+from vestry import Embedding, Vestry
+from workers import compose_secrets
+from workers.devstack import DevStack
+from workers.home import Home, write_private
+from workers.process import base_environment
+from workers.valkey_server import USERS
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = ("dispatcher", "reconciler", "door", "private-bulk-gpu", "private-cpu", "shareable-bulk-gpu",
+            "cloud", "llama-private", "flower-private")  # fmt: skip
+"""One of each sort; the others differ from them in their lanes or their class."""
+PATIENCE_S = 120.0
+
+
+@dataclass
+class Site:
+    """Where things are that containers would have elsewhere."""
+
+    stack: DevStack
+    secrets: Path
+    directory: Path
+    compose: dict[str, Any]
+    ports: dict[str, int] = field(default_factory=dict)
+
+    def here(self, service: str, text: str) -> str:
+        """What a container is told, as it is here."""
+        files = {name: s["file"].rpartition("/")[2] for name, s in self.compose["secrets"].items()}
+        text = text.replace("@postgres/", f"@127.0.0.1:{self.stack.postgres.port}/")
+        text = text.replace("@valkey:6379", f"@127.0.0.1:{self.stack.valkey.port}")
+        text = text.replace("llama-private:8080", f"127.0.0.1:{self.port('llama-private')}")
+        text = text.replace("127.0.0.1:8080", f"127.0.0.1:{self.port('llama-private')}")
+        text = text.replace("127.0.0.1:5555", f"127.0.0.1:{self.port('flower-private')}")
+        text = re.sub(r"llama-shareable:8080", "127.0.0.1:9", text)
+        text = text.replace("/tmp/ready", str(self.directory / f"{service}.ready"))  # noqa: S108
+        for name in sorted(files, key=len, reverse=True):
+            text = text.replace(f"/run/secrets/{name}", str(self.secrets / files[name]))
+        return text.replace("/run/secrets", str(self.secrets))
+
+    def port(self, service: str) -> int:
+        if service not in self.ports:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.ports[service] = probe.getsockname()[1]
+        return self.ports[service]
+
+    def environment(self, service: str) -> dict[str, str]:
+        told = self.compose["services"][service].get("environment", {})
+        here = {name: self.here(service, str(value)) for name, value in told.items()}
+        changed = {
+            "VESTRY_LLAMA_PORT": str(self.port("llama-private")),
+            "VESTRY_LLAMA_HOST": "127.0.0.1",
+            "VESTRY_DOORS": f"{self.port('door')}=127.0.0.1:{self.stack.postgres.port}",
+            "VESTRY_NICE": "0",
+        }
+        here |= {name: value for name, value in changed.items() if name in here}
+        # A model would take long to load; which it is, is no part of a command.
+        return {**base_environment(), **here, "VESTRY_EMBEDDING_BACKEND": "echo"}
+
+    def command(self, service: str) -> list[str]:
+        program, *rest = self.compose["services"][service]["command"]
+        path = Path(sys.executable).with_name(program)
+        return [str(path), *(self.here(service, part) for part in rest)]
+
+    def healthy(self, service: str) -> bool:
+        """By the service's own check."""
+        _, program, *rest = self.compose["services"][service]["healthcheck"]["test"]
+        path = Path(sys.executable).with_name(program) if program == "python" else Path(program)
+        check = [str(path), *(self.here(service, part) for part in rest)]
+        return subprocess.run(check, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Servers with the passwords that `compose_secrets` made, migrated by the service's command."""
+    directory = tmp_path_factory.mktemp("compose")
+    secrets = directory / "secrets"
+    compose_secrets.make(secrets)
+    (secrets / "openai").write_text("no key of anybody's")
+    for path in secrets.iterdir():
+        path.chmod(0o600)
+    text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+    compose = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+    with temporary_home() as path:
+        home = Home(path)
+        home.create()
+        names = {f"postgres.{role}": role for role in ROLES}
+        names |= {f"valkey.{user}": f"valkey_{user}" for user in USERS}
+        names |= {"postgres.postgres": "postgres"}
+        for name, file in names.items():
+            write_private(home.secrets / f"{name}.password", (secrets / file).read_text())
+        with DevStack(path) as stack:
+            made = Site(stack, secrets, directory, compose)
+            flower = secrets / "flower_private.py"
+            flower.write_text(flower.read_text().replace("5555", str(made.port("flower-private"))))
+            yield made
+
+
+@pytest.fixture(scope="module")
+def running(site: Site) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    done = subprocess.run(
+        site.command("migrations"), env=site.environment("migrations"), cwd=ROOT, check=False,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with ExitStack() as stack:
+        started = {}
+        for service in SERVICES:
+            log = stack.enter_context((site.directory / f"{service}.log").open("wb"))
+            started[service] = stack.enter_context(
+                subprocess.Popen(
+                    site.command(service), env=site.environment(service), cwd=ROOT, stdout=log,
+                    stderr=log,
+                )
+            )  # fmt: skip
+            stack.callback(started[service].terminate)
+        yield started
+
+
+def log_of(site: Site, service: str) -> str:
+    return (site.directory / f"{service}.log").read_text()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_each_command_comes_to_be_healthy(site: Site, running: Any, service: str) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not site.healthy(service):
+        assert running[service].poll() is None, log_of(site, service)
+        assert time.monotonic() < until, log_of(site, service)
+        time.sleep(0.2)
+
+
+def test_nobody_asks_the_broker_for_more_than_they_may(site: Site, running: Any) -> None:
+    time.sleep(1)
+    for service in SERVICES:
+        assert running[service].poll() is None, log_of(site, service)
+        assert "NOPERM" not in log_of(site, service)
+        assert "NoPermission" not in log_of(site, service)
+
+
+def test_through_the_door_a_producer_s_private_job_is_done(site: Site, running: Any) -> None:
+    assert running
+    password = (site.secrets / "vestry_producer").read_text()
+    url = f"postgresql://vestry_producer:{password}@127.0.0.1:{site.port('door')}/vestry"
+    ring = site.secrets / compose_secrets.KEYRING_FILE
+    with Vestry(url, ring) as vestry, psycopg.connect(url, autocommit=True) as conn:
+        job = vestry.enqueue(conn, Embedding(texts=["hello"]), owner="ann", privacy="private")
+        assert vestry.wait(job, timeout=60)

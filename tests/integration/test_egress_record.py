@@ -1,0 +1,224 @@
+"""What leaves for a cloud is on record first; the record takes nothing private and gives nothing up."""
+
+from __future__ import annotations
+
+import datetime as dt
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import psycopg
+import pytest
+from psycopg_pool import ConnectionPool
+
+from inference.egress import on_behalf_of
+from inference.http_client import httpx2_client
+from inference.protocol import BackendConfig
+from models.roles import ROLES, SCHEMA_OWNER
+from vestry import auditing
+from workers.devstack import DevStack
+from workers.egress import NotRecorded, recorder
+
+LONG_AGO = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+RECORD = "SELECT vestry.record_egress_v1('openai', 10, %s::uuid[])"
+
+
+@pytest.fixture
+def root(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def cloud(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.database_url("vestry_cloud"), autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def pool(clean: DevStack) -> Iterator[ConnectionPool[Any]]:
+    with ConnectionPool(clean.database_url("vestry_cloud"), min_size=1, timeout=2) as pool:
+        yield pool
+
+
+def job(root: psycopg.Connection[Any], privacy: str, pool: str, state: str = "running") -> UUID:
+    made = uuid4()
+    root.execute(
+        """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, state, lease_id,
+                                    finished_at)
+           VALUES (%s, 'generation', 'ann', %s, 'bulk', %s, %s, %s, %s)""",
+        [made, privacy, pool, state, uuid4() if state == "running" else None,
+         "now" if state == "cancelled" else None],
+    )  # fmt: skip
+    return made
+
+
+def records(root: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+    return root.execute(
+        "SELECT privacy, locality, backend, bytes, job_ids FROM vestry.egress ORDER BY id"
+    ).fetchall()
+
+
+def test_a_request_for_a_running_shareable_job_is_taken(root: Any, cloud: Any) -> None:
+    mine = job(root, "shareable", "cloud")
+    cloud.execute(RECORD, [[mine]])
+    assert records(root) == [("shareable", "cloud", "openai", 10, [mine])]
+
+
+def test_nothing_else_is(root: Any, cloud: Any) -> None:
+    mine = job(root, "shareable", "cloud")
+    for jobs, code in (
+        ([job(root, "private", "gpu")], "VY007"),
+        ([mine, job(root, "private", "gpu")], "VY007"),
+        ([job(root, "shareable", "gpu")], "VY007"),
+        ([uuid4()], "VY007"),
+        ([], "VY007"),
+        ([job(root, "shareable", "cloud", "cancelled")], "VY008"),
+    ):
+        with pytest.raises(psycopg.Error) as caught:
+            cloud.execute(RECORD, [jobs])
+        assert caught.value.sqlstate == code
+    assert records(root) == []
+
+
+def test_a_batch_of_which_one_was_cancelled_goes_on(root: Any, cloud: Any) -> None:
+    cloud.execute(
+        RECORD, [[job(root, "shareable", "cloud"), job(root, "shareable", "cloud", "cancelled")]]
+    )
+    assert len(records(root)) == 1
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_changes_or_removes_a_record(
+    clean: DevStack, root: Any, cloud: Any, role: str
+) -> None:
+    cloud.execute(RECORD, [[job(root, "shareable", "cloud")]])
+    before = records(root)
+    with psycopg.connect(clean.database_url(role), autocommit=True) as conn:
+        for statement in (
+            "UPDATE vestry.egress SET bytes = 0",
+            "DELETE FROM vestry.egress",
+            """INSERT INTO vestry.egress (privacy, locality, backend, bytes, job_ids)
+               VALUES ('private', 'cloud', 'x', 1, ARRAY[gen_random_uuid()])""",
+        ):
+            refused = False
+            try:
+                conn.execute(statement)
+            except (psycopg.errors.InsufficientPrivilege, psycopg.errors.CheckViolation):
+                refused = True
+            # The schema's owner is let through to no row at all.
+            assert refused or role == SCHEMA_OWNER
+    assert records(root) == before
+
+
+@contextmanager
+def server(answer: Callable[[], None]) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            answer()
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def test_the_record_is_committed_before_the_request_arrives(
+    clean: DevStack, root: Any, pool: ConnectionPool[Any]
+) -> None:
+    seen: list[list[tuple[Any, ...]]] = []
+    mine, other = job(root, "shareable", "cloud"), job(root, "private", "gpu")
+    with server(lambda: seen.append(records(root))) as url:
+        config = BackendConfig("openai", "cloud", url=url, egress=recorder(pool))
+        with httpx2_client(config) as client:
+            with on_behalf_of([mine]):
+                client.post(f"{url}/v1", content=b"x" * 1000)
+            for jobs in ([other], [uuid4()]):
+                with on_behalf_of(jobs), pytest.raises(httpx2.ConnectError):
+                    client.post(f"{url}/v1", content=b"private")
+            pool.close()
+            with on_behalf_of([mine]), pytest.raises(httpx2.ConnectError):
+                client.post(f"{url}/v1", content=b"x")
+    assert len(seen) == 1
+    ((_, _, backend, size, jobs),) = seen[0]
+    assert (backend, jobs) == ("openai", [mine])
+    assert 1000 < size < 2000
+    del clean
+
+
+def test_what_the_database_says_stays_out_of_the_error(pool: ConnectionPool[Any]) -> None:
+    with pytest.raises(NotRecorded) as caught:
+        recorder(pool)("openai", 1, [uuid4()])
+    assert caught.value.__suppress_context__
+
+
+def report(clean: DevStack) -> auditing.Report:
+    with psycopg.connect(clean.database_url("vestry_operator")) as conn:
+        return auditing.report(conn, LONG_AGO, dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1))
+
+
+def receipt(root: Any, job_id: UUID, privacy: str) -> None:
+    root.execute(
+        """INSERT INTO vestry.receipts (job_id, lease_id, privacy, attempt, outcome, served_backend,
+                                        locality)
+           VALUES (%s, gen_random_uuid(), %s, 1, 'succeeded', 'openai', 'cloud')""",
+        [job_id, privacy],
+    )
+
+
+def test_the_report_adds_up_and_says_that_nothing_private_left(
+    clean: DevStack, root: Any, cloud: Any
+) -> None:
+    assert report(clean).clean
+    first, second = job(root, "shareable", "cloud"), job(root, "shareable", "cloud")
+    for jobs in ([first], [first, second], [second]):
+        cloud.execute(RECORD, [jobs])
+    receipt(root, first, "shareable")
+    found = report(clean)
+    assert found.clean
+    (departures,) = found.departures
+    assert (departures.requests, departures.jobs, departures.bytes) == (3, 2, 30)
+    assert (departures.privacy, departures.backend, departures.locality) == (
+        "shareable", "openai", "cloud",
+    )  # fmt: skip
+    with psycopg.connect(clean.database_url("vestry_operator")) as conn:
+        before = auditing.report(conn, LONG_AGO, LONG_AGO + dt.timedelta(days=90))
+    assert (before.departures, before.private_requests, before.clean) == ((), 0, True)
+
+
+def test_the_report_tells_of_a_call_without_a_record(clean: DevStack, root: Any) -> None:
+    receipt(root, job(root, "shareable", "cloud"), "shareable")
+    assert (report(clean).unrecorded, report(clean).clean) == (1, False)
+
+
+def test_the_report_tells_of_a_private_job_that_says_it_left(clean: DevStack, root: Any) -> None:
+    receipt(root, job(root, "private", "gpu"), "private")
+    assert (report(clean).private_receipts, report(clean).clean) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    ["ALTER TABLE vestry.egress DROP CONSTRAINT egress_privacy_check",
+     "GRANT DELETE ON vestry.egress TO vestry_control",
+     "ALTER TABLE vestry.egress NO FORCE ROW LEVEL SECURITY",
+     "CREATE POLICY sweeping ON vestry.egress FOR DELETE TO vestry_owner USING (true)"],
+)  # fmt: skip
+def test_the_report_tells_of_a_record_that_is_not_guarded(clean: DevStack, tampering: str) -> None:
+    with psycopg.connect(clean.superuser_url) as conn:
+        conn.execute(tampering)
+        assert not auditing.report(conn, LONG_AGO, dt.datetime.now(dt.UTC)).clean
+        conn.rollback()
+    assert report(clean).clean

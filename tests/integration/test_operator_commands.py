@@ -1,0 +1,97 @@
+"""`vestry keys`, `forget` and `audit`, as an operator types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.producing import HELLO
+from vestry import KeyRing, Vestry
+from vestry.cli import main
+from workers.devstack import DevStack
+
+
+@pytest.fixture(autouse=True)
+def operator(clean: DevStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An operator's environment, and an owner with something private; the key ring's path."""
+    path = tmp_path / "ring.json"
+    KeyRing.generate(path)
+    password = tmp_path / "password"
+    login = clean.database_url("vestry_operator")
+    password.write_text(login.split(":")[2].split("@")[0])
+    url = login.replace(f":{password.read_text()}@", "@")
+    monkeypatch.setenv("VESTRY_OPERATOR_URL", url)
+    monkeypatch.setenv("VESTRY_OPERATOR_PASSWORD_FILE", str(password))
+    monkeypatch.setenv("VESTRY_KEYRING_FILE", str(path))
+    producer = clean.database_url("vestry_producer")
+    with Vestry(producer, path) as vestry, psycopg.connect(producer, autocommit=True) as conn:
+        vestry.enqueue(conn, HELLO, owner="ann", privacy="private")
+    return path
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == code
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert main(list(arguments)) == code
+    out = capsys.readouterr()
+    return " ".join((out.out + out.err).split())
+
+
+def test_keys_are_listed_rotated_and_retired(capsys: pytest.CaptureFixture[str]) -> None:
+    (first,) = told(capsys, "keys", "list")["keys"]
+    assert (first["current"], first["wraps"], first["in_ring"]) == (True, 1, True)
+    done = told(capsys, "keys", "rotate")
+    assert (done["rewrapped"], done["left"], done["new"]) == (1, 0, True)
+    assert "opens what it wrapped" in said(capsys, "keys", "list")
+    assert told(capsys, "keys", "retire") == {"retired": [first["key"]]}
+    assert "retired" in said(capsys, "keys", "list")
+    assert (
+        told(capsys, "keys", "retire", done["current"], code=2)["error"]["code"] == "invalid_input"
+    )
+    key = told(capsys, "keys", "new")["key"]
+    assert "not used yet" in said(capsys, "keys", "list")
+    assert told(capsys, "keys", "rotate")["current"] == key
+
+
+def test_a_key_that_the_ring_lacks_is_no_success(
+    capsys: pytest.CaptureFixture[str], operator: Path
+) -> None:
+    operator.unlink()
+    KeyRing.generate(operator)
+    assert "not in the key ring" in said(capsys, "keys", "list", code=1)
+    assert told(capsys, "keys", "rotate", code=1)["left"] == 1
+
+
+def test_an_owner_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    report = told(capsys, "forget", "ann", "--backup-days", "30")
+    assert report["owner"] == "ann"
+    assert (report["cancelled"], report["gone"]["keys"], report["kept"]["jobs"]) == (1, 1, 1)
+    assert report["backups"]["until"] > report["forgotten_at"]
+    assert "job records without content" in said(capsys, "forget", "ann", "--yes")
+    assert told(capsys, "forget", "nobody", code=2)["error"]["code"] == "unknown_owner"
+
+
+def test_nothing_private_left_last_quarter(capsys: pytest.CaptureFixture[str]) -> None:
+    report = told(capsys, "audit", "report", "--since", "2026-07-01", "--until", "2026-10-01")
+    assert report["clean"]
+    assert report["totals"]["private"] == {"requests": 0, "bytes": 0}
+    assert "0 requests were made for private jobs" in said(
+        capsys, "audit", "report", "--since", "2026-07-01"
+    )
+    assert told(capsys, "audit", "report", code=2)["error"]["code"] == "usage"
+
+
+def test_without_an_operators_login_it_says_what_to_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VESTRY_OPERATOR_URL")
+    monkeypatch.setenv("VESTRY_DATABASE_URL", "postgresql://somewhere/x")
+    assert "VESTRY_OPERATOR_URL" in told(capsys, "keys", "list", code=3)["error"]["message"]

@@ -1,0 +1,213 @@
+"""Key-encryption keys are rotated and retired, and nothing that was sealed stops opening."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.producing import HELLO, count
+from vestry import InvalidInput, KeyRing, UnknownKey, Vestry, rotation
+from vestry.key_source import COMMAND, KeyCommand, KeyFile
+from vestry.sealing import PAYLOAD
+from workers.devstack import DevStack
+
+OWNERS = [f"owner-{number}" for number in range(7)]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A producer and an operator, with a key ring of the test's own."""
+
+    stack: DevStack
+    vestry: Vestry
+    conn: psycopg.Connection[Any]
+    operator: psycopg.Connection[Any]
+    root: psycopg.Connection[Any]
+    path: Path
+
+    @property
+    def source(self) -> KeyFile:
+        return KeyFile(self.path)
+
+
+@pytest.fixture
+def site(clean: DevStack, tmp_path: Path) -> Iterator[Site]:
+    path = tmp_path / "ring.json"
+    KeyRing.generate(path)
+    logins = [clean.database_url(f"vestry_{role}") for role in ("producer", "operator")]
+    with ExitStack() as opened:
+        vestry = opened.enter_context(Vestry(logins[0], path))
+        conns = [
+            opened.enter_context(psycopg.connect(url, autocommit=True))
+            for url in (*logins, clean.superuser_url)
+        ]
+        yield Site(clean, vestry, *conns, path)
+
+
+def enqueue(vestry: Vestry, conn: psycopg.Connection[Any], *owners: str) -> None:
+    for owner in owners:
+        vestry.enqueue(conn, HELLO, owner=owner, privacy="private")
+
+
+def opened(root: psycopg.Connection[Any], path: Path) -> int:
+    """How many payloads open with the ring in the file."""
+    ring = KeyRing.load(path)
+    rows = root.execute(
+        """SELECT p.job_id, p.owner, p.body, k.key_id, k.wrapped, k.kek_id
+           FROM vestry.private_payloads p JOIN vestry.owner_keys k USING (owner)"""
+    ).fetchall()
+    for job, owner, body, *stored in rows:
+        ring.unwrap(owner, *stored).open(PAYLOAD, job, body)
+    return len(rows)
+
+
+def wrapping(root: psycopg.Connection[Any]) -> dict[str, int]:
+    return dict(
+        root.execute("SELECT kek_id, count(*) FROM vestry.owner_keys GROUP BY 1").fetchall()
+    )
+
+
+def test_every_data_key_is_wrapped_anew_and_opens_what_it_sealed(site: Site) -> None:
+    enqueue(site.vestry, site.conn, *OWNERS)
+    old = KeyRing.load(site.path).current
+    # A reader that was there before
+    early = KeyRing.load(site.path)
+    done = rotation.rotate(site.operator, site.source)
+    assert (done.rewrapped, done.left, done.made) == (len(OWNERS), 0, True)
+    assert wrapping(site.root) == {done.current: len(OWNERS)}
+    assert done.current != old
+    assert opened(site.root, site.path) == len(OWNERS)
+    row = site.root.execute(
+        "SELECT key_id, wrapped, kek_id FROM vestry.owner_keys LIMIT 1"
+    ).fetchone()
+    owner = site.root.execute("SELECT owner FROM vestry.owner_keys LIMIT 1").fetchone()[0]
+    early.unwrap(owner, *row)
+    # A producer that runs goes on, for old owners and new ones.
+    enqueue(site.vestry, site.conn, OWNERS[0], "late")
+    assert wrapping(site.root) == {done.current: len(OWNERS) + 1}
+
+
+def test_a_rotation_that_was_broken_off_is_taken_up_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue(site.vestry, site.conn, *OWNERS)
+    monkeypatch.setattr(rotation, "PAGE", 3)
+    store, pages = rotation._store, []
+
+    def breaking(*args: Any) -> int:
+        if pages:
+            raise KeyboardInterrupt
+        pages.append(args)
+        return store(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rotation, "_store", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            rotation.rotate(site.operator, site.source)
+    assert len(wrapping(site.root)) == 2
+    assert opened(site.root, site.path) == len(OWNERS)
+    current = KeyRing.load(site.path).current
+    done = rotation.rotate(site.operator, site.source)
+    assert (done.current, done.made, done.rewrapped) == (current, False, len(OWNERS) - 3)
+    assert wrapping(site.root) == {current: len(OWNERS)}
+    assert len(KeyRing.load(site.path).key_ids) == 2
+
+
+def test_a_key_that_was_handed_round_before_is_the_one_taken(site: Site) -> None:
+    enqueue(site.vestry, site.conn, "ann")
+    before = KeyRing.load(site.path).current
+    key = rotation.add(site.source)
+    assert KeyRing.load(site.path).current == before
+    assert rotation.rotate(site.operator, site.source).current == key
+    assert wrapping(site.root) == {key: 1}
+    listed = {status.key: status for status in rotation.statuses(site.operator, site.source)}
+    assert (listed[before].wraps, listed[before].current) == (0, False)
+    assert (listed[key].wraps, listed[key].current) == (1, True)
+
+
+def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
+    enqueue(site.vestry, site.conn, *OWNERS)
+    old = KeyRing.load(site.path).current
+    assert rotation.retire(site.operator, site.source) == []
+    with pytest.raises(InvalidInput, match="current"):
+        rotation.retire(site.operator, site.source, old)
+    with pytest.raises(InvalidInput, match="neither"):
+        rotation.retire(site.operator, site.source, "no-such-key")
+    stale = KeyRing({old: b"k" * 32}, old)
+    current = rotation.rotate(site.operator, site.source).current
+    assert rotation.retire(site.operator, site.source) == [old]
+    assert KeyRing.load(site.path).key_ids == (current,)
+    assert opened(site.root, site.path) == len(OWNERS)
+    # A producer whose ring is from before cannot wrap with it any more.
+    with (
+        Vestry(site.stack.database_url("vestry_producer"), stale) as late,
+        pytest.raises(UnknownKey, match="older than the last rotation"),
+    ):
+        late.enqueue(site.conn, HELLO, owner="new", privacy="private")
+    assert wrapping(site.root) == {current: len(OWNERS)}
+
+
+def test_a_key_that_still_wraps_something_stays(site: Site) -> None:
+    enqueue(site.vestry, site.conn, "ann")
+    old = KeyRing.load(site.path).current
+    rotation.rotate(site.operator, site.source)
+    site.root.execute("UPDATE vestry.owner_keys SET kek_id = %s", [old])
+    with pytest.raises(InvalidInput, match="still wraps the data keys of 1 owners"):
+        rotation.retire(site.operator, site.source, old)
+    assert rotation.retire(site.operator, site.source) == []
+    assert old in KeyRing.load(site.path).key_ids
+
+
+def test_retiring_waits_for_a_producer_that_just_stores_a_key(site: Site) -> None:
+    enqueue(site.vestry, site.conn, "bob")
+    old = KeyRing.load(site.path).current
+    with psycopg.connect(site.stack.database_url("vestry_producer")) as producer:
+        site.vestry.enqueue(producer, HELLO, owner="ann", privacy="private")
+        rotation.rotate(site.operator, site.source)
+        site.operator.execute("SET lock_timeout = '200ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            rotation.retire(site.operator, site.source, old)
+        producer.commit()
+    with pytest.raises(InvalidInput, match="still wraps"):
+        rotation.retire(site.operator, site.source, old)
+
+
+def test_keys_that_the_ring_lacks_are_left_and_told_of(site: Site) -> None:
+    enqueue(site.vestry, site.conn, "ann", "bob")
+    site.root.execute("UPDATE vestry.owner_keys SET kek_id = 'lost' WHERE owner = 'bob'")
+    done = rotation.rotate(site.operator, site.source)
+    assert (done.rewrapped, done.left) == (1, 1)
+
+
+def test_the_ring_of_a_command_is_rotated_where_it_is_kept(site: Site) -> None:
+    enqueue(site.vestry, site.conn, "ann")
+    command = KeyCommand(f"cat {site.path}")
+    assert rotation.rotate(site.operator, command).rewrapped == 0
+    with pytest.raises(Exception, match=COMMAND):
+        rotation.add(command)
+    rotation.add(site.source)
+    with rotation.key_file.changing(site.path) as change:
+        change.replace(rotation._with_next_current(change.ring))
+    done = rotation.rotate(site.operator, command)
+    assert (done.rewrapped, done.made) == (1, False)
+    assert wrapping(site.root) == {done.current: 1}
+    assert count(site.root, "wrapping_keys") == 2
+
+
+@pytest.mark.parametrize("role", ["vestry_producer", "vestry_private", "vestry_cloud"])
+def test_nobody_else_may_change_wrapped_keys(site: Site, role: str) -> None:
+    with psycopg.connect(site.stack.database_url(role), autocommit=True) as conn:
+        for statement in (
+            "SELECT vestry.rewrap_owner_keys_v1('{}', '{}', '{}', 'k')",
+            "SELECT vestry.retire_key_v1('k')",
+            "UPDATE vestry.owner_keys SET kek_id = 'k'",
+            "DELETE FROM vestry.owner_keys",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement)

@@ -1,0 +1,158 @@
+"""Jobs of the kinds besides embedding, with a token in every field that is private."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import os
+import signal
+import time
+from typing import Any
+
+from PIL import PngImagePlugin
+
+from tests.page_files import drawn, pdf, scanned_page, text_page
+from tests.privacy.scenario import PATIENCE_S, SOURCE, Scenario
+from vestry import (
+    UPSTREAM,
+    Classification,
+    Flow,
+    Generation,
+    Grounding,
+    Label,
+    Message,
+    Ocr,
+    Rerank,
+)
+from workers.detached import Detached
+
+SECOND_BEST = "second-best"
+"""A task whose intended model is on a server that is not there; see `CATALOGUE`."""
+CATALOGUE = {
+    "backends": """
+  - {name: gone, runtime: openai_http, locality: local, url: "http://127.0.0.1:9/v1"}""",
+    "models": f"""
+  - {{name: intended, backend: gone, kinds: [generation, classification], tasks: [{SECOND_BEST}]}}""",
+    "tasks": f"""
+  - {{name: {SECOND_BEST}, kinds: [generation, classification]}}""",
+}
+"""Put before all others in the shipped catalogue, by section."""
+FAULTS = ("bad-request", "raise", "unavailable", "refused")
+
+
+def catalogue(shipped: str) -> str:
+    """The catalogue with a local server that is not there, and without models in the worker."""
+    for section, entries in CATALOGUE.items():
+        shipped = shipped.replace(f"\n{section}:", f"\n{section}:{entries}", 1)
+    # What echo cannot serve just now, no real model is to be loaded for.
+    runtime = "runtime: sentence_transformers_local,"
+    return shipped.replace(runtime, f"{runtime} enabled: false,")
+
+
+def enqueue(scenario: Scenario) -> None:
+    """Of each kind: what succeeds, what fails in each way, what is stopped, and what is degraded."""
+    for kind in (classification, rerank, generation):
+        _all_ends(scenario, kind)
+    _files(scenario)
+
+
+def classification(scenario: Scenario, name: str, fault: str = "") -> Classification:
+    text, token = scenario.text, scenario.token
+    labels = [
+        Label(token(f"{name}, label"), text(f"{name}, description"), [text(f"{name}, example")]),
+        Label(token(f"{name}, other label")),
+    ]
+    return Classification(text(f"{name}, text", fault), labels)
+
+
+def rerank(scenario: Scenario, name: str, fault: str = "") -> Rerank:
+    text = scenario.text
+    return Rerank(text(f"{name}, query", fault), [text(f"{name}, passage"), text(f"{name}, other")])
+
+
+def generation(scenario: Scenario, name: str, fault: str = "", **given: Any) -> Generation:
+    text, token = scenario.text, scenario.token
+    messages = [
+        Message("system", text(f"{name}, system")),
+        Message("user", text(f"{name}, earlier")),
+        Message("assistant", text(f"{name}, answer")),
+        Message("user", text(f"{name}, message", fault)),
+    ]
+    return Generation(messages=messages, stop=[token(f"{name}, stop")], max_tokens=60, **given)
+
+
+def grounded(scenario: Scenario) -> None:
+    """An answer that rests on what was indexed; once there is something."""
+    job = generation(
+        scenario, "grounded",
+        grounding=Grounding(scenario.text("grounding query"), own_sources=[SOURCE]),
+    )  # fmt: skip
+    scenario.submit("grounded", job, "succeeded", task=SECOND_BEST)
+
+
+def kill_a_reader(scenario: Scenario, up: Detached) -> None:
+    """A worker is killed with pages in its hands; another reads them."""
+    pages = [scanned_page(drawn(scenario.token(f"scan {n}"), *["filler"] * 12)) for n in range(3)]
+    job = scenario.submit("killed", Ocr(pdf(*pages)), "succeeded", latency="bulk")
+    until = time.monotonic() + PATIENCE_S
+    while scenario.vestry.status(job).state != "running":
+        assert time.monotonic() < until, "the job does not start"
+        time.sleep(0.01)
+    time.sleep(0.3)
+    pid = up.pid(f"{scenario.privacy}-bulk-cpu")
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def _all_ends(scenario: Scenario, kind: Any) -> None:
+    name = kind.__name__
+    key = scenario.token(f"{name}, idempotency key")
+    scenario.submit(name, kind(scenario, name), "succeeded", idempotency_key=key)
+    scenario.submit(
+        f"{name} in bulk", kind(scenario, f"{name} in bulk"), "succeeded", latency="bulk"
+    )
+    if scenario.privacy != "private":
+        return  # faults are the local fake's
+    for fault in FAULTS:
+        about = f"{name} {fault}"
+        scenario.submit(about, kind(scenario, about, f"echo!{fault}"), "dead", max_attempts=2)
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1.5)
+    about = f"{name}, out of time"
+    scenario.submit(about, kind(scenario, about, "echo!sleep=4"), "expired", deadline=later,
+                    latency="bulk")  # fmt: skip
+    about = f"{name}, cancelled"
+    job = scenario.submit(about, kind(scenario, about, "echo!sleep=3"), "cancelled", latency="bulk")
+    scenario.running.append(job)
+    if kind is not rerank:
+        about = f"{name}, degraded"
+        scenario.submit(about, kind(scenario, about), "succeeded", task=SECOND_BEST)
+
+
+def _files(scenario: Scenario) -> None:
+    token = scenario.token
+    page = text_page(f"In a PDF, {token('PDF')}", token("PDF, second line"))
+    scenario.submit("PDF", Ocr(pdf(page)), "succeeded",
+                    idempotency_key=token("PDF, idempotency key"))  # fmt: skip
+    scenario.submit(
+        "scan", Ocr(pdf(scanned_page(drawn(token("scan"))))), "succeeded", latency="bulk"
+    )
+    scenario.submit("PNG", Ocr(_png(scenario)), "succeeded", latency="bulk")
+    broken = pdf(text_page(token("broken PDF")))[:-200].replace(b"endobj", b"endobx")
+    scenario.submit("broken PDF", Ocr(broken), "dead", max_attempts=1, latency="bulk")
+    scenario.submit("broken PNG", Ocr(_png(scenario)[:300]), "dead", max_attempts=1, latency="bulk")
+    if scenario.privacy == "private":
+        flow = Flow(
+            Ocr(pdf(text_page(token("flow, PDF")))),
+            then=[Classification(UPSTREAM, [token("flow, label"), token("flow, other label")]),
+                  Generation(prompt=UPSTREAM, system=scenario.text("flow, system"))],
+        )  # fmt: skip
+        scenario.submit("flow", flow, "succeeded")
+
+
+def _png(scenario: Scenario) -> bytes:
+    """Words to be read, and words beside the picture."""
+    info, out = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_text(scenario.token("PNG, field"), scenario.token("PNG, text"))
+    info.add_text("Comment", scenario.token("PNG, compressed"), zip=True)
+    drawn(scenario.token("PNG")).save(out, "PNG", pnginfo=info)
+    return out.getvalue()

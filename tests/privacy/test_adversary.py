@@ -1,0 +1,116 @@
+"""A cloud worker that was taken over obtains no private byte."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.privacy.adversary import ACCOUNT, BROKER, SQL, Adversary, done_within
+from tests.privacy.conftest import Canary
+from tests.privacy.needles import disguises, disguises_of, inflated
+
+ATTEMPTS = {**SQL, **BROKER, **ACCOUNT}
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "privacy.md"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def adversary(canary: Canary) -> Adversary:
+    state = canary.up.state()
+    pids = {process["name"]: process["pid"] for process in state["processes"]}
+    pids["supervisor"] = state["supervisor"]["pid"]
+    job = next(job for about, job, _ in canary.private.jobs if about == "texts")
+    return Adversary(canary.stack, job.id, pids)
+
+
+@pytest.fixture(scope="module")
+def needles(canary: Canary) -> set[bytes]:
+    """What no attempt may bring to light: private tokens, sealed content, keys, others' passwords."""
+    found = {needle for _, needle in disguises(canary.private.marker.text)}
+    home = canary.stack.home
+    for key in json.loads(home.keyring.read_text())["keys"].values():
+        found |= {needle for _, needle in disguises_of("key", base64.b64decode(key))}
+        found.add(key.encode())
+    for path in home.secrets.glob("*.password"):
+        if "cloud" not in path.name:
+            found.add(path.read_bytes().strip())
+    with canary.stack.superuser() as conn:
+        for table in ("payloads", "results", "blobs"):
+            query = f"SELECT body FROM vestry.private_{table} LIMIT 50"
+            sealed = [bytes(row[0])[29:61] for row in conn.execute(query)]  # type: ignore[call-overload]
+            found |= {form for body in sealed for form in (body, body.hex().encode())}
+        for (wrapped,) in conn.execute("SELECT wrapped FROM vestry.owner_keys"):
+            found |= {bytes(wrapped), bytes(wrapped).hex().encode()}
+    return found
+
+
+def obtained(got: Any) -> bytes:
+    """Everything that an attempt brought back, as bytes."""
+    match got:
+        case bytes() | bytearray() | memoryview():
+            return bytes(got)
+        case dict():
+            return b"\n".join(obtained(pair) for pair in got.items())
+        case list() | tuple() | set():
+            return b"\n".join(obtained(item) for item in got)
+        case _:
+            return str(got).encode("utf-8", "surrogateescape")
+
+
+def test_there_are_enough_attempts() -> None:
+    assert len(ATTEMPTS) == len(SQL) + len(BROKER) + len(ACCOUNT)
+    assert len(ATTEMPTS) >= 60
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_no_private_byte_is_obtained(adversary: Adversary, needles: set[bytes], name: str) -> None:
+    if name in ACCOUNT and os.geteuid() != 0:
+        pytest.skip("only as root have the processes accounts of their own")
+    got, _ = done_within(ATTEMPTS[name], adversary)
+    found = obtained(got)
+    for content in (found, *inflated(found)):
+        assert not [needle for needle in needles if needle in content], name
+
+
+def test_the_needles_would_be_seen(canary: Canary, needles: set[bytes]) -> None:
+    """In what the private worker's own login and account can read, they are."""
+    with canary.stack.superuser() as conn:
+        rows = conn.execute("SELECT body FROM vestry.private_results").fetchall()
+        keys = conn.execute("SELECT wrapped FROM vestry.owner_keys").fetchall()
+    for content in (obtained(rows), obtained(keys), canary.stack.home.keyring.read_bytes()):
+        assert [needle for needle in needles if needle in content]
+
+
+def test_private_tables_are_denied_not_empty(adversary: Adversary) -> None:
+    for name in SQL:
+        if re.match(r"SELECT \* FROM private_|the same, |COPY private_|wrapped keys", name):
+            assert done_within(SQL[name], adversary)[1] == "InsufficientPrivilege", name
+
+
+def test_forged_hints_had_nothing_run(canary: Canary, adversary: Adversary) -> None:
+    for name, attempt in BROKER.items():
+        if "forged" in name:
+            done_within(attempt, adversary)
+    time.sleep(2)
+    with canary.stack.superuser() as conn:
+        told = conn.execute(
+            """SELECT (SELECT state FROM vestry.jobs WHERE id = %(job)s),
+                      (SELECT count(*) FROM vestry.receipts WHERE job_id = %(job)s),
+                      (SELECT count(*) FROM vestry.egress WHERE %(job)s = ANY (job_ids))""",
+            {"job": adversary.job},
+        ).fetchone()
+    assert told == ("succeeded", 1, 0)
+    assert not [offer for offer in canary.stack.cloud.offers if str(adversary.job) in str(offer)]
+
+
+def test_the_list_is_in_the_documentation() -> None:
+    text = " ".join(DOCS.read_text(encoding="utf-8").split())
+    assert [name for name in ATTEMPTS if name not in text] == []

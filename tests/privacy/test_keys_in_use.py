@@ -1,0 +1,139 @@
+"""Keys are rotated, and an owner is forgotten, while their documents are being indexed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.echo_stack import eventually
+from tests.privacy.conftest import Canary
+from tests.privacy.scenario import PATIENCE_S
+from vestry import Document, Embedding, OwnerForgotten, UnknownKey, Vestry
+from vestry.forgetting import forget
+from vestry.key_source import KeyFile
+from vestry.results import JobRef
+from vestry.rotation import retire, rotate, statuses
+
+pytestmark = pytest.mark.slow
+
+SOURCE = "letters"
+JOBS = 24
+DOCUMENTS = 4
+"""In a job; each takes a while."""
+
+
+@pytest.fixture
+def conn(canary: Canary) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(canary.up.client["database_url"], autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def vestry(canary: Canary) -> Iterator[Vestry]:
+    with Vestry(canary.up.client["database_url"], canary.up.client["keyring"]) as vestry:
+        yield vestry
+
+
+@pytest.fixture
+def operator(canary: Canary) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(canary.up.client["operator_url"], autocommit=True) as conn:
+        yield conn
+
+
+def index(vestry: Vestry, conn: Any, owner: str) -> list[JobRef]:
+    jobs = [
+        Embedding(
+            documents=[
+                Document(f"Letter {n} of {job}, echo!sleep=0.05", id=f"{job}-{n}")
+                for n in range(DOCUMENTS)
+            ],
+            source=SOURCE,
+        )
+        for job in range(JOBS)
+    ]
+    return vestry.enqueue_many(conn, jobs, owner=owner, privacy="private")
+
+
+def states_of(vestry: Vestry, jobs: list[JobRef]) -> list[str]:
+    return [status.state for status in vestry.statuses(jobs)]
+
+
+def wait_for_all(vestry: Vestry, jobs: list[JobRef]) -> list[str]:
+    for job in jobs:
+        vestry.wait_finished(job, PATIENCE_S)
+    return states_of(vestry, jobs)
+
+
+def test_a_rotation_during_an_index(
+    canary: Canary, vestry: Vestry, conn: Any, operator: Any
+) -> None:
+    ring = KeyFile(canary.stack.home.keyring)
+    jobs = index(vestry, conn, "rotating")
+    eventually(lambda: "running" in states_of(vestry, jobs))
+    done = rotate(operator, ring)
+    assert done.left == 0
+    assert "running" in states_of(vestry, jobs), "the index was over before the rotation"
+    # While it runs: an owner that nobody knew, with a key that only the new one wraps.
+    new = index(vestry, conn, "after the rotation")
+    assert set(wait_for_all(vestry, jobs + new)) == {"succeeded"}
+    keys = {status.key: status.wraps for status in statuses(operator, ring)}
+    assert {key for key, wraps in keys.items() if wraps} == {done.current}
+    assert retire(operator, ring) == [key for key in keys if key != done.current]
+    # What was sealed before, during and after opens with the new ring alone, here and in workers.
+    for owner in ("rotating", "after the rotation", canary.private.owner):
+        hits = vestry.search("a letter", owner=owner, privacy="private", timeout=PATIENCE_S)
+        assert hits
+        assert all(hit.text for hit in hits if hit.source == SOURCE)
+
+
+def left_of(canary: Canary, owner: str) -> dict[str, int]:
+    content = ("payloads", "results", "blobs", "documents", "chunks", "embeddings")
+    tables = [f"{privacy}_{name}" for privacy in ("private", "shareable") for name in content]
+    with canary.stack.superuser() as root:
+        counts = {
+            table: root.execute(
+                f"SELECT count(*) FROM vestry.{table} WHERE owner = %s", [owner]
+            ).fetchone()
+            for table in (*tables, "owner_keys", "idempotency_keys")
+        }
+    return {table: row[0] for table, row in counts.items() if row and row[0]}
+
+
+def test_an_owner_is_forgotten_during_an_index(
+    canary: Canary, vestry: Vestry, conn: Any, operator: Any
+) -> None:
+    jobs = index(vestry, conn, "forgotten")
+    asked = vestry.enqueue(
+        conn, Embedding(texts=["echo!sleep=2"]), owner="forgotten", privacy="private",
+        latency="interactive",
+    )  # fmt: skip
+    both = {"running", "succeeded"}
+    eventually(lambda: both <= {*states_of(vestry, jobs), *states_of(vestry, [asked])})
+    running = [s.job for s in vestry.statuses([*jobs, asked]) if s.state == "running"]
+    assert running
+    report = forget(operator, "forgotten")
+    assert report.cancelled > 0
+    assert report.gone["keys"] == 1
+    assert report.gone["vectors"] > 0
+    assert left_of(canary, "forgotten") == {}
+    ended = dict(zip([*jobs, asked], states_of(vestry, [*jobs, asked]), strict=True))
+    assert set(ended.values()) == {"succeeded", "cancelled"}
+    # Of what ran when the tombstone was set, nothing finished after it.
+    with canary.stack.superuser() as root:
+        late = root.execute(
+            """SELECT count(*) FROM vestry.jobs j JOIN vestry.owners o USING (owner)
+               WHERE o.owner = 'forgotten' AND j.state = 'succeeded'
+                 AND j.finished_at > o.forgotten_at"""
+        ).fetchone()
+    assert late == (0,)
+    # By now whatever was being computed has been, and was refused.
+    time.sleep(2.5)
+    assert left_of(canary, "forgotten") == {}
+    assert dict(zip([*jobs, asked], states_of(vestry, [*jobs, asked]), strict=True)) == ended
+    with pytest.raises((OwnerForgotten, UnknownKey)):
+        index(vestry, conn, "forgotten")
+    assert left_of(canary, "forgotten") == {}

@@ -1,0 +1,115 @@
+"""Flower and remote control: for whom they are, and for nothing but looking."""
+
+from __future__ import annotations
+
+import base64
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flower.urls import handlers
+
+from tests.flower_client import FlowerClient
+from tests.privacy.conftest import Canary
+from workers.app import READ_ONLY_PANEL, make_app
+from workers.valkey_server import PRIVACIES, ValkeyServer
+
+pytestmark = pytest.mark.slow
+
+OPEN = {"/metrics", "/healthcheck", "/logout", "/static/css/flower.css", "/favicon.ico"}
+"""What Flower answers to everybody, and has no way to close: names of workers and kinds at most."""
+WORKER = ("pool/restart", "pool/grow", "pool/shrink", "pool/autoscale", "shutdown",
+          "queue/add-consumer", "queue/cancel-consumer")  # fmt: skip
+TASK = ("apply", "async-apply", "send-task", "abort", "timeout", "rate-limit", "revoke")
+
+
+def paths() -> list[str]:
+    """A path for each of Flower's routes."""
+    found = []
+    for spec in handlers:
+        pattern = str(spec[0]) if isinstance(spec, tuple) else spec.matcher.regex.pattern
+        found.append(re.sub(r"\(.*?\)", "x", pattern).replace("$", "").replace("?", ""))
+    return sorted({path for path in found if path.startswith("/") and ".*" not in path})
+
+
+@pytest.fixture(params=PRIVACIES)
+def flower(canary: Canary, request: pytest.FixtureRequest) -> FlowerClient:
+    return FlowerClient(canary.stack.client["flower"][request.param])
+
+
+def test_everything_but_what_flower_cannot_close_asks_for_the_password(
+    flower: FlowerClient,
+) -> None:
+    asked = {path: flower.get(path, user=None)[0] for path in paths()}
+    assert len(asked) > 20
+    seen = {path for path, status in asked.items() if status == 200}
+    assert seen <= OPEN
+    assert {"/metrics", "/healthcheck"} <= seen
+
+
+def test_nobody_commands_a_worker_through_flower(canary: Canary, flower: FlowerClient) -> None:
+    worker = next(iter(flower.workers()))
+    for path in (
+        *(f"/api/worker/{action}/{worker}" for action in WORKER),
+        *(f"/api/task/{action}/embedding" for action in TASK),
+    ):
+        assert post(flower, path) in {401, 403, 404, 405}, path
+    assert canary.up.running()
+
+
+def post(flower: FlowerClient, path: str) -> int:
+    request = urllib.request.Request(flower.url + path, data=b"queue=x", method="POST")  # noqa: S310
+    pair = f"{flower.user}:{flower.password}".encode()
+    request.add_header("Authorization", f"Basic {base64.b64encode(pair).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_flower_listens_on_loopback(canary: Canary) -> None:
+    for described in canary.stack.client["flower"].values():
+        port = int(described["url"].rpartition(":")[2])
+        listening = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()
+        addresses = {line.split()[1] for line in listening if line.split()[3] == "0A"}
+        assert [a for a in addresses if a.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+
+
+def control(canary: Canary, user: str) -> Any:
+    privacy = "private" if user == "private" else "shareable"
+    return make_app(ValkeyServer(canary.stack.home).url(user), privacy).control
+
+
+def test_a_private_worker_can_be_asked_and_not_told(canary: Canary) -> None:
+    told = control(canary, "private")
+    answering = {next(iter(reply)) for reply in told.ping(timeout=2)}
+    assert len(answering) == 4
+    for command in ("add_consumer", "shutdown", "pool_grow", "rate_limit", "revoke", "terminate"):
+        assert command not in READ_ONLY_PANEL
+        arguments = {"queue": "shareable.bulk.cloud"} if command == "add_consumer" else {}
+        replies = told.broadcast(command, arguments=arguments, reply=True, timeout=0.7)
+        assert not [r for reply in replies for r in reply.values() if "ok" in r]
+    queues = told.inspect(timeout=2).active_queues()
+    assert {queue["name"].split(".")[0] for found in queues.values() for queue in found} == {
+        "private"
+    }
+
+
+def test_a_cloud_worker_hears_no_commands(canary: Canary) -> None:
+    names = {next(iter(reply)) for reply in control(canary, "shareable").ping(timeout=2)}
+    assert len(names) == 4
+    assert not [name for name in names if "cloud" in name]
+
+
+def test_private_workers_write_no_core(canary: Canary) -> None:
+    for process in canary.up.state()["processes"]:
+        if process["name"].startswith("private-"):
+            limits = Path(f"/proc/{process['pid']}/limits").read_text(encoding="ascii")
+            line = next(line for line in limits.splitlines() if line.startswith("Max core"))
+            assert line.split()[4:6] == ["0", "0"]
+            # Root's, whoever runs it: it lets nobody look in.
+            assert Path(f"/proc/{process['pid']}/environ").stat().st_uid == 0

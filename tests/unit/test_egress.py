@@ -1,0 +1,222 @@
+"""No byte leaves for a cloud without a record that was written before it."""
+
+from __future__ import annotations
+
+import ast
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import httpx2
+import pytest
+
+import inference.backends
+from inference import egress
+from inference.egress import EgressTransport, asking, on_behalf_of, sending
+from inference.http_client import httpx2_client, httpx_client
+from inference.protocol import BackendConfig
+from inference.transports import transport_for
+
+LIBRARIES = [httpx, httpx2]
+JOB = uuid4()
+
+
+class Journal:
+    """What happened, in order: records, and requests that left."""
+
+    def __init__(self, library: ModuleType) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.refuse: Exception | None = None
+        transport = EgressTransport(
+            library, "openai", self.record, library.MockTransport(self.leave)
+        )
+        self.client = library.Client(transport=transport, trust_env=False)
+        self._library = library
+
+    def record(self, backend: str, size: int, jobs: Sequence[UUID]) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        self.events.append(("record", backend, size, tuple(jobs)))
+
+    def leave(self, request: Any) -> Any:
+        self.events.append(("sent", request.url.path, len(request.content), sending()))
+        if request.url.path == "/redirect":
+            return self._library.Response(307, headers={"Location": "/elsewhere"})
+        return self._library.Response(200)
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest) -> ModuleType:
+    found: ModuleType = request.param
+    return found
+
+
+@pytest.fixture
+def journal(library: ModuleType) -> Journal:
+    return Journal(library)
+
+
+def test_the_record_comes_first_and_counts_what_leaves(journal: Journal) -> None:
+    with on_behalf_of([JOB]):
+        journal.client.post("https://cloud.example/v1/chat", json={"prompt": "x" * 1000})
+    (_, backend, size, jobs), sent = journal.events
+    assert (backend, jobs) == ("openai", (JOB,))
+    assert sent[:2] == ("sent", "/v1/chat")
+    assert sent[2] < size < sent[2] + 1000
+    assert sent[3] is True
+    assert sending() is False
+
+
+def test_without_a_job_nothing_leaves(journal: Journal, library: ModuleType) -> None:
+    with pytest.raises(library.ConnectError):
+        journal.client.get("https://cloud.example/")
+    with on_behalf_of([JOB]):
+        pass
+    with pytest.raises(library.ConnectError):
+        journal.client.get("https://cloud.example/")
+    assert journal.events == []
+
+
+def test_without_a_record_nothing_leaves(journal: Journal, library: ModuleType) -> None:
+    journal.refuse = RuntimeError("the database is away: SECRET")
+    with on_behalf_of([JOB]), pytest.raises(library.ConnectError) as caught:
+        journal.client.get("https://cloud.example/")
+    assert journal.events == []
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_redirect_is_a_request_of_its_own(journal: Journal) -> None:
+    with on_behalf_of([JOB]):
+        journal.client.post("https://cloud.example/redirect", content=b"x", follow_redirects=True)
+    assert [event[0] for event in journal.events] == ["record", "sent", "record", "sent"]
+
+
+def test_another_thread_is_nobody(journal: Journal, library: ModuleType) -> None:
+    caught: list[Exception] = []
+
+    def call() -> None:
+        try:
+            journal.client.get("https://cloud.example/")
+        except library.ConnectError as error:
+            caught.append(error)
+
+    with on_behalf_of([JOB]):
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    assert caught
+    assert journal.events == []
+
+
+def test_the_innermost_jobs_count(journal: Journal) -> None:
+    other = uuid4()
+    with on_behalf_of([JOB, other]):
+        with on_behalf_of([other]):
+            journal.client.get("https://cloud.example/")
+        journal.client.get("https://cloud.example/")
+    assert [event[3] for event in journal.events if event[0] == "record"] == [
+        (other,), (JOB, other),
+    ]  # fmt: skip
+
+
+def test_a_process_without_a_recorder_calls_no_cloud(library: ModuleType) -> None:
+    transport = transport_for(BackendConfig("openai", "cloud"), library, library.Limits())
+    with (
+        on_behalf_of([JOB]), library.Client(transport=transport, trust_env=False) as client,
+        pytest.raises(library.ConnectError, match="no cloud is called from here"),
+    ):  # fmt: skip
+        client.get("https://cloud.example/")
+
+
+def test_where_no_jobs_run_a_cloud_may_be_asked_how_it_is(library: ModuleType) -> None:
+    def client(record: Any) -> Any:
+        inner = library.MockTransport(lambda _: library.Response(200))
+        return library.Client(transport=EgressTransport(library, "openai", record, inner))
+
+    with asking(), client(None) as outside:
+        assert outside.get("https://cloud.example/v1/models").status_code == 200
+        for method, url, body in (
+            ("GET", "/v1/models?q=dear+diary", b""), ("GET", "/v1/models", b"dear diary"),
+            ("POST", "/v1/models", b""),
+        ):  # fmt: skip
+            with pytest.raises(library.ConnectError):
+                outside.request(method, f"https://cloud.example{url}", content=body)
+    with asking(), client(lambda *_: None) as worker, pytest.raises(library.ConnectError):
+        worker.get("https://cloud.example/v1/models")
+
+
+def test_a_local_backend_gets_no_way_out(library: ModuleType) -> None:
+    transport = transport_for(BackendConfig("llama", "local"), library, library.Limits())
+    assert not isinstance(transport, egress.EgressTransport)
+    with (
+        library.Client(transport=transport, trust_env=False) as client,
+        pytest.raises(library.ConnectError, match="not a local address"),
+    ):
+        client.get("http://93.184.216.34/")
+
+
+@pytest.mark.parametrize("locality", ["local", "cloud"])
+def test_the_sdks_clients_have_this_transport_and_no_other(locality: Any) -> None:
+    config = BackendConfig("there", locality, url="https://cloud.example/v1")
+    for client in (httpx2_client(config), httpx_client(config, {})):
+        assert isinstance(client._transport, EgressTransport) == (locality == "cloud")
+        assert client._mounts == {}
+        assert not client.trust_env
+        client.close()
+
+
+def test_a_company_s_proxy_is_for_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "near.example")
+    for host, pool in (("cloud", "HTTPProxy"), ("near", "ConnectionPool")):
+        config = BackendConfig("there", "cloud", url=f"https://{host}.example/v1")
+        with httpx2_client(config) as client:
+            assert type(client._transport._inner._pool).__name__ == pool  # type: ignore[attr-defined]
+
+
+WAYS_OUT = {"HTTPTransport", "Client", "create_connection", "urlopen", "getoutput"}
+
+
+def ways_out(source: str) -> list[str]:
+    """What in a backend's source would reach the network without `inference.http_client`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names) if {n.name.partition(".")[0] for n in names} & {
+                "requests",
+                "urllib3",
+                "aiohttp",
+                "socket",
+            }:
+                found.append(ast.unparse(node))
+            case ast.ImportFrom(module="urllib.request" | "http.client" | "socket" | "requests"):
+                found.append(ast.unparse(node))
+            case ast.Call(func=ast.Attribute(attr="OpenAI" | "Anthropic"), keywords=given):
+                clients = [ast.unparse(k.value) for k in given if k.arg == "http_client"]
+                if clients != ["httpx2_client(config)"]:
+                    found.append(ast.unparse(node))
+            case ast.Call(func=ast.Attribute(attr=name)) if name in WAYS_OUT or name.startswith(
+                "Async"
+            ):
+                found.append(ast.unparse(node))
+    return found  # fmt: skip
+
+
+def test_backends_reach_the_network_by_their_transport_alone() -> None:
+    folder = Path(inference.backends.__file__).parent
+    assert {p.name: f for p in folder.glob("*.py") if (f := ways_out(p.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import requests", "httpx2.Client()", "httpx.HTTPTransport()", "openai.AsyncOpenAI()",
+     "openai.OpenAI(max_retries=0)", "anthropic.Anthropic(http_client=other())",
+     "from urllib.request import urlopen", "ollama.Client(host)"],
+)  # fmt: skip
+def test_another_way_would_be_seen(source: str) -> None:
+    assert ways_out(source)
+    assert not ways_out("openai.OpenAI(http_client=httpx2_client(config))")

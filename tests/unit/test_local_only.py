@@ -1,0 +1,177 @@
+"""A local backend is called on our own network or not at all, whatever its name leads to by then."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+
+from inference.local_only import NotLocal, check_url, guarded_transport, is_local, networks
+
+LIBRARIES = [httpx, httpx2]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers OK, and notes what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str] = []
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.send_response(302 if self.path == "/away" else 200)
+        self.send_header("Location", "http://away.example/secret")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def leads_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Have every name lead to these."""
+    real = socket.getaddrinfo
+
+    def lookup(host: str, port: int, *given: Any, **named: Any) -> Any:
+        if host[0].isdigit() or ":" in host:
+            return real(host, port, *given, **named)
+        return [entry for a in addresses for entry in real(a, port, *given, **named)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("::ffff:127.0.0.1", True),
+        ("10.20.3.4", True), ("::ffff:10.20.3.4", True), ("fd00:1::5", True), ("fd00:1::5%eth0", True),
+        ("10.21.0.1", False), ("8.8.8.8", False), ("0.0.0.0", False),  # noqa: S104 ("192.168.1.1", False),
+        ("2001:4860:4860::8888", False), ("::ffff:8.8.8.8", False), ("::", False), ("home", False),
+        ("fe80::1%lo", False), ("", False),
+    ],
+)  # fmt: skip
+def test_local_is_loopback_and_what_is_listed(address: str, local: bool) -> None:
+    assert is_local(address, networks("10.20.0.0/16, fd00:1::/32")) is local
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0/0", "::/0", "0.0.0.0/1", "home", "10.0.0.1/8", "1.2.3"])
+def test_a_list_of_networks_is_no_way_out(text: str) -> None:
+    with pytest.raises(ValueError, match="VESTRY_LOCAL_NETWORKS"):
+        networks(text)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://8.8.8.8/v1", "https://away.example/v1", "http://127.0.0.1@away.example/", "ftp://127.0.0.1",
+        "127.0.0.1:80", "http://", "http://[::1", "http://127.0.0.1:99999", "", "file:///etc/passwd",
+        "http://away.example\\@127.0.0.1/", "http://key@127.0.0.1/", "http://0.0.0.0/",
+    ],
+)  # fmt: skip
+def test_a_url_that_leads_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    leads_to(monkeypatch, "93.184.216.34")
+    with pytest.raises(NotLocal):
+        check_url(url)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8080/v1", "http://127.1/", "https://[::1]:1/"])
+def test_a_url_on_loopback_is_taken(url: str) -> None:
+    check_url(url)
+
+
+def test_one_stranger_among_a_names_addresses_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    leads_to(monkeypatch, "127.0.0.1", "93.184.216.34")
+    with pytest.raises(NotLocal, match=r"93\.184\.216\.34"):
+        check_url("http://models.lan/")
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_name_is_looked_at_again_for_every_connection(
+    library: ModuleType, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://models.lan:{server.port}"
+    leads_to(monkeypatch, "127.0.0.1")
+    check_url(url)
+    with library.Client(transport=guarded_transport(library), trust_env=False) as client:
+        assert client.get(f"{url}/one").status_code == 200
+    # The same name leads elsewhere now. (That this is our server again shows who refuses.)
+    leads_to(monkeypatch, "127.0.0.1", "93.184.216.34")
+    with (
+        library.Client(transport=guarded_transport(library), trust_env=False) as client,
+        pytest.raises(library.ConnectError, match="not a local address"),
+    ):
+        client.get(f"{url}/two")
+    assert server.asked == ["/one"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_address_looked_at_is_the_one_connected_to(
+    library: ModuleType, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second lookup, which might give another answer, does not happen."""
+    leads_to(monkeypatch, "127.0.0.1")
+    answers = [socket.getaddrinfo]
+
+    def once(*given: Any, **named: Any) -> Any:
+        if given[0] == "models.lan":
+            return answers.pop()(*given, **named)
+        return socket.getaddrinfo.__wrapped__(*given, **named)  # type: ignore[attr-defined]
+
+    once.__wrapped__ = answers[0]  # type: ignore[attr-defined]
+    monkeypatch.setattr(socket, "getaddrinfo", once)
+    with library.Client(transport=guarded_transport(library), trust_env=False) as client:
+        assert client.get(f"http://models.lan:{server.port}/").status_code == 200
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_redirects_and_proxies_are_no_way_round(
+    library: ModuleType, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://93.184.216.34:3128")
+    leads_to(monkeypatch, "93.184.216.34")
+    with library.Client(transport=guarded_transport(library), trust_env=False) as client:
+        assert client.get(f"http://127.0.0.1:{server.port}/").status_code == 200
+        with pytest.raises(library.ConnectError):
+            client.get(f"http://127.0.0.1:{server.port}/away", follow_redirects=True)
+    assert server.asked == ["/", "/away"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_server_that_does_not_answer_is_a_connect_error(library: ModuleType) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with (
+            library.Client(transport=guarded_transport(library), trust_env=False) as client,
+            pytest.raises(library.ConnectError),
+        ):
+            client.get(f"http://127.0.0.1:{port}/")

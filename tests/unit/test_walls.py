@@ -1,0 +1,249 @@
+"""What a private worker refuses to start with, and what its process keeps to itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from inference.catalogue_file import SHIPPED, load, parse
+from inference.local_only import networks
+from workers.scratch import Scratch, ScratchError
+from workers.walls import WallBreached, credentials, stand
+
+ROOT = Path(__file__).resolve().parents[2]
+HARMLESS = {
+    "PATH", "HOME", "USER", "LANG", "TMPDIR", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE",
+    "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES", "OLLAMA_HOST",
+    "VESTRY_KEYRING_FD", "VESTRY_BACKEND_KEYS", "VESTRY_LLAMA_KEY_FILE", "NVIDIA_VISIBLE_DEVICES",
+    "VESTRY_DATABASE_PASSWORD_FILE", "AWS_REGION", "AWS_EXECUTION_ENV", "GOOGLE_CLOUD_PROJECT",
+    "HTTP_PROXY", "KEYBOARD", "SSH_AUTH_SOCK",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["OPENAI_API_KEY", "OPENAI_ADMIN_KEY_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN",
+     "AZURE_OPENAI_API_KEY", "AZURE_CLIENT_SECRET", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+     "AWS_SESSION_TOKEN", "AWS_BEARER_TOKEN_BEDROCK", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+     "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_API_KEY",
+     "GEMINI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "CO_API_KEY",
+     "COHERE_API_KEY", "MISTRAL_API_KEY", "GROQ_API_KEY", "TOGETHER_API_KEY", "OPENROUTER_API_KEY",
+     "REPLICATE_API_TOKEN", "OLLAMA_API_KEY", "VOYAGE_API_KEY", "WANDB_API_KEY",
+     "SOME_NEW_PROVIDER_API_KEY", "openai_api_key"],
+)  # fmt: skip
+def test_a_clouds_credentials_are_known_by_their_names(name: str) -> None:
+    assert credentials([*HARMLESS, name]) == [name]
+    with pytest.raises(WallBreached, match=name) as caught:
+        stand({name: "quartzite"}, load().only({}), keys=())
+    assert "quartzite" not in str(caught.value)
+
+
+def test_what_is_no_credential_is_no_reason() -> None:
+    assert credentials(HARMLESS) == []
+
+
+def test_a_private_worker_of_local_backends_starts() -> None:
+    local = load().only({"sentence-transformers": None, "llama": "http://127.0.0.1:9/v1"})
+    stand({}, local, keys=["llama"])
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+def test_a_cloud_backend_is_a_reason(name: str) -> None:
+    with pytest.raises(WallBreached, match=f"cloud backend {name} is enabled"):
+        stand({}, load().only({name: None}), keys=())
+    with pytest.raises(WallBreached, match=f"a key of {name}"):
+        stand({}, load().only({"ollama": None}), keys=[name])
+
+
+@pytest.mark.parametrize(
+    "url", ["https://8.8.8.8/v1", "http://10.9.8.7:8080", "http://no.invalid/"]
+)
+def test_a_local_backend_elsewhere_is_a_reason(url: str) -> None:
+    with pytest.raises(WallBreached, match="backend llama"):
+        stand({}, load().only({"llama": url}), keys=())
+
+
+def test_a_catalogue_that_calls_a_cloud_local_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SHIPPED.read_text(encoding="utf-8")
+    edited = parse(real.replace("openai_http, locality: cloud", "openai_http, locality: local"))
+    away = [(2, 1, 6, "", ("192.0.2.7", 443))]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: away)
+    with pytest.raises(WallBreached, match=r"backend openai: api\.openai\.com is 192\.0\.2\.7"):
+        stand({}, edited.only({"openai": None}), keys=())
+
+
+def test_a_network_of_ones_own_may_be_named() -> None:
+    far = load().only({"llama": "http://10.9.8.7:8080"})
+    stand({}, far, keys=(), allowed=networks("10.9.0.0/16"))
+
+
+def test_all_reasons_are_told_at_once() -> None:
+    with pytest.raises(WallBreached) as caught:
+        stand({"HF_TOKEN": "x"}, load().only({"openai": None, "ollama": None}), keys=["openai"])
+    assert str(caught.value).count(";") == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [({"OPENAI_API_KEY": "quartzite"}, "OPENAI_API_KEY"), ({"VESTRY_BACKENDS": "openai"}, "cloud"),
+     ({"VESTRY_BACKENDS": "llama=http://192.0.2.1/v1"}, "192.0.2.1")],
+)  # fmt: skip
+def test_the_worker_itself_refuses_to_start(extra: dict[str, str], told: str) -> None:
+    environment = {
+        "VESTRY_PRIVACY": "private", "VESTRY_LANES": "private.bulk.gpu",
+        "VESTRY_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/x",
+        "VESTRY_BROKER_URL": "redis://127.0.0.1:9/0", "VESTRY_EMBEDDING_BACKEND": "echo",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.worker"], cwd=ROOT, env=environment | extra,
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "quartzite" not in done.stderr
+
+
+# -- in a process of its own: what is closed there stays closed ------------------------------------
+
+
+def run(script: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, env=environment,
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+CONNECTING = """
+    import socket, threading, urllib.request
+    from inference import egress
+    from workers.network_guard import stay_home
+
+    server = socket.create_server(("127.0.0.1", 0))
+    home = server.getsockname()
+    stay_home(("redis://user:word@broker.invalid:6379/0", "postgresql://db/x"), cloud=CLOUD)
+
+    def outcome(act):
+        try:
+            act()
+        except PermissionError:
+            return "refused"
+        except OSError:
+            return "tried"
+        return "done"
+
+    def connect(host, port=9):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as s:
+            s.settimeout(0.05)
+            s.connect((host, port))
+
+    def send():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.sendto(b"x", ("192.0.2.1", 53))
+
+    def on_record():
+        token = egress._sending.set(True)
+        try:
+            connect("192.0.2.1")
+        finally:
+            egress._sending.reset(token)
+
+    print(outcome(lambda: connect(*home)), outcome(lambda: connect("192.0.2.1")),
+          outcome(lambda: connect("2001:db8::1")), outcome(send),
+          outcome(lambda: urllib.request.urlopen("http://192.0.2.1/", timeout=0.05).read()),
+          outcome(on_record))
+    pair = socket.socketpair()
+    pair[0].sendall(b"x")
+"""
+
+
+def test_the_interpreter_refuses_connections_to_elsewhere() -> None:
+    private, cloud = (run(f"CLOUD = {c}\n" + textwrap.dedent(CONNECTING)) for c in (False, True))
+    assert private.split() == ["done", *["refused"] * 3, "tried", "refused"]
+    assert cloud.split() == ["done", *["refused"] * 3, "tried", "tried"]
+
+
+def test_a_process_that_must_not_leave_its_memory_behind_does_not() -> None:
+    script = """
+        import ctypes, resource, sys
+        from workers.hardening import no_dumps
+        resource.setrlimit(resource.RLIMIT_CORE, resource.getrlimit(resource.RLIMIT_CORE)[1:] * 2)
+        no_dumps()
+        get_dumpable = 3
+        told = ctypes.CDLL(None).prctl(get_dumpable) if sys.platform == "linux" else 0
+        print(resource.getrlimit(resource.RLIMIT_CORE), told)
+    """
+    assert run(script) == "(0, 0) 0\n"
+
+
+# -- temporary files -------------------------------------------------------------------------------
+
+
+def test_a_worker_s_temporary_files_are_its_own_and_go_with_it(tmp_path: Path) -> None:
+    script = f"""
+        import os, sys, tempfile
+        from pathlib import Path
+        from workers.scratch import Scratch
+        with Scratch("private-bulk-cpu@host", Path({str(tmp_path)!r}) / "scratch") as scratch:
+            made = Path(tempfile.mkstemp()[1])
+            modes = oct(scratch.path.stat().st_mode | scratch.path.parent.stat().st_mode)
+            print(made.parent == scratch.path, modes, os.environ["TMPDIR"])
+    """
+    inside, mode, told = run(script).split()
+    assert (inside, mode) == ("True", "0o40700")
+    assert told == str(tmp_path / "scratch" / "private-bulk-cpu-host")
+    assert not Path(told).exists()
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_what_a_killed_worker_left_is_gone_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"""
+        import sys, tempfile
+        from pathlib import Path
+        from workers.scratch import Scratch
+        scratch = Scratch("w", Path({str(tmp_path)!r})).open()
+        Path(tempfile.mkdtemp(), "page.png").write_text("SECRET")
+        print(scratch.path, flush=True)
+        sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, env={}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        path = Path(child.stdout.readline().strip())
+        assert list(path.rglob("page.png"))
+        monkeypatch.setenv("TMPDIR", os.environ.get("TMPDIR", "/tmp"))  # noqa: S108
+        monkeypatch.setattr("tempfile.tempdir", None)
+        # While it runs, another of its name takes another place, and touches nothing of its.
+        with Scratch("w", tmp_path) as beside:
+            assert beside.path != path
+        assert list(path.rglob("page.png"))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert list(path.rglob("page.png"))
+    with Scratch("w", tmp_path) as scratch:
+        assert scratch.path == path
+        assert list(path.iterdir()) == []
+    assert not path.exists()
+
+
+def test_a_place_that_is_somebody_elses_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(ScratchError):
+        Scratch("w", tmp_path / "link").open()
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "real", 65534, 65534)
+        with pytest.raises(ScratchError):
+            Scratch("w", tmp_path / "real").open()

@@ -1,0 +1,109 @@
+"""What left for a cloud, from the record that is written before any of it leaves."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Departures:
+    """Requests of one class to one backend on one day (UTC)."""
+
+    day: dt.date
+    privacy: str
+    backend: str
+    locality: str
+    requests: int
+    jobs: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The answer to "did anything private leave?".
+
+    Attributes:
+        since: from when on.
+        until: up to when.
+        departures: by day, class and backend.
+        private_requests: how many requests were for private jobs. The table refuses a row of theirs.
+        private_receipts: attempts of private jobs that a cloud served, by the workers' own account.
+        unrecorded: attempts of shareable jobs that a cloud served, without a request on record.
+        guarded: the constraints that refuse private rows, and the absence of any right to change or
+            delete one, are in place now.
+    """
+
+    since: dt.datetime
+    until: dt.datetime
+    departures: tuple[Departures, ...]
+    private_requests: int
+    private_receipts: int
+    unrecorded: int
+    guarded: bool
+
+    @property
+    def clean(self) -> bool:
+        """Nothing private left, and everything that left is on record."""
+        return self.guarded and not (
+            self.private_requests or self.private_receipts or self.unrecorded
+        )
+
+
+_DEPARTURES = """
+WITH e AS MATERIALIZED (
+  SELECT (at AT TIME ZONE 'UTC')::date AS day, privacy, backend, locality, bytes, job_ids
+  FROM vestry.egress WHERE at >= %(since)s AND at < %(until)s),
+jobs AS (
+  SELECT e.day, e.privacy, e.backend, e.locality, count(DISTINCT u.id) AS jobs
+  FROM e, unnest(e.job_ids) u(id) GROUP BY 1, 2, 3, 4)
+SELECT day, privacy, backend, locality, count(*), max(jobs.jobs), sum(e.bytes)::bigint
+FROM e JOIN jobs USING (day, privacy, backend, locality)
+GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3"""
+_RECEIPTS = """
+SELECT count(*) FILTER (WHERE r.privacy = 'private'),
+       count(*) FILTER (WHERE r.privacy = 'shareable'
+                          AND r.job_id NOT IN (SELECT unnest(job_ids) FROM vestry.egress))
+FROM vestry.receipts r
+WHERE r.locality = 'cloud' AND r.served_backend IS NOT NULL
+  AND r.finished_at >= %(since)s AND r.finished_at < %(until)s"""
+_GUARDED = """
+SELECT (SELECT count(*) = 2 FROM pg_constraint
+        WHERE conrelid = c.oid AND contype = 'c' AND convalidated AND conenforced
+          AND pg_get_constraintdef(oid) IN ('CHECK ((privacy = ''shareable''::text))',
+                                            'CHECK ((locality = ''cloud''::text))'))
+   AND c.relrowsecurity AND c.relforcerowsecurity
+   AND NOT EXISTS (SELECT FROM pg_policy p
+                   WHERE p.polrelid = c.oid AND p.polcmd NOT IN ('r', 'a'))
+   AND NOT EXISTS (SELECT FROM aclexplode(c.relacl) a
+                   WHERE a.grantee <> c.relowner AND a.privilege_type <> 'SELECT')
+FROM pg_class c WHERE c.oid = 'vestry.egress'::regclass"""
+
+
+def report(conn: Connection, since: dt.datetime, until: dt.datetime) -> Report:
+    """What left in a span of time.
+
+    Args:
+        conn: an operator's connection.
+        since: from when on.
+        until: up to when.
+    """
+    span = {"since": since, "until": until}
+    departures = tuple(Departures(*row) for row in conn.execute(_DEPARTURES, span).fetchall())
+    receipts = conn.execute(_RECEIPTS, span).fetchone()
+    guarded = conn.execute(_GUARDED).fetchone()
+    assert receipts is not None  # noqa: S101 - an aggregate always has a row
+    return Report(
+        since=since,
+        until=until,
+        departures=departures,
+        private_requests=sum(d.requests for d in departures if d.privacy != "shareable"),
+        private_receipts=receipts[0],
+        unrecorded=receipts[1],
+        guarded=bool(guarded and guarded[0]),
+    )

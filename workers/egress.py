@@ -1,0 +1,41 @@
+"""Writes the record of each request to a cloud, before it is made, in a transaction of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from inference.egress import Recorder
+from inference.errors import InferenceError
+
+
+class NotRecorded(InferenceError):
+    """The request to a cloud could not be put on record, and was not made."""
+
+    code = "not_recorded"
+    retryable = True
+
+
+def recorder(pool: ConnectionPool[psycopg.Connection[Any]]) -> Recorder:
+    """What a cloud worker's backends write their records with.
+
+    Args:
+        pool: connections of the role vestry_cloud; no other may write one.
+    """
+
+    def record(backend: str, size: int, jobs: Sequence[UUID]) -> None:
+        try:
+            with pool.connection() as conn:
+                conn.execute(
+                    "SELECT vestry.record_egress_v1(%s, %s, %s::uuid[])",
+                    [backend, size, list(jobs)],
+                    prepare=True,
+                )
+        except psycopg.Error:
+            raise NotRecorded from None
+
+    return record
