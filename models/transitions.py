@@ -31,6 +31,8 @@ Connection = psycopg.Connection[Any]
 
 ALONE_CRASHES_TO_DIE = 2
 """A job that took its process down twice while nothing else ran in it is the culprit."""
+LOST_ALONE = "the process ended or froze, running this job alone"
+"""The receipt's reason where that counts as a crash, unless the process comes back (`exonerate`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,30 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
     )
 
 
+def exonerate(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> int:
+    """Take back the crash of jobs whose process was given up, running them alone, and has come back.
+
+    It was frozen, cut off or starved, and no job of its had ended it. One that ran for as long as a job
+    may is not forgiven. Called before the attempt's own receipt replaces the one that says `lost`.
+
+    Args:
+        conn: a connection in a transaction.
+        token: the lease that was lost.
+        job_ids: its jobs.
+
+    Returns:
+        How many crashes were taken back.
+    """
+    cursor = conn.execute(
+        """UPDATE vestry.jobs j SET crashes = j.crashes - 1
+           FROM vestry.receipts r
+           WHERE j.id = ANY (%s) AND j.finished_at IS NULL AND j.crashes > 0
+             AND r.job_id = j.id AND r.lease_id = %s AND r.outcome = 'lost' AND r.reason = %s""",
+        [list(job_ids), token, LOST_ALONE],
+    )
+    return cursor.rowcount
+
+
 def drop_if_empty(conn: Connection, token: UUID) -> None:
     """Delete a lease that holds no job any more."""
     conn.execute(
@@ -208,7 +234,8 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
 
     A batch's jobs get their attempt back: which of them was to blame is not known. Each is then run
     by a process that holds nothing else. A lease that was renewed as long as it may be is one of a job
-    that does not end; any other, of a process that did.
+    that does not end; any other, of a process that did. Who was forgiven crashes, because the process
+    came back each time, dies once it is out of attempts.
 
     Args:
         conn: a connection in a transaction.
@@ -222,17 +249,18 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
              ORDER BY l.id LIMIT %(limit)s FOR UPDATE OF l SKIP LOCKED),
            held AS MATERIALIZED (
              SELECT j.id, j.lease_id, j.privacy, j.attempt, j.started_at, gone.alone, gone.overran,
-                    gone.alone AND j.crashes + 1 >= %(crashes)s AS dies
+                    gone.alone AND (j.crashes + 1 >= %(crashes)s
+                                    OR j.attempt >= greatest(j.max_attempts, %(crashes)s)) AS dies
              FROM vestry.jobs j JOIN gone ON gone.id = j.lease_id
              WHERE j.state = 'running' ORDER BY j.id FOR UPDATE OF j),
            receipted AS (
              INSERT INTO vestry.receipts
                (job_id, lease_id, privacy, attempt, outcome, reason, started_at, finished_at)
              SELECT held.id, held.lease_id, held.privacy, held.attempt, 'lost',
-                    concat(CASE WHEN held.overran THEN 'it ran for as long as a job may'
-                                ELSE 'the process ended or froze' END,
-                           CASE WHEN held.alone THEN ', running this job alone'
-                                ELSE ', running a batch' END),
+                    CASE WHEN held.overran AND held.alone THEN 'it ran for as long as a job may, alone'
+                         WHEN held.overran THEN 'it ran for as long as a job may, in a batch'
+                         WHEN held.alone THEN %(lost_alone)s
+                         ELSE 'the process ended or froze, running a batch' END,
                     held.started_at, now.t
              FROM held, now ON CONFLICT DO NOTHING),
            moved AS (
@@ -264,7 +292,7 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
            SELECT count(*) FILTER (WHERE state = 'queued'), count(*) FILTER (WHERE state = 'dead'),
                   (SELECT count(*) FROM told)
            FROM moved""",
-        {"limit": limit, "crashes": ALONE_CRASHES_TO_DIE},
+        {"limit": limit, "crashes": ALONE_CRASHES_TO_DIE, "lost_alone": LOST_ALONE},
     ).fetchone()
     assert row is not None  # noqa: S101 - an aggregate always has a row
     return Rescued(suspects=row[0], dead=row[1])

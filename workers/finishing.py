@@ -99,6 +99,8 @@ def finish(
         settlements.append(settlement)
         done.states[job_id] = settlement.state.value
 
+    if lease.alone and REFUSED in done.states.values():
+        transitions.exonerate(conn, lease.id, list(jobs))
     payloads.store_results(conn, content, results)
     done_with = [
         s.job_id for s in settlements if _done_with(jobs[s.job_id], s.state, sealed=content.sealed)

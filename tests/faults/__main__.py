@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--only", choices=[*LABORATORIES], help="one laboratory, in this process")
     parser.add_argument("--report", type=Path, help="where the report goes, too, as JSON and text")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.only is not None:
         preset = presets.FAULTS if options.soak is None else presets.soak(options.soak)
         with temporary_home(PREFIX) as home:
@@ -129,10 +129,6 @@ def _report(name: str, process: subprocess.Popen[str], out: Path) -> dict[str, A
         report = Report(name, 0).document()
         report["violations"] = {"the laboratory itself failed": [f"exit {process.returncode}"]}
     return report
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

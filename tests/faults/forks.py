@@ -126,10 +126,11 @@ class Laboratory:
         began = time.monotonic()
         install(self.stack.superuser_url)
         self.prepare()
-        producers = [fork(partial(self._produce, n)) for n in range(self.scale.producers)]
-        self._stir(producers)
-        self._let_end()
-        self._end_all()
+        try:
+            self._stir([fork(partial(self._produce, n)) for n in range(self.scale.producers)])
+            self._let_end()
+        finally:
+            self._end_all()
         self.report.forged = self._mishaps.forged
         self.report.seconds = time.monotonic() - began
         lines = list(self._history.read())

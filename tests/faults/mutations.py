@@ -11,6 +11,7 @@ import argparse
 import inspect
 import json
 import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -242,6 +243,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20261126)
     parser.add_argument("--only", choices=[*ALL])
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.only is not None:
         print(json.dumps(run(ALL[options.only], options.seed), default=str))
         return 0

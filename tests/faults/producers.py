@@ -20,17 +20,19 @@ import psycopg
 from tests.faults import flows, sorts
 from tests.faults.ledger import History
 from tests.faults.sorts import GOOD, OVERTAKEN, Sort
-from vestry import Document, Embedding, Vestry
+from vestry import Document, Embedding, Reason, Vestry
 from vestry.errors import DatabaseError, Unavailable, VestryError
 
 OWNERS: Final = ("ann", "ben", "cleo", "dan")
 PRIVACIES: Final = ("private", "shareable")
 AWAY_S: Final = 0.2
 """Pause before a producer tries a database again that was away."""
-BAD_AT_ONCE: Final = 24
+BAD_AT_ONCE: Final = 40
 MOST_OPEN: Final = 400
 """Jobs that are not over; past that nobody enqueues."""
 _OPEN: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
+HARMLESS: Final = frozenset({Reason.BAD_INPUT, Reason.BAD_OUTPUT, Reason.REFUSED})
+"""Why a job may be dead that can be replayed here at no cost to its neighbours."""
 RACERS: Final = 4
 """Callers that use one idempotency key at the same moment."""
 
@@ -122,6 +124,7 @@ class Producer:
             (0.05, self._race),
             (0.06, self._flow),
             (0.05, self._bad),
+            (0.02, self._replay),
             (self.order.cancels, self._stopped),
         )
         for share, step in steps:
@@ -308,6 +311,17 @@ class Producer:
         states = self.vestry.cancel(rng.sample(refs, rng.randint(1, len(refs))))
         self.history.write("cancelled", states={str(job): told for job, told in states.items()})
         return len(refs)
+
+    def _replay(self) -> int:
+        """Dead jobs once more, each once however often it is asked for; they die again."""
+        found = self.vestry.dead(owner=self.rng.choice(OWNERS), limit=3)
+        jobs = [job.status for job in found if job.reason in HARMLESS]
+        for job in jobs:
+            first, again = self.vestry.replay(job), self.vestry.replay(job)
+            self.history.write("committed", jobs=[str(first.id)], sort="replay", ends=sorts.DEAD)
+            if again.created or again.id != first.id:
+                self.history.write("violation", told="a job was replayed twice")
+        return len(jobs)
 
     def _bad(self) -> int:
         """Bad input is refused before it is a job, and the transaction goes on."""

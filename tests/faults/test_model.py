@@ -78,6 +78,9 @@ class Held:
     lease: Lease
     lost: bool = False
     """Run out, and not yet rescued."""
+    overran: bool = False
+    blamed: bool = False
+    """Its one job was counted a crash, which is taken back if the worker comes back."""
     jobs: list[UUID] = field(default_factory=list)
 
 
@@ -240,6 +243,10 @@ class Machine(RuleBasedStateMachine):
                 assert done.states[job] == self.jobs[job].state
             else:
                 assert done.states[job] == "refused"
+                told = self.jobs[job]
+                if self.leases[token].blamed and told.state not in TERMINAL and told.crashes:
+                    told.crashes -= 1
+                self.leases[token].blamed = False
 
     @rule(token=held)
     def hand_back(self, token: UUID) -> None:
@@ -262,6 +269,7 @@ class Machine(RuleBasedStateMachine):
         )
         if updated.rowcount:
             self.leases[token].lost = True
+            self.leases[token].overran = self.leases[token].overran or overran
 
     @rule()
     def rescue(self) -> None:
@@ -274,7 +282,11 @@ class Machine(RuleBasedStateMachine):
             for job in list(self._holds(token)):
                 expected = self.jobs[job]
                 expected.crashes += told.lease.alone
-                if told.lease.alone and expected.crashes >= transitions.ALONE_CRASHES_TO_DIE:
+                told.blamed = told.lease.alone and not told.overran
+                if told.lease.alone and (
+                    expected.crashes >= transitions.ALONE_CRASHES_TO_DIE
+                    or expected.attempt >= expected.max_attempts
+                ):
                     expected.suspect = False
                     self._end(job, "dead")
                     dead += 1

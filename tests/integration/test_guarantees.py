@@ -325,6 +325,30 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
     assert time.monotonic() - begun >= 1.0
 
 
+def test_a_process_that_comes_back_was_not_ended_by_its_job(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
+) -> None:
+    (job,) = submit(vestry, conn, "x")
+    admin.execute("UPDATE vestry.jobs SET suspect = true")
+    crashes = "SELECT crashes FROM vestry.jobs WHERE id = %s"
+    with runtime(clean, at_once) as worker:
+        for overran in (False, True):
+            opened = worker._executor.claim(LANE, ["embedding"], suspect=True)
+            assert opened is not None
+            admin.execute(
+                """UPDATE vestry.leases SET expires_at = now() - interval '1 s',
+                     max_until = CASE WHEN %s THEN now() - interval '1 s' ELSE max_until END""",
+                [overran],
+            )
+            assert transitions.rescue(control).suspects == 1
+            assert admin.execute(crashes, [job]).fetchone() == (1,)
+            finished = worker._executor.run(opened)
+            assert finished.states == {job: "refused"}
+            # Who ran for as long as a job may is not forgiven.
+            assert admin.execute(crashes, [job]).fetchone() == (1 if overran else 0,)
+    assert told(conn, job) == ("queued", 2)
+
+
 def test_a_result_that_cannot_even_be_written_spoils_no_neighbour(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
