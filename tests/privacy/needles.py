@@ -12,7 +12,7 @@ import gzip
 import secrets
 import string
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 ALPHABET = string.ascii_lowercase + string.digits
@@ -85,11 +85,19 @@ def search(place: str, contents: Iterable[tuple[str, bytes]], marker: Marker) ->
                     yield Hit(place, where, form + disguise, fields)
 
 
-def is_seen(text: str, disguise: str, content: bytes) -> bool:
-    """Whether a text is found in what a place holds, in the disguise of that name."""
-    if disguise in COMPRESSED:
-        return any(text.encode() in part for part in inflated(content))
-    return dict(disguises(text))[disguise] in content
+def detector(markers: Mapping[str, Marker]) -> Callable[[bytes], set[str]]:
+    """Tells which disguises are seen in a content; each has a marker of its own."""
+    plain = {d: dict(disguises(m.text))[d] for d, m in markers.items() if d not in COMPRESSED}
+    packed = {d: m.text.encode() for d, m in markers.items() if d in COMPRESSED}
+
+    def seen(content: bytes) -> set[str]:
+        found = {disguise for disguise, needle in plain.items() if needle in content}
+        if packed:
+            for part in inflated(content):
+                found |= {disguise for disguise, needle in packed.items() if needle in part}
+        return found
+
+    return seen
 
 
 def inflated(content: bytes) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ import pytest
 from models.roles import PRIVATE_WORKER, ROLES
 from tests.echo_stack import eventually
 from tests.privacy.conftest import Canary
-from tests.privacy.needles import Hit, Marker, disguises_of, is_seen, is_text, search, spellings
+from tests.privacy.needles import Hit, Marker, detector, disguises_of, is_text, search, spellings
 from tests.privacy.places import Contents
 from vestry import Embedding
 from workers.app import make_app
@@ -57,9 +57,8 @@ def test_each_place_is_seen_into_in_every_disguise(canary: Canary, name: str) ->
         # Text has no place for raw UTF-16; binary columns have a test of their own.
         planted = {d: spelling for d, spelling in planted.items() if is_text(spelling)}
     with PLANTS[name](canary, planted):
-        found = set()
-        for _, content in canary.stack.places()[name]():
-            found |= {d for d in planted if is_seen(markers[d].text, d, content)}
+        seen = detector({disguise: markers[disguise] for disguise in planted})
+        found = set().union(*(seen(content) for _, content in canary.stack.places()[name]()))
     assert found == set(planted)
 
 
@@ -74,8 +73,8 @@ def test_bytes_in_a_column_are_seen_in_every_disguise(canary: Canary) -> None:
             conn.execute(insert, [job, canary.private.owner, spelling])
         contents = list(canary.stack.places()["dump by vestry_producer"]())
         conn.execute("DELETE FROM vestry.private_results WHERE job_id = ANY (%s)", [jobs])
-    seen = {d for d in planted for _, content in contents if is_seen(markers[d].text, d, content)}
-    assert seen == set(planted)
+    seen = detector(markers)
+    assert set().union(*(seen(content) for _, content in contents)) == set(planted)
 
 
 # A cloud worker sees the jobs of its own lanes only, and those have none.

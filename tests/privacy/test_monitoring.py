@@ -86,21 +86,21 @@ def control(canary: Canary, user: str) -> Any:
 
 def test_a_private_worker_can_be_asked_and_not_told(canary: Canary) -> None:
     told = control(canary, "private")
-    answering = {next(iter(reply)) for reply in told.ping(timeout=2)}
+    answering = {next(iter(reply)) for reply in told.ping(timeout=1.5)}
     assert len(answering) == 4
     for command in ("add_consumer", "shutdown", "pool_grow", "rate_limit", "revoke", "terminate"):
         assert command not in READ_ONLY_PANEL
         arguments = {"queue": "shareable.bulk.cloud"} if command == "add_consumer" else {}
-        replies = told.broadcast(command, arguments=arguments, reply=True, timeout=0.7)
+        replies = told.broadcast(command, arguments=arguments, reply=True, timeout=0.3)
         assert not [r for reply in replies for r in reply.values() if "ok" in r]
-    queues = told.inspect(timeout=2).active_queues()
+    queues = told.inspect(timeout=1.5).active_queues()
     assert {queue["name"].split(".")[0] for found in queues.values() for queue in found} == {
         "private"
     }
 
 
 def test_a_cloud_worker_hears_no_commands(canary: Canary) -> None:
-    names = {next(iter(reply)) for reply in control(canary, "shareable").ping(timeout=2)}
+    names = {next(iter(reply)) for reply in control(canary, "shareable").ping(timeout=1.5)}
     assert len(names) == 4
     assert not [name for name in names if "cloud" in name]
 
