@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tests.faults import forks, namespaces, real
 from tests.faults.real import OTHERS
+from tests.faults.sorts import FAULTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,14 @@ FAULTS = Preset(
         a_second=65,
         kills=200,
         zombies=24,
-        poison={"raises": 8, "exits": 8, "segfaults": 8, "takes all memory": 8, "hangs": 4},
+        poison={
+            "raises": 8,
+            "exits": 8,
+            "segfaults": 8,
+            "takes all memory": 8,
+            "hangs": 4,
+            **{sort.name: 2 for sort in FAULTY},
+        },
         mishaps={
             "postgres restarts": 2,
             "the broker is emptied": 4,
