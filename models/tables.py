@@ -15,14 +15,11 @@ from sqlalchemy import (
     Boolean,
     Column,
     Computed,
-    Date,
-    DateTime,
     ForeignKey,
     Identity,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     Numeric,
     Table,
     Text,
@@ -31,42 +28,18 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.types import UserDefinedType
 
-SCHEMA = "vestry"
+from models import backend_tables
+from models.declaring import Base, Xid8, now_column, time_column
 
-
-class Base(DeclarativeBase):
-    """Holds the metadata that Alembic compares."""
-
-    metadata = MetaData(schema=SCHEMA)
-
-
-class Xid8(UserDefinedType[int]):
-    """Postgres's 64-bit transaction id."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_kw: Any) -> str:
-        """The type's name in SQL."""
-        return "xid8"
-
-
-def _now(name: str, **kw: Any) -> Column[Any]:
-    return Column(name, DateTime(timezone=True), server_default=func.vestry.clock(), **kw)
-
-
-def _time(name: str, **kw: Any) -> Column[Any]:
-    return Column(name, DateTime(timezone=True), **kw)
-
+__all__ = ["CONTENT", "Base", "backend_tables"]
 
 owners = Table(
     "owners",
     Base.metadata,
     Column("owner", Text, primary_key=True),
-    _now("created_at", nullable=False),
-    _time("forgotten_at"),
+    now_column("created_at", nullable=False),
+    time_column("forgotten_at"),
 )
 
 owner_keys = Table(
@@ -83,15 +56,15 @@ owner_keys = Table(
     Column("wrapped", LargeBinary, nullable=False),
     Column("kek_id", Text, nullable=False),
     Column("created_xid", Xid8, nullable=False, server_default=func.pg_current_xact_id()),
-    _now("created_at", nullable=False),
+    now_column("created_at", nullable=False),
 )
 
 wrapping_keys = Table(
     "wrapping_keys",
     Base.metadata,
     Column("kek_id", Text, primary_key=True),
-    _now("created_at", nullable=False),
-    _time("retired_at"),
+    now_column("created_at", nullable=False),
+    time_column("retired_at"),
 )
 
 lanes = Table(
@@ -101,7 +74,7 @@ lanes = Table(
     Column("privacy", Text, nullable=False),
     Column("latency", Text, nullable=False),
     Column("pool", Text, nullable=False),
-    _time("paused_at"),
+    time_column("paused_at"),
     Column("turn", BigInteger, nullable=False, server_default=text("0")),
 )
 
@@ -140,12 +113,12 @@ jobs = Table(
     Column("parent_id", Uuid),
     Column("root_id", Uuid),
     Column("replay_of", Uuid),
-    _now("run_at", nullable=False),
-    _time("deadline"),
-    _time("hinted_at"),
-    _now("created_at", nullable=False),
-    _time("started_at"),
-    _time("finished_at"),
+    now_column("run_at", nullable=False),
+    time_column("deadline"),
+    time_column("hinted_at"),
+    now_column("created_at", nullable=False),
+    time_column("started_at"),
+    time_column("finished_at"),
     postgresql_with={"fillfactor": 85},
 )
 
@@ -190,9 +163,9 @@ leases = Table(
     Column("privacy", Text, nullable=False),
     Column("worker", Text, nullable=False),
     Column("alone", Boolean, nullable=False, server_default=text("false")),
-    _now("created_at", nullable=False),
-    _time("expires_at", nullable=False),
-    _time("max_until", nullable=False),
+    now_column("created_at", nullable=False),
+    time_column("expires_at", nullable=False),
+    time_column("max_until", nullable=False),
     Index("leases_expiry", "expires_at"),
     postgresql_with={"fillfactor": 70},
 )
@@ -216,51 +189,8 @@ receipts = Table(
     Column("input_tokens", BigInteger),
     Column("output_tokens", BigInteger),
     Column("cost", Numeric),
-    _time("started_at"),
-    _now("finished_at", nullable=False),
-)
-
-routes = Table(
-    "routes",
-    Base.metadata,
-    *(
-        Column(name, Text, primary_key=True)
-        for name in ("kind", "task", "privacy", "latency", "quality", "tier")
-    ),
-    Column("pool", Text, nullable=False),
-    Column("model", Text, nullable=False),
-)
-
-backend_health = Table(
-    "backend_health",
-    Base.metadata,
-    Column("backend", Text, primary_key=True),
-    Column("failures", Integer, nullable=False, server_default=text("0")),
-    Column("openings", Integer, nullable=False, server_default=text("0")),
-    Column("reason", Text),
-    _time("away_until"),
-    _time("probing_until"),
-    _now("changed_at", nullable=False),
-)
-
-rate_grants = Table(
-    "rate_grants",
-    Base.metadata,
-    Column("backend", Text, nullable=False),
-    _time("at", nullable=False),
-    Index("rate_grants_window", "backend", "at"),
-)
-
-spending = Table(
-    "spending",
-    Base.metadata,
-    Column("day", Date, primary_key=True),
-    Column("backend", Text, primary_key=True),
-    *(
-        Column(name, BigInteger, nullable=False, server_default=text("0"))
-        for name in ("calls", "input_tokens", "output_tokens")
-    ),
-    Column("cost", Numeric, nullable=False, server_default=text("0")),
+    time_column("started_at"),
+    now_column("finished_at", nullable=False),
 )
 
 idempotency_keys = Table(
@@ -287,7 +217,7 @@ spaces = Table(
     Column("normalised", Boolean, nullable=False),
     Column("precision", Text, nullable=False),
     Column("library", Text, nullable=False),
-    _now("created_at", nullable=False),
+    now_column("created_at", nullable=False),
 )
 
 job_documents = Table(
@@ -326,7 +256,7 @@ def _twin(privacy: str) -> dict[str, Table]:
         Column("job_id", Uuid, primary_key=True),
         Column("owner", Text, nullable=False),
         *_content("body", privacy),
-        _time("expires_at", nullable=False),
+        time_column("expires_at", nullable=False),
         Index(f"{privacy}_results_expiry", "expires_at"),
     )
     key = [Column("key_id", Uuid, nullable=False)] if privacy == "private" else []
@@ -353,7 +283,7 @@ def _twin(privacy: str) -> dict[str, Table]:
         Column("indexed_hash", LargeBinary),
         Column("indexed_space", Integer, ForeignKey(spaces.c.id)),
         *_content("detail", privacy, nullable=True),
-        _now("updated_at", nullable=False),
+        now_column("updated_at", nullable=False),
         UniqueConstraint("owner", "source", "external_hash"),
     )
     chunks = Table(
@@ -393,7 +323,7 @@ egress = Table(
     "egress",
     Base.metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _now("at", nullable=False),
+    now_column("at", nullable=False),
     Column("privacy", Text, nullable=False),
     Column("locality", Text, nullable=False),
     Column("backend", Text, nullable=False),

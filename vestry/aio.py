@@ -24,10 +24,11 @@ from vestry.flows import Flow, followed, has_files
 from vestry.hits import Hits
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
+from vestry.lane_control import AsyncLaneControl
 from vestry.listening import READ_AGAIN_S, AsyncListener
 from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
-from vestry.reading import BackendStatus, JobLike, LaneStatus
+from vestry.reading import JobLike
 from vestry.receipts import Receipt
 from vestry.replays import AsyncReplays
 from vestry.results import JobRef, JobStatus, Result
@@ -40,7 +41,7 @@ from vestry.steps import Steps, run_async, translated
 T = TypeVar("T")
 
 
-class AsyncVestry(AsyncReplays):
+class AsyncVestry(AsyncReplays, AsyncLaneControl):
     """A producer: enqueues in the caller's transactions, waits, reads, searches.
 
     It belongs to the event loop it is first used in. Close it, or use it in an `async with`.
@@ -215,10 +216,6 @@ class AsyncVestry(AsyncReplays):
         """See `Vestry.receipts`."""
         return await self._do(lambda: receipts.receipts(reading.job_id(job)))
 
-    async def backends(self) -> list[BackendStatus]:
-        """See `Vestry.backends`."""
-        return await self._do(reading.backends)
-
     async def flow(self, job: JobLike) -> list[JobStatus]:
         """See `Vestry.flow`."""
         return await self._do(lambda: reading.flow(reading.job_id(job)))
@@ -231,19 +228,7 @@ class AsyncVestry(AsyncReplays):
         ids = reading.job_ids(jobs)
         return await self._do(lambda: reading.cancel(ids))
 
-    # -- lanes and search -------------------------------------------------------------------------
-
-    async def lanes(self) -> list[LaneStatus]:
-        """How busy each lane is."""
-        return await self._do(reading.lanes)
-
-    async def pause_lane(self, lane: str) -> None:
-        """Stop picking from a lane; running jobs finish. Raises `UnknownLane`."""
-        await self._do(lambda: reading.pause_lane(lane, paused=True))
-
-    async def resume_lane(self, lane: str) -> None:
-        """Pick from a lane again. Raises `UnknownLane`."""
-        await self._do(lambda: reading.pause_lane(lane, paused=False))
+    # -- search -----------------------------------------------------------------------------------
 
     async def search(
         self,

@@ -22,10 +22,11 @@ from vestry.flows import Flow, followed, has_files
 from vestry.hits import Hits
 from vestry.jobs import Document, JobRequest
 from vestry.keyring import KeyRing
+from vestry.lane_control import LaneControl
 from vestry.listening import READ_AGAIN_S, Listener
 from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
-from vestry.reading import BackendStatus, JobLike, LaneStatus
+from vestry.reading import JobLike
 from vestry.receipts import Receipt
 from vestry.replays import Replays
 from vestry.results import JobRef, JobStatus, Result
@@ -38,7 +39,7 @@ from vestry.steps import Steps, run, translated
 T = TypeVar("T")
 
 
-class Vestry(Replays):
+class Vestry(Replays, LaneControl):
     """A producer: enqueues in the caller's transactions, waits, reads, searches.
 
     Threads may share one; processes must each make their own. Close it, or use it in a `with`.
@@ -288,23 +289,7 @@ class Vestry(Replays):
         ids = reading.job_ids(jobs)
         return self._do(lambda: reading.cancel(ids))
 
-    # -- lanes and search -------------------------------------------------------------------------
-
-    def lanes(self) -> list[LaneStatus]:
-        """How busy each lane is."""
-        return self._do(reading.lanes)
-
-    def backends(self) -> list[BackendStatus]:
-        """Model servers that failed lately, and the breakers of those; the others are well."""
-        return self._do(reading.backends)
-
-    def pause_lane(self, lane: str) -> None:
-        """Stop picking from a lane; running jobs finish. Raises `UnknownLane`."""
-        self._do(lambda: reading.pause_lane(lane, paused=True))
-
-    def resume_lane(self, lane: str) -> None:
-        """Pick from a lane again. Raises `UnknownLane`."""
-        self._do(lambda: reading.pause_lane(lane, paused=False))
+    # -- search -----------------------------------------------------------------------------------
 
     def search(
         self,
