@@ -85,10 +85,12 @@ class RoutedEmbedding:
         return handler
 
     def _known(self) -> str:
-        names = sorted(
-            f"{name} (space {handler.space.name})" for name, handler in self._handlers.items()
-        )
-        with_these = ", ".join(names) or "no model yet"
+        known = {
+            name: f"{name} (space {handler.space.name})" for name, handler in self._handlers.items()
+        }
+        if self._default is not None:
+            known.setdefault(self._default, self._default)
+        with_these = ", ".join(sorted(known.values())) or "no model"
         return f"the workers of this lane embed with {with_these} only"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import psycopg
 
-from inference.backends.echo import EchoBackend
+from inference.backends.echo import EchoModel
 
 SAME: Final = 0.999
 """Cosine of a text's vector with itself, as half-precision numbers keep it; other texts' are lower."""
@@ -44,7 +44,7 @@ def check(
         wanted: (job, place in it) to the document's id.
     """
     expected = _expected(lines, wanted)
-    backend = EchoBackend()
+    model = EchoModel()
     for document, deleted, chunks, vectors in conn.execute(_STORED):
         if document not in expected:
             continue
@@ -57,7 +57,7 @@ def check(
         stored = [np.array(json.loads(vector)) for vector in vectors or () if vector is not None]
         if len(stored) != 1 or chunks != 1:
             blame("a document is not stored once", document)
-        elif float(stored[0] @ backend.embed([text])[0]) < SAME:
+        elif float(stored[0] @ model.embed([text])[0]) < SAME:
             blame("a document's stored vector is not of its latest text", document)
 
 

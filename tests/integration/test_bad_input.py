@@ -148,11 +148,21 @@ def call(conn: Any, **given: Any) -> list[UUID]:
     return ids
 
 
+def key_of(conn: Any, owner: str) -> UUID:
+    """The id of an owner's data key, as a producer sees it: of the owner that it names."""
+    with conn.transaction():
+        conn.execute("SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)", [owner])
+        query = "SELECT key_id FROM vestry.owner_keys WHERE owner = %s"
+        (key,) = conn.execute(query, [owner]).fetchone()
+    assert isinstance(key, UUID)
+    return key
+
+
 def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
     vestry: Vestry, conn: Any
 ) -> None:
     vestry.wait(vestry.enqueue(conn, texts("a"), owner="raw", privacy="private"), timeout=30)
-    (key,) = conn.execute("SELECT key_id FROM vestry.owner_keys WHERE owner = 'raw'").fetchone()
+    key = key_of(conn, "raw")
     header = b"\x01" + key.bytes
     refused = {
         "text": {"texts": ['{"texts": ["in the clear"]}']},
@@ -174,7 +184,7 @@ def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
 
 def test_what_only_looks_sealed_fails_alone(vestry: Vestry, conn: Any) -> None:
     good = vestry.enqueue(conn, texts("a"), owner="raw", privacy="private")
-    (key,) = conn.execute("SELECT key_id FROM vestry.owner_keys WHERE owner = 'raw'").fetchone()
+    key = key_of(conn, "raw")
     (forged,) = call(conn, key=key, sealed=[b"\x01" + key.bytes + bytes(60)])
     vestry.wait(good, timeout=30)
     with pytest.raises(JobFailed) as failed:

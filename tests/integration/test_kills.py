@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.echo_stack import SETTINGS, echo_stack, eventually
+from tests.echo_stack import FLOWERS, INFERENCE, SETTINGS, echo_stack, eventually
 from tests.homes import temporary_home
 from vestry import Document, Embedding, IndexResult, Vestry
 from vestry.lanes import Latency, Privacy
@@ -37,7 +37,10 @@ def children() -> list[str]:
     with temporary_home() as path:
         home = Home(path)
         home.create()
-        return [spec.name for spec in Stack(home, Options(SETTINGS)).specs()]
+        return [
+            spec.name
+            for spec in Stack(home, Options(SETTINGS, only=(*INFERENCE, *FLOWERS))).specs()
+        ]
 
 
 CHILDREN = children()
