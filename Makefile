@@ -4,10 +4,12 @@
 # TORCH_INDEX  an index with PyTorch's CPU builds (the address is on PyTorch's own "Get Started"
 #              page). On Linux x86-64 pip's default is the CUDA build, several gigabytes; without
 #              an NVIDIA card the CPU build does the same work. Empty: pip's own default.
+# SOAK_MINUTES, TESTS_AT_ONCE: as their names say
 
 PYTHON      ?= python3
 TORCH_INDEX ?=
 SOAK_MINUTES ?= 120
+TESTS_AT_ONCE ?= 3
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -48,8 +50,12 @@ up: $(READY) ## keep the embedded stack running in the foreground; Ctrl-C drains
 down: $(READY) ## stop a stack that runs elsewhere on the same VESTRY_HOME
 	@$(BIN)/vestry down
 
+# The faults use every core by themselves; tests with a stack mostly wait, so several run at a time.
 test: check ## the checks, then every test
-	@$(BIN)/pytest
+	@failed=0; \
+	$(BIN)/pytest tests/faults || failed=1; \
+	$(BIN)/pytest --ignore=tests/faults -n $(TESTS_AT_ONCE) --dist loadgroup --no-loadscope-reorder || failed=1; \
+	exit $$failed
 
 check: $(READY) ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

@@ -169,7 +169,7 @@ class Executor:
             blobs = payloads.open_blobs(
                 self.content, row.id, row.owner, opened.blobs.get(row.id, {})
             )
-            if row.parent_id is not None:
+            if row.parent_id is not None and _awaits_text(payload):
                 text = payloads.upstream_text(
                     self.content, row.owner, opened.upstream.get(row.id, ())
                 )
@@ -211,6 +211,15 @@ NO_UPSTREAM_TEXT: Final = Failed(
     "no_upstream_text", "no job before it in its flow has a result with a text, or it is pruned"
 )
 EMPTY_UPSTREAM_TEXT: Final = Failed("empty_text", "the text of the job before it is empty")
+
+
+def _awaits_text(value: Any) -> bool:
+    """Whether `UPSTREAM` is somewhere in a payload: a job may follow with texts of its own."""
+    if isinstance(value, dict):
+        return any(map(_awaits_text, value.values()))
+    if isinstance(value, list):
+        return any(map(_awaits_text, value))
+    return value == UPSTREAM
 
 
 def _with_text(value: Any, text: str) -> Any:

@@ -125,6 +125,13 @@ def test_a_result_without_a_text_is_told(vestry: Vestry, conn: psycopg.Connectio
     assert failed.value.code == "no_upstream_text"
 
 
+def test_a_job_with_texts_of_its_own_needs_none_of_another(
+    vestry: Vestry, conn: psycopg.Connection[Any]
+) -> None:
+    job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation("of my own")])
+    assert "of my own" in vestry.wait(job.then[0], timeout=20).text
+
+
 @pytest.mark.parametrize(
     ("job", "field"),
     [
