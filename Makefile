@@ -9,7 +9,7 @@
 PYTHON      ?= python3
 TORCH_INDEX ?=
 SOAK_MINUTES ?= 120
-TESTS_AT_ONCE ?= 3
+TESTS_AT_ONCE ?= 2
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -54,7 +54,8 @@ down: $(READY) ## stop a stack that runs elsewhere on the same VESTRY_HOME
 test: check ## the checks, then every test
 	@failed=0; \
 	$(BIN)/pytest tests/faults || failed=1; \
-	$(BIN)/pytest --ignore=tests/faults -n $(TESTS_AT_ONCE) --dist loadgroup --no-loadscope-reorder || failed=1; \
+	$(BIN)/python -m pytest -p tests.side_by_side -n $(TESTS_AT_ONCE) --no-loadscope-reorder \
+	  --ignore=tests/faults || failed=1; \
 	exit $$failed
 
 check: $(READY) ## ruff, mypy --strict, import-linter

@@ -20,29 +20,6 @@ from workers.settings import key_prefix
 from workers.valkey_server import PRIVACIES
 
 
-FIRST = (
-    "canary", "test_rate_limit.py", "test_first_run.py", "test_up.py", "test_kills.py", "test_search.py",
-    "test_devstack.py", "test_cli.py", "test_adversity.py", "test_no_network.py", "test_workers.py",
-)  # fmt: skip
-"""What takes longest begins first, where `make test` runs several groups side by side."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a stack run one after the other, in one process: a group each for pytest-xdist."""
-    for item in items:
-        shares = "canary" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("canary" if shares else item.path.name))
-    places = {group: place for place, group in enumerate(FIRST)}
-
-    def place(item: pytest.Item) -> int:
-        mark = item.get_closest_marker("xdist_group")
-        assert mark is not None
-        return places.get(mark.args[0], len(FIRST) + ("unit" in item.path.parts))
-
-    items.sort(key=place)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """Everything lies below one directory during the run; nothing of it is there afterwards."""

@@ -13,6 +13,7 @@ from workers.home import CHECKOUT
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_every_kind_end_to_end() -> None:
     with temporary_home() as home:
         environment = os.environ | {"VESTRY_HOME": str(home), "VESTRY_LLAMA": "auto"}
