@@ -8,8 +8,16 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.echo_stack import echo_stack
 from vestry import Vestry
 from workers.detached import Detached
+
+
+@pytest.fixture(scope="session")
+def echo_up() -> Iterator[Detached]:
+    """One stack on the echo backend, for modules that name owners of their own."""
+    with echo_stack(flower=True) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

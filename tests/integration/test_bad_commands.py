@@ -15,7 +15,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import echo_stack
 from vestry import Document, Embedding, Vestry
 from workers.detached import Detached
 
@@ -26,9 +25,8 @@ LONG = "x" * 3000
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[Detached]:
-    with echo_stack(flower=False) as running:
-        yield running
+def up(echo_up: Detached) -> Detached:
+    return echo_up
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.echo_stack import Handmade, echo_stack, eventually
+from tests.echo_stack import Handmade, eventually
 from vestry import Document, Embedding, InvalidInput, JobFailed, Vestry
 from vestry.ids import uuid7
 from vestry.results import EmbeddingResult, IndexResult, JobRef
@@ -30,9 +30,8 @@ LONG = "x" * 3000
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[Detached]:
-    with echo_stack(flower=False) as running:
-        yield running
+def up(echo_up: Detached) -> Detached:
+    return echo_up
 
 
 # -- the library and the workers -------------------------------------------------------------------

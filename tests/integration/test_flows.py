@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.echo_stack import echo_stack, eventually
+from tests.echo_stack import eventually
 from vestry import (
     UPSTREAM,
     Document,
@@ -27,9 +26,8 @@ TEXT = "the tide went out before anybody woke"
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[Detached]:
-    with echo_stack(flower=False) as running:
-        yield running
+def up(echo_up: Detached) -> Detached:
+    return echo_up
 
 
 def indexing(name: str) -> Embedding:

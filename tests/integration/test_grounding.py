@@ -5,13 +5,11 @@ The echo backend repeats what it is asked, passages included: so it shows what a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.echo_stack import echo_stack
 from vestry import (
     Document,
     Embedding,
@@ -29,9 +27,8 @@ VERSE = "by the rivers of babylon there we sat down"
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[Detached]:
-    with echo_stack(flower=False) as running:
-        yield running
+def up(echo_up: Detached) -> Detached:
+    return echo_up
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,9 +38,9 @@ def indexed(up: Detached, vestry: Vestry) -> None:
         with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
             vestry.wait(vestry.enqueue(conn, job, owner=owner, privacy=privacy), 20)
 
-    index(SECRET, "d1", "diary", "ann", "private")
-    index("the river froze over", "d1", "diary", "ben", "private")
-    index("a letter about the river", "l1", "letters", "ann", "shareable")
+    index(SECRET, "d1", "diary", "grace", "private")
+    index("the river froze over", "d1", "diary", "boaz", "private")
+    index("a letter about the river", "l1", "letters", "grace", "shareable")
     index(VERSE, "Psa137:1", "psalms", "library", "shareable")
 
 
@@ -64,18 +61,18 @@ def cited(result: GenerationResult) -> set[tuple[str, str, str]]:
 def test_a_private_answer_rests_on_all_of_the_owner_s_and_nobody_else_s(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
-    result = ask(vestry, conn, "ann")
-    assert cited(result) == {("ann", "diary", "d1"), ("ann", "letters", "l1")}
+    result = ask(vestry, conn, "grace")
+    assert cited(result) == {("grace", "diary", "d1"), ("grace", "letters", "l1")}
     assert SECRET in result.text
     assert "froze" not in result.text
-    assert cited(ask(vestry, conn, "ben")) == {("ben", "diary", "d1")}
+    assert cited(ask(vestry, conn, "boaz")) == {("boaz", "diary", "d1")}
 
 
 def test_shareable_sources_are_there_for_whoever_names_them(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
-    result = ask(vestry, conn, "ann", sources=["psalms"], own_sources=["diary"])
-    assert cited(result) == {("ann", "diary", "d1"), ("library", "psalms", "Psa137:1")}
+    result = ask(vestry, conn, "grace", sources=["psalms"], own_sources=["diary"])
+    assert cited(result) == {("grace", "diary", "d1"), ("library", "psalms", "Psa137:1")}
     assert cited(ask(vestry, conn, "zoe", sources=["psalms"])) == {
         ("library", "psalms", "Psa137:1")
     }
@@ -84,8 +81,8 @@ def test_shareable_sources_are_there_for_whoever_names_them(
 def test_a_shareable_answer_is_shown_nothing_private(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
-    result = ask(vestry, conn, "ann", "shareable", sources=["psalms"])
-    assert cited(result) == {("ann", "letters", "l1"), ("library", "psalms", "Psa137:1")}
+    result = ask(vestry, conn, "grace", "shareable", sources=["psalms"])
+    assert cited(result) == {("grace", "letters", "l1"), ("library", "psalms", "Psa137:1")}
     assert SECRET not in result.text
 
 
@@ -96,7 +93,7 @@ def test_a_shareable_job_that_names_a_private_source_is_refused_at_enqueue(
     asked = Generation("the river?", grounding=Grounding(**named))
     with conn.transaction():
         with pytest.raises(InvalidInput, match="source diary is private"):
-            vestry.enqueue(conn, asked, owner="ann", privacy="shareable")
+            vestry.enqueue(conn, asked, owner="grace", privacy="shareable")
         row = conn.execute("SELECT 1").fetchone()
         assert row == (1,), "the transaction is usable"
     # Nobody's secret to others: of this owner there is no such source.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psutil
@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.echo_stack import FLOWERS, INFERENCE, SETTINGS, echo_stack, eventually
+from tests.echo_stack import FLOWERS, INFERENCE, SETTINGS, eventually
 from tests.homes import temporary_home
 from vestry import Document, Embedding, IndexResult, Vestry
 from vestry.lanes import Latency, Privacy
@@ -47,9 +47,8 @@ CHILDREN = children()
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[Detached]:
-    with echo_stack(flower=True) as running:
-        yield running
+def up(echo_up: Detached) -> Detached:
+    return echo_up
 
 
 def pids(up: Detached) -> dict[str, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -21,8 +22,9 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts process
 @pytest.fixture
 def shut(tmp_path: Path) -> Path:
     """A directory that others may not pass through, with what a process needs and what it does not."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o711)
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_mode & stat.S_IXOTH == 0:
+            parent.chmod(0o711)
     shut = tmp_path / "shut"
     for path in (shut / "needed" / "lib", shut / "secret"):
         path.mkdir(parents=True)

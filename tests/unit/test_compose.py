@@ -92,7 +92,7 @@ def test_workers_settings_are_accepted(
     for service in workers(compose).values():
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment(service).items():
-                patch.setenv(name, value)
+                patch.setenv(name, str(value))
             settings = Settings()
             known = {backend.name for backend in enabled_catalogue(settings).backends}
         assert {LANES[lane].privacy for lane in settings.lanes} == {settings.privacy}

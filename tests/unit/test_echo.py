@@ -117,7 +117,7 @@ def test_long_texts_are_refused_and_named() -> None:
 def test_every_error_has_its_own_code_and_a_message() -> None:
     errors = InferenceError.__subclasses__()
     assert len({error.code for error in errors}) == len(errors)
-    assert all(str(error()).endswith((".", "help.")) for error in errors)
+    assert all(str(error()).endswith((".", "?")) for error in errors)
 
 
 @pytest.mark.parametrize(
