@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any, Final, Protocol, Self
 from uuid import UUID
 
+from inference.errors import InferenceError
+
 log = logging.getLogger(__name__)
 
 _jobs: ContextVar[tuple[UUID, ...]] = ContextVar("vestry_egress_jobs", default=())
@@ -64,6 +66,14 @@ def sending() -> bool:
     return _sending.get()
 
 
+def withheld(error: BaseException) -> InferenceError | None:
+    """Why a request was not sent, where that is what an SDK's error comes from."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InferenceError):
+        cause = cause.__cause__
+    return cause
+
+
 class EgressTransport:
     """A transport for `httpx.Client(transport=…, trust_env=False)` of a cloud backend.
 
@@ -86,7 +96,7 @@ class EgressTransport:
         """Record the request, then send it.
 
         Raises:
-            httpx.ConnectError: it was not recorded, and not sent.
+            httpx.ConnectError, InferenceError: it was not recorded, and not sent.
         """
         jobs = _jobs.get()
         if self._record is None and _asking.get() and _is_question(request):
@@ -98,6 +108,8 @@ class EgressTransport:
             self._record(self._backend, _size(request), jobs)
         except Exception as error:  # whatever it is: without a record nothing leaves
             log.warning("a request is not on record (%s): not sent", type(error).__name__)
+            if isinstance(error, InferenceError):
+                raise  # through the SDK, which wraps it: see `withheld`
             raise self._httpx.ConnectError("the request is not on record") from None
         token = _sending.set(True)
         try:

@@ -7,7 +7,7 @@ embedded, so all of them may be stored and logged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 
 class InferenceError(Exception):
@@ -19,6 +19,8 @@ class InferenceError(Exception):
         per_text: some texts of the call are at fault, the others may be tried without them.
         retry_after: seconds the backend asked us to wait, where it said so.
         indices: places, in the call's list, of the texts known to be at fault; empty if unknown.
+        usage: tokens in and out of the calls that were answered all the same, where any was.
+        served_by: the candidate whose call it was, once the Router knows.
     """
 
     code: ClassVar[str] = "inference_error"
@@ -35,6 +37,13 @@ class InferenceError(Exception):
         super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
         self.retry_after = retry_after
         self.indices = tuple(indices)
+        self.usage: tuple[int | None, int | None] | None = None
+        self.served_by: Any = None
+
+    def after(self, input_tokens: int | None, output_tokens: int | None) -> Self:
+        """The same error, of calls that were answered and are paid for."""
+        self.usage = (input_tokens, output_tokens)
+        return self
 
 
 class RateLimited(InferenceError):
@@ -54,6 +63,17 @@ class Unavailable(InferenceError):
     """The backend does not answer now."""
 
     code = "backend_unavailable"
+    retryable = True
+
+
+class StillAway(Unavailable):
+    """The backend is away, and somebody is trying whether it is back."""
+
+
+class Unauthorised(InferenceError):
+    """The backend does not accept the key, or forbids the model."""
+
+    code = "backend_unauthorised"
     retryable = True
 
 
@@ -134,6 +154,17 @@ class Waits(InferenceError):
 
     code = "waits_for_backend"
     retryable = True
+
+
+class PassedOver(InferenceError):
+    """What is good enough failed, or is away."""
+
+    code = "passed_over"
+    retryable = True
+
+    def __init__(self, reason: str = "unavailable") -> None:
+        super().__init__()
+        self.reason = reason
 
 
 class BadAnswer(InferenceError):

@@ -19,7 +19,18 @@ from urllib.parse import urlsplit
 import psycopg
 
 from inference.catalogue import BackendEntry, Catalogue
-from inference.errors import InferenceError, OverLimit, RateLimited, Unavailable
+from inference.errors import (
+    BadAnswer,
+    BadRequest,
+    InferenceError,
+    ModelMissing,
+    OverLimit,
+    RateLimited,
+    Refused,
+    StillAway,
+    Unauthorised,
+    Unavailable,
+)
 from inference.policy import Budget, Health
 from models import backends
 from models.backends import Standing
@@ -37,8 +48,11 @@ network. A call that is not made within half of it asks for its turn again."""
 PROBE_S: Final = 30.0
 """How long one caller has for its probe before another may make one."""
 
-BREAKS: Final = (Unavailable, RateLimited)
-"""Errors that say something of the server."""
+BREAKS: Final = (Unavailable, RateLimited, Unauthorised)
+"""Errors that say that nobody can be served."""
+ANSWERS: Final = (BadAnswer, BadRequest, ModelMissing, Refused)
+"""Errors that only an answer of the server's can have brought: it is there. Others may have come about
+before anything was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +125,22 @@ class Gate:
         standing = self._known().get(key_of(backend))
         return max(1.0, standing.away_s + FRESH_S if standing is not None else 0.0)
 
-    def enter(self, backend: BackendEntry) -> None:
-        """Ask to call a server now: a half-open breaker lets one through.
+    def enter(self, backend: BackendEntry) -> bool:
+        """Ask to call a server now: a half-open breaker lets one through, to whom this is True.
 
         Raises:
-            Unavailable: somebody else is probing it.
+            StillAway: somebody else is probing it.
         """
         if backend.url is None:
-            return
+            return False
         key = key_of(backend)
         standing = self._known().get(key)
-        if standing is not None and standing.open and not self._probe(key):
+        if standing is None or not standing.open:
+            return False
+        if not self._probe(key):
             self._forget()
-            raise Unavailable
+            raise StillAway
+        return True
 
     def turn(self, backend: BackendEntry) -> None:
         """Wait for a turn under a backend's limit of calls a minute, if it has one.
@@ -152,9 +169,11 @@ class Gate:
                 )
             self._forget()
         elif key in self._standings and not isinstance(error, OverLimit):
-            # An answer, whatever it says of the request, is a sign of life.
             with self._connect() as conn:
-                backends.succeeded(conn, key)
+                if error is None or isinstance(error, ANSWERS):
+                    backends.succeeded(conn, key)
+                else:
+                    backends.released(conn, key)
             self._forget()
 
     def _retry_after(self, error: InferenceError) -> float | None:

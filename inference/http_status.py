@@ -17,6 +17,7 @@ from inference.errors import (
     RateLimited,
     Refused,
     TooLong,
+    Unauthorised,
     Unavailable,
 )
 from inference.protocol import Probe
@@ -86,7 +87,7 @@ def refusal(  # noqa: PLR0911 - one return a meaning
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or given & TOO_LONG:
         return TooLong()
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return Refused(
+        return Unauthorised(
             f"backend {model.backend} does not accept the key, or forbids the model; "
             f"VESTRY_BACKEND_KEYS={model.backend}=FILE names the key's file"
         )

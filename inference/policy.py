@@ -21,7 +21,12 @@ OVER_BUDGET: Final = "over_budget"
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a job asks for, as far as routing looks at it. `model` names one and no other."""
+    """What a job asks for, as far as routing looks at it.
+
+    Attributes:
+        model: this one and no other.
+        passed: models that this attempt tried in another pool, each with why it did not serve.
+    """
 
     kind: Kind
     task: str | None
@@ -30,6 +35,7 @@ class Wish:
     tier: str | None = None
     quality: str = "adequate"
     model: str | None = None
+    passed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Whatever it does instead of what the policy intended is told: by the answer, for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -16,7 +16,11 @@ from inference.errors import (
     InferenceError,
     ModelMissing,
     NoAdequateModel,
+    OverLimit,
+    PassedOver,
     RateLimited,
+    StillAway,
+    Unauthorised,
     Unavailable,
     Waits,
 )
@@ -26,8 +30,9 @@ from vestry.lanes import Pool, Privacy
 
 T = TypeVar("T")
 
-TRY_ANOTHER: Final = (RateLimited, Unavailable, ModelMissing, BadAnswer)
+TRY_ANOTHER: Final = (RateLimited, Unavailable, Unauthorised, ModelMissing, BadAnswer)
 """Errors that say something of the backend and nothing of the request: the next one may do."""
+LIMITED: Final = (RateLimited.code, OverLimit.code)
 
 
 class Gate(Protocol):
@@ -41,11 +46,11 @@ class Gate(Protocol):
         """What clouds may still cost."""
         ...
 
-    def enter(self, backend: BackendEntry) -> None:
-        """Ask to call a backend now.
+    def enter(self, backend: BackendEntry) -> bool:
+        """Ask to call a backend now; True where the call is to tell whether it is back.
 
         Raises:
-            Unavailable: not now.
+            StillAway: not now.
         """
         ...
 
@@ -59,12 +64,27 @@ class Gate(Protocol):
 
 
 class Elsewhere(Exception):
-    """The request belongs into another pool."""
+    """The request belongs into another pool.
 
-    def __init__(self, pool: Pool, reason: str) -> None:
+    Attributes:
+        pool: that one.
+        reason: why.
+        passed: models tried so far, by name, each with the reason why it did not serve.
+        error: of the last that was tried here.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        reason: str,
+        passed: Mapping[str, str] | None = None,
+        error: InferenceError | None = None,
+    ) -> None:
         super().__init__(f"{pool}: {reason}")
         self.pool = pool
         self.reason = reason
+        self.passed = dict(passed or {})
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +141,9 @@ class Router:
             Waits: there is none now; `retry_after` says when to ask again. No attempt is spent.
             InferenceError: what the model raised of the request itself.
         """
-        tried: dict[str, InferenceError] = {}
+        tried: dict[str, InferenceError] = {
+            name: PassedOver(reason) for name, reason in wish.passed
+        }
         while True:
             found = self._candidates(wish)
             if found.intended is None:
@@ -129,31 +151,32 @@ class Router:
             candidate = next((c for c in found.open if c.model.name not in tried), None)
             if candidate is None:
                 raise self._nothing_now(found, tried)
+            failed = tried.get(found.intended.model.name)
+            reason = found.why_not_intended(candidate) if failed is None else _reason(failed)
             if candidate.pool is not self._pool:
-                reason = found.why_not_intended(candidate)
-                raise Elsewhere(candidate.pool, reason or "first_choice")
+                passed = {name: _reason(error) for name, error in tried.items()}
+                last = next(reversed(_met(tried)), None)
+                raise Elsewhere(candidate.pool, reason or "first_choice", passed, last)
             try:
                 value = self._call(candidate, call)
             except TRY_ANOTHER as error:
                 tried[candidate.model.name] = error
                 continue
-            reason = found.why_not_intended(candidate)
-            failed = tried.get(found.intended.model.name)
-            if failed is not None:
-                reason = failed.code
             return Answer(value, candidate, found.intended, reason, self.policy.version)
 
     def _candidates(self, wish: Wish) -> Candidates:
         return self.policy.candidates(wish, self._gate.health(), self._gate.budget())
 
     def _call(self, candidate: Candidate, call: Callable[[Any, Candidate], T]) -> T:
-        # Loaded first: what was let through is to be called at once.
-        model = self._fleet.model(candidate.model)
-        self._gate.enter(candidate.backend)
+        probing = self._gate.enter(candidate.backend)
         try:
-            value = call(model, candidate)
+            # A server's model is warmed up by calling the server: that, too, tells how it is.
+            value = call(self._fleet.model(candidate.model), candidate)
         except InferenceError as error:
+            error.served_by = candidate
             self._gate.left(candidate.backend, error)
+            if probing and isinstance(error, Unavailable):
+                raise StillAway(retry_after=error.retry_after) from None
             raise
         except BaseException:
             self._gate.left(candidate.backend, Abandoned())
@@ -164,17 +187,29 @@ class Router:
     def _nothing_now(self, found: Candidates, tried: dict[str, InferenceError]) -> InferenceError:
         """The error for a request that nothing serves now.
 
-        What was tried and failed counts as an attempt; what may not even be tried does not.
+        What was tried and failed counts as an attempt; what may not even be tried does not, nor does
+        trying whether a backend is back.
         """
         intended = found.intended
         assert intended is not None  # noqa: S101 - the caller looked
         error = tried.get(intended.model.name)
-        if error is not None and not isinstance(error, RateLimited):
+        if isinstance(error, PassedOver) and error.reason not in LIMITED:
+            return next(reversed(_met(tried)), error)
+        if error is not None and not isinstance(error, (RateLimited, StillAway, PassedOver)):
             return error
         told_s = (error.retry_after if error is not None else None) or 0.0
         wait_s = max(told_s, self._gate.wait_s(intended.backend))
-        reason = found.away.get(intended.model.name) or (error.code if error else "unavailable")
+        reason = found.away.get(intended.model.name) or (_reason(error) if error else "unavailable")
         return Waits(reason, retry_after=wait_s)
+
+
+def _reason(error: InferenceError) -> str:
+    return error.reason if isinstance(error, PassedOver) else error.code
+
+
+def _met(tried: Mapping[str, InferenceError]) -> list[InferenceError]:
+    """The errors of this process, of those that were tried."""
+    return [error for error in tried.values() if not isinstance(error, PassedOver)]
 
 
 def _none(wish: Wish) -> str:

@@ -79,6 +79,11 @@ def succeeded(conn: Connection, backend: str) -> None:
     conn.execute("SELECT vestry.backend_succeeded_v1(%s)", [backend])
 
 
+def released(conn: Connection, backend: str) -> None:
+    """Give a probe back that told nothing; the next caller may make one."""
+    conn.execute("SELECT vestry.backend_released_v1(%s)", [backend])
+
+
 def probe(conn: Connection, backend: str, for_s: float) -> bool:
     """Take the one probe of a half-open breaker; False where somebody else has it."""
     row = conn.execute("SELECT vestry.backend_probe_v1(%s, %s)", [backend, for_s]).fetchone()

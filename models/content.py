@@ -62,6 +62,10 @@ class Content(Protocol):
         """The owner's content digest."""
         ...
 
+    def age(self) -> None:
+        """Called now and then, also while nothing is done: drop keys that were kept for long enough."""
+        ...
+
 
 def name_owners(conn: Connection, owners: Iterable[str]) -> None:
     """Set the owners that row security lets this transaction see; gone when it ends."""
@@ -102,6 +106,9 @@ class ShareableContent:
         del owner
         return None
 
+    def age(self) -> None:
+        """There are none."""
+
     def digest(self, owner: str) -> Callable[[str, bytes], bytes]:
         """SHA-256 with a purpose."""
         del owner
@@ -130,8 +137,7 @@ class PrivateContent:
         """
         wanted = set(owners)
         name_owners(conn, wanted)
-        if time.monotonic() - self._since > MAX_CACHED_S:
-            self._start_afresh()
+        self.age()
         missing = wanted - self._keys.keys()
         if not missing:
             return
@@ -146,6 +152,11 @@ class PrivateContent:
                 self._keys[owner] = self.keyring.unwrap(owner, key_id, wrapped, kek_id)
             except VestryError as error:
                 self._faults[owner] = str(error)
+
+    def age(self) -> None:
+        """Start afresh where the cache is old enough."""
+        if time.monotonic() - self._since > MAX_CACHED_S:
+            self._start_afresh()
 
     def forget(self, owner: str) -> None:
         """Drop a cached key, so that the next use reads it again."""

@@ -45,6 +45,7 @@ class ClaimedJob:
     tier: str | None = None
     parent_id: UUID | None = None
     root_id: UUID | None = None
+    passed_over: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ def _claim_sql(*, suspect: bool) -> str:
                       FOR UPDATE SKIP LOCKED))
     SELECT c.lease_id, c.id, c.kind, c.task, c.model, c.owner, c.latency, c.units, c.attempt,
            c.max_attempts, c.keep_payload, c.result_ttl_s, c.created_at, c.started_at,
-           c.quality, c.tier, c.parent_id, c.root_id,
+           c.quality, c.tier, c.parent_id, c.root_id, c.passed_over,
            (SELECT turn FROM vestry.lanes WHERE lane = %(lane)s) AS lane_turn,
            (SELECT min(turn) FROM batch) AS first_turn,
            ARRAY(SELECT h.turn FROM unnest(%(kinds)s::text[]) WITH ORDINALITY k(kind, place)
@@ -255,7 +256,7 @@ def claim(
         id=rows[0].lease_id,
         lane=lane,
         alone=suspect,
-        jobs=tuple(ClaimedJob(*row[1:18]) for row in rows),
+        jobs=tuple(ClaimedJob(*row[1:19]) for row in rows),
         more=rows[0].more,
     )
 

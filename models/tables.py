@@ -28,6 +28,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from models import backend_tables
 from models.declaring import Base, Xid8, now_column, time_column
@@ -113,6 +114,7 @@ jobs = Table(
     Column("parent_id", Uuid),
     Column("root_id", Uuid),
     Column("replay_of", Uuid),
+    Column("passed_over", JSONB),
     now_column("run_at", nullable=False),
     time_column("deadline"),
     time_column("hinted_at"),

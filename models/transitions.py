@@ -22,6 +22,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from models.columns import column
 from models.states import State
@@ -111,6 +112,7 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
              SET state = s.state, lease_id = NULL, error_code = s.code, error_message = s.message,
                  suspect = j.suspect AND s.state = 'queued',
                  attempt = j.attempt - s.uncounted::int, degraded = s.degraded,
+                 passed_over = NULL,
                  run_at = CASE WHEN s.state = 'queued'
                                THEN now.t + make_interval(secs => s.delay_s) ELSE j.run_at END,
                  finished_at = CASE WHEN s.state = 'queued' THEN NULL ELSE now.t END
@@ -206,18 +208,25 @@ def hand_back(conn: Connection, token: UUID, job_ids: Sequence[UUID] | None = No
     return cursor.rowcount
 
 
-def reroute(conn: Connection, token: UUID, pools: Mapping[UUID, Pool]) -> None:
+def reroute(
+    conn: Connection, token: UUID, pools: Mapping[UUID, tuple[Pool, Mapping[str, str]]]
+) -> None:
     """Move locked jobs to another pool's lane, to the front of its line, with the attempt given back.
 
     Args:
         conn: the transaction in which `lock_held` returned these jobs.
         token: their lease; it is dropped by `settle`.
-        pools: job to pool.
+        pools: job to pool, and to the models that its attempt tried, with why they did not serve.
     """
     if pools:
         conn.execute(
-            "SELECT vestry.reroute_jobs_v1(%s, %s::uuid[], %s::text[])",
-            [token, list(pools), [pool.value for pool in pools.values()]],
+            "SELECT vestry.reroute_jobs_v1(%s, %s::uuid[], %s::text[], %s::jsonb[])",
+            [
+                token,
+                list(pools),
+                [pool.value for pool, _ in pools.values()],
+                [Jsonb(passed) if passed else None for _, passed in pools.values()],
+            ],
         )
 
 

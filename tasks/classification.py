@@ -66,8 +66,7 @@ class ClassificationHandler:
         plans = sorted(plans, key=lambda plan: not plan.labels)
         while waiting := [plan for plan in plans if plan.job.id not in outcomes]:
             try:
-                with on_behalf_of([plan.job.id for plan in waiting]):
-                    answer = self._router.serve(wish, partial(self._classify, waiting, context))
+                answer = self._router.serve(wish, partial(self._classify, waiting, context))
             except (InferenceError, Elsewhere) as error:
                 failed = outcome_of_error(error)
                 outcomes.update({plan.job.id: failed for plan in _concerned(error, waiting)})
@@ -100,7 +99,8 @@ class ClassificationHandler:
         # A call of a language model is one call to the Router too: limits and breakers count it.
         first = labelled[0]
         cancelled = partial(context.handing.abandoned, first.job.id)
-        chosen = choose(model, first, candidate.model.context, cancelled)
+        with on_behalf_of([first.job.id]):  # the text of no other job is in it
+            chosen = choose(model, first, candidate.model.context, cancelled)
         result = first.result(chosen.scores, all_given=True)
         taken = Classified(result, chosen.input_tokens, chosen.output_tokens)
         return unlabelled | {first.job.id: taken}

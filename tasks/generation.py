@@ -106,18 +106,23 @@ def _write(model: GenerationModel, request: GenerationRequest, cancelled: Cancel
         calls.append(generated)
         if request.schema is None or generated.finish_reason == "refusal":
             if not generated.text.strip() and generated.finish_reason == "stop":
-                raise BadAnswer("the model answered nothing")
+                raise _paid(BadAnswer("the model answered nothing"), calls)
             return _written(calls)
         try:
             return replace(_written(calls), value=read_answer(generated.text, request.schema))
         except JsonFault as fault:
             if generated.finish_reason == "length":
-                raise CutOutput from None
+                raise _paid(CutOutput(), calls) from None
             if len(calls) > REPAIRS:
-                raise InvalidOutput from None
+                raise _paid(InvalidOutput(), calls) from None
             told = f"That does not fit the JSON schema: {fault}. Answer again, with JSON alone."
             answered = Message("assistant", generated.text.strip() or "(nothing)")
             messages = (*messages, answered, Message("user", told))
+
+
+def _paid(error: InferenceError, calls: Sequence[Generated]) -> InferenceError:
+    written = _written(calls)
+    return error.after(written.input_tokens, written.output_tokens)
 
 
 def _written(calls: Sequence[Generated]) -> Written:

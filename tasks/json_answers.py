@@ -30,6 +30,10 @@ def schema_fault(schema: object) -> str | None:
     return None
 
 
+def _no_constant(name: str) -> Any:
+    raise JsonFault(f"{name} is not JSON")
+
+
 def read_answer(text: str, schema: Mapping[str, Any]) -> Any:
     """The JSON value in an answer, valid by its schema.
 
@@ -40,9 +44,11 @@ def read_answer(text: str, schema: Mapping[str, Any]) -> Any:
     """
     fenced = _FENCE.match(text)
     try:
-        value = json.loads(fenced["inner"] if fenced else text)
+        value = json.loads(fenced["inner"] if fenced else text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise JsonFault(f"it is not JSON ({error.msg} at character {error.pos})") from None
+    except ValueError:  # of an integer with thousands of digits
+        raise JsonFault("it holds a number that is too long") from None
     except RecursionError:
         raise JsonFault("it is nested too deeply") from None
     validator = Draft202012Validator(dict(schema), registry=Registry())

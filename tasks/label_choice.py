@@ -98,21 +98,17 @@ def choose(
         generated = model.generate(request, cancelled)
         answers.append(generated)
         if generated.finish_reason == "refusal":
-            raise Refused("the model declined to label this text")
+            raise Refused("the model declined to label this text").after(*_usage(answers))
         try:
             scores = _scores(read_answer(generated.text, schema), multi=plan.multi)
         except JsonFault as fault:
             if len(answers) > REPAIRS:
-                raise NoLabel from None
+                raise NoLabel().after(*_usage(answers)) from None
             told = f"That is no answer: {fault}. Answer again, with JSON alone."
             answered = Message("assistant", generated.text.strip() or "(nothing)")
             messages = (*messages, answered, Message("user", told))
             continue
-        return Chosen(
-            scores,
-            _total([answer.input_tokens for answer in answers]),
-            _total([answer.output_tokens for answer in answers]),
-        )
+        return Chosen(scores, *_usage(answers))
 
 
 def schema_of(plan: LabelPlan) -> dict[str, Any]:
@@ -169,6 +165,13 @@ def _room(plan: LabelPlan) -> int:
     """Tokens that an answer may take: no token is shorter than a byte."""
     sizes = [len(name.encode()) + _TOKENS_A_LABEL for name in plan.names]
     return _TOKENS_A_LABEL + (sum(sizes) if plan.multi else max(sizes))
+
+
+def _usage(answers: Sequence[Generated]) -> tuple[int | None, int | None]:
+    return (
+        _total([answer.input_tokens for answer in answers]),
+        _total([answer.output_tokens for answer in answers]),
+    )
 
 
 def _total(counts: Sequence[int | None]) -> int | None:

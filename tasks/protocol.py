@@ -57,13 +57,16 @@ class Job:
     tier: str | None = None
     blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """Files given with the job, by name, opened."""
+    passed: Mapping[str, str] = field(default_factory=dict)
+    """Models that this attempt tried in another pool, with why they did not serve."""
 
     @property
     def wish(self) -> Wish:
         """What routing looks at."""
         return Wish(
-            self.kind, self.task, self.privacy, self.latency, self.tier, self.quality, self.model
-        )
+            self.kind, self.task, self.privacy, self.latency, self.tier, self.quality, self.model,
+            tuple(sorted(self.passed.items())),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,8 @@ class Rerouted:
     pool: Pool
     reason: str
     served: Served | None = None
+    passed: Mapping[str, str] = field(default_factory=dict)
+    """Models that were tried, with why they did not serve: the other pool does not send it back."""
 
 
 Outcome = Succeeded | Failed | Rerouted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from inference.errors import InferenceError, Waits
+from inference.policy import Candidate
 from inference.router import Answer, Elsewhere
 from tasks.protocol import Failed, Rerouted, Served
 
@@ -40,7 +41,8 @@ def outcome_of_error(
         subject: what in the job it is about, such as `text 3`; no content.
     """
     if isinstance(error, Elsewhere):
-        return Rerouted(error.pool, error.reason)
+        served = None if error.error is None else _paid(error.error)
+        return Rerouted(error.pool, error.reason, served, error.passed)
     return failure_of(error, subject)
 
 
@@ -53,6 +55,23 @@ def failure_of(error: InferenceError, subject: str | None = None) -> Failed:
         retryable=error.retryable,
         retry_after=error.retry_after,
         uncounted=isinstance(error, Waits),
+        served=_paid(error),
+    )
+
+
+def _paid(error: InferenceError) -> Served | None:
+    """What the receipt says of calls that were answered, though not so that it served the job."""
+    candidate: Candidate | None = error.served_by
+    if candidate is None or error.usage is None:
+        return None
+    model, price = candidate.model, candidate.model.price
+    return Served(
+        backend=model.backend,
+        model=model.name,
+        locality=candidate.locality,
+        input_tokens=error.usage[0],
+        output_tokens=error.usage[1],
+        cost=None if price is None else price.of(*error.usage),
     )
 
 

@@ -31,8 +31,9 @@ class NotingGate:
     def budget(self) -> Budget:
         return Budget()
 
-    def enter(self, backend: BackendEntry) -> None:
+    def enter(self, backend: BackendEntry) -> bool:
         self.passed.append(backend.name)
+        return False
 
     def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
         del backend

@@ -66,6 +66,8 @@ REASONS: Final[Mapping[str, Reason]] = {
     "rate_limited": Reason.OUT_OF_ATTEMPTS,
     "over_limit": Reason.OUT_OF_ATTEMPTS,
     "backend_unavailable": Reason.OUT_OF_ATTEMPTS,
+    "backend_unauthorised": Reason.OUT_OF_ATTEMPTS,
+    "passed_over": Reason.OUT_OF_ATTEMPTS,
     "waits_for_backend": Reason.OUT_OF_ATTEMPTS,
     "inference_error": Reason.OUT_OF_ATTEMPTS,
     "inference_failed": Reason.OUT_OF_ATTEMPTS,

@@ -70,7 +70,8 @@ def _await_enqueues(conn: Connection, owner: str, timeout_s: float) -> int:
     try:
         with conn.transaction():
             conn.execute(
-                "SELECT set_config('lock_timeout', %s, true)", [f"{int(timeout_s * 1000)}ms"]
+                "SELECT set_config('lock_timeout', %s, true)",
+                [f"{max(1, int(timeout_s * 1000))}ms"],
             )
             row = conn.execute("SELECT vestry.await_enqueues_v1(%s)", [owner]).fetchone()
     except psycopg.errors.LockNotAvailable:

@@ -79,6 +79,13 @@ class OwnerKeys:
         with self._lock:
             self._keys.pop(owner, None)
 
+    def age(self) -> None:
+        """Drop keys that were kept for long enough; called now and then, also while nothing is done."""
+        oldest = time.monotonic() - KEPT_S
+        with self._lock:
+            for owner in [owner for owner, (_, since) in self._keys.items() if since < oldest]:
+                del self._keys[owner]
+
     def _kept(self, owner: str) -> OwnerKey | None:
         with self._lock:
             key, since = self._keys.get(owner, (None, 0.0))
@@ -95,6 +102,7 @@ class OwnerKeys:
     ) -> OwnerKey:
         key = self._ring().unwrap(owner, key_id, wrapped, kek_id)  # type: ignore[arg-type]
         if not fresh:
+            self.age()
             with self._lock:
                 self._keys[owner] = key, time.monotonic()
                 while len(self._keys) > _KEPT:

@@ -10,7 +10,10 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from inference.egress import Recorder
-from inference.errors import InferenceError
+from inference.errors import Abandoned, InferenceError
+
+NOBODYS = "VY008"
+"""No job of the request is running any more; raised by `vestry.record_egress_v1`."""
 
 
 class NotRecorded(InferenceError):
@@ -35,7 +38,8 @@ def recorder(pool: ConnectionPool[psycopg.Connection[Any]]) -> Recorder:
                     [backend, size, list(jobs)],
                     prepare=True,
                 )
-        except psycopg.Error:
-            raise NotRecorded from None
+        except psycopg.Error as error:
+            # Cancelled or taken away since: nobody wants the answer any more.
+            raise (Abandoned if error.sqlstate == NOBODYS else NotRecorded) from None
 
     return record

@@ -194,6 +194,7 @@ class Executor:
             quality=row.quality,
             tier=row.tier,
             blobs=blobs,
+            passed=row.passed_over or {},
             documents=tuple(
                 DocumentRef(
                     document_id=s.document_id,
@@ -219,7 +220,7 @@ def _awaits_text(value: Any) -> bool:
         return any(map(_awaits_text, value.values()))
     if isinstance(value, list):
         return any(map(_awaits_text, value))
-    return value == UPSTREAM
+    return isinstance(value, str) and value == UPSTREAM
 
 
 def _with_text(value: Any, text: str) -> Any:

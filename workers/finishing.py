@@ -76,7 +76,7 @@ def finish(
     done = Finished()
     settlements: list[Settlement] = []
     results: list[tuple[UUID, str, int, Mapping[str, Any]]] = []
-    pools: dict[UUID, Pool] = {}
+    pools: dict[UUID, tuple[Pool, Mapping[str, str]]] = {}
     for job_id, job in jobs.items():
         outcome = outcomes[job_id]
         if outcome.served is not None and outcome.served.input_tokens:
@@ -86,7 +86,7 @@ def finish(
             continue
         if isinstance(outcome, Rerouted):
             done.states[job_id] = State.QUEUED.value
-            pools[job_id] = outcome.pool
+            pools[job_id] = outcome.pool, outcome.passed
             continue
         if isinstance(outcome, Failed):
             settlement = _failed(job, outcome, backoff_cap_s)

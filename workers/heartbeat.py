@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +32,8 @@ class Heartbeat:
     It is the watchdog, too: a thread cannot be stopped from outside, so a process with a batch that
     runs past `max_run_s` ends itself. The other batches are handed back first, at no cost to them.
 
+    With each beat it does the process's chores, which are quick and raise nothing.
+
     A connection of its own, because the pool's may all be waiting in finishing transactions.
     """
 
@@ -41,11 +43,13 @@ class Heartbeat:
         lease_s: float,
         every_s: float,
         max_run_s: float,
+        chores: Sequence[Callable[[], None]] = (),
     ) -> None:
         self._connect = connect
         self._lease_s = lease_s
         self._every_s = every_s
         self._max_run_s = max_run_s
+        self._chores = chores
         self._since: dict[UUID, float] = {}
         self._lock = threading.Lock()
         self._leases: dict[UUID, Lease] = {}
@@ -135,6 +139,8 @@ class Heartbeat:
                 conn = None
                 # A dead connection must not cost a whole interval: the lease is running.
                 self._stop.wait(min(1.0, self._every_s / 4))
+            for chore in self._chores:
+                chore()
             self.turned_at = time.monotonic()
         if conn is not None:
             conn.close()

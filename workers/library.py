@@ -50,6 +50,10 @@ class Documents:
         self._embedding = embedding
         self._keys = OwnerKeys(keyring)
 
+    def age(self) -> None:
+        """Drop owners' keys that were kept for long enough."""
+        self._keys.age()
+
     def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
         """The best passages of the job's owner and of the sources named, best first."""
         if self._embedding is None:

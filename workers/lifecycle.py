@@ -102,6 +102,7 @@ class Lifecycle:
             settings.lease_s,
             settings.heartbeat_s,
             settings.max_run_s,
+            (content.age, kit.library.age),
         )
         executor = Executor(
             pool=pool,

@@ -18,6 +18,7 @@ import httpx2
 
 from inference.answers import MALFORMED, complete, wanted, watched
 from inference.catalogue import ModelEntry
+from inference.egress import withheld
 from inference.errors import BadAnswer, BadRequest, InferenceError, TooLong, Unavailable
 from inference.http_client import PROBE_S, base_url, httpx2_client
 from inference.http_status import away, refusal, words
@@ -117,7 +118,9 @@ class AnthropicModel:
                     answer.take(event)
         except (anthropic.APITimeoutError, httpx2.TimeoutException):
             raise Unavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
-        except anthropic.APIConnectionError:
+        except anthropic.APIConnectionError as error:
+            if not_sent := withheld(error):
+                raise not_sent from None
             raise Unavailable(f"backend {self._config.name} cannot be reached") from None
         except anthropic.APIError as error:
             raise self._mapped(error, prompt) from None

@@ -25,6 +25,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from inference.answers import MALFORMED, complete, wanted, watched
 from inference.catalogue import ModelEntry
+from inference.egress import withheld
 from inference.errors import BadAnswer, InferenceError, Unavailable
 from inference.http_client import PROBE_S, base_url, httpx2_client
 from inference.http_status import away, code_of, refusal, words
@@ -224,7 +225,9 @@ class OpenAIModel(RemoteEmbedding):
             return call()
         except openai.APITimeoutError:
             raise Unavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
-        except openai.APIConnectionError:
+        except openai.APIConnectionError as error:
+            if not_sent := withheld(error):
+                raise not_sent from None
             if begun():
                 raise BadAnswer("the answer broke off before its end") from None
             raise Unavailable(f"backend {self.name} cannot be reached") from None

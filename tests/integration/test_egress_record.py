@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
-import httpx2
 import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
 from inference.egress import on_behalf_of
+from inference.errors import Abandoned
 from inference.http_client import httpx2_client
 from inference.protocol import BackendConfig
 from models.roles import ROLES, SCHEMA_OWNER
@@ -147,10 +147,13 @@ def test_the_record_is_committed_before_the_request_arrives(
             with on_behalf_of([mine]):
                 client.post(f"{url}/v1", content=b"x" * 1000)
             for jobs in ([other], [uuid4()]):
-                with on_behalf_of(jobs), pytest.raises(httpx2.ConnectError):
+                with on_behalf_of(jobs), pytest.raises(NotRecorded):
                     client.post(f"{url}/v1", content=b"private")
+            cancelled = job(root, "shareable", "cloud", "cancelled")
+            with on_behalf_of([cancelled]), pytest.raises(Abandoned):
+                client.post(f"{url}/v1", content=b"nobody's")
             pool.close()
-            with on_behalf_of([mine]), pytest.raises(httpx2.ConnectError):
+            with on_behalf_of([mine]), pytest.raises(NotRecorded):
                 client.post(f"{url}/v1", content=b"x")
     assert len(seen) == 1
     ((_, _, backend, size, jobs),) = seen[0]

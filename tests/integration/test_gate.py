@@ -14,7 +14,15 @@ import pytest
 
 from inference import gate as gate_module
 from inference.catalogue_file import load
-from inference.errors import BadRequest, OverLimit, RateLimited, Unavailable
+from inference.errors import (
+    Abandoned,
+    BadRequest,
+    InferenceError,
+    OverLimit,
+    RateLimited,
+    TooLong,
+    Unavailable,
+)
 from inference.gate import Gate, Limits, key_of
 from models import backends
 from workers.devstack import DevStack
@@ -78,7 +86,20 @@ def test_half_open_lets_one_through_and_its_answer_closes_it(gates: tuple[Gate, 
         other.enter(CLOUD)
     one.left(CLOUD, None)
     assert other.health() == other.settled() == {}
-    other.enter(CLOUD)
+    assert not other.enter(CLOUD)
+
+
+@pytest.mark.parametrize("error", [Abandoned(), TooLong()])
+def test_a_probe_that_never_reached_it_tells_nothing_and_the_next_may_try(
+    gates: tuple[Gate, Gate], error: InferenceError
+) -> None:
+    one, other = gates
+    open_it(one)
+    time.sleep(0.35)
+    assert one.enter(CLOUD)
+    one.left(CLOUD, error)
+    assert other.settled() == {"openai": "backend_unavailable"}
+    assert other.enter(CLOUD)
 
 
 def test_a_probe_that_fails_opens_it_for_twice_as_long(gates: tuple[Gate, Gate]) -> None:

@@ -18,6 +18,7 @@ MOVES = {"jobs": {"SELECT", *(f"UPDATE({column})" for column in STATE)},
          "lanes": {"SELECT", "UPDATE(turn)"},
          "leases": {"SELECT", "INSERT", "UPDATE", "DELETE"}}  # fmt: skip
 WORKS = MOVES | {
+    "jobs": MOVES["jobs"] | {"UPDATE(passed_over)"},
     "receipts": {"SELECT", "INSERT", "UPDATE"}, "job_documents": {"SELECT"}, "spaces": {"SELECT"},
     "backend_health": {"SELECT"},
 }  # fmt: skip
@@ -93,7 +94,7 @@ CALLS: Mapping[str, set[str]] = {
     "upstream_v1": WORKERS,
     "reroute_jobs_v1": {"vestry_shareable", "vestry_cloud"},
     "move_jobs_v1": {"vestry_control"},
-    **{f"backend_{what}_v1": WORKERS for what in ("failed", "succeeded", "probe")},
+    **{f"backend_{what}_v1": WORKERS for what in ("failed", "succeeded", "released", "probe")},
     "rate_take_v1": WORKERS,
     "ensure_owner_key_v1": {"vestry_producer"},
     "cancel_jobs_v1": {"vestry_producer", "vestry_operator"},

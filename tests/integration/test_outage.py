@@ -19,12 +19,13 @@ import pytest
 
 from tests.cloud_stack import KEY, cloud_stack
 from tests.echo_stack import eventually
-from tests.faultserver import FaultServer, rate_limited
+from tests.faultserver import Fault, FaultServer, empty, rate_limited, status
 from tests.llama import llama_server
 from vestry import Classification, Embedding, Generation, Rerank, Vestry
 from vestry.receipts import Receipt
 from workers.detached import Detached
-from workers.home import CHECKOUT
+from workers.home import CHECKOUT, Home
+from workers.postgres_server import SUPERUSER, PostgresServer
 
 SECRET = "sekrit-doubt"
 ADEQUATE_AT_HOME = 110
@@ -132,6 +133,40 @@ def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
     eventually(goes_to_the_cloud, within=20)
     assert cloud.offers
     assert not cloud.was_offered(SECRET)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        (empty(), "bad_answer"),
+        (status(401), "backend_unauthorised"),
+        (status(404), "model_missing"),
+    ],
+    ids=["an empty answer", "a rejected key", "no such model"],
+)
+def test_a_cloud_that_answers_and_does_not_serve_is_asked_once(
+    up: Detached, vestry: Vestry, conn: Any, cloud: FaultServer, told: tuple[Fault, str]
+) -> None:
+    fault, reason = told
+
+    def well() -> bool:
+        with psycopg.connect(PostgresServer(Home(up.home)).url(SUPERUSER), autocommit=True) as root:
+            root.execute("DELETE FROM vestry.backend_health")
+        return not breakers(up)
+
+    eventually(well)
+    before = len(cloud.calls("/chat/completions"))
+    cloud.fault = fault
+    job = vestry.enqueue(
+        conn, Generation("Hello?", max_tokens=4), owner="o", privacy="shareable",
+        latency="interactive",
+    )  # fmt: skip
+    vestry.wait(job, timeout=20)
+    cloud.fault = None
+    receipt = vestry.receipts(job)[-1]
+    assert (receipt.locality, receipt.degraded, receipt.reason) == ("local", True, reason)
+    assert len(cloud.calls("/chat/completions")) == before + 1
+    eventually(well)
 
 
 def test_too_many_requests_are_answered_at_home_until_the_cloud_said_to_come_back(

@@ -27,6 +27,7 @@ from psycopg_pool import ConnectionPool
 from inference import local_only
 from inference.catalogue_file import load
 from inference.egress import on_behalf_of
+from inference.errors import InferenceError
 from inference.http_client import httpx2_client
 from inference.policy import Budget, RoutingPolicy, Wish
 from inference.protocol import BackendConfig
@@ -328,5 +329,7 @@ def may_make_networks() -> bool:
     return done.returncode == 0
 
 
-EXPECTED: Final = (psycopg.Error, redis.RedisError, httpx2.HTTPError, walls.WallBreached, Stopped)
+EXPECTED: Final = (
+    psycopg.Error, redis.RedisError, httpx2.HTTPError, InferenceError, walls.WallBreached, Stopped,
+)  # fmt: skip
 """How walls say no."""

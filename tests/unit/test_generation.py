@@ -13,6 +13,7 @@ from inference.errors import Abandoned, BadRequest, InferenceError
 from inference.protocol import Generated, GenerationRequest
 from tasks.generation import GenerationHandler
 from tasks.grounding import Grounding, Passage
+from tasks.json_answers import JsonFault, read_answer
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
 from tests.routing import router
 from vestry import Generation
@@ -261,3 +262,9 @@ def test_messages_are_a_conversation() -> None:
     model = Model("d")
     run(model, Generation(messages=turns))
     assert [message.content for message in model.asked[0].messages] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "NaN", "[Infinity]", "{", "[" * 100_000])
+def test_what_is_no_json_of_everybody_s_is_a_fault_of_the_answer(text: str) -> None:
+    with pytest.raises(JsonFault):
+        read_answer(text, {})

@@ -17,6 +17,7 @@ from inference.errors import (
     ModelMissing,
     NoAdequateModel,
     OverLimit,
+    PassedOver,
     RateLimited,
     Refused,
     TooLong,
@@ -46,6 +47,7 @@ class Gate:
         self.entered: list[str] = []
         self.left_with: list[tuple[str, InferenceError | None]] = []
         self.closed: dict[str, InferenceError] = {}
+        self.probing = False
 
     def health(self) -> dict[str, str]:
         return self.away
@@ -53,10 +55,11 @@ class Gate:
     def budget(self) -> Budget:
         return Budget()
 
-    def enter(self, backend: BackendEntry) -> None:
+    def enter(self, backend: BackendEntry) -> bool:
         self.entered.append(backend.name)
         if backend.name in self.closed:
             raise self.closed[backend.name]
+        return self.probing
 
     def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
         self.left_with.append((backend.name, error))
@@ -133,11 +136,56 @@ def test_with_all_clouds_away_the_job_goes_home_and_is_served_there_degraded() -
     assert (answer.value, answer.reason) == ("llama3.2:3b", "rate_limited")
 
 
-def test_a_cloud_that_fails_just_now_sends_the_job_home() -> None:
+def test_a_cloud_that_fails_just_now_sends_the_job_home_where_it_stays() -> None:
     gate = Gate()
     with pytest.raises(Elsewhere) as caught:
-        serve(gate, Pool.CLOUD, failing(gpt=Unavailable(), claude=Unavailable()))
-    assert caught.value.pool is Pool.GPU
+        serve(gate, Pool.CLOUD, failing(gpt=BadAnswer(), claude=ModelMissing()))
+    assert (caught.value.pool, caught.value.reason) == (Pool.GPU, "bad_answer")
+    passed = tuple(outcome_of_error(caught.value).passed.items())
+    # The clouds are as well as before, for all that anybody knows.
+    answer = serve(gate, Pool.GPU, passed=passed)
+    assert (answer.value, answer.reason, answer.degraded) == ("llama3.2:3b", "bad_answer", True)
+    home = [name for name in ENABLED if load().backend(name).locality == "local"]
+    away = Gate(**dict.fromkeys(home, "backend_unavailable"))
+    with pytest.raises(PassedOver) as over:
+        serve(away, Pool.GPU, passed=passed)
+    assert over.value.retryable, "an attempt, and not for ever back and forth"
+
+
+def test_trying_whether_a_server_is_back_costs_no_attempt() -> None:
+    gate = Gate()
+    gate.probing = True
+    with pytest.raises(Waits) as caught:
+        serve(gate, Pool.CLOUD, failing(claude=Unavailable()), task="study-guide")
+    assert str(caught.value) == "backend_unavailable"
+    assert isinstance(gate.left_with[0][1], Unavailable)
+
+
+def test_a_server_s_model_that_cannot_be_warmed_up_tells_of_the_server() -> None:
+    class Cold(Fleet):
+        def model(self, entry: Any) -> str:
+            raise Unavailable(str(entry.name))
+
+    gate = Gate()
+    policy = RoutingPolicy(load().only(ENABLED))
+    router = Router(policy, Pool.CLOUD, Cold(), gate)  # type: ignore[arg-type]
+    wish = Wish("generation", "study-guide", "shareable", "bulk")
+    with pytest.raises(Unavailable):
+        router.serve(wish, lambda model, _: model)
+    ((name, error),) = gate.left_with
+    assert (name, type(error)) == ("anthropic", Unavailable)
+
+
+def test_an_answer_that_served_nobody_is_paid_for() -> None:
+    gate = Gate()
+    error = BadAnswer().after(1_000_000, 1_000_000)
+    with pytest.raises(Elsewhere) as caught:
+        serve(Gate(anthropic="rate_limited"), Pool.CLOUD, failing(gpt=error))
+    with pytest.raises(Refused) as refused:
+        serve(gate, Pool.CLOUD, failing(gpt=Refused().after(1_000_000, 1_000_000)))
+    for told in (outcome_of_error(refused.value), outcome_of_error(caught.value)):
+        assert told.served is not None
+        assert (told.served.model, told.served.cost) == ("gpt-4o-mini", Decimal("0.75"))
 
 
 def test_where_no_other_is_adequate_the_job_waits_and_no_attempt_is_spent() -> None:

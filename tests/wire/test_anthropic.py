@@ -16,8 +16,8 @@ from inference.errors import (
     InferenceError,
     ModelMissing,
     RateLimited,
-    Refused,
     TooLong,
+    Unauthorised,
     Unavailable,
 )
 from inference.protocol import Sampling
@@ -100,8 +100,8 @@ def test_a_schema_that_it_cannot_be_held_to_is_a_bad_request(
     [
         (status(500), Unavailable),
         (status(529, {"type": "error", "error": {"type": "overloaded_error"}}), Unavailable),
-        (status(401), Refused),
-        (status(403), Refused),
+        (status(401), Unauthorised),
+        (status(403), Unauthorised),
         (status(404), ModelMissing),
         (status(413), TooLong),
         (redirect("http://127.0.0.1:1/v1/messages"), Unavailable),

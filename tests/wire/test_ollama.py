@@ -19,8 +19,8 @@ from inference.errors import (
     InferenceError,
     ModelMissing,
     RateLimited,
-    Refused,
     TooLong,
+    Unauthorised,
     Unavailable,
 )
 from inference.protocol import Sampling
@@ -164,7 +164,7 @@ def test_an_ollama_that_is_declared_a_cloud_may_run_models_there(
     [
         (status(500), Unavailable),
         (status(503), Unavailable),
-        (status(401), Refused),
+        (status(401), Unauthorised),
         (status(404), ModelMissing),
         (status(400), BadRequest),
         (status(400, {"error": "the input length exceeds the context length"}), TooLong),

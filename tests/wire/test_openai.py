@@ -20,6 +20,7 @@ from inference.errors import (
     RateLimited,
     Refused,
     TooLong,
+    Unauthorised,
     Unavailable,
 )
 from inference.protocol import Sampling
@@ -110,8 +111,8 @@ def test_what_a_provider_refuses_is_left_out(faulty: FaultServer) -> None:
         (status(500), Unavailable),
         (status(503), Unavailable),
         (status(529), Unavailable),
-        (status(401), Refused),
-        (status(403), Refused),
+        (status(401), Unauthorised),
+        (status(403), Unauthorised),
         (status(400), BadRequest),
         (status(404), ModelMissing),
         (status(501), ModelMissing),

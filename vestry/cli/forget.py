@@ -38,12 +38,14 @@ def forget(
     owner: Annotated[str, typer.Argument(metavar="OWNER", help="Whose everything is to go.")],
     timeout: Annotated[
         float,
-        typer.Option("--timeout", min=0, help="Seconds to wait for producers' open transactions."),
+        typer.Option(
+            "--timeout", min=0, max=86_400, help="Seconds to wait for producers' open transactions."
+        ),
     ] = 30.0,
     backup_days: Annotated[
         float | None,
         typer.Option(
-            "--backup-days", min=0, envvar=DAYS_ENVIRONMENT,
+            "--backup-days", min=0, max=36_500, envvar=DAYS_ENVIRONMENT,
             help="How many days your backups of the database are kept.",
         ),
     ] = None,

@@ -17,6 +17,7 @@ from vestry.cli.overview import overview
 from vestry.cli.rerun import list_degraded
 from vestry.cli.session import client
 from vestry.errors import WaitTimeout
+from vestry.reading import job_id
 from vestry.results import JobStatus
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
@@ -106,7 +107,7 @@ def cancel(
     with client() as vestry:
         states = vestry.cancel(jobs)
     rows = [{"job": str(job), "state": state} for job, state in states.items()]
-    unknown = sorted(set(map(str.lower, jobs)) - {row["job"] for row in rows})
+    unknown = sorted({name for name in jobs if job_id(name) not in states})
     document: dict[str, Any] = {"jobs": rows, "unknown": unknown}
 
     def human(console: Console) -> None:

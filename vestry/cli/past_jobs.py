@@ -15,7 +15,7 @@ from rich.text import Text
 from vestry.cli.failures import ExitCode
 from vestry.cli.output import Output, table
 from vestry.client import Vestry
-from vestry.errors import PayloadGone
+from vestry.errors import InvalidInput, PayloadGone
 from vestry.reading import job_id
 from vestry.replaying import PastJob
 from vestry.results import JobRef
@@ -24,6 +24,9 @@ BATCH: Final = 100
 """Jobs replayed in one transaction."""
 MOST: Final = 1_000_000
 """Jobs that one command replays."""
+GONE: Final = "what it was given is no longer kept"
+FOLLOWS: Final = "it waited for another job: replay that one"
+"""Why a job is left out."""
 
 
 def job_document(job: PastJob) -> dict[str, Any]:
@@ -90,54 +93,59 @@ def replay_all(
         named: ids.
         listed: the jobs meant where none is named, at most so many.
     """
-    ids = [job_id(name) for name in named] if named else [j.status.job for j in listed(MOST)]
+    ids = {job_id(name) for name in named} if named else {j.status.job for j in listed(MOST)}
     made: dict[UUID, JobRef] = {}
-    gone: list[UUID] = []
-    for batch in _batches(dict.fromkeys(ids)):
+    left: dict[UUID, str] = {}
+    # The oldest first: a job comes before those that waited for it, which are replayed with it.
+    for batch in _batches(sorted(ids)):
         refs, lost = _replay(vestry, batch)
         made |= refs
-        gone += lost
+        left |= lost
     document = {
         "jobs": [
             {"job": str(old), "replay": str(ref.id), "created": ref.created}
             for old, ref in made.items()
         ],
-        "gone": [str(job) for job in gone],
+        "gone": [str(job) for job, why in left.items() if why == GONE],
+        "follow": [str(job) for job, why in left.items() if why == FOLLOWS],
     }
-    out.emit(document, lambda console: _show(console, made, gone))
-    if gone:
+    out.emit(document, lambda console: _show(console, made, left))
+    if left:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _replay(vestry: Vestry, jobs: Sequence[UUID]) -> tuple[dict[UUID, JobRef], list[UUID]]:
-    """Replay a batch; without those whose input turns out to be gone, or that of a job below them."""
-    left, gone = list(jobs), list[UUID]()
+def _replay(vestry: Vestry, jobs: Sequence[UUID]) -> tuple[dict[UUID, JobRef], dict[UUID, str]]:
+    """Replay a batch, but for those that cannot be: their input is gone, or they follow another."""
     try:
-        return dict(zip(left, vestry.replay(left), strict=True)), gone
+        return dict(zip(jobs, vestry.replay(jobs), strict=True)), {}
     except PayloadGone:
-        if len(left) == 1:
-            return {}, left
+        why = GONE
+    except InvalidInput:
+        why = FOLLOWS
+    if len(jobs) == 1:
+        return {}, {jobs[0]: why}
     made: dict[UUID, JobRef] = {}
-    for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+    left: dict[UUID, str] = {}
+    for half in (jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]):
         refs, lost = _replay(vestry, half)
         made |= refs
-        gone += lost
-    return made, gone
+        left |= lost
+    return made, left
 
 
-def _batches(jobs: dict[UUID, None]) -> Iterator[list[UUID]]:
+def _batches(jobs: Sequence[UUID]) -> Iterator[list[UUID]]:
     left = iter(jobs)
     while batch := list(islice(left, BATCH)):
         yield batch
 
 
-def _show(console: Console, made: dict[UUID, JobRef], gone: Sequence[UUID]) -> None:
-    if not made and not gone:
+def _show(console: Console, made: dict[UUID, JobRef], left: dict[UUID, str]) -> None:
+    if not made and not left:
         console.print("Nothing to replay.")
         return
     rows = [
         (str(old), str(ref.id), "" if ref.created else "was replayed before")
         for old, ref in made.items()
     ]
-    rows += [(str(job), None, "what it was given is no longer kept") for job in gone]  # type: ignore[misc]
+    rows += [(str(job), "-", why) for job, why in left.items()]
     console.print(table(("job", "replay", ""), rows))

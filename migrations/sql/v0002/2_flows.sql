@@ -81,8 +81,14 @@ BEGIN
   RETURN QUERY SELECT j.id, j.state FROM jobs j WHERE j.id = ANY (p_ids);
 END $$;
 
+-- What an attempt tried in one pool before the job went to another: model names, each with the reason why
+-- it did not serve. Else the other pool would send the job back to it, and so for ever.
+ALTER TABLE vestry.jobs ADD COLUMN passed_over jsonb;
+
 -- A job under the caller's lease goes to another pool's lane, with its attempt given back.
-CREATE FUNCTION vestry.reroute_jobs_v1(p_token uuid, p_ids uuid[], p_pools text[]) RETURNS integer
+CREATE FUNCTION vestry.reroute_jobs_v1(
+  p_token uuid, p_ids uuid[], p_pools text[], p_passed jsonb[]
+) RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
 DECLARE v_moved integer;
@@ -90,9 +96,9 @@ BEGIN
   WITH moved AS (
     UPDATE jobs j
     SET state = 'queued', lease_id = NULL, attempt = j.attempt - 1, hinted_at = NULL, pool = u.pool,
-        suspect = false, turn = (SELECT l.turn FROM lanes l
+        passed_over = u.passed, suspect = false, turn = (SELECT l.turn FROM lanes l
                                  WHERE l.lane = j.privacy || '.' || j.latency || '.' || u.pool)
-    FROM unnest(p_ids, p_pools) u(id, pool)
+    FROM unnest(p_ids, p_pools, p_passed) u(id, pool, passed)
     WHERE j.id = u.id AND j.lease_id = p_token AND j.state = 'running'
     RETURNING j.lane, j.latency)
   SELECT count(*), count(told) INTO v_moved

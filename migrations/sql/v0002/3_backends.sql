@@ -48,6 +48,14 @@ AS $$
   WHERE backend = p_backend AND (failures > 0 OR away_until IS NOT NULL)
 $$;
 
+-- A probe that came to nothing before it told anything of the backend.
+CREATE FUNCTION vestry.backend_released_v1(p_backend text) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
+AS $$
+  UPDATE vestry.backend_health SET probing_until = NULL, changed_at = vestry.clock()
+  WHERE backend = p_backend AND probing_until IS NOT NULL
+$$;
+
 -- Take the one probe of a half-open breaker; false where another has it.
 CREATE FUNCTION vestry.backend_probe_v1(p_backend text, p_for_s double precision) RETURNS boolean
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp

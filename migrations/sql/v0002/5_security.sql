@@ -1,14 +1,15 @@
 REVOKE ALL ON FUNCTION vestry.enqueue_jobs_v2, vestry.route_v1, vestry.carry_down, vestry.lock_roots_v1,
   vestry.upstream_v1, vestry.reroute_jobs_v1, vestry.move_jobs_v1, vestry.backend_failed_v1, vestry.backend_succeeded_v1,
-  vestry.backend_probe_v1, vestry.rate_take_v1, vestry.store_blobs_v1, vestry.private_sources_v1 FROM PUBLIC;
+  vestry.backend_released_v1,  vestry.backend_probe_v1, vestry.rate_take_v1, vestry.store_blobs_v1, vestry.private_sources_v1 FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION vestry.enqueue_jobs_v2, vestry.store_blobs_v1, vestry.private_sources_v1
   TO vestry_producer;
 GRANT EXECUTE ON FUNCTION vestry.lock_roots_v1, vestry.upstream_v1, vestry.backend_failed_v1, vestry.backend_succeeded_v1,
-  vestry.backend_probe_v1, vestry.rate_take_v1 TO vestry_private, vestry_shareable, vestry_cloud;
+  vestry.backend_released_v1,  vestry.backend_probe_v1, vestry.rate_take_v1 TO vestry_private, vestry_shareable, vestry_cloud;
 -- Nothing private can change its pool: there is no other for it.
 GRANT EXECUTE ON FUNCTION vestry.reroute_jobs_v1 TO vestry_shareable, vestry_cloud;
 GRANT EXECUTE ON FUNCTION vestry.move_jobs_v1 TO vestry_control;
+GRANT UPDATE (passed_over) ON vestry.jobs TO vestry_private, vestry_shareable, vestry_cloud;
 
 GRANT SELECT ON vestry.backend_health TO vestry_producer, vestry_private, vestry_shareable, vestry_cloud,
   vestry_control, vestry_monitor;

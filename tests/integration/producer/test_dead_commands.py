@@ -78,7 +78,7 @@ def test_one_some_or_all_are_replayed(command: Command, jobs: list[UUID], root: 
     assert listed(some) == {jobs[1]}
     rest = command("dead", "replay", "--all")
     assert listed(rest) == {jobs[2]}
-    assert command("dead", "replay", "--all") == {"jobs": [], "gone": []}
+    assert command("dead", "replay", "--all") == {"jobs": [], "gone": [], "follow": []}
     assert count(root, "jobs") == 6
     assert listed(command("dead", "list")) == set()
     assert listed(command("dead", "list", "--replayed")) == set(jobs)

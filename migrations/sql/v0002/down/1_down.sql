@@ -204,5 +204,6 @@ END $$;
 
 DROP FUNCTION vestry.enqueue_jobs_v2, vestry.route_v1, vestry.carry_down, vestry.lock_roots_v1, vestry.upstream_v1,
   vestry.reroute_jobs_v1, vestry.move_jobs_v1, vestry.backend_failed_v1, vestry.backend_succeeded_v1,
-  vestry.backend_probe_v1, vestry.rate_take_v1, vestry.store_blobs_v1, vestry.private_sources_v1;
+  vestry.backend_released_v1,  vestry.backend_probe_v1, vestry.rate_take_v1, vestry.store_blobs_v1, vestry.private_sources_v1;
+ALTER TABLE vestry.jobs DROP COLUMN passed_over;
 DROP TABLE vestry.routes, vestry.backend_health, vestry.rate_grants, vestry.spending;
