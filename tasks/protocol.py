@@ -190,6 +190,10 @@ class Library(Protocol):
         """
         ...
 
+    def age(self) -> None:
+        """Called now and then: drop owners' keys that were kept for long enough."""
+        ...
+
 
 class NoLibrary:
     """For handlers that are run without a database."""
@@ -198,6 +202,9 @@ class NoLibrary:
         """None."""
         del job, grounding
         return ()
+
+    def age(self) -> None:
+        """There are no keys."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,14 @@ SHARING: Final = {
         ("test_canary", "test_adversary", "test_monitoring", "test_keys_in_use"), CANARY
     ),
     **dict.fromkeys(
-        ("test_bad_commands", "test_bad_input", "test_flower", "test_flows", "test_grounding",
-         "test_kills"), ECHO
+        ("test_bad_commands", "test_bad_input", "test_cli", "test_flower", "test_flows",
+         "test_grounding", "test_kills", "test_workers"), ECHO
     ),
 }  # fmt: skip
 """Files whose tests look at one stack, to the scope that they are of; other files are one each."""
 FIRST: Final = (
     "test_first_run", CANARY, "test_rate_limit", "test_up", ECHO, "test_search",
-    "test_devstack", "test_cli", "test_adversity", "test_workers", "test_no_network",
+    "test_devstack", "test_adversity", "test_no_network",
 )  # fmt: skip
 LAST: Final = "unit"
 """The folder of what takes no time: it fills what is left."""

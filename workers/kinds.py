@@ -20,7 +20,7 @@ from inference.gate import Gate
 from inference.policy import RoutingPolicy, pool_of
 from inference.protocol import SpaceSpec
 from inference.router import Router
-from tasks.protocol import Handler
+from tasks.protocol import Handler, Library
 from tasks.registry import handlers
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Pool, Privacy
@@ -38,7 +38,7 @@ class Kit:
     """What a process runs jobs with."""
 
     handlers: Mapping[str, Handler]
-    library: Documents
+    library: Library
     close: Callable[[], None] = lambda: None
     """Ends connections to model servers and helper processes."""
 

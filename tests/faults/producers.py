@@ -48,6 +48,7 @@ class Order:
         poison: how many of each sort of poison.
         enough: it goes on until this file is there.
         cancels: the share of transactions that are cancelled soon after.
+        kinds: jobs of the other kinds, too.
     """
 
     seed: int
@@ -56,6 +57,7 @@ class Order:
     poison: dict[str, int]
     enough: Path
     cancels: float = 0.03
+    kinds: bool = False
 
 
 @dataclass(slots=True)
@@ -131,7 +133,8 @@ class Producer:
             if choice < share:
                 return step()
             choice -= share
-        made = (sorts.INNOCENT, sorts.SLOW, *sorts.FAULTY)
+        others = sorts.KINDS if self.order.kinds else ()
+        made = (sorts.INNOCENT, sorts.SLOW, *sorts.FAULTY, *others)
         return self._enqueue(self.rng.choices(made, [sort.weight for sort in made])[0])
 
     # -- a connection that may be gone -------------------------------------------------------------
@@ -180,6 +183,8 @@ class Producer:
             chosen = [sort] * rng.randint(1, 60)
         elif sort is sorts.SLOW:
             chosen = [sort] * rng.randint(1, 3)
+        elif sort in sorts.KINDS:
+            chosen = [sort] * rng.randint(1, 6)
         else:
             chosen = [sorts.INNOCENT] * rng.randint(0, sort.innocents)
             chosen.insert(rng.randint(0, len(chosen)), sort)

@@ -26,8 +26,9 @@ from tests.faults.ledger import History, install
 from tests.faults.producers import OWNERS, PRIVACIES, Order, Producer
 from tests.faults.proxy import Proxy
 from tests.faults.report import Report
+from tests.faults.sorts import PAGE
 from tests.faults.strikes import Lasting, Site
-from vestry import Embedding, Vestry
+from vestry import Embedding, Ocr, Vestry
 
 SETTINGS: Final = {
     "VESTRY_EMBEDDING_BACKEND": "echo",
@@ -143,6 +144,7 @@ class Laboratory:
                 for name, count in self._scale.poison.items()
             },
             enough=self._enough,
+            kinds=True,
         )
         try:
             with Vestry(client["database_url"], client["keyring"]) as vestry:
@@ -235,13 +237,11 @@ class Laboratory:
             psycopg.connect(client["database_url"], autocommit=True) as conn,
         ):
             jobs = [
-                vestry.enqueue(
-                    conn, Embedding(texts=["the last"]), owner=OWNERS[0], privacy=privacy,
-                    latency=latency,
-                )
+                vestry.enqueue(conn, asked, owner=OWNERS[0], privacy=privacy, latency=latency)
                 for privacy in PRIVACIES
                 for latency in ("interactive", "bulk")
-            ]  # fmt: skip
+                for asked in (Embedding(texts=["the last"]), Ocr(PAGE))
+            ]
             idle = [
                 vestry.status(job).lane
                 for job in jobs

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from tests.echo_stack import Handmade
-from vestry import Document, Embedding
+from tests.page_files import pdf, text_page
+from vestry import Classification, Document, Embedding, Generation, Ocr, Rerank
 from vestry.jobs import JobRequest
 
 GOOD: Final = ("succeeded",)
 OVERTAKEN: Final = ("succeeded", "superseded")
 STOPPED: Final = ("succeeded", "cancelled")
 DEAD: Final = ("dead",)
+LABELS: Final = ("work", "rest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,15 @@ FAULTY: Final = (
     Sort("makes no sense", lambda _: Handmade(b'{"texts": 1}'), DEAD, ("bad_payload",), 10, 6),
 )
 """Jobs that fail by themselves."""
-ALL: Final = {sort.name: sort for sort in (INNOCENT, SLOW, *POISON, *FAULTY)}
+PAGE: Final = pdf(text_page("A quiet day at the office."))
+KINDS: Final = (
+    Sort("is classified", lambda n: Classification(f"a quiet day {n}", LABELS), weight=100),
+    Sort("is answered", lambda n: Generation(f"How was day {n}?", max_tokens=8), weight=100),
+    Sort("is reranked", lambda n: Rerank("a quiet day", [f"day {n}", "a storm"]), weight=100),
+    Sort("is read", lambda _: Ocr(PAGE), weight=100),
+)
+"""Harmless jobs of the other kinds, for workers that have handlers for them."""
+ALL: Final = {sort.name: sort for sort in (INNOCENT, SLOW, *POISON, *FAULTY, *KINDS)}
 
 BAD_ENQUEUES: Final[tuple[Callable[[], JobRequest], ...]] = (
     lambda: Embedding(texts=[""]),

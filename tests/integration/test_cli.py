@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,27 +15,15 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from tests.echo_stack import INFERENCE
-from tests.homes import temporary_home
-from workers.detached import Detached, start_detached
+from workers.detached import Detached
 
 RUN = [sys.executable, "-c", "import sys; from vestry.cli import main; sys.exit(main())"]
 DEADLINE_S = 120
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[Detached]:
-    # A short lease: what a crash leaves behind is taken up again within seconds.
-    settings = {
-        "VESTRY_EMBEDDING_BACKEND": "echo",
-        "VESTRY_LEASE_S": "10",
-        "VESTRY_HEARTBEAT_S": "3",
-    }
-    with (
-        temporary_home() as home,
-        start_detached(home, settings, flower=False, only=INFERENCE) as stack,
-    ):
-        yield stack
+def up(echo_up: Detached) -> Detached:
+    return echo_up
 
 
 @pytest.fixture

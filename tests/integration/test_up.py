@@ -147,20 +147,6 @@ def test_foreground_shows_one_screen_and_drains_on_ctrl_c(home: Path) -> None:
     assert not any(alive(pid) for pid in pids)
 
 
-@pytest.mark.parametrize("name", ["postgres", "valkey", "dispatcher", "reconciler"])
-def test_a_killed_process_comes_back_and_data_is_still_there(home: Path, name: str) -> None:
-    with start_detached(home, flower=False, only=CONTROL) as running:
-        write_and_read(running, "kept")
-        before = running.pid(name)
-        assert before is not None
-
-        os.kill(before, signal.SIGKILL)
-
-        until(lambda: running.pid(name) not in (None, before))
-        until(lambda: all(p["state"] == "ready" for p in running.state()["processes"]))
-        assert write_and_read(running, "more") == ["kept", "more"]
-
-
 def test_a_killed_supervisor_takes_everything_along_and_the_next_resumes(home: Path) -> None:
     running = start_detached(home, flower=False, only=CONTROL)
     write_and_read(running, "kept")

@@ -9,12 +9,11 @@ import datetime as dt
 import os
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.echo_stack import echo_stack, eventually
+from tests.echo_stack import eventually
 from vestry import Document, Embedding, EmbeddingResult, Generation, IndexResult, JobFailed, Vestry
 from vestry.results import JobRef
 from workers.detached import Detached
@@ -24,9 +23,8 @@ SLOTS = Settings().slots
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[Detached]:
-    with echo_stack(flower=False) as running:
-        yield running
+def up(echo_up: Detached) -> Detached:
+    return echo_up
 
 
 def submit(vestry: Vestry, conn: Any, *texts: str, **options: Any) -> JobRef:
