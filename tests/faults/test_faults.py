@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.faults.sorts import KINDS
 from workers.home import CHECKOUT
 
 LONGEST_S: Final = 560.0
@@ -54,6 +55,7 @@ def test_enough_was_done_and_enough_befell_it(report: dict[str, Any]) -> None:
     assert seen["history: bad input"] >= 500
     assert sum(report["poison"].values()) >= 40
     assert len(report["poison"]) >= 9
+    assert all(seen[f"committed, {sort.name}"] >= 5 for sort in KINDS), "of every kind"
 
 
 def test_every_lost_job_is_runnable_again_in_time(report: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def up(echo_up: Detached) -> Detached:
 
 
 def submit(vestry: Vestry, conn: Any, *texts: str, **options: Any) -> JobRef:
-    options = {"owner": "ann", "privacy": "private", "latency": "interactive"} | options
+    options = {"owner": "walter", "privacy": "private", "latency": "interactive"} | options
     return vestry.enqueue(conn, Embedding(texts=list(texts)), **options)
 
 
@@ -55,25 +55,25 @@ def test_documents_are_found_by_their_owner_alone_and_gone_when_deleted(
 ) -> None:
     entry = Document("We walked along the river to the fair.", id="a1", date="1660-05-01")
     job = vestry.enqueue(
-        conn, Embedding(documents=[entry], source="diary"), owner="ann", privacy="private"
+        conn, Embedding(documents=[entry], source="diary"), owner="walter", privacy="private"
     )
     result = vestry.wait(job, timeout=20)
     assert isinstance(result, IndexResult)
     assert (result.documents, result.embedded, result.unchanged) == (1, 1, 0)
 
-    hits = vestry.search("river fair", owner="ann", privacy="private")
+    hits = vestry.search("river fair", owner="walter", privacy="private")
     assert [(h.document, h.date, h.text) for h in hits] == [("a1", "1660-05-01", entry.text)]
     assert not list(vestry.search("river fair", owner="bob", privacy="private"))
 
     again = vestry.enqueue(
-        conn, Embedding(documents=[entry], source="diary"), owner="ann", privacy="private"
+        conn, Embedding(documents=[entry], source="diary"), owner="walter", privacy="private"
     )
     result = vestry.wait(again, timeout=20)
     assert isinstance(result, IndexResult)
     assert (result.embedded, result.unchanged) == (0, 1)
 
-    vestry.delete_documents(conn, owner="ann", privacy="private", source="diary", ids=["a1"])
-    assert not list(vestry.search("river fair", owner="ann", privacy="private"))
+    vestry.delete_documents(conn, owner="walter", privacy="private", source="diary", ids=["a1"])
+    assert not list(vestry.search("river fair", owner="walter", privacy="private"))
 
 
 def test_a_failing_job_is_retried_and_then_dead(vestry: Vestry, conn: Any) -> None:
