@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from vestry import reading, receipts, search
+from vestry import reading, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
 from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
@@ -29,7 +29,6 @@ from vestry.listening import READ_AGAIN_S, AsyncListener
 from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike
-from vestry.receipts import Receipt
 from vestry.replays import AsyncReplays
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing_async, plain_async
@@ -211,10 +210,6 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         """Where many jobs stand, in order; those that do not exist are left out."""
         ids = [reading.job_id(job) for job in jobs]
         return await self._do(lambda: reading.statuses(ids))
-
-    async def receipts(self, job: JobLike) -> list[Receipt]:
-        """See `Vestry.receipts`."""
-        return await self._do(lambda: receipts.receipts(reading.job_id(job)))
 
     async def flow(self, job: JobLike) -> list[JobStatus]:
         """See `Vestry.flow`."""

@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from vestry import reading, receipts, search
+from vestry import reading, search
 from vestry.checks import PAYLOAD_LIMIT
 from vestry.connections import CONNECT_S, SyncConnection, sync_connection
 from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
@@ -27,7 +27,6 @@ from vestry.listening import READ_AGAIN_S, Listener
 from vestry.options import RESULT_TTL_S, Options
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike
-from vestry.receipts import Receipt
 from vestry.replays import Replays
 from vestry.results import JobRef, JobStatus, Result
 from vestry.savepoints import all_or_nothing, plain
@@ -269,10 +268,6 @@ class Vestry(Replays, LaneControl):
         """Where many jobs stand, in order; those that do not exist are left out."""
         ids = [reading.job_id(job) for job in jobs]
         return self._do(lambda: reading.statuses(ids))
-
-    def receipts(self, job: JobLike) -> list[Receipt]:
-        """What served each attempt of a job, and why that. Raises `UnknownJob`."""
-        return self._do(lambda: receipts.receipts(reading.job_id(job)))
 
     def flow(self, job: JobLike) -> list[JobStatus]:
         """Every job of the flow that a job is of, each behind the one it follows on.

@@ -1,13 +1,14 @@
-"""The part of both clients that looks at dead and degraded jobs and replays them."""
+"""The part of both clients that tells what served jobs, and replays dead and degraded ones."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar, overload
 
-from vestry import reading, replaying
+from vestry import reading, receipts, replaying
 from vestry.owner_keys import OwnerKeys
 from vestry.reading import JobLike
+from vestry.receipts import Receipt
 from vestry.replaying import PastJob, Which
 from vestry.results import JobRef
 from vestry.steps import Steps
@@ -69,6 +70,11 @@ class Replays:
         meant = Which(**which)
         return self._do(lambda: replaying.degraded(meant), atomic=True)
 
+    def receipts(self: _Carries, job: JobLike) -> list[Receipt]:
+        """What served each attempt of a job, and why that. Raises `UnknownJob`."""
+        name = reading.job_id(job)
+        return self._do(lambda: receipts.receipts(name))
+
     def past_job(self: _Carries, job: JobLike) -> PastJob:
         """A job with all that decides whether it can be replayed. Raises `UnknownJob`."""
         name = reading.job_id(job)
@@ -99,6 +105,11 @@ class AsyncReplays:
         """As `Vestry.degraded`."""
         meant = Which(**which)
         return await self._do(lambda: replaying.degraded(meant), atomic=True)
+
+    async def receipts(self: _CarriesLater, job: JobLike) -> list[Receipt]:
+        """As `Vestry.receipts`."""
+        name = reading.job_id(job)
+        return await self._do(lambda: receipts.receipts(name))
 
     async def past_job(self: _CarriesLater, job: JobLike) -> PastJob:
         """As `Vestry.past_job`."""

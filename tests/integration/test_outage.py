@@ -21,7 +21,7 @@ from tests.cloud_stack import KEY, cloud_stack
 from tests.echo_stack import eventually
 from tests.faultserver import Fault, FaultServer, empty, rate_limited, status
 from tests.llama import llama_server
-from vestry import Classification, Embedding, Generation, Rerank, Vestry
+from vestry import Classification, Embedding, Generation, JobRef, Rerank, Vestry
 from vestry.receipts import Receipt
 from workers.detached import Detached
 from workers.home import CHECKOUT, Home
@@ -71,6 +71,14 @@ def enqueue(vestry: Vestry, conn: psycopg.Connection[Any]) -> dict[str, list[UUI
     for n in range(20):
         add("private", n, Generation(f"{SECRET} {n}", max_tokens=4), privacy="private")
     return jobs
+
+
+def ask(vestry: Vestry, conn: psycopg.Connection[Any], prompt: str) -> JobRef:
+    """A request that a cloud would serve, were all well, and that somebody waits for."""
+    return vestry.enqueue(
+        conn, Generation(prompt, max_tokens=4), owner="o", privacy="shareable",
+        latency="interactive",
+    )  # fmt: skip
 
 
 def last_receipts(vestry: Vestry, jobs: list[UUID]) -> list[Receipt]:
@@ -123,10 +131,7 @@ def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
 
     # Once it is back, what comes next goes there again, and in the right lane from the start.
     def goes_to_the_cloud() -> bool:
-        job = vestry.enqueue(
-            conn, Generation("And now?", max_tokens=4), owner="o", privacy="shareable",
-            latency="interactive",
-        )  # fmt: skip
+        job = ask(vestry, conn, "And now?")
         vestry.wait(job, timeout=20)
         return vestry.receipts(job)[-1].locality == "cloud"
 
@@ -157,10 +162,7 @@ def test_a_cloud_that_answers_and_does_not_serve_is_asked_once(
     eventually(well)
     before = len(cloud.calls("/chat/completions"))
     cloud.fault = fault
-    job = vestry.enqueue(
-        conn, Generation("Hello?", max_tokens=4), owner="o", privacy="shareable",
-        latency="interactive",
-    )  # fmt: skip
+    job = ask(vestry, conn, "Hello?")
     vestry.wait(job, timeout=20)
     cloud.fault = None
     receipt = vestry.receipts(job)[-1]
@@ -173,19 +175,13 @@ def test_too_many_requests_are_answered_at_home_until_the_cloud_said_to_come_bac
     vestry: Vestry, conn: psycopg.Connection[Any], cloud: FaultServer
 ) -> None:
     cloud.fault = rate_limited("2")
-    job = vestry.enqueue(
-        conn, Generation("Hello?", max_tokens=4), owner="o", privacy="shareable",
-        latency="interactive",
-    )  # fmt: skip
+    job = ask(vestry, conn, "Hello?")
     vestry.wait(job, timeout=20)
     cloud.fault = None
     receipt = vestry.receipts(job)[-1]
     assert (receipt.locality, receipt.degraded, receipt.reason) == ("local", True, "rate_limited")
     offered = len(cloud.calls("/chat/completions"))
-    again = vestry.enqueue(
-        conn, Generation("At once?", max_tokens=4), owner="o", privacy="shareable",
-        latency="interactive",
-    )  # fmt: skip
+    again = ask(vestry, conn, "At once?")
     vestry.wait(again, timeout=20)
     assert vestry.receipts(again)[-1].reason == "rate_limited"
     assert len(cloud.calls("/chat/completions")) == offered, "it was called before it said so"
