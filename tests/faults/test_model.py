@@ -11,11 +11,9 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -32,12 +30,12 @@ from hypothesis.stateful import (
 
 from models import leases, transitions
 from models.content import ShareableContent
-from models.leases import Lease, Terms
+from models.leases import Terms
 from models.states import TERMINAL
 from tasks.protocol import Failed, Outcome, Succeeded
 from tests.faults import flows
+from tests.faults.expected import Expected, Held, Site
 from tests.faults.flows import Flow
-from vestry import Vestry
 from workers.devstack import DevStack
 from workers.finishing import finish
 
@@ -51,52 +49,6 @@ OUTCOMES: dict[str, Outcome] = {
     "may be tried again": Failed("backend_unavailable", "it is so", retryable=True),
     "is nobody's fault": Failed("documents_locked", "it is so", uncounted=True),
 }
-
-
-@dataclass(slots=True)
-class Expected:
-    """What a job's row must say."""
-
-    parent: UUID | None
-    flow: bool
-    state: str = "queued"
-    in_line: bool = True
-    attempt: int = 0
-    crashes: int = 0
-    suspect: bool = False
-    lease: UUID | None = None
-    max_attempts: int = 5
-
-    def row(self) -> tuple[Any, ...]:
-        return (self.state, self.in_line, self.attempt, self.crashes, self.suspect, self.lease)
-
-
-@dataclass(slots=True)
-class Held:
-    """A lease as its worker knows it, whoever holds the jobs by now."""
-
-    lease: Lease
-    lost: bool = False
-    """Run out, and not yet rescued."""
-    overran: bool = False
-    blamed: bool = False
-    """Its one job was counted a crash, which is taken back if the worker comes back."""
-    jobs: list[UUID] = field(default_factory=list)
-
-
-class Site:
-    """The roles' own connections, shared by all sequences."""
-
-    def __init__(self, stack: DevStack, opened: ExitStack) -> None:
-        def connect(url: str, *, autocommit: bool = True) -> psycopg.Connection[Any]:
-            return opened.enter_context(psycopg.connect(url, autocommit=autocommit))
-
-        url = stack.database_url("vestry_producer")
-        self.producer = connect(url)
-        self.vestry = opened.enter_context(Vestry(url, stack.keyring))
-        self.worker = connect(stack.database_url("vestry_shareable"), autocommit=False)
-        self.control = connect(stack.database_url("vestry_control"))
-        self.admin = connect(stack.superuser_url)
 
 
 class Machine(RuleBasedStateMachine):

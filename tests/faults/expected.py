@@ -1,0 +1,60 @@
+"""What the model of `test_model` knows: rows as they must be, leases as their workers see them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from models.leases import Lease
+from vestry import Vestry
+from workers.devstack import DevStack
+
+
+@dataclass(slots=True)
+class Expected:
+    """What a job's row must say."""
+
+    parent: UUID | None
+    flow: bool
+    state: str = "queued"
+    in_line: bool = True
+    attempt: int = 0
+    crashes: int = 0
+    suspect: bool = False
+    lease: UUID | None = None
+    max_attempts: int = 5
+
+    def row(self) -> tuple[Any, ...]:
+        return (self.state, self.in_line, self.attempt, self.crashes, self.suspect, self.lease)
+
+
+@dataclass(slots=True)
+class Held:
+    """A lease as its worker knows it, whoever holds the jobs by now."""
+
+    lease: Lease
+    lost: bool = False
+    """Run out, and not yet rescued."""
+    overran: bool = False
+    blamed: bool = False
+    """Its one job was counted a crash, which is taken back if the worker comes back."""
+    jobs: list[UUID] = field(default_factory=list)
+
+
+class Site:
+    """The roles' own connections, shared by all sequences."""
+
+    def __init__(self, stack: DevStack, opened: ExitStack) -> None:
+        def connect(url: str, *, autocommit: bool = True) -> psycopg.Connection[Any]:
+            return opened.enter_context(psycopg.connect(url, autocommit=autocommit))
+
+        url = stack.database_url("vestry_producer")
+        self.producer = connect(url)
+        self.vestry = opened.enter_context(Vestry(url, stack.keyring))
+        self.worker = connect(stack.database_url("vestry_shareable"), autocommit=False)
+        self.control = connect(stack.database_url("vestry_control"))
+        self.admin = connect(stack.superuser_url)
