@@ -93,7 +93,7 @@ FAULTS = Preset(
 
 
 def soak(minutes: float) -> Preset:
-    """For so long: two hours make 100,000 jobs, 2,000 kills at named points and 100 of real workers."""
+    """For so long: two hours make 110,000 jobs, 2,400 kills at named points and 130 of real workers."""
 
     def times(in_two_hours: float) -> int:
         return max(1, round(in_two_hours * minutes / 120))
@@ -103,7 +103,7 @@ def soak(minutes: float) -> Preset:
         forks=forks.Scale(
             jobs=round(11.0 * seconds),
             a_second=11.0,
-            kills=times(2000),
+            kills=times(2400),
             zombies=times(200),
             poison={
                 "raises": times(60),
@@ -111,6 +111,7 @@ def soak(minutes: float) -> Preset:
                 "segfaults": times(60),
                 "takes all memory": times(60),
                 "hangs": times(40),
+                **{sort.name: times(20) for sort in FAULTY},
             },
             mishaps={
                 "postgres restarts": times(20),
@@ -135,7 +136,7 @@ def soak(minutes: float) -> Preset:
                 "hangs": times(15),
             },
             at_once={
-                "a worker is killed": times(110),
+                "a worker is killed": times(130),
                 "the dispatcher is killed": times(20),
                 "the reconciler is killed": times(20),
                 "the supervisor is killed": times(8),
