@@ -72,7 +72,9 @@ class Executor:
     heart: Heartbeat
     finisher: Finisher
     library: Library = field(default_factory=NoLibrary)
-    marks: dict[tuple[str, str], Mark] = field(default_factory=dict)
+    marks: dict[tuple[str, str, bool], Mark] = field(default_factory=dict)
+    """By lane, kind and line: suspects stand in one of their own, behind where the ordinary line's mark
+    may be by then."""
 
     def claim(
         self,
@@ -89,7 +91,7 @@ class Executor:
         Raises:
             psycopg.Error: the database is away; nothing was claimed, or a lease that will expire.
         """
-        marks = {kind: self.marks.setdefault((lane, kind), Mark()) for kind in kinds}
+        marks = {kind: self.marks.setdefault((lane, kind, suspect), Mark()) for kind in kinds}
         # A pipeline: statements whose answers nobody waits for share a round trip.
         with session(self.pool, self.terms.lease_s) as conn, conn.pipeline():
             lease = leases.claim(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,12 @@ log = logging.getLogger(__name__)
 PRUNE_EVERY_S: Final = 30.0
 PRUNE_FOR_S: Final = 5.0
 """Longest pruning round: leases must not wait for it. Some 50,000 jobs go in one."""
+PUT_OFF: Final = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+)
+"""Errors of a statement, after which its connection is as good as before."""
 
 
 class Reconciler:
@@ -52,11 +59,22 @@ class Reconciler:
         while not self._stop.wait(self._settings.poll_s):
             with bounded(conn, CUT_S):
                 if time.monotonic() >= not_before:
-                    self._rescue(conn)
-                transitions.expire(conn)
+                    self._try(conn, self._rescue)
+                self._try(conn, transitions.expire)
                 if time.monotonic() >= prune_at:
-                    self._prune(conn)
+                    self._try(conn, self._prune)
                     prune_at = time.monotonic() + PRUNE_EVERY_S
+
+    def _try(self, conn: Connection, duty: Callable[[Connection], object]) -> None:
+        """Do it, or put it off where a lock or a busy server kept it waiting for too long.
+
+        Neither says that the database was away: were the connection given up for it, every lease
+        would get its grace again, and a pruning that is too slow each time would end all rescue.
+        """
+        try:
+            duty(conn)
+        except PUT_OFF as error:
+            log.warning("%s is put off (%s)", duty.__name__.strip("_"), type(error).__name__)
 
     def _rescue(self, conn: Connection) -> None:
         rescued = transitions.rescue(conn)

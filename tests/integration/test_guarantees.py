@@ -30,7 +30,7 @@ from tasks.protocol import (
 from tests.echo_stack import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
-from workers import dispatcher
+from workers import dispatcher, reconciler
 from workers.devstack import DevStack
 from workers.dispatcher import Dispatcher
 from workers.reconciler import Reconciler
@@ -134,6 +134,29 @@ def test_a_suspect_runs_while_nothing_else_does(
     # The others did run beside each other, and did not all have to wait for the suspect.
     others = sorted(spans.values())
     assert any(a[1] > b[0] for a, b in itertools.pairwise(others))
+
+
+def test_a_suspect_is_found_behind_the_mark_of_the_ordinary_line(
+    clean: DevStack, vestry: Vestry, conn: Any, control: Any
+) -> None:
+    """Its turn is the lane's when it was rescued; the line goes on, and its mark with it."""
+    first = submit(vestry, conn, "a")[0]
+    with psycopg.connect(clean.database_url("vestry_shareable")) as lost:
+        assert leases.claim(lost, Terms("lost", "shareable", 0.001, 600), LANE, ["embedding"])
+    eventually(lambda: transitions.rescue(control).suspects == 1)
+    with runtime(clean, at_once) as worker:
+        claim, marks = worker._executor.claim, worker._executor.marks
+        for _ in range(3):
+            submit(vestry, conn, "b")
+            opened = claim(LANE, ["embedding"])
+            assert opened is not None
+            worker._executor.run(opened)
+            marks[LANE, "embedding", False]._full_at = 0.0
+        assert claim(LANE, ["embedding"]) is None
+        opened = claim(LANE, ["embedding"], suspect=True)
+        assert opened is not None
+        assert [job.id for job in opened.lease.jobs] == [first]
+        worker._executor.run(opened)
 
 
 def test_nothing_begins_while_a_suspect_runs(
@@ -323,6 +346,26 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
         assert [told(conn, job)[0] for job in jobs] == ["running"] * 2
         eventually(lambda: told(conn, jobs[0])[0] == "queued", within=5)
     assert time.monotonic() - begun >= 1.0
+
+
+def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
+    clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "PRUNE_EVERY_S", 0.0)
+    stop = threading.Event()
+    job = submit(vestry, conn, "a")[0]
+    with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
+        assert leases.claim(worker, Terms("test", "shareable", 0.001, 600), LANE, ["embedding"])
+    made = Reconciler(Settings(lease_s=0.5, heartbeat_s=0.1, poll_s=0.05), stop)
+
+    def impatient(control: psycopg.Connection[Any]) -> None:
+        control.execute("SET lock_timeout = '100ms'")
+        made.run(control)
+
+    with psycopg.connect(clean.superuser_url) as holding:
+        holding.execute("LOCK TABLE vestry.private_results IN ACCESS EXCLUSIVE MODE")
+        with looping(clean, impatient, stop):
+            eventually(lambda: told(conn, job)[0] == "queued", within=5)
 
 
 def test_a_process_that_comes_back_was_not_ended_by_its_job(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -91,12 +91,17 @@ def enqueue(vestry: Vestry, conn: Any, owner: str) -> dict[str, list[JobRef]]:
     }
 
 
-def in_every(
-    vestry: Vestry, jobs: Mapping[str, list[JobRef]], check: Callable[[set[str]], bool]
-) -> bool:
-    """Whether the states of each lane's jobs are as they should be."""
+def under_way(vestry: Vestry, jobs: Mapping[str, list[JobRef]]) -> bool:
+    """Whether some are running; in all lanes at once there need not be any, on a busy machine."""
+    return any(s.state == "running" for refs in jobs.values() for s in vestry.statuses(refs))
+
+
+def succeeded(vestry: Vestry, jobs: Mapping[str, list[JobRef]]) -> bool:
+    """Whether all have."""
     try:
-        return all(check({s.state for s in vestry.statuses(refs)}) for refs in jobs.values())
+        return all(
+            {s.state for s in vestry.statuses(refs)} == {"succeeded"} for refs in jobs.values()
+        )
     except Exception:  # the database itself may be the victim
         return False
 
@@ -106,6 +111,27 @@ def kill(up: Detached, victim: str) -> int:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     return pid
+
+
+def await_all(up: Detached, vestry: Vestry, jobs: Mapping[str, list[JobRef]]) -> None:
+    """Wait until every job has succeeded; the error says what those that have not are waiting for."""
+    try:
+        eventually(lambda: succeeded(vestry, jobs), within=60)
+    except AssertionError:
+        refs = [ref.id for lane in jobs.values() for ref in lane]
+        with psycopg.connect(PostgresServer(Home(up.home)).url(SUPERUSER)) as admin:
+            open_jobs = admin.execute(
+                """SELECT lane, state, suspect, crashes, attempt, error_code, count(*),
+                          min(run_at - now()), count(turn)
+                   FROM vestry.jobs WHERE id = ANY(%s) AND state <> 'succeeded'
+                   GROUP BY 1, 2, 3, 4, 5, 6""",
+                [refs],
+            ).fetchall()
+            leases = admin.execute(
+                "SELECT worker, expires_at - now(), max_until - now() FROM vestry.leases"
+            ).fetchall()
+        processes = [(p["name"], p["state"], p["restarts"]) for p in up.state()["processes"]]
+        raise AssertionError(f"{open_jobs}\n{leases}\n{processes}") from None
 
 
 def nothing_lost_and_nothing_twice(
@@ -156,10 +182,10 @@ def test_killing_any_child_during_an_index_loses_and_repeats_nothing(
     owner = f"kill-{victim}"
     jobs = enqueue(vestry, conn, owner)
     at_risk = {lane: jobs[lane] for lane in lanes(up, victim)}
-    eventually(lambda: in_every(vestry, at_risk, lambda states: "running" in states))
+    eventually(lambda: under_way(vestry, at_risk))
     pid = kill(up, victim)
 
-    eventually(lambda: in_every(vestry, jobs, lambda states: states == {"succeeded"}), within=60)
+    await_all(up, vestry, jobs)
     nothing_lost_and_nothing_twice(up, vestry, jobs, owner)
     eventually(lambda: pids(up)[victim] not in {pid, None} and all_ready(up))
     assert {name for name, pid in pids(up).items() if pid != before[name]} == {victim}
@@ -169,12 +195,12 @@ def test_emptying_the_broker_during_an_index_loses_and_repeats_nothing(
     up: Detached, vestry: Vestry, conn: Any
 ) -> None:
     jobs = enqueue(vestry, conn, "emptied")
-    eventually(lambda: in_every(vestry, jobs, lambda states: "running" in states))
+    eventually(lambda: under_way(vestry, jobs))
     server = ValkeyServer(Home(up.home))
     for privacy in Privacy:
         with redis.Redis.from_url(server.url(privacy)) as broker:
             for key in broker.scan_iter(match=f"vestry.{privacy}.*", count=1000):
                 broker.delete(key)
 
-    eventually(lambda: in_every(vestry, jobs, lambda states: states == {"succeeded"}), within=60)
+    await_all(up, vestry, jobs)
     nothing_lost_and_nothing_twice(up, vestry, jobs, "emptied")
