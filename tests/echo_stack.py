@@ -55,7 +55,7 @@ def echo_stack(*, flower: bool) -> Iterator[Detached]:
         yield running
 
 
-def eventually(check: Callable[[], bool], within: float = 20.0) -> None:
+def eventually(check: Callable[[], bool], within: float = 60.0) -> None:
     """Wait until something is so; an AssertionError where it does not come about."""
     until = time.monotonic() + within
     while not check():

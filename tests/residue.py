@@ -15,7 +15,7 @@ import psutil
 from workers.home import read_json
 from workers.server_place import OWNER, PREFIX, SYSTEM_PLACES
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 """For what has been told to end already."""
 
 

@@ -59,12 +59,12 @@ def test_a_job_sealed_with_a_foreign_key_fails_alone(
         good = [submit(vestry, conn, f"text {n}", f"owner-{n}") for n in range(5)]
         vestry.resume_lane("private.bulk.gpu")
     for job in good:
-        vestry.wait(job, timeout=20)
+        vestry.wait(job, timeout=90)
     eventually(lambda: vestry.status(bad).state == "dead")
     with pytest.raises(JobFailed) as failed:
         vestry.result(bad)
     assert failed.value.code == "unsealable"
-    vestry.wait(submit(vestry, conn, "the feeders still live"), timeout=20)
+    vestry.wait(submit(vestry, conn, "the feeders still live"), timeout=90)
 
 
 def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
@@ -85,12 +85,12 @@ def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
         index(caller, "held", "the second version")
         vestry.resume_lane("private.bulk.gpu")
         for job in neighbours:
-            vestry.wait(job, timeout=20)
+            vestry.wait(job, timeout=90)
         time.sleep(2 * float(SETTINGS["VESTRY_LEASE_S"]))
         status = vestry.status(first)
         assert status.state in {"queued", "running"}
         caller.rollback()
-    vestry.wait(first, timeout=60)
+    vestry.wait(first, timeout=90)
     row = conn.execute(
         "SELECT attempt, crashes, suspect FROM vestry.jobs WHERE id = %s", [first.id]
     ).fetchone()
@@ -108,7 +108,7 @@ def test_a_job_that_never_ends_costs_its_process_and_dies(
     assert failed.value.code == "timed_out"
     assert up.pid("private-bulk-gpu") != pid
     for job in others:
-        vestry.wait(job, timeout=30)
+        vestry.wait(job, timeout=90)
 
 
 def _sealed(up: Detached, vestry: Vestry, conn: Any, job: UUID) -> dict[str, Any]:

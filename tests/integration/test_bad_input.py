@@ -293,7 +293,7 @@ def test_a_clock_set_back_and_put_right_loses_and_repeats_nothing(
         return vestry.status(job).state == "running"
 
     before = [index(n) for n in range(20)]
-    across = vestry.enqueue(conn, texts("echo!sleep=1"), latency="interactive", **where)
+    across = vestry.enqueue(conn, texts("echo!sleep=3"), latency="interactive", **where)
     eventually(lambda: running(across))
     with clock_set_back(up):
         during = [index(n) for n in range(20, 40)]
@@ -303,7 +303,7 @@ def test_a_clock_set_back_and_put_right_loses_and_repeats_nothing(
         with pytest.raises(JobFailed) as failed:
             vestry.wait(failing, timeout=30)
         assert failed.value.code == "bad_vector"
-        again = vestry.enqueue(conn, texts("echo!sleep=1"), latency="interactive", **where)
+        again = vestry.enqueue(conn, texts("echo!sleep=3"), latency="interactive", **where)
         eventually(lambda: running(again))
     after = [index(n) for n in range(40, 50)]
     for job in (again, *after):

@@ -172,7 +172,7 @@ def test_a_worker_waits_for_its_database_and_ends_where_it_cannot_start(
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "workers.worker"],
-                env=environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=60,
+                env=environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=180,
                 check=False,
             )  # fmt: skip
         finally:

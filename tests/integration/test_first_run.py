@@ -13,13 +13,13 @@ from workers.home import CHECKOUT
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_every_kind_end_to_end() -> None:
     with temporary_home() as home:
         environment = os.environ | {"VESTRY_HOME": str(home), "VESTRY_LLAMA": "auto"}
         done = subprocess.run(
             [sys.executable, "-m", "workers.first_run"],
-            cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False, timeout=280,
+            cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False, timeout=880,
         )  # fmt: skip
     told = done.stdout
     assert done.returncode == 0, told[-2000:] + done.stderr[-500:]

@@ -84,7 +84,7 @@ def test_a_job_that_succeeds_is_a_success(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     job = submit(vestry, conn, privacy, "to Ophir")
-    vestry.wait(job, timeout=20)
+    vestry.wait(job, timeout=60)
     task = shown(flower, job, "SUCCESS")
     says_nothing_but_the_id(task, job)
     assert task["routing_key"] == f"{privacy}.interactive.gpu"
@@ -94,10 +94,10 @@ def test_a_job_that_succeeds_is_a_success(
 def test_a_running_job_is_started(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
-    job = submit(vestry, conn, privacy, "echo!sleep=1.5")
+    job = submit(vestry, conn, privacy, "echo!sleep=6")
     eventually(partial(is_running, vestry, job))
-    says_nothing_but_the_id(shown(flower, job, "STARTED", within=1.4), job)
-    vestry.wait(job, timeout=20)
+    says_nothing_but_the_id(shown(flower, job, "STARTED", within=5.5), job)
+    vestry.wait(job, timeout=60)
     shown(flower, job, "SUCCESS")
 
 
@@ -127,7 +127,7 @@ def test_a_job_that_waits_for_its_next_attempt_is_a_retry(
 def test_a_cancelled_job_is_revoked(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
-    job = submit(vestry, conn, privacy, "echo!sleep=0.7")
+    job = submit(vestry, conn, privacy, "echo!sleep=5")
     eventually(partial(is_running, vestry, job))
     vestry.cancel(job)
     says_nothing_but_the_id(shown(flower, job, "REVOKED"), job)
@@ -143,7 +143,7 @@ def test_jobs_that_a_batch_was_topped_up_with_are_told_of(
     good.remove(bad)
     vestry.resume_lane(lane)
     for job in good:
-        vestry.wait(job, timeout=20)
+        vestry.wait(job, timeout=60)
         says_nothing_but_the_id(shown(flower, job, "SUCCESS"), job)
     says_nothing_but_the_id(shown(flower, bad, "FAILURE"), bad)
 
@@ -158,7 +158,7 @@ def test_jobs_that_a_worker_found_without_a_message_are_told_of(
         # One after the other: a backend that asks to wait is heard by the whole batch.
         for text, state in (
             ("echo!sleep=0.2", "SUCCESS"), ("echo!bad-request", "FAILURE"),
-            ("echo!rate-limited=60", "RETRY"), ("echo!sleep=0.7", "REVOKED"),
+            ("echo!rate-limited=60", "RETRY"), ("echo!sleep=5", "REVOKED"),
         ):  # fmt: skip
             job = submit(vestry, conn, privacy, text)
             if state == "REVOKED":
@@ -168,7 +168,7 @@ def test_jobs_that_a_worker_found_without_a_message_are_told_of(
             says_nothing_but_the_id(task, job)
             assert task["sent"] is None, "it had a message after all"
             if state == "SUCCESS":
-                assert 0.2 <= task["runtime"] < 2
+                assert 0.2 <= task["runtime"] < 15
             vestry.cancel(job)
     finally:
         os.kill(dispatcher, signal.SIGCONT)
@@ -201,7 +201,7 @@ def test_nothing_of_a_document_reaches_flower(
     job = vestry.enqueue(
         conn, Embedding(documents=[document], source="cargoes"), owner="ann", privacy=privacy
     )
-    vestry.wait(job, timeout=20)
+    vestry.wait(job, timeout=60)
     vestry.search(f"{WORD} with apes", owner="ann", privacy=privacy)
     says_nothing_but_the_id(shown(flower, job, "SUCCESS"), job)
     pages = ["/api/tasks", "/tasks", "/api/workers", "/workers", "/", f"/task/{job.id}"]

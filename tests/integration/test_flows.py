@@ -49,9 +49,9 @@ def test_each_job_gets_the_text_of_the_nearest_before_it_that_has_one(
     first = enqueue(vestry, conn, Generation(TEXT), privacy, then=[second])
     (index,) = first.then
     (answer,) = index.then
-    result = vestry.wait(answer, timeout=20)
+    result = vestry.wait(answer, timeout=60)
     assert result.text == TEXT
-    assert vestry.wait(index, timeout=5).embedded == 1
+    assert vestry.wait(index, timeout=60).embedded == 1
     hits = vestry.search("anybody woke", owner="flora", privacy=privacy, own_sources=["flows"])
     assert (hits[0].document, hits[0].text) == (f"scan-{privacy}", TEXT)
     for job in (first, index, answer):
@@ -67,9 +67,9 @@ def test_what_follows_waits_and_exists_only_with_the_transaction(
     with conn.transaction(force_rollback=True):
         job = enqueue(vestry, conn, Generation("echo!sleep=1"), then=[indexing("rolled-back")])
     assert vestry.statuses([job, *job.then]) == []
-    job = enqueue(vestry, conn, Generation("echo!sleep=1 slow"), then=[indexing("slow")])
+    job = enqueue(vestry, conn, Generation("echo!sleep=5 slow"), then=[indexing("slow")])
     assert vestry.status(job.then[0]).state == "waiting"
-    vestry.wait(job.then[0], timeout=20)
+    vestry.wait(job.then[0], timeout=60)
 
 
 @pytest.mark.parametrize("state", ["dead", "cancelled"])
@@ -83,11 +83,11 @@ def test_the_end_of_a_job_is_carried_down(
         eventually(lambda: vestry.status(job).state == "running")
         assert vestry.cancel(job) == {job.id: "cancelled"}
     with pytest.raises(JobFailed):
-        vestry.wait(job, timeout=20)
+        vestry.wait(job, timeout=60)
     below = [job.then[0], *job.then[0].then]
     assert {found.state for found in vestry.statuses(below)} == {state}
     with pytest.raises(JobCancelled if state == "cancelled" else JobFailed) as failed:
-        vestry.wait(below[-1], timeout=5)
+        vestry.wait(below[-1], timeout=60)
     assert failed.value.code == ("cancelled" if state == "cancelled" else "parent_failed")
 
 
@@ -95,7 +95,7 @@ def test_cancelling_a_finished_first_job_stops_what_still_follows(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     job = enqueue(vestry, conn, Generation(TEXT), then=[Generation("echo!sleep=30")])
-    vestry.wait(job, timeout=20)
+    vestry.wait(job, timeout=60)
     assert vestry.cancel(job) == {job.id: "succeeded"}
     assert vestry.status(job.then[0]).state == "cancelled"
 
@@ -112,14 +112,14 @@ def test_the_same_key_is_the_same_flow(vestry: Vestry, conn: psycopg.Connection[
 
     assert ids(again) == ids(first)
     assert not again.created
-    vestry.wait(first.then[1].then[0], timeout=20)
-    assert vestry.wait(first.then[0], timeout=20).embedded == 1
+    vestry.wait(first.then[1].then[0], timeout=60)
+    assert vestry.wait(first.then[0], timeout=60).embedded == 1
 
 
 def test_a_result_without_a_text_is_told(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
     job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation(UPSTREAM)])
     with pytest.raises(JobFailed) as failed:
-        vestry.wait(job.then[0], timeout=20)
+        vestry.wait(job.then[0], timeout=60)
     assert failed.value.code == "no_upstream_text"
 
 
@@ -127,7 +127,7 @@ def test_a_job_with_texts_of_its_own_needs_none_of_another(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation("of my own")])
-    assert "of my own" in vestry.wait(job.then[0], timeout=20).text
+    assert "of my own" in vestry.wait(job.then[0], timeout=60).text
 
 
 @pytest.mark.parametrize(

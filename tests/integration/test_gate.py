@@ -30,7 +30,7 @@ from workers.devstack import DevStack
 CATALOGUE = load().only({"openai": None, "ollama": None, "tesseract": None})
 CLOUD = CATALOGUE.backend("openai")
 LOCAL = CATALOGUE.backend("ollama")
-LIMITS = Limits(failures=3, cooldown_s=0.3, longest_s=60.0)
+LIMITS = Limits(failures=3, cooldown_s=20.0, longest_s=60.0)
 
 
 @pytest.fixture
@@ -56,6 +56,14 @@ def open_it(gate: Gate) -> None:
         gate.left(CLOUD, Unavailable())
 
 
+def pass_time(clean: DevStack, seconds: float) -> None:
+    with psycopg.connect(clean.superuser_url) as conn:
+        conn.execute(
+            "UPDATE vestry.backend_health SET away_until = away_until - make_interval(secs => %s)",
+            [seconds],
+        )
+
+
 def test_the_third_failure_of_anybody_s_opens_it_for_everybody(gates: tuple[Gate, Gate]) -> None:
     one, other = gates
     one.left(CLOUD, Unavailable())
@@ -63,7 +71,7 @@ def test_the_third_failure_of_anybody_s_opens_it_for_everybody(gates: tuple[Gate
     assert one.health() == {}
     one.left(CLOUD, Unavailable())
     assert one.health() == other.health() == {"openai": "backend_unavailable"}
-    assert 1.0 <= one.wait_s(CLOUD) <= 1.5
+    assert 15 < one.wait_s(CLOUD) <= 20.5
 
 
 def test_an_answer_between_starts_the_count_again(gates: tuple[Gate, Gate]) -> None:
@@ -74,10 +82,12 @@ def test_an_answer_between_starts_the_count_again(gates: tuple[Gate, Gate]) -> N
         assert other.health() == {}
 
 
-def test_half_open_lets_one_through_and_its_answer_closes_it(gates: tuple[Gate, Gate]) -> None:
+def test_half_open_lets_one_through_and_its_answer_closes_it(
+    clean: DevStack, gates: tuple[Gate, Gate]
+) -> None:
     one, other = gates
     open_it(one)
-    time.sleep(0.35)
+    pass_time(clean, 20.5)
     assert one.health() == {}
     assert one.settled() == {"openai": "backend_unavailable"}, "a line of jobs does not follow yet"
     one.enter(CLOUD)
@@ -91,26 +101,28 @@ def test_half_open_lets_one_through_and_its_answer_closes_it(gates: tuple[Gate, 
 
 @pytest.mark.parametrize("error", [Abandoned(), TooLong()])
 def test_a_probe_that_never_reached_it_tells_nothing_and_the_next_may_try(
-    gates: tuple[Gate, Gate], error: InferenceError
+    clean: DevStack, gates: tuple[Gate, Gate], error: InferenceError
 ) -> None:
     one, other = gates
     open_it(one)
-    time.sleep(0.35)
+    pass_time(clean, 20.5)
     assert one.enter(CLOUD)
     one.left(CLOUD, error)
     assert other.settled() == {"openai": "backend_unavailable"}
     assert other.enter(CLOUD)
 
 
-def test_a_probe_that_fails_opens_it_for_twice_as_long(gates: tuple[Gate, Gate]) -> None:
+def test_a_probe_that_fails_opens_it_for_twice_as_long(
+    clean: DevStack, gates: tuple[Gate, Gate]
+) -> None:
     one, other = gates
     open_it(one)
-    time.sleep(0.35)
+    pass_time(clean, 20.5)
     one.enter(CLOUD)
     one.left(CLOUD, Unavailable())
-    time.sleep(0.35)
+    pass_time(clean, 20.5)
     assert other.health() == {"openai": "backend_unavailable"}
-    time.sleep(0.35)
+    pass_time(clean, 20.5)
     assert other.health() == {}
 
 
@@ -118,9 +130,9 @@ def test_a_backend_that_says_when_is_left_alone_until_then(gates: tuple[Gate, Ga
     one, other = gates
     one.left(CLOUD, RateLimited(retry_after=20))
     assert other.health() == {"openai": "rate_limited"}
-    assert 19 < other.wait_s(CLOUD) < 22
+    assert 10 < other.wait_s(CLOUD) < 22
     one.left(CLOUD, RateLimited(retry_after=5))
-    assert other.wait_s(CLOUD) > 18, "a shorter word does not undo a longer one"
+    assert other.wait_s(CLOUD) > 9, "a shorter word does not undo a longer one"
     one.left(CLOUD, RateLimited(retry_after=10**9))
     assert other.wait_s(CLOUD) < 62
 
@@ -148,11 +160,11 @@ def test_what_runs_in_the_process_has_no_breaker(gates: tuple[Gate, Gate]) -> No
 def test_a_limit_holds_over_threads_and_is_used(
     connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate_module, "WINDOW_S", 1.0)
-    monkeypatch.setattr(gate_module, "SLACK_S", 0.1)
+    monkeypatch.setattr(gate_module, "WINDOW_S", 2.0)
+    monkeypatch.setattr(gate_module, "SLACK_S", 0.5)
     limited = CLOUD.model_copy(update={"requests_per_minute": 10})
     calls: list[float] = []
-    until = time.monotonic() + 3.3
+    until = time.monotonic() + 8
 
     def work() -> None:
         gate = Gate(connect, CATALOGUE, LIMITS)
@@ -168,7 +180,7 @@ def test_a_limit_holds_over_threads_and_is_used(
     calls.sort()
     crowded = [b - a for a, b in zip(calls, calls[10:], strict=False)]
     assert len(calls) >= 30
-    assert min(crowded) >= 1.0
+    assert min(crowded) >= 2.0
 
 
 def test_a_turn_that_is_far_off_is_refused_and_said(connect: Any) -> None:

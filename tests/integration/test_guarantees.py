@@ -89,7 +89,7 @@ def test_a_job_without_a_hint_is_found(clean: DevStack, vestry: Vestry, conn: An
     with runtime(clean, at_once) as worker:
         worker.start()
         (job,) = submit(vestry, conn, "no dispatcher runs")
-        eventually(lambda: told(conn, job) == ("succeeded", 1), within=5)
+        eventually(lambda: told(conn, job) == ("succeeded", 1), within=30)
 
 
 def test_a_job_longer_than_its_lease_is_run_once(
@@ -99,13 +99,13 @@ def test_a_job_longer_than_its_lease_is_run_once(
 
     def slow(batch: Sequence[Job], _: Context) -> list[Outcome]:
         ran.extend(batch)
-        time.sleep(2.5)
+        time.sleep(5)
         return [VECTORS for _ in batch]
 
-    with runtime(clean, slow, lease_s=1.5, heartbeat_s=0.3) as worker:
+    with runtime(clean, slow, lease_s=3, heartbeat_s=0.3) as worker:
         worker.start()
         (job,) = submit(vestry, conn, "long")
-        until = time.monotonic() + 10
+        until = time.monotonic() + 40
         while told(conn, job)[0] != "succeeded":
             assert transitions.rescue(control).suspects == 0
             assert time.monotonic() < until
@@ -291,13 +291,13 @@ def test_a_lost_hint_is_given_again(
         redis.Redis.from_url(clean.broker_url("shareable")) as broker,
         looping(clean, made.run, stop),
     ):
-        eventually(lambda: broker.llen(queue) == 2, within=5)
+        eventually(lambda: broker.llen(queue) >= 2, within=30)
         if lost == "one hint of two":
             assert str(first).encode() in broker.rpop(queue)  # type: ignore[operator]
         else:
             broker.delete(queue)
         hinted = lambda: b"".join(broker.lrange(queue, 0, -1))  # noqa: E731
-        eventually(lambda: str(first).encode() in hinted(), within=5)
+        eventually(lambda: str(first).encode() in hinted(), within=30)
 
 
 def test_the_queue_is_kept_at_its_window(clean: DevStack, vestry: Vestry, conn: Any) -> None:
@@ -313,9 +313,10 @@ def test_the_queue_is_kept_at_its_window(clean: DevStack, vestry: Vestry, conn: 
         looping(clean, made.run, stop),
     ):
         for _ in range(3):
-            eventually(lambda: broker.llen(queue) == window, within=5)
+            eventually(lambda: broker.llen(queue) == window, within=30)
             taken = broker.rpop(queue, 3)
             assert taken is not None
+        eventually(lambda: broker.llen(queue) == window, within=30)
         time.sleep(0.6)
         assert broker.llen(queue) == window
 
@@ -336,7 +337,7 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
     jobs = submit(vestry, conn, "a", "b")
     with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
         assert leases.claim(worker, Terms("test", "shareable", 0.001, 600), LANE, ["embedding"])
-    settings = Settings(lease_s=1.0, heartbeat_s=0.1, poll_s=0.05)
+    settings = Settings(lease_s=4.0, heartbeat_s=0.1, poll_s=0.05)
     made = Reconciler(settings, stop)
     assert made._grace(control) == 0
     # Now its connection was lost and made again.
@@ -344,8 +345,8 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
     with looping(clean, made.run, stop):
         time.sleep(0.6)
         assert [told(conn, job)[0] for job in jobs] == ["running"] * 2
-        eventually(lambda: told(conn, jobs[0])[0] == "queued", within=5)
-    assert time.monotonic() - begun >= 1.0
+        eventually(lambda: told(conn, jobs[0])[0] == "queued", within=30)
+    assert time.monotonic() - begun >= 4.0
 
 
 def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
@@ -365,7 +366,7 @@ def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
     with psycopg.connect(clean.superuser_url) as holding:
         holding.execute("LOCK TABLE vestry.private_results IN ACCESS EXCLUSIVE MODE")
         with looping(clean, impatient, stop):
-            eventually(lambda: told(conn, job)[0] == "queued", within=5)
+            eventually(lambda: told(conn, job)[0] == "queued", within=30)
 
 
 def test_a_process_that_comes_back_was_not_ended_by_its_job(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def start(home: Home) -> Iterator[Starter]:
         children: object = THREE,
         *,
         wait: bool = True,
-        grace_s: float = 1.0,
+        grace_s: float = 10.0,
         limit_s: float = 300.0,
         **environment: str,
     ) -> Any:
@@ -147,7 +148,7 @@ def test_drains_last_stage_first_and_leaves_nothing(home: Home, start: Starter) 
 
     supervisor.send_signal(signal.SIGTERM)
 
-    assert supervisor.wait(10) == 0
+    assert supervisor.wait(30) == 0
     assert (home.path / "order").read_text().split() == ["top", "middle", "base"]
     assert not any(alive(pid) for pid in before)
 
@@ -160,17 +161,17 @@ def test_drains_on_ctrl_c_and_on_a_closed_terminal(
 
     supervisor.send_signal(number)
 
-    assert supervisor.wait(10) == 0
+    assert supervisor.wait(30) == 0
     assert (home.path / "order").read_text().split() == ["top", "middle", "base"]
 
 
 def test_a_process_that_ignores_the_drain_is_ended(home: Home, start: Starter) -> None:
-    supervisor = start(STUBBORN)
+    supervisor = start(STUBBORN, grace_s=1.0)
     stubborn = pids(home)["stubborn"]
 
     supervisor.send_signal(signal.SIGTERM)
 
-    assert supervisor.wait(10) == 0
+    assert supervisor.wait(30) == 0
     assert not alive(stubborn)
 
 
@@ -182,7 +183,7 @@ def test_a_second_signal_hurries(start: Starter) -> None:
 
     supervisor.send_signal(signal.SIGINT)
 
-    assert supervisor.wait(10) == 0
+    assert supervisor.wait(30) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -221,19 +222,21 @@ def test_a_process_that_is_never_ready_again_is_started_once_more(
 
 def test_restarts_come_ever_slower(home: Home, start: Starter) -> None:
     supervisor = start([("flapping", "CONTROL", "")])
-    waits = []
     for _ in range(4):
         pid = pids(home)["flapping"]
         os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
         until(lambda pid=pid: pids(home)["flapping"] not in (None, pid))  # type: ignore[misc]
-        waits.append(time.monotonic() - began)
+        waited = time.monotonic() - began
         until(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
     supervisor.send_signal(signal.SIGTERM)
 
-    assert waits[0] < 1.0
-    assert waits[3] > 2 * waits[0]
-    assert "flapping was ended by SIGKILL" in (supervisor.communicate()[0])
+    told = supervisor.communicate()[0]
+    assert "flapping was ended by SIGKILL" in told
+    delays = [float(delay) for delay in re.findall(r"starting it again in ([0-9.]+) s", told)]
+    assert delays[0] <= 0.3
+    assert delays[3] > 2 * delays[0]
+    assert waited > 1.0
 
 
 def test_a_start_that_cannot_succeed_ends_with_one_line_and_no_process(
@@ -252,7 +255,7 @@ def test_a_start_that_cannot_succeed_ends_with_one_line_and_no_process(
 def test_children_end_within_five_seconds_of_a_killed_supervisor(
     home: Home, start: Starter
 ) -> None:
-    supervisor = start(STUBBORN)
+    supervisor = start(STUBBORN, grace_s=1.0)
     children = list(pids(home).values())
 
     supervisor.kill()

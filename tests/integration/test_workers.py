@@ -42,7 +42,7 @@ def test_a_job_of_each_lane_comes_back(
     vestry: Vestry, conn: Any, privacy: str, latency: str
 ) -> None:
     job = submit(vestry, conn, "one text", "another", privacy=privacy, latency=latency)
-    result = vestry.wait(job, timeout=20)
+    result = vestry.wait(job, timeout=60)
     assert isinstance(result, EmbeddingResult)
     assert len(result.vectors) == 2
     assert len(result.vectors[0]) == 384
@@ -57,7 +57,7 @@ def test_documents_are_found_by_their_owner_alone_and_gone_when_deleted(
     job = vestry.enqueue(
         conn, Embedding(documents=[entry], source="diary"), owner="walter", privacy="private"
     )
-    result = vestry.wait(job, timeout=20)
+    result = vestry.wait(job, timeout=60)
     assert isinstance(result, IndexResult)
     assert (result.documents, result.embedded, result.unchanged) == (1, 1, 0)
 
@@ -68,7 +68,7 @@ def test_documents_are_found_by_their_owner_alone_and_gone_when_deleted(
     again = vestry.enqueue(
         conn, Embedding(documents=[entry], source="diary"), owner="walter", privacy="private"
     )
-    result = vestry.wait(again, timeout=20)
+    result = vestry.wait(again, timeout=60)
     assert isinstance(result, IndexResult)
     assert (result.embedded, result.unchanged) == (0, 1)
 
@@ -102,7 +102,7 @@ def test_a_job_that_crashes_its_process_dies_alone(vestry: Vestry, conn: Any) ->
 
 
 def test_cancelling_queued_and_running_jobs(vestry: Vestry, conn: Any) -> None:
-    running = submit(vestry, conn, "echo!sleep=2")
+    running = submit(vestry, conn, "echo!sleep=8")
     eventually(lambda: state(vestry, running) == "running")
     later = submit(vestry, conn, "x", run_at=_in(60))
     assert set(vestry.cancel([running, later]).values()) == {"cancelled"}
@@ -125,15 +125,15 @@ def test_a_deadline_passes(vestry: Vestry, conn: Any) -> None:
 
 def test_a_scheduled_job_runs_when_its_time_has_come(vestry: Vestry, conn: Any) -> None:
     job = submit(vestry, conn, "x", run_at=_in(1.0))
-    time.sleep(0.5)
-    assert state(vestry, job) == "queued"
-    vestry.wait(job, timeout=10)
+    vestry.wait(job, timeout=60)
+    early = "SELECT started_at < run_at FROM vestry.jobs WHERE id = %s"
+    assert conn.execute(early, [job.id]).fetchone() == (False,)
 
 
 def test_a_document_deleted_while_it_is_embedded_stays_deleted(vestry: Vestry, conn: Any) -> None:
     job = vestry.enqueue(
         conn,
-        Embedding(documents=[Document("echo!sleep=2 meadow", id="gone")], source="diary"),
+        Embedding(documents=[Document("echo!sleep=5 meadow", id="gone")], source="diary"),
         owner="dan",
         privacy="private",
     )
@@ -152,10 +152,10 @@ def test_a_newer_version_wins_over_one_being_embedded(vestry: Vestry, conn: Any)
             privacy="private",
         )
 
-    old = enqueue("echo!sleep=2 the old version")
+    old = enqueue("echo!sleep=5 the old version")
     eventually(lambda: state(vestry, old) == "running")
     new = enqueue("the new version")
-    vestry.wait(new, timeout=20)
+    vestry.wait(new, timeout=60)
     eventually(lambda: state(vestry, old) == "superseded")
     hits = list(vestry.search("version", owner="eve", privacy="private"))
     assert [h.text for h in hits] == ["the new version"]
@@ -164,15 +164,15 @@ def test_a_newer_version_wins_over_one_being_embedded(vestry: Vestry, conn: Any)
 def test_draining_a_worker_hands_its_jobs_back_and_costs_no_attempt(
     up: Detached, vestry: Vestry, conn: Any
 ) -> None:
-    job = submit(vestry, conn, "echo!sleep=2")
+    job = submit(vestry, conn, "echo!sleep=8")
     eventually(lambda: state(vestry, job) == "running")
     pid = up.pid("private-interactive-gpu")
     assert pid is not None
-    begun = time.monotonic()
     os.kill(pid, signal.SIGTERM)
-    eventually(lambda: state(vestry, job) == "queued", within=1.5)
-    assert time.monotonic() - begun < 1.5
-    vestry.wait(job, timeout=30)
+    eventually(lambda: state(vestry, job) == "queued", within=6)
+    suspicion = "SELECT crashes, suspect FROM vestry.jobs WHERE id = %s"
+    assert conn.execute(suspicion, [job.id]).fetchone() == (0, False), "its lease ran out"
+    vestry.wait(job, timeout=60)
     assert vestry.status(job).attempt == 1
 
 
@@ -187,8 +187,8 @@ def test_a_query_is_embedded_while_every_generation_slot_of_its_process_is_busy(
     slow = [vestry.enqueue(conn, Generation("echo!sleep=20 on"), **common) for _ in range(6)]
     eventually(lambda: [state(vestry, job) for job in slow].count("running") == SLOTS)
     begun = time.monotonic()
-    vestry.wait(vestry.enqueue(conn, Embedding(texts=["a query"], input="query"), **common), 10)
+    vestry.wait(vestry.enqueue(conn, Embedding(texts=["a query"], input="query"), **common), 15)
     took_s = time.monotonic() - begun
     assert [state(vestry, job) for job in slow].count("running") == SLOTS
     vestry.cancel(slow)
-    assert took_s < 2.0, "it waited for a slot that generation holds"
+    assert took_s < 10.0, "it waited for a slot that generation holds"

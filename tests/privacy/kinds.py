@@ -95,7 +95,7 @@ def kill_a_reader(scenario: Scenario, up: Detached) -> None:
     pages = [scanned_page(drawn(scenario.token(f"scan {n}"), *["filler"] * 12)) for n in range(3)]
     job = scenario.submit("killed", Ocr(pdf(*pages)), "succeeded", latency="bulk")
     until = time.monotonic() + PATIENCE_S
-    while scenario.vestry.status(job).state != "running":
+    while scenario.vestry.status(job).state == "queued":
         assert time.monotonic() < until, "the job does not start"
         time.sleep(0.01)
     time.sleep(0.3)
@@ -118,10 +118,12 @@ def _all_ends(scenario: Scenario, kind: Any) -> None:
         scenario.submit(about, kind(scenario, about, f"echo!{fault}"), "dead", max_attempts=2)
     later = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1.5)
     about = f"{name}, out of time"
-    scenario.submit(about, kind(scenario, about, "echo!sleep=4"), "expired", deadline=later,
+    scenario.submit(about, kind(scenario, about, "echo!sleep=8"), "expired", deadline=later,
                     latency="bulk")  # fmt: skip
     about = f"{name}, cancelled"
-    job = scenario.submit(about, kind(scenario, about, "echo!sleep=3"), "cancelled", latency="bulk")
+    job = scenario.submit(
+        about, kind(scenario, about, "echo!sleep=15"), "cancelled", latency="bulk"
+    )
     scenario.running.append(job)
     if kind is not rerank:
         about = f"{name}, degraded"

@@ -19,7 +19,7 @@ from vestry import Document, Embedding, JobFailed, Vestry, VestryError
 from vestry.results import JobRef
 
 SOURCE = "canary"
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 
 FAULTS = ("bad-request", "nan", "zero", "wrong-dimension", "raise", "unavailable",
           "out-of-memory", "refused", "rate-limited=0.1")  # fmt: skip
@@ -161,11 +161,11 @@ class Scenario:
             self.document("failing", "echo!bad-request"),
         )  # fmt: skip
         index("all fail", "dead", self.document("nan", "echo!nan"))
-        old = self.document("overtaken", "echo!sleep=1")
+        old = self.document("overtaken", "echo!sleep=3")
         overtaken = index("overtaken", "superseded", old)
         self._once_running(overtaken)
         index("overtaking", "succeeded", self.document("overtaking", id=old.id))
-        gone = self.document("deleted", "echo!sleep=1")
+        gone = self.document("deleted", "echo!sleep=3")
         deleted = index("deleted", "superseded", gone)
         self._once_running(deleted)
         assert gone.id is not None
@@ -179,7 +179,7 @@ class Scenario:
         waiting = self.submit("cancelled", _embedding(self.text("cancelled")), "cancelled",
                               run_at=later)  # fmt: skip
         running = self.submit(
-            "cancelled running", _embedding(self.text("running", "echo!sleep=1")), "cancelled"
+            "cancelled running", _embedding(self.text("running", "echo!sleep=4")), "cancelled"
         )
         self.submit("expired", _embedding(self.text("expired")), "expired", run_at=later,
                     deadline=soon)  # fmt: skip

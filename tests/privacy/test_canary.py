@@ -201,6 +201,9 @@ def test_a_planted_leak_turns_the_check_red(canary: Canary) -> None:
             token = leak.token("argument")
             events.send("task-received", uuid=str(uuid.uuid4()), name="embedding", args=token)
         broker.set("vestry.private.careless", leak.token("kept"))
+        for place in ("broker traffic", "flower of private"):
+            read = stack.places()[place]
+            eventually(lambda read=read, at=place: bool(leaks({at: list(read())}, [at], leak)))
         seen = {name: list(read()) for name, read in stack.places().items()}
         hits = leaks(seen, EVERYWHERE, leak)
         broker.delete("vestry.private.careless")
@@ -269,8 +272,14 @@ def at_endpoint(canary: Canary, planted: Planted) -> Iterator[None]:
 @contextmanager
 def in_statements(canary: Canary, planted: Planted) -> Iterator[None]:
     with canary.stack.superuser() as conn:
-        for spelling in planted.values():
-            conn.execute(f"SELECT pg_sleep(0.1) /* {spelling.decode()} */")
+        for spelling in map(bytes.decode, planted.values()):
+            # A session shows its last statement for as long as it is idle.
+            conn.execute(f"SELECT 1 /* {spelling} */")
+            eventually(
+                lambda said=spelling: any(
+                    said in seen for seen in list(canary.stack.watch.statements)
+                )
+            )
         yield
 
 

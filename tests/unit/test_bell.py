@@ -31,6 +31,12 @@ class Sleepers:
             with self._lock:
                 self.woken += 1
 
+    def await_woken(self, times: int) -> None:
+        until = time.monotonic() + 10
+        while self.woken < times:
+            assert time.monotonic() < until, "nobody woke"
+            time.sleep(0.01)
+
     def end(self) -> None:
         self._over = True
         self._bell.close()
@@ -42,9 +48,9 @@ class Sleepers:
 def test_a_ring_wakes_one() -> None:
     bell = Bell(every_s=60)
     sleepers = Sleepers(bell, 4)
-    time.sleep(0.1)
     for rings in (1, 2, 3):
         bell.ring()
+        sleepers.await_woken(rings)
         time.sleep(0.1)
         assert sleepers.woken == rings
     sleepers.end()
@@ -55,16 +61,19 @@ def test_a_ring_that_nobody_hears_is_kept_and_several_are_one() -> None:
     for _ in range(5):
         bell.ring()
     sleepers = Sleepers(bell, 3)
+    sleepers.await_woken(1)
     time.sleep(0.2)
     assert sleepers.woken == 1
     sleepers.end()
 
 
 def test_without_a_ring_one_wakes_now_and_then_however_many_sleep() -> None:
+    begun = time.monotonic()
     bell = Bell(every_s=0.2)
     sleepers = Sleepers(bell, 5)
-    time.sleep(1.1)
-    assert 3 <= sleepers.woken <= 5
+    sleepers.await_woken(3)
+    woken = sleepers.woken
+    assert woken <= (time.monotonic() - begun) / 0.2 + 1
     sleepers.end()
 
 

@@ -79,7 +79,7 @@ def test_a_hundred_thousand_jobs_fit_in_a_small_producer(
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=400,
     )
     made, peak = map(int, done.stdout.split())
     assert made == count(root, "jobs") == 100_000
