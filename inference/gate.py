@@ -7,6 +7,7 @@ own process have no breaker: what befalls them says nothing of other processes.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ from inference.errors import (
 from inference.policy import Budget, Health
 from models import backends
 from models.backends import Standing
+
+log = logging.getLogger(__name__)
 
 Connect = Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
 
@@ -137,7 +140,12 @@ class Gate:
         standing = self._known().get(key)
         if standing is None or not standing.open:
             return False
-        if not self._probe(key):
+        try:
+            mine = self._probe(key)
+        except psycopg.Error as error:
+            _unasked(error)
+            raise StillAway from None
+        if not mine:
             self._forget()
             raise StillAway
         return True
@@ -148,14 +156,24 @@ class Gate:
         Raises:
             OverLimit: it is too far off; `retry_after` says when it comes.
         """
-        if backend.requests_per_minute is not None:
+        if backend.requests_per_minute is None:
+            return
+        try:
             self._take_turn(key_of(backend), backend.requests_per_minute)
+        except psycopg.Error as error:
+            _unasked(error)
+            raise OverLimit(retry_after=SHORT_WAIT_S) from None
 
     def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
-        """The call is over: note what it says of the server."""
+        """The call is over: note what it says of the server. An answer is worth more than the note."""
         if backend.url is None:
             return
-        key = key_of(backend)
+        try:
+            self._note(key_of(backend), error)
+        except psycopg.Error as away:
+            _unasked(away)
+
+    def _note(self, key: str, error: InferenceError | None) -> None:
         if isinstance(error, BREAKS) and not isinstance(error, OverLimit):
             with self._connect() as conn:
                 backends.failed(
@@ -199,10 +217,14 @@ class Gate:
     def _known(self) -> dict[str, Standing]:
         with self._lock:
             if time.monotonic() - self._read_at >= FRESH_S:
-                with self._connect() as conn:
-                    self._standings = backends.standings(conn)
-                    if self._limit is not None:
-                        self._spent = backends.spent_today(conn)
+                try:
+                    with self._connect() as conn:
+                        self._standings = backends.standings(conn)
+                        if self._limit is not None:
+                            self._spent = backends.spent_today(conn)
+                except psycopg.Error as error:
+                    # What was known last will do: that the database is away is no job's fault.
+                    _unasked(error)
                 self._read_at = time.monotonic()
             return self._standings
 
@@ -210,6 +232,10 @@ class Gate:
         """Read again before the next decision: something changed just now."""
         with self._lock:
             self._read_at = -FRESH_S
+
+
+def _unasked(error: psycopg.Error) -> None:
+    log.warning("the database was not asked about backends (%s)", type(error).__name__)
 
 
 def key_of(backend: BackendEntry) -> str:

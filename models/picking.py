@@ -24,6 +24,8 @@ FULL_SCAN_EVERY_S = 0.5
 """How long a job enqueued by a long transaction may be overlooked behind the mark."""
 FULL_SCAN_SHARE = 20
 """A full scan that took d seconds is not repeated for 20 d: at most 5 % of the time goes there."""
+FULL_SCAN_LATEST_S = 5.0
+"""But for this long at most: a scan may also have been slow because its process stood still."""
 
 BEGINNING = -(2**63)
 
@@ -127,4 +129,5 @@ class Mark:
         self.value = self._next
         if lane_turn is not None:
             self._next = lane_turn if first is None else min(first, lane_turn)
-        self._full_at = time.monotonic() + max(FULL_SCAN_EVERY_S, FULL_SCAN_SHARE * took_s)
+        pause_s = max(FULL_SCAN_EVERY_S, FULL_SCAN_SHARE * took_s)
+        self._full_at = time.monotonic() + min(FULL_SCAN_LATEST_S, pause_s)

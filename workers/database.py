@@ -10,6 +10,7 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from models.picking import PLANNER_OPTIONS
+from workers.bounded import SHORTEST_S
 
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ def connection_options(name: str, lease_s: float, idle_s: float = 0.0) -> dict[s
 
     Statement, idle-in-transaction and TCP time-outs stay below half a lease, so that a process
     hanging on a dead connection gives up before its lease does. The server is told to notice a client
-    that is gone, too: its locks would outlive it.
+    that is gone, too: its locks would outlive it. A whole transaction has a lease: in a pipeline, which
+    is most of them, the server does not call a session idle whose client is frozen.
 
     Args:
         name: what Postgres shows in pg_stat_activity.
@@ -43,6 +45,7 @@ def connection_options(name: str, lease_s: float, idle_s: float = 0.0) -> dict[s
         "options": (
             f"-c statement_timeout={int(half * 1000)} -c lock_timeout={int(half * 500)} "
             f"-c idle_in_transaction_session_timeout={int(half * 1000)} -c timezone=UTC "
+            f"-c transaction_timeout={int(max(SHORTEST_S, lease_s) * 1000)} "
             f"-c idle_session_timeout={int(idle_s * 1000)} -c tcp_keepalives_idle=5 "
             "-c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 "
             f"{PLANNER_OPTIONS}"

@@ -11,7 +11,10 @@ from psycopg_pool import ConnectionPool
 
 from inference.egress import Recorder
 from inference.errors import Abandoned, InferenceError
+from workers.bounded import session
 
+RECORD_S = 20.0
+"""Longest wait for a record to be written."""
 NOBODYS = "VY008"
 """No job of the request is running any more; raised by `vestry.record_egress_v1`."""
 
@@ -32,7 +35,7 @@ def recorder(pool: ConnectionPool[psycopg.Connection[Any]]) -> Recorder:
 
     def record(backend: str, size: int, jobs: Sequence[UUID]) -> None:
         try:
-            with pool.connection() as conn:
+            with session(pool, RECORD_S) as conn:
                 conn.execute(
                     "SELECT vestry.record_egress_v1(%s, %s, %s::uuid[])",
                     [backend, size, list(jobs)],

@@ -86,6 +86,9 @@ class Finisher:
             except (
                 Exception
             ) as error:  # a result that cannot even be encoded is the job's own fault
+                if isinstance(error, psycopg.Error) and _ended(error):
+                    self._pause(error, give_up)
+                    continue
                 if len(outcomes) > 1:
                     return self._one_by_one(lease, outcomes)
                 code = getattr(error, "sqlstate", None) or type(error).__name__
@@ -120,3 +123,9 @@ class Finisher:
         if time.monotonic() > give_up:
             raise error
         time.sleep(RETRY_S)
+
+
+def _ended(error: psycopg.Error) -> bool:
+    """Whether the server ended the transaction for having stood still for too long: this process was
+    frozen, or cut off. Errors of this class (25) are no `OperationalError`."""  # noqa: D205, D209
+    return (error.sqlstate or "").startswith("25")

@@ -15,9 +15,6 @@ from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
-
 from models.states import State
 from workers.finishing import REFUSED, Finished
 
@@ -108,7 +105,7 @@ class FlowerFeed:
             time.sleep(LINGER_S)
             try:
                 self._send(event)
-            except (OperationalError, RedisError, OSError) as error:
+            except Exception as error:  # whatever it is, the next event is to be told of
                 log.debug("events not sent (%s)", type(error).__name__)
                 self.shed += 1
                 time.sleep(1)

@@ -124,7 +124,9 @@ class Heartbeat:
 
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
-        while not self._stop.wait(self._every_s):
+        pause_s = self._every_s
+        while not self._stop.wait(pause_s):
+            pause_s = self._every_s
             try:
                 if conn is None or conn.closed:
                     conn = self._connect()
@@ -138,7 +140,7 @@ class Heartbeat:
                     conn.close()
                 conn = None
                 # A dead connection must not cost a whole interval: the lease is running.
-                self._stop.wait(min(1.0, self._every_s / 4))
+                pause_s = min(1.0, self._every_s / 4)
             for chore in self._chores:
                 chore()
             self.turned_at = time.monotonic()

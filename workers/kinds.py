@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tasks.protocol import Handler, Library
 from tasks.registry import handlers
 from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Pool, Privacy
+from workers.bounded import session
 from workers.egress import recorder
 from workers.library import Documents
 from workers.offer import RERANKER, enabled_catalogue, limits
@@ -62,7 +64,12 @@ def build(
     """
     catalogue = enabled_catalogue(settings)
     pools = {LANES[lane].pool for lane in settings.lanes}
-    gate = Gate(pool.connection, catalogue, limits(settings), settings.cloud_budget_usd)
+    gate = Gate(
+        partial(session, pool, settings.lease_s),
+        catalogue,
+        limits(settings),
+        settings.cloud_budget_usd,
+    )
     fleet = Fleet(
         catalogue,
         configuration(
@@ -92,7 +99,7 @@ def build(
     _warm_up(fleet, catalogue, embedding, pools)
     if Pool.GPU in pools and embedding is not None:
         declare_space(pool, fleet.model(embedding).space)
-    return Kit(made, Documents(pool, fleet, embedding, keyring), fleet.close)
+    return Kit(made, Documents(pool, fleet, embedding, keyring, settings.lease_s), fleet.close)
 
 
 def _warm_up(

@@ -9,7 +9,7 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from inference.catalogue import ModelEntry
-from inference.errors import InferenceError, ModelMissing
+from inference.errors import InferenceError, ModelMissing, Waits
 from inference.fleet import Fleet
 from tasks.grounding import Grounding, Passage
 from tasks.protocol import Job
@@ -19,6 +19,10 @@ from vestry.lanes import Latency
 from vestry.owner_keys import OwnerKeys
 from vestry.search import SearchRequest, nearest
 from vestry.steps import run
+from workers.bounded import session
+
+AGAIN_S = 5.0
+"""When to search again after the database was away; no attempt is spent."""
 
 
 class PassagesUnreadable(InferenceError):
@@ -36,6 +40,7 @@ class Documents:
         fleet: has the model that embeds the query.
         embedding: that model; None where there is none.
         keyring: private workers': opens private passages.
+        patience_s: longest search, in seconds.
     """
 
     def __init__(
@@ -44,8 +49,10 @@ class Documents:
         fleet: Fleet,
         embedding: ModelEntry | None,
         keyring: KeyRing | None,
+        patience_s: float = 60.0,
     ) -> None:
         self._pool = pool
+        self._patience_s = patience_s
         self._fleet = fleet
         self._embedding = embedding
         self._keys = OwnerKeys(keyring)
@@ -70,10 +77,12 @@ class Documents:
         )
         steps = nearest(request, [float(x) for x in vector], model.space.name, self._keys)
         try:
-            with self._pool.connection() as conn:
+            with session(self._pool, self._patience_s) as conn:
                 hits = run(conn, steps)
         except UnknownSpace:
             return ()
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            raise Waits("database_away", retry_after=AGAIN_S) from None
         except VestryError:
             raise PassagesUnreadable from None
         return [

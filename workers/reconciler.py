@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 PRUNE_EVERY_S: Final = 30.0
 PRUNE_FOR_S: Final = 5.0
 """Longest pruning round: leases must not wait for it. Some 50,000 jobs go in one."""
+PRUNE_JOBS: Final = 1000
+"""Jobs pruned by one statement; fewer, for a while, after one that took too long."""
+STATEMENT_S: Final = CUT_S / 3
+"""Longest statement, ended by the server before `CUT_S` would cost the connection."""
 PUT_OFF: Final = (
     psycopg.errors.QueryCanceled,
     psycopg.errors.LockNotAvailable,
@@ -46,35 +50,47 @@ class Reconciler:
         self._settings = settings
         self._stop = stop
         self._connected_before = False
+        self._prune_at = 0.0
+        self._prune_jobs = PRUNE_JOBS
 
     def run(self, conn: Connection) -> None:
         """Reconcile until stopped or the connection breaks."""
+        statement_ms = int(min(STATEMENT_S, max(1.0, self._settings.lease_s / 2)) * 1000)
+        conn.execute(
+            "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false)",
+            [str(statement_ms), str(statement_ms // 2)],
+        )
         while not self._alone(conn):
             if self._stop.wait(self._settings.poll_s):
                 return
         # Leases could not be extended while the database was away: whoever holds one gets a whole
         # lease to say so.
         not_before = time.monotonic() + self._grace(conn)
-        prune_at = 0.0
         while not self._stop.wait(self._settings.poll_s):
-            with bounded(conn, CUT_S):
-                if time.monotonic() >= not_before:
-                    self._try(conn, self._rescue)
-                self._try(conn, transitions.expire)
-                if time.monotonic() >= prune_at:
-                    self._try(conn, self._prune)
-                    prune_at = time.monotonic() + PRUNE_EVERY_S
+            if time.monotonic() >= not_before:
+                self._try(conn, self._rescue)
+            self._try(conn, transitions.expire)
+            if time.monotonic() >= self._prune_at:
+                self._prune_at = time.monotonic() + PRUNE_EVERY_S
+                done = self._try(conn, self._prune)
+                # What was too much at once would be so each time.
+                self._prune_jobs = (
+                    min(PRUNE_JOBS, self._prune_jobs * 2) if done else max(1, self._prune_jobs // 4)
+                )
 
-    def _try(self, conn: Connection, duty: Callable[[Connection], object]) -> None:
+    def _try(self, conn: Connection, duty: Callable[[Connection], object]) -> bool:
         """Do it, or put it off where a lock or a busy server kept it waiting for too long.
 
         Neither says that the database was away: were the connection given up for it, every lease
         would get its grace again, and a pruning that is too slow each time would end all rescue.
         """
         try:
-            duty(conn)
+            with bounded(conn, CUT_S):
+                duty(conn)
         except PUT_OFF as error:
             log.warning("%s is put off (%s)", duty.__name__.strip("_"), type(error).__name__)
+            return False
+        return True
 
     def _rescue(self, conn: Connection) -> None:
         rescued = transitions.rescue(conn)
@@ -88,7 +104,7 @@ class Reconciler:
         until = time.monotonic() + PRUNE_FOR_S
         while time.monotonic() < until and not self._stop.is_set():
             results = retention.prune_results(conn)
-            jobs = retention.prune_jobs(conn, self._settings.keep_jobs_s)
+            jobs = retention.prune_jobs(conn, self._settings.keep_jobs_s, self._prune_jobs)
             if not results and not jobs:
                 return
 

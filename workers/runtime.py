@@ -226,11 +226,16 @@ class Runtime:
                 log.warning("suspects not looked for (%s)", type(error).__name__)
 
     def _run_alone(self, lane: str, kind: str) -> None:
-        """Run a lane's suspects, one after the other, while the process does nothing else."""
+        """Run a lane's suspects, one after the other, while the process does nothing else.
+
+        Not all of them, if there are many: who waits in another lane waits no longer than a batch.
+        """
         patience_s = 2 * self._settings.batch_s
+        until = time.monotonic() + self._settings.batch_s
         with self._quarantine.alone(patience_s) as empty:
             while empty and self._step(lane, kind, suspect=True) is not None:
-                pass
+                if time.monotonic() > until:
+                    break
         if not empty:
             # Something here takes long, or hangs until the watchdog ends it: let the others work.
             self._draining.wait(PAUSE_RATIO * patience_s)
@@ -242,7 +247,10 @@ class Runtime:
                    FROM unnest(%s::text[]) lane, unnest(%s::text[]) kind
                    WHERE EXISTS (SELECT FROM vestry.jobs j
                                  WHERE j.lane = lane.lane AND j.kind = kind.kind
-                                   AND j.state = 'queued' AND j.turn IS NOT NULL AND j.suspect)""",
+                                   AND j.state = 'queued' AND j.turn IS NOT NULL AND j.suspect
+                                   AND (j.deadline IS NULL OR j.deadline > vestry.clock()))
+                     AND EXISTS (SELECT FROM vestry.lanes l
+                                 WHERE l.lane = lane.lane AND l.paused_at IS NULL)""",
                 [list(self._settings.lanes), list(self._kinds)],
                 prepare=True,
             ).fetchall()

@@ -136,6 +136,7 @@ class Supervisor:
         self._tell = tell
         self._signals = 0
         self._written: str = ""
+        self._trouble: str = ""
 
     def catch_signals(self) -> None:
         """Take Ctrl-C, SIGTERM and a closed terminal as requests to drain; a second one hurries."""
@@ -194,12 +195,20 @@ class Supervisor:
         return f"{child.spec.name} {what}{f': {child.trouble}' if child.trouble else ''}; see {log}"
 
     def _tick(self, children: Sequence[Child]) -> None:
-        if self.keeper.ensure():
-            self._tell("the keeper died and was replaced")
-        self._watch()
+        try:
+            if self.keeper.ensure():
+                self._tell("the keeper died and was replaced")
+            self._watch()
+            self._trouble = ""
+        except OSError as error:
+            # A key ring that is just being written, or a disk that is full: no reason to end all.
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                self._tell(f"{error}; trying again")
         for child in children:
             self._step(child)
-        self._write_state()
+        with suppress(OSError):
+            self._write_state()
 
     def _step(self, child: Child) -> None:
         now = time.monotonic()

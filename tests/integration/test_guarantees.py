@@ -31,8 +31,10 @@ from tests.echo_stack import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
 from workers import dispatcher, reconciler
+from workers.database import open_pool
 from workers.devstack import DevStack
 from workers.dispatcher import Dispatcher
+from workers.finishing import finish
 from workers.reconciler import Reconciler
 from workers.settings import Settings, key_prefix
 
@@ -355,18 +357,76 @@ def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
     monkeypatch.setattr(reconciler, "PRUNE_EVERY_S", 0.0)
     stop = threading.Event()
     job = submit(vestry, conn, "a")[0]
-    with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
-        assert leases.claim(worker, Terms("test", "shareable", 0.001, 600), LANE, ["embedding"])
     made = Reconciler(Settings(lease_s=0.5, heartbeat_s=0.1, poll_s=0.05), stop)
-
-    def impatient(control: psycopg.Connection[Any]) -> None:
-        control.execute("SET lock_timeout = '100ms'")
-        made.run(control)
 
     with psycopg.connect(clean.superuser_url) as holding:
         holding.execute("LOCK TABLE vestry.private_results IN ACCESS EXCLUSIVE MODE")
-        with looping(clean, impatient, stop):
-            eventually(lambda: told(conn, job)[0] == "queued", within=30)
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        with looping(clean, made.run, stop):
+            eventually(lambda: holding.execute(waits).fetchone() == (1,))
+            with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
+                terms = Terms("test", "shareable", 0.001, 600)
+                assert leases.claim(worker, terms, LANE, ["embedding"])
+            eventually(lambda: told(conn, job)[0] == "queued")
+
+
+@pytest.mark.parametrize("kept", ["paused", "out of time"])
+def test_a_suspect_that_may_not_run_stops_nobody(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, kept: str
+) -> None:
+    job = submit(vestry, conn, "a")[0]
+    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [job])
+    with runtime(clean, at_once) as worker:
+        assert worker._suspects() == [(LANE, "embedding")]
+        if kept == "paused":
+            admin.execute("UPDATE vestry.lanes SET paused_at = now() WHERE lane = %s", [LANE])
+        else:
+            admin.execute("UPDATE vestry.jobs SET deadline = now() WHERE id = %s", [job])
+        assert worker._suspects() == []
+
+
+def test_a_process_that_is_frozen_in_a_transaction_keeps_its_locks_no_longer_than_a_lease(
+    clean: DevStack, vestry: Vestry, conn: Any, control: Any
+) -> None:
+    job = submit(vestry, conn, "a")[0]
+    url = clean.database_url("vestry_shareable")
+    lock = "SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE"
+    control.execute("SET statement_timeout = '30s'")
+    let_go = []
+
+    def freeze() -> None:
+        with (
+            open_pool(url, "frozen", lease_s=1.0, size=1) as pool,
+            pool.connection() as frozen,
+            frozen.pipeline(),
+        ):
+            frozen.execute(lock, [job]).fetchone()
+            control.execute(lock, [job])
+            let_go.append(job)
+            frozen.execute(lock, [job]).fetchone()
+
+    with pytest.raises(psycopg.Error):
+        freeze()
+    assert let_go
+
+
+def test_a_finish_that_stood_still_is_made_again(
+    clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(vestry, conn, "a", max_attempts=1)[0]
+    froze = []
+
+    def freezing(*args: Any, **named: Any) -> Any:
+        if not froze:
+            froze.append(job)
+            raise psycopg.errors.TransactionTimeout
+        return finish(*args, **named)
+
+    with runtime(clean, at_once) as worker:
+        monkeypatch.setattr("workers.finisher.finish", freezing)
+        worker.start()
+        eventually(lambda: told(conn, job) == ("succeeded", 1))
+    assert froze
 
 
 def test_a_process_that_comes_back_was_not_ended_by_its_job(

@@ -13,7 +13,7 @@ from models.leases import Terms
 from models.picking import (
     BEGINNING,
     FULL_SCAN_EVERY_S,
-    FULL_SCAN_SHARE,
+    FULL_SCAN_LATEST_S,
     PLANNER_OPTIONS,
     Mark,
     pick,
@@ -170,5 +170,9 @@ def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> No
     mark.seen(mark.start(), lane_turn=300, first=None, took_s=1.0)
     clock[0] += FULL_SCAN_EVERY_S
     assert mark.start() == 150
-    clock[0] += FULL_SCAN_SHARE
+    clock[0] += FULL_SCAN_LATEST_S
+    assert mark.start() == BEGINNING
+    # But however long it took, what came late must not wait for ever.
+    mark.seen(mark.start(), lane_turn=400, first=None, took_s=60.0)
+    clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING

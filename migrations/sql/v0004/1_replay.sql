@@ -31,6 +31,8 @@ BEGIN
   -- As everywhere: roots of flows first, then jobs, each in order. Two replays of one job take turns.
   PERFORM vestry.lock_roots_v1(p_of);
   PERFORM 1 FROM jobs j WHERE j.id = ANY (p_of) ORDER BY j.id FOR UPDATE;
+  -- Their replays, too: one that ends while a job is made to wait on it would never release it.
+  PERFORM 1 FROM jobs j WHERE j.replay_of = ANY (p_of) ORDER BY j.id FOR UPDATE;
   IF (SELECT count(DISTINCT (j.owner, j.privacy)) FROM jobs j WHERE j.id = ANY (p_of)) > 1 THEN
     RAISE EXCEPTION 'jobs of one owner and privacy are replayed together' USING ERRCODE = 'VY003';
   END IF;
@@ -69,16 +71,19 @@ BEGIN
     SELECT a.*, p.parent, coalesce(f.root, j.root_id) AS root, m.pool,
            CASE WHEN p.waits THEN 'waiting' ELSE 'queued' END AS state
     FROM asked a JOIN jobs j ON j.id = a.of
-    -- What the old one waited on: its replay, unless that one did succeed.
+    -- What the old one waited on: its replay, unless that one has ended without a result. Then it is
+    -- what the old one ran after, for it did run.
     CROSS JOIN LATERAL (
-      SELECT coalesce(b.before, b.id, j.parent_id) AS parent,
-             coalesce(coalesce(r.state, 'waiting') <> 'succeeded' AND b.of IS NOT NULL, false) AS waits
+      SELECT CASE WHEN r.finished_at IS NULL OR r.state = 'succeeded' THEN coalesce(b.before, b.id, j.parent_id)
+                  ELSE j.parent_id END AS parent,
+             b.of IS NOT NULL AND r.finished_at IS NULL AS waits
       FROM (SELECT 1) one LEFT JOIN asked b ON b.of = j.parent_id LEFT JOIN jobs r ON r.id = b.before) p
     CROSS JOIN LATERAL (
       SELECT CASE WHEN j.model IS NULL
         THEN vestry.route_v1(j.kind, j.task, j.privacy, j.latency, j.quality, j.tier) ELSE j.pool END AS pool) m
     LEFT JOIN LATERAL (
-      SELECT coalesce(b.before, b.id) AS root FROM asked b WHERE b.of = j.root_id) f ON true
+      SELECT coalesce(b.before, b.id) AS root FROM asked b LEFT JOIN jobs r ON r.id = b.before
+      WHERE b.of = j.root_id AND (r.finished_at IS NULL OR r.state = 'succeeded')) f ON true
     WHERE a.before IS NULL),
   made AS (
     INSERT INTO jobs (id, kind, task, quality, tier, model, owner, privacy, latency, pool, state, units,

@@ -252,6 +252,33 @@ def test_jobs_that_died_waiting_come_along(
     assert count(root, "jobs") == 9
 
 
+def test_what_follows_a_replay_that_failed_runs_after_the_one_that_did_not(
+    vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
+) -> None:
+    """Waiting on a job that is over already, it would wait for ever."""
+    head, middle, tail = flow(root, clean, "shareable")
+    for job in (head, middle, tail):
+        root.execute("UPDATE vestry.jobs SET started_at = now() WHERE id = %s", [job])
+        end(root, job, "succeeded")
+    again = vestry.replay(head).id
+    kill(root, again)
+    new = {}
+    for row in conn.execute(
+        """SELECT p.of, r.job_id, r.status
+           FROM vestry.replay_jobs_v1(%(of)s::uuid[], %(ids)s::uuid[], NULL, NULL, %(texts)s::text[]) r
+           JOIN unnest(%(of)s::uuid[]) WITH ORDINALITY p(of, ord) USING (ord)""",
+        {
+            "of": [head, middle, tail], "ids": sorted(uuid7() for _ in range(3)),
+            "texts": ['{"texts": ["x"]}'] * 3,
+        },
+    ):  # fmt: skip
+        new[row[0]] = row[1:]
+    conn.commit()
+    assert new[head] == (again, "existing")
+    assert story(root, new[middle][0]) == ("queued", head, head, None)
+    assert story(root, new[tail][0]) == ("waiting", new[middle][0], head, None)
+
+
 def test_the_asynchronous_client_does_the_same(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
