@@ -20,6 +20,7 @@ from inference.errors import (
     InferenceError,
     OverLimit,
     RateLimited,
+    StillAway,
     TooLong,
     Unavailable,
 )
@@ -207,3 +208,30 @@ def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:
         )
         assert backends.spent_today(conn) == Decimal("0.010")
     assert Gate(connect, CATALOGUE, LIMITS, budget=Decimal("0.01")).budget().used_up
+
+
+def test_while_the_database_is_away_what_was_known_goes_on(
+    connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "FRESH_S", 0.0)
+    away = False
+
+    @contextmanager
+    def now_and_then() -> Iterator[psycopg.Connection[Any]]:
+        if away:
+            raise psycopg.OperationalError
+        with connect() as conn:
+            yield conn
+
+    gate = Gate(now_and_then, CATALOGUE, LIMITS, Decimal(5))
+    open_it(gate)
+    known = gate.health()
+    away = True
+    assert gate.health() == known == {"openai": "backend_unavailable"}
+    assert gate.budget().limit == Decimal(5)
+    with pytest.raises(StillAway):
+        gate.enter(CLOUD)
+    with pytest.raises(OverLimit):
+        gate.turn(CLOUD.model_copy(update={"requests_per_minute": 10}))
+    for error in (None, Unavailable(), Abandoned()):
+        gate.left(CLOUD, error)
