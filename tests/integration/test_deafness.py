@@ -51,7 +51,7 @@ def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "SHORTEST_S", 0.5)
+    monkeypatch.setattr(bounded, "SHORTEST_S", 1.5)
     monkeypatch.setattr(bounded, "TICK_S", 0.1)
 
 
@@ -71,13 +71,13 @@ def submit(vestry: Vestry, conn: Any) -> UUID:
 def test_a_wait_for_a_server_that_says_nothing_is_cut(clean: DevStack, proxy: Proxy) -> None:
     url = through(proxy, clean.database_url("vestry_shareable"))
     with psycopg.connect(url, autocommit=True) as conn:
-        with bounded.bounded(conn, 0.5):
+        with bounded.bounded(conn, 1.5):
             conn.execute("SELECT 1")
         proxy.mode = Mode.HELD
         begun = time.monotonic()
-        with pytest.raises(psycopg.OperationalError), bounded.bounded(conn, 0.5):
+        with pytest.raises(psycopg.OperationalError), bounded.bounded(conn, 1.5):
             conn.execute("SELECT 1")
-        assert 0.4 < time.monotonic() - begun < 3
+        assert 1.4 < time.monotonic() - begun < 20
 
 
 def test_a_worker_on_half_open_connections_works_on_once_they_are_cut(
@@ -88,13 +88,13 @@ def test_a_worker_on_half_open_connections_works_on_once_they_are_cut(
     with runtime(clean, at_once, **options) as worker:
         worker.start()
         first = submit(vestry, conn)
-        eventually(lambda: vestry.status(first).state == "succeeded", within=5)
+        eventually(lambda: vestry.status(first).state == "succeeded", within=30)
         # What is open now stays so for ever, and is never answered; new connections are well.
         held, proxy._ends = proxy._ends, set()
         for end in held:
             proxy._selector.unregister(end.socket)
         second = submit(vestry, conn)
-        eventually(lambda: vestry.status(second).state == "succeeded", within=10)
+        eventually(lambda: vestry.status(second).state == "succeeded", within=30)
         for end in held:
             end.socket.close()
 
@@ -125,11 +125,11 @@ def test_a_reconciler_that_is_gone_without_a_word_leaves_its_lock_to_another(
     url = clean.database_url("vestry_control")
     gone, stop = threading.Event(), threading.Event()
     first = reconcile(through(proxy, url), "gone", gone)
-    eventually(lambda: told == ["gone"], within=5)
+    eventually(lambda: told == ["gone"], within=30)
     proxy.mode = Mode.HELD
     second = reconcile(url, "next", stop)
     try:
-        eventually(lambda: told == ["gone", "next"], within=10)
+        eventually(lambda: told == ["gone", "next"], within=30)
     finally:
         gone.set()
         stop.set()
@@ -203,18 +203,18 @@ def watch(clean: DevStack, ends: list[int]) -> liveness.Liveness:
         return psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True)
 
     heart: Any = Heart()
-    return liveness.Liveness(connect, [LANE], ["embedding"], heart, 0.4, end=ends.append)
+    return liveness.Liveness(connect, [LANE], ["embedding"], heart, 1.2, end=ends.append)
 
 
 def test_an_idle_worker_beside_work_ends_itself(
     vestry: Vestry, conn: Any, watch: liveness.Liveness, ends: list[int]
 ) -> None:
     watch.start()
-    time.sleep(0.6)
+    time.sleep(1.8)
     watch.looked()
     assert ends == [], "there is no work"
     submit(vestry, conn)
-    eventually(lambda: OVERRUN_EXIT in ends, within=3)
+    eventually(lambda: OVERRUN_EXIT in ends, within=30)
     watch.stop()
 
 
@@ -236,8 +236,8 @@ def test_who_has_a_reason_not_to_take_a_job_is_left_alone(
             other.execute("UPDATE vestry.jobs SET turn = NULL, run_at = now() + interval '1 h'")
             other.commit()
         watch.start()
-        for _ in range(10):
-            time.sleep(0.1)
+        for _ in range(15):
+            time.sleep(0.2)
             watch.looked()
             watch._heart.turned_at = time.monotonic()
             if why == "moving":
@@ -251,7 +251,7 @@ def test_a_worker_with_a_thread_that_stands_still_ends_itself(
     watch: liveness.Liveness, ends: list[int], thread: str
 ) -> None:
     watch.start()
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while not ends and time.monotonic() < until:
         time.sleep(0.1)
         if thread == "feeders":

@@ -89,8 +89,8 @@ def test_a_page_whose_child_died_is_tried_once_more(reading: TesseractBackend) -
 def test_a_page_that_takes_too_long_is_killed_with_what_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.pages.document.GRACE_S", 0.5)
-    made = backend(tmp_path / "scratch", page_s=1)
+    monkeypatch.setattr("inference.pages.document.GRACE_S", 1)
+    made = backend(tmp_path / "scratch", page_s=4)
     scratch, _ = made.running()
     result = struck(model(made), "hang")
     assert errors(result) == {2: "time_limit"}
