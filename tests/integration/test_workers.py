@@ -102,7 +102,7 @@ def test_a_job_that_crashes_its_process_dies_alone(vestry: Vestry, conn: Any) ->
 
 
 def test_cancelling_queued_and_running_jobs(vestry: Vestry, conn: Any) -> None:
-    running = submit(vestry, conn, "echo!sleep=8")
+    running = submit(vestry, conn, "echo!sleep=4")
     eventually(lambda: state(vestry, running) == "running")
     later = submit(vestry, conn, "x", run_at=_in(60))
     assert set(vestry.cancel([running, later]).values()) == {"cancelled"}
