@@ -244,7 +244,8 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
     A batch's jobs get their attempt back: which of them was to blame is not known. Each is then run
     by a process that holds nothing else. A lease that was renewed as long as it may be is one of a job
     that does not end; any other, of a process that did. Who was forgiven crashes, because the process
-    came back each time, dies once it is out of attempts.
+    came back each time, dies once it is out of attempts. A job that somebody's open transaction is
+    cancelling stays under its lease until that has ended, and keeps no other waiting.
 
     Args:
         conn: a connection in a transaction.
@@ -261,7 +262,7 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
                     gone.alone AND (j.crashes + 1 >= %(crashes)s
                                     OR j.attempt >= greatest(j.max_attempts, %(crashes)s)) AS dies
              FROM vestry.jobs j JOIN gone ON gone.id = j.lease_id
-             WHERE j.state = 'running' ORDER BY j.id FOR UPDATE OF j),
+             WHERE j.state = 'running' ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
            receipted AS (
              INSERT INTO vestry.receipts
                (job_id, lease_id, privacy, attempt, outcome, reason, started_at, finished_at)
@@ -295,7 +296,9 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
            b AS (DELETE FROM vestry.shareable_payloads p USING moved m
                  WHERE p.job_id = m.id AND m.state = 'dead' AND m.latency = 'interactive'
                    AND NOT m.keep_payload),
-           dropped AS (DELETE FROM vestry.leases l USING gone WHERE l.id = gone.id),
+           dropped AS (DELETE FROM vestry.leases l USING gone WHERE l.id = gone.id
+                         AND NOT EXISTS (SELECT FROM vestry.jobs j WHERE j.lease_id = l.id
+                                           AND j.id NOT IN (SELECT id FROM held))),
            told AS (SELECT pg_notify('vestry_done', id::text) FROM moved
                     WHERE state = 'dead' AND latency = 'interactive')
            SELECT count(*) FILTER (WHERE state = 'queued'), count(*) FILTER (WHERE state = 'dead'),

@@ -370,6 +370,25 @@ def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
             eventually(lambda: told(conn, job)[0] == "queued")
 
 
+def test_a_job_that_an_open_transaction_holds_keeps_no_other_from_its_rescue(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
+) -> None:
+    jobs = submit(vestry, conn, *"abcd")
+    with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
+        for _ in range(2):
+            terms = Terms("test", "shareable", 0.001, 600)
+            assert leases.claim(worker, terms, LANE, ["embedding"], limit=2)
+    control.execute("SET lock_timeout = '10s'")
+    left = "SELECT count(*) FROM vestry.leases"
+    with psycopg.connect(clean.superuser_url) as holding:
+        holding.execute("SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE", [jobs[0]])
+        assert transitions.rescue(control).suspects == 3
+        assert admin.execute(left).fetchone() == (1,)
+        assert transitions.rescue(control).suspects == 0
+    assert transitions.rescue(control).suspects == 1
+    assert admin.execute(left).fetchone() == (0,)
+
+
 @pytest.mark.parametrize("kept", ["paused", "out of time"])
 def test_a_suspect_that_may_not_run_stops_nobody(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any, kept: str
