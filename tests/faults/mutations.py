@@ -16,7 +16,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Final
@@ -103,9 +103,14 @@ def _no_generation() -> None:
 
 def _no_order() -> None:
     def lock_held(
-        conn: Any, token: UUID, job_ids: Sequence[UUID], *, flows: bool = False
+        conn: Any,
+        token: UUID,
+        job_ids: Sequence[UUID],
+        *,
+        owners: Iterable[str],
+        flows: bool = False,
     ) -> frozenset[UUID]:
-        del flows
+        del owners, flows
         conn.execute("SELECT FROM vestry.leases WHERE id = %s FOR UPDATE", [token])
         one = """SELECT id FROM vestry.jobs
                  WHERE id = %s AND lease_id = %s AND state = 'running' FOR UPDATE"""
@@ -116,6 +121,9 @@ def _no_order() -> None:
             held |= {row[0] for row in conn.execute(one, [job, token])}
         return frozenset(held)
 
+    # One that is called wrongly would make the ledger red for another reason.
+    whole = inspect.signature(transitions.lock_held).parameters
+    assert inspect.signature(lock_held).parameters.keys() == whole.keys()
     transitions.lock_held = lock_held  # type: ignore[assignment]
 
 
