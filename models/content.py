@@ -6,6 +6,7 @@ Two classes of one shape instead of an `if private` at every statement. A sharea
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -128,6 +129,7 @@ class PrivateContent:
         self._before: dict[str, OwnerKey] = {}
         self._faults: dict[str, str] = {}
         self._since = time.monotonic()
+        self._turning = threading.Lock()
 
     def enter(self, conn: Connection, owners: Iterable[str]) -> None:
         """Name the owners and unwrap the keys not yet at hand.
@@ -141,8 +143,8 @@ class PrivateContent:
         missing = wanted - self._keys.keys()
         if not missing:
             return
-        if len(self._keys) + len(missing) > MAX_CACHED_OWNERS:
-            self._start_afresh()
+        if len(known := self._keys) + len(missing) > MAX_CACHED_OWNERS:
+            self._start_afresh(known)
             missing = wanted
         for owner, key_id, wrapped, kek_id in conn.execute(
             "SELECT owner, key_id, wrapped, kek_id FROM vestry.owner_keys WHERE owner = ANY (%s)",
@@ -155,8 +157,9 @@ class PrivateContent:
 
     def age(self) -> None:
         """Start afresh where the cache is old enough."""
+        known = self._keys
         if time.monotonic() - self._since > MAX_CACHED_S:
-            self._start_afresh()
+            self._start_afresh(known)
 
     def forget(self, owner: str) -> None:
         """Drop a cached key, so that the next use reads it again."""
@@ -190,9 +193,12 @@ class PrivateContent:
         """HMAC under the owner's key."""
         return self._key(owner).digest
 
-    def _start_afresh(self) -> None:
-        self._before, self._keys, self._faults = self._keys, {}, {}
-        self._since = time.monotonic()
+    def _start_afresh(self, known: dict[str, OwnerKey]) -> None:
+        """Put these aside, unless another thread has: a second time would drop what it is using."""
+        with self._turning:
+            if self._keys is known:
+                self._before, self._keys, self._faults = known, {}, {}
+                self._since = time.monotonic()
 
     def _key(self, owner: str) -> OwnerKey:
         key = self._keys.get(owner) or self._before.get(owner)

@@ -53,6 +53,15 @@ def test_a_worker_s_keys_are_gone_after_two_rounds(clock: Clock, tmp_path: Any) 
     assert not held._before
 
 
+def test_two_threads_that_find_the_keys_old_put_them_aside_once(tmp_path: Any) -> None:
+    held = PrivateContent(KeyRing.generate(tmp_path / "ring.json"))
+    held._keys["ann"] = object()  # type: ignore[assignment]
+    known = held._keys
+    for _ in range(2):  # both looked before either did it
+        held._start_afresh(known)
+    assert list(held._before) == ["ann"]
+
+
 def test_the_heartbeat_does_the_chores_also_without_a_lease() -> None:
     done: list[int] = []
     heart = Heartbeat(_away, 3.0, 0.01, 60.0, (lambda: done.append(1),))
