@@ -50,6 +50,7 @@ class Runtime:
         self._slots = Slots(settings.slots)
         self._quarantine = Quarantine()
         self._pace = Pace(settings.batch_s)
+        self._patience_s = 2 * settings.batch_s
         self._draining = threading.Event()
         self._bells = {lane: Bell(settings.poll_s) for lane in settings.lanes}
         self._kinds = tuple(executor.handlers)
@@ -229,15 +230,20 @@ class Runtime:
         """Run a lane's suspects, one after the other, while the process does nothing else.
 
         Not all of them, if there are many: who waits in another lane waits no longer than a batch.
+        Where the process was not empty in time it waits for longer the next time, or it would never
+        run beside long generations that follow each other.
         """
-        patience_s = 2 * self._settings.batch_s
+        patience_s = self._patience_s
         until = time.monotonic() + self._settings.batch_s
         with self._quarantine.alone(patience_s) as empty:
             while empty and self._step(lane, kind, suspect=True) is not None:
                 if time.monotonic() > until:
                     break
-        if not empty:
+        if empty:
+            self._patience_s = 2 * self._settings.batch_s
+        else:
             # Something here takes long, or hangs until the watchdog ends it: let the others work.
+            self._patience_s = min(2 * patience_s, self._settings.max_run_s)
             self._draining.wait(PAUSE_RATIO * patience_s)
 
     def _suspects(self) -> list[tuple[str, str]]:

@@ -138,6 +138,23 @@ def test_a_suspect_runs_while_nothing_else_does(
     assert any(a[1] > b[0] for a, b in itertools.pairwise(others))
 
 
+def test_a_suspect_gets_its_turn_beside_long_work_that_never_lets_up(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any
+) -> None:
+    def long(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        # The first is shorter: no two ever end together.
+        time.sleep(0.5 if text_of(batch[0]) == "0" else 1.0)
+        return [VECTORS for _ in batch]
+
+    jobs = submit(vestry, conn, *(str(n) for n in range(60)))
+    suspect = submit(vestry, conn, "suspect")[0]
+    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [suspect])
+    with runtime(clean, long, batch_jobs=1, slots=2, batch_s=0.1) as worker:
+        worker.start()
+        eventually(lambda: told(conn, suspect)[0] == "succeeded", within=25)
+        assert told(conn, jobs[-1])[0] == "queued"
+
+
 def test_a_suspect_is_found_behind_the_mark_of_the_ordinary_line(
     clean: DevStack, vestry: Vestry, conn: Any, control: Any
 ) -> None:
