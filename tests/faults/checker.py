@@ -91,6 +91,11 @@ def _poison(lines: Iterable[dict[str, Any]]) -> frozenset[str]:
 
 
 def _check_promises(verdict: Verdict, lines: Iterable[dict[str, Any]], watch: Watch) -> None:
+    named: set[str] = set()
+    for line in lines:
+        named.update(line["jobs"] if line["what"] in {"committed", "unknown"} else ())
+    for job in watch.enqueued - named:
+        verdict.blame("a job is there that nobody enqueued", job)
     for line in lines:
         match line["what"]:
             case "rolled back":

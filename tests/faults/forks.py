@@ -77,6 +77,9 @@ class Scale:
     points: tuple[str, ...] = (*points.POINTS, points.CUT, points.FREEZE)
 
 
+BUG: Final = "a process ended by an error of its own"
+
+
 class Laboratory:
     """One run.
 
@@ -268,6 +271,8 @@ class Laboratory:
                 self.report.kills[str(plan.point)] += 1
             elif status != 0:
                 self.report.deaths += 1
+                if os.WIFEXITED(status) and os.WEXITSTATUS(status) == workers.RAISED:
+                    self._history.write("violation", told=f"{BUG} ({plan.role})")
 
     def _tell(self) -> None:
         """A line on standard error now and then."""

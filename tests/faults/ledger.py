@@ -20,8 +20,8 @@ import psycopg
 INSTALL: Final = """
 CREATE SCHEMA ledger;
 -- actor: the connection's application name, which tells the process. version: of 'token', 1 for a
--- lease that lets its job run alone; of 'indexed', the document's generation; of 'wanted', its place in
--- the job.
+-- lease that lets its job run alone; of 'enqueued', 1 for a replay; of 'indexed', the document's
+-- generation; of 'wanted', its place in the job.
 CREATE TABLE ledger.events (
   n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -32,8 +32,8 @@ CREATE INDEX ON ledger.events (subject, what);
 CREATE FUNCTION ledger.note_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   IF TG_OP = 'INSERT' THEN
-    INSERT INTO ledger.events (what, subject, token, told)
-    VALUES ('enqueued', NEW.id, NEW.parent_id, NEW.state);
+    INSERT INTO ledger.events (what, subject, token, told, version)
+    VALUES ('enqueued', NEW.id, NEW.parent_id, NEW.state, (NEW.replay_of IS NOT NULL)::int);
   ELSIF NEW.state <> OLD.state THEN
     INSERT INTO ledger.events (what, subject, token, told)
     VALUES ('moved', NEW.id, coalesce(NEW.lease_id, OLD.lease_id), OLD.state || '>' || NEW.state);

@@ -242,6 +242,8 @@ class Laboratory:
                 for latency in ("interactive", "bulk")
                 for asked in (Embedding(texts=["the last"]), Ocr(PAGE))
             ]
+            told = [str(job.id) for job in jobs]
+            self._history.write("committed", jobs=told, sort="the last", ends=["succeeded"])
             idle = [
                 vestry.status(job).lane
                 for job in jobs

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tests.faults.checker import Verdict
 from tests.faults.sorts import ALL
@@ -28,6 +28,7 @@ HALTING = frozenset(
     }
 )
 """What takes database or reconciler away: nothing is rescued meanwhile, nor for a lease after."""
+AWAY: Final = ", with the database away"
 
 
 @dataclass(slots=True)
@@ -90,13 +91,15 @@ class Report:
     ) -> None:
         """A fault's jobs stood in line again; counted from the end of what kept everybody from it."""
         ends = [end for begin, end in halts if begin < returned and end > struck]
+        if returned < struck:
+            return  # it was lost to something else before
         if ends:
-            self._recovered(f"{fault}, with the database away", returned - max(ends))
+            self._recovered(f"{fault}{AWAY}", max(0.0, returned - max(ends)))
         else:
             self._recovered(fault, returned - struck)
 
     def _recovered(self, fault: str, seconds: float) -> None:
-        self.recovery_s.setdefault(fault, []).append(round(max(0.0, seconds), 3))
+        self.recovery_s.setdefault(fault, []).append(round(seconds, 3))
 
     def document(self) -> dict[str, Any]:
         """As JSON."""

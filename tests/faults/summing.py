@@ -21,6 +21,21 @@ COUNTED: Final = (
     "ended superseded",
 )
 """Of everything that was seen, what a person is shown."""
+LOST: Final = ("after", "before the commit", "in ", "frozen", "a worker is killed")
+"""How faults begin whose recovery is counted from the loss of jobs until they are runnable again."""
+LEASES_S: Final = {"forks": 1.0, "real": 2.0, "disk": 1.0, "network": 1.0}
+RECOVERED_S: Final = 5.0
+"""The promise: a lease and this much."""
+
+
+def late(name: str, recovery: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What took longer than is promised, in a laboratory's summaries of recovery."""
+    limit_s = LEASES_S[name] + RECOVERED_S
+    return [
+        f"{fault}: p99 {told['p99_s']} s"
+        for fault, told in recovery.items()
+        if fault.startswith(LOST) and told["p99_s"] > limit_s
+    ]
 
 
 def summary(times: list[float]) -> dict[str, float]:
@@ -38,6 +53,8 @@ def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> 
         part["recovery"] = {fault: summary(each) for fault, each in sorted(times.items())}
         for fault, each in times.items():
             recovery.setdefault(fault, []).extend(each)
+        if found := late(part["name"], part["recovery"]):
+            part["violations"]["lost jobs were not runnable again in time"] = found
     return {
         "seed": seed,
         "seconds": round(seconds, 1),

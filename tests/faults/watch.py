@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 TERMINAL: Final = frozenset({"succeeded", "dead", "cancelled", "expired", "superseded"})
+RECONCILER: Final = "vestry-reconciler"
 BY_WORKER: Final = frozenset({"succeeded", "superseded"})
 """Ends that only the worker which holds a job can bring about."""
 MAX_ATTEMPTS: Final = 5
@@ -38,6 +39,8 @@ class Watch:
         self._results: set[str] = set()
         self._indexed: set[tuple[str, int]] = set()
         self._attempts: Counter[tuple[str, str]] = Counter()
+        self.enqueued: set[str] = set()
+        """Jobs that are no replays."""
         self.ends: dict[str, str] = {}
         self.tokens: dict[str, float] = {}
         """Each token, and when it was issued."""
@@ -57,13 +60,14 @@ class Watch:
         match what:
             case "enqueued":
                 self._parents[subject] = token
+                if not version:
+                    self.enqueued.add(subject)
             case "token":
                 self._issued(token, told, at, alone=bool(version))
             case "moved":
                 before, after = told.split(">")
                 self._moved(subject, token, (before, after), actor)
-                if before == "running" and after in {"queued", "dead"} and token is not None:
-                    self.returned.setdefault(token, at)
+                self._rescued(token, (before, after), actor, at)
             case "result":
                 self._result(subject, token, told)
             case "receipt":
@@ -118,6 +122,12 @@ class Watch:
             self.ends[job] = after
             if token in self._frozen and after in BY_WORKER:
                 self.late.append((str(token), job))
+
+    def _rescued(self, token: str | None, move: tuple[str, str], actor: str, at: float) -> None:
+        """Taken back by the reconciler: a worker's own retry was never lost. A batch's last counts."""
+        before, after = move
+        if before == "running" and after in {"queued", "dead"} and actor.startswith(RECONCILER):
+            self.returned[str(token)] = at
 
     def _result(self, job: str, token: str | None, state: str) -> None:
         if job in self._results:

@@ -15,6 +15,7 @@ import random
 import resource
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,10 @@ class Plan:
     hints_only: bool = False
 
 
+RAISED: Final = 4
+"""Exit status of a process that ended by an error nobody has a use for."""
+
+
 def fork(body: Callable[[], None]) -> int:
     """Run a function in a forked process; its id. It never returns into the caller's code."""
     pid = os.fork()
@@ -109,6 +114,11 @@ def fork(body: Callable[[], None]) -> int:
         status = 0
     except (psycopg.Error, PoolTimeout, redis.RedisError):
         status = 3  # a server is away: the next one may find it
+    except MemoryError:
+        pass  # poison takes it, and whoever asks next gets none
+    except Exception:
+        status = RAISED
+        traceback.print_exc()
     finally:
         os._exit(status)
 
