@@ -1,0 +1,36 @@
+"""What tests of one worker's duties share: the databases' logins, nothing else running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from vestry import Vestry
+from workers.devstack import DevStack
+
+
+@pytest.fixture
+def vestry(clean: DevStack) -> Iterator[Vestry]:
+    with Vestry(clean.database_url("vestry_producer"), clean.keyring) as client:
+        yield client
+
+
+@pytest.fixture
+def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as caller:
+        yield caller
+
+
+@pytest.fixture
+def control(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def admin(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
+        yield conn

@@ -1,0 +1,137 @@
+"""The reconciler takes back what is lost, and nothing keeps it from it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import psycopg
+import pytest
+
+from models import leases, transitions
+from models.leases import Terms
+from tests.echo_stack import eventually
+from tests.one_job import at_once, looping, submit, told
+from tests.worker_runtime import LANE, runtime
+from vestry import Vestry
+from workers import reconciler
+from workers.database import open_pool
+from workers.devstack import DevStack
+from workers.reconciler import Reconciler
+from workers.settings import Settings
+
+
+def test_leases_are_given_a_whole_lease_once_the_database_was_away(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
+) -> None:
+    stop = threading.Event()
+    up_s = admin.execute(
+        "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8"
+    ).fetchone()[0]
+    # A database that was up for longer than a lease when the reconciler came has given its grace.
+    assert Reconciler(Settings(lease_s=up_s, heartbeat_s=0.01), stop)._grace(control) == 0
+    # One that was not has some left.
+    longer = Settings(lease_s=up_s + 1000)
+    assert 900 < Reconciler(longer, stop)._grace(control) <= 1000
+
+    jobs = submit(vestry, conn, "a", "b")
+    with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
+        assert leases.claim(worker, Terms("test", "shareable", 0.001, 600), LANE, ["embedding"])
+    settings = Settings(lease_s=4.0, heartbeat_s=0.1, poll_s=0.05)
+    made = Reconciler(settings, stop)
+    assert made._grace(control) == 0
+    # Now its connection was lost and made again.
+    begun = time.monotonic()
+    with looping(clean, made.run, stop):
+        time.sleep(0.6)
+        assert [told(conn, job)[0] for job in jobs] == ["running"] * 2
+        eventually(lambda: told(conn, jobs[0])[0] == "queued", within=30)
+    assert time.monotonic() - begun >= 4.0
+
+
+def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
+    clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "PRUNE_EVERY_S", 0.0)
+    stop = threading.Event()
+    job = submit(vestry, conn, "a")[0]
+    made = Reconciler(Settings(lease_s=0.5, heartbeat_s=0.1, poll_s=0.05), stop)
+
+    with psycopg.connect(clean.superuser_url) as holding:
+        holding.execute("LOCK TABLE vestry.private_results IN ACCESS EXCLUSIVE MODE")
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        with looping(clean, made.run, stop):
+            eventually(lambda: holding.execute(waits).fetchone() == (1,))
+            with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
+                terms = Terms("test", "shareable", 0.001, 600)
+                assert leases.claim(worker, terms, LANE, ["embedding"])
+            eventually(lambda: told(conn, job)[0] == "queued")
+
+
+def test_a_job_that_an_open_transaction_holds_keeps_no_other_from_its_rescue(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
+) -> None:
+    jobs = submit(vestry, conn, *"abcd")
+    with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
+        for _ in range(2):
+            terms = Terms("test", "shareable", 0.001, 600)
+            assert leases.claim(worker, terms, LANE, ["embedding"], limit=2)
+    control.execute("SET lock_timeout = '10s'")
+    left = "SELECT count(*) FROM vestry.leases"
+    with psycopg.connect(clean.superuser_url) as holding:
+        holding.execute("SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE", [jobs[0]])
+        assert transitions.rescue(control).suspects == 3
+        assert admin.execute(left).fetchone() == (1,)
+        assert transitions.rescue(control).suspects == 0
+    assert transitions.rescue(control).suspects == 1
+    assert admin.execute(left).fetchone() == (0,)
+
+
+def test_a_process_that_is_frozen_in_a_transaction_keeps_its_locks_no_longer_than_a_lease(
+    clean: DevStack, vestry: Vestry, conn: Any, control: Any
+) -> None:
+    job = submit(vestry, conn, "a")[0]
+    url = clean.database_url("vestry_shareable")
+    lock = "SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE"
+    control.execute("SET statement_timeout = '30s'")
+    let_go = []
+
+    def freeze() -> None:
+        with (
+            open_pool(url, "frozen", lease_s=1.0, size=1) as pool,
+            pool.connection() as frozen,
+            frozen.pipeline(),
+        ):
+            frozen.execute(lock, [job]).fetchone()
+            control.execute(lock, [job])
+            let_go.append(job)
+            frozen.execute(lock, [job]).fetchone()
+
+    with pytest.raises(psycopg.Error):
+        freeze()
+    assert let_go
+
+
+def test_a_process_that_comes_back_was_not_ended_by_its_job(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
+) -> None:
+    (job,) = submit(vestry, conn, "x")
+    admin.execute("UPDATE vestry.jobs SET suspect = true")
+    crashes = "SELECT crashes FROM vestry.jobs WHERE id = %s"
+    with runtime(clean, at_once) as worker:
+        for overran in (False, True):
+            opened = worker._executor.claim(LANE, ["embedding"], suspect=True)
+            assert opened is not None
+            admin.execute(
+                """UPDATE vestry.leases SET expires_at = now() - interval '1 s',
+                     max_until = CASE WHEN %s THEN now() - interval '1 s' ELSE max_until END""",
+                [overran],
+            )
+            assert transitions.rescue(control).suspects == 1
+            assert admin.execute(crashes, [job]).fetchone() == (1,)
+            finished = worker._executor.run(opened)
+            assert finished.states == {job: "refused"}
+            # Who ran for as long as a job may is not forgiven.
+            assert admin.execute(crashes, [job]).fetchone() == (1 if overran else 0,)
+    assert told(conn, job) == ("queued", 2)

@@ -1,0 +1,169 @@
+"""What a worker does with jobs, one guarantee at a time, with nothing that could keep it in its stead.
+
+A worker's runtime, the dispatcher and the reconciler run in this process, on handlers of the tests'.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+import pytest
+
+from models import transitions
+from tasks.protocol import (
+    Context,
+    Handler,
+    IndexDocument,
+    Job,
+    Outcome,
+    Succeeded,
+)
+from tests.echo_stack import eventually
+from tests.one_job import VECTORS, at_once, submit, text_of, told
+from tests.worker_runtime import LANE, runtime
+from vestry import Document, Embedding, Vestry
+from workers.devstack import DevStack
+from workers.finishing import finish
+
+
+def test_a_job_without_a_hint_is_found(clean: DevStack, vestry: Vestry, conn: Any) -> None:
+    with runtime(clean, at_once) as worker:
+        worker.start()
+        (job,) = submit(vestry, conn, "no dispatcher runs")
+        eventually(lambda: told(conn, job) == ("succeeded", 1), within=30)
+
+
+def test_a_job_longer_than_its_lease_is_run_once(
+    clean: DevStack, vestry: Vestry, conn: Any, control: Any
+) -> None:
+    ran = []
+
+    def slow(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        ran.extend(batch)
+        time.sleep(5)
+        return [VECTORS for _ in batch]
+
+    with runtime(clean, slow, lease_s=3, heartbeat_s=0.3) as worker:
+        worker.start()
+        (job,) = submit(vestry, conn, "long")
+        until = time.monotonic() + 40
+        while told(conn, job)[0] != "succeeded":
+            assert transitions.rescue(control).suspects == 0
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    assert len(ran) == 1
+
+
+def test_a_hint_for_a_lane_that_is_not_served_is_left_alone(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    (job,) = submit(vestry, conn, "x", latency="interactive")
+    with runtime(clean, at_once) as worker:
+        assert worker.hinted("shareable.interactive.gpu", "embedding", job) is None
+        assert told(conn, job) == ("queued", 0)
+        (served,) = submit(vestry, conn, "y")
+        assert worker.hinted(LANE, "embedding", served) is not None
+    assert told(conn, served) == ("succeeded", 1)
+
+
+def test_a_batch_claimed_while_draining_goes_back_unrun(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    def never(_: Sequence[Job], __: Context) -> list[Outcome]:
+        raise AssertionError
+
+    (job,) = submit(vestry, conn, "x")
+    with runtime(clean, never) as worker:
+        worker.drain()
+        assert worker.hinted(LANE, "embedding", job) is None
+        assert told(conn, job) == ("queued", 0)
+        # The signal may also come between the look and the claim.
+        assert worker._step(LANE, "embedding") is None
+        assert told(conn, job) == ("queued", 0)
+
+
+def run_once(stack: DevStack, handler: Handler) -> None:
+    with runtime(stack, handler) as worker:
+        opened = worker._executor.claim(LANE, ["embedding"])
+        assert opened is not None
+        worker._executor.run(opened)
+
+
+def test_a_handler_that_raises_fails_one_job_and_spoils_no_neighbour(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    def touchy(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        if any(text_of(job) == "bad" for job in batch):
+            raise ZeroDivisionError
+        return [VECTORS for _ in batch]
+
+    before, bad, after = submit(vestry, conn, "before", "bad", "after", max_attempts=1)
+    run_once(clean, touchy)
+    assert told(conn, before) == told(conn, after) == ("succeeded", 1)
+    assert told(conn, bad) == ("dead", 1)
+
+
+def test_a_handler_that_answers_for_too_few_is_not_believed(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    jobs = submit(vestry, conn, "a", "b", max_attempts=1)
+    run_once(clean, lambda _, __: [VECTORS])
+    assert [told(conn, job) for job in jobs] == [("succeeded", 1)] * 2
+
+
+def test_a_result_that_cannot_be_stored_spoils_no_neighbour(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    def odd(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        (ref,) = next(job.documents for job in batch if job.documents)
+        nowhere = IndexDocument(ref.document_id, ref.generation, "s", 999, b"", {}, [], True)
+        count = {"documents": 1, "embedded": 1, "unchanged": 0, "superseded": 0, "chunks": 0}
+        return [Succeeded(count, (nowhere,)) if job.documents else VECTORS for job in batch]
+
+    before, after = submit(vestry, conn, "before", "after")
+    (bad,) = vestry.enqueue_many(
+        conn,
+        [Embedding(documents=[Document("x", "id")], source="s")],
+        owner="ann",
+        privacy="shareable",
+    )
+    run_once(clean, odd)
+    assert told(conn, before) == told(conn, after) == ("succeeded", 1)
+    assert vestry.status(bad).error is not None
+    assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]
+
+
+def test_a_finish_that_stood_still_is_made_again(
+    clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(vestry, conn, "a", max_attempts=1)[0]
+    froze = []
+
+    def freezing(*args: Any, **named: Any) -> Any:
+        if not froze:
+            froze.append(job)
+            raise psycopg.errors.TransactionTimeout
+        return finish(*args, **named)
+
+    with runtime(clean, at_once) as worker:
+        monkeypatch.setattr("workers.finisher.finish", freezing)
+        worker.start()
+        eventually(lambda: told(conn, job) == ("succeeded", 1))
+    assert froze
+
+
+def test_a_result_that_cannot_even_be_written_spoils_no_neighbour(
+    clean: DevStack, vestry: Vestry, conn: Any
+) -> None:
+    def odd(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        half = Succeeded({"vectors": [[1.0]], "space": "\ud800"})
+        return [half if text_of(job) == "bad" else VECTORS for job in batch]
+
+    good, bad = submit(vestry, conn, "good", "bad")
+    run_once(clean, odd)
+    assert told(conn, good) == ("succeeded", 1)
+    assert vestry.status(bad).error is not None
+    assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]

@@ -1,0 +1,53 @@
+"""A job or a few, and what tests of one worker's duties do with them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from tasks.protocol import (
+    Context,
+    Job,
+    Outcome,
+    Succeeded,
+)
+from vestry import Embedding, Vestry
+from workers.devstack import DevStack
+
+VECTORS = Succeeded({"vectors": [[1.0]], "space": "s"})
+
+
+def submit(vestry: Vestry, conn: Any, *texts: str, **options: Any) -> list[UUID]:
+    options = {"owner": "ann", "privacy": "shareable"} | options
+    jobs = vestry.enqueue_many(conn, [Embedding(texts=[text]) for text in texts], **options)
+    return [job.id for job in jobs]
+
+
+def told(conn: Any, job: UUID) -> tuple[str, int]:
+    row = conn.execute("SELECT state, attempt FROM vestry.jobs WHERE id = %s", [job]).fetchone()
+    return (row[0], row[1])
+
+
+def text_of(job: Job) -> str:
+    return str(job.payload["texts"][0])
+
+
+def at_once(batch: Sequence[Job], _: Context) -> list[Outcome]:
+    return [VECTORS for _ in batch]
+
+
+@contextmanager
+def looping(stack: DevStack, loop: Callable[[psycopg.Connection[Any]], None], stop: Any) -> Any:
+    with psycopg.connect(stack.database_url("vestry_control"), autocommit=True) as conn:
+        thread = threading.Thread(target=loop, args=(conn,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(10)
