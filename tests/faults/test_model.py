@@ -338,7 +338,7 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 + 3 * EXAMPLES)
 def test_every_sequence_leaves_what_the_model_says(clean: DevStack) -> None:
     with ExitStack() as opened:
         Machine.site = Site(clean, opened)
