@@ -61,7 +61,10 @@ def check(
         resumed = {line["pid"]: line["at"] for line in _of(lines, "resumed")}
         for line in _of(lines, "frozen"):
             lasted_s = resumed.get(line["pid"], math.inf) - line["at"]
-            _check_zombie(verdict, line, watch, came_back=lasted_s < WATCHDOG_S)
+            # Rescued later than that, with the disk full for instance, it had given up before.
+            rescued_s = watch.returned.get(line["token"], math.inf) - line["at"]
+            came_back = max(lasted_s, rescued_s) < WATCHDOG_S
+            _check_zombie(verdict, line, watch, came_back=came_back)
         contents.check(conn, verdict.blame, verdict.counts, lines, watch.wanted)
         _explain(conn, verdict, {line["token"]: line["point"] for line in _of(lines, "point")})
     for line in lines:
