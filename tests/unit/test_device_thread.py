@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,33 @@ from inference.device_thread import OVERTAKES, DeviceThread
 
 
 @pytest.fixture
-def callers() -> Iterator[ThreadPoolExecutor]:
+def gate() -> Iterator[threading.Event]:
+    """Opened at the end in any case: nobody is to wait behind it for ever."""
+    made = threading.Event()
+    yield made
+    made.set()
+
+
+@pytest.fixture
+def callers(gate: threading.Event) -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(64) as pool:
         yield pool
+        gate.set()
+
+
+def closed(
+    callers: ThreadPoolExecutor, device: DeviceThread, gate: threading.Event
+) -> Future[bool]:
+    """The device's thread at the gate: what is asked of it from now on stands in line."""
+    there = threading.Event()
+
+    def wait() -> bool:
+        there.set()
+        return gate.wait()
+
+    waiting = callers.submit(device.run, wait)
+    assert there.wait(10)
+    return waiting
 
 
 def wait_for_queue(device: DeviceThread, length: int) -> None:
@@ -44,9 +69,11 @@ def test_an_error_reaches_its_own_caller_and_the_thread_goes_on() -> None:
     assert device.run(lambda: 5) == 5
 
 
-def test_urgent_work_waits_for_the_piece_under_way_only(callers: ThreadPoolExecutor) -> None:
-    device, gate, order = DeviceThread("device"), threading.Event(), list[str]()
-    done = [callers.submit(device.run, gate.wait)]
+def test_urgent_work_waits_for_the_piece_under_way_only(
+    callers: ThreadPoolExecutor, gate: threading.Event
+) -> None:
+    device, order = DeviceThread("device"), list[str]()
+    done: list[Future[Any]] = [closed(callers, device, gate)]
     done += [callers.submit(device.run, lambda: order.append("bulk")) for _ in range(5)]
     wait_for_queue(device, 5)
     done.append(callers.submit(device.run, lambda: order.append("urgent"), urgent=True))
@@ -57,9 +84,11 @@ def test_urgent_work_waits_for_the_piece_under_way_only(callers: ThreadPoolExecu
     assert order == ["urgent"] + ["bulk"] * 5
 
 
-def test_bulk_gets_its_turn_after_so_many_overtakes(callers: ThreadPoolExecutor) -> None:
-    device, gate, order = DeviceThread("device"), threading.Event(), list[str]()
-    done = [callers.submit(device.run, gate.wait)]
+def test_bulk_gets_its_turn_after_so_many_overtakes(
+    callers: ThreadPoolExecutor, gate: threading.Event
+) -> None:
+    device, order = DeviceThread("device"), list[str]()
+    done: list[Future[Any]] = [closed(callers, device, gate)]
     done.append(callers.submit(device.run, lambda: order.append("bulk")))
     done += [
         callers.submit(device.run, lambda: order.append("urgent"), urgent=True)
