@@ -40,6 +40,7 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
         assert leases.claim(worker, Terms("test", "shareable", 0.001, 600), LANE, ["embedding"])
     settings = Settings(lease_s=4.0, heartbeat_s=0.1, poll_s=0.05)
     made = Reconciler(settings, stop)
+    time.sleep(max(0.0, settings.lease_s + 0.5 - up_s))
     assert made._grace(control) == 0
     # Now its connection was lost and made again.
     begun = time.monotonic()
