@@ -192,7 +192,7 @@ MUTATIONS: Final = (
     Mutation(
         "the generation check",
         "a document is written whatever was enqueued or deleted since, and not looked at before",
-        ("generation was indexed more than once", "document"),
+        ("generation was indexed more than once", "a deleted document is still there"),
         _no_generation,
         scale=replace(SMALL, jobs=1500),
     ),

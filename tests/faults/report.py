@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from tests.faults.checker import Verdict
 from tests.faults.sorts import ALL
@@ -28,7 +28,6 @@ HALTING = frozenset(
     }
 )
 """What takes database or reconciler away: nothing is rescued meanwhile, nor for a lease after."""
-AWAY: Final = ", with the database away"
 
 
 @dataclass(slots=True)
@@ -94,7 +93,7 @@ class Report:
         if returned < struck:
             return  # it was lost to something else before
         if ends:
-            self._recovered(f"{fault}{AWAY}", max(0.0, returned - max(ends)))
+            self._recovered(f"{fault}, with the database away", max(0.0, returned - max(ends)))
         else:
             self._recovered(fault, returned - struck)
 

@@ -120,7 +120,7 @@ def kill(up: Detached, victim: str) -> int:
 def await_all(up: Detached, vestry: Vestry, jobs: Mapping[str, list[JobRef]]) -> None:
     """Wait until every job has succeeded; the error says what those that have not are waiting for."""
     try:
-        eventually(lambda: succeeded(vestry, jobs), within=120)
+        eventually(lambda: succeeded(vestry, jobs), within=60)
     except AssertionError:
         refs = [ref.id for lane in jobs.values() for ref in lane]
         with psycopg.connect(PostgresServer(Home(up.home)).url(SUPERUSER)) as admin:
