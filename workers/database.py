@@ -16,6 +16,15 @@ Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
 
+AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.TransactionTimeout,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+"""Errors that say nothing of what was asked: the database is away, or has given this session up because
+its process stood still, or it is a standby now. The last three are no `OperationalError`."""
 RECONNECT_S = 2.0
 """How long the pool itself tries to replace a lost connection. Its pauses double without bound; given
 up early, the next request for a connection tries again at once."""

@@ -16,6 +16,7 @@ from models.content import Content
 from models.leases import Lease
 from tasks.protocol import Failed, Outcome
 from workers.bounded import session
+from workers.database import AWAY
 from workers.finishing import Finished, finish
 
 log = logging.getLogger(__name__)
@@ -81,14 +82,11 @@ class Finisher:
                 if outcomes[next(iter(outcomes))] is not LOCKED:
                     return self._until_done(lease, dict.fromkeys(outcomes, LOCKED), lock_wait_s)
                 self._pause(error, give_up)
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            except AWAY as error:
                 self._pause(error, give_up)
             except (
                 Exception
             ) as error:  # a result that cannot even be encoded is the job's own fault
-                if isinstance(error, psycopg.Error) and _ended(error):
-                    self._pause(error, give_up)
-                    continue
                 if len(outcomes) > 1:
                     return self._one_by_one(lease, outcomes)
                 code = getattr(error, "sqlstate", None) or type(error).__name__
@@ -123,9 +121,3 @@ class Finisher:
         if time.monotonic() > give_up:
             raise error
         time.sleep(RETRY_S)
-
-
-def _ended(error: psycopg.Error) -> bool:
-    """Whether the server ended the transaction for having stood still for too long: this process was
-    frozen, or cut off. Errors of this class (25) are no `OperationalError`."""  # noqa: D205, D209
-    return (error.sqlstate or "").startswith("25")

@@ -20,6 +20,7 @@ from vestry.owner_keys import OwnerKeys
 from vestry.search import SearchRequest, nearest
 from vestry.steps import run
 from workers.bounded import session
+from workers.database import AWAY
 
 AGAIN_S = 5.0
 """When to search again after the database was away; no attempt is spent."""
@@ -49,7 +50,7 @@ class Documents:
         fleet: Fleet,
         embedding: ModelEntry | None,
         keyring: KeyRing | None,
-        patience_s: float = 60.0,
+        patience_s: float,
     ) -> None:
         self._pool = pool
         self._patience_s = patience_s
@@ -81,7 +82,7 @@ class Documents:
                 hits = run(conn, steps)
         except UnknownSpace:
             return ()
-        except (psycopg.OperationalError, psycopg.InterfaceError):
+        except AWAY:
             raise Waits("database_away", retry_after=AGAIN_S) from None
         except VestryError:
             raise PassagesUnreadable from None

@@ -60,7 +60,7 @@ def run_connected(
             ) as conn:
                 pause = 0.1
                 body(conn)
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except database.AWAY as error:
             log.warning("%s: database away (%s)", name, type(error).__name__)
             stop.wait(pause)
             pause = min(LONGEST_PAUSE_S, pause * 2)

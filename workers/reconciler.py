@@ -56,10 +56,12 @@ class Reconciler:
     def run(self, conn: Connection) -> None:
         """Reconcile until stopped or the connection breaks."""
         statement_ms = int(min(STATEMENT_S, max(1.0, self._settings.lease_s / 2)) * 1000)
-        conn.execute(
-            "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false)",
-            [str(statement_ms), str(statement_ms // 2)],
-        )
+        with bounded(conn, CUT_S):
+            for name, limit_ms in (
+                ("statement_timeout", statement_ms),
+                ("lock_timeout", statement_ms // 2),
+            ):
+                conn.execute("SELECT set_config(%s, %s, false)", [name, str(limit_ms)])
         while not self._alone(conn):
             if self._stop.wait(self._settings.poll_s):
                 return
