@@ -37,18 +37,6 @@ def proxy(clean: DevStack) -> Iterator[Proxy]:
         yield running
 
 
-@pytest.fixture
-def vestry(clean: DevStack) -> Iterator[Vestry]:
-    with Vestry(clean.database_url("vestry_producer"), clean.keyring) as client:
-        yield client
-
-
-@pytest.fixture
-def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as caller:
-        yield caller
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "SHORTEST_S", 1.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -16,24 +15,6 @@ from tasks.protocol import Chunk, Failed, IndexDocument, Succeeded
 from vestry import Document, Embedding, KeyRing, Vestry
 from workers.devstack import DevStack
 from workers.finishing import finish
-
-
-@pytest.fixture
-def vestry(clean: DevStack) -> Iterator[Vestry]:
-    with Vestry(clean.database_url("vestry_producer"), clean.keyring) as client:
-        yield client
-
-
-@pytest.fixture
-def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as caller:
-        yield caller
-
-
-@pytest.fixture
-def admin(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
-        yield conn
 
 
 def test_no_effect_for_an_older_generation_or_a_deleted_document(

@@ -70,6 +70,25 @@ def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
             eventually(lambda: told(conn, job)[0] == "queued")
 
 
+def test_a_pruning_that_was_too_slow_takes_smaller_steps_for_a_while(
+    clean: DevStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+
+    def prune(_: Any, __: float, limit: int) -> int:
+        limits.append(limit)
+        if len(limits) <= 2:
+            raise psycopg.errors.QueryCanceled
+        return 0
+
+    monkeypatch.setattr(reconciler, "PRUNE_EVERY_S", 0.0)
+    monkeypatch.setattr("workers.reconciler.retention.prune_jobs", prune)
+    stop = threading.Event()
+    with looping(clean, Reconciler(Settings(poll_s=0.01), stop).run, stop):
+        eventually(lambda: len(limits) >= 6)
+    assert limits[:6] == [1000, 250, 62, 124, 248, 496]
+
+
 def test_a_job_that_an_open_transaction_holds_keeps_no_other_from_its_rescue(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
 ) -> None:

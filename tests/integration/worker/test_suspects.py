@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -62,6 +64,37 @@ def test_a_suspect_gets_its_turn_beside_long_work_that_never_lets_up(
         worker.start()
         eventually(lambda: told(conn, suspect)[0] == "succeeded", within=25)
         assert told(conn, jobs[-1])[0] == "queued"
+
+
+def test_many_suspects_let_others_in_between(
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any
+) -> None:
+    ran: list[str] = []
+
+    def slow(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        ran.extend(map(text_of, batch))
+        time.sleep(0.2)
+        return [VECTORS for _ in batch]
+
+    suspects = submit(vestry, conn, *["suspect"] * 12)
+    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = ANY (%s)", [suspects])
+    with runtime(clean, slow, batch_jobs=1, batch_s=0.3) as worker:
+        alone = worker._quarantine.alone
+        begun = threading.Event()
+
+        @contextmanager
+        def noted(patience_s: float) -> Iterator[bool]:
+            with alone(patience_s) as empty:
+                begun.set()
+                yield empty
+
+        worker._quarantine.alone = noted  # type: ignore[method-assign]
+        worker.start()
+        assert begun.wait(20)
+        other = submit(vestry, conn, "other")[0]
+        eventually(lambda: told(conn, other)[0] == "succeeded")
+        eventually(lambda: all(told(conn, job)[0] == "succeeded" for job in suspects))
+    assert ran.index("other") < 11
 
 
 def test_a_suspect_is_found_behind_the_mark_of_the_ordinary_line(
