@@ -264,6 +264,9 @@ def claim(
 def beat(conn: Connection, tokens: Sequence[UUID], lease_s: float) -> frozenset[UUID]:
     """Extend leases, never past their `max_until`; returns the jobs they still hold.
 
+    One that ran out but was not taken back is extended, too: after an outage that was longer than a
+    lease this is how a process says that it is still there, before the reconciler's grace is over.
+
     Args:
         conn: a connection; the statement commits by itself under autocommit.
         tokens: the process's leases.
@@ -274,7 +277,7 @@ def beat(conn: Connection, tokens: Sequence[UUID], lease_s: float) -> frozenset[
            SET expires_at = least(l.max_until, now.t + make_interval(secs => %(lease_s)s))
            FROM (SELECT vestry.clock() AS t OFFSET 0) now,
                 (SELECT id FROM vestry.leases WHERE id = ANY (%(tokens)s) ORDER BY id FOR UPDATE) mine
-           WHERE l.id = mine.id AND l.expires_at > now.t""",
+           WHERE l.id = mine.id""",
         {"lease_s": lease_s, "tokens": list(tokens)},
     )
     return frozenset(

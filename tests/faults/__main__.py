@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ from workers.home import CHECKOUT
 
 AT_ONCE: Final = 2
 PREFIX: Final = "vestry-faults-"
+FAILED: Final = "the laboratory itself failed"
 
 
 def _forks(home: Path, seed: int, preset: Preset) -> Report:
@@ -75,7 +77,7 @@ def main() -> int:
     if options.only is not None:
         preset = presets.FAULTS if options.soak is None else presets.soak(options.soak)
         with temporary_home(PREFIX) as home:
-            report = LABORATORIES[options.only](home, options.seed, preset).document()
+            report = _one(options.only, home, options.seed, preset).document()
         print(json.dumps(report, default=str))
         return 1 if report["violations"] else 0
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
@@ -87,6 +89,16 @@ def main() -> int:
         options.report.with_suffix(".txt").write_text(told(report) + "\n", encoding="utf-8")
     print(text)
     return 1 if report["violations"] else 0
+
+
+def _one(name: str, home: Path, seed: int, preset: Preset) -> Report:
+    """One laboratory's report, which says so where it failed itself."""
+    try:
+        return LABORATORIES[name](home, seed, preset)
+    except Exception as error:
+        told = "".join(traceback.format_exception(error))
+        print(told, file=sys.stderr, flush=True)
+        return Report(name, seed, violations={FAILED: [told]})
 
 
 def _all(options: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +139,7 @@ def _report(name: str, process: subprocess.Popen[str], out: Path) -> dict[str, A
         report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     except ValueError:
         report = Report(name, 0).document()
-        report["violations"] = {"the laboratory itself failed": [f"exit {process.returncode}"]}
+        report["violations"] = {FAILED: [f"exit {process.returncode}"]}
     return report
 
 

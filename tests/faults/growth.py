@@ -78,7 +78,7 @@ class Growth:
                 "memory_mib": memory / MIB,
                 "open_files": float(files),
                 "processes": float(alive),
-                "logs_mib": sum(f.stat().st_size for f in self.logs.glob("*")) / MIB,
+                "logs_mib": sum(map(_size, self.logs.glob("*"))) / MIB,
             }
         )
 
@@ -109,3 +109,11 @@ class Growth:
             if (name != "rows" or self._lasted_s() > 3 * self.keep_s)
             and told["last"] > FACTOR * told["first"] + ALLOWANCE[name]
         ]
+
+
+def _size(path: Path) -> int:
+    """Bytes; a log that was just moved away has none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
 import psycopg
+from psycopg_pool import PoolTimeout
 
 from models import leases, transitions
 from models.states import State
@@ -81,11 +82,15 @@ def arm(executor: Executor, point: str | None, nth: int, history: History) -> No
         # Spared until that is known: the heartbeat's thread may be at a point.
         here.spared = opened.lease.alone
         here.token = opened.lease.id
-        with executor.pool.connection() as conn:
+        if not opened.lease.alone:
+            return
+        # With the database away it stays spared, and the batch goes on: the question is the
+        # laboratory's own, and must not cost a claim.
+        with suppress(psycopg.Error, PoolTimeout), executor.pool.connection() as conn:
             row = conn.execute(
                 "SELECT max(crashes) FROM vestry.jobs WHERE lease_id = %s", [opened.lease.id]
             ).fetchone()
-        here.spared = opened.lease.alone and (row is None or bool(row[0]))
+            here.spared = row is None or bool(row[0])
 
     _wrap_claim(begin, here)
     _wrap_handling(here, history)

@@ -13,6 +13,9 @@ from tests.faults.sorts import ALL
 
 SHOWN = 5
 """Examples of a violation."""
+SLOW_S = 7.0
+"""A recovery that took longer is told with what befell the system around it."""
+MOST_SLOW = 20
 HALTING = frozenset(
     {
         "postgres restarts",
@@ -43,6 +46,7 @@ class Report:
         poison: of jobs that must die, how many of each sort did.
         grown: first and last measure of what must not grow without bound.
         notes: what could not be had here.
+        slow: the first recoveries that took long, and what went on meanwhile.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Report:
     poison: dict[str, int] = field(default_factory=dict)
     violations: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
 
     def take(self, verdict: Verdict, lines: Iterable[dict[str, Any]]) -> None:
         """Add what the checker found."""
@@ -73,13 +78,16 @@ class Report:
             for kind, found in verdict.violations.items()
         }
         told = list(lines)
+        mishaps = [line for line in told if line["what"].startswith("mishap")]
         claims = sorted(verdict.tokens.values())
         halts = _halts(told, claims)
         for line in told:
             if line["what"] in {"point", "killed"}:
                 for token in line.get("tokens", [line.get("token")]):
                     if token in verdict.returned:
-                        self._returned(line["point"], line["at"], verdict.returned[token], halts)
+                        returned = verdict.returned[token]
+                        self._returned(line["point"], line["at"], returned, halts)
+                        self._explain_slow(line["point"], line["at"], returned, mishaps)
             elif line["what"] == "mishap over":
                 place = bisect_right(claims, line["at"])
                 if place < len(claims):
@@ -96,6 +104,19 @@ class Report:
             self._recovered(f"{fault}, with the database away", max(0.0, returned - max(ends)))
         else:
             self._recovered(fault, returned - struck)
+
+    def _explain_slow(
+        self, fault: str, struck: float, returned: float, mishaps: list[dict[str, Any]]
+    ) -> None:
+        """What befell the others meanwhile, of the first few that took long."""
+        if returned - struck <= SLOW_S or len(self.slow) >= MOST_SLOW:
+            return
+        meanwhile = [
+            f"{line['at'] - struck:+.1f} {line['name']}{' (over)' * line['what'].endswith('over')}"
+            for line in mishaps
+            if struck - SLOW_S < line["at"] < returned
+        ]
+        self.slow.append(f"{fault}: {returned - struck:.1f} s; {', '.join(meanwhile)}")
 
     def _recovered(self, fault: str, seconds: float) -> None:
         self.recovery_s.setdefault(fault, []).append(round(seconds, 3))
@@ -116,6 +137,7 @@ class Report:
             "seen": self.seen,
             "grown": self.grown,
             "notes": self.notes,
+            "slow": self.slow,
             "violations": self.violations,
         }
 

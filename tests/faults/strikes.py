@@ -48,16 +48,18 @@ class Site:
             f"redis://x@127.0.0.1:{self.up.broker_port}/0", self.up.administrator_password()
         )
 
-    def stop(self, pid: int) -> None:
-        """SIGSTOP."""
-        os.kill(pid, signal.SIGSTOP)
-        self._stopped.append(pid)
+    def stop(self, pid: int) -> bool:
+        """SIGSTOP; whether it was there."""
+        there = signalled(pid, signal.SIGSTOP)
+        if there:
+            self._stopped.append(pid)
+        return there
 
     def resume(self, pid: int) -> None:
         """SIGCONT, if it is still there."""
         self._stopped.remove(pid)
         if pid in {process["pid"] for process in self.up.processes()}:
-            os.kill(pid, signal.SIGCONT)
+            signalled(pid, signal.SIGCONT)
 
     def restore(self) -> None:
         """End whatever goes on."""
@@ -66,6 +68,15 @@ class Site:
         self.database.mode = self.broker.mode = Mode.OPEN
         with suppress(psycopg.Error):
             servers.limit_connections(self.up.superuser_url, -1)
+
+
+def signalled(pid: int, number: signal.Signals) -> bool:
+    """Whether there was a process to signal: the supervisor may not have written yet that it ended."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @dataclass(slots=True)
@@ -83,32 +94,28 @@ class Lasting:
 def _kill_worker(site: Site) -> bool:
     name = site.rng.choice(sorted(site.up.workers()))
     pid = site.up.pid(name)
-    if pid is None:
-        return False
     # Held still while it is looked at: a suspect that crashed once before is not struck again.
-    os.kill(pid, signal.SIGSTOP)
+    if pid is None or not signalled(pid, signal.SIGSTOP):
+        return False
     try:
         with psycopg.connect(site.up.superuser_url, autocommit=True) as conn:
             held = conn.execute(_HELD, [f"{name}@%"]).fetchall()
             delicate = conn.execute(_ALONE, [f"{name}@%"]).fetchone()
     except psycopg.Error:
-        os.kill(pid, signal.SIGCONT)
+        signalled(pid, signal.SIGCONT)
         return False
     if delicate is None or delicate[0]:
-        os.kill(pid, signal.SIGCONT)
+        signalled(pid, signal.SIGCONT)
         return False
     site.history.write("killed", point="a worker is killed", tokens=[row[0] for row in held])
-    os.kill(pid, signal.SIGKILL)
-    return True
+    return signalled(pid, signal.SIGKILL)
 
 
 def _kill(name: str) -> Callable[[Site], bool]:
     def strike(site: Site) -> bool:
         pid = site.up.pid(name)
-        if pid is None:
-            return False
-        os.kill(pid, signal.SIGQUIT if name == "postgres" else signal.SIGKILL)
-        return True
+        number = signal.SIGQUIT if name == "postgres" else signal.SIGKILL
+        return pid is not None and signalled(pid, number)
 
     return strike
 
@@ -204,9 +211,8 @@ def _freeze(victim: str) -> Callable[[Site, float], Lasting]:
         name = site.rng.choice(sorted(site.up.workers())) if victim == "worker" else victim
         what = "a worker hangs" if victim == "worker" else "the broker hangs"
         pid = site.up.pid(name)
-        if pid is None:
+        if pid is None or not site.stop(pid):
             return Lasting(what, time.monotonic(), lambda: None)
-        site.stop(pid)
         return Lasting(what, time.monotonic() + seconds, lambda: site.resume(pid))
 
     return begin

@@ -68,6 +68,7 @@ def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> 
         "recovery": {fault: summary(times) for fault, times in sorted(recovery.items())},
         "grown": {name: part["grown"] for name, part in reports.items() if part["grown"]},
         "notes": [f"{name}: {note}" for name, part in reports.items() for note in part["notes"]],
+        "slow": [f"{name}: {told}" for name, part in reports.items() for told in part["slow"]],
         "violations": {
             f"{name}: {kind}": found
             for name, part in reports.items()
@@ -112,6 +113,9 @@ def told(report: Mapping[str, Any]) -> str:
             f"  {what:<62} {of['first']:>8} {of['last']:>8} {of['most']:>8}"
             for what, of in grown.items()
         ]
+    if report["slow"]:
+        lines += ["", "slow to recover, with what befell the system meanwhile (seconds after it)"]
+        lines += [f"  {each}" for each in report["slow"]]
     return "\n".join([*lines, *(f"note: {note}" for note in report["notes"])])
 
 

@@ -37,16 +37,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(LONGEST_S + 20)]
 
 
 def test_no_promise_is_broken(report: dict[str, Any]) -> None:
-    assert report["violations"] == {}, f"seed {report['seed']}: {report['violations']}"
+    told = json.dumps(report["violations"], indent=1)
+    assert not report["violations"], f"seed {report['seed']}: {told}"
 
 
 def test_enough_was_done_and_enough_befell_it(report: dict[str, Any]) -> None:
     seen, mishaps, kills = report["seen"], report["mishaps"], report["kills"]
-    real = kills["a worker is killed"]
+    real = kills.get("a worker is killed", 0)
     assert seen["committed"] >= 5000
     assert sum(kills.values()) - kills["all"] - real >= 200
     assert real >= 10
-    assert kills["the supervisor is killed"] >= 1
+    assert kills.get("the supervisor is killed", 0) >= 1
     assert mishaps["the broker is emptied"] >= 10
     assert mishaps["postgres restarts"] >= 2
     assert seen["zombies"] >= 20

@@ -163,6 +163,8 @@ class Machine(RuleBasedStateMachine):
         ours = leases.beat(self.site.worker, [token], TERMS.lease_s)
         self.site.worker.commit()
         assert ours == frozenset(self._holds(token))
+        # Late is early enough where nobody took the jobs yet, but not past the longest run.
+        self.leases[token].lost = self.leases[token].lost and self.leases[token].overran
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), late=st.booleans())

@@ -336,21 +336,24 @@ def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
         assert leases.claim(worker, TERMS, LANE, ["embedding"]) is None
 
 
-def test_a_heartbeat_extends_neither_what_is_over_nor_past_the_longest_run(
+def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
     admin: Any, producer: Any, worker: Any, control: Any
 ) -> None:
-    enqueue(producer, "ann", 2)
-    over = claimed(worker, SHORT, limit=1)
+    enqueue(producer, "ann", 3)
+    late = claimed(worker, SHORT, limit=1)
     brief = claimed(worker, Terms("test", "shareable", lease_s=60, max_run_s=5), limit=1)
-    leases.beat(worker, [over.id, brief.id], 600)
+    over = claimed(worker, Terms("test", "shareable", lease_s=60, max_run_s=0), limit=1)
+    leases.beat(worker, [late.id, brief.id, over.id], 600)
     left = dict(
         admin.execute(
             "SELECT id, extract(epoch FROM expires_at - vestry.clock())::float8 FROM vestry.leases"
         ).fetchall()
     )
-    assert left[over.id] < 0
+    assert left[late.id] > 500
     assert 0 < left[brief.id] <= 5
+    assert left[over.id] < 0
     assert transitions.rescue(control).suspects == 1
+    assert leases.beat(worker, [over.id], 600) == frozenset()
 
 
 def test_a_conflicting_key_enqueues_nothing_of_the_call(admin: Any, producer: Any) -> None:
