@@ -1,8 +1,7 @@
 """The keeper: ends the stack's processes when the supervisor is gone without having ended them.
 
 It reads one JSON object a line from a pipe that the supervisor alone holds open, and keeps a
-register: `{"keep": {"pid", "started", "kill_signal"}}` adds a process, `{"forget": pid}` removes
-it.
+register: `{"keep": …}`, an `Identity`, adds a process, `{"forget": pid}` removes it.
 The end of the pipe means that the supervisor ended, however it did: no signal or parent id is
 needed, so this holds on every Unix.
 """
@@ -14,6 +13,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import IO
 
 from workers.home import CHECKOUT, Home
@@ -81,13 +81,13 @@ class Keeper:
                 text=True,
             )
         for identity in self._kept.values():
-            self._tell({"keep": _document(identity)})
+            self._tell({"keep": asdict(identity)})
         return died
 
     def keep(self, identity: Identity) -> None:
         """Register a process."""
         self._kept[identity.pid] = identity
-        self._tell({"keep": _document(identity)})
+        self._tell({"keep": asdict(identity)})
 
     def forget(self, pid: int) -> None:
         """Take a process that has ended off the register."""
@@ -111,14 +111,6 @@ class Keeper:
         if self._process is None or self._process.stdin is None:
             raise BrokenPipeError
         return self._process.stdin
-
-
-def _document(identity: Identity) -> dict[str, float]:
-    return {
-        "pid": identity.pid,
-        "started": identity.started,
-        "kill_signal": int(identity.kill_signal),
-    }
 
 
 if __name__ == "__main__":

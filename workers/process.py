@@ -35,8 +35,13 @@ LOG_LIMIT = 16 * 1024 * 1024
 """Bytes after which a log is put aside at the next start, in place of the one put aside before."""
 
 
-SAME_START_S = 1.0
-"""Start times this close are one process's: an id comes round again much later."""
+SAME_START_S = 2.0
+"""Start times this close are one process's: an id comes round again much later. Linux says when it
+booted in whole seconds, and may say another one the next time."""
+
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Linux's name of this boot (random(4))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,17 +187,26 @@ def stop(process: subprocess.Popen[bytes], command: Command, grace_s: float = 15
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A process for certain: its id may be another's tomorrow, but not with this start time."""
+    """A process for certain: its id may be another's tomorrow, but not with this start time.
+
+    Attributes:
+        pid: its id.
+        started: seconds from the boot, by a clock that nobody sets; where the system does not tell
+            that, seconds since the epoch as of then.
+        kill_signal: what ends it at once.
+        boot: which boot; empty where the system gives it no name.
+    """
 
     pid: int
     started: float
     kill_signal: int = signal.SIGKILL
+    boot: str = ""
 
     @classmethod
     def of(cls, pid: int, kill_signal: int = signal.SIGKILL) -> Identity | None:
         """The process with an id now; None where there is none."""
         try:
-            return cls(pid, psutil.Process(pid).create_time(), kill_signal)
+            return cls(pid, _started(psutil.Process(pid)), kill_signal, _boot())
         except psutil.Error:
             return None
 
@@ -200,7 +214,7 @@ class Identity:
         """Whether it still runs; a zombie does not."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < SAME_START_S
+            same = abs(_started(process) - self.started) < SAME_START_S and self.boot == _boot()
             return bool(same and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.Error:
             return False
@@ -210,6 +224,19 @@ class Identity:
         if self.alive():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
+
+
+def _started(process: psutil.Process) -> float:
+    """A wall clock that is set moves every start time with it; on Linux that of the boot, too."""
+    at = float(process.create_time())
+    return at - float(psutil.boot_time()) if psutil.LINUX else at
+
+
+def _boot() -> str:
+    try:
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def end_all(identities: Sequence[Identity], patience_s: float = 2.0) -> None:

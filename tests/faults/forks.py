@@ -122,6 +122,7 @@ class Laboratory:
         )
         self._children: dict[int, Plan] = {}
         self._frozen: dict[int, float] = {}
+        self._resumed: set[int] = set()
         self._told_at = 0.0
 
     def run(self) -> Report:
@@ -147,9 +148,9 @@ class Laboratory:
         """Called once the ledger is installed, before anything else begins."""
 
     def _let_end(self) -> None:
-        """Until everything has ended, or nothing more does."""
+        """Until everything has ended, or nothing more does; who was frozen has his say, too."""
         left, until = -1, time.monotonic() + self.scale.patience_s
-        while left != 0 and time.monotonic() < until:
+        while (left != 0 or self._frozen or self._resumed) and time.monotonic() < until:
             self._step(faults=False)
             self._tell()
             row = self._ask(_LEFT)
@@ -220,6 +221,7 @@ class Laboratory:
                 self._history.write("resumed", pid=pid)
                 os.kill(pid, signal.SIGCONT)
                 del self._frozen[pid]
+                self._resumed.add(pid)
         roles = [plan.role for pid, plan in self._children.items() if pid not in self._frozen]
         for role in CONTROLS.keys() - set(roles):
             if role != self.scale.missing:
@@ -266,6 +268,7 @@ class Laboratory:
                 self._frozen[pid] = time.monotonic() + FROZEN_S
                 continue
             self._frozen.pop(pid, None)
+            self._resumed.discard(pid)
             del self._children[pid]
             if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
                 self.report.kills[str(plan.point)] += 1

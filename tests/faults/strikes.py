@@ -18,7 +18,9 @@ from tests.faults import messages, servers
 from tests.faults.lab_up import LabUp
 from tests.faults.ledger import History
 from tests.faults.proxy import Mode, Proxy
+from workers.supervisor import StartError
 
+STARTS: Final = 3
 FLAP_S: Final = 0.4
 """How long a flapping connection is up, and how long down."""
 _HELD: Final = "SELECT id::text FROM vestry.leases WHERE worker LIKE %s"
@@ -122,8 +124,17 @@ def _kill(name: str) -> Callable[[Site], bool]:
 
 def _kill_supervisor(site: Site) -> bool:
     site.up.kill()
-    # Nobody but systemd, Compose or a person starts a supervisor again: here the laboratory does.
-    site.start()
+    # Nobody but systemd or Compose starts a supervisor again, as often as it takes: here the
+    # laboratory does, a few times.
+    for left in reversed(range(STARTS)):
+        try:
+            site.start()
+        except StartError as error:
+            site.history.write("a start failed", told=str(error))
+            if not left:
+                raise
+        else:
+            break
     return True
 
 

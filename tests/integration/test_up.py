@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,4 +316,17 @@ def test_identity_is_not_fooled_by_a_reused_pid() -> None:
     mine = Identity.of(os.getpid())
     assert mine is not None
     assert mine.alive()
-    assert not Identity(mine.pid, mine.started - 100).alive()
+    assert not replace(mine, started=mine.started - 100).alive()
+    assert not replace(mine, boot="another").alive()
+
+
+@pytest.mark.skipif(
+    not psutil.LINUX, reason="elsewhere start times are told by the wall clock alone"
+)
+def test_identity_outlives_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Identity.of(os.getpid())
+    booted = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3600)
+    assert abs(psutil.Process().create_time() - time.time()) > 1800, "the start time moved"
+    assert mine is not None
+    assert mine.alive()
