@@ -23,6 +23,10 @@ from workers.supervisor import StartError
 STARTS: Final = 3
 FLAP_S: Final = 0.4
 """How long a flapping connection is up, and how long down."""
+LOOKS: Final = 40
+LOOK_S: Final = 0.05
+"""How often, and with which pause, a worker is looked for that holds something."""
+_HOLDERS: Final = "SELECT DISTINCT split_part(worker, '@', 1) FROM vestry.leases"
 _HELD: Final = "SELECT id::text FROM vestry.leases WHERE worker LIKE %s"
 _ALONE: Final = """SELECT EXISTS (SELECT FROM vestry.leases l JOIN vestry.jobs j ON j.lease_id = l.id
   WHERE l.worker LIKE %s AND l.alone AND j.crashes >= 1)"""
@@ -94,23 +98,36 @@ class Lasting:
 
 
 def _kill_worker(site: Site) -> bool:
-    name = site.rng.choice(sorted(site.up.workers()))
+    """One that holds something, if that can be met with: the death of an idle one loses nothing."""
+    for left in reversed(range(LOOKS)):
+        try:
+            with psycopg.connect(site.up.superuser_url, autocommit=True) as conn:
+                there = set(site.up.workers())
+                holders = there & {row[0] for row in conn.execute(_HOLDERS)}
+                name = site.rng.choice(sorted(holders or there))
+                if _kill_holder(site, conn, name, even_idle=not left):
+                    return True
+        except psycopg.Error:
+            return False
+        time.sleep(LOOK_S)
+    return False
+
+
+def _kill_holder(site: Site, conn: psycopg.Connection[Any], name: str, *, even_idle: bool) -> bool:
     pid = site.up.pid(name)
     # Held still while it is looked at: a suspect that crashed once before is not struck again.
     if pid is None or not signalled(pid, signal.SIGSTOP):
         return False
     try:
-        with psycopg.connect(site.up.superuser_url, autocommit=True) as conn:
-            held = conn.execute(_HELD, [f"{name}@%"]).fetchall()
-            delicate = conn.execute(_ALONE, [f"{name}@%"]).fetchone()
-    except psycopg.Error:
+        held = conn.execute(_HELD, [f"{name}@%"]).fetchall()
+        delicate = conn.execute(_ALONE, [f"{name}@%"]).fetchone()
+        if (not held and not even_idle) or delicate is None or delicate[0]:
+            return False
+        site.history.write("killed", point="a worker is killed", tokens=[row[0] for row in held])
+        return signalled(pid, signal.SIGKILL)
+    finally:
+        # Of no effect on one that was killed.
         signalled(pid, signal.SIGCONT)
-        return False
-    if delicate is None or delicate[0]:
-        signalled(pid, signal.SIGCONT)
-        return False
-    site.history.write("killed", point="a worker is killed", tokens=[row[0] for row in held])
-    return signalled(pid, signal.SIGKILL)
 
 
 def _kill(name: str) -> Callable[[Site], bool]:
