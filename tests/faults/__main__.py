@@ -76,8 +76,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.only is not None:
         preset = presets.FAULTS if options.soak is None else presets.soak(options.soak)
-        with temporary_home(PREFIX) as home:
-            report = _one(options.only, home, options.seed, preset).document()
+        report = _one(options.only, options.seed, preset).document()
         print(json.dumps(report, default=str))
         return 1 if report["violations"] else 0
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
@@ -91,14 +90,17 @@ def main() -> int:
     return 1 if report["violations"] else 0
 
 
-def _one(name: str, home: Path, seed: int, preset: Preset) -> Report:
-    """One laboratory's report, which says so where it failed itself."""
+def _one(name: str, seed: int, preset: Preset) -> Report:
+    """One laboratory's report, which says so where the laboratory failed itself or left something."""
+    report = Report(name, seed)
     try:
-        return LABORATORIES[name](home, seed, preset)
+        with temporary_home(PREFIX) as home:
+            report = LABORATORIES[name](home, seed, preset)
     except Exception as error:
         told = "".join(traceback.format_exception(error))
         print(told, file=sys.stderr, flush=True)
-        return Report(name, seed, violations={FAILED: [told]})
+        report.violations[FAILED] = [told]
+    return report
 
 
 def _all(options: argparse.Namespace) -> dict[str, Any]:
