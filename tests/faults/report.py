@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.faults.checker import Verdict
 from tests.faults.sorts import ALL
+from tests.faults.summing import LOST
 
 SHOWN = 5
 """Examples of a violation."""
@@ -88,7 +89,8 @@ class Report:
                         returned = verdict.returned[token]
                         self._returned(line["point"], line["at"], returned, halts)
                         self._explain_slow(line["point"], line["at"], returned, mishaps)
-            elif line["what"] == "mishap over":
+            # What a worker held is timed above; that another claims says nothing of it.
+            elif line["what"] == "mishap over" and not line["name"].startswith(LOST):
                 place = bisect_right(claims, line["at"])
                 if place < len(claims):
                     self._recovered(line["name"], claims[place] - line["at"])
