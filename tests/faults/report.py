@@ -10,13 +10,12 @@ from typing import Any
 
 from tests.faults.checker import Verdict
 from tests.faults.sorts import ALL
-from tests.faults.summing import LOST
+from tests.faults.summing import LOST, promised_s
 
 SHOWN = 5
 """Examples of a violation."""
-SLOW_S = 7.0
-"""A recovery that took longer is told with what befell the system around it."""
 MOST_SLOW = 20
+"""Of recoveries that took longer than is promised, so many are told with what befell the system."""
 HALTING = frozenset(
     {
         "postgres restarts",
@@ -111,12 +110,13 @@ class Report:
         self, fault: str, struck: float, returned: float, mishaps: list[dict[str, Any]]
     ) -> None:
         """What befell the others meanwhile, of the first few that took long."""
-        if returned - struck <= SLOW_S or len(self.slow) >= MOST_SLOW:
+        limit_s = promised_s(self.name)
+        if returned - struck <= limit_s or len(self.slow) >= MOST_SLOW:
             return
         meanwhile = [
             f"{line['at'] - struck:+.1f} {line['name']}{' (over)' * line['what'].endswith('over')}"
             for line in mishaps
-            if struck - SLOW_S < line["at"] < returned
+            if struck - limit_s < line["at"] < returned
         ]
         self.slow.append(f"{fault}: {returned - struck:.1f} s; {', '.join(meanwhile)}")
 

@@ -28,13 +28,17 @@ RECOVERED_S: Final = 5.0
 """The promise: a lease and this much."""
 
 
+def promised_s(name: str) -> float:
+    """In which a laboratory's lost jobs are to be runnable again."""
+    return LEASES_S[name] + RECOVERED_S
+
+
 def late(name: str, recovery: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What took longer than is promised, in a laboratory's summaries of recovery."""
-    limit_s = LEASES_S[name] + RECOVERED_S
     return [
         f"{fault}: p99 {told['p99_s']} s"
         for fault, told in recovery.items()
-        if fault.startswith(LOST) and told["p99_s"] > limit_s
+        if fault.startswith(LOST) and told["p99_s"] > promised_s(name)
     ]
 
 
