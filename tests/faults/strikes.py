@@ -18,9 +18,7 @@ from tests.faults import messages, servers
 from tests.faults.lab_up import LabUp
 from tests.faults.ledger import History
 from tests.faults.proxy import Mode, Proxy
-from workers.supervisor import StartError
 
-STARTS: Final = 3
 FLAP_S: Final = 0.4
 """How long a flapping connection is up, and how long down."""
 LOOKS: Final = 40
@@ -42,7 +40,8 @@ class Site:
     history: History
     rng: random.Random
     forged: int = 0
-    _stopped: list[int] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)
+    """Processes that hang."""
 
     def start(self) -> None:
         """Start the supervisor."""
@@ -58,18 +57,18 @@ class Site:
         """SIGSTOP; whether it was there."""
         there = signalled(pid, signal.SIGSTOP)
         if there:
-            self._stopped.append(pid)
+            self.stopped.append(pid)
         return there
 
     def resume(self, pid: int) -> None:
         """SIGCONT, if it is still there."""
-        self._stopped.remove(pid)
+        self.stopped.remove(pid)
         if pid in {process["pid"] for process in self.up.processes()}:
             signalled(pid, signal.SIGCONT)
 
     def restore(self) -> None:
         """End whatever goes on."""
-        for pid in list(self._stopped):
+        for pid in list(self.stopped):
             self.resume(pid)
         self.database.mode = self.broker.mode = Mode.OPEN
         with suppress(psycopg.Error):
@@ -126,8 +125,9 @@ def _kill_holder(site: Site, conn: psycopg.Connection[Any], name: str, *, even_i
         site.history.write("killed", point="a worker is killed", tokens=[row[0] for row in held])
         return signalled(pid, signal.SIGKILL)
     finally:
-        # Of no effect on one that was killed.
-        signalled(pid, signal.SIGCONT)
+        # Of no effect on one that was killed; one that hangs goes on doing so.
+        if pid not in site.stopped:
+            signalled(pid, signal.SIGCONT)
 
 
 def _kill(name: str) -> Callable[[Site], bool]:
@@ -141,17 +141,8 @@ def _kill(name: str) -> Callable[[Site], bool]:
 
 def _kill_supervisor(site: Site) -> bool:
     site.up.kill()
-    # Nobody but systemd or Compose starts a supervisor again, as often as it takes: here the
-    # laboratory does, a few times.
-    for left in reversed(range(STARTS)):
-        try:
-            site.start()
-        except StartError as error:
-            site.history.write("a start failed", told=str(error))
-            if not left:
-                raise
-        else:
-            break
+    # Nobody but systemd, Compose or a person starts a supervisor again: here the laboratory does.
+    site.start()
     return True
 
 
