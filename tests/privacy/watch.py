@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import psutil
@@ -18,6 +21,12 @@ from workers.valkey_server import ValkeyServer
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-f]{2}|.)", re.DOTALL)
 _NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
+
+
+def everything_below(root: Path) -> Iterator[Path]:
+    """What lies in a directory at any depth, though its owner removes things while we look."""
+    for at, directories, names in os.walk(root):
+        yield from (Path(at, name) for name in (*directories, *names))
 
 
 class Watch:
@@ -112,9 +121,7 @@ class Watch:
         """Names of temporary files, which are gone by the time anybody could look for them."""
         while not self._stop.is_set():
             for place in self._home.run.glob("*/vestry-*"):
-                # A worker removes files while we look.
-                with contextlib.suppress(FileNotFoundError):
-                    self.names.update(str(path) for path in place.rglob("*"))
+                self.names.update(map(str, everything_below(place)))
             begun.set()
             self._stop.wait(0.02)
 
