@@ -9,6 +9,7 @@ of it or a new one at its path meets nobody else's, and a place whose home is go
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -110,9 +111,11 @@ def orphans() -> dict[Path, str]:
         return {}
     found = {}
     for place in (p for base in SYSTEM_PLACES for p in sorted(base.glob(f"{PREFIX}*"))):
-        home = read_json(place / OWNER).get("home")
-        if home and place.stat().st_uid == 0 and _named_by(Path(home)) != place:
-            found[place] = str(home)
+        # Another stack may remove its own meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            home = read_json(place / OWNER).get("home")
+            if home and place.stat().st_uid == 0 and _named_by(Path(home)) != place:
+                found[place] = str(home)
     return found
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -13,7 +14,7 @@ import pytest
 
 from tests.homes import temporary_home
 from vestry.cli.output import Output
-from workers import up
+from workers import server_place, up
 from workers.devstack import DevStack
 from workers.server_place import ServerPlace, orphans, remove
 
@@ -48,6 +49,21 @@ def test_data_out_of_reach_is_kept_outside_and_goes_with_its_home(closed: Path) 
     remove(home)
     assert not place.exists()
     assert not home.exists()
+
+
+def test_a_place_that_goes_while_it_is_looked_at_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "vestry-gone"
+    place.mkdir()
+
+    def read(path: Path) -> dict[str, Any]:
+        shutil.rmtree(path.parent)
+        return {"home": str(tmp_path / "home")}
+
+    monkeypatch.setattr(server_place, "SYSTEM_PLACES", (tmp_path,))
+    monkeypatch.setattr(server_place, "read_json", read)
+    assert orphans() == {}
 
 
 def test_a_moved_home_keeps_its_data_and_a_copy_meets_none(closed: Path) -> None:
