@@ -25,12 +25,16 @@ from tests.faults.growth import Growth
 from tests.faults.ledger import History, install
 from tests.faults.producers import Order, Producer
 from tests.faults.report import Report
-from tests.faults.servers import LabStack, Mishaps
+from tests.faults.servers import DELICATE, LabStack, Mishaps
 from tests.faults.workers import HOUR_S, LEASE_S, Plan, Site, fork
 from vestry import Vestry
+from workers.heartbeat import OVERRUN_EXIT
 
 PATIENCE_S: Final = 30.0
 """After the last fault some job must end in every such time, until none is left."""
+LOOK_S: Final = 0.1
+RESTLESS_S: Final = 3.0
+"""How long a mishap waits for suspects that crashed once to be done, and how often it looks."""
 TELL_S: Final = 5.0
 """How often a line is written of how far it is."""
 _LEFT: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
@@ -52,7 +56,7 @@ class Scale:
         a_second: jobs enqueued a second, by all producers.
         kills: SIGKILLs at named points at least.
         zombies: workers frozen past their lease at least.
-        poison: how many of each sort of poison.
+        certain: how many transactions of each sort there are in any case.
         mishaps: how often each befalls the servers.
         workers: forked workers at a time.
         keep_jobs_s: how long finished jobs are kept.
@@ -65,7 +69,7 @@ class Scale:
     a_second: float
     kills: int
     zombies: int
-    poison: dict[str, int]
+    certain: dict[str, int]
     mishaps: dict[str, int]
     workers: int = 4
     producers: int = 2
@@ -124,6 +128,7 @@ class Laboratory:
         self._frozen: dict[int, float] = {}
         self._resumed: set[int] = set()
         self._told_at = 0.0
+        self._looked_at = 0.0
 
     def run(self) -> Report:
         """Enqueue all, with faults; then let everything end; then check."""
@@ -166,9 +171,9 @@ class Laboratory:
             seed=self.seed * 1000 + number,
             jobs=-(-self.scale.jobs // share),
             a_second=self.scale.a_second / share,
-            poison={
+            certain={
                 name: count // share + (number < count % share)
-                for name, count in self.scale.poison.items()
+                for name, count in self.scale.certain.items()
             },
             enough=self._enough,
             cancels=self.scale.cancels,
@@ -188,7 +193,7 @@ class Laboratory:
             producers = [pid for pid in producers if not self._buried(pid)]
             if mishaps.end_if_due():
                 self._history.write("mishap over", name=name)
-            elif names and not mishaps.busy and time.monotonic() >= next_at:
+            elif names and not mishaps.busy and self._due(next_at):
                 name = names.pop()
                 self._history.write("mishap", name=name)
                 mishaps.begin(name)
@@ -200,6 +205,15 @@ class Laboratory:
                 self._enough.touch()
             self._step(faults=True)
             self._tell()
+
+    def _due(self, next_at: float) -> bool:
+        """Whether a mishap may strike: one would be the second crash of a suspect that had one."""
+        now = time.monotonic()
+        if now < max(next_at, self._looked_at + LOOK_S):
+            return False
+        self._looked_at = now
+        row = self._ask(DELICATE)
+        return row is None or not row[0] or now > next_at + RESTLESS_S
 
     def _buried(self, producer: int) -> bool:
         found, status = os.waitpid(producer, os.WNOHANG)
@@ -269,6 +283,8 @@ class Laboratory:
                 continue
             self._frozen.pop(pid, None)
             self._resumed.discard(pid)
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == OVERRUN_EXIT:
+                self._history.write("gave up", pid=pid)
             del self._children[pid]
             if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
                 self.report.kills[str(plan.point)] += 1

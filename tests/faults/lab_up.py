@@ -78,6 +78,9 @@ class LabUp:
                 start_new_session=True,
             )
         detached._await_ready(self._process, self.home)
+        # The proxies lead to the ports that were free before; a server that found its taken has moved.
+        ports = self.home.port(POSTGRES), self.home.port(VALKEY)
+        assert ports == (self.postgres_port, self.broker_port), "a server's port was taken"
 
     def kill(self) -> None:
         """SIGKILL to the supervisor alone; returns once nothing of it is left."""

@@ -37,14 +37,14 @@ SMALL: Final = Scale(
     a_second=90,
     kills=25,
     zombies=5,
-    poison={"exits": 2},
+    certain={"exits": 2},
     mishaps={"the broker is emptied": 3},
     workers=5,
     patience_s=12.0,
 )
 """What is enough to see most of them missing."""
 BY_HINTS: Final = replace(
-    SMALL, hints_only=True, poison={}, kills=5, mishaps={"the broker is emptied": 8}
+    SMALL, hints_only=True, certain={}, kills=5, mishaps={"the broker is emptied": 8}
 )
 NONE: Final = ("nowhere",)
 """Workers that are not killed."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.faults import forks, namespaces, real
 from tests.faults.real import OTHERS
-from tests.faults.sorts import FAULTY
+from tests.faults.sorts import FAULTY, KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ FAULTS = Preset(
         a_second=65,
         kills=200,
         zombies=24,
-        poison={
+        certain={
             "raises": 8,
             "exits": 8,
             "segfaults": 8,
@@ -51,7 +51,14 @@ FAULTS = Preset(
     real=real.Scale(
         jobs=1100,
         a_second=16,
-        poison={"raises": 2, "exits": 1, "segfaults": 1, "hangs": 1},
+        certain={
+            "raises": 2,
+            "exits": 1,
+            "segfaults": 1,
+            "hangs": 1,
+            # As often as it takes to have some of every kind, whatever is chosen besides.
+            **{sort.name: 6 for sort in KINDS},
+        },
         at_once={
             "a worker is killed": 10,
             "the dispatcher is killed": 1,
@@ -83,7 +90,7 @@ FAULTS = Preset(
         a_second=25,
         kills=5,
         zombies=0,
-        poison={},
+        certain={},
         mishaps={"the disk is full": 2},
         workers=3,
         producers=1,
@@ -105,7 +112,7 @@ def soak(minutes: float) -> Preset:
             a_second=11.0,
             kills=times(2400),
             zombies=times(200),
-            poison={
+            certain={
                 "raises": times(60),
                 "exits": times(60),
                 "segfaults": times(60),
@@ -129,7 +136,7 @@ def soak(minutes: float) -> Preset:
         real=real.Scale(
             jobs=round(4.0 * seconds),
             a_second=4.0,
-            poison={
+            certain={
                 "raises": times(20),
                 "exits": times(15),
                 "segfaults": times(15),
@@ -171,7 +178,7 @@ def soak(minutes: float) -> Preset:
             a_second=10,
             kills=times(50),
             zombies=0,
-            poison={},
+            certain={},
             mishaps={"the disk is full": times(20)},
             workers=2,
             producers=1,

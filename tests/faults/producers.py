@@ -27,7 +27,7 @@ OWNERS: Final = ("ann", "ben", "cleo", "dan")
 PRIVACIES: Final = ("private", "shareable")
 AWAY_S: Final = 0.2
 """Pause before a producer tries a database again that was away."""
-BAD_AT_ONCE: Final = 40
+BAD_AT_ONCE: Final = 80
 MOST_OPEN: Final = 400
 """Jobs that are not over; past that nobody enqueues."""
 _OPEN: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
@@ -45,7 +45,7 @@ class Order:
         seed: of all its choices.
         jobs: so many at least.
         a_second: jobs a second, about; it never enqueues faster.
-        poison: how many of each sort of poison.
+        certain: how many transactions of each sort there are in any case, in the first half.
         enough: it goes on until this file is there.
         cancels: the share of transactions that are cancelled soon after.
         kinds: jobs of the other kinds, too.
@@ -54,7 +54,7 @@ class Order:
     seed: int
     jobs: int
     a_second: float
-    poison: dict[str, int]
+    certain: dict[str, int]
     enough: Path
     cancels: float = 0.03
     kinds: bool = False
@@ -85,14 +85,14 @@ class Producer:
     def run(self) -> None:
         """Enqueue it all, in many transactions, at a steady pace."""
         jobs, began = 0, time.monotonic()
-        waiting = [name for name, count in self.order.poison.items() for _ in range(count)]
+        waiting = [name for name, count in self.order.certain.items() for _ in range(count)]
         self.rng.shuffle(waiting)
-        # Poison comes in the first half, so that there is time for it to die.
+        # In the first half, so that there is time for poison to die.
         every = max(1, self.order.jobs // 2 // (len(waiting) + 1))
         while jobs < self.order.jobs or not self.order.enough.exists():
             try:
                 due = waiting and jobs >= every * (
-                    sum(self.order.poison.values()) - len(waiting) + 1
+                    sum(self.order.certain.values()) - len(waiting) + 1
                 )
                 if due:
                     jobs += self._enqueue(sorts.ALL[waiting[-1]])

@@ -26,6 +26,7 @@ from tests.faults.ledger import History, install
 from tests.faults.producers import OWNERS, PRIVACIES, Order, Producer
 from tests.faults.proxy import Proxy
 from tests.faults.report import Report
+from tests.faults.servers import DELICATE
 from tests.faults.sorts import PAGE
 from tests.faults.strikes import Lasting, Site
 from vestry import Embedding, Ocr, Vestry
@@ -48,8 +49,6 @@ SETTLED_S: Final = 20.0
 RESTLESS_S: Final = 15.0
 """How long a strike waits for suspects that crashed once to be done; then it is left out."""
 _LEFT: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
-_DELICATE: Final = """SELECT EXISTS (SELECT FROM vestry.jobs
-  WHERE crashes >= 1 AND finished_at IS NULL)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class Scale:
 
     jobs: int
     a_second: float
-    poison: dict[str, int]
+    certain: dict[str, int]
     at_once: dict[str, int]
     lasting: dict[str, int]
     longest_s: dict[str, float]
@@ -139,9 +138,9 @@ class Laboratory:
             seed=self._seed * 1000 + 500 + number,
             jobs=-(-self._scale.jobs // 2),
             a_second=self._scale.a_second / 2,
-            poison={
+            certain={
                 name: count // 2 + (number < count % 2)
-                for name, count in self._scale.poison.items()
+                for name, count in self._scale.certain.items()
             },
             enough=self._enough,
             kinds=True,
@@ -217,7 +216,7 @@ class Laboratory:
         Twice is, by design, what a poison job looks like. Each suspect is struck once at most: a dead
         innocent is then always the system's fault.
         """
-        return self._eventually(lambda: not self._ask(_DELICATE), RESTLESS_S)
+        return self._eventually(lambda: not self._ask(DELICATE), RESTLESS_S)
 
     def _eventually(self, check: Callable[[], Any], within_s: float) -> bool:
         until = time.monotonic() + within_s

@@ -26,6 +26,9 @@ from workers.valkey_server import ValkeyServer
 ADMINISTRATOR: Final = "laboratory"
 """A broker user that may do everything; the system's own may not even flush."""
 LIMITED: Final = (PRIVATE_WORKER, SHAREABLE_WORKER, CONTROL, PRODUCER)
+DELICATE: Final = """SELECT EXISTS (SELECT FROM vestry.jobs
+  WHERE crashes >= 1 AND finished_at IS NULL)"""
+"""Whether a job is about that crashed once while it ran alone; twice is what poison looks like."""
 
 
 class OpenValkey(ValkeyServer):
@@ -59,8 +62,14 @@ class LabStack(DevStack):
         self._again(self.postgres, signal.SIGQUIT)
 
     def revive_postgres(self) -> None:
-        """Start it where it has ended."""
-        if self._process(self.postgres)[0].poll() is not None:
+        """Start it where it has ended, or is about to; returns once it answers."""
+        process, _ = self._process(self.postgres)
+        until = time.monotonic() + devstack.START_TIMEOUT_S
+        while process.poll() is None and not self.postgres.ready():
+            if time.monotonic() > until:
+                raise RuntimeError("Postgres neither answers nor ends")
+            time.sleep(0.05)
+        if process.poll() is not None:
             self._again(self.postgres, signal.SIGQUIT)
 
     def restart_broker(self) -> None:

@@ -24,6 +24,8 @@ FLAP_S: Final = 0.4
 LOOKS: Final = 40
 LOOK_S: Final = 0.05
 """How often, and with which pause, a worker is looked for that holds something."""
+BACK_S: Final = 20.0
+"""In which the supervisor has started again what was killed."""
 _HOLDERS: Final = "SELECT DISTINCT split_part(worker, '@', 1) FROM vestry.leases"
 _HELD: Final = "SELECT id::text FROM vestry.leases WHERE worker LIKE %s"
 _ALONE: Final = """SELECT EXISTS (SELECT FROM vestry.leases l JOIN vestry.jobs j ON j.lease_id = l.id
@@ -134,7 +136,14 @@ def _kill(name: str) -> Callable[[Site], bool]:
     def strike(site: Site) -> bool:
         pid = site.up.pid(name)
         number = signal.SIGQUIT if name == "postgres" else signal.SIGKILL
-        return pid is not None and signalled(pid, number)
+        if pid is None or not signalled(pid, number):
+            return False
+        # Without these two nobody is rescued: the fault is over when they are back, not when it struck.
+        if name in {"postgres", "reconciler"}:
+            until = time.monotonic() + BACK_S
+            while site.up.pid(name) in {None, pid} and time.monotonic() < until:
+                time.sleep(LOOK_S)
+        return True
 
     return strike
 
@@ -239,11 +248,6 @@ def _freeze(victim: str) -> Callable[[Site, float], Lasting]:
 
 def _limit(site: Site, seconds: float) -> Lasting:
     url = site.up.superuser_url
-    try:
-        servers.limit_connections(url, 2)
-        servers.terminate_backends(url, site.rng, 0.7)
-    except psycopg.Error:
-        return Lasting("connections run out", time.monotonic(), lambda: None)
 
     def end() -> None:
         while True:
@@ -254,6 +258,11 @@ def _limit(site: Site, seconds: float) -> Lasting:
             else:
                 return
 
+    try:
+        servers.limit_connections(url, 2)
+        servers.terminate_backends(url, site.rng, 0.7)
+    except psycopg.Error:
+        seconds = 0.0  # some roles may be limited all the same
     return Lasting("connections run out", time.monotonic() + seconds, end)
 
 
