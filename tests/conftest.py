@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from tests import residue
 from tests.homes import temporary_home
@@ -18,6 +19,10 @@ from tests.llama import Llama, llama_server
 from workers.devstack import DevStack
 from workers.settings import key_prefix
 from workers.valkey_server import PRIVACIES
+
+# What they hold against is no time: on a busy machine any example may stand still for a while.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

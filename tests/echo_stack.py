@@ -43,6 +43,9 @@ INFERENCE = (
 )  # fmt: skip
 """All but the workers for OCR, which cost a second each to start."""
 
+BULK_S = 240.0
+"""Patience with a bulk worker: it has the lowest priority, beside whatever else is tested."""
+
 
 @contextmanager
 def echo_stack(*, flower: bool) -> Iterator[Detached]:

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.echo_stack import BULK_S
 from vestry import Document, Embedding, Vestry
 from workers.detached import Detached
 
@@ -145,7 +146,7 @@ def test_a_search_for_an_unknown_owner_says_so(up: Detached, vestry: Vestry) -> 
     with psycopg.connect(up.client["database_url"]) as conn:
         entry = Embedding(documents=[Document("Up betimes.")], source="diary")
         job = vestry.enqueue(conn, entry, owner="ann", privacy="private")
-    vestry.wait(job, timeout=30)
+    vestry.wait(job, timeout=BULK_S)
     told = run(up.home, "search", "up betimes", "--owner", "nobody", "--json")
     told.is_tidy()
     assert told.code == 2

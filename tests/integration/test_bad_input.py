@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.echo_stack import Handmade, eventually
+from tests.echo_stack import BULK_S, Handmade, eventually
 from vestry import Document, Embedding, InvalidInput, JobFailed, Vestry
 from vestry.ids import uuid7
 from vestry.results import EmbeddingResult, IndexResult, JobRef
@@ -76,11 +76,11 @@ def test_bad_jobs_get_their_error_and_spoil_no_neighbour(
 
     for name, (_, code, says) in BAD_JOBS.items():
         with pytest.raises(JobFailed) as failed:
-            vestry.wait(bad[name], timeout=30)
+            vestry.wait(bad[name], timeout=BULK_S)
         assert (failed.value.code, says in failed.value.message) == (code, True), failed.value
         assert vestry.status(bad[name]).state == "dead"
     for job in good:
-        result = vestry.wait(job, timeout=30)
+        result = vestry.wait(job, timeout=BULK_S)
         assert isinstance(result, EmbeddingResult)
         assert len(result.vectors) == 1
         assert vestry.status(job).attempt == 1
@@ -95,7 +95,7 @@ def test_a_bad_document_is_named_and_its_neighbours_are_indexed(
     job = vestry.enqueue(
         conn, Embedding(documents=documents, source="s"), owner=f"bad-{fault}", privacy="private"
     )
-    result = vestry.wait(job, timeout=30)
+    result = vestry.wait(job, timeout=BULK_S)
     assert isinstance(result, IndexResult)
     assert [row.index for row in result.failed] == [1]
     hits = vestry.search("good", owner=f"bad-{fault}", privacy="private")
@@ -160,7 +160,7 @@ def key_of(conn: Any, owner: str) -> UUID:
 def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
     vestry: Vestry, conn: Any
 ) -> None:
-    vestry.wait(vestry.enqueue(conn, texts("a"), owner="raw", privacy="private"), timeout=30)
+    vestry.wait(vestry.enqueue(conn, texts("a"), owner="raw", privacy="private"), timeout=BULK_S)
     key = key_of(conn, "raw")
     header = b"\x01" + key.bytes
     refused = {
@@ -185,9 +185,9 @@ def test_what_only_looks_sealed_fails_alone(vestry: Vestry, conn: Any) -> None:
     good = vestry.enqueue(conn, texts("a"), owner="raw", privacy="private")
     key = key_of(conn, "raw")
     (forged,) = call(conn, key=key, sealed=[b"\x01" + key.bytes + bytes(60)])
-    vestry.wait(good, timeout=30)
+    vestry.wait(good, timeout=BULK_S)
     with pytest.raises(JobFailed) as failed:
-        vestry.wait(JobRef(forged, created=True), timeout=30)
+        vestry.wait(JobRef(forged, created=True), timeout=BULK_S)
     assert failed.value.code == "unsealable"
 
 
@@ -251,7 +251,7 @@ def test_forged_messages_end_no_worker(up: Detached, vestry: Vestry, conn: Any) 
             job = vestry.enqueue(
                 conn, texts(name), owner="ann", privacy="private", latency="interactive"
             )
-            vestry.wait(job, timeout=30)
+            vestry.wait(job, timeout=BULK_S)
             until = time.monotonic() + 10
             while broker.llen(key_prefix("private") + lane):
                 assert time.monotonic() < until, f"{name}: it stays in the queue"
@@ -299,15 +299,15 @@ def test_a_clock_set_back_and_put_right_loses_and_repeats_nothing(
         during = [index(n) for n in range(20, 40)]
         failing = vestry.enqueue(conn, texts("echo!nan"), latency="interactive", **where)
         for job in (across, *before, *during):
-            vestry.wait(job, timeout=30)
+            vestry.wait(job, timeout=BULK_S)
         with pytest.raises(JobFailed) as failed:
-            vestry.wait(failing, timeout=30)
+            vestry.wait(failing, timeout=BULK_S)
         assert failed.value.code == "bad_vector"
         again = vestry.enqueue(conn, texts("echo!sleep=3"), latency="interactive", **where)
         eventually(lambda: running(again))
     after = [index(n) for n in range(40, 50)]
     for job in (again, *after):
-        vestry.wait(job, timeout=60)
+        vestry.wait(job, timeout=BULK_S)
 
     jobs = [across, again, *before, *during, *after]
     assert {status.state for status in vestry.statuses(jobs)} == {"succeeded"}

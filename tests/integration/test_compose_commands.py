@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ class Site:
     secrets: Path
     directory: Path
     compose: dict[str, Any]
-    ports: dict[str, int] = field(default_factory=dict)
 
     def here(self, service: str, text: str) -> str:
         """What a container is told, as it is here."""
@@ -58,11 +56,7 @@ class Site:
         return text.replace("/run/secrets", str(self.secrets))
 
     def port(self, service: str) -> int:
-        if service not in self.ports:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.ports[service] = probe.getsockname()[1]
-        return self.ports[service]
+        return Home(self.directory).port(service)
 
     def environment(self, service: str) -> dict[str, str]:
         told = self.compose["services"][service].get("environment", {})

@@ -41,7 +41,7 @@ def cloud(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def pool(clean: DevStack) -> Iterator[ConnectionPool[Any]]:
-    with ConnectionPool(clean.database_url("vestry_cloud"), min_size=1, timeout=2) as pool:
+    with ConnectionPool(clean.database_url("vestry_cloud"), min_size=1, timeout=30) as pool:
         yield pool
 
 

@@ -66,7 +66,7 @@ def test_every_ring_counts(clean: DevStack, conn: Any, slots: int) -> None:
             jobs += submit(conn, ("embedding", "rerank")[n % 2], model="mn"[n % 3 == 0])
             worker.wake(LANE)
             time.sleep(0.004 * (n % 3))
-        eventually(lambda: done(conn, jobs), within=10)
+        eventually(lambda: done(conn, jobs))
 
 
 def test_one_ring_is_enough_for_all_that_is_there(clean: DevStack, conn: Any) -> None:
@@ -95,7 +95,7 @@ def test_long_work_of_one_kind_leaves_another_its_slots(clean: DevStack, conn: A
     release = threading.Event()
 
     def long(batch: Sequence[Job], _: Context) -> list[Outcome]:
-        release.wait(30)
+        release.wait(120)
         return [DONE for _ in batch]
 
     handlers = {"embedding": at_once, "generation": long}
@@ -109,10 +109,10 @@ def test_long_work_of_one_kind_leaves_another_its_slots(clean: DevStack, conn: A
                 eventually(lambda: admin.execute(running).fetchone() == (2,))
             quick = submit(conn, "embedding")
             worker.wake(LANE)
-            eventually(lambda: done(conn, quick), within=5)
+            eventually(lambda: done(conn, quick))
         finally:
             release.set()
-        eventually(lambda: done(conn, stuck), within=10)
+        eventually(lambda: done(conn, stuck))
 
 
 def test_what_another_is_taking_does_not_hide_a_job_of_another_kind(
@@ -157,7 +157,7 @@ def test_a_kind_that_this_worker_does_not_know_waits_and_harms_nobody(
         worker.start()
         assert worker.hinted(LANE, "generation", unknown[0]) is None
         known = submit(conn, "embedding", 5)
-        eventually(lambda: done(conn, known), within=10)
+        eventually(lambda: done(conn, known))
         time.sleep(0.5)
     rows = conn.execute(
         "SELECT DISTINCT state, attempt, suspect FROM vestry.jobs WHERE id = ANY (%s)", [unknown]

@@ -42,7 +42,7 @@ def submit(vestry: Vestry, conn: Any, privacy: str, text: str, **options: Any) -
     return vestry.enqueue(conn, job, owner="ann", privacy=privacy, **options)
 
 
-def shown(flower: FlowerClient, job: JobRef, state: str, within: float = 10.0) -> dict[str, Any]:
+def shown(flower: FlowerClient, job: JobRef, state: str, within: float = 40.0) -> dict[str, Any]:
     """The job as Flower tells it, once it is in a state."""
     until = time.monotonic() + within
     while (task := flower.task(job.id)).get("state") != state:
@@ -94,9 +94,9 @@ def test_a_job_that_succeeds_is_a_success(
 def test_a_running_job_is_started(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
-    job = submit(vestry, conn, privacy, "echo!sleep=6")
+    job = submit(vestry, conn, privacy, "echo!sleep=25")
     eventually(partial(is_running, vestry, job))
-    says_nothing_but_the_id(shown(flower, job, "STARTED", within=5.5), job)
+    says_nothing_but_the_id(shown(flower, job, "STARTED", within=24), job)
     vestry.wait(job, timeout=60)
     shown(flower, job, "SUCCESS")
 
@@ -107,7 +107,7 @@ def test_a_dead_job_is_a_failure_with_its_code_alone(
     at_once = submit(vestry, conn, privacy, "echo!bad-request")
     in_the_end = submit(vestry, conn, privacy, "echo!unavailable", max_attempts=3)
     for job, code in ((at_once, "bad_request"), (in_the_end, "backend_unavailable")):
-        task = shown(flower, job, "FAILURE", within=20)
+        task = shown(flower, job, "FAILURE")
         assert vestry.status(job).state == "dead"
         assert code in task["exception"]
         says_nothing_but_the_id(task, job)
@@ -177,8 +177,14 @@ def test_jobs_that_a_worker_found_without_a_message_are_told_of(
 def test_worker_pages_work_and_show_the_lanes(flower: FlowerClient, privacy: str) -> None:
     names = {f"{privacy}-{latency}-gpu": f"{privacy}.{latency}.gpu"
              for latency in ("interactive", "bulk")}  # fmt: skip
-    until = time.monotonic() + 20
-    while len(workers := flower.workers()) < len(names):
+
+    def known() -> dict[str, dict[str, Any]]:
+        # Flower asks each question by itself: a busy worker may have answered some of them.
+        asked = flower.workers().items()
+        return {node: told for node, told in asked if {"stats", "active_queues"} <= told.keys()}
+
+    until = time.monotonic() + 60
+    while len(workers := known()) < len(names):
         assert time.monotonic() < until, f"Flower knows {list(workers)}"
     lanes = {
         node.partition("@")[0]: [queue["name"] for queue in worker["active_queues"]]

@@ -161,11 +161,10 @@ def test_what_runs_in_the_process_has_no_breaker(gates: tuple[Gate, Gate]) -> No
 def test_a_limit_holds_over_threads_and_is_used(
     connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate_module, "WINDOW_S", 2.0)
-    monkeypatch.setattr(gate_module, "SLACK_S", 0.5)
+    monkeypatch.setattr(gate_module, "WINDOW_S", 3.0)
     limited = CLOUD.model_copy(update={"requests_per_minute": 10})
     calls: list[float] = []
-    until = time.monotonic() + 8
+    until = time.monotonic() + 14
 
     def work() -> None:
         gate = Gate(connect, CATALOGUE, LIMITS)
@@ -181,7 +180,7 @@ def test_a_limit_holds_over_threads_and_is_used(
     calls.sort()
     crowded = [b - a for a, b in zip(calls, calls[10:], strict=False)]
     assert len(calls) >= 30
-    assert min(crowded) >= 2.0
+    assert min(crowded) >= 3.0
 
 
 def test_a_turn_that_is_far_off_is_refused_and_said(connect: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.echo_stack import BULK_S
 from vestry import (
     Document,
     Embedding,
@@ -36,7 +37,7 @@ def indexed(up: Detached, vestry: Vestry) -> None:
     def index(text: str, name: str, source: str, owner: str, privacy: str) -> None:
         job = Embedding(documents=[Document(text, id=name, date="1660-01-01")], source=source)
         with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
-            vestry.wait(vestry.enqueue(conn, job, owner=owner, privacy=privacy), 20)
+            vestry.wait(vestry.enqueue(conn, job, owner=owner, privacy=privacy), BULK_S)
 
     index(SECRET, "d1", "diary", "grace", "private")
     index("the river froze over", "d1", "diary", "boaz", "private")

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.echo_stack import FLOWERS, INFERENCE, SETTINGS, eventually
+from tests.echo_stack import BULK_S, FLOWERS, INFERENCE, SETTINGS, eventually
 from tests.homes import temporary_home
 from vestry import Document, Embedding, IndexResult, Vestry
 from vestry.lanes import Latency, Privacy
@@ -78,7 +78,7 @@ def enqueue(
             (
                 Embedding(
                     documents=[
-                        Document(f"entry {n} {k} echo!sleep=0.02", id=f"{n}.{k}")
+                        Document(f"entry {n} {k} echo!sleep=0.05", id=f"{n}.{k}")
                         for k in range(PER_JOB)
                     ],
                     source=f"diary-{latency}",
@@ -120,7 +120,7 @@ def kill(up: Detached, victim: str) -> int:
 def await_all(up: Detached, vestry: Vestry, jobs: Mapping[str, list[JobRef]]) -> None:
     """Wait until every job has succeeded; the error says what those that have not are waiting for."""
     try:
-        eventually(lambda: succeeded(vestry, jobs), within=60)
+        eventually(lambda: succeeded(vestry, jobs), within=BULK_S)
     except AssertionError:
         refs = [ref.id for lane in jobs.values() for ref in lane]
         with psycopg.connect(PostgresServer(Home(up.home)).url(SUPERUSER)) as admin:
@@ -191,7 +191,7 @@ def test_killing_any_child_during_an_index_loses_and_repeats_nothing(
 
     await_all(up, vestry, jobs)
     nothing_lost_and_nothing_twice(up, vestry, jobs, owner)
-    eventually(lambda: pids(up)[victim] not in {pid, None} and all_ready(up))
+    eventually(lambda: pids(up)[victim] not in {pid, None} and all_ready(up), within=BULK_S)
     assert {name for name, pid in pids(up).items() if pid != before[name]} == {victim}
 
 

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from tests.cloud_stack import KEY, cloud_stack
-from tests.echo_stack import eventually
+from tests.echo_stack import BULK_S, eventually
 from tests.faultserver import Fault, FaultServer, empty, rate_limited, status
 from tests.llama import llama_server
 from vestry import Classification, Embedding, Generation, JobRef, Rerank, Vestry
@@ -108,7 +108,7 @@ def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
     assert len(shareable) == 200
 
     done = [*jobs["home"], *jobs["always"], *jobs["private"]]
-    eventually(lambda: states(vestry, done) == {"succeeded"}, within=60)
+    eventually(lambda: states(vestry, done) == {"succeeded"}, within=BULK_S)
     for receipt in last_receipts(vestry, jobs["home"]):
         assert (receipt.served.model, receipt.locality, receipt.degraded) == ("echo", "local", True)
         assert receipt.intended.model == "gpt-4o-mini"
@@ -121,7 +121,7 @@ def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
     eventually(lambda: "open" in breakers(up).values())
     eventually(lambda: "half_open" in breakers(up).values())
     cloud.listen()
-    eventually(lambda: states(vestry, jobs["cloud"]) == {"succeeded"}, within=60)
+    eventually(lambda: states(vestry, jobs["cloud"]) == {"succeeded"}, within=BULK_S)
     for receipt in last_receipts(vestry, jobs["cloud"]):
         assert (receipt.served.model, receipt.locality) == ("claude-opus-4-8", "cloud")
         assert not receipt.degraded
@@ -135,7 +135,7 @@ def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
         vestry.wait(job, timeout=60)
         return vestry.receipts(job)[-1].locality == "cloud"
 
-    eventually(goes_to_the_cloud, within=20)
+    eventually(goes_to_the_cloud)
     assert cloud.offers
     assert not cloud.was_offered(SECRET)
 
@@ -174,7 +174,7 @@ def test_a_cloud_that_answers_and_does_not_serve_is_asked_once(
 def test_too_many_requests_are_answered_at_home_until_the_cloud_said_to_come_back(
     vestry: Vestry, conn: psycopg.Connection[Any], cloud: FaultServer
 ) -> None:
-    cloud.fault = rate_limited("2")
+    cloud.fault = rate_limited("10")
     job = ask(vestry, conn, "Hello?")
     vestry.wait(job, timeout=60)
     cloud.fault = None

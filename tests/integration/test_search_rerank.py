@@ -185,7 +185,7 @@ def test_a_reranker_that_does_not_answer_is_not_waited_for_and_its_job_is_withdr
         hits = searched(library, rerank=True)
     assert documents(hits) == ["near", "middle", "far"]
     assert (hits.degraded, hits.reason) == (True, reranking.TOO_SLOW)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9
     with psycopg.connect(library.superuser_url) as root:
         states = dict(root.execute("SELECT kind, state FROM vestry.jobs").fetchall())
         left = root.execute("SELECT count(*) FROM vestry.shareable_payloads").fetchone()

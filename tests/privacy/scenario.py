@@ -91,7 +91,7 @@ class Scenario:
         """Cancel what was to be cancelled while it runs."""
         for job in self.running:
             self._once_running(job)
-        self.vestry.cancel(self.running)
+            self.vestry.cancel([job])
 
     def search(self) -> None:
         """Queries, one of which fails."""

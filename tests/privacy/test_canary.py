@@ -158,7 +158,7 @@ def test_the_key_ring_is_handed_to_private_workers_alone(canary: Canary) -> None
     told = {
         process["name"]: b"\n".join(content)
         for process in canary.up.state()["processes"]
-        for name, content in canary.stack.watch.processes.items()
+        for name, content in list(canary.stack.watch.processes.items())
         if name.endswith(f" {process['pid']}")
     }
     holders = {name for name, content in told.items() if b"VESTRY_KEYRING_FD=" in content}
@@ -285,11 +285,11 @@ def in_statements(canary: Canary, planted: Planted) -> Iterator[None]:
 
 @contextmanager
 def in_notices(canary: Canary, planted: Planted) -> Iterator[None]:
-    before = len(canary.stack.watch.notices)
     with canary.stack.superuser() as conn:
         for spelling in planted.values():
             conn.execute("SELECT pg_notify('vestry_done', %s)", [spelling.decode()])
-    eventually(lambda: len(canary.stack.watch.notices) >= before + len(planted))
+    said = {f"vestry_done {spelling.decode()}" for spelling in planted.values()}
+    eventually(lambda: said <= set(canary.stack.watch.notices))
     yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,8 +135,9 @@ def test_an_ollama_that_answers_is_used_and_said(
     home: Home, ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_servers, "USUAL", ollama.url)
+    monkeypatch.setattr(model_servers, "ollama_version", partial(ollama_version, timeout_s=10))
     monkeypatch.setenv("http_proxy", NOBODY)
-    assert ollama_version(ollama.url) == VERSION
+    assert ollama_version(ollama.url, timeout_s=10) == VERSION
     found = servers(home, OLLAMA="auto")
     for lanes in (INTERACTIVE, BULK):
         assert told(found, lanes)["ollama"] == ollama.url

@@ -14,8 +14,8 @@ from inference.backends import openai_http
 from inference.backends.openai_http import OpenAIBackend
 from inference.errors import TooLong
 from inference.model_files import locate
+from tests.echo_stack import eventually
 from tests.wire.making import config, entry
-from workers.devstack import wait_until
 from workers.home import CHECKOUT, Home
 from workers.supervisor import answers
 
@@ -38,7 +38,13 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIBackend]
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}/v1"
     try:
-        wait_until(answers(lambda: f"{url}/models"), lambda: process.poll() is None, log)
+        answering = answers(lambda: f"{url}/models")
+
+        def up() -> bool:
+            assert process.poll() is None, log.read_text()
+            return answering()
+
+        eventually(up, within=240)  # it loads torch and two models
         yield openai_http.connect(config(url, locality="local", key=None))
     finally:
         process.terminate()

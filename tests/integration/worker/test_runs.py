@@ -43,10 +43,10 @@ def test_a_job_longer_than_its_lease_is_run_once(
 
     def slow(batch: Sequence[Job], _: Context) -> list[Outcome]:
         ran.extend(batch)
-        time.sleep(5)
+        time.sleep(8)
         return [VECTORS for _ in batch]
 
-    with runtime(clean, slow, lease_s=3, heartbeat_s=0.3) as worker:
+    with runtime(clean, slow, lease_s=6, heartbeat_s=0.3) as worker:
         worker.start()
         (job,) = submit(vestry, conn, "long")
         until = time.monotonic() + 40
