@@ -20,7 +20,7 @@ from workers.devstack import DevStack
 from workers.settings import key_prefix
 from workers.valkey_server import PRIVACIES
 
-# What they hold against is no time: on a busy machine any example may stand still for a while.
+# No property is about time, and on a busy machine any example may stand still for a while.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 

@@ -44,7 +44,7 @@ INFERENCE = (
 """All but the workers for OCR, which cost a second each to start."""
 
 BULK_S = 240.0
-"""Patience with a bulk worker: it has the lowest priority, beside whatever else is tested."""
+"""Patience with a stack whose bulk workers have the lowest priority, beside whatever else is tested."""
 
 
 @contextmanager

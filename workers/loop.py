@@ -23,8 +23,8 @@ process that is frozen, or gone behind a proxy that has not noticed."""
 CUT_S = 20.0
 """How long one round of such a loop may wait for the database, and for the broker in between."""
 LONGEST_PAUSE_S = 2.0
-"""Between two attempts to reach a database that is away. After an outage a lost job waits for this, a
-lease's grace and a `poll_s`; promised are a lease and five seconds."""
+"""Between two attempts to reach a database that refuses connections. After such an outage a lost job
+waits for this, a lease's grace and a `poll_s`; promised are a lease and five seconds."""
 
 
 def stop_on_signals() -> threading.Event:

@@ -114,7 +114,7 @@ def orphans() -> dict[Path, str]:
         # Another stack may remove its own meanwhile.
         with contextlib.suppress(FileNotFoundError):
             home = read_json(place / OWNER).get("home")
-            if home and place.stat().st_uid == 0 and _named_by(Path(home)) != place:
+            if home and _named_by(Path(home)) != place and place.stat().st_uid == 0:
                 found[place] = str(home)
     return found
 

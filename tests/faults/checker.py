@@ -61,12 +61,12 @@ def check(
         resumed = {line["pid"]: line["at"] for line in _of(lines, "resumed")}
         gave_up = {line["pid"]: line["at"] for line in _of(lines, "gave up")}
         for line in _of(lines, "frozen"):
+            # Well within that time it gave up this batch; later, another.
+            gave_up_s = gave_up.get(line["pid"], 0.0) - line["at"]
             lasted_s = resumed.get(line["pid"], math.inf) - line["at"]
             # Rescued later than that, with the disk full for instance, it had given up before.
             rescued_s = watch.returned.get(line["token"], math.inf) - line["at"]
-            came_back = (
-                max(lasted_s, rescued_s) < WATCHDOG_S and gave_up.get(line["pid"], 0.0) < line["at"]
-            )
+            came_back = max(lasted_s, rescued_s) < WATCHDOG_S and not 0 < gave_up_s < 2 * WATCHDOG_S
             _check_zombie(verdict, line, watch, came_back=came_back)
         contents.check(conn, verdict.blame, verdict.counts, lines, watch.wanted)
         _explain(conn, verdict, {line["token"]: line["point"] for line in _of(lines, "point")})

@@ -32,9 +32,13 @@ from workers.heartbeat import OVERRUN_EXIT
 
 PATIENCE_S: Final = 30.0
 """After the last fault some job must end in every such time, until none is left."""
-LOOK_S: Final = 0.1
+COSTLY: Final = frozenset(
+    {"postgres restarts", "sessions are ended", "connections run out", "the disk is full"}
+)
+"""Mishaps that may cost a worker its lease. One waits `RESTLESS_S` for suspects that crashed once to be
+done, and looks every `LOOK_S`."""
 RESTLESS_S: Final = 3.0
-"""How long a mishap waits for suspects that crashed once to be done, and how often it looks."""
+LOOK_S: Final = 0.1
 TELL_S: Final = 5.0
 """How often a line is written of how far it is."""
 _LEFT: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
@@ -193,21 +197,23 @@ class Laboratory:
             producers = [pid for pid in producers if not self._buried(pid)]
             if mishaps.end_if_due():
                 self._history.write("mishap over", name=name)
-            elif names and not mishaps.busy and self._due(next_at):
+            elif names and not mishaps.busy and self._due(names[-1], next_at):
                 name = names.pop()
                 self._history.write("mishap", name=name)
                 mishaps.begin(name)
                 self.report.mishaps[name] += 1
                 if not mishaps.busy:
                     self._history.write("mishap over", name=name)
-                next_at = time.monotonic() + every_s
+                next_at = max(next_at + every_s, time.monotonic())
             if not names and self._over():
                 self._enough.touch()
             self._step(faults=True)
             self._tell()
 
-    def _due(self, next_at: float) -> bool:
+    def _due(self, name: str, next_at: float) -> bool:
         """Whether a mishap may strike: one would be the second crash of a suspect that had one."""
+        if name not in COSTLY:
+            return time.monotonic() >= next_at
         now = time.monotonic()
         if now < max(next_at, self._looked_at + LOOK_S):
             return False

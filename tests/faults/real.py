@@ -91,8 +91,8 @@ class Laboratory:
         began = time.monotonic()
         with Proxy(self._up.postgres_port) as database, Proxy(self._up.broker_port) as broker:
             self._site = Site(self._up, database, broker, self._history, self._rng)
-            self._site.start()
             try:
+                self._site.start()
                 install(self._up.superuser_url)
                 logs, keep_s = self._up.home.logs, self._scale.keep_jobs_s
                 self._growth = Growth(self._up.superuser_url, logs, keep_s)

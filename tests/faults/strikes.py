@@ -25,7 +25,7 @@ LOOKS: Final = 40
 LOOK_S: Final = 0.05
 """How often, and with which pause, a worker is looked for that holds something."""
 BACK_S: Final = 20.0
-"""In which the supervisor has started again what was killed."""
+"""In which the supervisor must have started again what was killed."""
 _HOLDERS: Final = "SELECT DISTINCT split_part(worker, '@', 1) FROM vestry.leases"
 _HELD: Final = "SELECT id::text FROM vestry.leases WHERE worker LIKE %s"
 _ALONE: Final = """SELECT EXISTS (SELECT FROM vestry.leases l JOIN vestry.jobs j ON j.lease_id = l.id
@@ -141,7 +141,11 @@ def _kill(name: str) -> Callable[[Site], bool]:
         # Without these two nobody is rescued: the fault is over when they are back, not when it struck.
         if name in {"postgres", "reconciler"}:
             until = time.monotonic() + BACK_S
-            while site.up.pid(name) in {None, pid} and time.monotonic() < until:
+            while site.up.pid(name) in {None, pid}:
+                if time.monotonic() > until:
+                    told = f"{name} was not back {BACK_S:.0f} s after it was killed"
+                    site.history.write("violation", told=told)
+                    break
                 time.sleep(LOOK_S)
         return True
 

@@ -145,7 +145,8 @@ def test_search_finds_the_owners_own_and_nobody_elses(
     assert answer["degraded"] is False
     assert answer["space"]
     assert 0 < answer["queue_s"] < answer["embedding_s"]
-    assert 0 < answer["database_s"] < time.monotonic() - began, "seconds"
+    took_s = time.monotonic() - began
+    assert 0 < answer["database_s"] < took_s - answer["embedding_s"]
     assert len(answer["hits"]) == 3
     best = answer["hits"][0]
     assert (best["document"], best["owner"], best["source"]) == ("e7", owner, "diary")

@@ -94,9 +94,9 @@ def test_a_job_that_succeeds_is_a_success(
 def test_a_running_job_is_started(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
-    job = submit(vestry, conn, privacy, "echo!sleep=25")
+    job = submit(vestry, conn, privacy, "echo!sleep=15")
     eventually(partial(is_running, vestry, job))
-    says_nothing_but_the_id(shown(flower, job, "STARTED", within=24), job)
+    says_nothing_but_the_id(shown(flower, job, "STARTED", within=14), job)
     vestry.wait(job, timeout=60)
     shown(flower, job, "SUCCESS")
 

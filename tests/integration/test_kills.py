@@ -177,6 +177,7 @@ def test_the_victims_are_all_the_children_there_are(up: Detached) -> None:
     assert {p.pid for p in found} == set(pids(up).values())
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", [*CHILDREN, KEEPER])
 def test_killing_any_child_during_an_index_loses_and_repeats_nothing(
     up: Detached, vestry: Vestry, conn: Any, victim: str

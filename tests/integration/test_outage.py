@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -100,6 +99,7 @@ def breakers(up: Detached) -> dict[str, str]:
     return {one["backend"]: one["breaker"] for one in json.loads(done.stdout)["backends"]}
 
 
+@pytest.mark.timeout(900)
 def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
     up: Detached, vestry: Vestry, conn: psycopg.Connection[Any], cloud: FaultServer
 ) -> None:
@@ -184,7 +184,8 @@ def test_too_many_requests_are_answered_at_home_until_the_cloud_said_to_come_bac
     offered = cloud.calls("/chat/completions")
     again = ask(vestry, conn, "At once?")
     vestry.wait(again, timeout=60)
-    called = len(cloud.calls("/chat/completions")) - len(offered)
-    if time.monotonic() - offered[-1].at < 2:  # on a very busy machine it may be time again
+    # On a very busy machine it may be time again.
+    later = cloud.calls("/chat/completions")[len(offered) :]
+    assert all(call.at - offered[-1].at >= 2 for call in later), "it was called before it said so"
+    if not later:
         assert vestry.receipts(again)[-1].reason == "rate_limited"
-        assert called == 0, "it was called before it said so"

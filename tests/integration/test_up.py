@@ -273,12 +273,13 @@ def test_everything_runs_each_with_its_own_keys_and_no_others(
     assert sorted(served) == sorted(lane for lanes in workers for lane in lanes)
 
 
-def told_to(family: Iterable[int], ours: set[int]) -> list[str]:
+def told_to(pids: Iterable[int], ours: set[int]) -> list[str]:
     """Arguments and environments; one of Postgres's own may end while it is looked at."""
     lines = {}
-    for process in map(psutil.Process, filter(psutil.pid_exists, family)):
+    for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
-            lines[process.pid] = " ".join([*process.cmdline(), *process.environ().values()])
+            process = psutil.Process(pid)
+            lines[pid] = " ".join([*process.cmdline(), *process.environ().values()])
     assert ours <= lines.keys()
     return list(lines.values())
 

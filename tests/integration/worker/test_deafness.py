@@ -119,6 +119,7 @@ def test_a_reconciler_that_is_gone_without_a_word_leaves_its_lock_to_another(
     second = reconcile(url, "next", stop)
     try:
         eventually(lambda: told[-1] == "next", within=30)
+        assert told.count("next") == 1
     finally:
         gone.set()
         stop.set()
