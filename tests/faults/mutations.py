@@ -251,7 +251,7 @@ def run(mutation: Mutation, seed: int) -> dict[str, Any]:
     """One laboratory without the mechanism; in a process that does nothing else."""
     mutation.code()
     with temporary_home("vestry-faults-") as home, LabStack(home) as stack:
-        laboratory = Mutated(stack, seed, mutation.scale, mutation.name)
+        laboratory = Mutated(stack, seed, mutation.scale)
         laboratory.sql = mutation.sql
         return laboratory.run().document()
 
@@ -272,11 +272,10 @@ def main() -> int:
         argv = [sys.executable, "-m", "tests.faults.mutations", f"--only={mutation.name}"]
         done = subprocess.run(
             [*argv, f"--seed={options.seed}"],
-            cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False,
+            cwd=CHECKOUT, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        found = json.loads(done.stdout or '{"violations": {"the laboratory failed": [""]}}')[
-            "violations"
-        ]
+        failed = {"violations": {"the laboratory failed": [done.stderr[-2000:]]}}
+        found = (json.loads(done.stdout) if done.stdout else failed)["violations"]
         whole = mutation in CONTROL
         seen = any(expected in kind for kind in found for expected in mutation.expects)
         wrong += whole == seen or (whole and bool(found)) or any(BUG in kind for kind in found)
