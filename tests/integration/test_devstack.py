@@ -20,6 +20,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from models.roles import ROLES
 from tests.homes import temporary_home
+from tests.told import told_to
 from vestry.keyring import KeyRing
 from workers.devstack import DevStack, prepare_database
 from workers.home import CHECKOUT, Home, HomeInUseError
@@ -261,13 +262,9 @@ def test_secrets_are_for_their_owner_alone(stack: DevStack) -> None:
     for path in [*files, stack.keyring, stack.home / "valkey" / "users.acl"]:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     passwords = [path.read_text() for path in files]
-    looked = set()
-    for process in processes_of(stack.home):
-        with contextlib.suppress(psutil.NoSuchProcess):  # a server's own, which may just have ended
-            line = " ".join([*process.cmdline(), *process.environ().values()])
-            looked.add(process.pid)
-            assert not any(password in line for password in passwords)
-    assert {process.pid for process, _ in stack._running} <= looked
+    every = (process.pid for process in processes_of(stack.home))
+    for line in told_to(every, {process.pid for process, _ in stack._running}):
+        assert not any(password in line for password in passwords)
     acl = (stack.home / "valkey" / "users.acl").read_text()
     assert not any(password in acl for password in passwords)
 

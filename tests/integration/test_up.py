@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import signal
@@ -13,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import psycopg
 import pytest
 
 from tests.homes import temporary_home
+from tests.told import told_to
 from workers.children import has_accelerator, worker_lanes, worker_name
 from workers.detached import Detached, running_in, start_detached, sweep
 from workers.home import CHECKOUT, Home, HomeInUseError
@@ -271,17 +271,6 @@ def test_everything_runs_each_with_its_own_keys_and_no_others(
     }
     served = [lane for p in processes.values() for lane in p["lanes"]]
     assert sorted(served) == sorted(lane for lanes in workers for lane in lanes)
-
-
-def told_to(pids: Iterable[int], ours: set[int]) -> list[str]:
-    """Arguments and environments; one of Postgres's own may end while it is looked at."""
-    lines = {}
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            lines[pid] = " ".join([*process.cmdline(), *process.environ().values()])
-    assert ours <= lines.keys()
-    return list(lines.values())
 
 
 def check_flower(flower: dict[str, Any]) -> None:
