@@ -89,38 +89,53 @@ class Executor:
         """Claim a batch of one of the kinds and read its payloads, in one synchronous commit.
 
         Raises:
-            psycopg.Error: the database is away; nothing was claimed, or a lease that will expire.
+            psycopg.Error: the database is away; what may have been claimed is handed back, with the
+                next claim or heartbeat.
         """
         marks = {kind: self.marks.setdefault((lane, kind, suspect), Mark()) for kind in kinds}
-        # A pipeline: statements whose answers nobody waits for share a round trip.
-        with session(self.pool, self.terms.lease_s) as conn, conn.pipeline():
-            lease = leases.claim(
-                conn,
-                self.terms,
-                lane,
-                kinds,
-                hint=hint,
-                limit=limit,
-                budgets=budgets,
-                marks=marks,
-                suspect=suspect,
-            )
-            if lease is None:
-                return None
-            owners = {job.id: job.owner for job in lease.jobs}
-            self.content.enter(conn, set(owners.values()))
-            read_bodies = payloads.read_payloads(conn, self.content, owners)
-            read_states = documents.read_states(conn, self.content.privacy, list(owners))
-            read_blobs: Callable[[], Mapping[UUID, Mapping[str, Sequence[bytes]]]] = dict
-            read_upstream: Callable[[], Mapping[UUID, Sequence[tuple[UUID, bytes | str]]]] = dict
-            if lease.jobs[0].kind in WITH_FILES:
-                read_blobs = payloads.read_blobs(conn, self.content, owners)
-            if following := [job.id for job in lease.jobs if job.parent_id is not None]:
-                read_upstream = payloads.read_upstream(conn, self.content, following)
-            conn.commit()
-            opened = Opened(lease, read_bodies(), read_states(), read_blobs(), read_upstream())
+        if self.heart.unheard.any(unasked=True):
+            # What is run next may take the process down, and with it whom it does not know that it has.
+            with session(self.pool, self.terms.lease_s) as conn:
+                self.heart.unheard.hand_back(conn)
+        lease: Lease | None = None
+        try:
+            # A pipeline: statements whose answers nobody waits for share a round trip.
+            with session(self.pool, self.terms.lease_s) as conn, conn.pipeline():
+                lease = leases.claim(
+                    conn,
+                    self.terms,
+                    lane,
+                    kinds,
+                    hint=hint,
+                    limit=limit,
+                    budgets=budgets,
+                    marks=marks,
+                    suspect=suspect,
+                )
+                if lease is None:
+                    return None
+                opened = self._commit(conn, lease)
+        except Exception:
+            if lease is not None:
+                self.heart.unheard.add(lease.id)
+            raise
         self.heart.add(lease)
         return opened
+
+    def _commit(self, conn: Connection, lease: Lease) -> Opened:
+        """Commit a claim, with what the database holds for it."""
+        owners = {job.id: job.owner for job in lease.jobs}
+        self.content.enter(conn, set(owners.values()))
+        read_bodies = payloads.read_payloads(conn, self.content, owners)
+        read_states = documents.read_states(conn, self.content.privacy, list(owners))
+        read_blobs: Callable[[], Mapping[UUID, Mapping[str, Sequence[bytes]]]] = dict
+        read_upstream: Callable[[], Mapping[UUID, Sequence[tuple[UUID, bytes | str]]]] = dict
+        if lease.jobs[0].kind in WITH_FILES:
+            read_blobs = payloads.read_blobs(conn, self.content, owners)
+        if following := [job.id for job in lease.jobs if job.parent_id is not None]:
+            read_upstream = payloads.read_upstream(conn, self.content, following)
+        conn.commit()
+        return Opened(lease, read_bodies(), read_states(), read_blobs(), read_upstream())
 
     def run(self, opened: Opened) -> Finished:
         """Handle a claimed batch and commit what came of it.

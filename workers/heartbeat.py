@@ -16,6 +16,7 @@ import psycopg
 from models import leases, transitions
 from models.leases import Lease
 from workers.bounded import bounded
+from workers.unheard import Unheard
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class Heartbeat:
 
     It is the watchdog, too: a thread cannot be stopped from outside, so a process with a batch that
     runs past `max_run_s` ends itself. The other batches are handed back first, at no cost to them.
+
+    With each beat it hands back what was claimed without an answer.
 
     With each beat it does the process's chores, which are quick and raise nothing.
 
@@ -56,6 +59,7 @@ class Heartbeat:
         self._lost: set[UUID] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.unheard = Unheard(lease_s)
         self.turned_at = time.monotonic()
         """When the thread last went round, whatever it met with."""
 
@@ -79,6 +83,16 @@ class Heartbeat:
             self._leases.pop(lease.id, None)
             self._since.pop(lease.id, None)
             self._lost.difference_update(job.id for job in lease.jobs)
+
+    def end_unheard(self) -> None:
+        """Hand back what was claimed without an answer; the process may end before its next beat."""
+        if not self.unheard.any():
+            return
+        try:
+            with self._connect() as conn, bounded(conn, self._lease_s / 3):
+                self.unheard.hand_back(conn)
+        except psycopg.Error as error:
+            log.warning("a claim without an answer not handed back (%s)", type(error).__name__)
 
     def held(self) -> list[Lease]:
         """The leases in the process's hands."""
@@ -133,6 +147,7 @@ class Heartbeat:
                 # Cut while there is time for another try before the leases run out.
                 with bounded(conn, self._lease_s / 3):
                     self.beat(conn)
+                    self.unheard.hand_back(conn)
                     self._end_overruns(conn)
             except psycopg.Error as error:
                 log.warning("heartbeat failed (%s); trying again", type(error).__name__)

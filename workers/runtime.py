@@ -126,6 +126,7 @@ class Runtime:
                 self._executor.hand_back(lease)
             except psycopg.Error as error:
                 log.warning("lease not handed back (%s); it will expire", type(error).__name__)
+        self._executor.heart.end_unheard()
 
     def _step(
         self, lane: str, kind: str, *, hint: UUID | None = None, suspect: bool = False

@@ -82,7 +82,7 @@ class Scale:
     hints_only: bool = False
     patience_s: float = PATIENCE_S
     cancels: float = 0.03
-    points: tuple[str, ...] = (*points.POINTS, points.CUT, points.FREEZE)
+    points: tuple[str, ...] = (*points.POINTS, points.CUT, points.UNHEARD, points.FREEZE)
 
 
 BUG: Final = "a process ended by an error of its own"
@@ -262,11 +262,15 @@ class Laboratory:
     def _worker_plan(self, *, faults: bool) -> Plan:
         rng = self._rng
         point = rng.choice(self.scale.points) if faults else None
+        # Of a worker that hears of no claim at all nothing would come.
+        first, last = {points.FREEZE: (1, 1), points.BURYING: (1, 1), points.UNHEARD: (2, 4)}.get(
+            str(point), (1, 4)
+        )
         return Plan(
             role=rng.choice(("private", "shareable")),
             seed=rng.randrange(2**32),
             point=point,
-            nth=1 if point in {points.FREEZE, points.BURYING} else rng.randint(1, 4),
+            nth=rng.randint(first, last),
             skew_s=rng.choice((0.0, 0.0, HOUR_S, -HOUR_S)),
             mutation=self.scale.missing,
             hints_only=self.scale.hints_only,

@@ -155,6 +155,8 @@ def work(site: Site, plan: Plan) -> None:
         while time.monotonic() < until:
             if not taker.turn():
                 time.sleep(0.01)
+        while executor.heart.unheard.any():
+            time.sleep(0.01)
 
 
 def limit_memory() -> None:
