@@ -93,14 +93,18 @@ class Executor:
                 next claim or heartbeat.
         """
         marks = {kind: self.marks.setdefault((lane, kind, suspect), Mark()) for kind in kinds}
+        # Cut while there is time to hand back what it may have claimed before that runs out.
+        limit_s = self.terms.lease_s / 3
         if self.heart.unheard.any(unasked=True):
             # What is run next may take the process down, and with it whom it does not know that it has.
-            with session(self.pool, self.terms.lease_s) as conn:
+            with session(self.pool, limit_s) as conn:
                 self.heart.unheard.hand_back(conn)
         lease: Lease | None = None
+        lost: Connection | None = None
         try:
             # A pipeline: statements whose answers nobody waits for share a round trip.
-            with session(self.pool, self.terms.lease_s) as conn, conn.pipeline():
+            with session(self.pool, limit_s) as conn, conn.pipeline():
+                lost = conn
                 lease = leases.claim(
                     conn,
                     self.terms,
@@ -115,9 +119,10 @@ class Executor:
                 if lease is None:
                     return None
                 opened = self._commit(conn, lease)
-        except Exception:
-            if lease is not None:
-                self.heart.unheard.add(lease.id)
+        except psycopg.Error:
+            # On a connection that is whole, whatever failed was rolled back.
+            if lease is not None and lost is not None and lost.closed:
+                self.heart.unheard.add(lease)
             raise
         self.heart.add(lease)
         return opened

@@ -147,8 +147,8 @@ class Heartbeat:
                 # Cut while there is time for another try before the leases run out.
                 with bounded(conn, self._lease_s / 3):
                     self.beat(conn)
-                    self.unheard.hand_back(conn)
                     self._end_overruns(conn)
+                    self.unheard.hand_back(conn)
             except psycopg.Error as error:
                 log.warning("heartbeat failed (%s); trying again", type(error).__name__)
                 if conn is not None:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
 
 from models import transitions
+from models.leases import Lease
+
+LOCK_WAIT_MS: Final = 200
+"""How long a job is waited for that somebody's open transaction holds. It is asked for again."""
+HELD: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+"""What says that somebody does. The connection is as good as before."""
+
+
+@dataclass(slots=True)
+class _Claim:
+    lease: Lease
+    since: float
+    asked: bool = False
 
 
 class Unheard:
@@ -24,13 +38,12 @@ class Unheard:
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
         self._lock = threading.Lock()
-        self._since: dict[UUID, float] = {}
-        self._asked: set[UUID] = set()
+        self._claims: dict[UUID, _Claim] = {}
 
-    def add(self, token: UUID) -> None:
+    def add(self, lease: Lease) -> None:
         """Whether this lease was committed nobody has told us."""
         with self._lock:
-            self._since[token] = time.monotonic()
+            self._claims[lease.id] = _Claim(lease, time.monotonic())
 
     def any(self, *, unasked: bool = False) -> bool:
         """Whether there may be such a lease.
@@ -39,7 +52,7 @@ class Unheard:
             unasked: one for which the database was not asked yet.
         """
         with self._lock:
-            return bool(self._since.keys() - self._asked if unasked else self._since)
+            return any(not (unasked and claim.asked) for claim in self._claims.values())
 
     def hand_back(self, conn: psycopg.Connection[Any]) -> None:
         """Give back those that are there, with no attempt spent.
@@ -54,14 +67,21 @@ class Unheard:
             psycopg.Error: the database is away.
         """
         with self._lock:
-            since = dict(self._since)
-        for token, at in since.items():
-            run_out = time.monotonic() > at + self._lease_s
-            with conn.transaction():
-                found = transitions.hand_back(conn, token) > 0
+            claims = list(self._claims.items())
+        for token, claim in claims:
+            run_out = time.monotonic() > claim.since + self._lease_s
+            found = _take_back(conn, claim.lease)
             with self._lock:
+                claim.asked = True
                 if found or run_out:
-                    self._since.pop(token, None)
-                    self._asked.discard(token)
-                elif token in self._since:
-                    self._asked.add(token)
+                    self._claims.pop(token, None)
+
+
+def _take_back(conn: psycopg.Connection[Any], lease: Lease) -> bool:
+    jobs = [job.id for job in lease.jobs]
+    try:
+        with conn.transaction():
+            conn.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_WAIT_MS)])
+            return transitions.take_back(conn, lease.id, jobs, alone=lease.alone)
+    except HELD:
+        return False

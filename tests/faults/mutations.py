@@ -195,7 +195,7 @@ MUTATIONS: Final = (
         "a worker forgets what it claimed without an answer; none is killed, and no server befallen",
         ("a job (innocent) ended dead",),
         lambda: setattr(Unheard, "add", lambda *_: None),
-        scale=replace(SMALL, jobs=1500, kills=0, zombies=0, mishaps={}, points=(points.UNHEARD,)),
+        scale=replace(SMALL, jobs=4000, kills=0, zombies=0, mishaps={}, points=(points.UNHEARD,)),
     ),
     Mutation(
         "the generation check",

@@ -69,7 +69,7 @@ class Counter:
         if self._point != point or (self.spared and point != UNHEARD):
             return False
         self._passed += 1
-        # Two in a row of the same job are what it takes to see that they cost nothing.
+        # Again and again: one job must lose two such answers for anybody to see what they cost.
         if self._passed % self._nth if point == UNHEARD else self._passed != self._nth:
             return False
         self._history.write("point", point=point, pid=os.getpid(), token=self.token)

@@ -46,6 +46,8 @@ MAX_RUN_S: Final = 3.0
 OVERRUN_GRACE_S: Final = 1.0
 LIFE_S: Final = 2.5
 """A worker that is not killed ends in order after this long, and another takes its place."""
+UNHEARD_S: Final = 10.0
+"""So long one stays to hand back what it claimed without an answer, while the database is away."""
 MEMORY_BYTES: Final = 384 * 1024 * 1024
 """What a worker may take beyond what it begins with."""
 HOUR_S: Final = 3600.0
@@ -155,8 +157,10 @@ def work(site: Site, plan: Plan) -> None:
         while time.monotonic() < until:
             if not taker.turn():
                 time.sleep(0.01)
-        while executor.heart.unheard.any():
-            time.sleep(0.01)
+        until += UNHEARD_S
+        while executor.heart.unheard.any() and time.monotonic() < until:
+            executor.heart.end_unheard()
+            time.sleep(0.05)
 
 
 def limit_memory() -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 
-from models import leases, transitions
+from models import transitions
 from tasks.protocol import (
     Context,
     Handler,
@@ -26,10 +25,8 @@ from tests.echo_stack import eventually
 from tests.one_job import VECTORS, at_once, submit, text_of, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
-from workers import bounded
 from workers.devstack import DevStack
 from workers.finishing import finish
-from workers.runtime import Runtime
 
 
 def test_a_job_without_a_hint_is_found(clean: DevStack, vestry: Vestry, conn: Any) -> None:
@@ -170,83 +167,3 @@ def test_a_result_that_cannot_even_be_written_spoils_no_neighbour(
     assert told(conn, good) == ("succeeded", 1)
     assert vestry.status(bad).error is not None
     assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]
-
-
-def claim_unheard(worker: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Claim, commit, and lose the connection before anybody says that it was committed."""
-    commit = psycopg.Connection.commit
-
-    def committed(self: psycopg.Connection[Any]) -> None:
-        commit(self)
-        bounded._cut(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(psycopg.Connection, "commit", committed)
-        with pytest.raises(psycopg.OperationalError):
-            worker._executor.claim(LANE, ["embedding"])
-
-
-def test_a_claim_whose_answer_is_lost_costs_no_attempt_and_no_crash(
-    clean: DevStack, vestry: Vestry, conn: Any, control: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs = submit(vestry, conn, "a", "b")
-    with runtime(clean, at_once, lease_s=4.0, heartbeat_s=0.3) as worker:
-        claim_unheard(worker, monkeypatch)
-        assert {told(conn, job) for job in jobs} <= {("running", 1), ("queued", 0)}
-        eventually(lambda: [told(conn, job) for job in jobs] == [("queued", 0)] * 2, within=3)
-        assert control.execute("SELECT count(*) FROM vestry.leases").fetchone()[0] == 0
-        assert not worker._executor.heart.unheard.any()
-        assert transitions.rescue(control).suspects == 0
-        assert control.execute("SELECT max(crashes) FROM vestry.jobs").fetchone()[0] == 0
-
-
-def test_a_claim_whose_answer_is_lost_is_handed_back_before_the_next_claim(
-    clean: DevStack, vestry: Vestry, conn: Any, control: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (job,) = submit(vestry, conn, "a")
-    with runtime(clean, at_once) as worker:
-        claim_unheard(worker, monkeypatch)
-        assert told(conn, job) == ("running", 1)
-        opened = worker._executor.claim(LANE, ["embedding"])
-        assert opened is not None
-        # Its old lease is gone, so that nobody counts its end.
-        assert control.execute("SELECT id FROM vestry.leases").fetchall() == [(opened.lease.id,)]
-        assert told(conn, job) == ("running", 1)
-        worker._executor.run(opened)
-
-
-def test_a_claim_whose_answer_is_lost_is_given_up_by_a_worker_that_ends(
-    clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (job,) = submit(vestry, conn, "a")
-    with runtime(clean, at_once) as worker:
-        claim_unheard(worker, monkeypatch)
-        assert told(conn, job) == ("running", 1)
-        worker.drain()
-        assert told(conn, job) == ("queued", 0)
-
-
-def test_a_claim_that_is_committed_after_its_worker_gave_up_waiting_is_handed_back(
-    clean: DevStack, vestry: Vestry, conn: Any
-) -> None:
-    (job,) = submit(vestry, conn, "a")
-    with runtime(clean, at_once, lease_s=4.0, heartbeat_s=0.3) as worker:
-        executor = worker._executor
-        with psycopg.connect(clean.database_url("vestry_shareable")) as slow:
-            lease = leases.claim(slow, executor.terms, LANE, ["embedding"])
-            assert lease is not None
-            executor.heart.unheard.add(lease.id)
-            time.sleep(1.0)
-        eventually(lambda: told(conn, job) == ("queued", 0), within=3)
-
-
-def test_a_claim_that_was_never_committed_is_looked_for_as_long_as_its_lease_would_last(
-    clean: DevStack,
-) -> None:
-    with runtime(clean, at_once, lease_s=2.0, heartbeat_s=0.3) as worker:
-        unheard = worker._executor.heart.unheard
-        unheard.add(UUID(int=7))
-        time.sleep(1.0)
-        assert unheard.any()
-        assert not unheard.any(unasked=True)
-        eventually(lambda: not unheard.any(), within=10)
