@@ -31,7 +31,6 @@ from tests.faults.servers import LabStack
 from tests.homes import temporary_home
 from workers import dispatcher
 from workers.home import CHECKOUT
-from workers.unheard import Unheard
 
 SMALL: Final = Scale(
     jobs=700,
@@ -189,13 +188,6 @@ MUTATIONS: Final = (
         "rescue returns a batch to the line as if nothing had been",
         (LOST,),
         lambda: rewrite(transitions, "rescue", ("suspect = NOT held.dies", "suspect = false")),
-    ),
-    Mutation(
-        "the return of unheard claims",
-        "a worker forgets what it claimed without an answer; none is killed, and no server befallen",
-        ("a job (innocent) ended dead",),
-        lambda: setattr(Unheard, "add", lambda *_: None),
-        scale=replace(SMALL, jobs=4000, kills=0, zombies=0, mishaps={}, points=(points.UNHEARD,)),
     ),
     Mutation(
         "the generation check",
