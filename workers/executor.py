@@ -93,8 +93,8 @@ class Executor:
                 next claim or heartbeat.
         """
         marks = {kind: self.marks.setdefault((lane, kind, suspect), Mark()) for kind in kinds}
-        # Cut while there is time to hand back what it may have claimed before that runs out.
-        limit_s = self.terms.lease_s / 3
+        # Cut while there is time to hand back what it may have claimed, before that runs out.
+        limit_s = self.terms.lease_s / 2
         if self.heart.unheard.any(unasked=True):
             # What is run next may take the process down, and with it whom it does not know that it has.
             with session(self.pool, limit_s) as conn:

@@ -73,15 +73,16 @@ class Unheard:
             found = _take_back(conn, claim.lease)
             with self._lock:
                 claim.asked = True
-                if found or run_out:
+                if found or (run_out and found is not None):
                     self._claims.pop(token, None)
 
 
-def _take_back(conn: psycopg.Connection[Any], lease: Lease) -> bool:
+def _take_back(conn: psycopg.Connection[Any], lease: Lease) -> bool | None:
+    """Whether there was anything to undo; None where somebody's open transaction hides it."""
     jobs = [job.id for job in lease.jobs]
     try:
         with conn.transaction():
             conn.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_WAIT_MS)])
             return transitions.take_back(conn, lease.id, jobs, alone=lease.alone)
     except HELD:
-        return False
+        return None

@@ -33,7 +33,6 @@ def claim_unheard(worker: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(psycopg.Connection, "commit", committed)
         with pytest.raises(psycopg.OperationalError):
             worker._executor.claim(LANE, ["embedding"])
-    assert worker._executor.heart.unheard.any()
 
 
 def make_suspect(stack: DevStack, control: Any) -> None:
@@ -151,7 +150,8 @@ def test_a_job_that_somebody_holds_delays_none_of_the_others(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     jobs = submit(vestry, conn, "a", "b")
-    unheard, url = Unheard(60), clean.database_url("vestry_shareable")
+    # Their leases ran out: what cannot be seen may be there all the same.
+    unheard, url = Unheard(0), clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True) as heart:
         for job in jobs:
             with psycopg.connect(url) as lost:
