@@ -34,8 +34,6 @@ ALONE_CRASHES_TO_DIE = 2
 """A job that took its process down twice while nothing else ran in it is the culprit."""
 LOST_ALONE = "the process ended or froze, running this job alone"
 """The receipt's reason where that counts as a crash, unless the process comes back (`exonerate`)."""
-LOST_UNHEARD = "the answer to the claim was lost, and nothing ran"
-"""What becomes of it where the process comes back without having heard of its claim (`take_back`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,33 +166,6 @@ def exonerate(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> int:
         [list(job_ids), token, LOST_ALONE],
     )
     return cursor.rowcount
-
-
-def take_back(conn: Connection, token: UUID, job_ids: Sequence[UUID], *, alone: bool) -> bool:
-    """Undo a claim that its worker never heard of: nothing of it ran. To repeat it changes nothing.
-
-    Args:
-        conn: a connection in a transaction.
-        token: the lease, which may never have been committed.
-        job_ids: its jobs.
-        alone: whether it was a suspect's, whose crash is taken back if the reconciler was first.
-
-    Returns:
-        Whether there was anything to undo.
-    """
-    if hand_back(conn, token):
-        return True
-    if not alone:
-        return False
-    ids = list(job_ids)
-    conn.execute("SELECT FROM vestry.jobs WHERE id = ANY (%s) ORDER BY id FOR UPDATE", [ids])
-    exonerated = exonerate(conn, token, ids)
-    conn.execute(
-        """UPDATE vestry.receipts SET reason = %s
-           WHERE job_id = ANY (%s) AND lease_id = %s AND outcome = 'lost' AND reason = %s""",
-        [LOST_UNHEARD, ids, token, LOST_ALONE],
-    )
-    return exonerated > 0
 
 
 def drop_if_empty(conn: Connection, token: UUID) -> None:

@@ -33,9 +33,8 @@ class Heartbeat:
     It is the watchdog, too: a thread cannot be stopped from outside, so a process with a batch that
     runs past `max_run_s` ends itself. The other batches are handed back first, at no cost to them.
 
-    With each beat it hands back what was claimed without an answer.
-
-    With each beat it does the process's chores, which are quick and raise nothing.
+    With each beat it hands back what was claimed without an answer, and does the process's chores,
+    which are quick and raise nothing.
 
     A connection of its own, because the pool's may all be waiting in finishing transactions.
     """

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 
-from models import transitions
+from models import unclaiming
 from models.leases import Lease
 
 LOCK_WAIT_MS: Final = 200
@@ -83,6 +83,6 @@ def _take_back(conn: psycopg.Connection[Any], lease: Lease) -> bool | None:
     try:
         with conn.transaction():
             conn.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_WAIT_MS)])
-            return transitions.take_back(conn, lease.id, jobs, alone=lease.alone)
+            return unclaiming.take_back(conn, lease.id, jobs, alone=lease.alone)
     except HELD:
         return None
