@@ -23,7 +23,7 @@ from benchmarks.embedding import read
 from benchmarks.options import Options
 from benchmarks.report import Outcome
 from vestry import Document, Embedding, Vestry
-from vestry.sealing import OwnerKey
+from vestry.crypto.envelope import OwnerKey
 from workers.app import make_app
 from workers.children import thread_count
 from workers.devstack import DevStack

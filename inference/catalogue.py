@@ -16,8 +16,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from inference.protocol import Locality
-from vestry.kinds import Kind
-from vestry.lanes import Privacy
+from vestry.lanes import Kind, Privacy
 
 ORDINARY: Final = "ordinary"
 ALL: Final = "all"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from inference.protocol import Cancelled, never
-from vestry.ocr_results import OcrResult
+from vestry.jobs.ocr import OcrResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from typing import Final
 
 from inference.catalogue import BackendEntry, Catalogue, ModelEntry
 from inference.protocol import Locality
-from vestry.kinds import Kind
-from vestry.lanes import Pool, Privacy
+from vestry.lanes import Kind, Pool, Privacy
 
 OVER_BUDGET: Final = "over_budget"
 

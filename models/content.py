@@ -14,9 +14,9 @@ from uuid import UUID
 
 import psycopg
 
+from vestry.crypto.envelope import OwnerKey, plain_digest
+from vestry.crypto.keyring import KeyRing
 from vestry.errors import UnknownKey, VestryError
-from vestry.keyring import KeyRing
-from vestry.sealing import OwnerKey, plain_digest
 
 Connection = psycopg.Connection[Any]
 MAX_CACHED_OWNERS = 10_000

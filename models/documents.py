@@ -19,8 +19,8 @@ from psycopg import sql
 
 from models.columns import column
 from models.content import Content
+from vestry.crypto.envelope import CHUNK, DETAIL
 from vestry.ids import uuid7
-from vestry.sealing import CHUNK, DETAIL
 
 Connection = psycopg.Connection[Any]
 

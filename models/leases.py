@@ -19,7 +19,7 @@ from psycopg.rows import namedtuple_row
 from psycopg.types.numeric import Int8
 
 from models.picking import Mark, pick
-from vestry.kinds import Kind
+from vestry.lanes import Kind
 
 Connection = psycopg.Connection[Any]
 

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from models.columns import column
 from models.content import Content
-from vestry.sealing import PAYLOAD, RESULT, blob_field
+from vestry.crypto.envelope import PAYLOAD, RESULT, blob_field
 
 Connection = psycopg.Connection[Any]
 

@@ -13,9 +13,8 @@ from inference.policy import Candidate
 from inference.router import Elsewhere, Router
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
 from tasks.serving import outcome_of_error, served_of
+from vestry.jobs.ocr import FILE, OcrResult
 from vestry.lanes import Latency
-from vestry.ocr import FILE
-from vestry.ocr_results import OcrResult
 
 AT_ONCE: Final = 8
 """Files of a batch that are read at a time: one of a single page would leave the other cores idle. How

@@ -15,8 +15,7 @@ from uuid import UUID
 
 from inference.policy import Wish
 from tasks.grounding import Grounding, Passage
-from vestry.kinds import Kind
-from vestry.lanes import Pool
+from vestry.lanes import Kind, Pool
 
 
 class BadPayload(Exception):

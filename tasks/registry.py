@@ -12,8 +12,7 @@ from tasks.generation import GenerationHandler
 from tasks.ocr import OcrHandler
 from tasks.protocol import Handler
 from tasks.rerank import RerankHandler
-from vestry.kinds import Kind
-from vestry.lanes import Pool
+from vestry.lanes import Kind, Pool
 
 
 def handlers(

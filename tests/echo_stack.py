@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tests.homes import temporary_home
-from vestry.jobs import Prepared
+from vestry.jobs.base import Prepared
 from vestry.lanes import Pool
 from workers.detached import Detached, start_detached
 

@@ -12,9 +12,8 @@ from inference.router import Router
 from tasks.classification import ClassificationHandler
 from tasks.protocol import Context, Failed, Job, Outcome, Succeeded
 from tests.routing import router
-from vestry.classification import Classification, Label
-from vestry.classification_results import ClassificationResult
-from vestry.sealing import plain_digest
+from vestry.crypto.envelope import plain_digest
+from vestry.jobs.classification import Classification, ClassificationResult, Label
 
 SECRET = "sekrit-token"
 TOPICS = [

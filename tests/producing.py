@@ -13,7 +13,7 @@ from vestry import (
     Embedding,
     KeyRing,
 )
-from vestry.sealing import RESULT, OwnerKey, blob_field
+from vestry.crypto.envelope import RESULT, OwnerKey, blob_field
 from workers.devstack import DevStack
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -13,8 +13,7 @@ from inference.fleet import Fleet
 from inference.policy import Budget, Health, RoutingPolicy
 from inference.protocol import BackendConfig
 from inference.router import Router
-from vestry.kinds import Kind
-from vestry.lanes import Pool
+from vestry.lanes import Kind, Pool
 
 
 @dataclass

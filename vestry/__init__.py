@@ -21,10 +21,11 @@ A job is enqueued in the caller's own transaction: it exists if and only if that
 """
 
 from vestry.aio import AsyncVestry
-from vestry.classification import Classification, Label
-from vestry.classification_results import ClassificationResult, LabelScore
 from vestry.client import Vestry
-from vestry.dead_letters import Reason
+from vestry.crypto.keyring import KeyRing
+from vestry.db.job_queries import LaneStatus
+from vestry.db.receipts import Receipt
+from vestry.db.replay import PastJob
 from vestry.errors import (
     DatabaseError,
     IdempotencyConflict,
@@ -50,22 +51,17 @@ from vestry.errors import (
     VestryError,
     WaitTimeout,
 )
-from vestry.flows import Flow
-from vestry.generation import Generation, Grounding, Message
-from vestry.generation_results import Citation, GenerationResult
-from vestry.hits import Hit, Hits
-from vestry.jobs import Document, Embedding
-from vestry.keyring import KeyRing
+from vestry.failure_reasons import Reason
+from vestry.jobs.base import UPSTREAM
+from vestry.jobs.classification import Classification, ClassificationResult, Label, LabelScore
+from vestry.jobs.embedding import Document, Embedding, EmbeddingResult, FailedDocument, IndexResult
+from vestry.jobs.flow import Flow
+from vestry.jobs.generation import Citation, Generation, GenerationResult, Grounding, Message
+from vestry.jobs.ocr import Ocr, OcrPage, OcrResult, OcrWord
+from vestry.jobs.rerank import Ranked, Rerank, RerankResult
+from vestry.jobs.results import JobRef, JobStatus, Result
 from vestry.lanes import LANES, Lane, Latency, Pool, Privacy
-from vestry.ocr import Ocr
-from vestry.ocr_results import OcrPage, OcrResult, OcrWord
-from vestry.reading import LaneStatus
-from vestry.receipts import Receipt
-from vestry.replaying import PastJob
-from vestry.rerank import Rerank
-from vestry.rerank_results import Ranked, RerankResult
-from vestry.results import EmbeddingResult, FailedDocument, IndexResult, JobRef, JobStatus, Result
-from vestry.upstream import UPSTREAM
+from vestry.search.hits import Hit, Hits
 
 __all__ = [
     "LANES",

@@ -15,27 +15,33 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from vestry import reading, search
-from vestry.checks import PAYLOAD_LIMIT
-from vestry.connections import CONNECT_S, AsyncConnectionLike, async_connection
-from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
+from vestry.crypto.keyring import KeyRing
+from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db import job_queries
+from vestry.db.connection import (
+    CONNECT_S,
+    AsyncConnectionLike,
+    all_or_nothing_async,
+    async_connection,
+    plain_async,
+)
+from vestry.db.enqueue import KeyedJobs, enqueue_one, flush, new_batch
+from vestry.db.job_queries import JobLike
+from vestry.db.notifications import READ_AGAIN_S, AsyncListener
 from vestry.errors import NotFinished, Unavailable, WaitTimeout
-from vestry.flows import Flow, followed, has_files
-from vestry.hits import Hits
-from vestry.jobs import Document, JobRequest
-from vestry.keyring import KeyRing
+from vestry.jobs.base import RESULT_TTL_S, JobRequest, Options
+from vestry.jobs.embedding import Document
+from vestry.jobs.flow import Flow, followed, has_files
+from vestry.jobs.results import JobRef, JobStatus, Result
 from vestry.lane_control import AsyncLaneControl
-from vestry.listening import READ_AGAIN_S, AsyncListener
-from vestry.options import RESULT_TTL_S, Options
-from vestry.owner_keys import OwnerKeys
-from vestry.reading import JobLike
+from vestry.operations import Steps, run_async, translated
 from vestry.replays import AsyncReplays
-from vestry.results import JobRef, JobStatus, Result
-from vestry.savepoints import all_or_nothing_async, plain_async
-from vestry.search import SearchRequest
-from vestry.searching import Ask, Do, Search, follow_async
+from vestry.search import vector_search
+from vestry.search.hits import Hits
+from vestry.search.pipeline import Ask, Do, Search, follow_async
+from vestry.search.vector_search import SearchRequest
 from vestry.settings import resolve
-from vestry.steps import Steps, run_async, translated
+from vestry.validation import PAYLOAD_LIMIT
 
 T = TypeVar("T")
 
@@ -178,7 +184,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         ids: Iterable[str | Document],
     ) -> int:
         """As `Vestry.delete_documents`."""
-        steps = reading.delete_documents(owner, privacy, source, ids, self._keys)
+        steps = job_queries.delete_documents(owner, privacy, source, ids, self._keys)
         return await run_async(await async_connection(conn), steps)
 
     # -- jobs that exist --------------------------------------------------------------------------
@@ -189,39 +195,39 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
 
     async def wait_finished(self, job: JobLike, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """As `Vestry.wait_finished`."""
-        name = reading.job_id(job)
-        await self._wait(name, timeout, lambda: self._do(lambda: reading.check_finished(name)))
+        name = job_queries.job_id(job)
+        await self._wait(name, timeout, lambda: self._do(lambda: job_queries.check_finished(name)))
 
     async def result(self, job: JobLike) -> Result:
         """A finished job's result; raises as `wait`, and `NotFinished` while it goes on."""
-        return await self._do(lambda: reading.result(reading.job_id(job), self._keys))
+        return await self._do(lambda: job_queries.result(job_queries.job_id(job), self._keys))
 
     async def result_json(self, job: JobLike) -> dict[str, Any]:
         """A finished job's result as the worker wrote it; raises as `result`."""
-        name = reading.job_id(job)
-        told = await self._do(lambda: reading.outcome(name, self._keys))
+        name = job_queries.job_id(job)
+        told = await self._do(lambda: job_queries.outcome(name, self._keys))
         return told[1]
 
     async def status(self, job: JobLike) -> JobStatus:
         """Where a job stands. Raises `UnknownJob`."""
-        return await self._do(lambda: reading.status(reading.job_id(job)))
+        return await self._do(lambda: job_queries.status(job_queries.job_id(job)))
 
     async def statuses(self, jobs: Iterable[JobLike]) -> list[JobStatus]:
         """Where many jobs stand, in order; those that do not exist are left out."""
-        ids = [reading.job_id(job) for job in jobs]
-        return await self._do(lambda: reading.statuses(ids))
+        ids = [job_queries.job_id(job) for job in jobs]
+        return await self._do(lambda: job_queries.statuses(ids))
 
     async def flow(self, job: JobLike) -> list[JobStatus]:
         """See `Vestry.flow`."""
-        return await self._do(lambda: reading.flow(reading.job_id(job)))
+        return await self._do(lambda: job_queries.flow(job_queries.job_id(job)))
 
     async def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, str]:
         """Cancel one job or many, queued or running, and say which state each is in now.
 
         A finished job stays as it is. Raises `UnknownJob` for a single one that does not exist.
         """
-        ids = reading.job_ids(jobs)
-        return await self._do(lambda: reading.cancel(ids))
+        ids = job_queries.job_ids(jobs)
+        return await self._do(lambda: job_queries.cancel(ids))
 
     # -- search -----------------------------------------------------------------------------------
 
@@ -258,7 +264,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         """As `Vestry.search_by_vector`."""
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
         return await self._do(
-            lambda: search.nearest(request, vector, space, self._keys), atomic=True
+            lambda: vector_search.nearest(request, vector, space, self._keys), atomic=True
         )
 
     # -- connections ------------------------------------------------------------------------------
@@ -270,7 +276,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         asked = await self._do(
             lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
         )
-        answer = lambda: reading.outcome(asked.id, self._keys, discard=True)  # noqa: E731
+        answer = lambda: job_queries.outcome(asked.id, self._keys, discard=True)  # noqa: E731
         try:
             return await self._wait(asked, wanted.timeout, lambda: self._do(answer, atomic=True))
         except (WaitTimeout, asyncio.CancelledError):
@@ -284,7 +290,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         read: Callable[[], Awaitable[T]],
     ) -> T:
         """Read until there is something to read, at once when the job is said to be done."""
-        name = reading.job_id(job)
+        name = job_queries.job_id(job)
         end = None if timeout is None else time.monotonic() + timeout
         async with self._listener.watch(name) as done:
             while True:

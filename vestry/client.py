@@ -13,27 +13,27 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from vestry import reading, search
-from vestry.checks import PAYLOAD_LIMIT
-from vestry.connections import CONNECT_S, SyncConnection, sync_connection
-from vestry.enqueueing import KeyedJobs, enqueue_one, flush, new_batch
+from vestry.crypto.keyring import KeyRing
+from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db import job_queries
+from vestry.db.connection import CONNECT_S, SyncConnection, all_or_nothing, plain, sync_connection
+from vestry.db.enqueue import KeyedJobs, enqueue_one, flush, new_batch
+from vestry.db.job_queries import JobLike
+from vestry.db.notifications import READ_AGAIN_S, Listener
 from vestry.errors import NotFinished, Unavailable, WaitTimeout
-from vestry.flows import Flow, followed, has_files
-from vestry.hits import Hits
-from vestry.jobs import Document, JobRequest
-from vestry.keyring import KeyRing
+from vestry.jobs.base import RESULT_TTL_S, JobRequest, Options
+from vestry.jobs.embedding import Document
+from vestry.jobs.flow import Flow, followed, has_files
+from vestry.jobs.results import JobRef, JobStatus, Result
 from vestry.lane_control import LaneControl
-from vestry.listening import READ_AGAIN_S, Listener
-from vestry.options import RESULT_TTL_S, Options
-from vestry.owner_keys import OwnerKeys
-from vestry.reading import JobLike
+from vestry.operations import Steps, run, translated
 from vestry.replays import Replays
-from vestry.results import JobRef, JobStatus, Result
-from vestry.savepoints import all_or_nothing, plain
-from vestry.search import SearchRequest
-from vestry.searching import Ask, Do, Search, follow
+from vestry.search import vector_search
+from vestry.search.hits import Hits
+from vestry.search.pipeline import Ask, Do, Search, follow
+from vestry.search.vector_search import SearchRequest
 from vestry.settings import resolve
-from vestry.steps import Steps, run, translated
+from vestry.validation import PAYLOAD_LIMIT
 
 T = TypeVar("T")
 
@@ -222,7 +222,7 @@ class Vestry(Replays, LaneControl):
         Returns:
             How many there were.
         """
-        steps = reading.delete_documents(owner, privacy, source, ids, self._keys)
+        steps = job_queries.delete_documents(owner, privacy, source, ids, self._keys)
         return run(sync_connection(conn), steps)
 
     # -- jobs that exist --------------------------------------------------------------------------
@@ -248,41 +248,41 @@ class Vestry(Replays, LaneControl):
             WaitTimeout, UnknownJob: as `wait`.
             Unavailable: the database was not there when the time was up.
         """
-        name = reading.job_id(job)
-        self._wait(name, timeout, lambda: self._do(lambda: reading.check_finished(name)))
+        name = job_queries.job_id(job)
+        self._wait(name, timeout, lambda: self._do(lambda: job_queries.check_finished(name)))
 
     def result(self, job: JobLike) -> Result:
         """A finished job's result; raises as `wait`, and `NotFinished` while it goes on."""
-        return self._do(lambda: reading.result(reading.job_id(job), self._keys))
+        return self._do(lambda: job_queries.result(job_queries.job_id(job), self._keys))
 
     def result_json(self, job: JobLike) -> dict[str, Any]:
         """A finished job's result as the worker wrote it; raises as `result`."""
-        name = reading.job_id(job)
-        return self._do(lambda: reading.outcome(name, self._keys))[1]
+        name = job_queries.job_id(job)
+        return self._do(lambda: job_queries.outcome(name, self._keys))[1]
 
     def status(self, job: JobLike) -> JobStatus:
         """Where a job stands. Raises `UnknownJob`."""
-        return self._do(lambda: reading.status(reading.job_id(job)))
+        return self._do(lambda: job_queries.status(job_queries.job_id(job)))
 
     def statuses(self, jobs: Iterable[JobLike]) -> list[JobStatus]:
         """Where many jobs stand, in order; those that do not exist are left out."""
-        ids = [reading.job_id(job) for job in jobs]
-        return self._do(lambda: reading.statuses(ids))
+        ids = [job_queries.job_id(job) for job in jobs]
+        return self._do(lambda: job_queries.statuses(ids))
 
     def flow(self, job: JobLike) -> list[JobStatus]:
         """Every job of the flow that a job is of, each behind the one it follows on.
 
         A job that is of no flow comes alone. Raises `UnknownJob`.
         """
-        return self._do(lambda: reading.flow(reading.job_id(job)))
+        return self._do(lambda: job_queries.flow(job_queries.job_id(job)))
 
     def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, str]:
         """Cancel one job or many, queued or running, and say which state each is in now.
 
         A finished job stays as it is. Raises `UnknownJob` for a single one that does not exist.
         """
-        ids = reading.job_ids(jobs)
-        return self._do(lambda: reading.cancel(ids))
+        ids = job_queries.job_ids(jobs)
+        return self._do(lambda: job_queries.cancel(ids))
 
     # -- search -----------------------------------------------------------------------------------
 
@@ -345,7 +345,9 @@ class Vestry(Replays, LaneControl):
         `vector` has as many finite numbers as `space`, which it belongs to, has dimensions.
         """
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
-        return self._do(lambda: search.nearest(request, vector, space, self._keys), atomic=True)
+        return self._do(
+            lambda: vector_search.nearest(request, vector, space, self._keys), atomic=True
+        )
 
     # -- connections ------------------------------------------------------------------------------
 
@@ -356,7 +358,7 @@ class Vestry(Replays, LaneControl):
         asked = self._do(
             lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
         )
-        answer = lambda: reading.outcome(asked.id, self._keys, discard=True)  # noqa: E731
+        answer = lambda: job_queries.outcome(asked.id, self._keys, discard=True)  # noqa: E731
         try:
             return self._wait(asked, wanted.timeout, lambda: self._do(answer, atomic=True))
         except (WaitTimeout, KeyboardInterrupt):
@@ -365,7 +367,7 @@ class Vestry(Replays, LaneControl):
 
     def _wait(self, job: JobLike, timeout: float | None, read: Callable[[], T]) -> T:
         """Read until there is something to read, at once when the job is said to be done."""
-        name = reading.job_id(job)
+        name = job_queries.job_id(job)
         end = None if timeout is None else time.monotonic() + timeout
         with self._listener.watch(name) as done:
             while True:

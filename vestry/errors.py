@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Final
 from uuid import UUID
 
-from vestry.dead_letters import Reason, reason_of
+from vestry.failure_reasons import Reason, reason_of
 
 
 class VestryError(Exception):

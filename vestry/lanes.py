@@ -6,8 +6,10 @@ nothing can put it there: the first privacy wall is that the combination has no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final, Literal
 
 
 class Privacy(StrEnum):
@@ -58,3 +60,17 @@ LANES: dict[str, Lane] = {
     for lane in [Lane(privacy, latency, pool)]
 }
 """The ten lanes, by name."""
+
+Kind = Literal["embedding", "classification", "ocr", "generation", "rerank"]
+
+KINDS: Final[Mapping[Kind, Pool]] = {
+    "embedding": Pool.GPU,
+    "classification": Pool.GPU,
+    "ocr": Pool.CPU,
+    "generation": Pool.GPU,
+    "rerank": Pool.GPU,
+}
+"""The kinds, and the pool each runs in on our own hardware."""
+
+WITH_FILES: Final[frozenset[Kind]] = frozenset({"ocr"})
+"""Kinds whose jobs carry files."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar, overload
 
-from vestry import reading, receipts, replaying
-from vestry.owner_keys import OwnerKeys
-from vestry.reading import JobLike
-from vestry.receipts import Receipt
-from vestry.replaying import PastJob, Which
-from vestry.results import JobRef
-from vestry.steps import Steps
+from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db import job_queries, receipts, replay
+from vestry.db.job_queries import JobLike
+from vestry.db.receipts import Receipt
+from vestry.db.replay import PastJob, Which
+from vestry.jobs.results import JobRef
+from vestry.operations import Steps
 
 T = TypeVar("T")
 
@@ -56,29 +56,29 @@ class Replays:
             UnknownJob: it does not exist.
             OwnerForgotten: nothing may be stored for its owner. Of many jobs, all are replayed or none.
         """
-        ids = reading.job_ids(jobs)
-        made = self._do(lambda: replaying.replay(ids, self._keys), atomic=True)
+        ids = job_queries.job_ids(jobs)
+        made = self._do(lambda: replay.replay(ids, self._keys), atomic=True)
         return made if _many(jobs) else made[0]
 
     def dead(self: _Carries, **which: Any) -> list[PastJob]:
         """Dead jobs, the latest first, each with its reason; arguments as `vestry.replaying.Which`."""
         meant = Which(**which)
-        return self._do(lambda: replaying.dead(meant), atomic=True)
+        return self._do(lambda: replay.dead(meant), atomic=True)
 
     def degraded(self: _Carries, **which: Any) -> list[PastJob]:
         """Jobs that another model than the intended one served; arguments as `dead`."""
         meant = Which(**which)
-        return self._do(lambda: replaying.degraded(meant), atomic=True)
+        return self._do(lambda: replay.degraded(meant), atomic=True)
 
     def receipts(self: _Carries, job: JobLike) -> list[Receipt]:
         """What served each attempt of a job, and why that. Raises `UnknownJob`."""
-        name = reading.job_id(job)
+        name = job_queries.job_id(job)
         return self._do(lambda: receipts.receipts(name))
 
     def past_job(self: _Carries, job: JobLike) -> PastJob:
         """A job with all that decides whether it can be replayed. Raises `UnknownJob`."""
-        name = reading.job_id(job)
-        return self._do(lambda: replaying.past_job(name), atomic=True)
+        name = job_queries.job_id(job)
+        return self._do(lambda: replay.past_job(name), atomic=True)
 
 
 class AsyncReplays:
@@ -92,29 +92,29 @@ class AsyncReplays:
         self: _CarriesLater, jobs: JobLike | Sequence[JobLike]
     ) -> JobRef | list[JobRef]:
         """As `Vestry.replay`."""
-        ids = reading.job_ids(jobs)
-        made = await self._do(lambda: replaying.replay(ids, self._keys), atomic=True)
+        ids = job_queries.job_ids(jobs)
+        made = await self._do(lambda: replay.replay(ids, self._keys), atomic=True)
         return made if _many(jobs) else made[0]
 
     async def dead(self: _CarriesLater, **which: Any) -> list[PastJob]:
         """As `Vestry.dead`."""
         meant = Which(**which)
-        return await self._do(lambda: replaying.dead(meant), atomic=True)
+        return await self._do(lambda: replay.dead(meant), atomic=True)
 
     async def degraded(self: _CarriesLater, **which: Any) -> list[PastJob]:
         """As `Vestry.degraded`."""
         meant = Which(**which)
-        return await self._do(lambda: replaying.degraded(meant), atomic=True)
+        return await self._do(lambda: replay.degraded(meant), atomic=True)
 
     async def receipts(self: _CarriesLater, job: JobLike) -> list[Receipt]:
         """As `Vestry.receipts`."""
-        name = reading.job_id(job)
+        name = job_queries.job_id(job)
         return await self._do(lambda: receipts.receipts(name))
 
     async def past_job(self: _CarriesLater, job: JobLike) -> PastJob:
         """As `Vestry.past_job`."""
-        name = reading.job_id(job)
-        return await self._do(lambda: replaying.past_job(name), atomic=True)
+        name = job_queries.job_id(job)
+        return await self._do(lambda: replay.past_job(name), atomic=True)
 
 
 def _many(jobs: object) -> bool:

@@ -16,9 +16,9 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from vestry import key_source
+from vestry.crypto import keyring_source
+from vestry.crypto.keyring import KeyRing
 from vestry.errors import SettingsError
-from vestry.keyring import KeyRing
 
 CLIENT_FILE = "client.json"
 
@@ -55,7 +55,7 @@ class OperatorSettings:
     """
 
     conninfo: str = field(repr=False)
-    source: key_source.KeySource | None = field(repr=False)
+    source: keyring_source.KeySource | None = field(repr=False)
 
 
 def resolve(
@@ -67,17 +67,17 @@ def resolve(
         SettingsError: nothing says which database to use, or what says it cannot be read.
         KeyRingError: the key ring is named and cannot be used.
     """
-    source = None if keyring else key_source.from_environment()
+    source = None if keyring else keyring_source.from_environment()
     url = database_url or os.environ.get("VESTRY_DATABASE_URL")
     if not url:
         described = _from_home()
         url = str(described["database_url"])
         if not keyring and source is None and (named := described.get("keyring")):
-            source = key_source.KeyFile(str(named))
+            source = keyring_source.KeyFile(str(named))
     if isinstance(keyring, KeyRing):
         return Settings(_conninfo(url), keyring)
     if keyring:
-        source = key_source.KeyFile(keyring)
+        source = keyring_source.KeyFile(keyring)
     return Settings(_conninfo(url), None if source is None else KeyRing.read(source))
 
 
@@ -88,7 +88,7 @@ def resolve_operator() -> OperatorSettings:
         SettingsError: nothing says which database to use, or what says it cannot be read.
         KeyRingError: the key ring is named in a way that cannot be.
     """
-    source = key_source.from_environment()
+    source = keyring_source.from_environment()
     url = os.environ.get("VESTRY_OPERATOR_URL")
     if not url:
         if os.environ.get("VESTRY_DATABASE_URL"):
@@ -98,7 +98,7 @@ def resolve_operator() -> OperatorSettings:
         if not url:
             raise SettingsError("the embedded stack is older than this command: start it again")
         if source is None and (named := described.get("keyring")):
-            source = key_source.KeyFile(str(named))
+            source = keyring_source.KeyFile(str(named))
     return OperatorSettings(_conninfo(url, "VESTRY_OPERATOR_PASSWORD_FILE"), source)
 
 

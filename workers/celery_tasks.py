@@ -20,7 +20,7 @@ from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
 from models.states import State
-from vestry.kinds import KINDS
+from vestry.lanes import KINDS
 from workers.finishing import REFUSED
 from workers.runtime import Runtime
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.roles import ROLES
-from vestry.keyring import KeyRing
+from vestry.crypto.keyring import KeyRing
 from workers.children import FLOWER_USER
 from workers.home import write_private
 from workers.valkey_server import PRIVACIES, USERS, _rules

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from models.roles import PRODUCER, ROLES, SCHEMA_OWNER
-from vestry.key_source import COMMAND
+from vestry.crypto.keyring_source import COMMAND
 from workers.home import CHECKOUT, Home
 from workers.postgres_server import DATABASE, SUPERUSER, PostgresServer
 from workers.process import Command, spawn, stop
@@ -172,7 +172,7 @@ def prepare_database(postgres: PostgresServer) -> bool:
 def ensure_keyring(home: Home) -> None:
     """Make the key ring, unless there is one: a second would open nothing of the first's."""
     if not home.keyring.exists() and not os.environ.get(COMMAND):
-        from vestry.keyring import KeyRing  # noqa: PLC0415 - light starts stay light
+        from vestry.crypto.keyring import KeyRing  # noqa: PLC0415 - light starts stay light
 
         KeyRing.generate(home.keyring)
 

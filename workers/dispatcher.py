@@ -23,8 +23,7 @@ from kombu.exceptions import OperationalError
 
 from models import hints, transitions
 from models.picking import Mark
-from vestry.kinds import KINDS
-from vestry.lanes import LANES, Latency, Privacy
+from vestry.lanes import KINDS, LANES, Latency, Privacy
 from workers import logs
 from workers.app import make_app
 from workers.bounded import bounded

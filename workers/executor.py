@@ -28,8 +28,8 @@ from tasks.protocol import (
     Outcome,
 )
 from vestry.errors import VestryError
-from vestry.kinds import WITH_FILES
-from vestry.upstream import UPSTREAM
+from vestry.jobs.base import UPSTREAM
+from vestry.lanes import WITH_FILES
 from workers.bounded import session
 from workers.finisher import Finisher
 from workers.finishing import Finished

@@ -23,8 +23,7 @@ from tasks.protocol import (
     Served,
     Succeeded,
 )
-from vestry.kinds import WITH_FILES
-from vestry.lanes import Latency, Pool
+from vestry.lanes import WITH_FILES, Latency, Pool
 from workers import backoff
 
 Connection = psycopg.Connection[Any]

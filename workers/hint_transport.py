@@ -16,8 +16,7 @@ from uuid import UUID, uuid4
 
 from kombu.transport import TRANSPORT_ALIASES, redis
 
-from vestry.kinds import KINDS
-from vestry.lanes import LANES
+from vestry.lanes import KINDS, LANES
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from vestry.crypto.keyring_source import COMMAND, KeyCommand, KeyFile, KeySource, dump
 from vestry.errors import KeyRingError
-from vestry.key_source import COMMAND, KeyCommand, KeyFile, KeySource, dump
 
 
 class KeyHanding:

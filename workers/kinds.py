@@ -23,7 +23,7 @@ from inference.protocol import SpaceSpec
 from inference.router import Router
 from tasks.protocol import Handler, Library
 from tasks.registry import handlers
-from vestry.keyring import KeyRing
+from vestry.crypto.keyring import KeyRing
 from vestry.lanes import LANES, Pool, Privacy
 from workers.bounded import session
 from workers.egress import recorder

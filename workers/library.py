@@ -13,12 +13,12 @@ from inference.errors import InferenceError, ModelMissing, Waits
 from inference.fleet import Fleet
 from tasks.grounding import Grounding, Passage
 from tasks.protocol import Job
+from vestry.crypto.keyring import KeyRing
+from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import UnknownSpace, VestryError
-from vestry.keyring import KeyRing
 from vestry.lanes import Latency
-from vestry.owner_keys import OwnerKeys
-from vestry.search import SearchRequest, nearest
-from vestry.steps import run
+from vestry.operations import run
+from vestry.search.vector_search import SearchRequest, nearest
 from workers.bounded import session
 from workers.database import AWAY
 

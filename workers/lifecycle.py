@@ -14,9 +14,9 @@ from celery import Celery, signals
 
 from models.content import Content, PrivateContent, ShareableContent
 from models.leases import Terms
-from vestry import key_source
+from vestry.crypto import keyring_source
+from vestry.crypto.keyring import KeyRing
 from vestry.errors import KeyRingError
-from vestry.keyring import KeyRing
 from vestry.lanes import LANES, Latency, Pool, Privacy
 from workers import celery_tasks, database, hardening, kinds, network_guard, walls
 from workers.executor import Executor
@@ -184,7 +184,7 @@ def content_for(settings: Settings) -> Content:
     if settings.privacy != "private":
         return ShareableContent()
     try:
-        source = key_source.from_environment(settings.keyring)
+        source = keyring_source.from_environment(settings.keyring)
         if source is None:
             raise SystemExit(
                 "a private worker needs the key ring: VESTRY_KEYRING_FILE names its file"

@@ -11,8 +11,7 @@ from types import TracebackType
 from typing import Any, Final
 from uuid import UUID
 
-from vestry.kinds import KINDS
-from vestry.lanes import LANES
+from vestry.lanes import KINDS, LANES
 
 QUIET: Final = ("amqp", "httpx", "httpx2", "urllib3", "filelock", "asyncio", "celery.app.trace")
 """Other people's loggers whose INFO says nothing an operator needs, or repeats what Flower shows."""

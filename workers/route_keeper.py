@@ -20,8 +20,7 @@ from inference.gate import Gate
 from inference.policy import Budget, Health, RoutingPolicy, Wish
 from models import backends
 from models.backends import Route
-from vestry.kinds import KINDS
-from vestry.lanes import LANES, Latency, Pool, Privacy
+from vestry.lanes import KINDS, LANES, Latency, Pool, Privacy
 from workers.offer import enabled_catalogue, limits
 from workers.settings import Settings
 

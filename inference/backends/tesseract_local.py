@@ -34,8 +34,7 @@ from inference.pages.scratch import Scratch
 from inference.pages.setup import Setup
 from inference.protocol import BackendConfig, Cancelled, Locality, Probe, never
 from inference.threads import default_threads
-from vestry.file_kinds import READ_KINDS, file_kind
-from vestry.ocr_results import OcrResult
+from vestry.jobs.ocr import READ_KINDS, OcrResult, file_kind
 
 DEFAULT_LANGUAGES: Final = ("eng",)
 MOST_AT_ONCE: Final = 64

@@ -15,7 +15,7 @@ from inference.pages.faults import Fault
 from inference.pages.frames import Closed, Late
 from inference.pages.limits import Limits
 from inference.protocol import Cancelled
-from vestry.ocr_results import OcrPage, OcrResult
+from vestry.jobs.ocr import OcrPage, OcrResult
 
 GRACE_S: Final = 5.0
 """Seconds that a child has, beyond a page's, to end its Tesseract and tell."""

@@ -10,8 +10,7 @@ from uuid import uuid4
 
 import redis
 
-from vestry.kinds import KINDS
-from vestry.lanes import LANES
+from vestry.lanes import KINDS, LANES
 from workers.hint_transport import hint
 from workers.settings import key_prefix
 

@@ -13,7 +13,7 @@ from typing import Final
 from tests.echo_stack import Handmade
 from tests.page_files import pdf, text_page
 from vestry import Classification, Document, Embedding, Generation, Ocr, Rerank
-from vestry.jobs import JobRequest
+from vestry.jobs.base import JobRequest
 
 GOOD: Final = ("succeeded",)
 OVERTAKEN: Final = ("succeeded", "superseded")

@@ -31,7 +31,7 @@ from models.leases import Terms
 from tasks.embedding import EmbeddingHandler
 from tests.faults import points
 from tests.faults.ledger import History
-from vestry.keyring import KeyRing
+from vestry.crypto.keyring import KeyRing
 from workers import database, heartbeat
 from workers.executor import Executor
 from workers.finisher import Finisher

@@ -18,7 +18,8 @@ import redis
 from tests.echo_stack import BULK_S, Handmade, eventually
 from vestry import Document, Embedding, InvalidInput, JobFailed, Vestry
 from vestry.ids import uuid7
-from vestry.results import EmbeddingResult, IndexResult, JobRef
+from vestry.jobs.embedding import EmbeddingResult, IndexResult
+from vestry.jobs.results import JobRef
 from workers.detached import Detached
 from workers.home import Home
 from workers.postgres_server import SUPERUSER, PostgresServer

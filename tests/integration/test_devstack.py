@@ -21,7 +21,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from models.roles import ROLES
 from tests.homes import temporary_home
 from tests.told import told_to
-from vestry.keyring import KeyRing
+from vestry.crypto.keyring import KeyRing
 from workers.devstack import DevStack, prepare_database
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.process import base_environment

@@ -19,7 +19,7 @@ from inference.errors import Abandoned
 from inference.http_client import httpx2_client
 from inference.protocol import BackendConfig
 from models.roles import ROLES, SCHEMA_OWNER
-from vestry import auditing
+from vestry.admin import audit
 from workers.devstack import DevStack
 from workers.egress import NotRecorded, recorder
 
@@ -170,9 +170,9 @@ def test_what_the_database_says_stays_out_of_the_error(pool: ConnectionPool[Any]
     assert caught.value.__suppress_context__
 
 
-def report(clean: DevStack) -> auditing.Report:
+def report(clean: DevStack) -> audit.Report:
     with psycopg.connect(clean.database_url("vestry_operator")) as conn:
-        return auditing.report(conn, LONG_AGO, dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1))
+        return audit.report(conn, LONG_AGO, dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1))
 
 
 def receipt(root: Any, job_id: UUID, privacy: str) -> None:
@@ -200,7 +200,7 @@ def test_the_report_adds_up_and_says_that_nothing_private_left(
         "shareable", "openai", "cloud",
     )  # fmt: skip
     with psycopg.connect(clean.database_url("vestry_operator")) as conn:
-        before = auditing.report(conn, LONG_AGO, LONG_AGO + dt.timedelta(days=90))
+        before = audit.report(conn, LONG_AGO, LONG_AGO + dt.timedelta(days=90))
     assert (before.departures, before.private_requests, before.clean) == ((), 0, True)
 
 
@@ -224,6 +224,6 @@ def test_the_report_tells_of_a_private_job_that_says_it_left(clean: DevStack, ro
 def test_the_report_tells_of_a_record_that_is_not_guarded(clean: DevStack, tampering: str) -> None:
     with psycopg.connect(clean.superuser_url) as conn:
         conn.execute(tampering)
-        assert not auditing.report(conn, LONG_AGO, dt.datetime.now(dt.UTC)).clean
+        assert not audit.report(conn, LONG_AGO, dt.datetime.now(dt.UTC)).clean
         conn.rollback()
     assert report(clean).clean

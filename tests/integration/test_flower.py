@@ -13,7 +13,7 @@ import pytest
 from tests.echo_stack import eventually
 from tests.flower_client import FlowerClient
 from vestry import Document, Embedding, Vestry
-from vestry.results import JobRef
+from vestry.jobs.results import JobRef
 from workers.detached import Detached
 
 PRIVACIES = ("private", "shareable")

@@ -17,8 +17,8 @@ from models.leases import Lease, Terms
 from tests.echo_stack import eventually
 from tests.producing import HELLO, count, succeed
 from vestry import Document, Embedding, KeyRing, OwnerForgotten, Unavailable, Vestry
+from vestry.admin.erasure import backups_until, forget
 from vestry.errors import UnknownKey, UnknownOwner
-from vestry.forgetting import backups_until, forget
 from workers.devstack import DevStack
 
 CONTENT = [f"{p}_{t}" for p in ("private", "shareable")

@@ -21,8 +21,8 @@ import redis
 from tests.echo_stack import BULK_S, FLOWERS, INFERENCE, SETTINGS, eventually
 from tests.homes import temporary_home
 from vestry import Document, Embedding, IndexResult, Vestry
+from vestry.jobs.results import JobRef
 from vestry.lanes import Latency, Privacy
-from vestry.results import JobRef
 from workers.children import Options, Stack
 from workers.detached import Detached
 from workers.home import Home

@@ -16,7 +16,7 @@ import pytest
 from tests.echo_stack import SETTINGS, eventually
 from tests.homes import temporary_home
 from vestry import Embedding, Vestry
-from vestry.results import JobRef
+from vestry.jobs.results import JobRef
 from workers.detached import Detached, start_detached
 from workers.home import Home
 from workers.postgres_server import SUPERUSER, PostgresServer

@@ -22,7 +22,7 @@ from tests.echo_stack import BULK_S, eventually
 from tests.faultserver import Fault, FaultServer, empty, rate_limited, status
 from tests.llama import llama_server
 from vestry import Classification, Embedding, Generation, JobRef, Rerank, Vestry
-from vestry.receipts import Receipt
+from vestry.db.receipts import Receipt
 from workers.detached import Detached
 from workers.home import CHECKOUT, Home
 from workers.postgres_server import SUPERUSER, PostgresServer

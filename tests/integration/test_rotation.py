@@ -12,9 +12,10 @@ import psycopg
 import pytest
 
 from tests.producing import HELLO, count
-from vestry import InvalidInput, KeyRing, UnknownKey, Vestry, rotation
-from vestry.key_source import COMMAND, KeyCommand, KeyFile
-from vestry.sealing import PAYLOAD
+from vestry import InvalidInput, KeyRing, UnknownKey, Vestry
+from vestry.admin import key_rotation
+from vestry.crypto.envelope import PAYLOAD
+from vestry.crypto.keyring_source import COMMAND, KeyCommand, KeyFile
 from workers.devstack import DevStack
 
 OWNERS = [f"owner-{number}" for number in range(7)]
@@ -78,7 +79,7 @@ def test_every_data_key_is_wrapped_anew_and_opens_what_it_sealed(site: Site) -> 
     old = KeyRing.load(site.path).current
     # A reader that was there before
     early = KeyRing.load(site.path)
-    done = rotation.rotate(site.operator, site.source)
+    done = key_rotation.rotate(site.operator, site.source)
     assert (done.rewrapped, done.left, done.made) == (len(OWNERS), 0, True)
     assert wrapping(site.root) == {done.current: len(OWNERS)}
     assert done.current != old
@@ -97,8 +98,8 @@ def test_a_rotation_that_was_broken_off_is_taken_up_again(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enqueue(site.vestry, site.conn, *OWNERS)
-    monkeypatch.setattr(rotation, "PAGE", 3)
-    store, pages = rotation._store, []
+    monkeypatch.setattr(key_rotation, "PAGE", 3)
+    store, pages = key_rotation._store, []
 
     def breaking(*args: Any) -> int:
         if pages:
@@ -107,13 +108,13 @@ def test_a_rotation_that_was_broken_off_is_taken_up_again(
         return store(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rotation, "_store", breaking)
+        patch.setattr(key_rotation, "_store", breaking)
         with pytest.raises(KeyboardInterrupt):
-            rotation.rotate(site.operator, site.source)
+            key_rotation.rotate(site.operator, site.source)
     assert len(wrapping(site.root)) == 2
     assert opened(site.root, site.path) == len(OWNERS)
     current = KeyRing.load(site.path).current
-    done = rotation.rotate(site.operator, site.source)
+    done = key_rotation.rotate(site.operator, site.source)
     assert (done.current, done.made, done.rewrapped) == (current, False, len(OWNERS) - 3)
     assert wrapping(site.root) == {current: len(OWNERS)}
     assert len(KeyRing.load(site.path).key_ids) == 2
@@ -122,11 +123,11 @@ def test_a_rotation_that_was_broken_off_is_taken_up_again(
 def test_a_key_that_was_handed_round_before_is_the_one_taken(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     before = KeyRing.load(site.path).current
-    key = rotation.add(site.source)
+    key = key_rotation.add(site.source)
     assert KeyRing.load(site.path).current == before
-    assert rotation.rotate(site.operator, site.source).current == key
+    assert key_rotation.rotate(site.operator, site.source).current == key
     assert wrapping(site.root) == {key: 1}
-    listed = {status.key: status for status in rotation.statuses(site.operator, site.source)}
+    listed = {status.key: status for status in key_rotation.statuses(site.operator, site.source)}
     assert (listed[before].wraps, listed[before].current) == (0, False)
     assert (listed[key].wraps, listed[key].current) == (1, True)
 
@@ -134,14 +135,14 @@ def test_a_key_that_was_handed_round_before_is_the_one_taken(site: Site) -> None
 def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
     enqueue(site.vestry, site.conn, *OWNERS)
     old = KeyRing.load(site.path).current
-    assert rotation.retire(site.operator, site.source) == []
+    assert key_rotation.retire(site.operator, site.source) == []
     with pytest.raises(InvalidInput, match="current"):
-        rotation.retire(site.operator, site.source, old)
+        key_rotation.retire(site.operator, site.source, old)
     with pytest.raises(InvalidInput, match="neither"):
-        rotation.retire(site.operator, site.source, "no-such-key")
+        key_rotation.retire(site.operator, site.source, "no-such-key")
     stale = KeyRing({old: b"k" * 32}, old)
-    current = rotation.rotate(site.operator, site.source).current
-    assert rotation.retire(site.operator, site.source) == [old]
+    current = key_rotation.rotate(site.operator, site.source).current
+    assert key_rotation.retire(site.operator, site.source) == [old]
     assert KeyRing.load(site.path).key_ids == (current,)
     assert opened(site.root, site.path) == len(OWNERS)
     # A producer whose ring is from before cannot wrap with it any more.
@@ -156,11 +157,11 @@ def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
 def test_a_key_that_still_wraps_something_stays(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     old = KeyRing.load(site.path).current
-    rotation.rotate(site.operator, site.source)
+    key_rotation.rotate(site.operator, site.source)
     site.root.execute("UPDATE vestry.owner_keys SET kek_id = %s", [old])
     with pytest.raises(InvalidInput, match="still wraps the data keys of 1 owners"):
-        rotation.retire(site.operator, site.source, old)
-    assert rotation.retire(site.operator, site.source) == []
+        key_rotation.retire(site.operator, site.source, old)
+    assert key_rotation.retire(site.operator, site.source) == []
     assert old in KeyRing.load(site.path).key_ids
 
 
@@ -169,32 +170,32 @@ def test_retiring_waits_for_a_producer_that_just_stores_a_key(site: Site) -> Non
     old = KeyRing.load(site.path).current
     with psycopg.connect(site.stack.database_url("vestry_producer")) as producer:
         site.vestry.enqueue(producer, HELLO, owner="ann", privacy="private")
-        rotation.rotate(site.operator, site.source)
+        key_rotation.rotate(site.operator, site.source)
         site.operator.execute("SET lock_timeout = '200ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            rotation.retire(site.operator, site.source, old)
+            key_rotation.retire(site.operator, site.source, old)
         producer.commit()
     with pytest.raises(InvalidInput, match="still wraps"):
-        rotation.retire(site.operator, site.source, old)
+        key_rotation.retire(site.operator, site.source, old)
 
 
 def test_keys_that_the_ring_lacks_are_left_and_told_of(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann", "bob")
     site.root.execute("UPDATE vestry.owner_keys SET kek_id = 'lost' WHERE owner = 'bob'")
-    done = rotation.rotate(site.operator, site.source)
+    done = key_rotation.rotate(site.operator, site.source)
     assert (done.rewrapped, done.left) == (1, 1)
 
 
 def test_the_ring_of_a_command_is_rotated_where_it_is_kept(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     command = KeyCommand(f"cat {site.path}")
-    assert rotation.rotate(site.operator, command).rewrapped == 0
+    assert key_rotation.rotate(site.operator, command).rewrapped == 0
     with pytest.raises(Exception, match=COMMAND):
-        rotation.add(command)
-    rotation.add(site.source)
-    with rotation.key_file.changing(site.path) as change:
-        change.replace(rotation._with_next_current(change.ring))
-    done = rotation.rotate(site.operator, command)
+        key_rotation.add(command)
+    key_rotation.add(site.source)
+    with key_rotation.key_file.changing(site.path) as change:
+        change.replace(key_rotation._with_next_current(change.ring))
+    done = key_rotation.rotate(site.operator, command)
     assert (done.rewrapped, done.made) == (1, False)
     assert wrapping(site.root) == {done.current: 1}
     assert count(site.root, "wrapping_keys") == 2

@@ -24,11 +24,11 @@ from vestry import (
     Vestry,
     WaitTimeout,
     client,
-    steps,
+    operations,
 )
+from vestry.crypto.envelope import CHUNK, DETAIL, PAYLOAD, RESULT, OwnerKey
 from vestry.ids import uuid7
-from vestry.sealing import CHUNK, DETAIL, PAYLOAD, RESULT, OwnerKey
-from vestry.search import EXACT_ROWS
+from vestry.search.vector_search import EXACT_ROWS
 from workers.devstack import DevStack
 
 ROWS, DIM, OWNERS, QUERIES = 100_000, 384, 100, 40
@@ -249,7 +249,7 @@ def test_a_source_that_is_most_of_a_space_is_searched_through_its_index(
 def spy_on_plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The plan of every comparison carried out from now on."""
     plans: list[str] = []
-    carry_out = steps.run
+    carry_out = operations.run
 
     def run(conn: psycopg.Connection[Any], work: Any) -> Any:
         def explained() -> Any:
@@ -261,7 +261,7 @@ def spy_on_plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                     return end.value
                 text = query.text if isinstance(query.text, str) else query.text.as_string()
                 if "<=>" in text:
-                    plan = yield steps.Query(f"EXPLAIN {text}", query.params)
+                    plan = yield operations.Query(f"EXPLAIN {text}", query.params)
                     plans.append(str(plan))
                 rows = yield query
 

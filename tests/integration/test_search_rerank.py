@@ -13,10 +13,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from vestry import AsyncVestry, Hits, Vestry, reranking
-from vestry.owner_keys import OwnerKeys
-from vestry.search import SearchRequest, nearest
-from vestry.steps import run
+from vestry import AsyncVestry, Hits, Vestry
+from vestry.crypto.owner_keys import OwnerKeys
+from vestry.operations import run
+from vestry.search import pipeline
+from vestry.search.vector_search import SearchRequest, nearest
 from workers.devstack import DevStack
 
 TEXTS = {"near": "a river", "middle": "a king", "far": "some bread"}
@@ -179,12 +180,12 @@ def test_both_clients_have_their_hits_reranked_and_nothing_is_kept(library: DevS
 def test_a_reranker_that_does_not_answer_is_not_waited_for_and_its_job_is_withdrawn(
     library: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reranking, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(pipeline, "PATIENCE_S", 0.3)
     with answering(library, {"embedding": EMBEDDED}):
         began = time.monotonic()
         hits = searched(library, rerank=True)
     assert documents(hits) == ["near", "middle", "far"]
-    assert (hits.degraded, hits.reason) == (True, reranking.TOO_SLOW)
+    assert (hits.degraded, hits.reason) == (True, pipeline.TOO_SLOW)
     assert time.monotonic() - began < 9
     with psycopg.connect(library.superuser_url) as root:
         states = dict(root.execute("SELECT kind, state FROM vestry.jobs").fetchall())

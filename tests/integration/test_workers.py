@@ -15,7 +15,7 @@ import pytest
 
 from tests.echo_stack import BULK_S, eventually
 from vestry import Document, Embedding, EmbeddingResult, Generation, IndexResult, JobFailed, Vestry
-from vestry.results import JobRef
+from vestry.jobs.results import JobRef
 from workers.detached import Detached
 from workers.settings import Settings
 

@@ -32,7 +32,7 @@ from inference.http_client import httpx2_client
 from inference.policy import Budget, RoutingPolicy, Wish
 from inference.protocol import BackendConfig
 from vestry import Generation, KeyRing, Vestry
-from vestry.sealing import PAYLOAD
+from vestry.crypto.envelope import PAYLOAD
 from workers import valkey_server, walls
 from workers.app import make_app
 from workers.devstack import DevStack

@@ -16,7 +16,7 @@ import psycopg
 from tests.echo_stack import Handmade
 from tests.privacy.needles import Marker
 from vestry import Document, Embedding, JobFailed, Vestry, VestryError
-from vestry.results import JobRef
+from vestry.jobs.results import JobRef
 
 SOURCE = "canary"
 PATIENCE_S = 240.0

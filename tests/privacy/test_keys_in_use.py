@@ -13,10 +13,10 @@ from tests.echo_stack import eventually
 from tests.privacy.conftest import Canary
 from tests.privacy.scenario import PATIENCE_S
 from vestry import Document, Embedding, OwnerForgotten, UnknownKey, Vestry
-from vestry.forgetting import forget
-from vestry.key_source import KeyFile
-from vestry.results import JobRef
-from vestry.rotation import retire, rotate, statuses
+from vestry.admin.erasure import forget
+from vestry.admin.key_rotation import retire, rotate, statuses
+from vestry.crypto.keyring_source import KeyFile
+from vestry.jobs.results import JobRef
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from tasks.classification import ClassificationHandler
 from tasks.protocol import Rerouted, Succeeded
 from tests.labelling import SECRET, TOPICS, a_context, failed, job, result, run
 from tests.routing import NotingGate, router
-from vestry.classification import Label
+from vestry.jobs.classification import Label
 
 ROOT = Path(__file__).resolve().parents[2]
 

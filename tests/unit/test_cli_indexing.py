@@ -13,8 +13,7 @@ from vestry.cli import indexing
 from vestry.cli.indexing import Batch, Ended, IndexRun, Tally, batches
 from vestry.cli.inputs import BadLine, Line, Record, Repeat
 from vestry.errors import Unavailable
-from vestry.jobs import Document
-from vestry.results import FailedDocument, IndexResult
+from vestry.jobs.embedding import Document, FailedDocument, IndexResult
 
 
 class Silent:

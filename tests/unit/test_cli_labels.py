@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vestry.classification import Label
 from vestry.cli import main, submit_classification, submit_rerank
 from vestry.cli.failures import CommandError, ExitCode
 from vestry.cli.label_outcomes import show_classification, show_rerank
 from vestry.cli.submit_classification import labels_of
 from vestry.cli.submit_rerank import lines_of
+from vestry.jobs.classification import Label
 
 WHO = ["--owner", "o", "--privacy", "private"]
 

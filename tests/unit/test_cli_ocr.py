@@ -18,7 +18,7 @@ from vestry.cli.outcomes import Outcome, answer
 from vestry.cli.output import Output
 from vestry.cli.submit_ocr import page_range
 from vestry.errors import InvalidInput
-from vestry.ocr_results import OcrPage, OcrResult
+from vestry.jobs.ocr import OcrPage, OcrResult
 
 PAGE = Path(__file__).parents[2] / "samples" / "phototest.tif"
 

@@ -16,7 +16,7 @@ import yaml
 
 from inference.local_only import networks
 from models.roles import ROLES
-from vestry.keyring import KeyRing
+from vestry.crypto.keyring import KeyRing
 from vestry.lanes import LANES, Privacy
 from workers import compose_secrets, door, migrate
 from workers.llama_server import LlamaSettings

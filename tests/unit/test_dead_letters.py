@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from inference import errors
-from vestry.dead_letters import REASONS, Reason, codes_of, reason_of
+from vestry.failure_reasons import REASONS, Reason, codes_of, reason_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(r"\bFailed\(\s*\"(\w+)\"")

@@ -18,9 +18,9 @@ from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
 from tests.routing import router
 from vestry import Generation
 from vestry import Grounding as AskedGrounding
-from vestry.generation import Message
+from vestry.crypto.envelope import plain_digest
+from vestry.jobs.generation import Message
 from vestry.lanes import Pool
-from vestry.sealing import plain_digest
 
 SECRET = "sekrit-prayer"
 SCHEMA = {

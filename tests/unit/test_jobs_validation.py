@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from vestry.batches import BATCH_JOBS, Batch
-from vestry.enqueueing import KeyedJobs
+from vestry.crypto.envelope import OwnerKey, new_dek, plain_digest
+from vestry.db.enqueue import BATCH_JOBS, Batch, KeyedJobs
 from vestry.errors import InvalidInput, PayloadTooLarge
 from vestry.ids import uuid7
-from vestry.jobs import PAYLOAD_LIMIT, Document, Embedding, parse_result
-from vestry.options import Options
-from vestry.results import EmbeddingResult, FailedDocument, IndexResult
-from vestry.sealing import OwnerKey, new_dek, plain_digest
+from vestry.jobs.base import Options
+from vestry.jobs.embedding import Document, Embedding, EmbeddingResult, FailedDocument, IndexResult
+from vestry.jobs.results import parse_result
+from vestry.validation import PAYLOAD_LIMIT
 
 SECRET = "canary-7f3a"
 

@@ -9,9 +9,9 @@ import pytest
 
 from models import content
 from models.content import PrivateContent
-from vestry import owner_keys
-from vestry.keyring import KeyRing
-from vestry.owner_keys import OwnerKeys
+from vestry.crypto import owner_keys
+from vestry.crypto.keyring import KeyRing
+from vestry.crypto.owner_keys import OwnerKeys
 from workers.heartbeat import Heartbeat
 
 

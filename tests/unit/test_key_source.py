@@ -14,9 +14,10 @@ from uuid import uuid4
 
 import pytest
 
-from vestry import KeyRing, key_file
-from vestry.errors import KeyRingError, UnknownKey
-from vestry.key_source import (
+from vestry import KeyRing
+from vestry.crypto import keyring_file
+from vestry.crypto.envelope import new_dek
+from vestry.crypto.keyring_source import (
     COMMAND,
     DESCRIPTOR,
     FILE,
@@ -27,7 +28,7 @@ from vestry.key_source import (
     dump,
     from_environment,
 )
-from vestry.sealing import new_dek
+from vestry.errors import KeyRingError, UnknownKey
 from workers.key_handing import KeyHanding
 
 OLD = RingText({"old": b"o" * 32}, "old")
@@ -37,12 +38,12 @@ BOTH = RingText({**OLD.keys, "new": b"n" * 32}, "new")
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "ring.json"
-    key_file.create(path, OLD)
+    keyring_file.create(path, OLD)
     return path
 
 
 def renew(path: Path, ring: RingText = BOTH) -> None:
-    with key_file.changing(path) as change:
+    with keyring_file.changing(path) as change:
         change.replace(ring)
 
 
@@ -180,7 +181,7 @@ def test_a_rings_file_is_whole_at_every_moment(path: Path) -> None:
 
 def test_two_who_change_a_ring_wait_for_each_other(path: Path) -> None:
     def add() -> None:
-        with key_file.changing(path) as change:
+        with keyring_file.changing(path) as change:
             time.sleep(0.02)
             name = f"kek-{len(change.ring.keys)}"
             change.replace(RingText({**change.ring.keys, name: b"k" * 32}, change.ring.current))

@@ -15,7 +15,7 @@ from tasks.label_choice import CONFIDENCE
 from tasks.protocol import Succeeded
 from tests.labelling import SECRET, failed, job, result, run
 from tests.routing import NotingGate, router
-from vestry.classification import Label
+from vestry.jobs.classification import Label
 
 
 class Scripted:

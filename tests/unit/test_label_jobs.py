@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
-from vestry.checks import PAYLOAD_LIMIT
-from vestry.classification import EXAMPLES_MAX, LABELS_MAX, Classification, Label
-from vestry.classification_results import ClassificationResult
+from vestry.crypto.envelope import plain_digest
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.rerank import PASSAGES_MAX, Rerank
-from vestry.rerank_results import Ranked, RerankResult
-from vestry.sealing import plain_digest
+from vestry.jobs.classification import (
+    EXAMPLES_MAX,
+    LABELS_MAX,
+    Classification,
+    ClassificationResult,
+    Label,
+)
+from vestry.jobs.rerank import PASSAGES_MAX, Ranked, Rerank, RerankResult
+from vestry.validation import PAYLOAD_LIMIT
 
 SECRET = "canary-51c9"
 

@@ -25,10 +25,9 @@ from inference.protocol import Cancelled
 from inference.router import Router
 from tasks.ocr import OcrHandler
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
+from vestry.crypto.envelope import plain_digest
+from vestry.jobs.ocr import Ocr, OcrPage, OcrResult
 from vestry.lanes import Pool
-from vestry.ocr import Ocr
-from vestry.ocr_results import OcrPage, OcrResult
-from vestry.sealing import plain_digest
 
 SECRET = "sekrit-token"
 PNG = b"\x89PNG\r\n\x1a\n" + SECRET.encode()

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from vestry import InvalidInput, Ocr, OcrPage, OcrResult, OcrWord, PayloadTooLarge
-from vestry.file_kinds import file_kind
-from vestry.jobs import KINDS, Prepared, parse_result
-from vestry.lanes import Pool
-from vestry.ocr import FILE_LIMIT
-from vestry.sealing import plain_digest
+from vestry.crypto.envelope import plain_digest
+from vestry.jobs.base import Prepared
+from vestry.jobs.ocr import FILE_LIMIT, file_kind
+from vestry.jobs.results import parse_result
+from vestry.lanes import KINDS, Pool
 
 SECRET = "sekrit-token"
 PNG = b"\x89PNG\r\n\x1a\n" + SECRET.encode()

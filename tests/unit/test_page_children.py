@@ -21,7 +21,7 @@ from inference.ocr_protocol import OcrRequest
 from inference.protocol import BackendConfig
 from tests import faulty_reader
 from tests.page_files import pdf, text_page
-from vestry.ocr_results import OcrResult
+from vestry.jobs.ocr import OcrResult
 
 FAULTY = (sys.executable, faulty_reader.__file__)
 PAGES = 6

@@ -13,7 +13,7 @@ from inference.pages.faults import MESSAGES, Fault
 from inference.pages.limits import Limits
 from tests.hostile_files import LINE, drawn_line, odd_images, odd_pdfs
 from tests.page_files import drawn, encoded
-from vestry.file_kinds import file_kind
+from vestry.jobs.ocr import file_kind
 
 LIMITS = Limits()
 

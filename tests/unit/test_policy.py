@@ -11,7 +11,7 @@ import pytest
 from inference.catalogue import Catalogue, Rule
 from inference.catalogue_file import load
 from inference.policy import Budget, Candidates, RoutingPolicy, Wish
-from vestry.kinds import KINDS
+from vestry.lanes import KINDS
 
 ALL = {entry.name: None for entry in load().backends}
 WELL: dict[str, str] = {}

@@ -17,9 +17,8 @@ from tasks.protocol import Failed, Job, Outcome, Succeeded
 from tasks.rerank import RerankHandler
 from tests.labelling import SECRET, a_context, failed
 from tests.routing import NotingGate, router
-from vestry.rerank import Rerank
-from vestry.rerank_results import RerankResult
-from vestry.sealing import plain_digest
+from vestry.crypto.envelope import plain_digest
+from vestry.jobs.rerank import Rerank, RerankResult
 
 PASSAGES = ["bread and wine", "the king walked by the river", "a river in the rain"]
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vestry.crypto.envelope import CHUNK, PAYLOAD, OwnerKey, associated_data, new_dek, plain_digest
+from vestry.crypto.keyring import KeyRing
 from vestry.errors import KeyRingError, SealBroken, UnknownKey
 from vestry.ids import uuid7
-from vestry.keyring import KeyRing
-from vestry.sealing import CHUNK, PAYLOAD, OwnerKey, associated_data, new_dek, plain_digest
 
 
 def owner_key(owner: str = "alice") -> OwnerKey:

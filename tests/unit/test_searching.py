@@ -10,15 +10,15 @@ from uuid import uuid4
 
 import pytest
 
-from vestry import reranking
+from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import JobFailed, SealBroken, Unavailable, WaitTimeout
-from vestry.hits import Hit, Hits
-from vestry.jobs import Embedding
-from vestry.owner_keys import OwnerKeys
-from vestry.rerank import Rerank
-from vestry.results import JobStatus
-from vestry.search import RERANK_MOST, SearchRequest
-from vestry.searching import Ask, Do, Search, follow, follow_async
+from vestry.jobs.embedding import Embedding
+from vestry.jobs.rerank import Rerank
+from vestry.jobs.results import JobStatus
+from vestry.search import pipeline
+from vestry.search.hits import Hit, Hits
+from vestry.search.pipeline import Ask, Do, Search, follow, follow_async
+from vestry.search.vector_search import RERANK_MOST, SearchRequest
 
 SECRET = "sekrit-token"
 
@@ -99,15 +99,15 @@ def test_the_passages_are_asked_about_as_privately_as_the_query_and_not_kept() -
 @pytest.mark.parametrize(
     ("came", "reason"),
     [
-        (WaitTimeout(), reranking.TOO_SLOW),
-        (JobFailed("too_long", SECRET), reranking.FAILED),
-        (Unavailable(), reranking.FAILED),
-        (SealBroken(), reranking.FAILED),
-        ([(0, 1.0)], reranking.FAILED),
-        ([(0, 1.0), (7, 0.0)], reranking.FAILED),
-        ([(0, 1.0), (0, 0.0)], reranking.FAILED),
-        ((status("rerank"), {}), reranking.FAILED),
-        ((status("rerank"), {"ranking": [{"index": "x"}]}), reranking.FAILED),
+        (WaitTimeout(), pipeline.TOO_SLOW),
+        (JobFailed("too_long", SECRET), pipeline.FAILED),
+        (Unavailable(), pipeline.FAILED),
+        (SealBroken(), pipeline.FAILED),
+        ([(0, 1.0)], pipeline.FAILED),
+        ([(0, 1.0), (7, 0.0)], pipeline.FAILED),
+        ([(0, 1.0), (0, 0.0)], pipeline.FAILED),
+        ((status("rerank"), {}), pipeline.FAILED),
+        ((status("rerank"), {"ranking": [{"index": "x"}]}), pipeline.FAILED),
     ],
 )
 def test_whatever_a_reranker_does_the_search_has_its_hits(came: Any, reason: str) -> None:
@@ -121,7 +121,7 @@ def test_a_fallback_reranks_visibly() -> None:
     body = {"ranking": [{"index": 1, "score": 1.0}, {"index": 0, "score": 0.5}]}
     hits = search(Client([hit(0), hit(1)], (status("rerank", degraded=True), body)))
     assert documents(hits) == ["1", "0"]
-    assert (hits.degraded, hits.reason, hits.reranked) == (True, reranking.FELL_BACK, True)
+    assert (hits.degraded, hits.reason, hits.reranked) == (True, pipeline.FELL_BACK, True)
 
 
 def test_hits_without_text_stay_behind_those_that_were_read() -> None:
@@ -153,7 +153,7 @@ def test_where_there_is_nothing_to_read_nobody_is_asked(hits: list[Hit]) -> None
 def test_a_search_that_has_used_up_its_time_does_not_wait_again() -> None:
     client = Client([hit(0)], AssertionError())
     hits = search(client, timeout=0.0)
-    assert (hits.reason, len(client.asked)) == (reranking.TOO_SLOW, 1)
+    assert (hits.reason, len(client.asked)) == (pipeline.TOO_SLOW, 1)
 
 
 def test_the_asynchronous_client_takes_the_same_course() -> None:

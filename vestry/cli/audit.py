@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry import auditing
-from vestry.auditing import Report
+from vestry.admin import audit
+from vestry.admin.audit import Report
 from vestry.cli.failures import ExitCode
 from vestry.cli.operator import operator
 from vestry.cli.options import JsonOption
@@ -49,7 +49,7 @@ def report(
     begin = since.replace(tzinfo=dt.UTC)
     end = dt.datetime.now(dt.UTC) if until is None else until.replace(tzinfo=dt.UTC)
     with operator() as conn:
-        found = auditing.report(conn, begin, end)
+        found = audit.report(conn, begin, end)
     Output(as_json=as_json).emit(_document(found), lambda console: _show(console, found))
     if not found.clean:
         raise typer.Exit(ExitCode.FAILED)

@@ -15,10 +15,10 @@ from vestry.cli.output import Output, table
 from vestry.cli.past_jobs import job_document, job_table, replay_all
 from vestry.cli.receipts import receipt_document, show_receipts
 from vestry.cli.session import client
-from vestry.dead_letters import Reason
-from vestry.kinds import KINDS
-from vestry.receipts import Receipt
-from vestry.replaying import PastJob
+from vestry.db.receipts import Receipt
+from vestry.db.replay import PastJob
+from vestry.failure_reasons import Reason
+from vestry.lanes import KINDS
 
 KindOption = Annotated[
     str | None, typer.Option("--kind", help=f"Only this kind: {', '.join(KINDS)}.")

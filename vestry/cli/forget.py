@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry import forgetting
+from vestry.admin import erasure
 from vestry.cli.operator import operator
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
@@ -60,8 +60,8 @@ def forget(
     if not (yes or as_json) and sys.stdin.isatty():
         typer.confirm(f"Delete everything of {owner}, for good?", abort=True)
     with operator() as conn:
-        done = forgetting.forget(conn, owner, timeout_s=timeout)
-    until = forgetting.backups_until(backup_days, done.forgotten_at)
+        done = erasure.forget(conn, owner, timeout_s=timeout)
+    until = erasure.backups_until(backup_days, done.forgotten_at)
     document = {
         "owner": owner,
         "forgotten_at": done.forgotten_at.isoformat(),
@@ -77,7 +77,7 @@ def forget(
     Output(as_json=as_json).emit(document, lambda console: _show(console, done, until))
 
 
-def _show(console: Console, done: forgetting.Forgotten, until: dt.datetime | None) -> None:
+def _show(console: Console, done: erasure.Forgotten, until: dt.datetime | None) -> None:
     rows = [(NAMES[what], count) for what, count in done.gone.items()]
     console.print(table(("gone", "#"), [("jobs cancelled", done.cancelled), *rows]))
     when = (

@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry.checks import check_label, check_source
 from vestry.cli.failures import CommandError, ExitCode
 from vestry.cli.indexing import Batch, Ended, IndexRun, Tally, batches
 from vestry.cli.inputs import Line, NotDocumentsError, Reader, count_lines
@@ -24,9 +23,10 @@ from vestry.cli.progress import meter
 from vestry.cli.session import client, transaction
 from vestry.client import Vestry
 from vestry.errors import ResultGone
-from vestry.jobs import KINDS, Embedding
-from vestry.lanes import Latency, Privacy
-from vestry.results import IndexResult, JobStatus
+from vestry.jobs.embedding import Embedding, IndexResult
+from vestry.jobs.results import JobStatus
+from vestry.lanes import KINDS, Latency, Privacy
+from vestry.validation import check_label, check_source
 
 STDIN = "-"
 DEFAULT_BATCH = 12

@@ -17,8 +17,7 @@ from uuid import UUID
 from vestry.cli.inputs import BadLine, Line, Record
 from vestry.cli.progress import Meter
 from vestry.errors import Unavailable
-from vestry.jobs import Document
-from vestry.results import IndexResult
+from vestry.jobs.embedding import Document, IndexResult
 
 BATCH_BYTES: Final = 128 * 1024
 """Payload of one job, unless a single document is larger: about two seconds' work on two cores."""

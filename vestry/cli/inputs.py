@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
-from vestry.checks import PAYLOAD_LIMIT, check_label, check_text, dump_json
 from vestry.errors import InvalidInput
-from vestry.jobs import Document
+from vestry.jobs.embedding import Document
+from vestry.validation import PAYLOAD_LIMIT, check_label, check_text, dump_json
 
 DOCUMENT_LIMIT: Final = PAYLOAD_LIMIT - 1024
 """Bytes of one document as JSON: a payload less what the job itself adds (source, id, names)."""

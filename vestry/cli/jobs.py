@@ -16,9 +16,9 @@ from vestry.cli.output import Output, duration, table
 from vestry.cli.overview import overview
 from vestry.cli.rerun import list_degraded
 from vestry.cli.session import client
+from vestry.db.job_queries import job_id
 from vestry.errors import WaitTimeout
-from vestry.reading import job_id
-from vestry.results import JobStatus
+from vestry.jobs.results import JobStatus
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 

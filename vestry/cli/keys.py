@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry import rotation
+from vestry.admin import key_rotation
 from vestry.cli.failures import ExitCode
 from vestry.cli.operator import key_source, operator
 from vestry.cli.options import JsonOption
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 def list_keys(as_json: JsonOption = False) -> None:
     """Show each key, whether it is current, and how many owners' data keys it wraps."""
     with operator() as conn:
-        found = rotation.statuses(conn, key_source())
+        found = key_rotation.statuses(conn, key_source())
     document = {
         "keys": [
             {
@@ -62,7 +62,7 @@ def new(as_json: JsonOption = False) -> None:
     For rings that reach their readers by other ways than the file, such as a container's secret:
     hand the new file round, then rotate.
     """
-    key = rotation.add(key_source())
+    key = key_rotation.add(key_source())
     _tell(as_json, {"key": key}, f"{key} was added; `vestry keys rotate` takes it into use.")
 
 
@@ -72,7 +72,7 @@ def rotate(as_json: JsonOption = False) -> None:
     Broken off, the same command takes it up again. The old key stays until it is retired.
     """
     with operator() as conn:
-        done = rotation.rotate(conn, key_source())
+        done = key_rotation.rotate(conn, key_source())
     document = {
         "current": done.current,
         "new": done.made,
@@ -101,12 +101,12 @@ def retire(
     as long as such backups are to be of use, and no longer.
     """
     with operator() as conn:
-        gone = rotation.retire(conn, key_source(), key)
+        gone = key_rotation.retire(conn, key_source(), key)
     text = f"Retired: {', '.join(gone)}." if gone else "There is no key that wraps nothing."
     _tell(as_json, {"retired": gone}, text)
 
 
-def _standing(status: rotation.KeyStatus) -> str:
+def _standing(status: key_rotation.KeyStatus) -> str:
     if status.retired_at is not None:
         return "retired"
     if status.current:

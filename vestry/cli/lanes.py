@@ -13,7 +13,7 @@ from rich.text import Text
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, duration, table
 from vestry.cli.session import client
-from vestry.reading import BackendStatus
+from vestry.db.job_queries import BackendStatus
 
 LaneArgument = Annotated[
     str, typer.Argument(metavar="LANE", help="privacy.latency.pool, such as private.bulk.gpu.")

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vestry.cli.output import table
 from vestry.cli.search import printable
-from vestry.ocr_results import OcrPage, OcrResult
+from vestry.jobs.ocr import OcrPage, OcrResult
 
 COLUMNS = ("#page", "read from", "#confidence", "#words", "turned", "error")
 

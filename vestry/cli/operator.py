@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 
 from vestry.cli.session import CONNECT_TIMEOUT_S
+from vestry.crypto.keyring_source import COMMAND, FILE, KeySource
 from vestry.errors import SettingsError
-from vestry.key_source import COMMAND, FILE, KeySource
+from vestry.operations import translated
 from vestry.settings import resolve_operator
-from vestry.steps import translated
 
 
 @contextlib.contextmanager

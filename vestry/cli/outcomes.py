@@ -16,8 +16,8 @@ from vestry.cli.label_outcomes import show_classification, show_rerank
 from vestry.cli.ocr_outcome import show_ocr
 from vestry.cli.output import Output, table
 from vestry.client import Vestry
+from vestry.db.job_queries import JobLike
 from vestry.errors import JobFailed, ResultGone
-from vestry.reading import JobLike
 
 VECTOR_SHOWN = 4
 """Numbers of a vector that a person is shown."""

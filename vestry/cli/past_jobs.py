@@ -15,10 +15,10 @@ from rich.text import Text
 from vestry.cli.failures import ExitCode
 from vestry.cli.output import Output, table
 from vestry.client import Vestry
+from vestry.db.job_queries import job_id
+from vestry.db.replay import PastJob
 from vestry.errors import InvalidInput, PayloadGone
-from vestry.reading import job_id
-from vestry.replaying import PastJob
-from vestry.results import JobRef
+from vestry.jobs.results import JobRef
 
 BATCH: Final = 100
 """Jobs replayed in one transaction."""

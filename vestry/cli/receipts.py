@@ -11,7 +11,7 @@ from rich.text import Text
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, duration, table
 from vestry.cli.session import client
-from vestry.receipts import Receipt
+from vestry.db.receipts import Receipt
 
 
 def register(app: typer.Typer) -> None:

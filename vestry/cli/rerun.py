@@ -15,7 +15,7 @@ from vestry.cli.output import Output, table
 from vestry.cli.past_jobs import job_document, replay_all, standing
 from vestry.cli.session import client
 from vestry.client import Vestry
-from vestry.replaying import PastJob
+from vestry.db.replay import PastJob
 
 
 def register(app: typer.Typer) -> None:

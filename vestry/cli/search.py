@@ -13,8 +13,8 @@ from rich.text import Text
 from vestry.cli.options import JsonOption, OwnerOption
 from vestry.cli.output import Output, duration
 from vestry.client import Vestry
-from vestry.hits import Hit, Hits
 from vestry.lanes import Privacy
+from vestry.search.hits import Hit, Hits
 
 SNIPPET = 400
 """Characters of a passage that a person is shown."""

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 
 from vestry.client import Vestry
+from vestry.operations import translated
 from vestry.settings import resolve
-from vestry.steps import translated
 
 CONNECT_TIMEOUT_S = 10
 """Seconds a person waits before hearing that the database does not answer."""

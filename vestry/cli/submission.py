@@ -13,7 +13,7 @@ from vestry.cli.outcomes import answer, read_outcome
 from vestry.cli.output import Output
 from vestry.cli.session import client, transaction
 from vestry.errors import WaitTimeout
-from vestry.jobs import JobRequest
+from vestry.jobs.base import JobRequest
 from vestry.lanes import Latency, Privacy
 
 TaskOption = Annotated[

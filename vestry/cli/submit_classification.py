@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from vestry.classification import Classification, Label
 from vestry.cli.failures import CommandError
 from vestry.cli.options import (
     JsonOption,
@@ -26,6 +25,7 @@ from vestry.cli.submission import (
     WaitOption,
     submit,
 )
+from vestry.jobs.classification import Classification, Label
 from vestry.lanes import Latency
 
 

@@ -16,7 +16,7 @@ from vestry.cli.options import (
 )
 from vestry.cli.output import Output
 from vestry.cli.submission import KeyOption, Submission, WaitOption, submit
-from vestry.jobs import Embedding
+from vestry.jobs.embedding import Embedding
 from vestry.lanes import Latency
 
 

@@ -28,7 +28,7 @@ from vestry.cli.submission import (
     WaitOption,
     submit,
 )
-from vestry.generation import Generation, Grounding
+from vestry.jobs.generation import Generation, Grounding
 from vestry.lanes import Latency
 
 

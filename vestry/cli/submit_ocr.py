@@ -27,8 +27,8 @@ from vestry.cli.submission import (
     submit,
 )
 from vestry.errors import InvalidInput
+from vestry.jobs.ocr import FILE, FILE_LIMIT, Ocr
 from vestry.lanes import Latency
-from vestry.ocr import FILE, FILE_LIMIT, Ocr
 
 STDIN: Final = "-"
 _RANGE: Final = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")

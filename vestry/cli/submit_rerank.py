@@ -26,8 +26,8 @@ from vestry.cli.submission import (
     WaitOption,
     submit,
 )
+from vestry.jobs.rerank import Rerank
 from vestry.lanes import Latency
-from vestry.rerank import Rerank
 
 
 def rerank(

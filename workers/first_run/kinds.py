@@ -27,7 +27,7 @@ from vestry import (
     RerankResult,
     Vestry,
 )
-from vestry.jobs import JobRequest
+from vestry.jobs.base import JobRequest
 from workers.first_run.indexing import SAMPLES
 from workers.first_run.report import PATIENCE_S, tabulate
 

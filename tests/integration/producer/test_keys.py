@@ -20,7 +20,7 @@ from vestry import (
     UnknownKey,
     Vestry,
 )
-from vestry.sealing import PAYLOAD
+from vestry.crypto.envelope import PAYLOAD
 from workers.devstack import DevStack
 
 

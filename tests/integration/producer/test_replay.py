@@ -25,8 +25,8 @@ from vestry import (
     UnknownJob,
     Vestry,
 )
+from vestry.crypto.envelope import PAYLOAD, blob_field
 from vestry.ids import uuid7
-from vestry.sealing import PAYLOAD, blob_field
 from workers.devstack import DevStack
 
 Root = psycopg.Connection[Any]

@@ -83,7 +83,7 @@ BEGIN
       RAISE EXCEPTION 'the payload is sealed with a key this database does not know for the owner'
         USING ERRCODE = 'VY002';
     END IF;
-    -- Envelope: version 1, then the key id (see vestry/sealing.py).
+    -- Envelope: version 1, then the key id (see vestry/crypto/envelope.py).
     IF EXISTS (SELECT FROM unnest(p_sealed) s
                WHERE substr(s, 1, 17) IS DISTINCT FROM '\x01'::bytea || uuid_send(p_key_id)
                   OR length(s) < 45) THEN

@@ -9,95 +9,16 @@ import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal
 
-from vestry.checks import PAYLOAD_LIMIT, check_label, check_source, check_text, dump_json
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.kinds import KINDS, Kind
-from vestry.lanes import Pool
-from vestry.results import (
-    EmbeddingResult,
-    FailedDocument,
-    IndexResult,
-    JobRef,
-    JobStatus,
-    Result,
-    parse_result,
-)
-from vestry.upstream import UPSTREAM
-
-# What is asked and what comes back are one subject to who imports them.
-__all__ = [
-    "KINDS",
-    "PAYLOAD_LIMIT",
-    "Digest",
-    "Document",
-    "Embedding",
-    "EmbeddingResult",
-    "FailedDocument",
-    "IndexResult",
-    "JobRef",
-    "JobRequest",
-    "JobStatus",
-    "Prepared",
-    "Result",
-    "check_label",
-    "check_source",
-    "check_text",
-    "document_id",
-    "dump_json",
-    "external_hash",
-    "parse_result",
-]
-
-UNIT_BYTES: Final = 1024
-"""A job costs one unit in the share-out of turns, and one more for so many bytes of text."""
+from vestry.jobs.base import UNIT_BYTES, UPSTREAM, Digest, Prepared
+from vestry.lanes import KINDS, Kind
+from vestry.validation import PAYLOAD_LIMIT, check_label, check_source, check_text, dump_json
 
 EXTERNAL_ID: Final = "external-id"
 """Digest purpose of a document's id, as the documents' tables compare it."""
 _DERIVED_ID: Final = "derived-id"
-
-
-class Digest(Protocol):
-    """`OwnerKey.digest` for private jobs, `plain_digest` for shareable ones."""
-
-    def __call__(self, purpose: str, data: bytes, /) -> bytes:
-        """32 bytes, the same for equal data and purpose."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A job as it is enqueued, its payload still in the clear.
-
-    Attributes:
-        payload: compact JSON in UTF-8.
-        pool: where it runs; None leaves it to the published routes.
-        documents: source and external hash of each document, in the payload's order.
-        units: its cost in the share-out of turns.
-        blobs: files by name, kept apart from the payload.
-        sources: collections that it reads.
-    """
-
-    kind: Kind
-    pool: Pool | None
-    model: str | None
-    payload: bytes
-    units: int
-    keep_payload: bool
-    documents: tuple[tuple[str, bytes], ...] = ()
-    blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    sources: tuple[str, ...] = ()
-
-
-class JobRequest(Protocol):
-    """Any of the job classes."""
-
-    kind: ClassVar[Kind]
-
-    def prepare(self, digest: Digest, payload_limit: int = PAYLOAD_LIMIT) -> Prepared:
-        """Serialise. Raises `InvalidInput` where the job cannot be enqueued."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,3 +190,74 @@ def _document_row(document: Document, digest: Digest) -> dict[str, Any]:
 
 def _date_text(document: Document) -> str | None:
     return document.date.isoformat() if isinstance(document.date, dt.date) else document.date
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingResult:
+    """Vectors in the order of the texts, each of the space's dimension.
+
+    Attributes:
+        space: name of the embedding space; only vectors of one space may be compared.
+    """
+
+    vectors: tuple[tuple[float, ...], ...] = field(repr=False)
+    space: str
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> EmbeddingResult:
+        """From the worker's `{"vectors", "space"}`."""
+        return cls(tuple(tuple(map(float, row)) for row in body["vectors"]), str(body["space"]))
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDocument:
+    """A document of the job that could not be indexed; its neighbours were.
+
+    Attributes:
+        index: its place in the job's documents, from 0.
+        code: short content-free code.
+        message: one content-free sentence.
+    """
+
+    index: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexResult:
+    """What indexing documents did.
+
+    Attributes:
+        documents: how many were given.
+        chunks: pieces that this job embedded and stored.
+        embedded: documents that this job embedded.
+        unchanged: documents whose stored chunks were already of this content.
+        superseded: documents enqueued again or deleted meanwhile; left alone.
+        failed: those that could not be indexed.
+        space: the embedding space.
+    """
+
+    documents: int
+    chunks: int
+    embedded: int
+    unchanged: int
+    superseded: int
+    failed: tuple[FailedDocument, ...]
+    space: str | None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> IndexResult:
+        """From the worker's JSON, whose keys are the attributes."""
+        return cls(
+            documents=int(body["documents"]),
+            chunks=int(body["chunks"]),
+            embedded=int(body["embedded"]),
+            unchanged=int(body["unchanged"]),
+            superseded=int(body.get("superseded", 0)),
+            failed=tuple(
+                FailedDocument(int(row["index"]), str(row["code"]), str(row["message"]))
+                for row in body.get("failed", ())
+            ),
+            space=body.get("space"),
+        )

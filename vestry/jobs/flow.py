@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vestry.checks import PAYLOAD_LIMIT, check_label
 from vestry.errors import InvalidInput
-from vestry.jobs import Digest, JobRequest, Prepared
-from vestry.kinds import WITH_FILES
-from vestry.upstream import UPSTREAM
+from vestry.jobs.base import UPSTREAM, Digest, JobRequest, Prepared
+from vestry.lanes import WITH_FILES
+from vestry.validation import PAYLOAD_LIMIT, check_label
 
 STEPS_MOST: Final = 100
 """Jobs in one flow."""

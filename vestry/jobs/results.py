@@ -4,91 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from vestry.classification_results import ClassificationResult
 from vestry.errors import InvalidInput
-from vestry.generation_results import GenerationResult
-from vestry.ocr_results import OcrResult
-from vestry.rerank_results import RerankResult
+from vestry.jobs.classification import ClassificationResult
+from vestry.jobs.embedding import EmbeddingResult, IndexResult
+from vestry.jobs.generation import GenerationResult
+from vestry.jobs.ocr import OcrResult
+from vestry.jobs.rerank import RerankResult
 
 State = Literal[
     "waiting", "queued", "running", "succeeded", "dead", "cancelled", "expired", "superseded"
 ]
 FINAL_STATES: Final = frozenset({"succeeded", "dead", "cancelled", "expired", "superseded"})
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingResult:
-    """Vectors in the order of the texts, each of the space's dimension.
-
-    Attributes:
-        space: name of the embedding space; only vectors of one space may be compared.
-    """
-
-    vectors: tuple[tuple[float, ...], ...] = field(repr=False)
-    space: str
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> EmbeddingResult:
-        """From the worker's `{"vectors", "space"}`."""
-        return cls(tuple(tuple(map(float, row)) for row in body["vectors"]), str(body["space"]))
-
-
-@dataclass(frozen=True, slots=True)
-class FailedDocument:
-    """A document of the job that could not be indexed; its neighbours were.
-
-    Attributes:
-        index: its place in the job's documents, from 0.
-        code: short content-free code.
-        message: one content-free sentence.
-    """
-
-    index: int
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class IndexResult:
-    """What indexing documents did.
-
-    Attributes:
-        documents: how many were given.
-        chunks: pieces that this job embedded and stored.
-        embedded: documents that this job embedded.
-        unchanged: documents whose stored chunks were already of this content.
-        superseded: documents enqueued again or deleted meanwhile; left alone.
-        failed: those that could not be indexed.
-        space: the embedding space.
-    """
-
-    documents: int
-    chunks: int
-    embedded: int
-    unchanged: int
-    superseded: int
-    failed: tuple[FailedDocument, ...]
-    space: str | None
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> IndexResult:
-        """From the worker's JSON, whose keys are the attributes."""
-        return cls(
-            documents=int(body["documents"]),
-            chunks=int(body["chunks"]),
-            embedded=int(body["embedded"]),
-            unchanged=int(body["unchanged"]),
-            superseded=int(body.get("superseded", 0)),
-            failed=tuple(
-                FailedDocument(int(row["index"]), str(row["code"]), str(row["message"]))
-                for row in body.get("failed", ())
-            ),
-            space=body.get("space"),
-        )
 
 
 Result = (

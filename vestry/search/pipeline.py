@@ -7,18 +7,20 @@ it, or has its error raised inside.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from vestry import reading, reranking
+from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db import job_queries
 from vestry.errors import SEARCH_TIMEOUT, UnknownOwner, VestryError, WaitTimeout
-from vestry.hits import Hits
-from vestry.jobs import JobRequest
-from vestry.options import Options
-from vestry.owner_keys import OwnerKeys
-from vestry.results import JobStatus
-from vestry.search import (
+from vestry.jobs.base import JobRequest, Options
+from vestry.jobs.rerank import Rerank, RerankResult
+from vestry.jobs.results import JobStatus
+from vestry.operations import Steps
+from vestry.search.hits import Hit, Hits
+from vestry.search.vector_search import (
+    RERANK_MOST,
     SearchRequest,
     Stopwatch,
     check_query,
@@ -28,7 +30,47 @@ from vestry.search import (
     query_options,
     vector_of,
 )
-from vestry.steps import Steps
+
+# MERGED from vestry/search/py:
+# A search's second look: its hits in the order in which a reranker puts their passages. No I/O.
+
+PATIENCE_S: Final = 10.0
+"""Longest that a search waits for a reranker, in seconds: it has its hits already."""
+
+FELL_BACK: Final = "reranked_by_fallback"
+TOO_SLOW: Final = "reranker_too_slow"
+FAILED: Final = "reranker_failed"
+
+
+def readable(hits: Sequence[Hit]) -> list[int]:
+    """Places of the hits that a reranker can read: the nearest, as far as their text was kept."""
+    return [place for place, hit in enumerate(hits) if hit.text and hit.text.strip()][:RERANK_MOST]
+
+
+def rerank_job(query: str, hits: Sequence[Hit], places: Sequence[int]) -> Rerank:
+    """The job that ranks hits and keeps nothing of them."""
+    passages = [text for place in places if (text := hits[place].text)]
+    return Rerank(query, passages, keep_text=False)
+
+
+def reordered(hits: Sequence[Hit], places: Sequence[int], body: Mapping[str, Any]) -> list[Hit]:
+    """The hits with the reranker's scores, best first; behind them, as they were, those it left.
+
+    Args:
+        hits: nearest first.
+        places: of those that it read, in the job's order.
+        body: of the job's result.
+
+    Raises:
+        ValueError: it is not a ranking of these.
+    """
+    ranking = RerankResult.from_json(body).ranking
+    if sorted(one.index for one in ranking) != list(range(len(places))):
+        raise ValueError("not a ranking of these passages")
+    ranked = [replace(hits[places[one.index]], rerank_score=one.score) for one in ranking]
+    unread = set(range(len(hits))).difference(places)
+    return ranked + [hits[place] for place in sorted(unread)]
+
 
 EMBEDDED_BY_FALLBACK: Final = "query_embedded_by_fallback"
 
@@ -79,7 +121,7 @@ class Search:
         model = yield Do(lambda: model_of(self.space))
         check_query(self.query)
         if self.known_owner:
-            known = yield Do(lambda: reading.has_documents(request.owner), atomic=True)
+            known = yield Do(lambda: job_queries.has_documents(request.owner), atomic=True)
             if not known:
                 raise UnknownOwner
         job = query_job(self.query, model)
@@ -92,7 +134,7 @@ class Search:
         watch.note(hits, told)
         if told.degraded:
             hits.degrade(EMBEDDED_BY_FALLBACK)
-        places = reranking.readable(hits) if hits.to_rerank else []
+        places = readable(hits) if hits.to_rerank else []
         if places:
             hits = yield from self._reranked(hits, places, end)
         return hits.first(request.limit)
@@ -100,19 +142,19 @@ class Search:
     def _reranked(self, hits: Hits, places: list[int], end: float) -> Course:
         """The hits as a reranker orders them, or as they are where it does not."""
         began = time.monotonic()
-        patience = min(end - began, reranking.PATIENCE_S)
+        patience = min(end - began, PATIENCE_S)
         if patience <= 0:
-            return hits.degrade(reranking.TOO_SLOW)
-        job = reranking.rerank_job(self.query, hits, places)
+            return hits.degrade(TOO_SLOW)
+        job = rerank_job(self.query, hits, places)
         try:
             told, body = yield Ask(job, query_options(self.request), patience)
-            ranked = hits.ordered(reranking.reordered(hits, places, body))
+            ranked = hits.ordered(reordered(hits, places, body))
             if told.degraded:
-                ranked.degrade(reranking.FELL_BACK)
+                ranked.degrade(FELL_BACK)
         except WaitTimeout:
-            ranked = hits.degrade(reranking.TOO_SLOW)
+            ranked = hits.degrade(TOO_SLOW)
         except (VestryError, LookupError, TypeError, ValueError):
-            ranked = hits.degrade(reranking.FAILED)
+            ranked = hits.degrade(FAILED)
         ranked.rerank_s = time.monotonic() - began
         return ranked
 

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import psycopg
 
-from vestry import key_file
+from vestry.crypto import keyring_file
+from vestry.crypto.envelope import KEY_BYTES
+from vestry.crypto.keyring import KeyRing, new_key_id
+from vestry.crypto.keyring_source import COMMAND, KeyFile, KeySource, RingText
 from vestry.errors import InvalidInput, KeyRingError, SealBroken, UnknownKey
-from vestry.key_source import COMMAND, KeyFile, KeySource, RingText
-from vestry.keyring import KeyRing, new_key_id
-from vestry.sealing import KEY_BYTES
 
 Connection = psycopg.Connection[Any]
 
@@ -115,7 +115,7 @@ def rotate(conn: Connection, source: KeySource) -> Rotated:
     """
     if not isinstance(source, KeyFile):
         return _rewrap_all(conn, KeyRing.read(source), made=False)
-    with key_file.changing(source.path) as change:
+    with keyring_file.changing(source.path) as change:
         made = not _is_unfinished(conn, change.ring)
         if made:
             change.replace(_with_next_current(change.ring))
@@ -151,19 +151,19 @@ def retire(conn: Connection, source: KeySource, key: str | None = None) -> list[
         elif key is not None:
             raise InvalidInput("key", f"still wraps the data keys of {row[0]} owners; rotate first")
     if isinstance(source, KeyFile) and set(gone) & set(ring.key_ids):
-        with key_file.changing(source.path) as change:
+        with keyring_file.changing(source.path) as change:
             kept = {name: held for name, held in change.ring.keys.items() if name not in gone}
             change.replace(RingText(kept, change.ring.current))
     return gone
 
 
 @contextmanager
-def _changing(source: KeySource) -> Iterator[key_file.RingChange]:
+def _changing(source: KeySource) -> Iterator[keyring_file.RingChange]:
     if not isinstance(source, KeyFile):
         raise KeyRingError(
             f"only a key ring in a file can be changed here; one of {COMMAND} where it is kept"
         )
-    with key_file.changing(source.path) as change:
+    with keyring_file.changing(source.path) as change:
         yield change
 
 

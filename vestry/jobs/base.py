@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Protocol
 
-from vestry.checks import check_label
 from vestry.errors import InvalidInput
-from vestry.lanes import Latency, Privacy
+from vestry.lanes import Kind, Latency, Pool, Privacy
+from vestry.validation import PAYLOAD_LIMIT, check_label
+
+# MERGED from vestry/jobs/base.py:
+# What stands, in a job of a flow, for the text of the job before it.
+
+
+class _Upstream(str):
+    """A text that stands for another; shows itself by name."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "UPSTREAM"
+
+
+# Of Unicode's private use area, so that no text is taken for it.
+UPSTREAM: Final = _Upstream("\ue000vestry: the text of the job before\ue000")
+"""In a job of a flow: the text of the nearest job before it that has one. Give it wherever a text is
+expected: `Embedding(documents=[Document(UPSTREAM, id="scan-7")], source="scans")`."""
+
 
 RESULT_TTL_S: Final = 7 * 24 * 3600
 """Seconds a result is kept by default."""
@@ -63,3 +83,49 @@ def privacy_name(privacy: object) -> str:
     if privacy not in set(Privacy):
         raise InvalidInput("privacy", "must be given: private or shareable")
     return Privacy(str(privacy)).value
+
+
+class Digest(Protocol):
+    """`OwnerKey.digest` for private jobs, `plain_digest` for shareable ones."""
+
+    def __call__(self, purpose: str, data: bytes, /) -> bytes:
+        """32 bytes, the same for equal data and purpose."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job as it is enqueued, its payload still in the clear.
+
+    Attributes:
+        payload: compact JSON in UTF-8.
+        pool: where it runs; None leaves it to the published routes.
+        documents: source and external hash of each document, in the payload's order.
+        units: its cost in the share-out of turns.
+        blobs: files by name, kept apart from the payload.
+        sources: collections that it reads.
+    """
+
+    kind: Kind
+    pool: Pool | None
+    model: str | None
+    payload: bytes
+    units: int
+    keep_payload: bool
+    documents: tuple[tuple[str, bytes], ...] = ()
+    blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    sources: tuple[str, ...] = ()
+
+
+class JobRequest(Protocol):
+    """Any of the job classes."""
+
+    kind: ClassVar[Kind]
+
+    def prepare(self, digest: Digest, payload_limit: int = PAYLOAD_LIMIT) -> Prepared:
+        """Serialise. Raises `InvalidInput` where the job cannot be enqueued."""
+        ...
+
+
+UNIT_BYTES: Final = 1024
+"""A job costs one unit in the share-out of turns, and one more for so many bytes of text."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from vestry.checks import PAYLOAD_LIMIT, check_label, check_text, dump_json
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.jobs import UNIT_BYTES, Digest, Prepared
-from vestry.kinds import Kind
+from vestry.jobs.base import UNIT_BYTES, Digest, Prepared
+from vestry.lanes import Kind
+from vestry.validation import PAYLOAD_LIMIT, check_label, check_text, dump_json
 
 PASSAGES_MAX: Final = 1000
 
@@ -79,3 +79,30 @@ class Rerank:
             units=1 + read // UNIT_BYTES,
             keep_payload=self.keep_text,
         )
+
+
+# MERGED from vestry/jobs/rerank.py:
+# What a reranking job gives back.
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A passage by its place in the job's list, from 0, and its score.
+
+    Scores are comparable within one result; their scale is the model's own.
+    """
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class RerankResult:
+    """The passages, best first; of equal ones the earlier first."""
+
+    ranking: tuple[Ranked, ...]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> RerankResult:
+        """From the worker's `{"ranking": [{"index", "score"}]}`."""
+        return cls(tuple(Ranked(int(r["index"]), float(r["score"])) for r in body["ranking"]))

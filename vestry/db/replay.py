@@ -13,16 +13,15 @@ from itertools import groupby
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
-from vestry.dead_letters import REASONS, Reason, codes_of, reason_of
+from vestry.crypto.envelope import PAYLOAD, OwnerKey, blob_field
+from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.job_queries import SELECT_STATUS, STATUS_COLUMNS, status_of
 from vestry.errors import InvalidInput, NotFinished, PayloadGone, UnknownJob
+from vestry.failure_reasons import REASONS, Reason, codes_of, reason_of
 from vestry.ids import uuid7
-from vestry.kinds import KINDS
-from vestry.lanes import LANES, Privacy
-from vestry.owner_keys import OwnerKeys
-from vestry.reading import SELECT_STATUS, STATUS_COLUMNS, status_of
-from vestry.results import JobRef, JobStatus
-from vestry.sealing import PAYLOAD, OwnerKey, blob_field
-from vestry.steps import Query, Steps
+from vestry.jobs.results import JobRef, JobStatus
+from vestry.lanes import KINDS, LANES, Privacy
+from vestry.operations import Query, Steps
 
 BATCH_JOBS: Final = 32
 """Jobs replayed in one call, whose payloads are in memory together."""

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from vestry.crypto.keyring_source import KeyFile, RingText, dump
 from vestry.errors import KeyRingError
-from vestry.key_source import KeyFile, RingText, dump
 
 
 def create(path: Path, ring: RingText) -> None:

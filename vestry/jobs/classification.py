@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
 
-from vestry.checks import PAYLOAD_LIMIT, check_label, check_text, dump_json
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.jobs import UNIT_BYTES, Digest, Prepared
-from vestry.kinds import Kind
+from vestry.jobs.base import UNIT_BYTES, Digest, Prepared
+from vestry.lanes import Kind
+from vestry.validation import PAYLOAD_LIMIT, check_label, check_text, dump_json
 
 LABELS_MAX: Final = 200
 EXAMPLES_MAX: Final = 100
@@ -145,3 +145,53 @@ def _share(name: str, value: object) -> float:
     if not math.isfinite(value) or not 0 <= value <= 1:
         raise InvalidInput(name, "must be 0 to 1")
     return float(value)
+
+
+# MERGED from vestry/jobs/classification.py:
+# What a classification job gives back.
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A label and how likely it is to fit, 0 to 1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationResult:
+    """The labels that fit, and only such as were to choose from.
+
+    Attributes:
+        labels: what was given, best first: exactly one, with `multi` any number; none where the model
+            abstained.
+        abstained: no label reached the threshold.
+        scores: of every label that was looked at, best first, also of those that were not given. A
+            language model tells of none but the given.
+        normalised: of a passage reference, in its usual form; None for other tasks and malformed ones.
+    """
+
+    labels: tuple[LabelScore, ...]
+    abstained: bool
+    scores: tuple[LabelScore, ...] = field(default=(), repr=False)
+    normalised: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The best label; None where the model abstained."""
+        return self.labels[0].label if self.labels else None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> ClassificationResult:
+        """From the worker's JSON, whose keys are the attributes."""
+        return cls(
+            labels=_scores(body["labels"]),
+            abstained=bool(body["abstained"]),
+            scores=_scores(body.get("scores", ())),
+            normalised=body.get("normalised"),
+        )
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> tuple[LabelScore, ...]:
+    return tuple(LabelScore(str(row["label"]), float(row["score"])) for row in rows)

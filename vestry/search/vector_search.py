@@ -17,16 +17,16 @@ from uuid import UUID
 
 from psycopg import sql
 
-from vestry.checks import check_label, check_source, check_text
+from vestry.crypto.envelope import CHUNK, DETAIL
+from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import InvalidInput, UnknownSpace
-from vestry.hits import Hit, Hits
-from vestry.jobs import Embedding
+from vestry.jobs.base import Options, privacy_name
+from vestry.jobs.embedding import Embedding
+from vestry.jobs.results import JobStatus
 from vestry.lanes import Latency, Privacy
-from vestry.options import Options, privacy_name
-from vestry.owner_keys import OwnerKeys
-from vestry.results import JobStatus
-from vestry.sealing import CHUNK, DETAIL
-from vestry.steps import Query, Row, Steps
+from vestry.operations import Query, Row, Steps
+from vestry.search.hits import Hit, Hits
+from vestry.validation import check_label, check_source, check_text
 
 EXACT_ROWS: Final = 20_000
 """A selection up to this size is always compared row by row (some 20 ms at 384 dimensions)."""

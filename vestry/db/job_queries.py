@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from vestry.checks import check_label, check_source
+from vestry.crypto.envelope import RESULT, plain_digest
+from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import (
     InvalidInput,
     JobFailed,
@@ -17,13 +18,12 @@ from vestry.errors import (
     UnknownJob,
     UnknownLane,
 )
-from vestry.jobs import Document, document_id, external_hash
+from vestry.jobs.base import privacy_name
+from vestry.jobs.embedding import Document, document_id, external_hash
+from vestry.jobs.results import JobRef, JobStatus, Result, parse_result
 from vestry.lanes import LANES, Privacy
-from vestry.options import privacy_name
-from vestry.owner_keys import OwnerKeys
-from vestry.results import JobRef, JobStatus, Result, parse_result
-from vestry.sealing import RESULT, plain_digest
-from vestry.steps import Query, Steps
+from vestry.operations import Query, Steps
+from vestry.validation import check_label, check_source
 
 JobLike = JobRef | JobStatus | UUID | str
 """Anything that names a job."""

@@ -18,10 +18,10 @@ from uuid import UUID
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from vestry import key_file
+from vestry.crypto import keyring_file
+from vestry.crypto.envelope import KEY_BYTES, NONCE_BYTES, OwnerKey, associated_data
+from vestry.crypto.keyring_source import KeyFile, KeySource, RingText
 from vestry.errors import KeyRingError, SealBroken, UnknownKey
-from vestry.key_source import KeyFile, KeySource, RingText
-from vestry.sealing import KEY_BYTES, NONCE_BYTES, OwnerKey, associated_data
 
 _FIELD = "data key"
 LOOK_AGAIN_S: Final = 5.0
@@ -72,7 +72,7 @@ class KeyRing:
             KeyRingError: something is there already; a key ring is never overwritten.
         """
         kek_id = new_key_id()
-        key_file.create(Path(path), RingText({kek_id: os.urandom(KEY_BYTES)}, kek_id))
+        keyring_file.create(Path(path), RingText({kek_id: os.urandom(KEY_BYTES)}, kek_id))
         return cls.load(path)
 
     @classmethod

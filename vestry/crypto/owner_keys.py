@@ -8,13 +8,13 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from vestry.crypto.envelope import OwnerKey, new_dek
 from vestry.errors import DatabaseError, KeyRingError, SettingsError, UnknownKey
 from vestry.ids import uuid7
-from vestry.sealing import OwnerKey, new_dek
-from vestry.steps import Query, Steps
+from vestry.operations import Query, Steps
 
 if TYPE_CHECKING:
-    from vestry.keyring import KeyRing
+    from vestry.crypto.keyring import KeyRing
 
 _KEPT: Final = 10_000
 KEPT_S: Final = 600.0

@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from vestry.errors import UnknownJob
-from vestry.steps import Query, Steps
+from vestry.operations import Query, Steps
 
 _RECEIPTS: Final = """
 SELECT j.id, r.attempt, r.outcome, r.reason, r.intended_backend, r.intended_model, r.served_backend,

@@ -1,0 +1,1 @@
+"""Operator actions: key rotation, erasure of an owner, the egress audit."""

@@ -1,0 +1,1 @@
+"""Sealing of private content: envelopes, the key ring, owners' data keys."""

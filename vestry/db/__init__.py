@@ -1,0 +1,1 @@
+"""SQL of the producer library: enqueue, job queries, replay, receipts, notifications."""

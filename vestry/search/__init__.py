@@ -1,0 +1,1 @@
+"""Search over indexed documents: vector search, reranking, hits."""
