@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vestry.cli.check import Check
+from vestry.cli.doctor.check import Check
 from workers.home import default_home
 from workers.memory import Memory
 from workers.models_at_hand import (

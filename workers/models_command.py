@@ -14,7 +14,7 @@ from inference.backends.ollama_http import connect
 from inference.catalogue import ModelEntry
 from inference.errors import InferenceError, ModelMissing
 from inference.fleet import configuration
-from vestry.cli.failures import CommandError, ExitCode
+from vestry.cli.errors import CommandError, ExitCode
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
 from workers.home import default_home

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from vestry.cli.failures import CommandError, ExitCode, explain
+from vestry.cli.errors import CommandError, ExitCode, explain
 from vestry.cli.output import Output, table
 from workers.children import FLOWER_USER, Options, Stack
 from workers.detached import Detached, running_in, start_detached, sweep

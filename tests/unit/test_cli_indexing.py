@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from vestry.cli import indexing
-from vestry.cli.indexing import Batch, Ended, IndexRun, Tally, batches
-from vestry.cli.inputs import BadLine, Line, Record, Repeat
+from vestry.cli.index import run as index_run
+from vestry.cli.index.reader import BadLine, Line, Record, Repeat
+from vestry.cli.index.run import Batch, Ended, IndexRun, Tally, batches
 from vestry.errors import Unavailable
 from vestry.jobs.embedding import Document, FailedDocument, IndexResult
 
@@ -78,8 +78,8 @@ class FakeQueue:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexing, "POLL_S", 0.001)
-    monkeypatch.setattr(indexing, "POLL_FEW_S", 0.001)
+    monkeypatch.setattr(index_run, "POLL_S", 0.001)
+    monkeypatch.setattr(index_run, "POLL_FEW_S", 0.001)
 
 
 def records(many: int, size: int = 100) -> Iterator[tuple[str, Line]]:
@@ -154,12 +154,12 @@ def test_jobs_are_bounded_by_number_and_by_bytes() -> None:
 def test_transactions_hold_some_hundred_documents_and_the_queue_a_bounded_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(indexing, "IN_FLIGHT", 1000)
+    monkeypatch.setattr(index_run, "IN_FLIGHT", 1000)
     queue = FakeQueue()
     tally = run(queue, records(5000))
     assert tally.done == 5000
-    assert max(queue.transactions) < indexing.TRANSACTION_DOCUMENTS + 10
-    assert queue.most_in_flight < 1000 + indexing.TRANSACTION_DOCUMENTS + 10
+    assert max(queue.transactions) < index_run.TRANSACTION_DOCUMENTS + 10
+    assert queue.most_in_flight < 1000 + index_run.TRANSACTION_DOCUMENTS + 10
 
 
 def test_a_commit_whose_answer_was_lost_enqueues_nothing_twice() -> None:
@@ -170,7 +170,7 @@ def test_a_commit_whose_answer_was_lost_enqueues_nothing_twice() -> None:
 
 
 def test_a_database_that_stays_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexing, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(index_run, "PATIENCE_S", 0.05)
     with pytest.raises(Unavailable):
         run(FakeQueue(losses=10**9), records(1))
 
@@ -209,7 +209,7 @@ def test_a_run_that_does_not_move_says_why_once(monkeypatch: pytest.MonkeyPatch)
             self.looks += 1
             return super().ended(jobs) if self.looks > 60 else {}
 
-    monkeypatch.setattr(indexing, "STALL_S", 0.005)
+    monkeypatch.setattr(index_run, "STALL_S", 0.005)
     told: list[str] = []
     tally = Tally(lambda _: None)
     IndexRun(Stuck(), tally, Silent(), told.append).run(batches(records(3), tally, 10), None)

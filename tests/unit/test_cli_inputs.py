@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from vestry.cli.inputs import (
+from vestry.cli.index.reader import (
     DOCUMENT_LIMIT,
     LINE_LIMIT,
     BadLine,

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vestry.cli import main, submit_classification, submit_rerank
-from vestry.cli.failures import CommandError, ExitCode
-from vestry.cli.label_outcomes import show_classification, show_rerank
-from vestry.cli.submit_classification import labels_of
-from vestry.cli.submit_rerank import lines_of
+from vestry.cli import main
+from vestry.cli.errors import CommandError, ExitCode
+from vestry.cli.results import show_classification, show_rerank
+from vestry.cli.submit import classification, rerank
+from vestry.cli.submit.classification import labels_of
+from vestry.cli.submit.rerank import lines_of
 from vestry.jobs.classification import Label
 
 WHO = ["--owner", "o", "--privacy", "private"]
@@ -24,7 +25,7 @@ WHO = ["--owner", "o", "--privacy", "private"]
 def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What would have been enqueued, and how."""
     asked: list[Any] = []
-    for module in (submit_classification, submit_rerank):
+    for module in (classification, rerank):
         monkeypatch.setattr(module, "submit", lambda job, how, _out: asked.extend((job, how)))
     return asked
 

@@ -12,11 +12,10 @@ import pytest
 from rich.console import Console
 
 from vestry.cli import main
-from vestry.cli.failures import ExitCode
-from vestry.cli.ocr_outcome import show_ocr
-from vestry.cli.outcomes import Outcome, answer
+from vestry.cli.errors import ExitCode
 from vestry.cli.output import Output
-from vestry.cli.submit_ocr import page_range
+from vestry.cli.results import Outcome, answer, show_ocr
+from vestry.cli.submit.ocr import page_range
 from vestry.errors import InvalidInput
 from vestry.jobs.ocr import OcrPage, OcrResult
 

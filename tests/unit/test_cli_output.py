@@ -11,10 +11,10 @@ import pytest
 import typer
 
 from vestry.cli import main
-from vestry.cli.checkout import add_commands
-from vestry.cli.failures import CommandError, ExitCode, explain
+from vestry.cli.errors import CommandError, ExitCode, explain
+from vestry.cli.index.progress import pace
 from vestry.cli.output import duration
-from vestry.cli.progress import pace
+from vestry.cli.plugins import add_commands
 from vestry.cli.search import printable, snippet
 from vestry.errors import (
     InvalidInput,
@@ -216,7 +216,7 @@ def test_commands_of_an_absent_checkout_say_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = EntryPoint("up", "no_such_workers.up:register", "vestry.commands")
-    monkeypatch.setattr("vestry.cli.checkout.entry_points", lambda **_: [gone])
+    monkeypatch.setattr("vestry.cli.plugins.entry_points", lambda **_: [gone])
     assert main(["up", "--detach", "--json"]) == ExitCode.UNAVAILABLE
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "not_installed"

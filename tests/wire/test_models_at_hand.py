@@ -12,8 +12,8 @@ import pytest
 from tests.faultserver import FaultServer, status
 from tests.ollama_fake import FakeOllama
 from vestry.cli import main
-from vestry.cli.check import Check
-from vestry.cli.checkout import checkout_checks
+from vestry.cli.doctor.check import Check
+from vestry.cli.plugins import checkout_checks
 from workers.home import write_private
 from workers.memory import Memory, memory
 from workers.models_at_hand import CannotLook, here, look

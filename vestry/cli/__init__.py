@@ -18,23 +18,13 @@ from typing import Annotated
 
 import typer
 
-from vestry.cli import (
-    audit,
-    dead,
-    doctor,
-    forget,
-    index,
-    jobs,
-    keys,
-    lanes,
-    receipts,
-    rerun,
-    search,
-    submit,
-)
-from vestry.cli.checkout import add_commands
-from vestry.cli.failures import ExitCode, explain
+from vestry.cli import audit, dead, forget, jobs, keys, lanes, receipts, rerun, search
+from vestry.cli.doctor import command as doctor
+from vestry.cli.errors import ExitCode, explain
+from vestry.cli.index import command as index
 from vestry.cli.output import Output
+from vestry.cli.plugins import add_commands
+from vestry.cli.submit import commands as submit
 
 BUILT_IN = frozenset(
     {

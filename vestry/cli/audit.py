@@ -11,8 +11,8 @@ from rich.text import Text
 
 from vestry.admin import audit
 from vestry.admin.audit import Report
-from vestry.cli.failures import ExitCode
-from vestry.cli.operator import operator
+from vestry.cli.connections import operator
+from vestry.cli.errors import ExitCode
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
 

@@ -8,13 +8,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry.cli.failures import CommandError
-from vestry.cli.moments import SinceOption, since
-from vestry.cli.options import JsonOption
+from vestry.cli.connections import client
+from vestry.cli.errors import CommandError
+from vestry.cli.options import JsonOption, SinceOption, since
 from vestry.cli.output import Output, table
-from vestry.cli.past_jobs import job_document, job_table, replay_all
 from vestry.cli.receipts import receipt_document, show_receipts
-from vestry.cli.session import client
+from vestry.cli.replay import job_document, job_table, replay_all
 from vestry.db.receipts import Receipt
 from vestry.db.replay import PastJob
 from vestry.failure_reasons import Reason

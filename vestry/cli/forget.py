@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vestry.admin import erasure
-from vestry.cli.operator import operator
+from vestry.cli.connections import operator
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
 

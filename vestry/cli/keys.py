@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from vestry.admin import key_rotation
-from vestry.cli.failures import ExitCode
-from vestry.cli.operator import key_source, operator
+from vestry.cli.connections import key_source, operator
+from vestry.cli.errors import ExitCode
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
 

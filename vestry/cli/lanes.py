@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vestry.cli.connections import client
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, duration, table
-from vestry.cli.session import client
 from vestry.db.job_queries import BackendStatus
 
 LaneArgument = Annotated[

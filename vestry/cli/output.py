@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vestry.cli.failures import Failure
+from vestry.cli.errors import Failure
 
 PIPE_WIDTH = 140
 """Columns of a table that is not printed to a terminal."""

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from vestry.cli.connections import client
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, duration, table
-from vestry.cli.session import client
 from vestry.db.receipts import Receipt
 
 

@@ -7,13 +7,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vestry.cli.connections import client
 from vestry.cli.dead import KindOption, LaneOption, OwnersOption
-from vestry.cli.failures import CommandError
-from vestry.cli.moments import SinceOption, since
-from vestry.cli.options import JsonOption
+from vestry.cli.errors import CommandError
+from vestry.cli.options import JsonOption, SinceOption, since
 from vestry.cli.output import Output, table
-from vestry.cli.past_jobs import job_document, replay_all, standing
-from vestry.cli.session import client
+from vestry.cli.replay import job_document, replay_all, standing
 from vestry.client import Vestry
 from vestry.db.replay import PastJob
 

@@ -7,11 +7,11 @@ from typing import Final
 
 import typer
 
-from vestry.cli.submit_classification import classification
-from vestry.cli.submit_embedding import embedding
-from vestry.cli.submit_generation import generation
-from vestry.cli.submit_ocr import ocr
-from vestry.cli.submit_rerank import rerank
+from vestry.cli.submit.classification import classification
+from vestry.cli.submit.embedding import embedding
+from vestry.cli.submit.generation import generation
+from vestry.cli.submit.ocr import ocr
+from vestry.cli.submit.rerank import rerank
 
 _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     (

@@ -9,8 +9,10 @@ from typing import Any
 import psycopg
 
 from vestry.client import Vestry
+from vestry.crypto.keyring_source import COMMAND, FILE, KeySource
+from vestry.errors import SettingsError
 from vestry.operations import translated
-from vestry.settings import resolve
+from vestry.settings import resolve, resolve_operator
 
 CONNECT_TIMEOUT_S = 10
 """Seconds a person waits before hearing that the database does not answer."""
@@ -41,3 +43,36 @@ def transaction() -> Iterator[psycopg.Connection[Any]]:
         psycopg.connect(resolve().conninfo, connect_timeout=CONNECT_TIMEOUT_S) as conn,
     ):
         yield conn
+
+
+# MERGED from vestry/cli/connections.py:
+# What `vestry keys`, `forget` and `audit` work with: an operator's login, the key ring's source.
+
+
+@contextlib.contextmanager
+def operator() -> Iterator[psycopg.Connection[Any]]:
+    """A connection of the role vestry_operator, every statement committed at once.
+
+    Raises:
+        SettingsError: no login is named.
+        Unavailable: the database cannot be reached.
+    """
+    with (
+        translated(),
+        psycopg.connect(
+            resolve_operator().conninfo, connect_timeout=CONNECT_TIMEOUT_S, autocommit=True
+        ) as conn,
+    ):
+        yield conn
+
+
+def key_source() -> KeySource:
+    """Where the key ring comes from.
+
+    Raises:
+        SettingsError: nothing says so.
+    """
+    source = resolve_operator().source
+    if source is None:
+        raise SettingsError(f"no key ring: set {FILE} or {COMMAND}")
+    return source

@@ -15,7 +15,7 @@ from vestry.cli.options import (
     TimeoutOption,
 )
 from vestry.cli.output import Output
-from vestry.cli.submission import KeyOption, Submission, WaitOption, submit
+from vestry.cli.submit.common import KeyOption, Submission, WaitOption, submit
 from vestry.jobs.embedding import Embedding
 from vestry.lanes import Latency
 

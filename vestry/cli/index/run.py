@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
-from vestry.cli.inputs import BadLine, Line, Record
-from vestry.cli.progress import Meter
+from vestry.cli.index.progress import Meter
+from vestry.cli.index.reader import BadLine, Line, Record
 from vestry.errors import Unavailable
 from vestry.jobs.embedding import Document, IndexResult
 

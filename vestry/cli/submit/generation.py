@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vestry.cli.failures import CommandError
+from vestry.cli.errors import CommandError
 from vestry.cli.options import (
     JsonOption,
     LatencyOption,
@@ -19,7 +19,7 @@ from vestry.cli.options import (
     TimeoutOption,
 )
 from vestry.cli.output import Output
-from vestry.cli.submission import (
+from vestry.cli.submit.common import (
     KeyOption,
     QualityOption,
     Submission,

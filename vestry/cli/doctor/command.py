@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry.cli.checks import all_checks
-from vestry.cli.failures import ExitCode
+from vestry.cli.doctor.checks import all_checks
+from vestry.cli.errors import ExitCode
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
 

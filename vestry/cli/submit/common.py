@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from vestry.cli.failures import CommandError, ExitCode
-from vestry.cli.outcomes import answer, read_outcome
+from vestry.cli.connections import client, transaction
+from vestry.cli.errors import CommandError, ExitCode
 from vestry.cli.output import Output
-from vestry.cli.session import client, transaction
+from vestry.cli.results import answer, read_outcome
 from vestry.errors import WaitTimeout
 from vestry.jobs.base import JobRequest
 from vestry.lanes import Latency, Privacy

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vestry.cli.failures import ExitCode
+from vestry.cli.errors import ExitCode
 from vestry.cli.output import Output, table
 from vestry.client import Vestry
 from vestry.db.job_queries import job_id

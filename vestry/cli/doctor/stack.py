@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vestry.cli.check import Check
+from vestry.cli.doctor.check import Check
 from vestry.settings import home
 
 READY = "ready"

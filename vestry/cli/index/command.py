@@ -14,13 +14,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry.cli.failures import CommandError, ExitCode
-from vestry.cli.indexing import Batch, Ended, IndexRun, Tally, batches
-from vestry.cli.inputs import Line, NotDocumentsError, Reader, count_lines
+from vestry.cli.connections import client, transaction
+from vestry.cli.errors import CommandError, ExitCode
+from vestry.cli.index.progress import meter
+from vestry.cli.index.reader import Line, NotDocumentsError, Reader, count_lines
+from vestry.cli.index.run import Batch, Ended, IndexRun, Tally, batches
 from vestry.cli.options import JsonOption, ModelOption, OwnerOption, PrivacyOption
 from vestry.cli.output import Output, duration
-from vestry.cli.progress import meter
-from vestry.cli.session import client, transaction
 from vestry.client import Vestry
 from vestry.errors import ResultGone
 from vestry.jobs.embedding import Embedding, IndexResult

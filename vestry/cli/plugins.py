@@ -12,8 +12,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 import typer
 
-from vestry.cli.check import Check
-from vestry.cli.failures import CommandError, ExitCode
+from vestry.cli.doctor.check import Check
+from vestry.cli.errors import CommandError, ExitCode
 from vestry.cli.options import JsonOption
 
 GROUP = "vestry.commands"

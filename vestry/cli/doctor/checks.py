@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from vestry.cli.check import Check
-from vestry.cli.checkout import checkout_checks
-from vestry.cli.stack_checks import stack
+from vestry.cli.doctor.check import Check
+from vestry.cli.doctor.stack import stack
+from vestry.cli.plugins import checkout_checks
 from vestry.errors import KeyRingError, VestryError
 from vestry.lanes import LANES
 from vestry.settings import Settings, home, resolve

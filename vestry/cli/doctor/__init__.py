@@ -1,0 +1,1 @@
+"""`vestry doctor`: checks of the installation."""

@@ -1,0 +1,1 @@
+"""`vestry index`: documents from files."""

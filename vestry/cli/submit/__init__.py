@@ -1,0 +1,1 @@
+"""`vestry submit`: one subcommand per kind of job."""
