@@ -16,9 +16,9 @@ import psycopg
 
 from benchmarks.options import Options
 from benchmarks.report import Outcome, percentile
-from models import leases, transitions
-from models.leases import Lease, Terms
-from models.picking import PLANNER_OPTIONS, Mark
+from models import claims, transitions
+from models.claim_query import PLANNER_OPTIONS, Mark
+from models.claims import Lease, Terms
 from models.states import State
 from models.transitions import Settlement
 from workers.devstack import DevStack
@@ -113,7 +113,7 @@ def _claim(
 ) -> Lease:
     with worker.transaction():
         marks = {"embedding": mark}
-        lease = leases.claim(
+        lease = claims.claim(
             worker, TERMS, LANE, ["embedding"], hint=hint, limit=limit, marks=marks
         )
     if lease is None:

@@ -33,8 +33,8 @@ from inference.errors import (
     Unavailable,
 )
 from inference.policy import Budget, Health
-from models import backends
-from models.backends import Standing
+from models import backend_health
+from models.backend_health import Standing
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class Gate:
     def _note(self, key: str, error: InferenceError | None) -> None:
         if isinstance(error, BREAKS) and not isinstance(error, OverLimit):
             with self._connect() as conn:
-                backends.failed(
+                backend_health.failed(
                     conn,
                     key,
                     error.code,
@@ -189,9 +189,9 @@ class Gate:
         elif key in self._standings and not isinstance(error, OverLimit):
             with self._connect() as conn:
                 if error is None or isinstance(error, ANSWERS):
-                    backends.succeeded(conn, key)
+                    backend_health.succeeded(conn, key)
                 else:
-                    backends.released(conn, key)
+                    backend_health.released(conn, key)
             self._forget()
 
     def _retry_after(self, error: InferenceError) -> float | None:
@@ -201,12 +201,14 @@ class Gate:
 
     def _probe(self, name: str) -> bool:
         with self._connect() as conn:
-            return backends.probe(conn, name, PROBE_S)
+            return backend_health.probe(conn, name, PROBE_S)
 
     def _take_turn(self, name: str, limit: int) -> None:
         while True:
             with self._connect() as conn:
-                wait_s = backends.take_turn(conn, name, limit, WINDOW_S + SLACK_S, SHORT_WAIT_S)
+                wait_s = backend_health.take_turn(
+                    conn, name, limit, WINDOW_S + SLACK_S, SHORT_WAIT_S
+                )
             if wait_s < 0:
                 raise OverLimit(retry_after=-wait_s)
             due = time.monotonic() + wait_s
@@ -219,9 +221,9 @@ class Gate:
             if time.monotonic() - self._read_at >= FRESH_S:
                 try:
                     with self._connect() as conn:
-                        self._standings = backends.standings(conn)
+                        self._standings = backend_health.standings(conn)
                         if self._limit is not None:
-                            self._spent = backends.spent_today(conn)
+                            self._spent = backend_health.spent_today(conn)
                 except psycopg.Error as error:
                     # What was known last will do: that the database is away is no job's fault.
                     _unasked(error)

@@ -11,7 +11,7 @@ import os
 from alembic import context
 from sqlalchemy import create_engine, text
 
-from models.declaring import Base
+from models.tables import Base
 
 LOCK_TIMEOUT = "5s"
 """A migration that cannot get its lock gives up rather than queue every worker behind it."""

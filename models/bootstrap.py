@@ -10,7 +10,32 @@ from alembic import command
 from alembic.config import Config
 from psycopg import sql
 
-from models.roles import ROLES, SCHEMA_OWNER
+# The Postgres roles, one per class of process. Their grants are in the migrations.
+
+SCHEMA_OWNER = "vestry_owner"
+"""Owns the schema and runs migrations. No worker ever connects as it."""
+
+PRODUCER = "vestry_producer"
+PRIVATE_WORKER = "vestry_private"
+SHAREABLE_WORKER = "vestry_shareable"
+CLOUD_WORKER = "vestry_cloud"
+CONTROL = "vestry_control"
+"""Dispatcher and reconciler: states and clean-up, never content."""
+MONITOR = "vestry_monitor"
+OPERATOR = "vestry_operator"
+"""`vestry keys`, `forget` and `audit`: wrapped keys and tombstones, never content."""
+
+ROLES: tuple[str, ...] = (
+    SCHEMA_OWNER,
+    PRODUCER,
+    PRIVATE_WORKER,
+    SHAREABLE_WORKER,
+    CLOUD_WORKER,
+    CONTROL,
+    MONITOR,
+    OPERATOR,
+)
+
 
 MINIMUM_PGVECTOR = (0, 8, 3)
 """pgvector before 0.8.3 can corrupt an HNSW index on vacuum (its changelog, 0.8.3)."""

@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from models.columns import column
+from models.arrays import column
 from models.content import Content
 from vestry.crypto.envelope import CHUNK, DETAIL
 from vestry.ids import uuid7

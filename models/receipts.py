@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 
-from models.columns import column
+from models.arrays import column
 
 Connection = psycopg.Connection[Any]
 

@@ -15,11 +15,14 @@ from sqlalchemy import (
     Boolean,
     Column,
     Computed,
+    Date,
+    DateTime,
     ForeignKey,
     Identity,
     Index,
     Integer,
     LargeBinary,
+    MetaData,
     Numeric,
     Table,
     Text,
@@ -29,11 +32,39 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.types import UserDefinedType
 
-from models import backend_tables
-from models.declaring import Base, Xid8, now_column, time_column
+# What every declared table is made with.
 
-__all__ = ["CONTENT", "Base", "backend_tables"]
+SCHEMA = "vestry"
+
+
+class Base(DeclarativeBase):
+    """Holds the metadata that Alembic compares."""
+
+    metadata = MetaData(schema=SCHEMA)
+
+
+class Xid8(UserDefinedType[int]):
+    """Postgres's 64-bit transaction id."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_kw: Any) -> str:
+        """The type's name in SQL."""
+        return "xid8"
+
+
+def now_column(name: str, **kw: Any) -> Column[Any]:
+    """A time that is the database's clock unless given."""
+    return Column(name, DateTime(timezone=True), server_default=func.vestry.clock(), **kw)
+
+
+def time_column(name: str, **kw: Any) -> Column[Any]:
+    """A time with its zone."""
+    return Column(name, DateTime(timezone=True), **kw)
+
 
 owners = Table(
     "owners",
@@ -336,3 +367,51 @@ egress = Table(
 
 CONTENT: dict[str, Table] = {**_twin("private"), **_twin("shareable")}
 """The content tables by name."""
+
+
+# The tables of routing: which model serves what, and what all workers know of its server.
+#
+# Content is in none of them. A test holds them, with `models.tables`, against the migrated schema.
+
+routes = Table(
+    "routes",
+    Base.metadata,
+    *(
+        Column(name, Text, primary_key=True)
+        for name in ("kind", "task", "privacy", "latency", "quality", "tier")
+    ),
+    Column("pool", Text, nullable=False),
+    Column("model", Text, nullable=False),
+)
+
+backend_health = Table(
+    "backend_health",
+    Base.metadata,
+    Column("backend", Text, primary_key=True),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("openings", Integer, nullable=False, server_default=text("0")),
+    Column("reason", Text),
+    time_column("away_until"),
+    time_column("probing_until"),
+    now_column("changed_at", nullable=False),
+)
+
+rate_grants = Table(
+    "rate_grants",
+    Base.metadata,
+    Column("backend", Text, nullable=False),
+    time_column("at", nullable=False),
+    Index("rate_grants_window", "backend", "at"),
+)
+
+spending = Table(
+    "spending",
+    Base.metadata,
+    Column("day", Date, primary_key=True),
+    Column("backend", Text, primary_key=True),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=text("0"))
+        for name in ("calls", "input_tokens", "output_tokens")
+    ),
+    Column("cost", Numeric, nullable=False, server_default=text("0")),
+)

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
 from psycopg.types.json import Jsonb
 
-from models.columns import column
+from models.arrays import column
 from models.states import State
 from vestry.lanes import Pool
 
@@ -373,3 +373,36 @@ def expire(conn: Connection, limit: int = 1000) -> int:
         [limit],
     ).fetchall()
     return len(rows)
+
+
+# Undoes a claim that its worker never heard of.
+
+LOST_UNHEARD: Final = "the answer to the claim was lost, and nothing ran"
+"""The reason on the receipt of an attempt that was counted as a crash, and is no more."""
+
+
+def take_back(conn: Connection, token: UUID, job_ids: Sequence[UUID], *, alone: bool) -> bool:
+    """Undo a claim that its worker never heard of: nothing of it ran. To repeat it changes nothing.
+
+    Args:
+        conn: a connection in a transaction.
+        token: the lease, which may never have been committed.
+        job_ids: its jobs.
+        alone: whether it was a suspect's, whose crash is taken back if the reconciler was first.
+
+    Returns:
+        Whether there was anything to undo.
+    """
+    if hand_back(conn, token):
+        return True
+    if not alone:
+        return False
+    ids = list(job_ids)
+    conn.execute("SELECT FROM vestry.jobs WHERE id = ANY (%s) ORDER BY id FOR UPDATE", [ids])
+    exonerated = exonerate(conn, token, ids)
+    conn.execute(
+        """UPDATE vestry.receipts SET reason = %s
+           WHERE job_id = ANY (%s) AND lease_id = %s AND outcome = 'lost' AND reason = %s""",
+        [LOST_UNHEARD, ids, token, LOST_ALONE],
+    )
+    return exonerated > 0

@@ -19,7 +19,7 @@ DECIMALS: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class LabelSpec:
-    """A label to choose from; see `vestry.classification.Label`."""
+    """A label to choose from; see `vestry.jobs.classification.Label`."""
 
     name: str = field(repr=False)
     description: str | None = field(default=None, repr=False)

@@ -58,7 +58,7 @@ class OcrHandler:
 
 
 def request_of(job: Job) -> tuple[OcrRequest, bytes]:
-    """Read a job's payload, as `vestry.ocr.Ocr` makes it, and find its file.
+    """Read a job's payload, as `vestry.jobs.ocr.Ocr` makes it, and find its file.
 
     Raises:
         BadPayload: it is malformed.

@@ -61,7 +61,7 @@ class Replays:
         return made if _many(jobs) else made[0]
 
     def dead(self: _Carries, **which: Any) -> list[PastJob]:
-        """Dead jobs, the latest first, each with its reason; arguments as `vestry.replaying.Which`."""
+        """Dead jobs, the latest first, each with its reason; arguments as `vestry.db.replay.Which`."""
         meant = Which(**which)
         return self._do(lambda: replay.dead(meant), atomic=True)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from models.roles import (
+from models.bootstrap import (
     CLOUD_WORKER,
     CONTROL,
     OPERATOR,

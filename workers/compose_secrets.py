@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.roles import ROLES
+from models.bootstrap import ROLES
 from vestry.crypto.keyring import KeyRing
 from workers.children import FLOWER_USER
 from workers.home import write_private

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from models.picking import PLANNER_OPTIONS
+from models.claim_query import PLANNER_OPTIONS
 from workers.bounded import SHORTEST_S
 
 Connection = psycopg.Connection[Any]

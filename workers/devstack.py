@@ -19,7 +19,7 @@ from typing import Protocol, Self
 import psycopg
 from psycopg import sql
 
-from models.roles import PRODUCER, ROLES, SCHEMA_OWNER
+from models.bootstrap import PRODUCER, ROLES, SCHEMA_OWNER
 from vestry.crypto.keyring_source import COMMAND
 from workers.home import CHECKOUT, Home
 from workers.postgres_server import DATABASE, SUPERUSER, PostgresServer
@@ -71,7 +71,7 @@ class DevStack:
         return self.postgres.url(SUPERUSER)
 
     def database_url(self, role: str = PRODUCER) -> str:
-        """Login of a role of models/roles.py, password included."""
+        """Login of a role of models/bootstrap.py, password included."""
         return self.postgres.url(role)
 
     def broker_url(self, user: str) -> str:

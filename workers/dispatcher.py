@@ -21,8 +21,8 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from models import hints, transitions
-from models.picking import Mark
+from models import dispatch_queries, transitions
+from models.claim_query import Mark
 from vestry.lanes import KINDS, LANES, Latency, Privacy
 from workers import logs
 from workers.app import make_app
@@ -128,7 +128,7 @@ class Dispatcher:
             for lane in lanes
             for kind in KINDS
         }
-        found = hints.waiting(conn, marks, {lane: _head_start_s(lane) for lane in lanes})
+        found = dispatch_queries.waiting(conn, marks, {lane: _head_start_s(lane) for lane in lanes})
         for lane in self._in_turn({lane for lane, _ in found}):
             with self._minding_the_broker(lane):
                 self._fill_lane(conn, lane, [kind for kind in KINDS if (lane, kind) in found])
@@ -146,7 +146,7 @@ class Dispatcher:
 
         The stamp is committed first, so that a crash in between costs a rehint and no more.
         """
-        chosen = hints.stamp(
+        chosen = dispatch_queries.stamp(
             conn,
             lane,
             kind,

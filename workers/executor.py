@@ -12,11 +12,11 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from inference.egress import on_behalf_of
-from models import documents, leases, payloads, transitions
+from models import claims, documents, payloads, transitions
+from models.claim_query import Mark
+from models.claims import ClaimedJob, Lease, Terms
 from models.content import Content
 from models.documents import DocumentState
-from models.leases import ClaimedJob, Lease, Terms
-from models.picking import Mark
 from tasks.protocol import (
     Context,
     DocumentRef,
@@ -105,7 +105,7 @@ class Executor:
             # A pipeline: statements whose answers nobody waits for share a round trip.
             with session(self.pool, limit_s) as conn, conn.pipeline():
                 lost = conn
-                lease = leases.claim(
+                lease = claims.claim(
                     conn,
                     self.terms,
                     lane,

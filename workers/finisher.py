@@ -12,8 +12,8 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from models.claims import Lease
 from models.content import Content
-from models.leases import Lease
 from tasks.protocol import Failed, Outcome
 from workers.bounded import session
 from workers.database import AWAY

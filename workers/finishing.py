@@ -10,8 +10,8 @@ from uuid import UUID
 import psycopg
 
 from models import documents, payloads, receipts, transitions
+from models.claims import ClaimedJob, Lease
 from models.content import Content
-from models.leases import ClaimedJob, Lease
 from models.states import State
 from models.transitions import Settlement
 from tasks.protocol import (

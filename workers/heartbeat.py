@@ -13,8 +13,8 @@ from uuid import UUID
 
 import psycopg
 
-from models import leases, transitions
-from models.leases import Lease
+from models import claims, transitions
+from models.claims import Lease
 from workers.bounded import bounded
 from workers.unheard import Unheard
 
@@ -112,7 +112,7 @@ class Heartbeat:
         held = self.held()
         if not held:
             return
-        ours = leases.beat(conn, [lease.id for lease in held], self._lease_s)
+        ours = claims.beat(conn, [lease.id for lease in held], self._lease_s)
         with self._lock:
             for lease in held:
                 if lease.id in self._leases:

@@ -2,7 +2,7 @@
 
 They get it neither by an argument nor by a variable, and need no right to read its file. What they
 inherit is open for reading only; each further line in it is a newer ring, so that a rotation reaches
-workers that run (see `vestry.key_source.KeyDescriptor`).
+workers that run (see `vestry.crypto.keyring_source.KeyDescriptor`).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from typing import Any
 import psycopg
 from celery import Celery, signals
 
+from models.claims import Terms
 from models.content import Content, PrivateContent, ShareableContent
-from models.leases import Terms
 from vestry.crypto import keyring_source
 from vestry.crypto.keyring import KeyRing
 from vestry.errors import KeyRingError

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import psycopg
 
-from models.picking import runnable
+from models.claim_query import runnable
 from workers.bounded import bounded
 from workers.heartbeat import OVERRUN_EXIT, Heartbeat
 

@@ -20,8 +20,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
-from models.bootstrap import bootstrap, migrate
-from models.roles import ROLES, SCHEMA_OWNER
+from models.bootstrap import ROLES, SCHEMA_OWNER, bootstrap, migrate
 
 
 class MissingSettingError(RuntimeError):

@@ -18,8 +18,8 @@ import psycopg
 from inference.catalogue import Catalogue
 from inference.gate import Gate
 from inference.policy import Budget, Health, RoutingPolicy, Wish
-from models import backends
-from models.backends import Route
+from models import backend_health
+from models.backend_health import Route
 from vestry.lanes import KINDS, LANES, Latency, Pool, Privacy
 from workers.offer import enabled_catalogue, limits
 from workers.settings import Settings
@@ -48,7 +48,7 @@ class RouteKeeper:
         self._settings = settings
         self._last: tuple[Health, bool] | None = None
         self._next = 0.0
-        self._to_move: dict[tuple[str, str], backends.Place] = {}
+        self._to_move: dict[tuple[str, str], backend_health.Place] = {}
 
     def look(self, conn: Connection) -> None:
         """Publish anew if anything changed that decides a route, looking once a LOOK_EVERY_S.
@@ -71,19 +71,19 @@ class RouteKeeper:
         if now == self._last:
             return
         with conn.transaction():
-            changed = backends.publish(conn, list(routes(self._policy, health, budget)))
+            changed = backend_health.publish(conn, list(routes(self._policy, health, budget)))
         self._last = now
         for kind, privacy, latency in _by_line(changed):
             for lane in LANES.values():
                 if (lane.privacy, lane.latency) == (privacy, latency):
-                    self._to_move[lane.name, kind] = backends.BEGINNING
+                    self._to_move[lane.name, kind] = backend_health.BEGINNING
 
     def _move(self, conn: Connection) -> None:
         """A little of what stands in the wrong line: whatever else a dispatcher does must not wait."""
         until = time.monotonic() + MOVE_FOR_S
         while self._to_move and time.monotonic() < until:
             (lane, kind), after = next(iter(self._to_move.items()))
-            moved, rest = backends.move_jobs(conn, lane, kind, after)
+            moved, rest = backend_health.move_jobs(conn, lane, kind, after)
             if rest is None:
                 del self._to_move[lane, kind]
             else:

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import psycopg
 
-from models import unclaiming
-from models.leases import Lease
+from models import transitions
+from models.claims import Lease
 
 LOCK_WAIT_MS: Final = 200
 """How long a job is waited for that somebody's open transaction holds. It is asked for again."""
@@ -83,6 +83,6 @@ def _take_back(conn: psycopg.Connection[Any], lease: Lease) -> bool | None:
     try:
         with conn.transaction():
             conn.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_WAIT_MS)])
-            return unclaiming.take_back(conn, lease.id, jobs, alone=lease.alone)
+            return transitions.take_back(conn, lease.id, jobs, alone=lease.alone)
     except HELD:
         return None

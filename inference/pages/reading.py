@@ -49,7 +49,7 @@ def read_page(
     dpi: int | None,
     words: bool,
 ) -> dict[str, Any]:
-    """A page as `vestry.ocr_results.OcrPage` has it in JSON.
+    """A page as `vestry.jobs.ocr.OcrPage` has it in JSON.
 
     Args:
         path: the file.

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from models.leases import Lease
+from models.claims import Lease
 from vestry import Vestry
 from workers.devstack import DevStack
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import psycopg
 
-from models.roles import CONTROL, PRIVATE_WORKER, SHAREABLE_WORKER
+from models.bootstrap import CONTROL, PRIVATE_WORKER, SHAREABLE_WORKER
 from tests.faults import control, points, workers
 from tests.faults.checker import check
 from tests.faults.growth import Growth

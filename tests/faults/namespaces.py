@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import psycopg
 
-from models.roles import CONTROL, PRIVATE_WORKER, SHAREABLE_WORKER
+from models.bootstrap import CONTROL, PRIVATE_WORKER, SHAREABLE_WORKER
 from tests.faults.checker import check
 from tests.faults.ledger import History, install
 from tests.faults.producers import Order, Producer

@@ -15,8 +15,8 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import PoolTimeout
 
-from models import leases, transitions
-from models.leases import Lease
+from models import claims, transitions
+from models.claims import Lease
 from models.states import State
 from tests.faults.ledger import History
 from workers import finisher
@@ -99,7 +99,7 @@ def arm(executor: Executor, point: str | None, nth: int, history: History) -> No
     _wrap_claim(begin, here)
     _wrap_handling(here, history)
     _wrap_finish(here)
-    beat, settle = leases.beat, transitions.settle
+    beat, settle = claims.beat, transitions.settle
 
     def beaten(conn: Any, tokens: Any, lease_s: float) -> Any:
         held = beat(conn, tokens, lease_s)
@@ -112,7 +112,7 @@ def arm(executor: Executor, point: str | None, nth: int, history: History) -> No
         if any(s.state is State.DEAD for s in settlements) and here(BURYING):
             die()
 
-    leases.beat = beaten
+    claims.beat = beaten
     transitions.settle = settled
 
 

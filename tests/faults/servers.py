@@ -16,7 +16,7 @@ import psycopg
 import redis
 from psycopg import sql
 
-from models.roles import CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
+from models.bootstrap import CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
 from tests.faults import messages
 from workers import devstack
 from workers.devstack import DevStack

@@ -28,9 +28,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from models import leases, transitions
+from models import claims, transitions
+from models.claims import Terms
 from models.content import ShareableContent
-from models.leases import Terms
 from models.states import TERMINAL
 from tasks.protocol import Failed, Outcome, Succeeded
 from tests.faults import flows
@@ -138,7 +138,7 @@ class Machine(RuleBasedStateMachine):
             for job, told in self.jobs.items()
             if told.state == "queued" and told.in_line and told.suspect == suspect
         }
-        lease = leases.claim(
+        lease = claims.claim(
             self.site.worker, TERMS, LANE, ["embedding"], limit=limit, suspect=suspect
         )
         self.site.worker.commit()
@@ -160,7 +160,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(token=held)
     def beat(self, token: UUID) -> None:
-        ours = leases.beat(self.site.worker, [token], TERMS.lease_s)
+        ours = claims.beat(self.site.worker, [token], TERMS.lease_s)
         self.site.worker.commit()
         assert ours == frozenset(self._holds(token))
         # Late is early enough where nobody took the jobs yet, but not past the longest run.

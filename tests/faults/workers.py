@@ -26,8 +26,8 @@ import redis
 from psycopg_pool import PoolTimeout
 
 from inference.backends.echo import EchoModel
+from models.claims import Terms
 from models.content import Content, PrivateContent, ShareableContent
-from models.leases import Terms
 from tasks.embedding import EmbeddingHandler
 from tests.faults import points
 from tests.faults.ledger import History

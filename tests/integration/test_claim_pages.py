@@ -10,8 +10,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from models import leases
-from models.picking import BEGINNING, PLANNER_OPTIONS
+from models import claims
+from models.claim_query import BEGINNING, PLANNER_OPTIONS
 from workers.devstack import DevStack
 
 LANE = "private.bulk.gpu"
@@ -41,7 +41,7 @@ def backlog(clean: DevStack) -> Iterator[UUID]:
 def claimed(conn: Any, kinds: list[str], hint: UUID | None = None) -> tuple[int, int, str]:
     """Rows and pages of a claim, and how it came about."""
     row = conn.execute(
-        "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + leases.CLAIM,
+        "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + claims.CLAIM,
         {
             "lane": LANE,
             "kinds": kinds,

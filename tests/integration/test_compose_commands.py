@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import yaml
 
-from models.roles import ROLES
+from models.bootstrap import ROLES
 from tests.homes import temporary_home
 from vestry import Embedding, Vestry
 from workers import compose_secrets

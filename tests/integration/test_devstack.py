@@ -18,7 +18,7 @@ import pytest
 import redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from models.roles import ROLES
+from models.bootstrap import ROLES
 from tests.homes import temporary_home
 from tests.told import told_to
 from vestry.crypto.keyring import KeyRing

@@ -14,8 +14,8 @@ import pytest
 import redis
 from kombu.exceptions import OperationalError
 
-from models import leases
-from models.leases import Terms
+from models import claims
+from models.claims import Terms
 from tests.echo_stack import eventually
 from vestry import Embedding, Vestry
 from vestry.lanes import LANES
@@ -115,7 +115,7 @@ def test_a_job_that_a_worker_takes_at_once_gets_no_hint(
         time.sleep(0.3)
         with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
             terms = Terms("test", "shareable", lease_s=60, max_run_s=600)
-            assert leases.claim(worker, terms, FIRST, ["embedding"])
+            assert claims.claim(worker, terms, FIRST, ["embedding"])
         time.sleep(3.2)
         assert hints(broker, FIRST) == 0
         assert hinted(clean) == [None]

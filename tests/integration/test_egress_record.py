@@ -18,7 +18,7 @@ from inference.egress import on_behalf_of
 from inference.errors import Abandoned
 from inference.http_client import httpx2_client
 from inference.protocol import BackendConfig
-from models.roles import ROLES, SCHEMA_OWNER
+from models.bootstrap import ROLES, SCHEMA_OWNER
 from vestry.admin import audit
 from workers.devstack import DevStack
 from workers.egress import NotRecorded, recorder

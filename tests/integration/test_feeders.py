@@ -12,8 +12,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from models import leases
-from models.leases import Terms
+from models import claims
+from models.claims import Terms
 from tasks.protocol import Context, Job, Outcome, Succeeded
 from tests.echo_stack import eventually
 from tests.worker_runtime import runtime
@@ -123,16 +123,16 @@ def test_what_another_is_taking_does_not_hide_a_job_of_another_kind(
     kinds = ["embedding", "rerank"]
     url = clean.database_url("vestry_shareable")
     with psycopg.connect(url) as one, psycopg.connect(url) as other:
-        taken = leases.claim(one, TERMS, LANE, kinds)
+        taken = claims.claim(one, TERMS, LANE, kinds)
         assert taken is not None
         assert [job.id for job in taken.jobs] == [first]
         assert taken.more
-        beside = leases.claim(other, TERMS, LANE, kinds)
+        beside = claims.claim(other, TERMS, LANE, kinds)
         assert beside is not None
         assert [job.id for job in beside.jobs] == [second]
         one.commit()
         other.commit()
-        assert leases.claim(one, TERMS, LANE, kinds) is None
+        assert claims.claim(one, TERMS, LANE, kinds) is None
 
 
 def test_a_claim_takes_the_first_in_line_whatever_its_kind_and_within_its_budget(
@@ -142,11 +142,11 @@ def test_a_claim_takes_the_first_in_line_whatever_its_kind_and_within_its_budget
     embeddings = submit(conn, "embedding", 3)
     kinds, budgets = ["embedding", "rerank"], {"embedding": 1, "rerank": 2}
     with psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True) as worker:
-        claims = []
-        while lease := leases.claim(worker, TERMS, LANE, kinds, budgets=budgets):
-            claims.append(([job.id for job in lease.jobs], lease.more))
+        taken = []
+        while lease := claims.claim(worker, TERMS, LANE, kinds, budgets=budgets):
+            taken.append(([job.id for job in lease.jobs], lease.more))
     singles = [([job], True) for job in embeddings[:2]] + [([embeddings[2]], False)]
-    assert claims == [(reranks[:2], True), (reranks[2:], True), *singles]
+    assert taken == [(reranks[:2], True), (reranks[2:], True), *singles]
 
 
 def test_a_kind_that_this_worker_does_not_know_waits_and_harms_nobody(

@@ -12,8 +12,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from models import leases, transitions
-from models.leases import Lease, Terms
+from models import claims, transitions
+from models.claims import Lease, Terms
 from tests.echo_stack import eventually
 from tests.producing import HELLO, count, succeed
 from vestry import Document, Embedding, KeyRing, OwnerForgotten, Unavailable, Vestry
@@ -98,7 +98,7 @@ def left(root: Any, owner: str) -> dict[str, int]:
 
 def claim(conn: psycopg.Connection[Any], privacy: str) -> Lease:
     terms = Terms(worker="w", privacy=privacy, lease_s=60, max_run_s=60)
-    lease = leases.claim(conn, terms, f"{privacy}.bulk.gpu", ["embedding"])
+    lease = claims.claim(conn, terms, f"{privacy}.bulk.gpu", ["embedding"])
     conn.commit()
     assert lease is not None
     return lease

@@ -25,7 +25,7 @@ from inference.errors import (
     Unavailable,
 )
 from inference.gate import Gate, Limits, key_of
-from models import backends
+from models import backend_health
 from workers.devstack import DevStack
 
 CATALOGUE = load().only({"openai": None, "ollama": None, "tesseract": None})
@@ -205,7 +205,7 @@ def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:
                       ((vestry.clock() AT TIME ZONE 'UTC')::date, 'anthropic', 1, 0.004),
                       ((vestry.clock() AT TIME ZONE 'UTC')::date - 1, 'openai', 9, 10)"""
         )
-        assert backends.spent_today(conn) == Decimal("0.010")
+        assert backend_health.spent_today(conn) == Decimal("0.010")
     assert Gate(connect, CATALOGUE, LIMITS, budget=Decimal("0.01")).budget().used_up
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from models.roles import ROLES
+from models.bootstrap import ROLES
 from workers.devstack import DevStack
 
 CONTENT = ("payloads", "results", "blobs", "documents", "chunks", "embeddings")

@@ -12,8 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from models.bootstrap import bootstrap
-from models.roles import PRODUCER, ROLES
+from models.bootstrap import PRODUCER, ROLES, bootstrap
 from workers.devstack import DevStack
 
 DATABASE = "migrated"

@@ -14,8 +14,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 from models.bootstrap import alembic_config
-from models.declaring import Base
 from models.states import TERMINAL, TRANSITIONS, State
+from models.tables import Base
 from vestry.ids import uuid7
 from workers.devstack import DevStack
 

@@ -8,9 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from models import leases
-from models.leases import Terms
-from models.picking import (
+from models import claims
+from models.claim_query import (
     BEGINNING,
     FULL_SCAN_EVERY_S,
     FULL_SCAN_LATEST_S,
@@ -18,6 +17,7 @@ from models.picking import (
     Mark,
     pick,
 )
+from models.claims import Terms
 from workers import database
 from workers.devstack import DevStack
 
@@ -128,14 +128,14 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
 ) -> None:
     fill(admin, 1_000)
     clock = [1000.0]
-    monkeypatch.setattr("models.picking.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("models.claim_query.time.monotonic", lambda: clock[0])
     mark = Mark()
     url = clean.database_url("vestry_private")
     with psycopg.connect(url, autocommit=True, options=PLANNER_OPTIONS) as conn:
 
         def turns() -> list[int]:
             marks = {"embedding": mark}
-            lease = leases.claim(conn, TERMS, LANE, ["embedding"], limit=100, marks=marks)
+            lease = claims.claim(conn, TERMS, LANE, ["embedding"], limit=100, marks=marks)
             return [0] * len(lease.jobs) if lease else []
 
         for _ in range(4):
@@ -157,7 +157,7 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
 def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what a transaction commits late, begun before the last one, is still found."""
     clock = [1000.0]
-    monkeypatch.setattr("models.picking.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("models.claim_query.time.monotonic", lambda: clock[0])
     mark = Mark()
     mark.seen(mark.start(), lane_turn=100, first=100, took_s=0)
     assert mark.start() == BEGINNING

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from models import backends
+from models import backend_health
 from vestry import Embedding, Flow, Generation, Ocr, Vestry
 from workers import route_keeper
 from workers.devstack import DevStack
@@ -83,7 +83,7 @@ def test_jobs_in_line_go_along_when_a_cloud_goes_away_and_comes_back(
     clean: DevStack, conn: psycopg.Connection[Any], worker: Any, keeper: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(backends, "STRETCH", 3)
+    monkeypatch.setattr(backend_health, "STRETCH", 3)
     routes, control = keeper
     with Vestry(clean.database_url(), clean.keyring) as vestry:
         common: dict[str, Any] = {"owner": "o", "privacy": "shareable"}
@@ -92,13 +92,13 @@ def test_jobs_in_line_go_along_when_a_cloud_goes_away_and_comes_back(
         vestry.enqueue_many(conn, [Generation("p", model="gpt-4o-mini")] * 2, **common)
     assert lanes(conn) == {"shareable.bulk.cloud": 16}
     for backend in ("openai", "anthropic"):
-        backends.failed(worker, backend, "backend_unavailable", **FAILS)
+        backend_health.failed(worker, backend, "backend_unavailable", **FAILS)
     routes.look(control)
     routes.look(control)
     # Those that only the cloud can do wait there, and so do those that ask for a model by name.
     assert lanes(conn) == {"shareable.bulk.gpu": 10, "shareable.bulk.cloud": 6}
     for backend in ("openai", "anthropic"):
-        backends.succeeded(worker, backend)
+        backend_health.succeeded(worker, backend)
     routes.look(control)
     routes.look(control)
     assert lanes(conn) == {"shareable.bulk.cloud": 16}
@@ -128,8 +128,8 @@ def test_what_follows_finds_its_lane_when_it_is_released(
     routes, control = keeper
     job = enqueue(clean, conn, Flow(Ocr(b"%PDF-1.4 x"), [Generation("then")]))
     with psycopg.connect(clean.superuser_url, autocommit=True) as root:
-        backends.failed(worker, "openai", "x", **FAILS)
-        backends.failed(worker, "anthropic", "x", **FAILS)
+        backend_health.failed(worker, "openai", "x", **FAILS)
+        backend_health.failed(worker, "anthropic", "x", **FAILS)
         routes.look(control)
         root.execute(
             "UPDATE vestry.jobs SET state = 'running', turn = NULL, lease_id = gen_random_uuid()"

@@ -9,9 +9,9 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from models import leases, transitions
+from models import claims, transitions
+from models.claims import Lease, Terms
 from models.content import ShareableContent
-from models.leases import Lease, Terms
 from models.states import State
 from models.transitions import Settlement
 from tasks.protocol import Failed, Succeeded
@@ -72,10 +72,10 @@ def states(conn: Any, ids: list[UUID]) -> list[str]:
 def test_a_claimed_batch_finishes_once(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 3)
     with worker.transaction():
-        lease = leases.claim(worker, TERMS, LANE, ["embedding"])
+        lease = claims.claim(worker, TERMS, LANE, ["embedding"])
     assert lease is not None
     assert [job.id for job in lease.jobs] == ids
-    assert leases.claim(worker, TERMS, LANE, ["embedding"]) is None
+    assert claims.claim(worker, TERMS, LANE, ["embedding"]) is None
 
     outcomes = {i: Succeeded({"vectors": [[1.0]], "space": "s"}) for i in ids[:2]}
     outcomes[ids[2]] = Failed("broken", "it broke", retryable=False)  # type: ignore[assignment]
@@ -95,7 +95,7 @@ def test_owners_take_turns(producer: Any, worker: Any) -> None:
     enqueue(producer, "many", 1000)
     enqueue(producer, "few", 5)
     with worker.transaction():
-        lease = leases.claim(worker, TERMS, LANE, ["embedding"], limit=12)
+        lease = claims.claim(worker, TERMS, LANE, ["embedding"], limit=12)
     assert lease is not None
     assert sum(job.owner == "few" for job in lease.jobs) == 5
 
@@ -103,22 +103,22 @@ def test_owners_take_turns(producer: Any, worker: Any) -> None:
 def test_a_hint_is_first_and_the_line_tops_up(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 10)
     with worker.transaction():
-        lease = leases.claim(worker, TERMS, LANE, ["embedding"], hint=ids[7], limit=3)
+        lease = claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[7], limit=3)
     assert lease is not None
     assert {job.id for job in lease.jobs} == {ids[7], ids[0], ids[1]}
     with worker.transaction():
-        assert leases.claim(worker, TERMS, LANE, ["embedding"], hint=ids[7]) is None
+        assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[7]) is None
 
 
 def test_a_paused_lane_gives_nothing(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 2)
     producer.execute("SELECT vestry.pause_lane_v1(%s, true)", [LANE])
     with worker.transaction():
-        assert leases.claim(worker, TERMS, LANE, ["embedding"]) is None
-        assert leases.claim(worker, TERMS, LANE, ["embedding"], hint=ids[0]) is None
+        assert claims.claim(worker, TERMS, LANE, ["embedding"]) is None
+        assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[0]) is None
     producer.execute("SELECT vestry.pause_lane_v1(%s, false)", [LANE])
     with worker.transaction():
-        assert leases.claim(worker, TERMS, LANE, ["embedding"]) is not None
+        assert claims.claim(worker, TERMS, LANE, ["embedding"]) is not None
 
 
 def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
@@ -127,12 +127,12 @@ def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
     ids = enqueue(producer, "ann", 2)
     short = Terms(worker="test", privacy="shareable", lease_s=0.001, max_run_s=600)
     with worker.transaction():
-        lease = leases.claim(worker, short, LANE, ["embedding"])
+        lease = claims.claim(worker, short, LANE, ["embedding"])
     assert lease is not None
     with control.transaction():
         assert transitions.rescue(control).suspects == 2
     with worker.transaction():
-        assert leases.claim(worker, short, LANE, ["embedding"]) is None
+        assert claims.claim(worker, short, LANE, ["embedding"]) is None
     with worker.transaction():
         done = finish(
             worker, ShareableContent(), lease, {ids[0]: Succeeded({"vectors": [], "space": "s"})},
@@ -141,7 +141,7 @@ def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
     assert done.states == {ids[0]: "refused"}
     for expected in (1, 0):
         with worker.transaction():
-            alone = leases.claim(worker, short, LANE, ["embedding"], suspect=True)
+            alone = claims.claim(worker, short, LANE, ["embedding"], suspect=True)
         assert alone is not None
         assert alone.jobs[0].id == ids[0]
         with control.transaction():
@@ -159,7 +159,7 @@ def test_a_retry_waits_and_is_admitted_to_the_front(
 ) -> None:
     ids = enqueue(producer, "ann", 5)
     with worker.transaction():
-        lease = leases.claim(worker, TERMS, LANE, ["embedding"], limit=1)
+        lease = claims.claim(worker, TERMS, LANE, ["embedding"], limit=1)
     assert lease is not None
     with worker.transaction():
         finish(
@@ -171,7 +171,7 @@ def test_a_retry_waits_and_is_admitted_to_the_front(
     with control.transaction():
         assert transitions.admit(control) == [LANE]
     with worker.transaction():
-        again = leases.claim(worker, TERMS, LANE, ["embedding"], limit=1)
+        again = claims.claim(worker, TERMS, LANE, ["embedding"], limit=1)
     assert again is not None
     assert again.jobs[0].id == ids[0]
     assert again.jobs[0].attempt == 2
@@ -180,7 +180,7 @@ def test_a_retry_waits_and_is_admitted_to_the_front(
 def test_handing_back_costs_no_attempt(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 2)
     with worker.transaction():
-        lease = leases.claim(worker, TERMS, LANE, ["embedding"])
+        lease = claims.claim(worker, TERMS, LANE, ["embedding"])
     assert lease is not None
     with worker.transaction():
         assert transitions.hand_back(worker, lease.id) == 2
@@ -192,10 +192,10 @@ def test_handing_back_costs_no_attempt(producer: Any, worker: Any) -> None:
 def test_cancelling_a_running_job_fences_its_worker(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 1)
     with worker.transaction():
-        lease = leases.claim(worker, TERMS, LANE, ["embedding"])
+        lease = claims.claim(worker, TERMS, LANE, ["embedding"])
     assert lease is not None
     producer.execute("SELECT vestry.cancel_jobs_v1(%s)", [ids])
-    assert leases.beat(worker, [lease.id], 60) == frozenset()
+    assert claims.beat(worker, [lease.id], 60) == frozenset()
     with worker.transaction():
         done = finish(
             worker, ShareableContent(), lease, {ids[0]: Succeeded({"vectors": [], "space": "s"})},
@@ -211,7 +211,7 @@ DONE = Succeeded({"vectors": [], "space": "s"})
 
 def claimed(worker: Any, terms: Terms = TERMS, **how: Any) -> Lease:
     with worker.transaction():
-        lease = leases.claim(worker, terms, LANE, ["embedding"], **how)
+        lease = claims.claim(worker, terms, LANE, ["embedding"], **how)
     assert lease is not None
     return lease
 
@@ -249,10 +249,10 @@ def test_claims_at_the_same_time_share_no_job_and_wait_for_none(
     url = clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True, options="-c lock_timeout=500") as other:
         with worker.transaction():
-            first = leases.claim(worker, TERMS, LANE, ["embedding"], limit=3)
+            first = claims.claim(worker, TERMS, LANE, ["embedding"], limit=3)
             with other.transaction():
-                taken = leases.claim(other, TERMS, LANE, ["embedding"], hint=ids[0])
-                second = leases.claim(other, TERMS, LANE, ["embedding"], limit=3)
+                taken = claims.claim(other, TERMS, LANE, ["embedding"], hint=ids[0])
+                second = claims.claim(other, TERMS, LANE, ["embedding"], limit=3)
         assert taken is None
         assert first is not None
         assert second is not None
@@ -299,7 +299,7 @@ def test_a_job_past_its_deadline_is_not_begun(admin: Any, producer: Any, worker:
     late, good = enqueue(producer, "ann", 2)
     admin.execute("UPDATE vestry.jobs SET deadline = vestry.clock() WHERE id = %s", [late])
     with worker.transaction():
-        assert leases.claim(worker, TERMS, LANE, ["embedding"], hint=late) is None
+        assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=late) is None
     assert [job.id for job in claimed(worker).jobs] == [good]
 
 
@@ -325,7 +325,7 @@ def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
     assert transitions.rescue(control).suspects == 3
     with worker.transaction():
         # No hint gets a suspect either: it must be alone.
-        assert leases.claim(worker, TERMS, LANE, ["embedding"], hint=ids[0]) is None
+        assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[0]) is None
     lease = claimed(worker, suspect=True)
     (job,) = lease.jobs
     again = Failed("later", "later", retryable=True, retry_after=0.0)
@@ -333,7 +333,7 @@ def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
         finish(worker, ShareableContent(), lease, {job.id: again}, backoff_cap_s=0)
     transitions.admit(control)
     with worker.transaction():
-        assert leases.claim(worker, TERMS, LANE, ["embedding"]) is None
+        assert claims.claim(worker, TERMS, LANE, ["embedding"]) is None
 
 
 def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
@@ -343,7 +343,7 @@ def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
     late = claimed(worker, SHORT, limit=1)
     brief = claimed(worker, Terms("test", "shareable", lease_s=60, max_run_s=5), limit=1)
     over = claimed(worker, Terms("test", "shareable", lease_s=60, max_run_s=0), limit=1)
-    leases.beat(worker, [late.id, brief.id, over.id], 600)
+    claims.beat(worker, [late.id, brief.id, over.id], 600)
     left = dict(
         admin.execute(
             "SELECT id, extract(epoch FROM expires_at - vestry.clock())::float8 FROM vestry.leases"
@@ -353,7 +353,7 @@ def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
     assert 0 < left[brief.id] <= 5
     assert left[over.id] < 0
     assert transitions.rescue(control).suspects == 1
-    assert leases.beat(worker, [over.id], 600) == frozenset()
+    assert claims.beat(worker, [over.id], 600) == frozenset()
 
 
 def test_a_conflicting_key_enqueues_nothing_of_the_call(admin: Any, producer: Any) -> None:

@@ -17,7 +17,7 @@ import psycopg
 import redis
 from psycopg import sql
 
-from models.roles import PRIVATE_WORKER, PRODUCER, ROLES
+from models.bootstrap import PRIVATE_WORKER, PRODUCER, ROLES
 from tests.faultserver import FaultServer
 from tests.flower_client import FlowerClient
 from tests.privacy.observed_up import OBSERVER

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 import httpx2
 import pytest
 
-from models.roles import PRIVATE_WORKER, ROLES
+from models.bootstrap import PRIVATE_WORKER, ROLES
 from tests.echo_stack import eventually
 from tests.privacy.conftest import Canary
 from tests.privacy.needles import Hit, Marker, detector, disguises_of, is_text, search, spellings

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from inference.local_only import networks
-from models.roles import ROLES
+from models.bootstrap import ROLES
 from vestry.crypto.keyring import KeyRing
 from vestry.lanes import LANES, Privacy
 from workers import compose_secrets, door, migrate

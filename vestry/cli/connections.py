@@ -45,7 +45,6 @@ def transaction() -> Iterator[psycopg.Connection[Any]]:
         yield conn
 
 
-# MERGED from vestry/cli/connections.py:
 # What `vestry keys`, `forget` and `audit` work with: an operator's login, the key ring's source.
 
 

@@ -208,7 +208,6 @@ STYLES = {
 """How a state is coloured; the others are not."""
 
 
-# MERGED from vestry/cli/jobs.py:
 # `vestry status` without a job: how many jobs of each lane are in which state.
 
 STATES = (

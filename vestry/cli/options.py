@@ -57,7 +57,6 @@ TimeoutOption = Annotated[
 ]
 
 
-# MERGED from vestry/cli/options.py:
 # Times as they are given on the command line: `2h`, `30m`, `7d`, or a date and time.
 
 _AGE: Final = re.compile(r"(?P<number>\d{1,6})\s*(?P<unit>[smhdw])")

@@ -123,7 +123,6 @@ def _show_vectors(console: Console, result: dict[str, Any]) -> None:
     console.print(table(("#text", "#dimension", "vector"), rows))
 
 
-# MERGED from vestry/cli/results.py:
 # How results of classification and reranking are shown to a person.
 
 OTHERS_SHOWN: Final = 5
@@ -158,7 +157,6 @@ def _label(row: Mapping[str, Any], style: str) -> Text:
     return Text(printable(str(row["label"])), style=style)
 
 
-# MERGED from vestry/cli/results.py:
 # What was read from a file, as a person is shown it.
 
 COLUMNS = ("#page", "read from", "#confidence", "#words", "turned", "error")

@@ -16,7 +16,6 @@ from psycopg.pq import TransactionStatus
 from vestry.errors import InvalidInput
 from vestry.operations import RELEASE, ROLLBACK, SAVEPOINT, one, run, run_async
 
-# MERGED from vestry/db/connection.py:
 # All or nothing within a transaction that is the caller's.
 
 

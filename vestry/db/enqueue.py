@@ -267,7 +267,6 @@ def _meaning(options: Options, steps: Sequence[Step]) -> bytes:
     return b"".join(told)
 
 
-# MERGED from vestry/db/enqueue.py:
 # Enqueueing one job or many: keys, batches, and the calls they make. No I/O.
 
 

@@ -11,7 +11,6 @@ from vestry.errors import InvalidInput
 from vestry.lanes import Kind, Latency, Pool, Privacy
 from vestry.validation import PAYLOAD_LIMIT, check_label
 
-# MERGED from vestry/jobs/base.py:
 # What stands, in a job of a flow, for the text of the job before it.
 
 

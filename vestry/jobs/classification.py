@@ -147,7 +147,6 @@ def _share(name: str, value: object) -> float:
     return float(value)
 
 
-# MERGED from vestry/jobs/classification.py:
 # What a classification job gives back.
 
 

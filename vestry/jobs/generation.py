@@ -224,7 +224,6 @@ def _check_whole(name: str, value: object, most: int) -> None:
         raise InvalidInput(name, f"must be a whole number from 1 to {most}")
 
 
-# MERGED from vestry/jobs/generation.py:
 # What a generation job gives back.
 
 

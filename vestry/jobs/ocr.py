@@ -15,7 +15,6 @@ from vestry.jobs.base import UNIT_BYTES, Digest, Prepared
 from vestry.lanes import KINDS, Kind
 from vestry.validation import PAYLOAD_LIMIT, check_label, dump_json
 
-# MERGED from vestry/jobs/ocr.py:
 # What kind a file is, told by its first bytes and never by its name. Decodes nothing.
 
 FileKind = Literal["png", "jpeg", "tiff", "webp", "pdf"]
@@ -191,7 +190,6 @@ def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-# MERGED from vestry/jobs/ocr.py:
 # What came of reading a file: its text, page by page, and the words' boxes where asked for.
 
 PageSource = Literal["text-layer", "ocr"]

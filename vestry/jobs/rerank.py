@@ -81,7 +81,6 @@ class Rerank:
         )
 
 
-# MERGED from vestry/jobs/rerank.py:
 # What a reranking job gives back.
 
 

@@ -31,7 +31,6 @@ from vestry.search.vector_search import (
     vector_of,
 )
 
-# MERGED from vestry/search/py:
 # A search's second look: its hits in the order in which a reranker puts their passages. No I/O.
 
 PATIENCE_S: Final = 10.0

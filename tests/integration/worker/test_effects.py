@@ -8,9 +8,9 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from models import documents, leases
+from models import claims, documents
+from models.claims import Terms
 from models.content import PrivateContent, ShareableContent
-from models.leases import Terms
 from tasks.protocol import Chunk, Failed, IndexDocument, Succeeded
 from vestry import Document, Embedding, KeyRing, Vestry
 from workers.devstack import DevStack
@@ -64,7 +64,7 @@ def test_what_was_not_to_be_kept_is_gone_once_the_job_succeeded(
         count = {"documents": 1, "embedded": 1, "unchanged": 0, "superseded": 0, "chunks": 1}
         with psycopg.connect(clean.database_url(f"vestry_{privacy}")) as worker:
             terms = Terms("test", privacy, 60, 600)
-            lease = leases.claim(worker, terms, f"{privacy}.bulk.gpu", ["embedding"])
+            lease = claims.claim(worker, terms, f"{privacy}.bulk.gpu", ["embedding"])
             assert lease is not None
             done = finish(
                 worker, content, lease, {job: Succeeded(count, (effect,))}, backoff_cap_s=1
@@ -92,7 +92,7 @@ def test_a_payload_lives_as_long_as_it_may_be_needed(  # noqa: PLR0917 - pytest'
     job = vestry.enqueue(conn, query, owner="ann", privacy="private", latency=latency).id
     with psycopg.connect(clean.database_url("vestry_private")) as worker:
         terms = Terms("test", "private", 60, 600)
-        lease = leases.claim(worker, terms, f"private.{latency}.gpu", ["embedding"])
+        lease = claims.claim(worker, terms, f"private.{latency}.gpu", ["embedding"])
         assert lease is not None
         content = PrivateContent(KeyRing.load(clean.keyring))
         finish(worker, content, lease, {job: outcome}, backoff_cap_s=1)

@@ -12,8 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from models import leases, transitions
-from models.leases import Terms
+from models import claims, transitions
+from models.claims import Terms
 from tasks.protocol import (
     Context,
     Job,
@@ -103,7 +103,7 @@ def test_a_suspect_is_found_behind_the_mark_of_the_ordinary_line(
     """Its turn is the lane's when it was rescued; the line goes on, and its mark with it."""
     first = submit(vestry, conn, "a")[0]
     with psycopg.connect(clean.database_url("vestry_shareable")) as lost:
-        assert leases.claim(lost, Terms("lost", "shareable", 0.001, 600), LANE, ["embedding"])
+        assert claims.claim(lost, Terms("lost", "shareable", 0.001, 600), LANE, ["embedding"])
     eventually(lambda: transitions.rescue(control).suspects == 1)
     with runtime(clean, at_once) as worker:
         claim, marks = worker._executor.claim, worker._executor.marks

@@ -9,8 +9,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from models import leases, transitions
-from models.leases import Lease, Terms
+from models import claims, transitions
+from models.claims import Lease, Terms
 from tests.echo_stack import eventually
 from tests.one_job import at_once, submit, told
 from tests.worker_runtime import LANE, runtime
@@ -38,7 +38,7 @@ def claim_unheard(worker: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
 def make_suspect(stack: DevStack, control: Any) -> None:
     """Whatever is queued is lost in a batch, with a worker of which nobody knows more."""
     with psycopg.connect(stack.database_url("vestry_shareable")) as lost:
-        assert leases.claim(lost, Terms("lost", "shareable", 0.001, 600), LANE, ["embedding"])
+        assert claims.claim(lost, Terms("lost", "shareable", 0.001, 600), LANE, ["embedding"])
     eventually(lambda: transitions.rescue(control).suspects > 0)
 
 
@@ -96,7 +96,7 @@ def test_a_suspect_that_was_rescued_first_has_its_crash_taken_back_once(
     with psycopg.connect(url, autocommit=True) as heart:
         with psycopg.connect(url) as lost:
             terms = Terms("lost", "shareable", 0.001, 600)
-            lease = leases.claim(lost, terms, LANE, ["embedding"], suspect=True)
+            lease = claims.claim(lost, terms, LANE, ["embedding"], suspect=True)
         assert lease is not None
         eventually(lambda: transitions.rescue(control).suspects == 1)
         assert crashes(control) == 1
@@ -109,7 +109,7 @@ def test_a_suspect_that_was_rescued_first_has_its_crash_taken_back_once(
 
 
 def claimed(conn: psycopg.Connection[Any]) -> Lease:
-    lease = leases.claim(conn, Terms("test", "shareable", 60, 600), LANE, ["embedding"])
+    lease = claims.claim(conn, Terms("test", "shareable", 60, 600), LANE, ["embedding"])
     assert lease is not None
     return lease
 
@@ -155,7 +155,7 @@ def test_a_job_that_somebody_holds_delays_none_of_the_others(
     with psycopg.connect(url, autocommit=True) as heart:
         for job in jobs:
             with psycopg.connect(url) as lost:
-                lease = leases.claim(
+                lease = claims.claim(
                     lost,
                     Terms("test", "shareable", 60, 600),
                     LANE,

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from models.picking import Mark, pick
+from models.claim_query import Mark, pick
 
 Connection = psycopg.Connection[Any]
 

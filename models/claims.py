@@ -18,7 +18,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 from psycopg.types.numeric import Int8
 
-from models.picking import Mark, pick
+from models.claim_query import Mark, pick
 from vestry.lanes import Kind
 
 Connection = psycopg.Connection[Any]
