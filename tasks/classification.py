@@ -17,11 +17,11 @@ from inference.errors import Abandoned, InferenceError
 from inference.policy import Candidate, Wish
 from inference.protocol import BuiltinClassifier
 from inference.router import Elsewhere, Router
-from tasks.classification_plans import LabelPlan, plan_of
-from tasks.label_choice import choose
+from tasks.classification_by_llm import choose
+from tasks.classification_by_similarity import Classified, SimilarityClassifier
+from tasks.classification_payload import LabelPlan, plan_of
+from tasks.outcomes import failure_of, outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
-from tasks.serving import failure_of, outcome_of_error, served_of
-from tasks.similarity_classifier import Classified, SimilarityClassifier
 
 INTERACTIVE: Final = "interactive"
 NO_LABELS: Final = Failed(

@@ -11,7 +11,7 @@ from inference.policy import Candidate
 from inference.protocol import EmbeddingModel, SpaceSpec
 from inference.router import Answer, Elsewhere, Router
 from tasks.chunking import Chunker, Span
-from tasks.embedding_plans import (
+from tasks.embedding_payload import (
     DocumentsPlan,
     PlannedDocument,
     TextsPlan,
@@ -19,8 +19,8 @@ from tasks.embedding_plans import (
     failed,
     plan_of,
 )
+from tasks.outcomes import abandoned, outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Rerouted, Served
-from tasks.serving import abandoned, outcome_of_error, served_of
 from tasks.vector_pool import VectorPool
 
 KIND = "embedding"

@@ -14,9 +14,9 @@ from inference.protocol import Cancelled, Generated, GenerationModel, Generation
 from inference.router import Elsewhere, Router
 from tasks.generation_payload import GenerationPlan, plan_of
 from tasks.grounding import Passage, citations, grounded
-from tasks.json_answers import JsonFault, read_answer
+from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
-from tasks.serving import outcome_of_error, served_of
+from tasks.structured_output import JsonFault, read_answer
 
 REPAIRS: Final = 1
 """How often an answer that does not fit its schema is sent back."""

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from inference.protocol import GenerationRequest, Message, Sampling
 from tasks.grounding import Grounding
-from tasks.json_answers import schema_fault
 from tasks.protocol import BadPayload, Job
+from tasks.structured_output import schema_fault
 
 DEFAULT_MAX_TOKENS: Final = 512
 _ROLES: Final = ("system", "user", "assistant")

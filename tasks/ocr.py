@@ -11,8 +11,8 @@ from inference.errors import InferenceError
 from inference.ocr_protocol import OcrModel, OcrRequest
 from inference.policy import Candidate
 from inference.router import Elsewhere, Router
+from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
-from tasks.serving import outcome_of_error, served_of
 from vestry.jobs.ocr import FILE, OcrResult
 from vestry.lanes import Latency
 

@@ -12,11 +12,10 @@ from inference.errors import Abandoned, InferenceError, TooLong
 from inference.policy import Candidate
 from inference.protocol import EmbeddingModel
 from inference.router import Elsewhere, Router
-from tasks.classification_plans import text_of
+from tasks.classification_payload import text_of
+from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
-from tasks.serving import outcome_of_error, served_of
-from tasks.vector_pool import VectorPool, Wanted
-from tasks.whole_texts import Chunkers, WholeTexts, error_of, tokens_of
+from tasks.vector_pool import Chunkers, VectorPool, Wanted, WholeTexts, error_of, tokens_of
 
 INTERACTIVE: Final = "interactive"
 DECIMALS: Final = 6

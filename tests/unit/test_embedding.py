@@ -391,7 +391,7 @@ def test_an_empty_batch_is_no_work() -> None:
 
 
 def test_reprs_show_no_text() -> None:
-    from tasks.embedding_plans import plan_of  # noqa: PLC0415
+    from tasks.embedding_payload import plan_of  # noqa: PLC0415
 
     for one in (texts_job(SECRET), documents_job(SECRET)):
         assert SECRET not in repr(plan_of(one))

@@ -13,8 +13,8 @@ from inference.errors import Abandoned, BadRequest, InferenceError
 from inference.protocol import Generated, GenerationRequest
 from tasks.generation import GenerationHandler
 from tasks.grounding import Grounding, Passage
-from tasks.json_answers import JsonFault, read_answer
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
+from tasks.structured_output import JsonFault, read_answer
 from tests.routing import router
 from vestry import Generation
 from vestry import Grounding as AskedGrounding

@@ -11,7 +11,7 @@ import pytest
 from inference.backends.echo import EchoModel
 from inference.errors import InferenceError, RateLimited, TooLong
 from inference.protocol import Cancelled, Generated, GenerationRequest, never
-from tasks.label_choice import CONFIDENCE
+from tasks.classification_by_llm import CONFIDENCE
 from tasks.protocol import Succeeded
 from tests.labelling import SECRET, failed, job, result, run
 from tests.routing import NotingGate, router

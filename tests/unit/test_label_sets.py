@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.label_sets import LabelSets
-from tasks.label_similarity import (
+from tasks.classification_by_similarity import LabelSets
+from tasks.label_scoring import (
     DESCRIPTION_WEIGHT,
     MIDPOINT,
     TEMPERATURE,

@@ -10,6 +10,7 @@ from typing import Any, Final
 from inference.errors import BadVectors, InferenceError
 from inference.protocol import InputType, SpaceSpec
 from tasks.chunking import CHUNKING_VERSION, Span
+from tasks.outcomes import abandoned
 from tasks.protocol import (
     BadPayload,
     Chunk,
@@ -22,7 +23,6 @@ from tasks.protocol import (
     Served,
     Succeeded,
 )
-from tasks.serving import abandoned
 from tasks.vector_pool import Wanted
 
 DECIMALS: Final = 8

@@ -17,8 +17,8 @@ from inference.protocol import (
     Message,
     Sampling,
 )
-from tasks.classification_plans import LabelPlan, LabelSpec
-from tasks.json_answers import JsonFault, read_answer
+from tasks.classification_payload import LabelPlan, LabelSpec
+from tasks.structured_output import JsonFault, read_answer
 
 REPAIRS: Final = 1
 """How often an answer that names no label is sent back."""

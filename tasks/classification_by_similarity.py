@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
@@ -12,18 +15,24 @@ import numpy as np
 
 from inference.errors import InferenceError
 from inference.protocol import EmbeddingModel
-from tasks.classification_plans import LabelPlan, LabelSpec
-from tasks.label_sets import LabelSets
-from tasks.label_similarity import (
+from tasks.classification_payload import LabelPlan, LabelSpec
+from tasks.label_scoring import (
     DESCRIPTION_WEIGHT,
     NAME_WEIGHT,
     LabelSet,
     label_texts,
 )
+from tasks.outcomes import abandoned, failure_of
 from tasks.protocol import Context, Failed
-from tasks.serving import abandoned, failure_of
-from tasks.vector_pool import VectorPool, Wanted
-from tasks.whole_texts import Chunkers, WholeTexts, error_of, tokens_of, vector_of
+from tasks.vector_pool import (
+    Chunkers,
+    VectorPool,
+    Wanted,
+    WholeTexts,
+    error_of,
+    tokens_of,
+    vector_of,
+)
 
 LABEL_SET: Final = "label-set"
 """Digest purpose of a set of labels."""
@@ -67,7 +76,7 @@ class _Asked:
 
 
 class SimilarityClassifier:
-    """Keeps sets of labels between batches; see `tasks.label_sets`. Threads share it."""
+    """Keeps sets of labels between batches; see `tasks.classification_by_similarity`. Threads share it."""
 
     def __init__(self) -> None:
         self._sets = LabelSets()
@@ -185,3 +194,67 @@ def _canonical(labels: Sequence[LabelSpec], space: str) -> bytes:
     """Everything that decides a set of labels' vectors."""
     rows = [[label.name, label.description, label.examples] for label in labels]
     return json.dumps([space, rows], separators=(",", ":")).encode("ascii")
+
+
+# Label sets kept between batches: the next text of the same set costs only its own vector.
+#
+# What is kept is prototypes, under a digest: no name, no description, no example. A private job's
+# digest is keyed with its owner's key, so that what one owner's labels are can neither be found by another's
+# nor be guessed from the key; and as vectors of private text can be turned back into something like it,
+# a set that nobody asked for within ten minutes is dropped with the next batch.
+
+PROTOTYPES_MOST: Final = 4_000
+"""Over all sets: some 12 MB at 384 dimensions."""
+IDLE_S: Final = 600.0
+
+
+class LabelSets:
+    """Bounded; the set that was not asked for longest goes first. Threads share it.
+
+    Args:
+        most: prototypes over all sets.
+        idle_s: seconds without being asked for, after which a set is dropped.
+        clock: of seconds.
+    """
+
+    def __init__(
+        self,
+        most: int = PROTOTYPES_MOST,
+        idle_s: float = IDLE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most = most
+        self._idle_s = idle_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sets: OrderedDict[bytes, tuple[LabelSet, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    def get(self, key: bytes) -> LabelSet | None:
+        """A set by its key."""
+        with self._lock:
+            self._drop_idle()
+            found = self._sets.pop(key, None)
+            if found is None:
+                return None
+            self._sets[key] = (found[0], self._clock())
+            return found[0]
+
+    def put(self, key: bytes, made: LabelSet) -> None:
+        """Keep a set; others may have to go."""
+        with self._lock:
+            self._drop_idle()
+            self._sets.pop(key, None)
+            self._sets[key] = (made, self._clock())
+            while self._sets and self._size() > self._most:
+                self._sets.popitem(last=False)
+
+    def _size(self) -> int:
+        return sum(len(made.prototypes) for made, _ in self._sets.values())
+
+    def _drop_idle(self) -> None:
+        oldest = self._clock() - self._idle_s
+        while self._sets and next(iter(self._sets.values()))[1] < oldest:
+            self._sets.popitem(last=False)
