@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from inference.model_files import locate, stay_offline
-from inference.threads import set_threads
+from inference.device.model_files import locate, stay_offline
+from inference.device.threads import set_threads
 from workers.home import CHECKOUT
 from workers.process import base_environment
 

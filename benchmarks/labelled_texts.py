@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.references import normalised
+from inference.classifiers.bible_references import normalised
 from vestry import Label
 from workers.home import CHECKOUT
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from inference.catalogue import ModelEntry
-    from inference.egress import Recorder
-    from inference.local_only import Network
+    from inference.catalogue.schema import ModelEntry
+    from inference.remote.egress import Recorder
+    from inference.remote.local_network import Network
 
     Vectors = NDArray[np.float32]
 
@@ -345,7 +345,7 @@ class EmbeddingModel(Protocol):
     def longest_word(self) -> int | None:
         """Characters from which the tokenizer gives a word up as unknown; None for no limit.
 
-        `embed` and `count_tokens` break such words (`inference.long_words`); who uses `tokenizer`
+        `embed` and `count_tokens` break such words (`inference.device.tokenizer`); who uses `tokenizer`
         directly must do the same.
         """
         ...

@@ -12,8 +12,8 @@ from typing import Final
 
 from semantic_text_splitter import TextSplitter
 
+from inference.device.tokenizer import break_long_words
 from inference.errors import TooLong
-from inference.long_words import break_long_words
 from inference.protocol import EmbeddingModel
 
 CHUNKING_VERSION: Final = 1

@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from inference.egress import on_behalf_of
 from inference.errors import Abandoned, InferenceError
-from inference.policy import Candidate, Wish
 from inference.protocol import BuiltinClassifier
-from inference.router import Elsewhere, Router
+from inference.remote.egress import on_behalf_of
+from inference.routing.policy import Candidate, Wish
+from inference.routing.router import Elsewhere, Router
 from tasks.classification_by_llm import choose
 from tasks.classification_by_similarity import Classified, SimilarityClassifier
 from tasks.classification_payload import LabelPlan, plan_of

@@ -76,7 +76,7 @@ class _Asked:
 
 
 class SimilarityClassifier:
-    """Keeps sets of labels between batches; see `tasks.classification_by_similarity`. Threads share it."""
+    """Classifies by similarity; keeps label sets between batches. Thread-safe."""
 
     def __init__(self) -> None:
         self._sets = LabelSets()
@@ -199,9 +199,9 @@ def _canonical(labels: Sequence[LabelSpec], space: str) -> bytes:
 # Label sets kept between batches: the next text of the same set costs only its own vector.
 #
 # What is kept is prototypes, under a digest: no name, no description, no example. A private job's
-# digest is keyed with its owner's key, so that what one owner's labels are can neither be found by another's
-# nor be guessed from the key; and as vectors of private text can be turned back into something like it,
-# a set that nobody asked for within ten minutes is dropped with the next batch.
+# digest is keyed with its owner's key, so that one owner's labels can neither be found through
+# another's nor be guessed; and as vectors of private text can be inverted, a set that was not used
+# for ten minutes is dropped with the next batch.
 
 PROTOTYPES_MOST: Final = 4_000
 """Over all sets: some 12 MB at 384 dimensions."""

@@ -7,9 +7,9 @@ from dataclasses import replace
 from uuid import UUID
 
 from inference.errors import InferenceError, NoAdequateModel
-from inference.policy import Candidate
 from inference.protocol import EmbeddingModel, SpaceSpec
-from inference.router import Answer, Elsewhere, Router
+from inference.routing.policy import Candidate
+from inference.routing.router import Answer, Elsewhere, Router
 from tasks.chunking import Chunker, Span
 from tasks.embedding_payload import (
     DocumentsPlan,

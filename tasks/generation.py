@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from inference.egress import on_behalf_of
 from inference.errors import BadAnswer, InferenceError
-from inference.policy import Candidate
 from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest, Message
-from inference.router import Elsewhere, Router
+from inference.remote.egress import on_behalf_of
+from inference.routing.policy import Candidate
+from inference.routing.router import Elsewhere, Router
 from tasks.generation_payload import GenerationPlan, plan_of
 from tasks.grounding import Passage, citations, grounded
 from tasks.outcomes import outcome_of_error, served_of

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, Final
 
 from inference.errors import InferenceError
-from inference.ocr_protocol import OcrModel, OcrRequest
-from inference.policy import Candidate
-from inference.router import Elsewhere, Router
+from inference.ocr.protocol import OcrModel, OcrRequest
+from inference.routing.policy import Candidate
+from inference.routing.router import Elsewhere, Router
 from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
 from vestry.jobs.ocr import FILE, OcrResult

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from inference.errors import InferenceError, Waits
-from inference.policy import Candidate
-from inference.router import Answer, Elsewhere
+from inference.routing.policy import Candidate
+from inference.routing.router import Answer, Elsewhere
 from tasks.protocol import Failed, Rerouted, Served
 
 

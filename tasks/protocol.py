@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
 
-from inference.policy import Wish
+from inference.routing.policy import Wish
 from tasks.grounding import Grounding, Passage
 from vestry.lanes import Kind, Pool
 

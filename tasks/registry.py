@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from inference.router import Router
+from inference.routing.router import Router
 from tasks.classification import ClassificationHandler
 from tasks.embedding import RoutedEmbedding, Spaces
 from tasks.generation import GenerationHandler

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from inference.egress import on_behalf_of
 from inference.errors import Abandoned, InferenceError, TooLong
-from inference.policy import Candidate
 from inference.protocol import EmbeddingModel
-from inference.router import Elsewhere, Router
+from inference.remote.egress import on_behalf_of
+from inference.routing.policy import Candidate
+from inference.routing.router import Elsewhere, Router
 from tasks.classification_payload import text_of
 from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from inference.catalogue_file import SHIPPED
+from inference.catalogue.loader import SHIPPED
 from tests.echo_stack import INFERENCE, SETTINGS
 from tests.faultserver import FaultServer
 from tests.homes import temporary_home

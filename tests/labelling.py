@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
-from inference.router import Router
+from inference.routing.router import Router
 from tasks.classification import ClassificationHandler
 from tasks.protocol import Context, Failed, Job, Outcome, Succeeded
 from tests.routing import router

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from inference.catalogue import BackendEntry, Catalogue, ModelEntry, Price, Rule, TaskEntry
+from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry, Price, Rule, TaskEntry
 from inference.errors import InferenceError
-from inference.fleet import Fleet
-from inference.policy import Budget, Health, RoutingPolicy
 from inference.protocol import BackendConfig
-from inference.router import Router
+from inference.routing.model_registry import Fleet
+from inference.routing.policy import Budget, Health, RoutingPolicy
+from inference.routing.router import Router
 from vestry.lanes import Kind, Pool
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inference.model_files import locate, stay_offline
+from inference.device.model_files import locate, stay_offline
 
 MAX_TOKENS = 64
 

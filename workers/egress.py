@@ -9,8 +9,8 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from inference.egress import Recorder
 from inference.errors import Abandoned, InferenceError
+from inference.remote.egress import Recorder
 from workers.bounded import session
 
 RECORD_S = 20.0

@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from inference.egress import on_behalf_of
+from inference.remote.egress import on_behalf_of
 from models import claims, documents, payloads, transitions
 from models.claim_query import Mark
 from models.claims import ClaimedJob, Lease, Terms

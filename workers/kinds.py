@@ -13,14 +13,14 @@ from typing import Any
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from inference.catalogue import BackendEntry, Catalogue, ModelEntry
-from inference.embedding_choice import default_embedding
+from inference.catalogue.default_embedding import default_embedding
+from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
 from inference.errors import InferenceError
-from inference.fleet import Fleet, configuration
-from inference.gate import Gate
-from inference.policy import RoutingPolicy, pool_of
 from inference.protocol import SpaceSpec
-from inference.router import Router
+from inference.routing.backend_guard import Gate
+from inference.routing.model_registry import Fleet, configuration
+from inference.routing.policy import RoutingPolicy, pool_of
+from inference.routing.router import Router
 from tasks.protocol import Handler, Library
 from tasks.registry import handlers
 from vestry.crypto.keyring import KeyRing

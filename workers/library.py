@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from inference.catalogue import ModelEntry
+from inference.catalogue.schema import ModelEntry
 from inference.errors import InferenceError, ModelMissing, Waits
-from inference.fleet import Fleet
+from inference.routing.model_registry import Fleet
 from tasks.grounding import Grounding, Passage
 from tasks.protocol import Job
 from vestry.crypto.keyring import KeyRing

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inference.catalogue import BackendEntry, Catalogue
-from inference.catalogue_file import CatalogueError, load
-from inference.local_only import is_own, networks
+from inference.catalogue.loader import CatalogueError, load
+from inference.catalogue.schema import BackendEntry, Catalogue
+from inference.remote.local_network import is_own, networks
 from vestry.lanes import LANES, Pool, Privacy
 from workers.home import Home
 from workers.llama_server import PACKAGED_ALIAS, NoModelError, model_file

@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from inference.catalogue import BackendEntry, Catalogue, ModelEntry
-from inference.catalogue_file import CatalogueError, load
-from inference.egress import asking
+from inference.catalogue.loader import CatalogueError, load
+from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
 from inference.errors import InferenceError
-from inference.fleet import Fleet, configuration
-from inference.local_only import is_own
 from inference.protocol import Probe
+from inference.remote.egress import asking
+from inference.remote.local_network import is_own
+from inference.routing.model_registry import Fleet, configuration
 from workers.home import read_json
 from workers.memory import OVERHEAD, Memory, memory
 from workers.settings import Settings

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.text import Text
 
 from inference.backends.ollama_http import connect
-from inference.catalogue import ModelEntry
+from inference.catalogue.schema import ModelEntry
 from inference.errors import InferenceError, ModelMissing
-from inference.fleet import configuration
+from inference.routing.model_registry import configuration
 from vestry.cli.errors import CommandError, ExitCode
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table

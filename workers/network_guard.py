@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from inference import egress
-from inference.local_only import Network, is_local
+from inference.remote import egress
+from inference.remote.local_network import Network, is_local
 
 log = logging.getLogger(__name__)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from inference.catalogue import Catalogue
-from inference.catalogue_file import CatalogueError, load
-from inference.embedding_choice import choose
+from inference.catalogue.default_embedding import choose
+from inference.catalogue.loader import CatalogueError, load
+from inference.catalogue.schema import Catalogue
 from inference.errors import InferenceError
-from inference.gate import Limits
+from inference.routing.backend_guard import Limits
 from vestry.lanes import Privacy
 from workers.settings import Settings
 

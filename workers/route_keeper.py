@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import psycopg
 
-from inference.catalogue import Catalogue
-from inference.gate import Gate
-from inference.policy import Budget, Health, RoutingPolicy, Wish
+from inference.catalogue.schema import Catalogue
+from inference.routing.backend_guard import Gate
+from inference.routing.policy import Budget, Health, RoutingPolicy, Wish
 from models import backend_health
 from models.backend_health import Route
 from vestry.lanes import KINDS, LANES, Latency, Pool, Privacy

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from inference.local_only import Network, networks
+from inference.remote.local_network import Network, networks
 from vestry.crypto.keyring_source import COMMAND, DESCRIPTOR, FILE
 from vestry.lanes import LANES, Pool
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
-from inference.catalogue import Catalogue
-from inference.local_only import Network, NotLocal, check_url
+from inference.catalogue.schema import Catalogue
+from inference.remote.local_network import Network, NotLocal, check_url
 
 CLOUDS: Final = (
     "ANTHROPIC", "AWS", "AZURE", "BEDROCK", "CLOUDSDK", "CLOUDFLARE", "COHERE", "DATABRICKS",

@@ -16,12 +16,8 @@ from typing import Any, Final
 import anthropic
 import httpx2
 
-from inference.answers import MALFORMED, complete, wanted, watched
-from inference.catalogue import ModelEntry
-from inference.egress import withheld
+from inference.catalogue.schema import ModelEntry
 from inference.errors import BadAnswer, BadRequest, InferenceError, TooLong, Unavailable
-from inference.http_client import PROBE_S, base_url, httpx2_client
-from inference.http_status import away, refusal, words
 from inference.protocol import (
     BackendConfig,
     Cancelled,
@@ -32,6 +28,10 @@ from inference.protocol import (
     Probe,
     never,
 )
+from inference.remote.client import PROBE_S, base_url, httpx2_client
+from inference.remote.egress import withheld
+from inference.remote.response_errors import away, refusal, words
+from inference.remote.streaming import MALFORMED, complete, wanted, watched
 
 _REASONS: Final[Mapping[str, FinishReason]] = {
     "end_turn": "stop",

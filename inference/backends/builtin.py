@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Final
 
-from inference.catalogue import ModelEntry
+from inference.catalogue.schema import ModelEntry
+from inference.classifiers.bible_references import books, normalised
+from inference.classifiers.language_id import LanguageClassifier
 from inference.errors import BadRequest, ModelMissing
-from inference.languages import LanguageClassifier
 from inference.protocol import BackendConfig, BuiltinClassifier, LabelScore, Locality, Probe
-from inference.references import books, normalised
 
 VALID: Final = "valid"
 INVALID: Final = "invalid"
 
 
 class ReferenceClassifier:
-    """Whether a passage reference is well formed, by the rules of `inference.references`."""
+    """Whether a passage reference is well formed, see `classifiers.bible_references`."""
 
     labels = (VALID, INVALID)
 

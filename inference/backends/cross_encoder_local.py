@@ -16,15 +16,14 @@ from inference.backends.sentence_transformers_local import (
     GPU_BATCH_TOKENS,
     choose_device,
 )
-from inference.catalogue import ModelEntry
-from inference.device_batches import DeviceBatches
-from inference.device_thread import device_thread
+from inference.catalogue.schema import ModelEntry
+from inference.device.batching import DeviceBatches
+from inference.device.device_thread import device_thread
+from inference.device.model_files import ModelFiles, locate, stay_offline
+from inference.device.threads import set_threads
+from inference.device.tokenizer import ModelTokenizer, break_long_words
 from inference.errors import BadAnswer, ModelMissing, TooLong
-from inference.long_words import break_long_words
-from inference.model_files import ModelFiles, locate, stay_offline
-from inference.model_tokenizer import ModelTokenizer
 from inference.protocol import BackendConfig, Locality, Probe
-from inference.threads import set_threads
 
 _QUIET: Final = ("sentence_transformers", "transformers", "huggingface_hub")
 
@@ -74,7 +73,7 @@ class CrossEncoderModel:
         Args:
             model: a directory, or a hub name that is in the local cache.
             device: as VESTRY_DEVICE.
-            threads: as `inference.threads.set_threads` takes it.
+            threads: as `inference.device.threads.set_threads` takes it.
 
         Raises:
             ModelMissing: no such model here, its files cannot be loaded, or it is no reranker.

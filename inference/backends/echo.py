@@ -43,7 +43,7 @@ from inference.protocol import (
 )
 
 if TYPE_CHECKING:
-    from inference.catalogue import ModelEntry
+    from inference.catalogue.schema import ModelEntry
     from inference.protocol import Vectors
 
 NAME: Final = "echo"

@@ -20,11 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import httpx
 import ollama
 
-from inference.answers import MALFORMED, complete, wanted, watched
-from inference.catalogue import ModelEntry
+from inference.catalogue.schema import ModelEntry
 from inference.errors import BadAnswer, InferenceError, ModelMissing, TooLong, Unavailable
-from inference.http_client import PROBE_S, httpx_client
-from inference.http_status import away, code_of, missing, refusal, words
 from inference.protocol import (
     BackendConfig,
     Cancelled,
@@ -34,7 +31,10 @@ from inference.protocol import (
     Probe,
     never,
 )
-from inference.remote_embedding import RemoteEmbedding
+from inference.remote.client import PROBE_S, httpx_client
+from inference.remote.embedding import RemoteEmbedding
+from inference.remote.response_errors import away, code_of, missing, refusal, words
+from inference.remote.streaming import MALFORMED, complete, wanted, watched
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -6,7 +6,7 @@ Options of a backend, or of one of its models over those:
   default OpenAI's five for a cloud, all of `Sampling` for a server of one's own.
 * `max_tokens`: the parameter's name; by default `max_completion_tokens` for a cloud.
 * `dimensions`: true has the server shorten its vectors to the entry's dimension.
-* `revision`: of an embedding model's weights; see `inference.remote_embedding`.
+* `revision`: of an embedding model's weights; see `inference.remote.embedding`.
 * `rerank_path`: below the base URL; `rerank` by default, which llama.cpp and vLLM serve.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -23,12 +23,8 @@ import numpy as np
 import openai
 from openai.types.chat import ChatCompletionChunk
 
-from inference.answers import MALFORMED, complete, wanted, watched
-from inference.catalogue import ModelEntry
-from inference.egress import withheld
+from inference.catalogue.schema import ModelEntry
 from inference.errors import BadAnswer, InferenceError, Unavailable
-from inference.http_client import PROBE_S, base_url, httpx2_client
-from inference.http_status import away, code_of, refusal, words
 from inference.protocol import (
     BackendConfig,
     Cancelled,
@@ -39,8 +35,11 @@ from inference.protocol import (
     Probe,
     never,
 )
-from inference.remote_embedding import RemoteEmbedding
-from inference.schemas import closed
+from inference.remote.client import PROBE_S, base_url, httpx2_client
+from inference.remote.egress import withheld
+from inference.remote.embedding import RemoteEmbedding
+from inference.remote.response_errors import away, code_of, refusal, words
+from inference.remote.streaming import MALFORMED, complete, wanted, watched
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -270,3 +269,45 @@ def _scores(answer: Any, count: int) -> list[float]:
     if not all(map(math.isfinite, ordered)):
         raise BadAnswer("a score is not a finite number")
     return ordered
+
+
+# What can be told of a caller's JSON schema before a provider sees it.
+
+_BEYOND: Final = frozenset(
+    {
+        "allOf", "not", "if", "then", "else",
+        "dependentRequired", "dependentSchemas", "patternProperties",
+    }
+)  # fmt: skip
+"""Keywords that OpenAI's strict mode does not take."""
+
+
+def closed(schema: Mapping[str, Any]) -> bool:
+    """Whether OpenAI's strict mode takes it: each object names all of its properties as required.
+
+    A schema that is not closed is asked for without being enforced.
+    """
+    return all(_closed(part) for part in _parts(schema))
+
+
+def _closed(part: Mapping[str, Any]) -> bool:
+    if _BEYOND & part.keys():
+        return False
+    if part.get("type") != "object" and "properties" not in part:
+        return True
+    named = set(part.get("properties") or ())
+    return part.get("additionalProperties") is False and set(part.get("required") or ()) == named
+
+
+def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """The schema and every schema within it."""
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            yield part
+            for name in ("properties", "$defs", "definitions"):
+                waiting += (part.get(name) or {}).values()
+            for name in ("anyOf", "oneOf", "prefixItems"):
+                waiting += part.get(name) or ()
+            waiting.append(part.get("items"))

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from inference.device_batches import DeviceBatches
-from inference.device_thread import device_thread
+from inference.device.batching import DeviceBatches
+from inference.device.device_thread import device_thread
+from inference.device.model_files import ModelFiles, locate, stay_offline
+from inference.device.threads import set_threads
+from inference.device.tokenizer import ModelTokenizer, break_long_words
 from inference.errors import BadVectors, DeviceMissing, ModelMissing, TooLong
-from inference.long_words import break_long_words
-from inference.model_files import ModelFiles, locate, stay_offline
-from inference.model_tokenizer import ModelTokenizer
 from inference.protocol import BackendConfig, InputType, Locality, Probe, SpaceSpec, space_name
-from inference.threads import set_threads
 
 if TYPE_CHECKING:
-    from inference.catalogue import ModelEntry
+    from inference.catalogue.schema import ModelEntry
     from inference.protocol import Vectors
 
 NAME: Final = "sentence-transformers"
@@ -83,9 +82,9 @@ class SentenceTransformersModel:
         """Load the model.
 
         Args:
-            model: as `inference.model_files.locate` takes it.
+            model: as `inference.device.model_files.locate` takes it.
             device: `auto`, `cpu`, `cuda` (also ROCm), `cuda:N` or `mps`.
-            threads: as `inference.threads.set_threads` takes it.
+            threads: as `inference.device.threads.set_threads` takes it.
             name: the backend's, for receipts.
 
         Raises:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inference.catalogue import ModelEntry
+from inference.catalogue.schema import ModelEntry
+from inference.device.threads import default_threads
 from inference.errors import (
     BadRequest,
     EncryptedFile,
@@ -22,7 +23,7 @@ from inference.errors import (
     Unavailable,
     UnreadableFile,
 )
-from inference.ocr_protocol import OcrRequest
+from inference.ocr.protocol import OcrRequest
 from inference.pages import language_data
 from inference.pages.children import CHILD, Child, Children
 from inference.pages.document import Document, Order
@@ -33,7 +34,6 @@ from inference.pages.limits import MEGABYTE, Limits
 from inference.pages.scratch import Scratch
 from inference.pages.setup import Setup
 from inference.protocol import BackendConfig, Cancelled, Locality, Probe, never
-from inference.threads import default_threads
 from vestry.jobs.ocr import READ_KINDS, OcrResult, file_kind
 
 DEFAULT_LANGUAGES: Final = ("eng",)
@@ -210,7 +210,7 @@ class TesseractBackend:
 
 
 class TesseractModel:
-    """Tesseract with some languages. See `inference.ocr_protocol.OcrModel`.
+    """Tesseract with some languages. See `inference.ocr.protocol.OcrModel`.
 
     Args:
         backend: whose processes read.

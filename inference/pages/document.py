@@ -32,7 +32,7 @@ class Order:
         kind: as `vestry.file_kinds` tells it.
         languages: joined by `+`.
         pages: the first and the last, from 1; None for all.
-        dpi: see `inference.ocr_protocol.OcrRequest`.
+        dpi: see `inference.ocr.protocol.OcrRequest`.
         words: whether to give them with their boxes.
         urgent: whether someone waits.
     """

@@ -14,10 +14,10 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
-from inference.egress import on_behalf_of
 from inference.errors import Abandoned
-from inference.http_client import httpx2_client
 from inference.protocol import BackendConfig
+from inference.remote.client import httpx2_client
+from inference.remote.egress import on_behalf_of
 from models.bootstrap import ROLES, SCHEMA_OWNER
 from vestry.admin import audit
 from workers.devstack import DevStack

@@ -12,8 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from inference import gate as gate_module
-from inference.catalogue_file import load
+from inference.catalogue.loader import load
 from inference.errors import (
     Abandoned,
     BadRequest,
@@ -24,7 +23,8 @@ from inference.errors import (
     TooLong,
     Unavailable,
 )
-from inference.gate import Gate, Limits, key_of
+from inference.routing import backend_guard as gate_module
+from inference.routing.backend_guard import Gate, Limits, key_of
 from models import backend_health
 from workers.devstack import DevStack
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from inference.backends.tesseract_local import TesseractBackend, TesseractModel, connect
-from inference.catalogue_file import load
+from inference.catalogue.loader import load
 from inference.errors import (
     BadRequest,
     EncryptedFile,
@@ -21,7 +21,7 @@ from inference.errors import (
     ModelMissing,
     UnreadableFile,
 )
-from inference.ocr_protocol import OcrRequest
+from inference.ocr.protocol import OcrRequest
 from inference.pages import language_data
 from inference.protocol import BackendConfig
 from tests.hostile_files import MARK, hostile

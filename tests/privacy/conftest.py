@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from inference.catalogue_file import SHIPPED
+from inference.catalogue.loader import SHIPPED
 from tests.echo_stack import SETTINGS
 from tests.faultserver import FaultServer
 from tests.homes import temporary_home

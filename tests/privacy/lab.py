@@ -24,13 +24,13 @@ import psycopg
 import redis
 from psycopg_pool import ConnectionPool
 
-from inference import local_only
-from inference.catalogue_file import load
-from inference.egress import on_behalf_of
+from inference.catalogue.loader import load
 from inference.errors import InferenceError
-from inference.http_client import httpx2_client
-from inference.policy import Budget, RoutingPolicy, Wish
 from inference.protocol import BackendConfig
+from inference.remote import local_network
+from inference.remote.client import httpx2_client
+from inference.remote.egress import on_behalf_of
+from inference.routing.policy import Budget, RoutingPolicy, Wish
 from vestry import Generation, KeyRing, Vestry
 from vestry.crypto.envelope import PAYLOAD
 from workers import valkey_server, walls
@@ -307,8 +307,8 @@ def laboratory(home: Path, text: str) -> Iterator[Lab]:
     users = valkey_server.USERS
     valkey_server.USERS = (*users, "observer")  # type: ignore[assignment]
     valkey_server._rules = lambda user: "~* &* +@all" if user == "observer" else rules(user)
-    loopback = local_only.LOOPBACK
-    local_only.LOOPBACK = (local_only.ipaddress.IPv4Network("127.0.0.1/32"),)  # type: ignore[misc]
+    loopback = local_network.LOOPBACK
+    local_network.LOOPBACK = (local_network.ipaddress.IPv4Network("127.0.0.1/32"),)  # type: ignore[misc]
     try:
         with DevStack(home) as stack, Endpoint() as endpoint:
             thread = threading.Thread(target=endpoint.serve_forever, args=(0.05,))
@@ -318,7 +318,7 @@ def laboratory(home: Path, text: str) -> Iterator[Lab]:
             thread.join()
     finally:
         valkey_server.USERS, valkey_server._rules = users, rules  # type: ignore[assignment]
-        local_only.LOOPBACK = loopback  # type: ignore[misc]
+        local_network.LOOPBACK = loopback  # type: ignore[misc]
 
 
 def may_make_networks() -> bool:

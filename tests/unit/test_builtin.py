@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from inference.backends import builtin
-from inference.catalogue import ModelEntry
-from inference.catalogue_file import load
+from inference.catalogue.loader import load
+from inference.catalogue.schema import ModelEntry
+from inference.classifiers.bible_references import LONGEST, books, normalised
+from inference.classifiers.language_id import READ_CHARACTERS, LanguageClassifier
 from inference.errors import BadRequest, ModelMissing
-from inference.languages import READ_CHARACTERS, LanguageClassifier
 from inference.protocol import BackendConfig
-from inference.references import LONGEST, books, normalised
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = [

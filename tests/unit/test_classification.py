@@ -12,9 +12,9 @@ import pytest
 from inference.backends.builtin import ReferenceClassifier
 from inference.backends.echo import EchoModel
 from inference.backends.sentence_transformers_local import SentenceTransformersModel
+from inference.classifiers.language_id import LanguageClassifier
 from inference.errors import InferenceError, Unavailable
-from inference.languages import LanguageClassifier
-from inference.router import Router
+from inference.routing.router import Router
 from tasks.classification import ClassificationHandler
 from tasks.protocol import Rerouted, Succeeded
 from tests.labelling import SECRET, TOPICS, a_context, failed, job, result, run

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from inference.local_only import networks
+from inference.remote.local_network import networks
 from models.bootstrap import ROLES
 from vestry.crypto.keyring import KeyRing
 from vestry.lanes import LANES, Privacy

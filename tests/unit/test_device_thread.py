@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from inference.device_thread import OVERTAKES, DeviceThread
+from inference.device.device_thread import OVERTAKES, DeviceThread
 
 
 @pytest.fixture

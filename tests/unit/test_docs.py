@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inference.catalogue_file import load
-from inference.catalogue_table import markdown
+from inference.catalogue.loader import load
+from inference.catalogue.table import markdown
 from models.states import TERMINAL, TRANSITIONS, State
 from vestry.lanes import LANES
 from workers.settings import Settings
@@ -104,4 +104,4 @@ def test_every_decision_is_numbered_in_order() -> None:
 
 def test_the_readme_s_table_of_models_is_the_catalogue() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert markdown(load()) in readme, "python -m inference.catalogue_table prints it"
+    assert markdown(load()) in readme, "python -m inference.catalogue.table prints it"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from inference.backends.echo import FAULTS, EchoModel, connect
-from inference.catalogue import ModelEntry
+from inference.catalogue.schema import ModelEntry
 from inference.errors import (
     BadRequest,
     InferenceError,
@@ -123,7 +123,7 @@ def test_every_error_has_its_own_code_and_a_message() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "inference.fleet",
+        "inference.routing.model_registry",
         "inference.backends.sentence_transformers_local",
         "inference.backends.echo",
         "tasks.registry",

@@ -15,11 +15,10 @@ import httpx2
 import pytest
 
 import inference.backends
-from inference import egress
-from inference.egress import EgressTransport, asking, on_behalf_of, sending
-from inference.http_client import httpx2_client, httpx_client
 from inference.protocol import BackendConfig
-from inference.transports import transport_for
+from inference.remote import egress
+from inference.remote.client import httpx2_client, httpx_client, transport_for
+from inference.remote.egress import EgressTransport, asking, on_behalf_of, sending
 
 LIBRARIES = [httpx, httpx2]
 JOB = uuid4()
@@ -182,7 +181,7 @@ WAYS_OUT = {"HTTPTransport", "Client", "create_connection", "urlopen", "getoutpu
 
 
 def ways_out(source: str) -> list[str]:
-    """What in a backend's source would reach the network without `inference.http_client`."""
+    """What in a backend's source would reach the network without `inference.remote.client`."""
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:

@@ -13,7 +13,13 @@ import httpx
 import httpx2
 import pytest
 
-from inference.local_only import NotLocal, check_url, guarded_transport, is_local, networks
+from inference.remote.local_network import (
+    NotLocal,
+    check_url,
+    guarded_transport,
+    is_local,
+    networks,
+)
 
 LIBRARIES = [httpx, httpx2]
 

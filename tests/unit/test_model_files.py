@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from inference.device.model_files import DEFAULT_MODEL, ModelFiles, locate, revision_of
 from inference.errors import ModelMissing
-from inference.model_files import DEFAULT_MODEL, ModelFiles, locate, revision_of
 from inference.protocol import space_name
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.local_only import is_own, networks
+from inference.remote.local_network import is_own, networks
 from tests.ollama_fake import VERSION, FakeOllama
 from workers import model_servers
 from workers.children import worker_lanes, worker_name

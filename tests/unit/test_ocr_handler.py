@@ -10,19 +10,19 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from inference.catalogue import BackendEntry
-from inference.catalogue_file import load
+from inference.catalogue.loader import load
+from inference.catalogue.schema import BackendEntry
 from inference.errors import (
     Abandoned,
     EncryptedFile,
     InferenceError,
     Unavailable,
 )
-from inference.fleet import Fleet, configuration
-from inference.ocr_protocol import OcrRequest
-from inference.policy import Budget, Health, RoutingPolicy
+from inference.ocr.protocol import OcrRequest
 from inference.protocol import Cancelled
-from inference.router import Router
+from inference.routing.model_registry import Fleet, configuration
+from inference.routing.policy import Budget, Health, RoutingPolicy
+from inference.routing.router import Router
 from tasks.ocr import OcrHandler
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
 from vestry.crypto.envelope import plain_digest

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from inference.backends.tesseract_local import TesseractBackend, TesseractModel
-from inference.catalogue_file import load
+from inference.catalogue.loader import load
 from inference.errors import Abandoned, Unavailable
-from inference.ocr_protocol import OcrRequest
+from inference.ocr.protocol import OcrRequest
 from inference.protocol import BackendConfig
 from tests import faulty_reader
 from tests.page_files import pdf, text_page

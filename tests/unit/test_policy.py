@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from inference.catalogue import Catalogue, Rule
-from inference.catalogue_file import load
-from inference.policy import Budget, Candidates, RoutingPolicy, Wish
+from inference.catalogue.loader import load
+from inference.catalogue.schema import Catalogue, Rule
+from inference.routing.policy import Budget, Candidates, RoutingPolicy, Wish
 from vestry.lanes import KINDS
 
 ALL = {entry.name: None for entry in load().backends}

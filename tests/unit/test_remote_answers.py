@@ -6,10 +6,9 @@ from email.utils import formatdate
 
 import pytest
 
-from inference.http_status import code_of, words
-from inference.retry_after import LONGEST_S, retry_after
-from inference.schemas import closed
-from inference.token_estimate import estimate_tokens
+from inference.backends.openai_http import closed
+from inference.remote.embedding import estimate_tokens
+from inference.remote.response_errors import LONGEST_S, code_of, retry_after, words
 
 NOW = 1_800_000_000.0
 

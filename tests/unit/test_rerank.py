@@ -12,7 +12,7 @@ import pytest
 from inference.backends.echo import EchoModel
 from inference.backends.sentence_transformers_local import SentenceTransformersModel
 from inference.errors import InferenceError, TooLong, Unavailable
-from inference.router import Router
+from inference.routing.router import Router
 from tasks.protocol import Failed, Job, Outcome, Succeeded
 from tasks.rerank import RerankHandler
 from tests.labelling import SECRET, a_context, failed

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from inference.catalogue import BackendEntry
-from inference.catalogue_file import load
+from inference.catalogue.loader import load
+from inference.catalogue.schema import BackendEntry
 from inference.errors import (
     BadAnswer,
     BadRequest,
@@ -24,8 +24,8 @@ from inference.errors import (
     Unavailable,
     Waits,
 )
-from inference.policy import Budget, RoutingPolicy, Wish
-from inference.router import Answer, Elsewhere, Router
+from inference.routing.policy import Budget, RoutingPolicy, Wish
+from inference.routing.router import Answer, Elsewhere, Router
 from tasks.outcomes import outcome_of_error, served_of
 from vestry.lanes import Pool
 

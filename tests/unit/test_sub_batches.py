@@ -9,8 +9,8 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.sub_batches import padded_tokens, sub_batches
-from inference.threads import default_threads, set_threads
+from inference.device.batching import padded_tokens, sub_batches
+from inference.device.threads import default_threads, set_threads
 
 
 @given(st.lists(st.integers(0, 300), max_size=200), st.integers(1, 2_000))

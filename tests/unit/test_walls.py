@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from inference.catalogue_file import SHIPPED, load, parse
-from inference.local_only import networks
+from inference.catalogue.loader import SHIPPED, load, parse
+from inference.remote.local_network import networks
 from workers.scratch import Scratch, ScratchError
 from workers.walls import WallBreached, credentials, stand
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from inference.egress import on_behalf_of
+from inference.remote.egress import on_behalf_of
 from tests.faultserver import FaultServer
 from tests.llama import Llama
 from tests.wire.making import CLOUD_KEY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference.catalogue import ModelEntry
+from inference.catalogue.schema import ModelEntry
 from inference.protocol import BackendConfig, GenerationRequest, Message, Sampling
 
 CLOUD_KEY = "a cloud's key"

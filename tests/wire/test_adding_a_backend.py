@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from inference.catalogue_file import load
+from inference.catalogue.loader import load
 from inference.errors import InferenceError, ModelMissing
-from inference.fleet import Fleet, configuration
-from inference.policy import Budget, Health, RoutingPolicy, Wish
 from inference.protocol import GenerationRequest, Message
-from inference.router import Router
+from inference.routing.model_registry import Fleet, configuration
+from inference.routing.policy import Budget, Health, RoutingPolicy, Wish
+from inference.routing.router import Router
 from vestry.lanes import Pool
 
 MODULE = """

@@ -10,8 +10,8 @@ import pytest
 
 from inference.backends import anthropic_http, ollama_http, openai_http
 from inference.errors import InferenceError, ModelMissing
-from inference.http_client import SENT, httpx2_client, httpx_client
 from inference.protocol import Backend, BackendConfig
+from inference.remote.client import SENT, httpx2_client, httpx_client
 from tests.faultserver import FaultServer, redirect, status
 from tests.llama import Llama
 from tests.ollama_fake import FakeOllama

@@ -10,9 +10,9 @@ import pytest
 
 from inference.backends import openai_http
 from inference.backends.echo import EchoModel
-from inference.catalogue import ModelEntry
+from inference.catalogue.schema import ModelEntry
 from inference.errors import BadAnswer, BadVectors, InferenceError, ModelMissing, TooLong
-from inference.remote_embedding import BATCH_TEXTS
+from inference.remote.embedding import BATCH_TEXTS
 from tests.wire.making import NEEDLE, config, entry
 from tests.wire.own_server import DIMENSION, Own, own_server
 

@@ -12,8 +12,8 @@ import pytest
 
 from inference.backends import openai_http
 from inference.backends.openai_http import OpenAIBackend
+from inference.device.model_files import locate
 from inference.errors import TooLong
-from inference.model_files import locate
 from tests.echo_stack import eventually
 from tests.wire.making import config, entry
 from workers.home import CHECKOUT, Home

@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from inference.catalogue import BackendEntry, Catalogue, ModelEntry
+from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
 from inference.errors import ModelMissing
 from inference.protocol import Backend, BackendConfig, ServedModel
 

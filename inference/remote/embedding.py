@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from inference.catalogue import ModelEntry
+from inference.catalogue.schema import ModelEntry
 from inference.errors import BadVectors
 from inference.protocol import BackendConfig, InputType, Locality, SpaceSpec, space_name
-from inference.token_estimate import estimate_tokens
 from inference.vectors import faulty_rows
 
 if TYPE_CHECKING:
@@ -184,3 +184,25 @@ def _normalised(vectors: Vectors) -> Vectors:
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     unit: Vectors = (vectors / lengths).astype(np.float32)
     return unit
+
+
+# About how many tokens a text has, for models whose tokenizer is on another machine.
+
+CHARACTERS_PER_TOKEN: Final = 4
+"""Of a word of plain letters. Tokenizers of English come to 4.2 and more, words alone to 3.5."""
+
+_PIECES: Final = re.compile(r"[A-Za-z]+|[0-9]+|[^\x00-\x7f]+|[^\sA-Za-z0-9]")
+
+
+def estimate_tokens(text: str) -> int:
+    """Rather too many than too few for prose: punctuation and unusual letters count in full."""
+    return sum(_tokens(match[0]) for match in _PIECES.finditer(text))
+
+
+def _tokens(piece: str) -> int:
+    if not piece.isascii():
+        # At worst a token a byte; scripts with words of their own come to half of it.
+        return -(-len(piece.encode("utf-8", "surrogatepass")) // 2)
+    if piece.isdigit():
+        return -(-len(piece) // 2)
+    return -(-len(piece) // CHARACTERS_PER_TOKEN)

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from inference.catalogue import BackendEntry, Catalogue, ModelEntry
-from inference.model_files import locate
+from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
+from inference.device.model_files import locate
 
 ECHO: Final = "echo"
 SENTENCE_TRANSFORMERS: Final = "sentence-transformers"

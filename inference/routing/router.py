@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from inference.catalogue import BackendEntry
+from inference.catalogue.schema import BackendEntry
 from inference.errors import (
     Abandoned,
     BadAnswer,
@@ -24,8 +24,8 @@ from inference.errors import (
     Unavailable,
     Waits,
 )
-from inference.fleet import Fleet
-from inference.policy import Budget, Candidate, Candidates, Health, RoutingPolicy, Wish
+from inference.routing.model_registry import Fleet
+from inference.routing.policy import Budget, Candidate, Candidates, Health, RoutingPolicy, Wish
 from vestry.lanes import Pool, Privacy
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ LIMITED: Final = (RateLimited.code, OverLimit.code)
 
 
 class Gate(Protocol):
-    """What all workers together know of the backends. See `inference.gate`."""
+    """What all workers together know of the backends. See `inference.routing.backend_guard`."""
 
     def health(self) -> Health:
         """Which backends cannot be called now, and why."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
 
-from inference.catalogue import BackendEntry, Catalogue, ModelEntry
+from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
 from inference.protocol import Locality
 from vestry.lanes import Kind, Pool, Privacy
 

@@ -10,7 +10,7 @@ from typing import Final
 import yaml
 from pydantic import ValidationError
 
-from inference.catalogue import Catalogue, ModelEntry, Rule, When
+from inference.catalogue.schema import Catalogue, ModelEntry, Rule, When
 from vestry.lanes import Privacy
 
 SHIPPED: Final = Path(__file__).with_name("catalogue.yaml")

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from inference.catalogue import BackendEntry, Catalogue
+from inference.catalogue.schema import BackendEntry, Catalogue
 from inference.errors import (
     BadAnswer,
     BadRequest,
@@ -32,7 +32,7 @@ from inference.errors import (
     Unauthorised,
     Unavailable,
 )
-from inference.policy import Budget, Health
+from inference.routing.policy import Budget, Health
 from models import backend_health
 from models.backend_health import Standing
 
@@ -74,7 +74,7 @@ class Limits:
 
 
 class Gate:
-    """One process's view. Threads share it. See `inference.router.Gate`.
+    """One process's view. Threads share it. See `inference.routing.router.Gate`.
 
     Args:
         connect: gives a connection that commits at the end of its block.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from inference.catalogue import ALL, ORDINARY, Catalogue, ModelEntry
+from inference.catalogue.schema import ALL, ORDINARY, Catalogue, ModelEntry
 
 HEADINGS: Final = ("model", "where", "serves", "good enough for", "when it is away")
 
@@ -81,6 +81,6 @@ def _covers(catalogue: Catalogue, other: ModelEntry, model: ModelEntry) -> bool:
 
 
 if __name__ == "__main__":
-    from inference.catalogue_file import load
+    from inference.catalogue.loader import load
 
     print(markdown(load()))  # noqa: T201 - for whoever changed the catalogue

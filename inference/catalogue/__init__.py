@@ -1,0 +1,1 @@
+"""The catalogue of models: schema, loading, the default embedding model."""

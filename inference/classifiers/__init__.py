@@ -1,0 +1,1 @@
+"""Classifiers that need no model server: language identification, Bible references."""

@@ -1,0 +1,1 @@
+"""OCR of files: rendering, preprocessing and Tesseract run in child processes."""

@@ -1,0 +1,1 @@
+"""HTTP clients of model servers, and the record of what leaves for a cloud."""

@@ -1,0 +1,1 @@
+"""Routing: policy, router, circuit breakers and rate limits, loaded models."""
