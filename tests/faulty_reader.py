@@ -1,4 +1,4 @@
-"""A child that reads pages as `inference.pages.child` does, and has a fault on the second if asked to.
+"""OCR worker process with one optional fault on the second page; reads as `ocr.worker_main` does.
 
 The fake is the fault alone: it strikes where a decoder of a hostile page would have it. What to do is
 said by the job's `dpi`, which pages with text of their own have no other use for.
@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from inference.pages import child
-from inference.pages.setup import Setup
+from inference.ocr import worker_main
+from inference.ocr.config import Setup
 
 STRUCK: Final = "struck"
 """File in the parent's scratch directory that remembers the first blow, and pids of helpers."""
@@ -86,8 +86,8 @@ def answer(request: dict[str, Any], setup: Setup) -> dict[str, Any]:
             "memory": resource.getrlimit(resource.RLIMIT_AS),
             "core": resource.getrlimit(resource.RLIMIT_CORE),
         }
-    return child.answer(request, setup)
+    return worker_main.answer(request, setup)
 
 
 if __name__ == "__main__":
-    child.main(answer)
+    worker_main.main(answer)

@@ -23,17 +23,16 @@ from inference.errors import (
     Unavailable,
     UnreadableFile,
 )
+from inference.ocr import tessdata
+from inference.ocr.config import MEGABYTE, Limits, Setup
+from inference.ocr.document_reader import Document, Order
+from inference.ocr.errors import Fault
+from inference.ocr.ipc import Closed, Late
 from inference.ocr.protocol import OcrRequest
-from inference.pages import language_data
-from inference.pages.children import CHILD, Child, Children
-from inference.pages.document import Document, Order
-from inference.pages.faults import Fault
-from inference.pages.frames import Closed, Late
-from inference.pages.language_data import Installation
-from inference.pages.limits import MEGABYTE, Limits
-from inference.pages.scratch import Scratch
-from inference.pages.setup import Setup
+from inference.ocr.tessdata import Installation
+from inference.ocr.worker_pool import CHILD, Child, Children
 from inference.protocol import BackendConfig, Cancelled, Locality, Probe, never
+from inference.temp_dir import Scratch
 from vestry.jobs.ocr import READ_KINDS, OcrResult, file_kind
 
 DEFAULT_LANGUAGES: Final = ("eng",)
@@ -58,7 +57,7 @@ class Options:
         languages: what files are written in that do not say so, the main one first.
         tessdata: a directory of traineddata that goes before the packaged.
         processes: pages read at a time; by default the cores.
-        limits: see `inference.pages.limits.Limits`, whose fields are options too.
+        limits: see `inference.ocr.config.Limits`, whose fields are options too.
     """
 
     languages: tuple[str, ...]
@@ -137,15 +136,13 @@ class TesseractBackend:
         """Which Tesseract there is, and the languages it reads."""
         try:
             found = self.installation()
-            program = language_data.version(found.program)
+            program = tessdata.version(found.program)
         except ModelMissing as error:
             return Probe(reachable=False, models=None, detail=str(error))
         except OSError:
             return Probe(reachable=False, models=None, detail="Tesseract is here and does not run")
         languages = ", ".join(sorted(found.languages)) or "no language"
-        turned = (
-            "" if language_data.ORIENTATION in found.files else "; no osd: pip install tessdata"
-        )
+        turned = "" if tessdata.ORIENTATION in found.files else "; no osd: pip install tessdata"
         return Probe(
             reachable=bool(found.languages),
             models=found.languages,
@@ -171,7 +168,7 @@ class TesseractBackend:
         """
         with self._lock:
             if self._installation is None:
-                self._installation = language_data.find(self.options.tessdata)
+                self._installation = tessdata.find(self.options.tessdata)
             return self._installation
 
     def running(self) -> tuple[Scratch, Children]:

@@ -21,8 +21,8 @@ from inference.errors import (
     ModelMissing,
     UnreadableFile,
 )
+from inference.ocr import tessdata
 from inference.ocr.protocol import OcrRequest
-from inference.pages import language_data
 from inference.protocol import BackendConfig
 from tests.hostile_files import MARK, hostile
 from tests.page_files import (
@@ -246,7 +246,7 @@ def test_a_model_of_ones_own_drops_in(tmp_path: Path) -> None:
     own = tmp_path / "tessdata"
     own.mkdir()
     # Any traineddata will do for the way there: German's stands for the one fine-tuned on old print.
-    shutil.copy(language_data.find().files["deu"], own / "finetuned.traineddata")
+    shutil.copy(tessdata.find().files["deu"], own / "finetuned.traineddata")
     made = backend(tmp_path / "scratch", tessdata=str(own))
     model = made.load(finetuned)
     model.warm_up()

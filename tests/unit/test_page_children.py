@@ -89,7 +89,7 @@ def test_a_page_whose_child_died_is_tried_once_more(reading: TesseractBackend) -
 def test_a_page_that_takes_too_long_is_killed_with_what_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.pages.document.GRACE_S", 1)
+    monkeypatch.setattr("inference.ocr.document_reader.GRACE_S", 1)
     made = backend(tmp_path / "scratch", page_s=4)
     scratch, _ = made.running()
     result = struck(model(made), "hang")
@@ -253,7 +253,7 @@ def test_a_program_that_does_not_start_is_told_from_a_page_that_crashes(tmp_path
 def test_a_child_is_replaced_after_many_pages(
     reading: TesseractBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.pages.children.REQUESTS", 3)
+    monkeypatch.setattr("inference.ocr.worker_pool.REQUESTS", 3)
     pids: set[int] = set()
     made = backend(reading.running()[0].directory / "own", processes=1)
     for _ in range(2):

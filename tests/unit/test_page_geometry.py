@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageDraw
 
-from inference.pages.geometry import Box, Placed, compose, skew
+from inference.ocr.transforms import Box, Placed, compose, skew
 from tests.page_files import drawn
 
 INK: Box = (50.0, 60.0, 81.0, 71.0)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.pages import images, pdf
-from inference.pages.faults import MESSAGES, Fault
-from inference.pages.limits import Limits
+from inference.ocr import image_loading, pdf
+from inference.ocr.config import Limits
+from inference.ocr.errors import MESSAGES, Fault
 from tests.hostile_files import LINE, drawn_line, odd_images, odd_pdfs
 from tests.page_files import drawn, encoded
 from vestry.jobs.ocr import file_kind
@@ -25,8 +25,8 @@ def test_odd_images_show_what_they_show(name: str, content: bytes, tmp_path: Pat
     assert kind is not None
     file = tmp_path / "page"
     file.write_bytes(content)
-    assert images.page_count(str(file), kind, LIMITS) == 1
-    image, _ = images.page(str(file), kind, 1, LIMITS)
+    assert image_loading.page_count(str(file), kind, LIMITS) == 1
+    image, _ = image_loading.page(str(file), kind, 1, LIMITS)
     assert image.mode == "L"
     gold = np.asarray(drawn_line(), dtype=np.int16)
     assert image.size == drawn_line().size
@@ -48,52 +48,52 @@ def test_what_a_scanner_says_of_its_resolution_is_believed_where_it_can_be(tmp_p
     for stated, believed in ((300, 300), (72, None), (96, None), (10**6, None)):
         file = tmp_path / "page"
         file.write_bytes(encoded(drawn_line(), "TIFF", dpi=(stated, stated)))
-        assert images.page(str(file), "tiff", 1, LIMITS)[1] == believed
+        assert image_loading.page(str(file), "tiff", 1, LIMITS)[1] == believed
 
 
 def test_every_page_of_a_tiff_is_counted_and_found(tmp_path: Path) -> None:
     shades = [Image.new("L", (20 + n, 10), 10 * n) for n in range(5)]
     file = tmp_path / "pages"
     file.write_bytes(encoded(shades[0], "TIFF", save_all=True, append_images=shades[1:]))
-    assert images.page_count(str(file), "tiff", LIMITS) == 5
+    assert image_loading.page_count(str(file), "tiff", LIMITS) == 5
     for number in (5, 1, 3):
-        image, _ = images.page(str(file), "tiff", number, LIMITS)
+        image, _ = image_loading.page(str(file), "tiff", number, LIMITS)
         assert image.size == (19 + number, 10)
 
 
 def test_limits_are_held_before_anything_is_decoded() -> None:
     limits = Limits(megapixels=1)
-    images.check_size(1000, 1000, limits)
+    image_loading.check_size(1000, 1000, limits)
     for width, height in ((1001, 1000), (32_768, 1), (1, 40_000)):
         with pytest.raises(Fault) as caught:
-            images.check_size(width, height, limits)
+            image_loading.check_size(width, height, limits)
         assert caught.value.code == "page_too_large"
     with pytest.raises(Fault):
-        images.check_size(0, 10, limits)
+        image_loading.check_size(0, 10, limits)
 
 
 def test_a_shadow_is_taken_off_the_paper() -> None:
     page = np.asarray(drawn(*[LINE] * 12, size=(1000, 800)), dtype=np.float32)
     ramp = np.linspace(0.25, 1, page.shape[1], dtype=np.float32)
     shaded = Image.fromarray((page * ramp).astype(np.uint8))
-    even = images.evened(shaded)
+    even = image_loading.evened(shaded)
     assert even is not None
     assert (
         np.abs(np.asarray(even, dtype=np.float32) - page).mean()
         < 8
         < np.abs(np.asarray(shaded) - page).mean()
     )
-    assert images.evened(drawn(LINE)) is None, "even already"
-    assert images.evened(Image.eval(drawn(LINE), lambda value: 255 - value)) is None, (
+    assert image_loading.evened(drawn(LINE)) is None, "even already"
+    assert image_loading.evened(Image.eval(drawn(LINE), lambda value: 255 - value)) is None, (
         "light on dark"
     )
 
 
 def test_one_shade_is_blank_and_a_dot_is_not() -> None:
-    assert images.is_blank(Image.new("L", (50, 50), 17))
+    assert image_loading.is_blank(Image.new("L", (50, 50), 17))
     dotted = Image.new("L", (50, 50), 255)
     dotted.putpixel((3, 3), 0)
-    assert not images.is_blank(dotted)
+    assert not image_loading.is_blank(dotted)
 
 
 def test_a_fault_tells_numbers_and_nothing_else() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.pages.scratch import Scratch
+from inference.temp_dir import Scratch
 
 HOLDER = """
 import sys, time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference.pages.text_layer import cleaned, is_garbage, is_the_pages_text
+from inference.ocr.text_layer import cleaned, is_garbage, is_the_pages_text
 
 PROSE = "In the beginning God created the heaven and the earth. And the earth was without form. "
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from inference.errors import Unavailable
-from inference.pages.frames import Closed, Late, receive, send
-from inference.pages.setup import Setup
+from inference.ocr.config import Setup
+from inference.ocr.ipc import Closed, Late, receive, send
 
-CHILD: Final = (sys.executable, "-P", "-m", "inference.pages.child")
+CHILD: Final = (sys.executable, "-P", "-m", "inference.ocr.worker_main")
 """What is run, before its setup."""
 START_S: Final = 60.0
 """Seconds that an interpreter may take to start on a machine that has other things to do."""
@@ -142,7 +142,7 @@ class Children:
         """Have a request answered by the next child that is free; the urgent ones go first.
 
         Args:
-            request: see `inference.pages.child`.
+            request: see `inference.ocr.worker_main`.
             seconds: after which the child is killed; waiting for one does not count.
             urgent: someone waits.
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from inference.pages import images, pdf
-from inference.pages.faults import Fault
-from inference.pages.geometry import Placed, skew
-from inference.pages.limits import Limits
-from inference.pages.tesseract import Reading, Tesseract
+from inference.ocr import image_loading, pdf
+from inference.ocr.config import Limits
+from inference.ocr.errors import Fault
+from inference.ocr.tesseract import Reading, Tesseract
+from inference.ocr.transforms import Placed, skew
 
 LEAST_SKEW: Final = 1.0
 """Degrees below which Tesseract needs no help."""
@@ -36,7 +36,7 @@ def count(path: str, kind: str, limits: Limits) -> int:
     Raises:
         Fault: it cannot be opened.
     """
-    return pdf.page_count(path) if kind == "pdf" else images.page_count(path, kind, limits)
+    return pdf.page_count(path) if kind == "pdf" else image_loading.page_count(path, kind, limits)
 
 
 def read_page(
@@ -65,7 +65,7 @@ def read_page(
         MemoryError: it takes too much.
     """
     if kind != "pdf":
-        image, stated = images.page(path, kind, number, limits)
+        image, stated = image_loading.page(path, kind, number, limits)
         placed = Placed(image, float(image.width), float(image.height))
         return {
             "page": number,
@@ -134,7 +134,7 @@ def read_image(placed: Placed, dpi: int | None, tesseract: Tesseract) -> Attempt
     Raises:
         Fault: as `Tesseract.read`.
     """
-    if images.is_blank(placed.image):
+    if image_loading.is_blank(placed.image):
         return Attempt(Reading(()), placed, 0, 0.0)
     width, height = placed.image.size
     if width * height < SMALL and (dpi or 0) < ENOUGH_DPI:
@@ -167,7 +167,7 @@ def _other_rotations(upright: Attempt, tesseract: Tesseract) -> Iterator[int]:
 def _attempt(placed: Placed, rotation: int, dpi: int | None, tesseract: Tesseract) -> Attempt:
     """Turned, evenly lit, straightened: what the page needs of it."""
     ways = [placed.turned(rotation)]
-    evened = images.evened(ways[0].image)
+    evened = image_loading.evened(ways[0].image)
     if evened is not None:
         ways.append(replace(ways[0], image=evened))
     angle = skew(ways[-1].image)

@@ -18,10 +18,10 @@ import pypdfium2
 from PIL import Image
 from pypdfium2 import raw
 
-from inference.pages.faults import Fault
-from inference.pages.geometry import Box
-from inference.pages.limits import LONGEST_SIDE, Limits
-from inference.pages.text_layer import cleaned, is_the_pages_text
+from inference.ocr.config import LONGEST_SIDE, Limits
+from inference.ocr.errors import Fault
+from inference.ocr.text_layer import cleaned, is_the_pages_text
+from inference.ocr.transforms import Box
 
 RENDER_DPI: Final = 300
 """What Tesseract reads best."""

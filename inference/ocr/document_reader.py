@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from inference.errors import Abandoned
-from inference.pages.children import Children
-from inference.pages.faults import Fault
-from inference.pages.frames import Closed, Late
-from inference.pages.limits import Limits
+from inference.ocr.config import Limits
+from inference.ocr.errors import Fault
+from inference.ocr.ipc import Closed, Late
+from inference.ocr.worker_pool import Children
 from inference.protocol import Cancelled
 from vestry.jobs.ocr import OcrPage, OcrResult
 

@@ -1,4 +1,4 @@
-"""The process that opens strangers' files: `python -m inference.pages.child SETUP`.
+"""The process that opens strangers' files: `python -m inference.ocr.worker_main SETUP`.
 
 It knows a scratch directory, which it runs in, and its limits: no login, no key, no network address.
 It ends with its parent, and takes the Tesseract that it runs along: both are one process group.
@@ -23,12 +23,11 @@ from typing import Any, Final
 import pytesseract
 from PIL import Image, ImageDraw
 
-from inference.pages import reading
-from inference.pages.faults import Fault
-from inference.pages.frames import Closed, receive, send
-from inference.pages.limits import MEGABYTE
-from inference.pages.setup import Setup
-from inference.pages.tesseract import Tesseract
+from inference.ocr import page_reader
+from inference.ocr.config import MEGABYTE, Setup
+from inference.ocr.errors import Fault
+from inference.ocr.ipc import Closed, receive, send
+from inference.ocr.tesseract import Tesseract
 
 Answer = Callable[[dict[str, Any], Setup], dict[str, Any]]
 """Answers one request, or raises `Fault`."""
@@ -47,14 +46,14 @@ def answer(request: dict[str, Any], setup: Setup) -> dict[str, Any]:
     """
     limits = setup.limits
     if request["do"] == "count":
-        return {"pages": reading.count(request["path"], request["kind"], limits)}
+        return {"pages": page_reader.count(request["path"], request["kind"], limits)}
     tesseract = Tesseract(request["languages"], time.monotonic() + limits.page_s)
     if request["do"] == "warm":
         image = Image.new("L", (120, 60), 255)
         ImageDraw.Draw(image).text((10, 20), "warm", fill=0)
         tesseract.read(image, None)
         return {"pages": 0}
-    page = reading.read_page(
+    page = page_reader.read_page(
         request["path"],
         request["kind"],
         request["page"],

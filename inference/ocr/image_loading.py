@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from inference.pages.faults import Fault
-from inference.pages.geometry import WHITE
-from inference.pages.limits import LONGEST_SIDE, Limits
+from inference.ocr.config import LONGEST_SIDE, Limits
+from inference.ocr.errors import Fault
+from inference.ocr.transforms import WHITE
 
 _SIXTEEN_BITS: Final = ("I", "F")
 """Modes of more than eight bits a pixel, by their first letter."""

@@ -10,8 +10,8 @@ from typing import Any, Final
 import pytesseract
 from PIL import Image
 
-from inference.pages.faults import Fault
-from inference.pages.geometry import Box
+from inference.ocr.errors import Fault
+from inference.ocr.transforms import Box
 
 GUESSED: Final = 0.5
 """Confidence up to which a word says nothing in favour of a reading: garbage has as much."""
