@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(READY) ## index the samples, search them, print the outcome, stop everything
-	@$(BIN)/python -m workers.first_run
+	@$(BIN)/python -m workers.demo
 
 up: $(READY) ## keep the embedded stack running in the foreground; Ctrl-C drains it
 	@$(BIN)/vestry up

@@ -20,9 +20,9 @@ import redis
 from celery import Celery
 
 from workers.home import CHECKOUT
-from workers.process import base_environment
 from workers.settings import key_prefix
-from workers.valkey_server import ValkeyServer
+from workers.stack.process import base_environment
+from workers.stack.valkey import ValkeyServer
 
 USER = "shareable"
 """A login of the stack's broker whose own workers a benchmark with bare Celery does not run."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from inference.device.model_files import locate, stay_offline
 from inference.device.threads import set_threads
 from workers.home import CHECKOUT
-from workers.process import base_environment
+from workers.stack.process import base_environment
 
 BATCH = 32
 """The library's own default."""

@@ -15,8 +15,8 @@ from benchmarks.options import Options
 from benchmarks.report import Outcome, paired_ratio
 from benchmarks.stand import NO_OP, Stand, drained, stand, until, worker_settled
 from vestry import Embedding
-from workers.children import BULK_NICE
 from workers.settings import Settings
+from workers.stack.processes import BULK_NICE
 from workers.worker import SPARE_THREADS
 
 LANE = "private.bulk.gpu"

@@ -17,7 +17,7 @@ from benchmarks.options import Options
 from benchmarks.report import Outcome, paired_ratio
 from benchmarks.stand import Stand, drained, stand, worker_settled
 from vestry import Document, Embedding
-from workers.children import BULK_NICE, thread_count
+from workers.stack.processes import BULK_NICE, thread_count
 
 AIM = 0.90
 TEXTS = 2_000

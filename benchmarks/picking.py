@@ -21,8 +21,8 @@ from models.claim_query import PLANNER_OPTIONS, Mark
 from models.claims import Lease, Terms
 from models.states import State
 from models.transitions import Settlement
-from workers.devstack import DevStack
-from workers.server_place import remove
+from workers.stack.dev_stack import DevStack
+from workers.stack.server_dir import remove
 
 Connection = psycopg.Connection[Any]
 

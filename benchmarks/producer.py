@@ -18,7 +18,7 @@ from pathlib import Path
 from vestry import Embedding, Vestry
 from vestry.settings import resolve
 from workers.home import CHECKOUT
-from workers.process import base_environment
+from workers.stack.process import base_environment
 
 TEXT = "Up early, and to the office, where we sat all the morning."
 

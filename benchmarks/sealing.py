@@ -25,11 +25,11 @@ from benchmarks.report import Outcome
 from vestry import Document, Embedding, Vestry
 from vestry.crypto.envelope import OwnerKey
 from workers.app import make_app
-from workers.children import thread_count
-from workers.devstack import DevStack
-from workers.lifecycle import Lifecycle
-from workers.server_place import remove
+from workers.celery_integration.worker_lifecycle import Lifecycle
 from workers.settings import Settings
+from workers.stack.dev_stack import DevStack
+from workers.stack.processes import thread_count
+from workers.stack.server_dir import remove
 
 AIM = 0.05
 TEXTS = 2_000

@@ -13,11 +13,11 @@ from typing import Any
 import psycopg
 
 from vestry import Vestry
-from workers.detached import Detached, start_detached
 from workers.home import Home
-from workers.postgres_server import SUPERUSER, PostgresServer
-from workers.server_place import remove
-from workers.valkey_server import ValkeyServer
+from workers.stack.background import Detached, start_detached
+from workers.stack.postgres import SUPERUSER, PostgresServer
+from workers.stack.server_dir import remove
+from workers.stack.valkey import ValkeyServer
 
 Connection = psycopg.Connection[Any]
 

@@ -11,7 +11,7 @@ from inference.catalogue.loader import SHIPPED
 from tests.echo_stack import INFERENCE, SETTINGS
 from tests.faultserver import FaultServer
 from tests.homes import temporary_home
-from workers.detached import Detached, start_detached
+from workers.stack.background import Detached, start_detached
 
 KEY = "sesame-of-the-cloud"
 WORKERS = (*INFERENCE, "shareable-cloud")

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, settings
 from tests import residue
 from tests.homes import temporary_home
 from tests.llama import Llama, llama_server
-from workers.devstack import DevStack
 from workers.settings import key_prefix
-from workers.valkey_server import PRIVACIES
+from workers.stack.dev_stack import DevStack
+from workers.stack.valkey import PRIVACIES
 
 # No property is about time, and on a busy machine any example may stand still for a while.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from tests.homes import temporary_home
 from vestry.jobs.base import Prepared
 from vestry.lanes import Pool
-from workers.detached import Detached, start_detached
+from workers.stack.background import Detached, start_detached
 
 SETTINGS = {
     "VESTRY_EMBEDDING_BACKEND": "echo",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workers.server_place import remove
+from workers.stack.server_dir import remove
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workers.devstack import wait_until
 from workers.home import CHECKOUT, Home, write_private
 from workers.llama_server import PACKAGED_ALIAS
-from workers.process import Command, base_environment, spawn, stop
-from workers.supervisor import answers
+from workers.stack.dev_stack import wait_until
+from workers.stack.process import Command, base_environment, spawn, stop
+from workers.stack.supervisor import answers
 
 CONTEXT = 1024
 

@@ -17,7 +17,7 @@ from tasks.protocol import (
     Succeeded,
 )
 from vestry import Embedding, Vestry
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 VECTORS = Succeeded({"vectors": [[1.0]], "space": "s"})
 

@@ -14,7 +14,7 @@ from vestry import (
     KeyRing,
 )
 from vestry.crypto.envelope import RESULT, OwnerKey, blob_field
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 HELLO = Embedding(texts=["hello"])

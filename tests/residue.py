@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from workers.home import read_json
-from workers.server_place import OWNER, PREFIX, SYSTEM_PLACES
+from workers.stack.server_dir import OWNER, PREFIX, SYSTEM_PLACES
 
 PATIENCE_S = 20.0
 """For what has been told to end already."""

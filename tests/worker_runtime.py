@@ -11,13 +11,13 @@ import pytest
 
 from tasks.protocol import Handler, NoLibrary
 from tests.echo_stack import eventually
-from workers import kinds
 from workers.app import make_app
-from workers.devstack import DevStack
-from workers.kinds import Kit
-from workers.lifecycle import Lifecycle
-from workers.runtime import Runtime
+from workers.celery_integration.worker_lifecycle import Lifecycle
+from workers.execution import components
+from workers.execution.components import Kit
+from workers.execution.fetcher import Runtime
 from workers.settings import Settings
+from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.bulk.gpu"
 
@@ -34,7 +34,7 @@ def runtime(
     life = Lifecycle(make_app(stack.broker_url("shareable"), "shareable"), settings)
     handlers = handler if isinstance(handler, Mapping) else {"embedding": handler}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kinds, "build", lambda *_: Kit(handlers, NoLibrary()))
+        patch.setattr(components, "build", lambda *_: Kit(handlers, NoLibrary()))
         life.init(SimpleNamespace(hostname="test"))
     made = life.runtime()
     executor = made._executor

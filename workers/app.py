@@ -14,7 +14,8 @@ from celery.worker.control import Panel
 from kombu import Exchange, Queue
 
 from vestry.lanes import LANES, Pool
-from workers import hint_transport, lifecycle, logs
+from workers import log_redaction
+from workers.celery_integration import transport, worker_lifecycle
 from workers.settings import Settings, key_prefix
 
 READ_ONLY_PANEL = frozenset(
@@ -35,7 +36,7 @@ def make_app(broker: str, privacy: str, *, remote_control: bool = True) -> Celer
         privacy: `private` or `shareable`.
         remote_control: whether a worker of this app answers READ_ONLY_PANEL.
     """
-    hint_transport.install()
+    transport.install()
     app = Celery("vestry", set_as_current=False)
     app.conf.update(
         broker_url=broker,
@@ -70,7 +71,7 @@ def make_app(broker: str, privacy: str, *, remote_control: bool = True) -> Celer
         task_publish_retry=False,
         task_send_sent_event=True,
         worker_send_task_events=True,
-        worker_consumer="workers.patient_consumer:PatientConsumer",
+        worker_consumer="workers.celery_integration.events:PatientConsumer",
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_enable_remote_control=remote_control,
@@ -83,15 +84,15 @@ def make_app(broker: str, privacy: str, *, remote_control: bool = True) -> Celer
 
 def _from_environment() -> Celery:
     settings = Settings()
-    logs.configure(settings.log_level)
-    logs.own_process()
+    log_redaction.configure(settings.log_level)
+    log_redaction.own_process()
     if settings.privacy is None:
         logging.getLogger(__name__).warning("VESTRY_PRIVACY is not set; taking shareable")
     # A worker that talks to the world outside takes no word from the broker but hints.
     cloud = any(LANES[name].pool == Pool.CLOUD for name in settings.lanes)
     made = make_app(settings.broker, settings.privacy or "shareable", remote_control=not cloud)
     made.set_current()
-    lifecycle.attach(made, settings)
+    worker_lifecycle.attach(made, settings)
     return made
 
 

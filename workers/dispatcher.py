@@ -24,11 +24,10 @@ from kombu.exceptions import OperationalError
 from models import dispatch_queries, transitions
 from models.claim_query import Mark
 from vestry.lanes import KINDS, LANES, Latency, Privacy
-from workers import logs
+from workers import log_redaction
 from workers.app import make_app
-from workers.bounded import bounded
-from workers.loop import CUT_S, run_connected, stop_on_signals
-from workers.route_keeper import RouteKeeper
+from workers.db import CUT_S, bounded, run_connected, stop_on_signals
+from workers.route_publisher import RouteKeeper
 from workers.settings import Settings, key_prefix
 
 Connection = psycopg.Connection[Any]
@@ -217,8 +216,8 @@ def _interactive_first(lane: str) -> tuple[bool, str]:
 def main() -> None:
     """Dispatch until told to stop."""
     settings = Settings()
-    logs.configure(settings.log_level)
-    logs.own_process()
+    log_redaction.configure(settings.log_level)
+    log_redaction.own_process()
     stop = stop_on_signals()
     dispatcher = Dispatcher(settings, stop)
     if settings.ready_file is not None:

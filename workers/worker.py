@@ -7,7 +7,7 @@ settings filled in.
 from __future__ import annotations
 
 from vestry.lanes import LANES
-from workers import lifecycle
+from workers.celery_integration import worker_lifecycle
 from workers.settings import Settings
 
 SPARE_THREADS = 2
@@ -46,7 +46,7 @@ def main() -> None:
     """Run until told to stop."""
     settings = Settings()
     arguments = argv(settings)
-    lifecycle.set_nice(settings.nice)
+    worker_lifecycle.set_nice(settings.nice)
     from workers import app  # noqa: PLC0415 - the app reads the settings when it is first asked for
 
     app.app.worker_main(arguments)

@@ -12,7 +12,7 @@ from models import transitions
 from tests.faults import points
 from tests.faults.ledger import History
 from tests.faults.workers import HEARTBEAT_S, LEASE_S, Plan, Site, set_clock
-from workers import database
+from workers import db
 from workers.dispatcher import Dispatcher
 from workers.reconciler import Reconciler
 from workers.settings import Settings
@@ -70,5 +70,5 @@ def dispatch(site: Site, plan: Plan) -> None:
 
 def _connect(site: Site, name: str) -> psycopg.Connection[Any]:
     return psycopg.connect(
-        site.control_url, autocommit=True, **database.connection_options(name, LEASE_S)
+        site.control_url, autocommit=True, **db.connection_options(name, LEASE_S)
     )

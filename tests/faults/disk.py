@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.faults.servers import Mishaps
-from workers.process import server_account
+from workers.stack.process import server_account
 
 SIZE_MIB: Final = 400
 BALLAST: Final = "ballast"

@@ -11,7 +11,7 @@ import psycopg
 
 from models.claims import Lease
 from vestry import Vestry
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from tests.faults.report import Report
 from tests.faults.servers import DELICATE, LabStack, Mishaps
 from tests.faults.workers import HOUR_S, LEASE_S, Plan, Site, fork
 from vestry import Vestry
-from workers.heartbeat import OVERRUN_EXIT
+from workers.execution.heartbeat import OVERRUN_EXIT
 
 PATIENCE_S: Final = 30.0
 """After the last fault some job must end in every such time, until none is left."""

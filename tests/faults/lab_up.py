@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.faults.servers import ADMINISTRATOR, OpenValkey
-from workers import children, detached, up
 from workers.home import CHECKOUT, Home, read_json
-from workers.postgres_server import PORT_NAME as POSTGRES
-from workers.postgres_server import SUPERUSER, PostgresServer
-from workers.process import Identity, base_environment, open_log
-from workers.valkey_server import PORT_NAME as VALKEY
+from workers.stack import background, processes
+from workers.stack import commands as up
+from workers.stack.postgres import PORT_NAME as POSTGRES
+from workers.stack.postgres import SUPERUSER, PostgresServer
+from workers.stack.process import Identity, base_environment, open_log
+from workers.stack.valkey import PORT_NAME as VALKEY
 
 DATABASE_PORT: Final = "LABORATORY_DATABASE_PORT"
 BROKER_PORT: Final = "LABORATORY_BROKER_PORT"
@@ -29,7 +30,7 @@ GONE_S: Final = 15.0
 """In which nothing of a killed supervisor's may be left."""
 
 
-class ProxiedStack(children.Stack):
+class ProxiedStack(processes.Stack):
     """The stack, whose processes are told the proxies' ports."""
 
     def _database(self, role: str) -> dict[str, str]:
@@ -77,7 +78,7 @@ class LabUp:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        detached._await_ready(self._process, self.home)
+        background._await_ready(self._process, self.home)
         # The proxies lead to the ports that were free before; a server that found its taken has moved.
         ports = self.home.port(POSTGRES), self.home.port(VALKEY)
         assert ports == (self.postgres_port, self.broker_port), "a server's port was taken"
@@ -98,7 +99,7 @@ class LabUp:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(150)
-        detached.sweep(self.home.path)
+        background.sweep(self.home.path)
 
     def processes(self) -> list[dict[str, Any]]:
         """The children, as the supervisor's state file has them."""
@@ -138,7 +139,7 @@ class LabUp:
 
 def main() -> int:
     """The supervisor, with proxied children and a broker that the laboratory may flush."""
-    children.ValkeyServer = OpenValkey  # type: ignore[misc]
+    processes.ValkeyServer = OpenValkey  # type: ignore[misc]
     up.Stack = ProxiedStack  # type: ignore[misc]
     return up.main()
 

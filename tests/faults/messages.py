@@ -11,7 +11,7 @@ from uuid import uuid4
 import redis
 
 from vestry.lanes import KINDS, LANES
-from workers.hint_transport import hint
+from workers.celery_integration.transport import hint
 from workers.settings import key_prefix
 
 A_BURST: Final = 120

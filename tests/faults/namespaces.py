@@ -29,7 +29,7 @@ from tests.faults.report import Report
 from tests.faults.servers import LabStack
 from vestry import Vestry
 from workers.home import CHECKOUT
-from workers.process import base_environment, open_log
+from workers.stack.process import base_environment, open_log
 
 HERE: Final = "10.213.7.1"
 THERE: Final = "10.213.7.2"

@@ -19,9 +19,9 @@ from models import claims, transitions
 from models.claims import Lease
 from models.states import State
 from tests.faults.ledger import History
-from workers import finisher
-from workers.executor import Executor, Opened
-from workers.finisher import Finisher
+from workers.execution import finish
+from workers.execution.executor import Executor, Opened
+from workers.execution.finish import Finisher
 
 CLAIMED: Final = "after the claim"
 COMPUTED: Final = "after inference"
@@ -158,10 +158,10 @@ def _wrap_handling(here: Here, history: History) -> None:
 
 
 def _wrap_finish(here: Here) -> None:
-    finish, once = finisher.finish, Finisher._once
+    original, once = finish.finish, Finisher._once
 
     def finished(*args: Any, **named: Any) -> Any:
-        done = finish(*args, **named)
+        done = original(*args, **named)
         if here(FINISHING):
             die()
         return done
@@ -173,7 +173,7 @@ def _wrap_finish(here: Here) -> None:
             die()
         return done
 
-    finisher.finish = finished
+    finish.finish = finished
     Finisher._once = committed  # type: ignore[method-assign]
 
 

@@ -18,10 +18,10 @@ from psycopg import sql
 
 from models.bootstrap import CONTROL, PRIVATE_WORKER, PRODUCER, SHAREABLE_WORKER
 from tests.faults import messages
-from workers import devstack
-from workers.devstack import DevStack
-from workers.process import Command
-from workers.valkey_server import ValkeyServer
+from workers.stack import dev_stack
+from workers.stack.dev_stack import DevStack
+from workers.stack.process import Command
+from workers.stack.valkey import ValkeyServer
 
 ADMINISTRATOR: Final = "laboratory"
 """A broker user that may do everything; the system's own may not even flush."""
@@ -49,12 +49,12 @@ class LabStack(DevStack):
 
     def start(self) -> LabStack:
         """As a DevStack, with the laboratory's broker."""
-        system = devstack.ValkeyServer
-        devstack.ValkeyServer = OpenValkey  # type: ignore[misc]
+        system = dev_stack.ValkeyServer
+        dev_stack.ValkeyServer = OpenValkey  # type: ignore[misc]
         try:
             super().start()
         finally:
-            devstack.ValkeyServer = system  # type: ignore[misc]
+            dev_stack.ValkeyServer = system  # type: ignore[misc]
         return self
 
     def restart_postgres(self) -> None:
@@ -64,7 +64,7 @@ class LabStack(DevStack):
     def revive_postgres(self) -> None:
         """Start it where it has ended, or is about to; returns once it answers."""
         process, _ = self._process(self.postgres)
-        until = time.monotonic() + devstack.START_TIMEOUT_S
+        until = time.monotonic() + dev_stack.START_TIMEOUT_S
         while process.poll() is None and not self.postgres.ready():
             if time.monotonic() > until:
                 raise RuntimeError("Postgres neither answers nor ends")

@@ -36,8 +36,8 @@ from tasks.protocol import Failed, Outcome, Succeeded
 from tests.faults import flows
 from tests.faults.expected import Expected, Held, Site
 from tests.faults.flows import Flow
-from workers.devstack import DevStack
-from workers.finishing import finish
+from workers.execution.finish import finish
+from workers.stack.dev_stack import DevStack
 
 EXAMPLES = int(os.environ.get("VESTRY_MODEL_EXAMPLES", "100"))
 STEPS = 40

@@ -32,12 +32,13 @@ from tasks.embedding import EmbeddingHandler
 from tests.faults import points
 from tests.faults.ledger import History
 from vestry.crypto.keyring import KeyRing
-from workers import database, heartbeat
-from workers.executor import Executor
-from workers.finisher import Finisher
-from workers.heartbeat import Heartbeat
-from workers.hint_transport import kind_and_job
-from workers.kinds import declare_space
+from workers import db
+from workers.celery_integration.transport import kind_and_job
+from workers.execution import heartbeat
+from workers.execution.components import declare_space
+from workers.execution.executor import Executor
+from workers.execution.finish import Finisher
+from workers.execution.heartbeat import Heartbeat
 from workers.settings import key_prefix
 
 LEASE_S: Final = 1.0
@@ -174,7 +175,7 @@ def limit_memory() -> None:
 def _executor(site: Site, plan: Plan, name: str) -> Executor:
     heartbeat.OVERRUN_GRACE_S = OVERRUN_GRACE_S
     url = site.url[plan.role]
-    pool = database.open_pool(url, name, LEASE_S, 4)
+    pool = db.open_pool(url, name, LEASE_S, 4)
     backend = EchoModel()
     space = declare_space(pool, backend.space)
     content: Content = (
@@ -182,7 +183,7 @@ def _executor(site: Site, plan: Plan, name: str) -> Executor:
     )
     heart = Heartbeat(
         lambda: psycopg.connect(
-            url, autocommit=True, **database.connection_options(f"{name}-heart", LEASE_S)
+            url, autocommit=True, **db.connection_options(f"{name}-heart", LEASE_S)
         ),
         LEASE_S,
         HEARTBEAT_S,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.echo_stack import echo_stack
 from vestry import Vestry
-from workers.detached import Detached
+from workers.stack.background import Detached
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from tests.echo_stack import SETTINGS, eventually
 from tests.homes import temporary_home
 from vestry import Document, Embedding, JobFailed, KeyRing, Vestry
 from vestry.jobs.results import JobRef
-from workers.detached import Detached, start_detached
+from workers.stack.background import Detached, start_detached
 
 MAX_RUN_S = 4
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.echo_stack import BULK_S
 from vestry import Document, Embedding, Vestry
-from workers.detached import Detached
+from workers.stack.background import Detached
 
 VESTRY = Path(sys.executable).with_name("vestry")
 NOBODY = "00000000-0000-7000-8000-000000000000"

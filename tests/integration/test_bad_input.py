@@ -20,11 +20,11 @@ from vestry import Document, Embedding, InvalidInput, JobFailed, Vestry
 from vestry.ids import uuid7
 from vestry.jobs.embedding import EmbeddingResult, IndexResult
 from vestry.jobs.results import JobRef
-from workers.detached import Detached
 from workers.home import Home
-from workers.postgres_server import SUPERUSER, PostgresServer
 from workers.settings import key_prefix
-from workers.valkey_server import ValkeyServer
+from workers.stack.background import Detached
+from workers.stack.postgres import SUPERUSER, PostgresServer
+from workers.stack.valkey import ValkeyServer
 
 LONG = "x" * 3000
 """More than the model reads."""

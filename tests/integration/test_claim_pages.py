@@ -12,7 +12,7 @@ import pytest
 
 from models import claims
 from models.claim_query import BEGINNING, PLANNER_OPTIONS
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 LANE = "private.bulk.gpu"
 BACKLOG = 20_000

@@ -15,7 +15,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from workers.detached import Detached
+from workers.stack.background import Detached
 
 RUN = [sys.executable, "-c", "import sys; from vestry.cli import main; sys.exit(main())"]
 DEADLINE_S = 240

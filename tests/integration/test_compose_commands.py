@@ -19,11 +19,11 @@ import yaml
 from models.bootstrap import ROLES
 from tests.homes import temporary_home
 from vestry import Embedding, Vestry
-from workers import compose_secrets
-from workers.devstack import DevStack
 from workers.home import Home, write_private
-from workers.process import base_environment
-from workers.valkey_server import USERS
+from workers.stack import compose_secrets
+from workers.stack.dev_stack import DevStack
+from workers.stack.process import base_environment
+from workers.stack.valkey import USERS
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("dispatcher", "reconciler", "door", "private-bulk-gpu", "private-cpu", "shareable-bulk-gpu",

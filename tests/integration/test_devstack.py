@@ -22,11 +22,11 @@ from models.bootstrap import ROLES
 from tests.homes import temporary_home
 from tests.told import told_to
 from vestry.crypto.keyring import KeyRing
-from workers.devstack import DevStack, prepare_database
 from workers.home import CHECKOUT, Home, HomeInUseError
-from workers.process import base_environment
 from workers.settings import key_prefix
-from workers.valkey_server import PRIVACIES
+from workers.stack.dev_stack import DevStack, prepare_database
+from workers.stack.process import base_environment
+from workers.stack.valkey import PRIVACIES
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from tests.echo_stack import eventually
 from vestry import Embedding, Vestry
 from vestry.lanes import LANES
 from workers import dispatcher
-from workers.devstack import DevStack
 from workers.dispatcher import Dispatcher
 from workers.settings import Settings, key_prefix
+from workers.stack.dev_stack import DevStack
 
 FIRST, LATER = "shareable.interactive.gpu", "shareable.bulk.gpu"
 

@@ -20,8 +20,8 @@ from inference.remote.client import httpx2_client
 from inference.remote.egress import on_behalf_of
 from models.bootstrap import ROLES, SCHEMA_OWNER
 from vestry.admin import audit
-from workers.devstack import DevStack
-from workers.egress import NotRecorded, recorder
+from workers.execution.egress_log import NotRecorded, recorder
+from workers.stack.dev_stack import DevStack
 
 LONG_AGO = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 RECORD = "SELECT vestry.record_egress_v1('openai', 10, %s::uuid[])"

@@ -18,7 +18,7 @@ from tasks.protocol import Context, Job, Outcome, Succeeded
 from tests.echo_stack import eventually
 from tests.worker_runtime import runtime
 from vestry.ids import uuid7
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.interactive.gpu"
 DONE = Succeeded({"vectors": [[1.0]], "space": "s"})

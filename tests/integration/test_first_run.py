@@ -18,7 +18,7 @@ def test_every_kind_end_to_end() -> None:
     with temporary_home() as home:
         environment = os.environ | {"VESTRY_HOME": str(home), "VESTRY_LLAMA": "auto"}
         done = subprocess.run(
-            [sys.executable, "-m", "workers.first_run"],
+            [sys.executable, "-m", "workers.demo"],
             cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False, timeout=880,
         )  # fmt: skip
     told = done.stdout

@@ -14,7 +14,7 @@ from tests.echo_stack import eventually
 from tests.flower_client import FlowerClient
 from vestry import Document, Embedding, Vestry
 from vestry.jobs.results import JobRef
-from workers.detached import Detached
+from workers.stack.background import Detached
 
 PRIVACIES = ("private", "shareable")
 WORD = "quinquereme"

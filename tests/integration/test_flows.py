@@ -20,7 +20,7 @@ from vestry import (
     Vestry,
 )
 from vestry.errors import JobCancelled
-from workers.detached import Detached
+from workers.stack.background import Detached
 
 TEXT = "the tide went out before anybody woke"
 

@@ -19,7 +19,7 @@ from tests.producing import HELLO, count, succeed
 from vestry import Document, Embedding, KeyRing, OwnerForgotten, Unavailable, Vestry
 from vestry.admin.erasure import backups_until, forget
 from vestry.errors import UnknownKey, UnknownOwner
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 CONTENT = [f"{p}_{t}" for p in ("private", "shareable")
            for t in ("payloads", "results", "blobs", "documents", "chunks", "embeddings")]  # fmt: skip

@@ -26,7 +26,7 @@ from inference.errors import (
 from inference.routing import backend_guard as gate_module
 from inference.routing.backend_guard import Gate, Limits, key_of
 from models import backend_health
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 CATALOGUE = load().only({"openai": None, "ollama": None, "tesseract": None})
 CLOUD = CATALOGUE.backend("openai")

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from models.bootstrap import ROLES
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 CONTENT = ("payloads", "results", "blobs", "documents", "chunks", "embeddings")
 STATE = ("state", "turn", "attempt", "crashes", "suspect", "degraded", "lease_id", "error_code",

@@ -21,7 +21,7 @@ from vestry import (
     JobFailed,
     Vestry,
 )
-from workers.detached import Detached
+from workers.stack.background import Detached
 
 SECRET = "the quarrel by the river"
 VERSE = "by the rivers of babylon there we sat down"

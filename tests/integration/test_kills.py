@@ -23,11 +23,11 @@ from tests.homes import temporary_home
 from vestry import Document, Embedding, IndexResult, Vestry
 from vestry.jobs.results import JobRef
 from vestry.lanes import Latency, Privacy
-from workers.children import Options, Stack
-from workers.detached import Detached
 from workers.home import Home
-from workers.postgres_server import SUPERUSER, PostgresServer
-from workers.valkey_server import ValkeyServer
+from workers.stack.background import Detached
+from workers.stack.postgres import SUPERUSER, PostgresServer
+from workers.stack.processes import Options, Stack
+from workers.stack.valkey import ValkeyServer
 
 KEEPER = "keeper"
 JOBS, PER_JOB = 20, 4

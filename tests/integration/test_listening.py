@@ -17,9 +17,9 @@ from tests.echo_stack import SETTINGS, eventually
 from tests.homes import temporary_home
 from vestry import Embedding, Vestry
 from vestry.jobs.results import JobRef
-from workers.detached import Detached, start_detached
 from workers.home import Home
-from workers.postgres_server import SUPERUSER, PostgresServer
+from workers.stack.background import Detached, start_detached
+from workers.stack.postgres import SUPERUSER, PostgresServer
 
 PROMPT_S = 3.0
 """A prompt round trip takes some 10 ms; this is for a machine that is busy with other tests. Otherwise

@@ -21,11 +21,11 @@ import pytest
 from tests.echo_stack import eventually
 from tests.homes import temporary_home
 from tests.llama import Llama, llama_server
-from workers.detached import start_detached
 from workers.home import CHECKOUT, Home
 from workers.llama_server import NoModelError, model_file
-from workers.process import base_environment
-from workers.supervisor import answers
+from workers.stack.background import start_detached
+from workers.stack.process import base_environment
+from workers.stack.supervisor import answers
 
 NEEDLE = "quartzite marmalade"
 

@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from models.bootstrap import PRODUCER, ROLES, bootstrap
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 DATABASE = "migrated"
 

@@ -17,7 +17,7 @@ from models.bootstrap import alembic_config
 from models.states import TERMINAL, TRANSITIONS, State
 from models.tables import Base
 from vestry.ids import uuid7
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 def owner_url(stack: DevStack) -> str:

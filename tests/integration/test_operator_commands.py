@@ -12,7 +12,7 @@ import pytest
 from tests.producing import HELLO
 from vestry import KeyRing, Vestry
 from vestry.cli import main
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,9 @@ from tests.faultserver import Fault, FaultServer, empty, rate_limited, status
 from tests.llama import llama_server
 from vestry import Classification, Embedding, Generation, JobRef, Rerank, Vestry
 from vestry.db.receipts import Receipt
-from workers.detached import Detached
 from workers.home import CHECKOUT, Home
-from workers.postgres_server import SUPERUSER, PostgresServer
+from workers.stack.background import Detached
+from workers.stack.postgres import SUPERUSER, PostgresServer
 
 SECRET = "sekrit-doubt"
 ADEQUATE_AT_HOME = 110

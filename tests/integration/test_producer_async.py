@@ -22,7 +22,7 @@ from vestry import (
     UnknownLane,
     WaitTimeout,
 )
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 HELLO = Embedding(texts=["hello"])
 

@@ -18,8 +18,8 @@ from models.claim_query import (
     pick,
 )
 from models.claims import Terms
-from workers import database
-from workers.devstack import DevStack
+from workers import db
+from workers.stack.dev_stack import DevStack
 
 LANE = "private.bulk.gpu"
 LIMIT = 64
@@ -100,7 +100,7 @@ def test_wrong_statistics_change_no_plan(clean: DevStack, admin: Any) -> None:
 
 
 def test_every_connection_that_picks_has_the_options(clean: DevStack) -> None:
-    options = database.connection_options("test", 60)
+    options = db.connection_options("test", 60)
     for role in ("vestry_private", "vestry_shareable", "vestry_control"):
         with psycopg.connect(clean.database_url(role), **options) as conn:
             for name in ("enable_seqscan", "enable_bitmapscan", "enable_sort"):

@@ -15,9 +15,9 @@ from tests.cloud_stack import KEY, catalogue_file, key_file
 from tests.echo_stack import eventually
 from tests.faultserver import FaultServer
 from vestry import Generation, Vestry
-from workers.devstack import DevStack
 from workers.home import CHECKOUT
-from workers.process import Command, base_environment, spawn, stop
+from workers.stack.dev_stack import DevStack
+from workers.stack.process import Command, base_environment, spawn, stop
 
 LIMIT = 60
 WORKERS = 8

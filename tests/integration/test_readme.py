@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.homes import temporary_home
-from workers.detached import Detached, start_detached
+from workers.stack.background import Detached, start_detached
 
 ROOT = Path(__file__).resolve().parents[2]
 AFTER_ENQUEUE = '            privacy="private",\n        )\n'

@@ -16,7 +16,7 @@ from vestry import InvalidInput, KeyRing, UnknownKey, Vestry
 from vestry.admin import key_rotation
 from vestry.crypto.envelope import PAYLOAD
 from vestry.crypto.keyring_source import COMMAND, KeyCommand, KeyFile
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 OWNERS = [f"owner-{number}" for number in range(7)]
 

@@ -11,11 +11,11 @@ import pytest
 
 from models import backend_health
 from vestry import Embedding, Flow, Generation, Ocr, Vestry
-from workers import route_keeper
-from workers.devstack import DevStack
+from workers import route_publisher
 from workers.dispatcher import Dispatcher
-from workers.route_keeper import RouteKeeper
+from workers.route_publisher import RouteKeeper
 from workers.settings import Settings
+from workers.stack.dev_stack import DevStack
 
 FAILS = {"threshold": 1, "cooldown_s": 60.0, "longest_s": 60.0, "retry_after_s": None}
 
@@ -36,7 +36,7 @@ def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
 def keeper(
     clean: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[RouteKeeper, psycopg.Connection[Any]]]:
-    monkeypatch.setattr(route_keeper, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(route_publisher, "LOOK_EVERY_S", 0.0)
     settings = Settings(embedding_backend="echo", backends={"openai": None, "anthropic": None})
     with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
         made = RouteKeeper(settings)

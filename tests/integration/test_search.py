@@ -29,7 +29,7 @@ from vestry import (
 from vestry.crypto.envelope import CHUNK, DETAIL, PAYLOAD, RESULT, OwnerKey
 from vestry.ids import uuid7
 from vestry.search.vector_search import EXACT_ROWS
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 ROWS, DIM, OWNERS, QUERIES = 100_000, 384, 100, 40
 SPACE, LARGE_SPACE, LARGE_ROWS = "test-space", "large-source", 40_000

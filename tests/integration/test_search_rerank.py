@@ -18,7 +18,7 @@ from vestry.crypto.owner_keys import OwnerKeys
 from vestry.operations import run
 from vestry.search import pipeline
 from vestry.search.vector_search import SearchRequest, nearest
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 TEXTS = {"near": "a river", "middle": "a king", "far": "some bread"}
 VECTORS = {"near": "[1,0]", "middle": "[0.8,0.6]", "far": "[0,1]"}

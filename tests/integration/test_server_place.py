@@ -14,9 +14,10 @@ import pytest
 
 from tests.homes import temporary_home
 from vestry.cli.output import Output
-from workers import server_place, up
-from workers.devstack import DevStack
-from workers.server_place import ServerPlace, orphans, remove
+from workers.stack import commands as up
+from workers.stack import server_dir
+from workers.stack.dev_stack import DevStack
+from workers.stack.server_dir import ServerPlace, orphans, remove
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
 
@@ -61,8 +62,8 @@ def test_a_place_that_goes_while_it_is_looked_at_is_nobodys(
         shutil.rmtree(path.parent, ignore_errors=True)
         return {"home": str(tmp_path / "home")}
 
-    monkeypatch.setattr(server_place, "SYSTEM_PLACES", (tmp_path,))
-    monkeypatch.setattr(server_place, "read_json", read)
+    monkeypatch.setattr(server_dir, "SYSTEM_PLACES", (tmp_path,))
+    monkeypatch.setattr(server_dir, "read_json", read)
     assert orphans() == {}
 
 

@@ -16,8 +16,8 @@ from models.states import State
 from models.transitions import Settlement
 from tasks.protocol import Failed, Succeeded
 from vestry.ids import uuid7
-from workers.devstack import DevStack
-from workers.finishing import finish
+from workers.execution.finish import finish
+from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.bulk.gpu"
 TERMS = Terms(worker="test", privacy="shareable", lease_s=60, max_run_s=600)

@@ -15,7 +15,7 @@ from models import documents
 from models.content import ShareableContent
 from models.documents import ChunkRow, DocumentWrite
 from vestry.ids import uuid7
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 SPACE = "SELECT vestry.ensure_space_v1('s', 'm', 'r', 3, '', '', true, 'fp32', 'test')"
 DEFAULTS: dict[str, Any] = {

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from workers.home import CHECKOUT, Home, HomeInUseError, read_json
-from workers.process import Identity, base_environment
-from workers.supervisor import end_orphans
+from workers.stack.process import Identity, base_environment
+from workers.stack.supervisor import end_orphans
 
 # A stack of three: one well-behaved, one that ignores SIGTERM, one that dies at once at first.
 PROGRAM = """

@@ -23,13 +23,13 @@ import pytest
 
 from tests.homes import temporary_home
 from tests.told import told_to
-from workers.children import has_accelerator, worker_lanes, worker_name
-from workers.detached import Detached, running_in, start_detached, sweep
 from workers.home import CHECKOUT, Home, HomeInUseError
-from workers.process import Identity, base_environment
 from workers.settings import Settings
-from workers.stack_settings import TUNABLES, inherited
-from workers.supervisor import StartError
+from workers.stack.background import Detached, running_in, start_detached, sweep
+from workers.stack.process import Identity, base_environment
+from workers.stack.processes import has_accelerator, worker_lanes, worker_name
+from workers.stack.settings import TUNABLES, inherited
+from workers.stack.supervisor import StartError
 
 ECHO = {"VESTRY_EMBEDDING_BACKEND": "echo"}
 CONTROL = ("dispatcher", "reconciler")
@@ -74,7 +74,7 @@ def family(running: Detached) -> list[int]:
 
 def vestry(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "workers.up", *arguments],
+        [sys.executable, "-m", "workers.stack.commands", *arguments],
         cwd=CHECKOUT,
         env=base_environment() | environment,
         capture_output=True,
@@ -125,7 +125,16 @@ def test_up_says_what_runs_and_down_leaves_nothing(home: Path) -> None:
 
 def test_foreground_shows_one_screen_and_drains_on_ctrl_c(home: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "workers.up", "up", "--home", str(home), "--only", "reconciler"],
+        [
+            sys.executable,
+            "-m",
+            "workers.stack.commands",
+            "up",
+            "--home",
+            str(home),
+            "--only",
+            "reconciler",
+        ],
         cwd=CHECKOUT,
         env=base_environment() | {"COLUMNS": "120"},
         stdout=subprocess.PIPE,

@@ -16,8 +16,8 @@ import pytest
 from tests.echo_stack import BULK_S, eventually
 from vestry import Document, Embedding, EmbeddingResult, Generation, IndexResult, JobFailed, Vestry
 from vestry.jobs.results import JobRef
-from workers.detached import Detached
 from workers.settings import Settings
+from workers.stack.background import Detached
 
 SLOTS = Settings().slots
 

@@ -13,10 +13,10 @@ import psycopg
 import redis
 
 from tests.privacy.places import Stack
-from workers.accounts import RECORD, ROLES
 from workers.home import Home, read_json
-from workers.process import Account
-from workers.valkey_server import ValkeyServer
+from workers.stack.accounts import RECORD, ROLES
+from workers.stack.process import Account
+from workers.stack.valkey import ValkeyServer
 
 Attempt = Callable[["Adversary"], Any]
 PREFIX = "vestry.private."

@@ -20,8 +20,8 @@ from tests.privacy.places import Stack
 from tests.privacy.scenario import Scenario
 from tests.privacy.watch import Watch
 from vestry import Vestry
-from workers.detached import Detached
 from workers.home import Home, write_private
+from workers.stack.background import Detached
 
 CLOUD_KEY = "a cloud's key"
 

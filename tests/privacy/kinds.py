@@ -24,7 +24,7 @@ from vestry import (
     Ocr,
     Rerank,
 )
-from workers.detached import Detached
+from workers.stack.background import Detached
 
 SECOND_BEST = "second-best"
 """A task whose intended model is on a server that is not there; see `CATALOGUE`."""

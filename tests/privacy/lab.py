@@ -33,10 +33,11 @@ from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Budget, RoutingPolicy, Wish
 from vestry import Generation, KeyRing, Vestry
 from vestry.crypto.envelope import PAYLOAD
-from workers import valkey_server, walls
 from workers.app import make_app
-from workers.devstack import DevStack
-from workers.egress import recorder
+from workers.execution.egress_log import recorder
+from workers.isolation import preflight
+from workers.stack import valkey
+from workers.stack.dev_stack import DevStack
 
 OUTSIDE: Final = "127.0.0.2"
 """Stands for an address elsewhere: in these tests 127.0.0.1 alone is the loopback interface."""
@@ -167,7 +168,7 @@ class Lab:
                            USING (pool = 'cloud')"""
                     )
                 if Wall.BROKER in off:
-                    rules = valkey_server._rules("cloud").split()
+                    rules = valkey._rules("cloud").split()
                     admin.execute_command(
                         "ACL", "SETUSER", "cloud", "resetkeys", "resetchannels", *rules
                     )
@@ -242,7 +243,7 @@ def called_directly(lab: Lab) -> None:
     """Code in a private worker calls a cloud by itself, with a key from the environment."""
     if lab.on(Wall.PROCESS):
         environment = {"OPENAI_API_KEY": "x"}
-        walls.stand(environment, load().only({"sentence-transformers": None}), keys=())
+        preflight.stand(environment, load().only({"sentence-transformers": None}), keys=())
     lab.send_from_private_worker(f"{lab.endpoint.url}/v1", lab.text.encode())
 
 
@@ -303,10 +304,10 @@ def _unrecorded(*_: object) -> None:
 @contextlib.contextmanager
 def laboratory(home: Path, text: str) -> Iterator[Lab]:
     """A stack of its own, so that its walls can be taken down."""
-    rules = valkey_server._rules
-    users = valkey_server.USERS
-    valkey_server.USERS = (*users, "observer")  # type: ignore[assignment]
-    valkey_server._rules = lambda user: "~* &* +@all" if user == "observer" else rules(user)
+    rules = valkey._rules
+    users = valkey.USERS
+    valkey.USERS = (*users, "observer")  # type: ignore[assignment]
+    valkey._rules = lambda user: "~* &* +@all" if user == "observer" else rules(user)
     loopback = local_network.LOOPBACK
     local_network.LOOPBACK = (local_network.ipaddress.IPv4Network("127.0.0.1/32"),)  # type: ignore[misc]
     try:
@@ -317,7 +318,7 @@ def laboratory(home: Path, text: str) -> Iterator[Lab]:
             endpoint.shutdown()
             thread.join()
     finally:
-        valkey_server.USERS, valkey_server._rules = users, rules  # type: ignore[assignment]
+        valkey.USERS, valkey._rules = users, rules  # type: ignore[assignment]
         local_network.LOOPBACK = loopback  # type: ignore[misc]
 
 
@@ -330,6 +331,6 @@ def may_make_networks() -> bool:
 
 
 EXPECTED: Final = (
-    psycopg.Error, redis.RedisError, httpx2.HTTPError, InferenceError, walls.WallBreached, Stopped,
+    psycopg.Error, redis.RedisError, httpx2.HTTPError, InferenceError, preflight.WallBreached, Stopped,
 )  # fmt: skip
 """How walls say no."""

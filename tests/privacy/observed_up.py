@@ -11,10 +11,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from workers import postgres_server, up, valkey_server
-from workers.detached import Detached, _await_ready
 from workers.home import CHECKOUT, Home
-from workers.process import base_environment, open_log
+from workers.stack import commands as up
+from workers.stack import postgres, valkey
+from workers.stack.background import Detached, _await_ready
+from workers.stack.process import base_environment, open_log
 
 OBSERVER = "observer"
 
@@ -44,10 +45,10 @@ def start_observed(home: Path, settings: Mapping[str, str]) -> Detached:
 
 
 def _let_observers_in() -> None:
-    rules = valkey_server._rules
-    valkey_server.USERS = (*valkey_server.USERS, OBSERVER)  # type: ignore[assignment]
-    valkey_server._rules = lambda user: "~* &* +@all" if user == OBSERVER else rules(user)
-    postgres_server.SETTINGS |= {
+    rules = valkey._rules
+    valkey.USERS = (*valkey.USERS, OBSERVER)  # type: ignore[assignment]
+    valkey._rules = lambda user: "~* &* +@all" if user == OBSERVER else rules(user)
+    postgres.SETTINGS |= {
         "shared_preload_libraries": "pg_stat_statements",
         "track_activity_query_size": "65536",
         "wal_compression": "off",

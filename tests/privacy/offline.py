@@ -17,7 +17,7 @@ import psycopg
 
 from tests.page_files import pdf, text_page
 from vestry import Classification, Document, Embedding, Generation, Ocr, Rerank, Vestry
-from workers.detached import start_detached
+from workers.stack.background import start_detached
 
 ONLY = ("dispatcher", "private-interactive-gpu", "private-interactive-cpu", "llama-interactive")
 PATIENCE_S = 120.0

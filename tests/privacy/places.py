@@ -23,8 +23,8 @@ from tests.flower_client import FlowerClient
 from tests.privacy.observed_up import OBSERVER
 from tests.privacy.watch import Watch, everything_below
 from workers.home import Home, read_json
-from workers.postgres_server import SUPERUSER, PostgresServer
-from workers.valkey_server import PRIVACIES, ValkeyServer
+from workers.stack.postgres import SUPERUSER, PostgresServer
+from workers.stack.valkey import PRIVACIES, ValkeyServer
 
 Contents = Iterable[tuple[str, bytes]]
 Place = Callable[[], Contents]

@@ -23,8 +23,8 @@ from tests.privacy.needles import Hit, Marker, detector, disguises_of, is_text, 
 from tests.privacy.places import Contents
 from vestry import Embedding
 from workers.app import make_app
-from workers.postgres_server import SUPERUSER
-from workers.valkey_server import ValkeyServer
+from workers.stack.postgres import SUPERUSER
+from workers.stack.valkey import ValkeyServer
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from tests.echo_stack import eventually
 from tests.flower_client import FlowerClient
 from tests.privacy.conftest import Canary
 from workers.app import READ_ONLY_PANEL, make_app
-from workers.valkey_server import PRIVACIES, ValkeyServer
+from workers.stack.valkey import PRIVACIES, ValkeyServer
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ import psycopg
 
 from tests.privacy.observed_up import OBSERVER
 from workers.home import Home
-from workers.postgres_server import SUPERUSER, PostgresServer
-from workers.valkey_server import ValkeyServer
+from workers.stack.postgres import SUPERUSER, PostgresServer
+from workers.stack.valkey import ValkeyServer
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-f]{2}|.)", re.DOTALL)
 _NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}

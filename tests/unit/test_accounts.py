@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.homes import temporary_home
-from workers import mounts
-from workers.accounts import NUMBERS, ROLES, Accounts
 from workers.home import Home
-from workers.process import Account
-from workers.room import Room
+from workers.stack import mount_namespace
+from workers.stack.accounts import NUMBERS, ROLES, Accounts
+from workers.stack.process import Account
+from workers.stack.process_dir import Room
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes as others")
 
@@ -35,13 +35,13 @@ def shut(tmp_path: Path) -> Path:
 
 def test_what_lies_behind_a_shut_door_is_found(shut: Path) -> None:
     needed = [shut / "needed" / "lib", shut / "needed", Path("/usr/bin")]
-    assert mounts.forbidden(needed) == {shut: (shut / "needed",)}
-    assert mounts.forbidden([Path("/usr/bin")]) == {}
+    assert mount_namespace.forbidden(needed) == {shut: (shut / "needed",)}
+    assert mount_namespace.forbidden([Path("/usr/bin")]) == {}
 
 
 @as_root
 def test_a_process_sees_what_it_needs_and_nothing_else(shut: Path) -> None:
-    views = mounts.forbidden([shut / "needed" / "lib"])
+    views = mount_namespace.forbidden([shut / "needed" / "lib"])
     account = Account(NUMBERS[0], NUMBERS[0], views)
     try:
         account.run(["true"])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from workers.bell import Bell
-from workers.slots import Slots
+from workers.execution.concurrency import Bell, Slots
 
 LANE = "private.interactive.gpu"
 

@@ -18,12 +18,13 @@ from inference.remote.local_network import networks
 from models.bootstrap import ROLES
 from vestry.crypto.keyring import KeyRing
 from vestry.lanes import LANES, Privacy
-from workers import compose_secrets, door, migrate
+from workers import migrate
+from workers.enabled_backends import enabled_catalogue
 from workers.llama_server import LlamaSettings
-from workers.offer import enabled_catalogue
-from workers.postgres_server import SETTINGS as EMBEDDED_SETTINGS
 from workers.settings import Settings
-from workers.valkey_server import USERS
+from workers.stack import compose_secrets, port_forwarder
+from workers.stack.postgres import SETTINGS as EMBEDDED_SETTINGS
+from workers.stack.valkey import USERS
 
 ROOT = Path(__file__).resolve().parents[2]
 MIGRATION_VARIABLES = {"VESTRY_ADMIN_URL", "VESTRY_ADMIN_PASSWORD_FILE", "VESTRY_ROLE_SECRETS"}
@@ -79,7 +80,7 @@ def is_private(name: str) -> bool:
 def test_every_variable_is_one_the_code_reads(compose: dict[str, Any]) -> None:
     known = {f"VESTRY_{name.upper()}" for name in Settings.model_fields} | MIGRATION_VARIABLES
     known |= {f"VESTRY_LLAMA_{name.upper()}" for name in LlamaSettings.model_fields}
-    known |= {door.VARIABLE}
+    known |= {port_forwarder.VARIABLE}
     for service in ours(compose).values():
         assert set(environment(service)) <= known
 
@@ -200,7 +201,7 @@ def test_the_gpu_is_asked_for_in_its_profile_alone(compose: dict[str, Any]) -> N
 
 def test_the_door_leads_to_what_is_published_and_nowhere_else(compose: dict[str, Any]) -> None:
     service = compose["services"]["door"]
-    led = door.doors(environment(service)[door.VARIABLE])
+    led = port_forwarder.doors(environment(service)[port_forwarder.VARIABLE])
     published = {int(port.rpartition(":")[2]) for port in service["ports"]}
     assert set(led) == published
     assert {host for host, _ in led.values()} == {"postgres", "flower-private", "flower-shareable"}

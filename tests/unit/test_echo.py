@@ -127,7 +127,7 @@ def test_every_error_has_its_own_code_and_a_message() -> None:
         "inference.backends.sentence_transformers_local",
         "inference.backends.echo",
         "tasks.registry",
-        "workers.kinds",
+        "workers.execution.components",
     ],
 )
 def test_importing_brings_no_torch(module: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from workers.heartbeat import Heartbeat
+from workers.execution.heartbeat import Heartbeat
 
 EVERY_S = 2.0
 

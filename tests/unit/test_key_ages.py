@@ -12,7 +12,7 @@ from models.content import PrivateContent
 from vestry.crypto import owner_keys
 from vestry.crypto.keyring import KeyRing
 from vestry.crypto.owner_keys import OwnerKeys
-from workers.heartbeat import Heartbeat
+from workers.execution.heartbeat import Heartbeat
 
 
 class Clock:

@@ -29,7 +29,7 @@ from vestry.crypto.keyring_source import (
     from_environment,
 )
 from vestry.errors import KeyRingError, UnknownKey
-from workers.key_handing import KeyHanding
+from workers.stack.keyring_handoff import KeyHanding
 
 OLD = RingText({"old": b"o" * 32}, "old")
 BOTH = RingText({**OLD.keys, "new": b"n" * 32}, "new")

@@ -11,7 +11,7 @@ import pytest
 from inference.errors import Waits
 from tasks.grounding import Grounding
 from tasks.protocol import Job
-from workers.library import Documents
+from workers.execution.passage_search import Documents
 
 
 class Fleet:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from workers import logs
-from workers.celery_tasks import JobDead
+from workers import log_redaction
+from workers.celery_integration.tasks import JobDead
 
 SECRET = "dear diary"
 
@@ -42,7 +42,7 @@ def careless(name: str) -> None:
 def test_of_an_exception_its_type_alone_is_logged(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    logs.configure("DEBUG")
+    log_redaction.configure("DEBUG")
     careless(name)
     said = capsys.readouterr().err
     assert SECRET not in said
@@ -56,7 +56,7 @@ JOB = "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
 def test_of_a_message_that_cannot_be_read_nothing_is_logged_but_what_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    logs.configure("DEBUG")
+    log_redaction.configure("DEBUG")
     unreadable = UnicodeDecodeError("utf-8", SECRET.encode(), 0, 1, SECRET)
     logging.getLogger("celery.worker.consumer.consumer").critical(
         "Can't decode message body: %r [type:%r encoding:%r headers:%s]\n\nbody: %s",
@@ -95,7 +95,7 @@ def test_of_a_message_that_cannot_be_read_nothing_is_logged_but_what_it_is(
 def test_what_libraries_say_of_messages_and_errors_is_cut(
     capsys: pytest.CaptureFixture[str], name: str, form: str, arguments: Any, told: str
 ) -> None:
-    logs.configure("DEBUG")
+    log_redaction.configure("DEBUG")
     logging.getLogger(name).error(form, *arguments)
     said = capsys.readouterr().err
     assert SECRET not in said
@@ -134,8 +134,8 @@ fail()
 
 
 def test_other_lines_are_logged_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("INFO")
-    logging.getLogger("workers.runtime").info("claimed %d of\n%s", 3, "lane")
+    log_redaction.configure("INFO")
+    logging.getLogger("workers.execution.fetcher").info("claimed %d of\n%s", 3, "lane")
     assert "INFO workers.runtime: claimed 3 of\nlane" in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ def test_other_lines_are_logged_whole(capsys: pytest.CaptureFixture[str]) -> Non
 def test_of_a_task_that_raised_celery_does_not_log_the_message(
     capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    logs.configure("INFO")
+    log_redaction.configure("INFO")
     context = {"id": JOB, "name": "embedding", "description": "raised", "exc": repr(error)}
     logging.getLogger("celery.app.trace").error(
         "Task %(name)s[%(id)s] %(description)s: %(exc)s", context, exc_info=error

@@ -12,11 +12,10 @@ import pytest
 
 from inference.remote.local_network import is_own, networks
 from tests.ollama_fake import VERSION, FakeOllama
-from workers import model_servers
-from workers.children import worker_lanes, worker_name
 from workers.home import Home
-from workers.model_servers import ModelServers, pairs
-from workers.ollama_discovery import ollama_version
+from workers.model_servers import plan
+from workers.model_servers.plan import ModelServers, ollama_version, pairs
+from workers.stack.processes import worker_lanes, worker_name
 
 INTERACTIVE, BULK = ["private.interactive.gpu"], ["shareable.bulk.gpu"]
 CLOUD = ["shareable.interactive.cloud", "shareable.bulk.cloud"]
@@ -134,8 +133,8 @@ def test_addresses_are_ours_only_if_all_of_them_are(monkeypatch: pytest.MonkeyPa
 def test_an_ollama_that_answers_is_used_and_said(
     home: Home, ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_servers, "USUAL", ollama.url)
-    monkeypatch.setattr(model_servers, "ollama_version", partial(ollama_version, timeout_s=10))
+    monkeypatch.setattr(plan, "USUAL", ollama.url)
+    monkeypatch.setattr(plan, "ollama_version", partial(ollama_version, timeout_s=10))
     monkeypatch.setenv("http_proxy", NOBODY)
     assert ollama_version(ollama.url, timeout_s=10) == VERSION
     found = servers(home, OLLAMA="auto")
@@ -150,7 +149,7 @@ def test_an_ollama_that_answers_is_used_and_said(
 def test_an_ollama_that_does_not_answer_is_used_only_if_it_was_named(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_servers, "USUAL", NOBODY)
+    monkeypatch.setattr(plan, "USUAL", NOBODY)
     assert "ollama" not in told(servers(home, OLLAMA="auto"), INTERACTIVE)
     named = servers(home, OLLAMA=NOBODY)
     assert told(named, INTERACTIVE)["ollama"] == NOBODY

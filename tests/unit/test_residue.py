@@ -15,7 +15,7 @@ import pytest
 
 from tests import residue
 from tests.echo_stack import eventually
-from workers.server_place import OWNER
+from workers.stack.server_dir import OWNER
 
 ORPHAN = """
 import os, subprocess, sys

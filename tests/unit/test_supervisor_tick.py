@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workers.home import Home
-from workers.supervisor import Supervisor
+from workers.stack.supervisor import Supervisor
 
 
 def test_a_key_ring_that_is_just_being_written_ends_no_stack(

@@ -13,8 +13,8 @@ import pytest
 
 from inference.catalogue.loader import SHIPPED, load, parse
 from inference.remote.local_network import networks
-from workers.scratch import Scratch, ScratchError
-from workers.walls import WallBreached, credentials, stand
+from workers.isolation.preflight import WallBreached, credentials, stand
+from workers.isolation.temp_dir import Scratch, ScratchError
 
 ROOT = Path(__file__).resolve().parents[2]
 HARMLESS = {

@@ -15,8 +15,7 @@ from vestry.cli import main
 from vestry.cli.doctor.check import Check
 from vestry.cli.plugins import checkout_checks
 from workers.home import write_private
-from workers.memory import Memory, memory
-from workers.models_at_hand import CannotLook, here, look
+from workers.model_servers.inventory import CannotLook, Memory, here, look, memory
 
 GB = 1_000_000_000
 NOBODY = "http://127.0.0.1:9"
@@ -141,14 +140,16 @@ def test_what_a_running_stack_found_is_looked_at_but_not_demanded(
 def test_a_model_that_does_not_fit_is_a_fault_only_where_it_is_there(
     ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.models_at_hand.memory", lambda _: Memory("machine", GB, GB // 2))
+    monkeypatch.setattr(
+        "workers.model_servers.plan.inventory.memory", lambda _: Memory("machine", GB, GB // 2)
+    )
     monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={ollama.url}")
     checks = told()
     assert not checks["model llama3.2:3b"].ok
     assert checks["model llama3.2:3b"].detail == "larger than the machine's 1.0 GB; about 2.2 GB"
     assert checks["model phi-3-mini"].ok
     room = Memory("machine", 9 * GB, GB)
-    monkeypatch.setattr("workers.models_at_hand.memory", lambda _: room)
+    monkeypatch.setattr("workers.model_servers.plan.inventory.memory", lambda _: room)
     assert "and 1.0 GB are free now" in told()["model llama3.2:3b"].detail
 
 

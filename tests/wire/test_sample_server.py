@@ -17,7 +17,7 @@ from inference.errors import TooLong
 from tests.echo_stack import eventually
 from tests.wire.making import config, entry
 from workers.home import CHECKOUT, Home
-from workers.supervisor import answers
+from workers.stack.supervisor import answers
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from vestry import (
     Vestry,
 )
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from models import retention
 from tests.producing import HELLO, attach, count, kill, succeed
 from vestry import InvalidInput, JobFailed, KeyRing, Reason, UnknownJob, Vestry
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 Root = psycopg.Connection[Any]
 

@@ -13,7 +13,7 @@ import pytest
 from tests.producing import HELLO, count, kill, succeed
 from vestry import KeyRing, Vestry
 from vestry.cli import main
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 Root = psycopg.Connection[Any]
 Command = Callable[..., Any]

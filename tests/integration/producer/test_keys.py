@@ -21,7 +21,7 @@ from vestry import (
     Vestry,
 )
 from vestry.crypto.envelope import PAYLOAD
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 def test_private_content_is_stored_sealed_and_opens_with_the_ring(

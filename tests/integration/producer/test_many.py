@@ -17,7 +17,7 @@ from vestry import (
     InvalidInput,
     Vestry,
 )
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 def test_one_bad_job_among_many_leaves_none(

@@ -30,7 +30,7 @@ from vestry import (
     Vestry,
     WaitTimeout,
 )
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])

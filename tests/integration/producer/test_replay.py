@@ -27,7 +27,7 @@ from vestry import (
 )
 from vestry.crypto.envelope import PAYLOAD, blob_field
 from vestry.ids import uuid7
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 Root = psycopg.Connection[Any]
 PRIVACIES = pytest.mark.parametrize("privacy", ["private", "shareable"])

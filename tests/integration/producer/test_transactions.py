@@ -15,7 +15,7 @@ from vestry import (
     UnknownJob,
     Vestry,
 )
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from vestry import Vestry
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 @pytest.fixture

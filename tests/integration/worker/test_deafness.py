@@ -20,13 +20,14 @@ from tests.echo_stack import eventually
 from tests.faults.proxy import Mode, Proxy
 from tests.worker_runtime import LANE, runtime
 from vestry import Embedding, Vestry
-from workers import bounded, liveness
-from workers.devstack import DevStack
-from workers.heartbeat import OVERRUN_EXIT
+from workers import db
+from workers.execution import watchdog
+from workers.execution.heartbeat import OVERRUN_EXIT
 from workers.home import CHECKOUT
-from workers.process import base_environment
 from workers.reconciler import Reconciler
 from workers.settings import Settings
+from workers.stack.dev_stack import DevStack
+from workers.stack.process import base_environment
 
 VECTORS = Succeeded({"vectors": [[1.0]], "space": "s"})
 
@@ -39,8 +40,8 @@ def proxy(clean: DevStack) -> Iterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "SHORTEST_S", 1.5)
-    monkeypatch.setattr(bounded, "TICK_S", 0.1)
+    monkeypatch.setattr(db, "SHORTEST_S", 1.5)
+    monkeypatch.setattr(db, "TICK_S", 0.1)
 
 
 def through(proxy: Proxy, url: str) -> str:
@@ -59,11 +60,11 @@ def submit(vestry: Vestry, conn: Any) -> UUID:
 def test_a_wait_for_a_server_that_says_nothing_is_cut(clean: DevStack, proxy: Proxy) -> None:
     url = through(proxy, clean.database_url("vestry_shareable"))
     with psycopg.connect(url, autocommit=True) as conn:
-        with bounded.bounded(conn, 1.5):
+        with db.bounded(conn, 1.5):
             conn.execute("SELECT 1")
         proxy.mode = Mode.HELD
         begun = time.monotonic()
-        with pytest.raises(psycopg.OperationalError), bounded.bounded(conn, 1.5):
+        with pytest.raises(psycopg.OperationalError), db.bounded(conn, 1.5):
             conn.execute("SELECT 1")
         assert 1.4 < time.monotonic() - begun < 20
 
@@ -91,9 +92,9 @@ def test_a_worker_on_half_open_connections_works_on_once_they_are_cut(
 def test_a_reconciler_that_is_gone_without_a_word_leaves_its_lock_to_another(
     clean: DevStack, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workers import loop  # noqa: PLC0415 - its constant is patched
+    from workers import db  # noqa: PLC0415 - its constant is patched
 
-    monkeypatch.setattr(loop, "SILENT_S", 1.0)
+    monkeypatch.setattr(db, "SILENT_S", 1.0)
     told: list[str] = []
 
     def reconcile(url: str, name: str, stop: threading.Event) -> threading.Thread:
@@ -106,7 +107,7 @@ def test_a_reconciler_that_is_gone_without_a_word_leaves_its_lock_to_another(
 
         body = Told(settings, stop).run
         thread = threading.Thread(
-            target=loop.run_connected, args=(settings, name, stop, body), daemon=True
+            target=db.run_connected, args=(settings, name, stop, body), daemon=True
         )
         thread.start()
         return thread
@@ -188,16 +189,16 @@ def ends() -> list[int]:
 
 
 @pytest.fixture
-def watch(clean: DevStack, ends: list[int]) -> liveness.Liveness:
+def watch(clean: DevStack, ends: list[int]) -> watchdog.Liveness:
     def connect() -> psycopg.Connection[Any]:
         return psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True)
 
     heart: Any = Heart()
-    return liveness.Liveness(connect, [LANE], ["embedding"], heart, 1.2, end=ends.append)
+    return watchdog.Liveness(connect, [LANE], ["embedding"], heart, 1.2, end=ends.append)
 
 
 def test_an_idle_worker_beside_work_ends_itself(
-    vestry: Vestry, conn: Any, watch: liveness.Liveness, ends: list[int]
+    vestry: Vestry, conn: Any, watch: watchdog.Liveness, ends: list[int]
 ) -> None:
     watch.start()
     time.sleep(1.8)
@@ -210,7 +211,7 @@ def test_an_idle_worker_beside_work_ends_itself(
 
 @pytest.mark.parametrize("why", ["busy", "moving", "taken", "paused", "later"])
 def test_who_has_a_reason_not_to_take_a_job_is_left_alone(
-    clean: DevStack, vestry: Vestry, conn: Any, watch: liveness.Liveness, why: str
+    clean: DevStack, vestry: Vestry, conn: Any, watch: watchdog.Liveness, why: str
 ) -> None:
     ends: list[int] = []
     watch._end = ends.append
@@ -238,7 +239,7 @@ def test_who_has_a_reason_not_to_take_a_job_is_left_alone(
 
 @pytest.mark.parametrize("thread", ["heartbeat", "feeders"])
 def test_a_worker_with_a_thread_that_stands_still_ends_itself(
-    watch: liveness.Liveness, ends: list[int], thread: str
+    watch: watchdog.Liveness, ends: list[int], thread: str
 ) -> None:
     watch.start()
     until = time.monotonic() + 30

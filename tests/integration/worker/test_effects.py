@@ -13,8 +13,8 @@ from models.claims import Terms
 from models.content import PrivateContent, ShareableContent
 from tasks.protocol import Chunk, Failed, IndexDocument, Succeeded
 from vestry import Document, Embedding, KeyRing, Vestry
-from workers.devstack import DevStack
-from workers.finishing import finish
+from workers.execution.finish import finish
+from workers.stack.dev_stack import DevStack
 
 
 def test_no_effect_for_an_older_generation_or_a_deleted_document(

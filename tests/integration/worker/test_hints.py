@@ -14,9 +14,9 @@ from tests.one_job import looping, submit
 from tests.worker_runtime import LANE
 from vestry import Vestry
 from workers import dispatcher
-from workers.devstack import DevStack
 from workers.dispatcher import Dispatcher
 from workers.settings import Settings, key_prefix
+from workers.stack.dev_stack import DevStack
 
 
 @pytest.mark.parametrize("lost", ["the whole queue", "one hint of two"])

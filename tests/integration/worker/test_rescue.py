@@ -16,10 +16,10 @@ from tests.one_job import at_once, looping, submit, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers import reconciler
-from workers.database import open_pool
-from workers.devstack import DevStack
+from workers.db import open_pool
 from workers.reconciler import Reconciler
 from workers.settings import Settings
+from workers.stack.dev_stack import DevStack
 
 
 def test_leases_are_given_a_whole_lease_once_the_database_was_away(

@@ -25,8 +25,8 @@ from tests.echo_stack import eventually
 from tests.one_job import VECTORS, at_once, submit, text_of, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
-from workers.devstack import DevStack
-from workers.finishing import finish
+from workers.execution.finish import finish
+from workers.stack.dev_stack import DevStack
 
 
 def test_a_job_without_a_hint_is_found(clean: DevStack, vestry: Vestry, conn: Any) -> None:
@@ -149,7 +149,7 @@ def test_a_finish_that_stood_still_is_made_again(
         return finish(*args, **named)
 
     with runtime(clean, at_once) as worker:
-        monkeypatch.setattr("workers.finisher.finish", freezing)
+        monkeypatch.setattr("workers.execution.finish.finish", freezing)
         worker.start()
         eventually(lambda: told(conn, job) == ("succeeded", 1))
     assert froze

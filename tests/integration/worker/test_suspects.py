@@ -23,7 +23,7 @@ from tests.echo_stack import eventually
 from tests.one_job import VECTORS, at_once, submit, text_of, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
-from workers.devstack import DevStack
+from workers.stack.dev_stack import DevStack
 
 
 def test_a_suspect_runs_while_nothing_else_does(

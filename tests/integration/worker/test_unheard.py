@@ -15,10 +15,10 @@ from tests.echo_stack import eventually
 from tests.one_job import at_once, submit, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
-from workers import bounded
-from workers.devstack import DevStack
-from workers.runtime import Runtime
-from workers.unheard import Unheard
+from workers import db
+from workers.execution.fetcher import Runtime
+from workers.execution.lost_claims import Unheard
+from workers.stack.dev_stack import DevStack
 
 
 def claim_unheard(worker: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def claim_unheard(worker: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def committed(self: psycopg.Connection[Any]) -> None:
         commit(self)
-        bounded._cut(self)
+        db._cut(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(psycopg.Connection, "commit", committed)

@@ -1,0 +1,1 @@
+"""Celery: the worker's lifecycle, tasks, transport and events."""

@@ -1,0 +1,1 @@
+"""Execution of jobs: fetch, claim, run, finish, heartbeat, watchdog. No Celery."""

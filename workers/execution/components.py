@@ -1,0 +1,192 @@
+"""Builds the handlers a worker serves, from its settings: the one place where models are loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from inference.catalogue.default_embedding import default_embedding
+from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
+from inference.errors import InferenceError
+from inference.protocol import SpaceSpec
+from inference.routing.backend_guard import Gate
+from inference.routing.model_registry import Fleet, configuration
+from inference.routing.policy import RoutingPolicy, pool_of
+from inference.routing.router import Router
+from tasks.protocol import Handler, Library
+from tasks.registry import handlers
+from vestry.crypto.keyring import KeyRing
+from vestry.lanes import LANES, Pool, Privacy
+from workers.db import session
+from workers.enabled_backends import RERANKER, enabled_catalogue, limits
+from workers.execution.egress_log import recorder
+from workers.execution.passage_search import Documents
+from workers.settings import Settings
+
+Connection = psycopg.Connection[Any]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What a process runs jobs with."""
+
+    handlers: Mapping[str, Handler]
+    library: Library
+    close: Callable[[], None] = lambda: None
+    """Ends connections to model servers and helper processes."""
+
+
+def build(
+    settings: Settings,
+    pool: ConnectionPool[Connection],
+    keyring: KeyRing | None = None,
+    scratch: Path | None = None,
+) -> Kit:
+    """Load what the process serves and warm it up.
+
+    Args:
+        settings: which backends and models, and for which lanes.
+        pool: to declare embedding spaces, and for what all workers know of the backends.
+        keyring: private workers': opens what answers are grounded in.
+        scratch: a private directory for temporary files.
+
+    Raises:
+        SystemExit: a model cannot be loaded; the message says what to do.
+    """
+    catalogue = enabled_catalogue(settings)
+    pools = {LANES[lane].pool for lane in settings.lanes}
+    gate = Gate(
+        partial(session, pool, settings.lease_s),
+        catalogue,
+        limits(settings),
+        settings.cloud_budget_usd,
+    )
+    fleet = Fleet(
+        catalogue,
+        configuration(
+            _keys(settings, catalogue, pools),
+            _options(settings),
+            gate.turn,
+            threads=settings.threads,
+            device=settings.device if Pool.CLOUD not in pools else "cpu",
+            nice=settings.nice,
+            scratch=scratch,
+            networks=settings.local_networks if settings.privacy == Privacy.PRIVATE.value else None,
+            egress=recorder(pool) if Pool.CLOUD in pools else None,
+        ),
+    )
+    policy = RoutingPolicy(catalogue)
+    embedding = default_embedding(catalogue)
+    made: dict[str, Handler] = {}
+    for one in pools:
+        router = Router(policy, one, fleet, gate)
+        served = handlers(
+            router,
+            one,
+            lambda space: declare_space(pool, space),
+            None if embedding is None else embedding.name,
+        )
+        made.update({str(kind): handler for kind, handler in served.items()})
+    _warm_up(fleet, catalogue, embedding, pools)
+    if Pool.GPU in pools and embedding is not None:
+        declare_space(pool, fleet.model(embedding).space)
+    return Kit(made, Documents(pool, fleet, embedding, keyring, settings.lease_s), fleet.close)
+
+
+def _warm_up(
+    fleet: Fleet, catalogue: Catalogue, embedding: ModelEntry | None, pools: set[Pool]
+) -> None:
+    """Load what is to be resident here: without the embedding model no start, others may come late."""
+    for entry in catalogue.models:
+        backend = catalogue.backend(entry.backend)
+        first = entry is embedding and Pool.GPU in pools
+        if not first and not (
+            entry.resident and {pool_of(k, backend) for k in entry.kinds} & pools
+        ):
+            continue
+        try:
+            fleet.model(entry)
+        except InferenceError as error:
+            if first and backend.url is None:
+                raise SystemExit(f"the embedding model cannot be used: {error}") from None
+            log.warning("model %s is not ready (%s); it is asked again", entry.name, error.code)
+
+
+def _options(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Settings that are some backend's alone."""
+    told: dict[str, Any] = {"tessdata": settings.tessdata, "languages": settings.ocr_languages}
+    return {
+        "tesseract": {name: str(value) for name, value in told.items() if value},
+        RERANKER: {"path": settings.rerank_model} if settings.rerank_model else {},
+    }
+
+
+def _keys(settings: Settings, catalogue: Catalogue, pools: set[Pool]) -> dict[str, str]:
+    """The API keys that this process was given, and all that it needs.
+
+    Raises:
+        SystemExit: one is missing or cannot be read.
+    """
+    needed: list[BackendEntry] = [
+        entry
+        for entry in catalogue.backends
+        if entry.key and (entry.locality == "cloud") == (Pool.CLOUD in pools)
+    ]
+    keys: dict[str, str] = {}
+    for entry in needed:
+        file = settings.backend_keys.get(entry.name)
+        if file is None:
+            raise SystemExit(f"backend {entry.name} needs VESTRY_BACKEND_KEYS={entry.name}=FILE")
+        try:
+            keys[entry.name] = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            kind = type(error).__name__
+            raise SystemExit(f"the key of backend {entry.name} cannot be read ({kind})") from None
+    return keys
+
+
+def declare_space(pool: ConnectionPool[Connection], space: SpaceSpec) -> int:
+    """Have the space, its partition and its index; returns its id.
+
+    Args:
+        pool: connections of a worker role.
+        space: as the model tells it.
+
+    Raises:
+        SystemExit: a space of this name exists with another shape.
+    """
+    connection: AbstractContextManager[Connection] = pool.connection()
+    with connection as conn:
+        try:
+            row = conn.execute(
+                "SELECT vestry.ensure_space_v1(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                [
+                    space.name,
+                    space.model,
+                    space.revision,
+                    space.dimension,
+                    space.query_prefix,
+                    space.document_prefix,
+                    space.normalised,
+                    space.precision,
+                    space.library,
+                ],
+            ).fetchone()
+        except psycopg.errors.DatabaseError as error:
+            if error.sqlstate != "VY003":
+                raise
+            raise SystemExit(
+                f"the space {space.name} exists with another model, revision or dimension; "
+                "name the model differently or remove the old space"
+            ) from None
+    assert row is not None  # noqa: S101 - a function call has one row
+    return int(row[0])

@@ -1,0 +1,48 @@
+"""Writes the record of each request to a cloud, before it is made, in a transaction of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from inference.errors import Abandoned, InferenceError
+from inference.remote.egress import Recorder
+from workers.db import session
+
+RECORD_S = 20.0
+"""Longest wait for a record to be written."""
+NOBODYS = "VY008"
+"""No job of the request is running any more; raised by `vestry.record_egress_v1`."""
+
+
+class NotRecorded(InferenceError):
+    """The request to a cloud could not be put on record, and was not made."""
+
+    code = "not_recorded"
+    retryable = True
+
+
+def recorder(pool: ConnectionPool[psycopg.Connection[Any]]) -> Recorder:
+    """What a cloud worker's backends write their records with.
+
+    Args:
+        pool: connections of the role vestry_cloud; no other may write one.
+    """
+
+    def record(backend: str, size: int, jobs: Sequence[UUID]) -> None:
+        try:
+            with session(pool, RECORD_S) as conn:
+                conn.execute(
+                    "SELECT vestry.record_egress_v1(%s, %s, %s::uuid[])",
+                    [backend, size, list(jobs)],
+                    prepare=True,
+                )
+        except psycopg.Error as error:
+            # Cancelled or taken away since: nobody wants the answer any more.
+            raise (Abandoned if error.sqlstate == NOBODYS else NotRecorded) from None
+
+    return record

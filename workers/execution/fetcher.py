@@ -1,0 +1,263 @@
+"""A worker process: runs batches when a hint comes and, without one, when it finds work itself."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from vestry.lanes import LANES, Latency
+from workers.celery_integration.events import FlowerFeed
+from workers.db import session
+from workers.execution.batch_sizing import Pace
+from workers.execution.concurrency import Bell, Quarantine, Slots
+from workers.execution.executor import Executor, Opened
+from workers.execution.finish import Finished
+from workers.execution.watchdog import Liveness
+from workers.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ERROR_PAUSE_S = 1.0
+"""How long a feeder rests that was refused work, by a database that is away for instance."""
+PAUSE_RATIO = 3
+"""How much longer than it held up the others a suspect then waits for its next chance."""
+
+
+class Runtime:
+    """Slots, hints, self-feeding and drain of one process.
+
+    Args:
+        executor: runs batches.
+        settings: the process's settings.
+        feed: tells Flower of jobs that ran without a message of their own.
+        liveness: is told of every look for work.
+    """
+
+    def __init__(
+        self, executor: Executor, settings: Settings, feed: FlowerFeed, liveness: Liveness
+    ) -> None:
+        self._executor = executor
+        self._settings = settings
+        self._feed = feed
+        self._liveness = liveness
+        self._slots = Slots(settings.slots)
+        self._quarantine = Quarantine()
+        self._pace = Pace(settings.batch_s)
+        self._patience_s = 2 * settings.batch_s
+        self._draining = threading.Event()
+        self._bells = {lane: Bell(settings.poll_s) for lane in settings.lanes}
+        self._kinds = tuple(executor.handlers)
+
+    def start(self) -> None:
+        """Begin to look for work: a thread for each slot, one for suspects."""
+        for lane in self._settings.lanes:
+            # As many as could ever run at once, so that batches of one kind leave some for another.
+            for number in range(self._settings.slots * len(self._kinds)):
+                threading.Thread(
+                    target=self._feed_lane,
+                    args=(lane,),
+                    name=f"feeder-{lane}-{number}",
+                    daemon=True,
+                ).start()
+        threading.Thread(target=self._feed_suspects, name="feeder-suspects", daemon=True).start()
+
+    def wake(self, lane: str) -> None:
+        """There may be work in a lane of this process: have it looked for at once."""
+        self._bells[lane].ring()
+
+    def hinted(self, lane: str, kind: str, job_id: UUID) -> Finished | None:
+        """Run the batch that a hint is the first of; None if the job is not to be had.
+
+        A message may be forged, or of a kind that a newer producer knows: what this process does not
+        serve is none of its business.
+        """
+        if self._draining.is_set() or lane not in self._bells or kind not in self._kinds:
+            return None
+        self._slots.acquire(lane, kind)
+        try:
+            with self._quarantine.shared():
+                return self._step(lane, kind, hint=job_id)
+        except psycopg.Error as error:
+            # Not the job's fault, and not its end: a feeder or the reconciler takes it from here.
+            log.warning("hinted job left to others (%s)", type(error).__name__)
+            return None
+        finally:
+            self._release(lane, [kind])
+            if LANES[lane].latency != Latency.INTERACTIVE:
+                self._bells[lane].ring()
+
+    def stopped(self, lane: str, job_id: UUID) -> tuple[str, str | None] | None:
+        """State and error code of a job whose hint came too late; None for one that goes on.
+
+        Such a job is finished, or was tried and waits for its next attempt. Looked up for
+        interactive jobs alone: Flower tells of every one of those, and most late hints of a bulk
+        lane are of jobs that a batch was topped up with.
+
+        Raises:
+            psycopg.Error: the database is away.
+        """
+        if lane not in LANES or LANES[lane].latency != Latency.INTERACTIVE:
+            return None
+        with session(self._executor.pool, self._settings.lease_s) as conn:
+            row = conn.execute(
+                """SELECT state, error_code FROM vestry.jobs
+                   WHERE id = %s AND (finished_at IS NOT NULL
+                                      OR (state = 'queued' AND turn IS NULL AND attempt > 0))""",
+                [job_id],
+                prepare=True,
+            ).fetchone()
+        return None if row is None else (str(row[0]), row[1])
+
+    def drain(self) -> None:
+        """Take nothing more, and hand every lease back at once with no attempt spent."""
+        self._draining.set()
+        self._liveness.stop()
+        for bell in self._bells.values():
+            bell.close()
+        for lease in self._executor.heart.held():
+            try:
+                self._executor.hand_back(lease)
+            except psycopg.Error as error:
+                log.warning("lease not handed back (%s); it will expire", type(error).__name__)
+        self._executor.heart.end_unheard()
+
+    def _step(
+        self, lane: str, kind: str, *, hint: UUID | None = None, suspect: bool = False
+    ) -> Finished | None:
+        opened = self._claim(lane, [kind], hint=hint, suspect=suspect)
+        if opened is None:
+            return None
+        if opened.lease.more:
+            self._bells[lane].ring()
+        return self._run(opened, hint)
+
+    def _claim(
+        self, lane: str, kinds: Sequence[str], *, hint: UUID | None = None, suspect: bool = False
+    ) -> Opened | None:
+        latency = LANES[lane].latency
+        limit = (
+            self._settings.interactive_batch_jobs
+            if latency == Latency.INTERACTIVE
+            else self._settings.batch_jobs
+        )
+        try:
+            opened = self._executor.claim(
+                lane,
+                kinds,
+                hint=hint,
+                limit=limit,
+                budgets={kind: self._pace.budget(kind, latency) for kind in kinds},
+                suspect=suspect,
+            )
+        finally:
+            self._liveness.looked()
+        if opened is not None:
+            self._liveness.moved()
+        if opened is not None and self._draining.is_set():
+            self._executor.hand_back(opened.lease)
+            self._executor.heart.remove(opened.lease)
+            return None
+        return opened
+
+    def _run(self, opened: Opened, hint: UUID | None = None) -> Finished:
+        jobs = opened.lease.jobs
+        kind = jobs[0].kind
+        unannounced = [job.id for job in jobs if job.id != hint]
+        sure = jobs[0].latency == Latency.INTERACTIVE
+        self._feed.started(kind, opened.lease.lane, unannounced, sure=sure)
+        finished = Finished()
+        begun = time.monotonic()
+        try:
+            finished = self._executor.run(opened)
+        finally:
+            self._liveness.moved()
+            self._feed.finished(kind, unannounced, finished)
+        worked = sum(job.units for job in jobs if job.id in finished.worked)
+        self._pace.ran(kind, worked, time.monotonic() - begun)
+        return finished
+
+    def _feed_lane(self, lane: str) -> None:
+        bell = self._bells[lane]
+        while not self._draining.is_set():
+            bell.wait()
+            try:
+                while not self._draining.is_set() and self._serve(lane):
+                    pass
+            except Exception as error:  # a feeder must outlive whatever befalls a batch
+                log.warning("no work to be had (%s)", type(error).__name__)
+                self._draining.wait(ERROR_PAUSE_S)
+
+    def _serve(self, lane: str) -> bool:
+        """Run a batch of a kind with a free slot, if there is any; whether to look again unasked."""
+        held = self._slots.free(lane, self._kinds)
+        if not held:
+            return False
+        try:
+            with self._quarantine.shared():
+                opened = self._claim(lane, held)
+                if opened is None:
+                    return False
+                kind = opened.lease.jobs[0].kind
+                self._release(lane, [other for other in held if other != kind])
+                held = [kind]
+                if opened.lease.more:
+                    self._bells[lane].ring()
+                self._run(opened)
+        finally:
+            self._release(lane, held)
+        # What is enqueued in an interactive lane rings the bell.
+        return LANES[lane].latency != Latency.INTERACTIVE
+
+    def _release(self, lane: str, kinds: Sequence[str]) -> None:
+        if self._slots.release(lane, kinds):
+            self._bells[lane].ring()
+
+    def _feed_suspects(self) -> None:
+        while not self._draining.wait(self._settings.poll_s):
+            try:
+                for lane, kind in self._suspects():
+                    self._run_alone(lane, kind)
+            except Exception as error:  # a feeder must outlive whatever befalls a batch
+                log.warning("suspects not looked for (%s)", type(error).__name__)
+
+    def _run_alone(self, lane: str, kind: str) -> None:
+        """Run a lane's suspects, one after the other, while the process does nothing else.
+
+        Not all of them, if there are many: who waits in another lane waits no longer than a batch.
+        Where the process was not empty in time it waits for longer the next time, or it would never
+        run beside long generations that follow each other.
+        """
+        patience_s = self._patience_s
+        until = time.monotonic() + self._settings.batch_s
+        with self._quarantine.alone(patience_s) as empty:
+            while empty and self._step(lane, kind, suspect=True) is not None:
+                if time.monotonic() > until:
+                    break
+        if empty:
+            self._patience_s = 2 * self._settings.batch_s
+        else:
+            # Something here takes long, or hangs until the watchdog ends it: let the others work.
+            self._patience_s = min(2 * patience_s, self._settings.max_run_s)
+            self._draining.wait(PAUSE_RATIO * patience_s)
+
+    def _suspects(self) -> list[tuple[str, str]]:
+        with session(self._executor.pool, self._settings.lease_s) as conn:
+            rows: list[Any] = conn.execute(
+                """SELECT lane, kind
+                   FROM unnest(%s::text[]) lane, unnest(%s::text[]) kind
+                   WHERE EXISTS (SELECT FROM vestry.jobs j
+                                 WHERE j.lane = lane.lane AND j.kind = kind.kind
+                                   AND j.state = 'queued' AND j.turn IS NOT NULL AND j.suspect
+                                   AND (j.deadline IS NULL OR j.deadline > vestry.clock()))
+                     AND EXISTS (SELECT FROM vestry.lanes l
+                                 WHERE l.lane = lane.lane AND l.paused_at IS NULL)""",
+                [list(self._settings.lanes), list(self._kinds)],
+                prepare=True,
+            ).fetchall()
+        return [(row[0], row[1]) for row in rows]

@@ -1,0 +1,1 @@
+"""Isolation of private workers: checks before start and the network guard."""

@@ -1,0 +1,110 @@
+"""What a private worker looks at before it starts: nothing in it may lead to a cloud."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import resource
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Final
+
+from inference.catalogue.schema import Catalogue
+from inference.remote.local_network import Network, NotLocal, check_url
+
+CLOUDS: Final = (
+    "ANTHROPIC", "AWS", "AZURE", "BEDROCK", "CLOUDSDK", "CLOUDFLARE", "COHERE", "DATABRICKS",
+    "DEEPGRAM", "DEEPSEEK", "ELEVENLABS", "FIREWORKS", "GCLOUD", "GCP", "GEMINI", "GOOGLE", "GROQ",
+    "HF", "HUGGINGFACE", "HUGGINGFACEHUB", "HUGGING_FACE", "JINA", "LANGCHAIN", "LANGSMITH",
+    "MISTRAL", "NVIDIA", "OLLAMA", "OPENAI", "OPENROUTER", "PERPLEXITY", "REPLICATE", "SAGEMAKER",
+    "TOGETHER", "VERTEX", "VOYAGE", "WANDB", "WATSONX", "XAI",
+)  # fmt: skip
+"""Beginnings of the variables from which these providers' own libraries take their credentials."""
+_SECRET = re.compile(
+    r".*(API_?KEY|ACCESS_?KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS?|CONNECTION_STRING|SESSION)(_.*)?"
+)
+_CLOUD_SECRET = re.compile(rf"({'|'.join(CLOUDS)})_{_SECRET.pattern}")
+_ANY_KEY = re.compile(r".*_API_?(KEY|TOKEN)(_.*)?")
+"""What looks like a provider's key, of whichever provider."""
+OTHERS: Final = frozenset(
+    {"CO_API_KEY", "AWS_PROFILE", "AWS_ROLE_ARN", "GOOGLE_CLOUD_KEYFILE_JSON"}
+)
+
+
+class WallBreached(SystemExit):
+    """A private worker refuses to start."""
+
+
+def credentials(environment: Iterable[str]) -> list[str]:
+    """The names among an environment's that stand for credentials of a cloud."""
+    return sorted(
+        name
+        for name in environment
+        if not name.startswith("VESTRY_")
+        and (
+            name in OTHERS
+            or _CLOUD_SECRET.fullmatch(name.upper())
+            or _ANY_KEY.fullmatch(name.upper())
+        )
+    )
+
+
+def stand(
+    environment: Mapping[str, str],
+    catalogue: Catalogue,
+    *,
+    keys: Collection[str],
+    allowed: Iterable[Network] = (),
+) -> None:
+    """See that a private worker has nothing in it that leads to a cloud.
+
+    Args:
+        environment: the process's.
+        catalogue: the backends that are enabled in it, and no others, with their URLs.
+        keys: backends that it was given API keys of.
+        allowed: networks that count as local besides the loopback interface.
+
+    Raises:
+        WallBreached: it has; the message names it, and what to do.
+    """
+    faults = list(_faults(environment, catalogue, keys, tuple(allowed)))
+    if faults:
+        raise WallBreached("a private worker does not start: " + "; ".join(faults))
+
+
+def _faults(
+    environment: Mapping[str, str],
+    catalogue: Catalogue,
+    keys: Collection[str],
+    allowed: tuple[Network, ...],
+) -> Iterator[str]:
+    if named := credentials(environment):
+        yield f"its environment has a cloud's credentials, unset {', '.join(named)}"
+    for backend in catalogue.backends:
+        if backend.locality != "local":
+            yield f"the cloud backend {backend.name} is enabled, take it out of VESTRY_BACKENDS"
+            continue
+        try:
+            if backend.url is not None:
+                check_url(backend.url, allowed)
+        except NotLocal as error:
+            yield f"backend {backend.name}: {error}"
+    local = {backend.name for backend in catalogue.backends if backend.locality == "local"}
+    for name in sorted(set(keys) - local):
+        yield f"it was given a key of {name}, take it out of VESTRY_BACKEND_KEYS"
+
+
+# What a process must not leave behind of its memory: no core dump, no look into it by others.
+
+PR_SET_DUMPABLE: Final = 4
+"""prctl(2): without it the kernel writes no core, and /proc/PID/mem and environ are root's alone."""
+
+
+def no_dumps() -> None:
+    """Have this process, and what it starts, write no core dump; on Linux, let nobody attach to it.
+
+    Children that run another program may be attached to again, by their own account.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)

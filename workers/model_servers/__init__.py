@@ -1,0 +1,1 @@
+"""Model servers: which are configured, which answer, what `vestry models` shows."""

@@ -1,0 +1,1 @@
+"""The embedded stack: Postgres, Valkey and all processes of `vestry up`."""

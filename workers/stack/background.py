@@ -1,0 +1,161 @@
+"""The whole stack in the background: started, looked at and ended from another process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from workers.home import CHECKOUT, Home, HomeInUseError, default_home, read_json
+from workers.stack.process import Identity, base_environment, open_log
+from workers.stack.settings import inherited
+from workers.stack.supervisor import StartError, end_orphans
+
+STOP_TIMEOUT_S = 150.0
+"""More than a drain takes whose every stage has to be ended by force."""
+
+
+@dataclass(slots=True)
+class Detached:
+    """A stack in the background. As a context manager it is stopped at the end."""
+
+    home: Path
+    supervisor: Identity
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """What clients need: `database_url`, `keyring`, `flower`, `supervisor_pid`."""
+        return read_json(Home(self.home).client)
+
+    def state(self) -> dict[str, Any]:
+        """`ready`, and the processes with name, pid, state, restarts, lanes, address, log."""
+        return read_json(Home(self.home).state)
+
+    def pid(self, name: str) -> int | None:
+        """The id of a process now, by its name (`postgres`, `private-bulk-gpu`, …)."""
+        found = [p["pid"] for p in self.state().get("processes", []) if p["name"] == name]
+        return found[0] if found else None
+
+    def running(self) -> bool:
+        """Whether its supervisor runs."""
+        return self.supervisor.alive()
+
+    def stop(self) -> None:
+        """Drain it, and return once nothing of it is left. Safe to repeat.
+
+        Raises:
+            TimeoutError: it did not end within STOP_TIMEOUT_S.
+        """
+        if self.running():
+            os.kill(self.supervisor.pid, signal.SIGTERM)
+        until = time.monotonic() + STOP_TIMEOUT_S
+        while self.running():
+            if time.monotonic() > until:
+                raise TimeoutError(f"process {self.supervisor.pid} does not end")
+            time.sleep(0.05)
+        if self.process is not None:
+            self.process.wait()
+        sweep(self.home)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start_detached(
+    home: Path | None = None,
+    settings: Mapping[str, str] | None = None,
+    *,
+    flower: bool = True,
+    only: Sequence[str] = (),
+    timeout_s: float = 300.0,
+) -> Detached:
+    """Run the whole stack in the background, and return once every process is ready.
+
+    Args:
+        home: its private directory; VESTRY_HOME or `.vestry/` by default.
+        settings: `VESTRY_*` settings of every child, over those of the environment.
+        flower: whether to run Flower.
+        only: names of the processes to run besides the servers; empty means all.
+        timeout_s: for all processes to be ready.
+
+    Raises:
+        StartError: it did not start; nothing of it is left. The message is one line.
+    """
+    place = Home(home or default_home())
+    place.create()
+    argv = [sys.executable, "-m", "workers.stack.commands", "up", "--home", str(place.path)]
+    argv += ["--flower" if flower else "--no-flower", "--timeout", str(timeout_s)]
+    argv += [part for name in only for part in ("--only", name)]
+    argv += [part for pair in (settings or {}).items() for part in ("--set", "=".join(pair))]
+    path = place.logs / "supervisor.log"
+    path.unlink(missing_ok=True)
+    environment = base_environment() | inherited()
+    with open_log(path) as log:
+        process = subprocess.Popen(
+            argv,
+            env=environment,
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        supervisor = _await_ready(process, place)
+    except BaseException:
+        process.terminate()
+        process.wait(STOP_TIMEOUT_S)
+        raise
+    return Detached(place.path, supervisor, process)
+
+
+def running_in(home: Path) -> Detached | None:
+    """The stack that runs in a home, whoever started it and however."""
+    recorded = read_json(Home(home).state).get("supervisor")
+    if not recorded:
+        return None
+    found = Detached(home, Identity(**recorded))
+    return found if found.running() else None
+
+
+def sweep(home: Path) -> int:
+    """End what a killed supervisor left running in a home where none runs.
+
+    Returns:
+        How many processes there were.
+    """
+    place = Home(home)
+    if not place.run.is_dir():
+        return 0
+    try:
+        place.lock()
+    except HomeInUseError:
+        return 0
+    try:
+        place.client.unlink(missing_ok=True)
+        return end_orphans(place)
+    finally:
+        place.unlock()
+
+
+def _await_ready(process: subprocess.Popen[bytes], home: Home) -> Identity:
+    # The supervisor itself keeps the time; it ends with an error when that is over.
+    while process.poll() is None:
+        state = read_json(home.state)
+        recorded = state.get("supervisor") or {}
+        if state.get("ready") and recorded.get("pid") == process.pid:
+            return Identity(**recorded)
+        time.sleep(0.05)
+    text = (home.logs / "supervisor.log").read_text(encoding="utf-8", errors="replace")
+    last = (text.strip().splitlines() or ["it ended without a word"])[-1]
+    raise StartError(last.removeprefix("Error: "))

@@ -1,0 +1,75 @@
+"""One process's own directory in a stack's home: its readiness, copies of the secrets it is lent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from workers.home import Home, write_private
+from workers.stack.process import Account
+
+LENT: Final = (
+    "VESTRY_DATABASE_PASSWORD_FILE",
+    "VESTRY_BROKER_PASSWORD_FILE",
+    "VESTRY_LLAMA_KEY_FILE",
+)
+"""Variables that name a file with a secret."""
+LENT_PAIRS: Final = "VESTRY_BACKEND_KEYS"
+"""The same, `name=FILE` each."""
+
+
+class Room:
+    """The directory `run/NAME` of a home, mode 0700.
+
+    Args:
+        home: created.
+        name: the process's.
+        account: whom it runs as. One of its own could not read the home's secrets, and is lent copies.
+    """
+
+    def __init__(self, home: Home, name: str, account: Account) -> None:
+        self.path = home.run / name
+        self.ready = self.path / "ready"
+        self._account = account
+
+    def enter(self) -> None:
+        """Make it as it is to be before the process starts."""
+        self.path.mkdir(exist_ok=True)
+        self.path.chmod(0o700)
+        self._account.own(self.path)
+        self.ready.unlink(missing_ok=True)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a 0600 file that the process's account owns."""
+        path = self.path / name
+        write_private(path, text, self._account.ids)
+        return path
+
+    def lend(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """The environment, with its secrets where this process can read them, and where it is at home.
+
+        Raises:
+            OSError: a secret is not there.
+        """
+        if self._account.uid is None:
+            return dict(environment)
+        given = dict(environment)
+        for name in LENT:
+            if name in given:
+                given[name] = str(self._copy(Path(given[name])))
+        if pairs := given.get(LENT_PAIRS):
+            halves = (pair.partition("=") for pair in pairs.split())
+            given[LENT_PAIRS] = " ".join(f"{n}={self._copy(Path(file))}" for n, _, file in halves)
+        cache = Path(
+            given.get("HF_HOME") or Path(given.get("HOME", "/")) / ".cache" / "huggingface"
+        )
+        if cache.is_dir():
+            given["HF_HOME"] = str(cache)
+        given |= {"HOME": str(self.path), "USER": "vestry"}
+        if "TMPDIR" in given:
+            given["TMPDIR"] = str(self.path)
+        return given
+
+    def _copy(self, secret: Path) -> Path:
+        return self.write(secret.name, secret.read_text(encoding="utf-8"))
