@@ -127,7 +127,7 @@ def _places() -> list[Path]:
 def _checkout() -> Path | None:
     """The checkout this module was imported from; the installed package has none."""
     folder = Path(__file__).resolve().parent.parent
-    return folder if (folder / "workers" / "up.py").is_file() else None
+    return folder if (folder / "workers" / "app.py").is_file() else None
 
 
 def _from_home() -> dict[str, object]:

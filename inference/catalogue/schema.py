@@ -1,6 +1,6 @@
 """The catalogue: which models there are, where each runs, what it is good enough for, what it costs.
 
-`inference.catalogue.schema.loader` reads it.
+`inference.catalogue.loader` reads it.
 """
 
 from __future__ import annotations

@@ -341,7 +341,7 @@ CYCLE = """
 import sys
 from pathlib import Path
 import psycopg
-from workers.devstack import DevStack, prepare_database
+from workers.stack.dev_stack import DevStack, prepare_database
 for _ in range(2):
     with DevStack(Path(sys.argv[1])) as stack:
         with psycopg.connect(stack.superuser_url) as conn:

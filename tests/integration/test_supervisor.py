@@ -25,9 +25,9 @@ PROGRAM = """
 import signal, sys
 from pathlib import Path
 from workers.home import Home
-from workers.process import Command, base_environment
-from workers.supervisor import ChildSpec, Stage, StartError, Supervisor
-import workers.supervisor as supervisor
+from workers.stack.process import Command, base_environment
+from workers.stack.supervisor import ChildSpec, Stage, StartError, Supervisor
+import workers.stack.supervisor as supervisor
 
 home = Home(Path(sys.argv[1]))
 supervisor.GRACE_S, supervisor.HURRY_S = float(sys.argv[3]), 1.0

@@ -155,7 +155,9 @@ def test_malformed_references(text: str) -> None:
 
 
 def test_no_name_stands_for_two_books() -> None:
-    rows = json.loads((ROOT / "inference" / "canon.json").read_text(encoding="utf-8"))
+    rows = json.loads(
+        (ROOT / "inference" / "classifiers" / "canon.json").read_text(encoding="utf-8")
+    )
     assert len(rows) == 66
     names = Counter(
         re.sub(r"[ .]", "", f"{row['name'][0] if row['name'][0].isdigit() else ''}{name}".lower())

@@ -135,9 +135,9 @@ def test_a_child_inherits_the_ring_and_sees_the_next(path: Path, tmp_path: Path)
     descriptor = handing.descriptor()
     script = """
 import sys
-from vestry import key_source
-from vestry.key_source import from_environment
-key_source.HANDED_S = 60  # a busy machine writes the next ring when it does
+from vestry.crypto import keyring_source
+from vestry.crypto.keyring_source import from_environment
+keyring_source.HANDED_S = 60  # a busy machine writes the next ring when it does
 source = from_environment()
 print(source.read().current, flush=True)
 print(source.read_with("new").current, flush=True)

@@ -106,9 +106,9 @@ def test_what_libraries_say_of_messages_and_errors_is_cut(
 def test_what_nobody_caught_is_told_by_type_and_place() -> None:
     script = f"""
 import sys, threading, warnings
-from workers import logs
-logs.configure("DEBUG")
-logs.own_process()
+from workers import log_redaction
+log_redaction.configure("DEBUG")
+log_redaction.own_process()
 def fail():
     raise ValueError({SECRET!r})
 class Heavy:
@@ -136,7 +136,7 @@ fail()
 def test_other_lines_are_logged_whole(capsys: pytest.CaptureFixture[str]) -> None:
     log_redaction.configure("INFO")
     logging.getLogger("workers.execution.fetcher").info("claimed %d of\n%s", 3, "lane")
-    assert "INFO workers.runtime: claimed 3 of\nlane" in capsys.readouterr().err
+    assert "INFO workers.execution.fetcher: claimed 3 of\nlane" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ValueError(SECRET), JobDead("too_long")])

@@ -14,7 +14,7 @@ from inference.temp_dir import Scratch
 HOLDER = """
 import sys, time
 from pathlib import Path
-from inference.pages.scratch import Scratch
+from inference.temp_dir import Scratch
 scratch = Scratch(Path(sys.argv[1]))
 with scratch.file(b"private") as path:
     (scratch.new_directory() / "page").write_bytes(b"private")

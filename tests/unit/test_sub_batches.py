@@ -45,7 +45,7 @@ def test_the_affinity_bounds_the_threads() -> None:
         return
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
-        "from inference.threads import default_threads as d; print(d())"
+        "from inference.device.threads import default_threads as d; print(d())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60

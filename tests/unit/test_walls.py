@@ -123,8 +123,8 @@ def run(script: str, **environment: str) -> str:
 
 CONNECTING = """
     import socket, threading, urllib.request
-    from inference import egress
-    from workers.network_guard import stay_home
+    from inference.remote import egress
+    from workers.isolation.network_guard import stay_home
 
     server = socket.create_server(("127.0.0.1", 0))
     home = server.getsockname()
@@ -174,7 +174,7 @@ def test_the_interpreter_refuses_connections_to_elsewhere() -> None:
 def test_a_process_that_must_not_leave_its_memory_behind_does_not() -> None:
     script = """
         import ctypes, resource, sys
-        from workers.hardening import no_dumps
+        from workers.isolation.preflight import no_dumps
         resource.setrlimit(resource.RLIMIT_CORE, resource.getrlimit(resource.RLIMIT_CORE)[1:] * 2)
         no_dumps()
         get_dumpable = 3
@@ -191,7 +191,7 @@ def test_a_worker_s_temporary_files_are_its_own_and_go_with_it(tmp_path: Path) -
     script = f"""
         import os, sys, tempfile
         from pathlib import Path
-        from workers.scratch import Scratch
+        from workers.isolation.temp_dir import Scratch
         with Scratch("private-bulk-cpu@host", Path({str(tmp_path)!r}) / "scratch") as scratch:
             made = Path(tempfile.mkstemp()[1])
             modes = oct(scratch.path.stat().st_mode | scratch.path.parent.stat().st_mode)
@@ -210,7 +210,7 @@ def test_what_a_killed_worker_left_is_gone_at_the_next_start(
     script = f"""
         import sys, tempfile
         from pathlib import Path
-        from workers.scratch import Scratch
+        from workers.isolation.temp_dir import Scratch
         scratch = Scratch("w", Path({str(tmp_path)!r})).open()
         Path(tempfile.mkdtemp(), "page.png").write_text("SECRET")
         print(scratch.path, flush=True)

@@ -141,7 +141,7 @@ def test_a_model_that_does_not_fit_is_a_fault_only_where_it_is_there(
     ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "workers.model_servers.plan.inventory.memory", lambda _: Memory("machine", GB, GB // 2)
+        "workers.model_servers.inventory.memory", lambda _: Memory("machine", GB, GB // 2)
     )
     monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={ollama.url}")
     checks = told()
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_fit_is_a_fault_only_where_it_is_there(
     assert checks["model llama3.2:3b"].detail == "larger than the machine's 1.0 GB; about 2.2 GB"
     assert checks["model phi-3-mini"].ok
     room = Memory("machine", 9 * GB, GB)
-    monkeypatch.setattr("workers.model_servers.plan.inventory.memory", lambda _: room)
+    monkeypatch.setattr("workers.model_servers.inventory.memory", lambda _: room)
     assert "and 1.0 GB are free now" in told()["model llama3.2:3b"].detail
 
 

@@ -83,7 +83,7 @@ class Accounts:
         number = self._numbers["control"]
         account = Account(number, number, self._views)
         subprocess.run(  # type: ignore[call-overload]
-            [sys.executable, "-c", "import psutil, workers.process"],
+            [sys.executable, "-c", "import psutil, workers.stack.process"],
             cwd=CHECKOUT,
             env=base_environment(),
             stdin=subprocess.DEVNULL,

@@ -180,7 +180,7 @@ def ensure_keyring(home: Home) -> None:
 def _fingerprint(passwords: dict[str, str]) -> str:
     """Of all that bootstrap and migrations depend on. Passwords are random, so a digest is safe."""
     digest = hashlib.sha256()
-    files = [CHECKOUT / "models" / "bootstrap.py", CHECKOUT / "models" / "roles.py"]
+    files = [CHECKOUT / "models" / "bootstrap.py"]
     files += sorted(
         path for path in (CHECKOUT / "migrations").rglob("*") if path.suffix in {".py", ".sql"}
     )
