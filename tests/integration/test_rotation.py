@@ -193,7 +193,7 @@ def test_the_ring_of_a_command_is_rotated_where_it_is_kept(site: Site) -> None:
     with pytest.raises(Exception, match=COMMAND):
         key_rotation.add(command)
     key_rotation.add(site.source)
-    with key_rotation.key_file.changing(site.path) as change:
+    with key_rotation.keyring_file.changing(site.path) as change:
         change.replace(key_rotation._with_next_current(change.ring))
     done = key_rotation.rotate(site.operator, command)
     assert (done.rewrapped, done.made) == (1, False)
