@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from workers.execution.concurrency import Bell, Slots
+from workers.execution.concurrency import Wakeup, Slots
 
 LANE = "private.interactive.gpu"
 
@@ -13,7 +13,7 @@ LANE = "private.interactive.gpu"
 class Sleepers:
     """Threads that count how often one of them woke."""
 
-    def __init__(self, bell: Bell, count: int) -> None:
+    def __init__(self, bell: Wakeup, count: int) -> None:
         self.woken = 0
         self._bell = bell
         self._over = False
@@ -45,10 +45,10 @@ class Sleepers:
 
 
 def test_a_ring_wakes_one() -> None:
-    bell = Bell(every_s=60)
+    bell = Wakeup(every_s=60)
     sleepers = Sleepers(bell, 4)
     for rings in (1, 2, 3):
-        bell.ring()
+        bell.notify()
         sleepers.await_woken(rings)
         time.sleep(0.1)
         assert sleepers.woken == rings
@@ -56,9 +56,9 @@ def test_a_ring_wakes_one() -> None:
 
 
 def test_a_ring_that_nobody_hears_is_kept_and_several_are_one() -> None:
-    bell = Bell(every_s=60)
+    bell = Wakeup(every_s=60)
     for _ in range(5):
-        bell.ring()
+        bell.notify()
     sleepers = Sleepers(bell, 3)
     sleepers.await_woken(1)
     time.sleep(0.2)
@@ -68,7 +68,7 @@ def test_a_ring_that_nobody_hears_is_kept_and_several_are_one() -> None:
 
 def test_without_a_ring_one_wakes_now_and_then_however_many_sleep() -> None:
     begun = time.monotonic()
-    bell = Bell(every_s=0.2)
+    bell = Wakeup(every_s=0.2)
     sleepers = Sleepers(bell, 5)
     sleepers.await_woken(3)
     woken = sleepers.woken

@@ -112,7 +112,7 @@ class Quarantine:
 # What wakes a lane's feeders: one of them a ring, and one of them now and then without any.
 
 
-class Bell:
+class Wakeup:
     """A ring wakes one sleeper; one that finds nobody asleep is kept for the next to lie down.
 
     Rings that come before anybody has woken are one: who wakes looks at all there is, and rings
@@ -129,7 +129,7 @@ class Bell:
         self._closed = False
         self._due = time.monotonic() + every_s
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """There may be work."""
         with self._changed:
             self._rung = True

@@ -15,7 +15,7 @@ from vestry.lanes import LANES, Latency
 from workers.celery_integration.events import FlowerFeed
 from workers.db import session
 from workers.execution.batch_sizing import Pace
-from workers.execution.concurrency import Bell, Quarantine, Slots
+from workers.execution.concurrency import Wakeup, Quarantine, Slots
 from workers.execution.executor import Executor, Opened
 from workers.execution.finish import Finished
 from workers.execution.watchdog import Liveness
@@ -51,7 +51,7 @@ class Runtime:
         self._pace = Pace(settings.batch_s)
         self._patience_s = 2 * settings.batch_s
         self._draining = threading.Event()
-        self._bells = {lane: Bell(settings.poll_s) for lane in settings.lanes}
+        self._bells = {lane: Wakeup(settings.poll_s) for lane in settings.lanes}
         self._kinds = tuple(executor.handlers)
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class Runtime:
 
     def wake(self, lane: str) -> None:
         """There may be work in a lane of this process: have it looked for at once."""
-        self._bells[lane].ring()
+        self._bells[lane].notify()
 
     def hinted(self, lane: str, kind: str, job_id: UUID) -> Finished | None:
         """Run the batch that a hint is the first of; None if the job is not to be had.
@@ -90,7 +90,7 @@ class Runtime:
         finally:
             self._release(lane, [kind])
             if LANES[lane].latency != Latency.INTERACTIVE:
-                self._bells[lane].ring()
+                self._bells[lane].notify()
 
     def stopped(self, lane: str, job_id: UUID) -> tuple[str, str | None] | None:
         """State and error code of a job whose hint came too late; None for one that goes on.
@@ -134,7 +134,7 @@ class Runtime:
         if opened is None:
             return None
         if opened.lease.more:
-            self._bells[lane].ring()
+            self._bells[lane].notify()
         return self._run(opened, hint)
 
     def _claim(
@@ -207,7 +207,7 @@ class Runtime:
                 self._release(lane, [other for other in held if other != kind])
                 held = [kind]
                 if opened.lease.more:
-                    self._bells[lane].ring()
+                    self._bells[lane].notify()
                 self._run(opened)
         finally:
             self._release(lane, held)
@@ -216,7 +216,7 @@ class Runtime:
 
     def _release(self, lane: str, kinds: Sequence[str]) -> None:
         if self._slots.release(lane, kinds):
-            self._bells[lane].ring()
+            self._bells[lane].notify()
 
     def _feed_suspects(self) -> None:
         while not self._draining.wait(self._settings.poll_s):
