@@ -17,8 +17,8 @@ import psycopg
 from benchmarks.options import Options
 from benchmarks.report import Outcome, percentile
 from models import claims, transitions
-from models.claim_query import PLANNER_OPTIONS, Mark
-from models.claims import Lease, Terms
+from models.claim_query import PLANNER_OPTIONS, LowWaterMark
+from models.claims import Lease, LeasePolicy
 from models.states import State
 from models.transitions import Settlement
 from workers.stack.dev_stack import DevStack
@@ -27,7 +27,7 @@ from workers.stack.server_dir import remove
 Connection = psycopg.Connection[Any]
 
 LANE = "private.bulk.gpu"
-TERMS = Terms(worker="benchmark", privacy="private", lease_s=600, max_run_s=3600)
+TERMS = LeasePolicy(worker="benchmark", privacy="private", lease_s=600, max_run_s=3600)
 SIZES = (1_000, 100_000, 1_000_000)
 BATCH = 64
 CLAIMS = 60
@@ -58,7 +58,7 @@ def run(options: Options) -> Outcome:
 def _measure(
     outcome: Outcome, options: Options, stack: DevStack, admin: Connection, worker: Connection
 ) -> None:
-    mark = Mark()
+    mark = LowWaterMark()
     first: dict[str, float] = {}
     for size in (options.scaled(size) for size in SIZES):
         waiting = admin.execute(
@@ -82,7 +82,7 @@ def _measure(
 
 
 def _claims(
-    outcome: Outcome, name: str, connections: tuple[Connection, Connection], mark: Mark,
+    outcome: Outcome, name: str, connections: tuple[Connection, Connection], mark: LowWaterMark,
     first: dict[str, float],
 ) -> None:  # fmt: skip
     """Time claims of a batch and claims of one hinted job, alternately; refill what they took."""
@@ -109,7 +109,12 @@ def _claims(
 
 
 def _claim(
-    worker: Connection, mark: Mark, limit: int, *, hint: UUID | None = None, finish: bool = True
+    worker: Connection,
+    mark: LowWaterMark,
+    limit: int,
+    *,
+    hint: UUID | None = None,
+    finish: bool = True,
 ) -> Lease:
     with worker.transaction():
         marks = {"embedding": mark}

@@ -25,7 +25,7 @@ from benchmarks.report import Outcome
 from vestry import Document, Embedding, Vestry
 from vestry.crypto.envelope import OwnerKey
 from workers.app import make_app
-from workers.celery_integration.worker_lifecycle import Lifecycle
+from workers.celery_integration.worker_lifecycle import WorkerLifecycle
 from workers.settings import Settings
 from workers.stack.dev_stack import DevStack
 from workers.stack.processes import thread_count
@@ -74,7 +74,7 @@ def _worker(stack: DevStack, threads: int) -> Iterator[Callable[[list[str], str]
         threads=threads or thread_count(),
         device="cpu",
     )
-    life = Lifecycle(make_app(settings.broker, "private"), settings)
+    life = WorkerLifecycle(make_app(settings.broker, "private"), settings)
     life.init(SimpleNamespace(hostname="bench"))
     life.ready()
     url = stack.database_url("vestry_producer")

@@ -14,7 +14,7 @@ import psycopg
 
 from vestry import Vestry
 from workers.home import Home
-from workers.stack.background import Detached, start_detached
+from workers.stack.background import BackgroundStack, start_background
 from workers.stack.postgres import SUPERUSER, PostgresServer
 from workers.stack.server_dir import remove
 from workers.stack.valkey import ValkeyServer
@@ -38,7 +38,7 @@ class Stand:
         valkey: the broker.
     """
 
-    up: Detached
+    up: BackgroundStack
     vestry: Vestry
     conn: Connection
     admin: Connection
@@ -65,7 +65,7 @@ def stand(settings: Mapping[str, str], only: Sequence[str]) -> Iterator[Stand]:
     """
     home = Path(tempfile.mkdtemp(prefix="vestry-bench-"))
     try:
-        with start_detached(home, settings, flower=False, only=only) as up:
+        with start_background(home, settings, flower=False, only=only) as up:
             client = up.client
             url = PostgresServer(Home(home)).url(SUPERUSER)
             with (

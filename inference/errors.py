@@ -40,7 +40,7 @@ class InferenceError(Exception):
         self.usage: tuple[int | None, int | None] | None = None
         self.served_by: Any = None
 
-    def after(self, input_tokens: int | None, output_tokens: int | None) -> Self:
+    def with_usage(self, input_tokens: int | None, output_tokens: int | None) -> Self:
         """The same error, of calls that were answered and are paid for."""
         self.usage = (input_tokens, output_tokens)
         return self
@@ -53,20 +53,20 @@ class RateLimited(InferenceError):
     retryable = True
 
 
-class OverLimit(RateLimited):
+class LocalRateLimit(RateLimited):
     """Our own limit of calls a minute is reached; the backend was not called."""
 
     code = "over_limit"
 
 
-class Unavailable(InferenceError):
+class BackendUnavailable(InferenceError):
     """The backend does not answer now."""
 
     code = "backend_unavailable"
     retryable = True
 
 
-class StillAway(Unavailable):
+class ProbeInProgress(BackendUnavailable):
     """The backend is away, and somebody is trying whether it is back."""
 
 
@@ -146,7 +146,7 @@ class NoAdequateModel(InferenceError):
     code = "no_adequate_model"
 
 
-class Waits(InferenceError):
+class NoBackendAvailable(InferenceError):
     """Nothing that is good enough can be called now; the job waits.
 
     Its message is the reason, one of the policy's words.
@@ -156,7 +156,7 @@ class Waits(InferenceError):
     retryable = True
 
 
-class PassedOver(InferenceError):
+class SkippedModel(InferenceError):
     """What is good enough failed, or is away."""
 
     code = "passed_over"
@@ -174,7 +174,7 @@ class BadAnswer(InferenceError):
     retryable = True
 
 
-class Abandoned(InferenceError):
+class CallCancelled(InferenceError):
     """Nobody wants the answer any more."""
 
     code = "abandoned"

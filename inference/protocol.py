@@ -29,11 +29,11 @@ Cancelled = Callable[[], bool]
 """Asked now and then during a long call: True once nobody wants its outcome any more."""
 
 
-def at_once() -> None:
+def no_wait() -> None:
     """A `BackendConfig.turn` where there is no limit of calls a minute."""
 
 
-def never() -> bool:
+def not_cancelled() -> bool:
     """A `Cancelled` for calls that nobody cancels."""
     return False
 
@@ -70,15 +70,15 @@ class BackendConfig:
     threads: int | None = None
     device: str = "auto"
     nice: int = 0
-    scratch: Path | None = None
-    networks: tuple[Network, ...] | None = ()
+    temp_dir: Path | None = None
+    local_networks: tuple[Network, ...] | None = ()
     egress: Recorder | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
-    turn: Callable[[], None] = at_once
+    acquire_permit: Callable[[], None] = no_wait
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class BackendProbe:
     """What `vestry doctor` is told of a backend.
 
     Attributes:
@@ -117,7 +117,7 @@ class Backend(Protocol):
         """
         ...
 
-    def probe(self) -> Probe:
+    def probe(self) -> BackendProbe:
         """Ask it how it is. Never raises, takes a few seconds at most."""
         ...
 
@@ -189,7 +189,9 @@ class Generated:
 class GenerationModel(Protocol):
     """A model that writes text."""
 
-    def generate(self, request: GenerationRequest, cancelled: Cancelled = never) -> Generated:
+    def generate(
+        self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
+    ) -> Generated:
         """Write an answer.
 
         Args:

@@ -14,7 +14,7 @@ Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class BreakerState:
     """A backend that failed lately.
 
     Attributes:
@@ -26,7 +26,7 @@ class Standing:
 
     open: bool
     away_s: float
-    probed: bool
+    probing: bool
     reason: str | None
 
 
@@ -44,7 +44,7 @@ class Route:
     model: str
 
 
-def standings(conn: Connection) -> dict[str, Standing]:
+def breaker_states(conn: Connection) -> dict[str, BreakerState]:
     """Backends that failed lately, by name; the others are well."""
     rows = conn.execute(
         """SELECT backend, away_until IS NOT NULL,
@@ -54,10 +54,10 @@ def standings(conn: Connection) -> dict[str, Standing]:
            WHERE failures > 0 OR away_until IS NOT NULL""",
         prepare=True,
     ).fetchall()
-    return {row[0]: Standing(*row[1:]) for row in rows}
+    return {row[0]: BreakerState(*row[1:]) for row in rows}
 
 
-def failed(
+def record_failure(
     conn: Connection,
     backend: str,
     reason: str,
@@ -74,23 +74,23 @@ def failed(
     )
 
 
-def succeeded(conn: Connection, backend: str) -> None:
+def record_success(conn: Connection, backend: str) -> None:
     """Close the breaker."""
     conn.execute("SELECT vestry.backend_succeeded_v1(%s)", [backend])
 
 
-def released(conn: Connection, backend: str) -> None:
+def release_probe(conn: Connection, backend: str) -> None:
     """Give a probe back that told nothing; the next caller may make one."""
     conn.execute("SELECT vestry.backend_released_v1(%s)", [backend])
 
 
-def probe(conn: Connection, backend: str, for_s: float) -> bool:
+def try_probe(conn: Connection, backend: str, for_s: float) -> bool:
     """Take the one probe of a half-open breaker; False where somebody else has it."""
     row = conn.execute("SELECT vestry.backend_probe_v1(%s, %s)", [backend, for_s]).fetchone()
     return row is not None and bool(row[0])
 
 
-def take_turn(
+def acquire_permit(
     conn: Connection, backend: str, limit: int, window_s: float, patience_s: float
 ) -> float:
     """Reserve a call under a rate limit; see `vestry.rate_take_v1`.
@@ -147,14 +147,16 @@ def publish(conn: Connection, routes: Sequence[Route]) -> list[Route]:
     return changed
 
 
-STRETCH = 2000
+MOVE_BATCH_ROWS = 2000
 """Jobs looked at in one transaction when routes change."""
-Place = tuple[int, UUID]
+MovePosition = tuple[int, UUID]
 """Where in a line one is: the turn and the id of a job."""
-BEGINNING: Place = (-(2**63), UUID(int=0))
+BEGINNING: MovePosition = (-(2**63), UUID(int=0))
 
 
-def move_jobs(conn: Connection, lane: str, kind: str, after: Place) -> tuple[int, Place | None]:
+def move_jobs(
+    conn: Connection, lane: str, kind: str, after: MovePosition
+) -> tuple[int, MovePosition | None]:
     """Have the jobs of one stretch of a line go where the routes now send them.
 
     Args:
@@ -168,7 +170,7 @@ def move_jobs(conn: Connection, lane: str, kind: str, after: Place) -> tuple[int
     """
     row = conn.execute(
         "SELECT moved, last_turn, last_id FROM vestry.move_jobs_v1(%s, %s, %s, %s, %s)",
-        [lane, kind, *after, STRETCH],
+        [lane, kind, *after, MOVE_BATCH_ROWS],
     ).fetchone()
     assert row is not None  # noqa: S101 - it returns one row
     return int(row[0]), None if row[1] is None else (row[1], row[2])

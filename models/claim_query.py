@@ -40,7 +40,7 @@ planning again for every call either, which Postgres would do here (a hinted cla
 1.70 ms, and 0.93 with the plan made once)."""
 
 
-def pick(*, suspect: bool = False, hints: bool = False) -> str:
+def ready_jobs_sql(*, suspect: bool = False, hints: bool = False) -> str:
     """SQL that selects `id, turn, units` of up to %(limit)s jobs in line and locks them.
 
     Parameters of the statement: lane, kind, model (None: the kind's default), mark, limit; with
@@ -99,7 +99,7 @@ def runnable(
 
 
 @dataclass(slots=True)
-class Mark:
+class LowWaterMark:
     """The low-water mark of one lane in one process. An optimisation only, never shared.
 
     A job enqueued after the lane's turn was read gets a turn no lower than it. One whose transaction
@@ -114,7 +114,7 @@ class Mark:
         """Where this scan begins: usually the mark, now and then the very beginning."""
         return BEGINNING if time.monotonic() >= self._full_at else self.value
 
-    def seen(self, start: int, lane_turn: int | None, first: int | None, took_s: float) -> None:
+    def update(self, start: int, lane_turn: int | None, first: int | None, took_s: float) -> None:
         """Learn from a scan.
 
         Args:

@@ -18,7 +18,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 from psycopg.types.numeric import Int8
 
-from models.claim_query import Mark, pick
+from models.claim_query import LowWaterMark, ready_jobs_sql
 from vestry.lanes import Kind
 
 Connection = psycopg.Connection[Any]
@@ -63,7 +63,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LeasePolicy:
     """How long a claim lasts, in seconds, and who holds it."""
 
     worker: str
@@ -72,7 +72,7 @@ class Terms:
     max_run_s: float
 
 
-ANY_SIZE = 1_000_000
+UNLIMITED_UNITS = 1_000_000
 """Units of a batch for which no budget was given."""
 
 _BY_ID = "j.state || '' = 'queued'"
@@ -114,7 +114,7 @@ _HEAD = """
 
 def _claim_sql(*, suspect: bool) -> str:
     rest = (
-        pick(suspect=suspect)
+        ready_jobs_sql(suspect=suspect)
         .replace("%(kind)s", "(SELECT kind FROM head)")
         .replace("%(model)s", "(SELECT model FROM head)")
         .replace("%(mark)s", "(SELECT mark FROM head)")
@@ -177,25 +177,25 @@ def _claim_sql(*, suspect: bool) -> str:
     FROM claimed c ORDER BY c.id"""  # noqa: S608 - composed of this module's own literals
 
 
-def _short(query: str) -> str:
+def _minify_sql(query: str) -> str:
     """Without blanks it can do without: psycopg parses a text past 4096 characters for every call."""
     return re.sub(r"\s*([(,])\s*|\s+(?=\))", r"\1", " ".join(query.split()))
 
 
-CLAIM = _short(_claim_sql(suspect=False))
-CLAIM_SUSPECT = _short(_claim_sql(suspect=True))
+CLAIM = _minify_sql(_claim_sql(suspect=False))
+CLAIM_QUARANTINED = _minify_sql(_claim_sql(suspect=True))
 
 
 def claim(
     conn: Connection,
-    terms: Terms,
+    terms: LeasePolicy,
     lane: str,
     kinds: Sequence[str],
     *,
     hint: UUID | None = None,
     limit: int = 256,
     budgets: Mapping[str, int] | None = None,
-    marks: Mapping[str, Mark] | None = None,
+    marks: Mapping[str, LowWaterMark] | None = None,
     suspect: bool = False,
 ) -> Lease | None:
     """Take a batch of one kind and model under a fresh token, in the caller's transaction.
@@ -220,12 +220,12 @@ def claim(
         The lease, or None when nothing was runnable.
     """
     marks = marks or {}
-    known = [marks.get(kind) or Mark() for kind in kinds]
+    known = [marks.get(kind) or LowWaterMark() for kind in kinds]
     starts = [mark.start() for mark in known]
     begun = time.monotonic()
     with conn.cursor(row_factory=namedtuple_row) as cursor:
         rows: list[Any] = cursor.execute(
-            CLAIM_SUSPECT if suspect else CLAIM,
+            CLAIM_QUARANTINED if suspect else CLAIM,
             {
                 "lane": lane,
                 "kinds": list(kinds),
@@ -233,7 +233,7 @@ def claim(
                 # Of one type whatever their size: else the statement is planned for each.
                 "marks": [Int8(start) for start in starts],
                 "limit": 1 if suspect else limit,
-                "budgets": [Int8((budgets or {}).get(kind, ANY_SIZE)) for kind in kinds],
+                "budgets": [Int8((budgets or {}).get(kind, UNLIMITED_UNITS)) for kind in kinds],
                 "privacy": terms.privacy,
                 "worker": terms.worker,
                 "alone": suspect,
@@ -249,7 +249,7 @@ def claim(
         for place, (kind, mark, start) in enumerate(zip(kinds, known, starts, strict=True)):
             taken = bool(rows) and kind == rows[0].kind
             first = rows[0].first_turn if taken else heads and heads[place]
-            mark.seen(start, lane_turn, first, took_s)
+            mark.update(start, lane_turn, first, took_s)
     if not rows:
         return None
     return Lease(
@@ -261,7 +261,7 @@ def claim(
     )
 
 
-def beat(conn: Connection, tokens: Sequence[UUID], lease_s: float) -> frozenset[UUID]:
+def extend(conn: Connection, tokens: Sequence[UUID], lease_s: float) -> frozenset[UUID]:
     """Extend leases, never past their `max_until`; returns the jobs they still hold.
 
     One that ran out but was not taken back is extended, too: after an outage that was longer than a

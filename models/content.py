@@ -39,7 +39,7 @@ class Content(Protocol):
         """Whether rows carry a `key_id` beside their content."""
         ...
 
-    def enter(self, conn: Connection, owners: Iterable[str]) -> None:
+    def begin(self, conn: Connection, owners: Iterable[str]) -> None:
         """Name the owners this transaction is about, and have their keys at hand."""
         ...
 
@@ -63,12 +63,12 @@ class Content(Protocol):
         """The owner's content digest."""
         ...
 
-    def age(self) -> None:
+    def evict_expired(self) -> None:
         """Called now and then, also while nothing is done: drop keys that were kept for long enough."""
         ...
 
 
-def name_owners(conn: Connection, owners: Iterable[str]) -> None:
+def set_row_security_owners(conn: Connection, owners: Iterable[str]) -> None:
     """Set the owners that row security lets this transaction see; gone when it ends."""
     conn.execute(
         "SELECT set_config('vestry.owners', (%s::text[])::text, true)", [sorted(set(owners))]
@@ -81,9 +81,9 @@ class ShareableContent:
     privacy = "shareable"
     sealed = False
 
-    def enter(self, conn: Connection, owners: Iterable[str]) -> None:
+    def begin(self, conn: Connection, owners: Iterable[str]) -> None:
         """Name the owners; there are no keys to fetch."""
-        name_owners(conn, owners)
+        set_row_security_owners(conn, owners)
 
     def encode(self, owner: str, field: str, row_id: UUID, text: str) -> bytes | str:
         """The text itself."""
@@ -107,7 +107,7 @@ class ShareableContent:
         del owner
         return None
 
-    def age(self) -> None:
+    def evict_expired(self) -> None:
         """There are none."""
 
     def digest(self, owner: str) -> Callable[[str, bytes], bytes]:
@@ -131,15 +131,15 @@ class PrivateContent:
         self._since = time.monotonic()
         self._turning = threading.Lock()
 
-    def enter(self, conn: Connection, owners: Iterable[str]) -> None:
+    def begin(self, conn: Connection, owners: Iterable[str]) -> None:
         """Name the owners and unwrap the keys not yet at hand.
 
         An owner whose key does not unwrap (another key ring is mounted) is no reason to leave the
         others: using that owner's key raises, and the next `enter` tries again.
         """
         wanted = set(owners)
-        name_owners(conn, wanted)
-        self.age()
+        set_row_security_owners(conn, wanted)
+        self.evict_expired()
         missing = wanted - self._keys.keys()
         if not missing:
             return
@@ -155,7 +155,7 @@ class PrivateContent:
             except VestryError as error:
                 self._faults[owner] = str(error)
 
-    def age(self) -> None:
+    def evict_expired(self) -> None:
         """Start afresh where the cache is old enough."""
         known = self._keys
         if time.monotonic() - self._since > MAX_CACHED_S:

@@ -9,12 +9,12 @@ from uuid import UUID
 
 import psycopg
 
-from models.claim_query import Mark, pick
+from models.claim_query import LowWaterMark, ready_jobs_sql
 
 Connection = psycopg.Connection[Any]
 
 _STAMP = f"""
-WITH picked AS MATERIALIZED ({pick(hints=True)}),
+WITH picked AS MATERIALIZED ({ready_jobs_sql(hints=True)}),
 stamped AS (
   UPDATE vestry.jobs j SET hinted_at = vestry.clock()
   FROM picked WHERE j.id = picked.id RETURNING j.id)
@@ -34,8 +34,8 @@ WHERE EXISTS (SELECT FROM vestry.jobs j
                 AND j.created_at <= now.t - make_interval(secs => w.age_s))"""
 
 
-def waiting(
-    conn: Connection, marks: Mapping[tuple[str, str], Mark], ages_s: Mapping[str, float]
+def lanes_with_ready_jobs(
+    conn: Connection, marks: Mapping[tuple[str, str], LowWaterMark], ages_s: Mapping[str, float]
 ) -> frozenset[tuple[str, str]]:
     """Of (lane, kind) pairs, those with a job in line: one query for all that an idle tick asks.
 
@@ -59,18 +59,18 @@ def waiting(
     found = frozenset((row[0], row[1]) for row in rows)
     took_s = time.monotonic() - begun
     for pair in starts.keys() - found:
-        marks[pair].seen(starts[pair], None, None, took_s)
+        marks[pair].update(starts[pair], None, None, took_s)
     return found
 
 
-def stamp(
+def mark_hinted(
     conn: Connection,
     lane: str,
     kind: str,
     *,
     limit: int,
     rehint_s: float,
-    mark: Mark,
+    mark: LowWaterMark,
     age_s: float = 0.0,
 ) -> list[UUID]:
     """Choose and stamp the jobs to hint at next: one statement, which may be its own transaction.
@@ -101,5 +101,5 @@ def stamp(
         prepare=True,
     ).fetchall()
     lane_turn, first = (rows[0][2], rows[0][1]) if rows else (None, None)
-    mark.seen(start, lane_turn, first, time.monotonic() - begun)
+    mark.update(start, lane_turn, first, time.monotonic() - begun)
     return [row[0] for row in rows]

@@ -95,7 +95,7 @@ def read_states(
     return take
 
 
-def lock_standing(
+def lock_current(
     conn: Connection, privacy: str, wanted: Iterable[tuple[UUID, int]]
 ) -> frozenset[tuple[UUID, int]]:
     """Lock documents in order; of the (document, generation) pairs wanted, those that stand."""

@@ -41,7 +41,7 @@ class Receipt:
     cost: Decimal | None = None
 
 
-def keep(conn: Connection, privacy: str, token: UUID, receipts: Sequence[Receipt]) -> None:
+def insert(conn: Connection, privacy: str, token: UUID, receipts: Sequence[Receipt]) -> None:
     """Write the receipts of one lease's attempts.
 
     What the rescued attempt itself says replaces the `lost` that the reconciler noted for it. Nothing

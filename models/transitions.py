@@ -30,9 +30,9 @@ from vestry.lanes import Pool
 
 Connection = psycopg.Connection[Any]
 
-ALONE_CRASHES_TO_DIE = 2
+MAX_EXCLUSIVE_CRASHES = 2
 """A job that took its process down twice while nothing else ran in it is the culprit."""
-LOST_ALONE = "the process ended or froze, running this job alone"
+LOST_EXCLUSIVE = "the process ended or froze, running this job alone"
 """The receipt's reason where that counts as a crash, unless the process comes back (`exonerate`)."""
 
 
@@ -144,7 +144,7 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
     )
 
 
-def exonerate(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> int:
+def revert_crash(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> int:
     """Take back the crash of jobs whose process was given up, running them alone, and has come back.
 
     It was frozen, cut off or starved, and no job of its had ended it. One that ran for as long as a job
@@ -163,7 +163,7 @@ def exonerate(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> int:
            FROM vestry.receipts r
            WHERE j.id = ANY (%s) AND j.finished_at IS NULL AND j.crashes > 0
              AND r.job_id = j.id AND r.lease_id = %s AND r.outcome = 'lost' AND r.reason = %s""",
-        [list(job_ids), token, LOST_ALONE],
+        [list(job_ids), token, LOST_EXCLUSIVE],
     )
     return cursor.rowcount
 
@@ -178,7 +178,7 @@ def drop_if_empty(conn: Connection, token: UUID) -> None:
     )
 
 
-def hand_back(conn: Connection, token: UUID, job_ids: Sequence[UUID] | None = None) -> int:
+def release(conn: Connection, token: UUID, job_ids: Sequence[UUID] | None = None) -> int:
     """Return jobs to the front of their line with the attempt given back.
 
     For drain, reroute and outages: nobody's fault, so nothing is counted.
@@ -304,13 +304,13 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
            SELECT count(*) FILTER (WHERE state = 'queued'), count(*) FILTER (WHERE state = 'dead'),
                   (SELECT count(*) FROM told)
            FROM moved""",
-        {"limit": limit, "crashes": ALONE_CRASHES_TO_DIE, "lost_alone": LOST_ALONE},
+        {"limit": limit, "crashes": MAX_EXCLUSIVE_CRASHES, "lost_alone": LOST_EXCLUSIVE},
     ).fetchone()
     assert row is not None  # noqa: S101 - an aggregate always has a row
     return Rescued(suspects=row[0], dead=row[1])
 
 
-def admit(conn: Connection, limit: int = 1000) -> list[str]:
+def schedule_due(conn: Connection, limit: int = 1000) -> list[str]:
     """Give queued jobs whose run_at has passed their place in line; returns the lanes concerned.
 
     A retry goes to the front, a scheduled job behind its owner's others.
@@ -377,11 +377,13 @@ def expire(conn: Connection, limit: int = 1000) -> int:
 
 # Undoes a claim that its worker never heard of.
 
-LOST_UNHEARD: Final = "the answer to the claim was lost, and nothing ran"
+LOST_UNCONFIRMED: Final = "the answer to the claim was lost, and nothing ran"
 """The reason on the receipt of an attempt that was counted as a crash, and is no more."""
 
 
-def take_back(conn: Connection, token: UUID, job_ids: Sequence[UUID], *, alone: bool) -> bool:
+def release_unconfirmed(
+    conn: Connection, token: UUID, job_ids: Sequence[UUID], *, alone: bool
+) -> bool:
     """Undo a claim that its worker never heard of: nothing of it ran. To repeat it changes nothing.
 
     Args:
@@ -393,16 +395,16 @@ def take_back(conn: Connection, token: UUID, job_ids: Sequence[UUID], *, alone: 
     Returns:
         Whether there was anything to undo.
     """
-    if hand_back(conn, token):
+    if release(conn, token):
         return True
     if not alone:
         return False
     ids = list(job_ids)
     conn.execute("SELECT FROM vestry.jobs WHERE id = ANY (%s) ORDER BY id FOR UPDATE", [ids])
-    exonerated = exonerate(conn, token, ids)
+    exonerated = revert_crash(conn, token, ids)
     conn.execute(
         """UPDATE vestry.receipts SET reason = %s
            WHERE job_id = ANY (%s) AND lease_id = %s AND outcome = 'lost' AND reason = %s""",
-        [LOST_UNHEARD, ids, token, LOST_ALONE],
+        [LOST_UNCONFIRMED, ids, token, LOST_EXCLUSIVE],
     )
     return exonerated > 0

@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from inference.errors import Abandoned, InferenceError
+from inference.errors import CallCancelled, InferenceError
 from inference.protocol import BuiltinClassifier
 from inference.remote.egress import on_behalf_of
-from inference.routing.policy import Candidate, Wish
-from inference.routing.router import Elsewhere, Router
-from tasks.classification_by_llm import choose
+from inference.routing.policy import Candidate, RoutingRequest
+from inference.routing.router import RerouteRequired, Router
+from tasks.classification_by_llm import classify_by_llm
 from tasks.classification_by_similarity import Classified, SimilarityClassifier
 from tasks.classification_payload import LabelPlan, plan_of
 from tasks.outcomes import failure_of, outcome_of_error, served_of
@@ -47,10 +47,10 @@ class ClassificationHandler:
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
         """One outcome a job, in the batch's order; jobs that ask for the same go together."""
         outcomes: dict[UUID, Outcome] = {}
-        alike: dict[Wish, list[LabelPlan]] = {}
+        alike: dict[RoutingRequest, list[LabelPlan]] = {}
         for job in batch:
             try:
-                alike.setdefault(job.wish, []).append(plan_of(job))
+                alike.setdefault(job.routing_request, []).append(plan_of(job))
             except BadPayload as error:
                 outcomes[job.id] = Failed("bad_payload", str(error))
         for wish, plans in alike.items():
@@ -58,7 +58,7 @@ class ClassificationHandler:
         return [outcomes[job.id] for job in batch]
 
     def _serve(
-        self, wish: Wish, plans: Sequence[LabelPlan], context: Context
+        self, wish: RoutingRequest, plans: Sequence[LabelPlan], context: Context
     ) -> dict[UUID, Outcome]:
         """Jobs of one wish: as many in one call as the model takes, until all have their outcome."""
         outcomes: dict[UUID, Outcome] = {}
@@ -67,7 +67,7 @@ class ClassificationHandler:
         while waiting := [plan for plan in plans if plan.job.id not in outcomes]:
             try:
                 answer = self._router.serve(wish, partial(self._classify, waiting, context))
-            except (InferenceError, Elsewhere) as error:
+            except (InferenceError, RerouteRequired) as error:
                 failed = outcome_of_error(error)
                 outcomes.update({plan.job.id: failed for plan in _concerned(error, waiting)})
                 continue
@@ -98,9 +98,9 @@ class ClassificationHandler:
             return unlabelled | made
         # A call of a language model is one call to the Router too: limits and breakers count it.
         first = labelled[0]
-        cancelled = partial(context.handing.abandoned, first.job.id)
+        cancelled = partial(context.cancellation.is_lost, first.job.id)
         with on_behalf_of([first.job.id]):  # the text of no other job is in it
-            chosen = choose(model, first, candidate.model.context, cancelled)
+            chosen = classify_by_llm(model, first, candidate.model.context, cancelled)
         result = first.result(chosen.scores, all_given=True)
         taken = Classified(result, chosen.input_tokens, chosen.output_tokens)
         return unlabelled | {first.job.id: taken}
@@ -115,8 +115,8 @@ def _by_itself(model: BuiltinClassifier, plan: LabelPlan) -> Classified | Failed
 
 
 def _concerned(
-    error: InferenceError | Elsewhere, waiting: Sequence[LabelPlan]
+    error: InferenceError | RerouteRequired, waiting: Sequence[LabelPlan]
 ) -> Sequence[LabelPlan]:
     """The jobs that an error is about: those of a batch of texts name theirs themselves."""
-    one = isinstance(error, InferenceError) and (error.per_text or isinstance(error, Abandoned))
+    one = isinstance(error, InferenceError) and (error.per_text or isinstance(error, CallCancelled))
     return waiting[:1] if one else waiting

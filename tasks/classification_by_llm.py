@@ -18,9 +18,9 @@ from inference.protocol import (
     Sampling,
 )
 from tasks.classification_payload import LabelPlan, LabelSpec
-from tasks.structured_output import JsonFault, read_answer
+from tasks.structured_output import InvalidJson, parse_json_answer
 
-REPAIRS: Final = 1
+MAX_REPAIR_ATTEMPTS: Final = 1
 """How often an answer that names no label is sent back."""
 
 CONFIDENCE: Final[Mapping[str, float]] = {
@@ -69,7 +69,7 @@ class Chosen:
     output_tokens: int | None
 
 
-def choose(
+def classify_by_llm(
     model: GenerationModel, plan: LabelPlan, context: int | None, cancelled: Cancelled
 ) -> Chosen:
     """Have a text labelled.
@@ -98,12 +98,12 @@ def choose(
         generated = model.generate(request, cancelled)
         answers.append(generated)
         if generated.finish_reason == "refusal":
-            raise Refused("the model declined to label this text").after(*_usage(answers))
+            raise Refused("the model declined to label this text").with_usage(*_usage(answers))
         try:
-            scores = _scores(read_answer(generated.text, schema), multi=plan.multi)
-        except JsonFault as fault:
-            if len(answers) > REPAIRS:
-                raise NoLabel().after(*_usage(answers)) from None
+            scores = _scores(parse_json_answer(generated.text, schema), multi=plan.multi)
+        except InvalidJson as fault:
+            if len(answers) > MAX_REPAIR_ATTEMPTS:
+                raise NoLabel().with_usage(*_usage(answers)) from None
             told = f"That is no answer: {fault}. Answer again, with JSON alone."
             answered = Message("assistant", generated.text.strip() or "(nothing)")
             messages = (*messages, answered, Message("user", told))
@@ -135,7 +135,7 @@ def _scores(value: Mapping[str, Any], *, multi: bool) -> tuple[LabelScore, ...]:
     rows = value["labels"] if multi else [value]
     if len({row["label"] for row in rows}) < len(rows):
         # A schema cannot say it: two rows of one label with another confidence each are not equal.
-        raise JsonFault("labels: one is named twice")
+        raise InvalidJson("labels: one is named twice")
     scores = [LabelScore(row["label"], CONFIDENCE[row["confidence"]]) for row in rows]
     return tuple(sorted(scores, key=lambda one: one.score, reverse=True))
 

@@ -22,13 +22,13 @@ from tasks.label_scoring import (
     LabelSet,
     label_texts,
 )
-from tasks.outcomes import abandoned, failure_of
+from tasks.outcomes import cancelled_outcome, failure_of
 from tasks.protocol import Context, Failed
 from tasks.vector_pool import (
     Chunkers,
-    VectorPool,
-    Wanted,
-    WholeTexts,
+    EmbeddingBatch,
+    LongTextEmbedder,
+    PendingVector,
     error_of,
     tokens_of,
     vector_of,
@@ -51,9 +51,9 @@ class Classified:
 class _Label:
     """The pieces of what a label is told by: its own texts, and its examples."""
 
-    described: list[list[Wanted]]
+    described: list[list[PendingVector]]
     weight: float
-    examples: list[list[Wanted]]
+    examples: list[list[PendingVector]]
 
     def vectors(self, dimension: int) -> tuple[Any, Any] | None:
         """Of both; None where the jobs that wanted them were abandoned."""
@@ -70,7 +70,7 @@ class _Asked:
 
     plan: LabelPlan
     key: bytes
-    pieces: list[Wanted]
+    pieces: list[PendingVector]
     known: LabelSet | None
     labels: list[_Label] = field(default_factory=list)
 
@@ -79,7 +79,7 @@ class SimilarityClassifier:
     """Classifies by similarity; keeps label sets between batches. Thread-safe."""
 
     def __init__(self) -> None:
-        self._sets = LabelSets()
+        self._sets = LabelSetCache()
         self._chunkers = Chunkers()
 
     def classify(
@@ -103,12 +103,12 @@ class SimilarityClassifier:
         Raises:
             InferenceError: the model cannot be called; no single text is at fault.
         """
-        pool, texts = VectorPool(), WholeTexts(self._chunkers.of(model))
+        pool, texts = EmbeddingBatch(), LongTextEmbedder(self._chunkers.of(model))
         asked: list[_Asked] = []
         outcomes: dict[UUID, Classified | Failed] = {}
         for plan in plans:
-            if context.handing.abandoned(plan.job.id):
-                outcomes[plan.job.id] = abandoned()
+            if context.cancellation.is_lost(plan.job.id):
+                outcomes[plan.job.id] = cancelled_outcome()
                 continue
             try:
                 asked.append(self._ask(plan, model, pool, texts, context))
@@ -116,7 +116,7 @@ class SimilarityClassifier:
                 if not error.per_text:
                     raise
                 outcomes[plan.job.id] = failure_of(error)
-        pool.embed(model, context.handing.abandoned, urgent=urgent)
+        pool.embed(model, context.cancellation.is_lost, urgent=urgent)
         if pool.backend_error is not None:
             raise pool.backend_error
         for one in asked:
@@ -127,23 +127,23 @@ class SimilarityClassifier:
         self,
         plan: LabelPlan,
         model: EmbeddingModel,
-        pool: VectorPool,
-        texts: WholeTexts,
+        pool: EmbeddingBatch,
+        texts: LongTextEmbedder,
         context: Context,
     ) -> _Asked:
         digest = context.digest[plan.job.owner]
         key = digest(LABEL_SET, _canonical(plan.labels, model.space.name))
         job = plan.job.id
-        asked = _Asked(plan, key, texts.want(pool, job, plan.text), self._sets.get(key))
+        asked = _Asked(plan, key, texts.request(pool, job, plan.text), self._sets.get(key))
         if asked.known is None:
             asked.labels = [
                 _Label(
                     [
-                        texts.want(pool, job, text)
+                        texts.request(pool, job, text)
                         for text in label_texts(label.name, label.description)
                     ],
                     NAME_WEIGHT if label.description is None else DESCRIPTION_WEIGHT,
-                    [texts.want(pool, job, example) for example in label.examples],
+                    [texts.request(pool, job, example) for example in label.examples],
                 )
                 for label in plan.labels
             ]
@@ -160,7 +160,7 @@ class SimilarityClassifier:
             return failure_of(labels, "a label's text")
         vector = vector_of(asked.pieces)
         if labels is None or vector is None:
-            return abandoned()
+            return cancelled_outcome()
         scores = labels.scores(asked.plan.names, vector, multi=asked.plan.multi)
         return Classified(asked.plan.result(scores), tokens_of(asked.pieces))
 
@@ -208,7 +208,7 @@ PROTOTYPES_MOST: Final = 4_000
 IDLE_S: Final = 600.0
 
 
-class LabelSets:
+class LabelSetCache:
     """Bounded; the set that was not asked for longest goes first. Threads share it.
 
     Args:

@@ -9,7 +9,7 @@ from uuid import UUID
 from inference.errors import InferenceError, NoAdequateModel
 from inference.protocol import EmbeddingModel, SpaceSpec
 from inference.routing.policy import Candidate
-from inference.routing.router import Answer, Elsewhere, Router
+from inference.routing.router import RerouteRequired, RoutedResult, Router
 from tasks.chunking import Chunker, Span
 from tasks.embedding_payload import (
     DocumentsPlan,
@@ -19,9 +19,9 @@ from tasks.embedding_payload import (
     failed,
     plan_of,
 )
-from tasks.outcomes import abandoned, outcome_of_error, served_of
+from tasks.outcomes import cancelled_outcome, outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Rerouted, Served
-from tasks.vector_pool import VectorPool
+from tasks.vector_pool import EmbeddingBatch
 
 KIND = "embedding"
 INTERACTIVE = "interactive"
@@ -56,12 +56,12 @@ class RoutedEmbedding:
             return handler([replace(job, model=None) for job in batch], context)
 
         try:
-            answer = self._router.serve(replace(batch[0].wish, model=asked), call)
+            answer = self._router.serve(replace(batch[0].routing_request, model=asked), call)
         except NoAdequateModel:
             # The model asked for is the caller's word and stays out of the message.
             failure = Failed("unknown_model", self._known())
             return [failure] * len(batch)
-        except (InferenceError, Elsewhere) as error:
+        except (InferenceError, RerouteRequired) as error:
             return [outcome_of_error(error)] * len(batch)
         return [_routed(outcome, answer) for outcome in answer.value]
 
@@ -123,13 +123,13 @@ class EmbeddingHandler:
         meanwhile cost nothing more from the next call of the backend on.
         """
         planned = [self._plan(job) for job in batch]
-        pool = VectorPool()
+        pool = EmbeddingBatch()
         outcomes: dict[int, Outcome] = {}
         for place, plan in enumerate(planned):
             if isinstance(plan, Failed):
                 outcomes[place] = plan
-            elif context.handing.abandoned(plan.job.id):
-                outcomes[place] = abandoned()
+            elif context.cancellation.is_lost(plan.job.id):
+                outcomes[place] = cancelled_outcome()
             else:
                 try:
                     self._collect(plan, pool, context)
@@ -137,7 +137,7 @@ class EmbeddingHandler:
                     outcomes[place] = failed(error, None, self._served(0))
         pool.embed(
             self._backend,
-            context.handing.abandoned,
+            context.cancellation.is_lost,
             urgent=any(job.latency == INTERACTIVE for job in batch),
         )
         if self._server and pool.backend_error is not None:
@@ -160,11 +160,13 @@ class EmbeddingHandler:
         except BadPayload as error:
             return Failed("bad_payload", str(error))
 
-    def _collect(self, plan: TextsPlan | DocumentsPlan, pool: VectorPool, context: Context) -> None:
+    def _collect(
+        self, plan: TextsPlan | DocumentsPlan, pool: EmbeddingBatch, context: Context
+    ) -> None:
         if isinstance(plan, TextsPlan):
             tokens = self._backend.count_tokens(plan.texts, plan.input)
             plan.wanted = [
-                pool.want(plan.job.id, text, count, plan.input)
+                pool.request(plan.job.id, text, count, plan.input)
                 for text, count in zip(plan.texts, tokens, strict=True)
             ]
             return
@@ -182,14 +184,17 @@ class EmbeddingHandler:
                     fresh.append(document)
         self._cut(plan.job.id, fresh, pool)
 
-    def _cut(self, job_id: UUID, documents: Sequence[PlannedDocument], pool: VectorPool) -> None:
+    def _cut(
+        self, job_id: UUID, documents: Sequence[PlannedDocument], pool: EmbeddingBatch
+    ) -> None:
         for document, spans in zip(documents, self._split(documents), strict=True):
             if isinstance(spans, InferenceError):
                 document.cause = spans
                 document.error = (spans.code, str(spans))
             else:
                 document.chunks = [
-                    (span, pool.want(job_id, span.text, span.tokens, "document")) for span in spans
+                    (span, pool.request(job_id, span.text, span.tokens, "document"))
+                    for span in spans
                 ]
 
     def _split(self, documents: Sequence[PlannedDocument]) -> list[list[Span] | InferenceError]:
@@ -220,7 +225,7 @@ class EmbeddingHandler:
         )
 
 
-def _routed(outcome: Outcome, answer: Answer[Sequence[Outcome]]) -> Outcome:
+def _routed(outcome: Outcome, answer: RoutedResult[Sequence[Outcome]]) -> Outcome:
     """With what the Router knows put onto the receipt."""
     if isinstance(outcome, Rerouted) or outcome.served is None:
         return outcome

@@ -10,7 +10,7 @@ from typing import Any, Final
 from inference.errors import BadVectors, InferenceError
 from inference.protocol import InputType, SpaceSpec
 from tasks.chunking import CHUNKING_VERSION, Span
-from tasks.outcomes import abandoned
+from tasks.outcomes import cancelled_outcome
 from tasks.protocol import (
     BadPayload,
     Chunk,
@@ -23,7 +23,7 @@ from tasks.protocol import (
     Served,
     Succeeded,
 )
-from tasks.vector_pool import Wanted
+from tasks.vector_pool import PendingVector
 
 DECIMALS: Final = 8
 """Of a vector's numbers in JSON: float32 has 24 bits, about 7 significant digits."""
@@ -36,7 +36,7 @@ class TextsPlan:
     job: Job
     input: InputType
     texts: list[str] = field(repr=False)
-    wanted: list[Wanted] = field(default_factory=list)
+    wanted: list[PendingVector] = field(default_factory=list)
 
     def outcome(self, space: SpaceSpec, served: Served) -> Outcome:
         """All vectors, or the first text's failure."""
@@ -45,7 +45,7 @@ class TextsPlan:
             if wanted.error is not None:
                 return failed(wanted.error, f"text {place}", served)
             if wanted.vector is None:
-                return abandoned()
+                return cancelled_outcome()
             rows.append(wanted.vector.astype(float).round(DECIMALS).tolist())
         return Succeeded({"vectors": rows, "space": space.name}, served=served)
 
@@ -62,7 +62,7 @@ class PlannedDocument:
     superseded: bool = False
     error: tuple[str, str] | None = None
     cause: InferenceError | None = None
-    chunks: list[tuple[Span, Wanted]] = field(default_factory=list, repr=False)
+    chunks: list[tuple[Span, PendingVector]] = field(default_factory=list, repr=False)
 
     def settle(self) -> bool:
         """Take over the first fault of its chunks. False if the job was abandoned meanwhile."""
@@ -108,7 +108,7 @@ class DocumentsPlan:
         faults: list[dict[str, Any]] = []
         for place, document in enumerate(self.documents):
             if document.error is None and not document.settle():
-                return abandoned()
+                return cancelled_outcome()
             if document.cause is not None and not document.cause.per_text:
                 return failed(document.cause, None, served)
             if document.error is not None:

@@ -11,14 +11,14 @@ from inference.errors import BadAnswer, InferenceError
 from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest, Message
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
-from inference.routing.router import Elsewhere, Router
+from inference.routing.router import RerouteRequired, Router
 from tasks.generation_payload import GenerationPlan, plan_of
 from tasks.grounding import Passage, citations, grounded
 from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
-from tasks.structured_output import JsonFault, read_answer
+from tasks.structured_output import InvalidJson, parse_json_answer
 
-REPAIRS: Final = 1
+MAX_REPAIR_ATTEMPTS: Final = 1
 """How often an answer that does not fit its schema is sent back."""
 
 NO_PASSAGES: Final = Failed(
@@ -69,11 +69,11 @@ class GenerationHandler:
             plan = plan_of(job)
         except BadPayload as error:
             return Failed("bad_payload", str(error))
-        cancelled = partial(context.handing.abandoned, job.id)
+        cancelled = partial(context.cancellation.is_lost, job.id)
         passages: Sequence[Passage] = ()
         try:
             if plan.grounding is not None:
-                passages = context.library.passages(job, plan.grounding)
+                passages = context.passage_search.passages(job, plan.grounding)
                 if not passages:
                     return NO_PASSAGES
 
@@ -84,8 +84,8 @@ class GenerationHandler:
                 return replace(_write(model, request, cancelled), passages=used)
 
             with on_behalf_of([job.id]):
-                answer = self._router.serve(job.wish, call)
-        except (InferenceError, Elsewhere) as error:
+                answer = self._router.serve(job.routing_request, call)
+        except (InferenceError, RerouteRequired) as error:
             return outcome_of_error(error)
         written = answer.value
         served = served_of(answer, written.input_tokens, written.output_tokens)
@@ -109,11 +109,11 @@ def _write(model: GenerationModel, request: GenerationRequest, cancelled: Cancel
                 raise _paid(BadAnswer("the model answered nothing"), calls)
             return _written(calls)
         try:
-            return replace(_written(calls), value=read_answer(generated.text, request.schema))
-        except JsonFault as fault:
+            return replace(_written(calls), value=parse_json_answer(generated.text, request.schema))
+        except InvalidJson as fault:
             if generated.finish_reason == "length":
                 raise _paid(CutOutput(), calls) from None
-            if len(calls) > REPAIRS:
+            if len(calls) > MAX_REPAIR_ATTEMPTS:
                 raise _paid(InvalidOutput(), calls) from None
             told = f"That does not fit the JSON schema: {fault}. Answer again, with JSON alone."
             answered = Message("assistant", generated.text.strip() or "(nothing)")
@@ -122,7 +122,7 @@ def _write(model: GenerationModel, request: GenerationRequest, cancelled: Cancel
 
 def _paid(error: InferenceError, calls: Sequence[Generated]) -> InferenceError:
     written = _written(calls)
-    return error.after(written.input_tokens, written.output_tokens)
+    return error.with_usage(written.input_tokens, written.output_tokens)
 
 
 def _written(calls: Sequence[Generated]) -> Written:

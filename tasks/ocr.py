@@ -10,7 +10,7 @@ from typing import Any, Final
 from inference.errors import InferenceError
 from inference.ocr.protocol import OcrModel, OcrRequest
 from inference.routing.policy import Candidate
-from inference.routing.router import Elsewhere, Router
+from inference.routing.router import RerouteRequired, Router
 from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
 from vestry.jobs.ocr import FILE, OcrResult
@@ -37,15 +37,15 @@ class OcrHandler:
             request, file = request_of(job)
         except BadPayload as error:
             return Failed("bad_payload", str(error))
-        cancelled = partial(context.handing.abandoned, job.id)
+        cancelled = partial(context.cancellation.is_lost, job.id)
 
         def call(model: OcrModel, _: Candidate) -> OcrResult:
             urgent = job.latency == Latency.INTERACTIVE
             return model.read(file, request, urgent=urgent, cancelled=cancelled)
 
         try:
-            answer = self._router.serve(job.wish, call)
-        except (InferenceError, Elsewhere) as error:
+            answer = self._router.serve(job.routing_request, call)
+        except (InferenceError, RerouteRequired) as error:
             return outcome_of_error(error)
         served = served_of(answer)
         faults = [page.error for page in answer.value.pages if page.error is not None]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference.errors import InferenceError, Waits
+from inference.errors import InferenceError, NoBackendAvailable
 from inference.routing.policy import Candidate
-from inference.routing.router import Answer, Elsewhere
+from inference.routing.router import RerouteRequired, RoutedResult
 from tasks.protocol import Failed, Rerouted, Served
 
 
 def served_of(
-    answer: Answer[Any], input_tokens: int | None = None, output_tokens: int | None = None
+    answer: RoutedResult[Any], input_tokens: int | None = None, output_tokens: int | None = None
 ) -> Served:
     """What the receipt says of a call that was answered."""
     model, intended = answer.served.model, answer.intended
@@ -32,7 +32,7 @@ def served_of(
 
 
 def outcome_of_error(
-    error: InferenceError | Elsewhere, subject: str | None = None
+    error: InferenceError | RerouteRequired, subject: str | None = None
 ) -> Failed | Rerouted:
     """A request that was not answered, as its job's outcome.
 
@@ -40,9 +40,9 @@ def outcome_of_error(
         error: what the Router raised.
         subject: what in the job it is about, such as `text 3`; no content.
     """
-    if isinstance(error, Elsewhere):
+    if isinstance(error, RerouteRequired):
         served = None if error.error is None else _paid(error.error)
-        return Rerouted(error.pool, error.reason, served, error.passed)
+        return Rerouted(error.pool, error.reason, served, error.tried_models)
     return failure_of(error, subject)
 
 
@@ -54,7 +54,7 @@ def failure_of(error: InferenceError, subject: str | None = None) -> Failed:
         message,
         retryable=error.retryable,
         retry_after=error.retry_after,
-        uncounted=isinstance(error, Waits),
+        uncounted=isinstance(error, NoBackendAvailable),
         served=_paid(error),
     )
 
@@ -75,6 +75,6 @@ def _paid(error: InferenceError) -> Served | None:
     )
 
 
-def abandoned() -> Failed:
+def cancelled_outcome() -> Failed:
     """For a job whose effects would be refused anyway."""
     return Failed("abandoned", "the job was taken away while it ran", retryable=True)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
 
-from inference.routing.policy import Wish
+from inference.routing.policy import RoutingRequest
 from tasks.grounding import Grounding, Passage
 from vestry.lanes import Kind, Pool
 
@@ -56,15 +56,15 @@ class Job:
     tier: str | None = None
     blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """Files given with the job, by name, opened."""
-    passed: Mapping[str, str] = field(default_factory=dict)
+    tried_models: Mapping[str, str] = field(default_factory=dict)
     """Models that this attempt tried in another pool, with why they did not serve."""
 
     @property
-    def wish(self) -> Wish:
+    def routing_request(self) -> RoutingRequest:
         """What routing looks at."""
-        return Wish(
+        return RoutingRequest(
             self.kind, self.task, self.privacy, self.latency, self.tier, self.quality, self.model,
-            tuple(sorted(self.passed.items())),
+            tuple(sorted(self.tried_models.items())),
         )  # fmt: skip
 
 
@@ -161,22 +161,22 @@ class Rerouted:
     pool: Pool
     reason: str
     served: Served | None = None
-    passed: Mapping[str, str] = field(default_factory=dict)
+    tried_models: Mapping[str, str] = field(default_factory=dict)
     """Models that were tried, with why they did not serve: the other pool does not send it back."""
 
 
 Outcome = Succeeded | Failed | Rerouted
 
 
-class Handing(Protocol):
+class CancellationSource(Protocol):
     """What a long handler asks between sub-batches."""
 
-    def abandoned(self, job_id: UUID) -> bool:
+    def is_lost(self, job_id: UUID) -> bool:
         """The job was cancelled, expired or handed back: its effects would be refused."""
         ...
 
 
-class Library(Protocol):
+class PassageSearch(Protocol):
     """The documents that a job may be grounded in."""
 
     def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
@@ -189,12 +189,12 @@ class Library(Protocol):
         """
         ...
 
-    def age(self) -> None:
+    def evict_expired(self) -> None:
         """Called now and then: drop owners' keys that were kept for long enough."""
         ...
 
 
-class NoLibrary:
+class NoPassageSearch:
     """For handlers that are run without a database."""
 
     def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
@@ -202,7 +202,7 @@ class NoLibrary:
         del job, grounding
         return ()
 
-    def age(self) -> None:
+    def evict_expired(self) -> None:
         """There are no keys."""
 
 
@@ -210,10 +210,10 @@ class NoLibrary:
 class Context:
     """What a handler may use besides its arguments."""
 
-    handing: Handing
+    cancellation: CancellationSource
     digest: Mapping[str, Digest] = field(default_factory=dict)
     """Owner to the content digest of that owner (HMAC where private)."""
-    library: Library = field(default_factory=NoLibrary)
+    passage_search: PassageSearch = field(default_factory=NoPassageSearch)
 
 
 class Digest(Protocol):

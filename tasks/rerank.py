@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from inference.errors import Abandoned, InferenceError, TooLong
+from inference.errors import CallCancelled, InferenceError, TooLong
 from inference.protocol import EmbeddingModel
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
-from inference.routing.router import Elsewhere, Router
+from inference.routing.router import RerouteRequired, Router
 from tasks.classification_payload import text_of
 from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
-from tasks.vector_pool import Chunkers, VectorPool, Wanted, WholeTexts, error_of, tokens_of
+from tasks.vector_pool import (
+    Chunkers,
+    EmbeddingBatch,
+    LongTextEmbedder,
+    PendingVector,
+    error_of,
+    tokens_of,
+)
 
 INTERACTIVE: Final = "interactive"
 DECIMALS: Final = 6
@@ -58,10 +65,12 @@ class RerankHandler:
         try:
             plan = plan_of(job)
             with on_behalf_of([job.id]):
-                answer = self._router.serve(job.wish, partial(self._score, plan, context))
+                answer = self._router.serve(
+                    job.routing_request, partial(self._score, plan, context)
+                )
         except BadPayload as error:
             return Failed("bad_payload", str(error))
-        except (InferenceError, Elsewhere) as error:
+        except (InferenceError, RerouteRequired) as error:
             return outcome_of_error(error, _subject(error))
         ranking = ranked(answer.value.scores, plan.limit)
         return Succeeded({"ranking": ranking}, served=served_of(answer, answer.value.input_tokens))
@@ -71,8 +80,8 @@ class RerankHandler:
     ) -> Scored:
         """By the model's own scores, or by similarity where it is an embedding model."""
         urgent = plan.job.latency == INTERACTIVE
-        if context.handing.abandoned(plan.job.id):
-            raise Abandoned
+        if context.cancellation.is_lost(plan.job.id):
+            raise CallCancelled
         if "embedding" in candidate.model.kinds:
             return self._by_similarity(model, plan, context, urgent=urgent)
         return Scored(model.rerank(plan.query, plan.passages, urgent=urgent))
@@ -81,19 +90,19 @@ class RerankHandler:
         self, model: EmbeddingModel, plan: RerankPlan, context: Context, *, urgent: bool
     ) -> Scored:
         """Cosine similarity of the query to each passage, to the best piece of a long one."""
-        pool, texts = VectorPool(), WholeTexts(self._chunkers.of(model))
+        pool, texts = EmbeddingBatch(), LongTextEmbedder(self._chunkers.of(model))
         job = plan.job.id
         (tokens,) = model.count_tokens([plan.query], "query")
         if tokens > model.max_tokens:
             raise TooLong("the query is longer than the model reads; nothing was cut off")
-        query = pool.want(job, plan.query, tokens, "query")
-        passages: list[list[Wanted]] = []
+        query = pool.request(job, plan.query, tokens, "query")
+        passages: list[list[PendingVector]] = []
         for place, passage in enumerate(plan.passages):
             try:
-                passages.append(texts.want(pool, job, passage))
+                passages.append(texts.request(pool, job, passage))
             except InferenceError as error:
                 raise _about(error, place) from None
-        pool.embed(model, context.handing.abandoned, urgent=urgent)
+        pool.embed(model, context.cancellation.is_lost, urgent=urgent)
         if pool.backend_error is not None:
             raise pool.backend_error
         if query.error is not None:
@@ -102,13 +111,13 @@ class RerankHandler:
         return Scored(scores, tokens + sum(map(tokens_of, passages)))
 
 
-def _nearest(query: Wanted, pieces: Sequence[Wanted], place: int) -> float:
+def _nearest(query: PendingVector, pieces: Sequence[PendingVector], place: int) -> float:
     error = error_of(pieces)
     if error is not None:
         raise _about(error, place)
     vectors = [piece.vector for piece in pieces if piece.vector is not None]
     if query.vector is None or len(vectors) < len(pieces):
-        raise Abandoned
+        raise CallCancelled
     return max(float(vector @ query.vector) for vector in vectors)
 
 
@@ -145,6 +154,6 @@ def plan_of(job: Job) -> RerankPlan:
     )
 
 
-def _subject(error: InferenceError | Elsewhere) -> str | None:
+def _subject(error: InferenceError | RerouteRequired) -> str | None:
     places = getattr(error, "indices", ())
     return f"passage {places[0]}" if places else None

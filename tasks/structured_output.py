@@ -15,7 +15,7 @@ from referencing.exceptions import Unresolvable
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(?P<inner>.*)\n\s*```\s*\Z", re.DOTALL)
 
 
-class JsonFault(Exception):
+class InvalidJson(Exception):
     """The answer does not fit. Its message is for the model that wrote it, and may hold parts of it."""
 
 
@@ -31,10 +31,10 @@ def schema_fault(schema: object) -> str | None:
 
 
 def _no_constant(name: str) -> Any:
-    raise JsonFault(f"{name} is not JSON")
+    raise InvalidJson(f"{name} is not JSON")
 
 
-def read_answer(text: str, schema: Mapping[str, Any]) -> Any:
+def parse_json_answer(text: str, schema: Mapping[str, Any]) -> Any:
     """The JSON value in an answer, valid by its schema.
 
     A fence of Markdown around it is taken off.
@@ -46,17 +46,17 @@ def read_answer(text: str, schema: Mapping[str, Any]) -> Any:
     try:
         value = json.loads(fenced["inner"] if fenced else text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        raise JsonFault(f"it is not JSON ({error.msg} at character {error.pos})") from None
+        raise InvalidJson(f"it is not JSON ({error.msg} at character {error.pos})") from None
     except ValueError:  # of an integer with thousands of digits
-        raise JsonFault("it holds a number that is too long") from None
+        raise InvalidJson("it holds a number that is too long") from None
     except RecursionError:
-        raise JsonFault("it is nested too deeply") from None
+        raise InvalidJson("it is nested too deeply") from None
     validator = Draft202012Validator(dict(schema), registry=Registry())
     try:
         fault = best_match(validator.iter_errors(value))
     except (Unresolvable, RecursionError):
-        raise JsonFault("the schema refers to what is not in it") from None
+        raise InvalidJson("the schema refers to what is not in it") from None
     if fault is not None:
         place = "/".join(map(str, fault.absolute_path)) or "the whole"
-        raise JsonFault(f"{place}: {fault.message[:200]}")
+        raise InvalidJson(f"{place}: {fault.message[:200]}")
     return value

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Wanted:
+class PendingVector:
     """One text's vector, or why there is none.
 
     With neither vector nor error, all jobs that wanted it were abandoned.
@@ -35,17 +35,17 @@ class Wanted:
     error: InferenceError | None = None
 
 
-class VectorPool:
+class EmbeddingBatch:
     """Collects texts of many jobs, then embeds them together."""
 
     def __init__(self) -> None:
-        self._wanted: dict[tuple[InputType, str], Wanted] = {}
+        self._wanted: dict[tuple[InputType, str], PendingVector] = {}
         self.backend_error: InferenceError | None = None
         """The last error that says something of the backend rather than of a text."""
 
-    def want(self, job_id: UUID, text: str, tokens: int, input: InputType) -> Wanted:  # noqa: A002
+    def request(self, job_id: UUID, text: str, tokens: int, input: InputType) -> PendingVector:  # noqa: A002
         """Ask for a text's vector; the same text asked for twice is embedded once."""
-        wanted = self._wanted.setdefault((input, text), Wanted(text, tokens))
+        wanted = self._wanted.setdefault((input, text), PendingVector(text, tokens))
         wanted.jobs.add(job_id)
         return wanted
 
@@ -71,7 +71,7 @@ class VectorPool:
     def _fill(
         self,
         backend: EmbeddingModel,
-        texts: list[Wanted],
+        texts: list[PendingVector],
         input: InputType,  # noqa: A002
         *,
         urgent: bool,
@@ -100,9 +100,9 @@ class VectorPool:
         _take(texts, vectors, faulty)
 
 
-def _calls(texts: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
+def _calls(texts: Sequence[PendingVector], budget: int) -> Iterator[list[PendingVector]]:
     """Cut by tokens, texts of like length together: the backend pads a batch to its longest."""
-    call: list[Wanted] = []
+    call: list[PendingVector] = []
     tokens = 0
     for wanted in sorted(texts, key=lambda wanted: wanted.tokens, reverse=True):
         if call and tokens + wanted.tokens > budget:
@@ -114,7 +114,7 @@ def _calls(texts: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
         yield call
 
 
-def _take(texts: Sequence[Wanted], vectors: Vectors, faulty: set[int]) -> None:
+def _take(texts: Sequence[PendingVector], vectors: Vectors, faulty: set[int]) -> None:
     for place, wanted in enumerate(texts):
         if place in faulty:
             wanted.error = BadVectors()
@@ -130,7 +130,7 @@ if TYPE_CHECKING:
 _DOCUMENT: Final = "document"
 
 
-class WholeTexts:
+class LongTextEmbedder:
     """Asks a pool for the vectors of whole texts; each distinct text is cut once. For one batch.
 
     Args:
@@ -141,7 +141,7 @@ class WholeTexts:
         self._chunker = chunker
         self._spans: dict[str, list[Span]] = {}
 
-    def want(self, pool: VectorPool, job_id: UUID, text: str) -> list[Wanted]:
+    def request(self, pool: EmbeddingBatch, job_id: UUID, text: str) -> list[PendingVector]:
         """Ask for the vectors of a text's pieces.
 
         Raises:
@@ -153,7 +153,7 @@ class WholeTexts:
             self._spans[text] = spans
         if not spans:
             raise BadRequest("a text is only white space")
-        return [pool.want(job_id, span.text, span.tokens, _DOCUMENT) for span in spans]
+        return [pool.request(job_id, span.text, span.tokens, _DOCUMENT) for span in spans]
 
 
 class Chunkers:
@@ -171,12 +171,12 @@ class Chunkers:
         return made
 
 
-def error_of(pieces: Sequence[Wanted]) -> InferenceError | None:
+def error_of(pieces: Sequence[PendingVector]) -> InferenceError | None:
     """The first piece's error, if any has one."""
     return next((piece.error for piece in pieces if piece.error is not None), None)
 
 
-def vector_of(pieces: Sequence[Wanted]) -> NDArray[np.float64] | None:
+def vector_of(pieces: Sequence[PendingVector]) -> NDArray[np.float64] | None:
     """A text's vector, of length 1; None where the jobs that wanted it were abandoned."""
     vectors = [piece.vector for piece in pieces if piece.vector is not None]
     if len(vectors) < len(pieces):
@@ -187,6 +187,6 @@ def vector_of(pieces: Sequence[Wanted]) -> NDArray[np.float64] | None:
     return mean
 
 
-def tokens_of(pieces: Sequence[Wanted]) -> int:
+def tokens_of(pieces: Sequence[PendingVector]) -> int:
     """What a text takes."""
     return sum(piece.tokens for piece in pieces)

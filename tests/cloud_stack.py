@@ -11,7 +11,7 @@ from inference.catalogue.loader import SHIPPED
 from tests.echo_stack import INFERENCE, SETTINGS
 from tests.faultserver import FaultServer
 from tests.homes import temporary_home
-from workers.stack.background import Detached, start_detached
+from workers.stack.background import BackgroundStack, start_background
 
 KEY = "sesame-of-the-cloud"
 WORKERS = (*INFERENCE, "shareable-cloud")
@@ -43,7 +43,7 @@ def catalogue_file(directory: Path, requests_per_minute: int) -> Path:
 @contextmanager
 def cloud_stack(
     cloud: FaultServer, only: Sequence[str] = WORKERS, *, requests_per_minute: int = 100_000
-) -> Iterator[Detached]:
+) -> Iterator[BackgroundStack]:
     """Both clouds at one server; at home the echo backend, a fake that answers at once."""
     with temporary_home() as home, temporary_home("vestry-keys-") as keys:
         file = key_file(keys)
@@ -54,5 +54,5 @@ def cloud_stack(
             "VESTRY_BACKENDS": f"openai={cloud.url}/v1 anthropic={cloud.url}",
             "VESTRY_BACKEND_KEYS": f"openai={file} anthropic={file}",
         }
-        with start_detached(home, settings, flower=False, only=only) as running:
+        with start_background(home, settings, flower=False, only=only) as running:
             yield running

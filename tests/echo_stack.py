@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from tests.homes import temporary_home
 from vestry.jobs.base import Prepared
 from vestry.lanes import Pool
-from workers.stack.background import Detached, start_detached
+from workers.stack.background import BackgroundStack, start_background
 
 SETTINGS = {
     "VESTRY_EMBEDDING_BACKEND": "echo",
@@ -48,12 +48,12 @@ BULK_S = 240.0
 
 
 @contextmanager
-def echo_stack(*, flower: bool) -> Iterator[Detached]:
+def echo_stack(*, flower: bool) -> Iterator[BackgroundStack]:
     """A stack in a directory of its own, both gone at the end."""
     only = (*INFERENCE, *(FLOWERS if flower else ()))
     with (
         temporary_home() as home,
-        start_detached(home, SETTINGS, flower=flower, only=only) as running,
+        start_background(home, SETTINGS, flower=flower, only=only) as running,
     ):
         yield running
 

@@ -23,19 +23,19 @@ TOPICS = [
 ]
 
 
-class Abandoning:
+class CancelledJobs:
     """These jobs nobody wants any more."""
 
     def __init__(self, *gone: UUID) -> None:
         self.gone = set(gone)
 
-    def abandoned(self, job_id: UUID) -> bool:
+    def is_lost(self, job_id: UUID) -> bool:
         return job_id in self.gone
 
 
 def a_context(*gone: UUID) -> Context:
     """Of a batch of Alice's and Bob's."""
-    return Context(Abandoning(*gone), {owner: _keyed(owner) for owner in ("alice", "bob")})
+    return Context(CancelledJobs(*gone), {owner: _keyed(owner) for owner in ("alice", "bob")})
 
 
 def _keyed(owner: str) -> Callable[[str, bytes], bytes]:

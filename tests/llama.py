@@ -15,7 +15,7 @@ from workers.home import CHECKOUT, Home, write_private
 from workers.llama_server import PACKAGED_ALIAS
 from workers.stack.dev_stack import wait_until
 from workers.stack.process import Command, base_environment, spawn, stop
-from workers.stack.supervisor import answers
+from workers.stack.supervisor import http_ready
 
 CONTEXT = 1024
 
@@ -67,7 +67,7 @@ def llama_server(settings: Mapping[str, str] | None = None) -> Iterator[Llama]:
         process = spawn(command)
         url = f"http://127.0.0.1:{port}"
         try:
-            health = answers(lambda: f"{url}/health")
+            health = http_ready(lambda: f"{url}/health")
             wait_until(health, lambda: process.poll() is None, command.log)
             yield Llama(url, key, command.log, process)
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from workers.home import read_json
-from workers.stack.server_dir import OWNER, PREFIX, SYSTEM_PLACES
+from workers.stack.server_dir import OWNER, PREFIX, SYSTEM_DIRS
 
 PATIENCE_S = 20.0
 """For what has been told to end already."""
@@ -31,7 +31,7 @@ def places(root: Path) -> list[Path]:
     """Directories of servers whose home lies, or lay, below the tests' own directory."""
     return [
         place
-        for base in SYSTEM_PLACES
+        for base in SYSTEM_DIRS
         for place in base.glob(f"{PREFIX}*")
         # As anybody else they could not be read, and there are none of ours.
         if os.access(place / OWNER, os.R_OK)

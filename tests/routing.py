@@ -10,14 +10,14 @@ from typing import Any
 from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry, Price, Rule, TaskEntry
 from inference.errors import InferenceError
 from inference.protocol import BackendConfig
-from inference.routing.model_registry import Fleet
+from inference.routing.model_registry import ModelRegistry
 from inference.routing.policy import Budget, Health, RoutingPolicy
 from inference.routing.router import Router
 from vestry.lanes import Kind, Pool
 
 
 @dataclass
-class NotingGate:
+class NotingGuard:
     """Lets everybody through; `passed` and `errors` tell of each call."""
 
     away: dict[str, str] = field(default_factory=dict)
@@ -30,11 +30,11 @@ class NotingGate:
     def budget(self) -> Budget:
         return Budget()
 
-    def enter(self, backend: BackendEntry) -> bool:
+    def before_call(self, backend: BackendEntry) -> bool:
         self.passed.append(backend.name)
         return False
 
-    def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
+    def after_call(self, backend: BackendEntry, error: InferenceError | None) -> None:
         del backend
         self.errors.append(None if error is None else error.code)
 
@@ -47,7 +47,7 @@ def router(
     kind: Kind,
     models: Mapping[str, Any],
     *,
-    gate: NotingGate | None = None,
+    gate: NotingGuard | None = None,
     cloud: tuple[str, ...] = (),
     entries: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Router:
@@ -85,10 +85,10 @@ def router(
         ),
         policy=(Rule(prefer=("local", "cloud")),),
     )
-    fleet = Fleet(catalogue, lambda entry: BackendConfig(entry.name, entry.locality))
+    fleet = ModelRegistry(catalogue, lambda entry: BackendConfig(entry.name, entry.locality))
     for name, model in models.items():
-        fleet.put(name, model)
-    return Router(RoutingPolicy(catalogue), Pool.GPU, fleet, gate or NotingGate())
+        fleet.register(name, model)
+    return Router(RoutingPolicy(catalogue), Pool.GPU, fleet, gate or NotingGuard())
 
 
 def _others(model: Any) -> tuple[Kind, ...]:

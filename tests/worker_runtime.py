@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tasks.protocol import Handler, NoLibrary
+from tasks.protocol import Handler, NoPassageSearch
 from tests.echo_stack import eventually
 from workers.app import make_app
-from workers.celery_integration.worker_lifecycle import Lifecycle
+from workers.celery_integration.worker_lifecycle import WorkerLifecycle
 from workers.execution import components
-from workers.execution.components import Kit
-from workers.execution.fetcher import Runtime
+from workers.execution.components import WorkerComponents
+from workers.execution.fetcher import JobFetcher
 from workers.settings import Settings
 from workers.stack.dev_stack import DevStack
 
@@ -25,24 +25,26 @@ LANE = "shareable.bulk.gpu"
 @contextmanager
 def runtime(
     stack: DevStack, handler: Handler | Mapping[str, Handler], **given: Any
-) -> Iterator[Runtime]:
+) -> Iterator[JobFetcher]:
     """Put together as a worker does; has not begun to look for work, and hears of none."""
     url = stack.database_url("vestry_shareable")
     settings = Settings(
         **({"database_url": url, "privacy": "shareable", "lanes": (LANE,), "poll_s": 0.05} | given)
     )
-    life = Lifecycle(make_app(stack.broker_url("shareable"), "shareable"), settings)
+    life = WorkerLifecycle(make_app(stack.broker_url("shareable"), "shareable"), settings)
     handlers = handler if isinstance(handler, Mapping) else {"embedding": handler}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(components, "build", lambda *_: Kit(handlers, NoLibrary()))
+        patch.setattr(
+            components, "build_components", lambda *_: WorkerComponents(handlers, NoPassageSearch())
+        )
         life.init(SimpleNamespace(hostname="test"))
-    made = life.runtime()
+    made = life.fetcher()
     executor = made._executor
     try:
         yield made
     finally:
         made.drain()
         # A pool that closes under a feeder's feet is no fault of the code under test.
-        eventually(lambda: not executor.heart.held())
-        executor.heart.stop()
+        eventually(lambda: not executor.heartbeat.held_leases())
+        executor.heartbeat.stop()
         executor.pool.close()

@@ -27,14 +27,14 @@ from vestry.db.connection import (
 )
 from vestry.db.enqueue import KeyedJobs, enqueue_one, flush, new_batch
 from vestry.db.job_queries import JobLike
-from vestry.db.notifications import READ_AGAIN_S, AsyncListener
+from vestry.db.notifications import READ_AGAIN_S, AsyncCompletionListener
 from vestry.errors import NotFinished, Unavailable, WaitTimeout
-from vestry.jobs.base import RESULT_TTL_S, JobRequest, Options
+from vestry.jobs.base import RESULT_TTL_S, JobOptions, JobRequest
 from vestry.jobs.embedding import Document
 from vestry.jobs.flow import Flow, followed, has_files
 from vestry.jobs.results import JobRef, JobStatus, Result
 from vestry.lane_control import AsyncLaneControl
-from vestry.operations import Steps, run_async, translated
+from vestry.operations import Operation, execute_async, translated
 from vestry.replays import AsyncReplays
 from vestry.search import vector_search
 from vestry.search.hits import Hits
@@ -85,7 +85,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
             timeout=CONNECT_S,
             name="vestry",
         )
-        self._listener = AsyncListener(settings.conninfo)
+        self._listener = AsyncCompletionListener(settings.conninfo)
 
     def __repr__(self) -> str:
         return "AsyncVestry()"
@@ -127,7 +127,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         result_ttl_s: int = RESULT_TTL_S,
     ) -> JobRef:
         """As `Vestry.enqueue`, in the caller's transaction on an asynchronous connection."""
-        options = Options(
+        options = JobOptions(
             owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
             result_ttl_s,
         )  # fmt: skip
@@ -135,7 +135,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         steps = enqueue_one(asked, options, idempotency_key, self._keys, self._payload_limit)
         caller = await async_connection(conn)
         async with all_or_nothing_async(caller) if has_files(asked) else plain_async():
-            return await run_async(caller, steps)
+            return await execute_async(caller, steps)
 
     async def enqueue_many(
         self,
@@ -155,7 +155,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         result_ttl_s: int = RESULT_TTL_S,
     ) -> list[JobRef]:
         """As `Vestry.enqueue_many`; `jobs` may be an asynchronous iterable too."""
-        options = Options(
+        options = JobOptions(
             owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
             result_ttl_s,
         )  # fmt: skip
@@ -163,15 +163,15 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         references: list[JobRef] = []
         keyed = KeyedJobs(jobs, idempotency_keys)
         async with all_or_nothing_async(caller):
-            batch = await run_async(caller, new_batch(options, self._keys, self._payload_limit))
+            batch = await execute_async(caller, new_batch(options, self._keys, self._payload_limit))
             async for job, key in keyed:
                 with keyed.located():
                     prepared = batch.prepare(job)
-                if not batch.takes(prepared):
-                    references += await run_async(caller, flush(batch, self._keys))
+                if not batch.has_room_for(prepared):
+                    references += await execute_async(caller, flush(batch, self._keys))
                 with keyed.located():
                     batch.add(prepared, key)
-            references += await run_async(caller, flush(batch, self._keys))
+            references += await execute_async(caller, flush(batch, self._keys))
         return references
 
     async def delete_documents(
@@ -185,7 +185,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
     ) -> int:
         """As `Vestry.delete_documents`."""
         steps = job_queries.delete_documents(owner, privacy, source, ids, self._keys)
-        return await run_async(await async_connection(conn), steps)
+        return await execute_async(await async_connection(conn), steps)
 
     # -- jobs that exist --------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
                     await asyncio.wait_for(done.wait(), left)
                 done.clear()
 
-    async def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> T:
+    async def _do(self, steps: Callable[[], Operation[T]], *, atomic: bool = False) -> T:
         """Carry out steps on a connection of our own, once more if that turns out to be dead."""
         with translated():
             await self._pool.open()
@@ -318,6 +318,6 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
                 await self._pool.check()
                 return await self._once(steps(), atomic=atomic)
 
-    async def _once(self, steps: Steps[T], *, atomic: bool) -> T:
+    async def _once(self, steps: Operation[T], *, atomic: bool) -> T:
         async with self._pool.connection() as conn, conn.transaction() if atomic else plain_async():
-            return await run_async(conn, steps)
+            return await execute_async(conn, steps)

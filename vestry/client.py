@@ -19,14 +19,14 @@ from vestry.db import job_queries
 from vestry.db.connection import CONNECT_S, SyncConnection, all_or_nothing, plain, sync_connection
 from vestry.db.enqueue import KeyedJobs, enqueue_one, flush, new_batch
 from vestry.db.job_queries import JobLike
-from vestry.db.notifications import READ_AGAIN_S, Listener
+from vestry.db.notifications import READ_AGAIN_S, CompletionListener
 from vestry.errors import NotFinished, Unavailable, WaitTimeout
-from vestry.jobs.base import RESULT_TTL_S, JobRequest, Options
+from vestry.jobs.base import RESULT_TTL_S, JobOptions, JobRequest
 from vestry.jobs.embedding import Document
 from vestry.jobs.flow import Flow, followed, has_files
 from vestry.jobs.results import JobRef, JobStatus, Result
 from vestry.lane_control import LaneControl
-from vestry.operations import Steps, run, translated
+from vestry.operations import Operation, execute, translated
 from vestry.replays import Replays
 from vestry.search import vector_search
 from vestry.search.hits import Hits
@@ -77,7 +77,7 @@ class Vestry(Replays, LaneControl):
             timeout=CONNECT_S,
             name="vestry",
         )
-        self._listener = Listener(settings.conninfo)
+        self._listener = CompletionListener(settings.conninfo)
 
     def __repr__(self) -> str:
         return "Vestry()"
@@ -142,7 +142,7 @@ class Vestry(Replays, LaneControl):
                 transaction is still usable.
             OwnerForgotten: nothing may be stored for this owner.
         """
-        options = Options(
+        options = JobOptions(
             owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
             result_ttl_s,
         )  # fmt: skip
@@ -150,7 +150,7 @@ class Vestry(Replays, LaneControl):
         steps = enqueue_one(asked, options, idempotency_key, self._keys, self._payload_limit)
         caller = sync_connection(conn)
         with all_or_nothing(caller) if has_files(asked) else plain():
-            return run(caller, steps)
+            return execute(caller, steps)
 
     def enqueue_many(
         self,
@@ -182,7 +182,7 @@ class Vestry(Replays, LaneControl):
             IdempotencyConflict: as in `enqueue`.
             OwnerForgotten: nothing may be stored for this owner.
         """
-        options = Options(
+        options = JobOptions(
             owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
             result_ttl_s,
         )  # fmt: skip
@@ -190,15 +190,15 @@ class Vestry(Replays, LaneControl):
         references: list[JobRef] = []
         keyed = KeyedJobs(jobs, idempotency_keys)
         with all_or_nothing(caller):
-            batch = run(caller, new_batch(options, self._keys, self._payload_limit))
+            batch = execute(caller, new_batch(options, self._keys, self._payload_limit))
             for job, key in keyed:
                 with keyed.located():
                     prepared = batch.prepare(job)
-                if not batch.takes(prepared):
-                    references += run(caller, flush(batch, self._keys))
+                if not batch.has_room_for(prepared):
+                    references += execute(caller, flush(batch, self._keys))
                 with keyed.located():
                     batch.add(prepared, key)
-            references += run(caller, flush(batch, self._keys))
+            references += execute(caller, flush(batch, self._keys))
         return references
 
     def delete_documents(
@@ -223,7 +223,7 @@ class Vestry(Replays, LaneControl):
             How many there were.
         """
         steps = job_queries.delete_documents(owner, privacy, source, ids, self._keys)
-        return run(sync_connection(conn), steps)
+        return execute(sync_connection(conn), steps)
 
     # -- jobs that exist --------------------------------------------------------------------------
 
@@ -384,7 +384,7 @@ class Vestry(Replays, LaneControl):
                 done.wait(left)
                 done.clear()
 
-    def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> T:
+    def _do(self, steps: Callable[[], Operation[T]], *, atomic: bool = False) -> T:
         """Carry out steps on a connection of our own, once more if that turns out to be dead."""
         with translated():
             self._pool.open()
@@ -394,6 +394,6 @@ class Vestry(Replays, LaneControl):
                 self._pool.check()
                 return self._once(steps(), atomic=atomic)
 
-    def _once(self, steps: Steps[T], *, atomic: bool) -> T:
+    def _once(self, steps: Operation[T], *, atomic: bool) -> T:
         with self._pool.connection() as conn, conn.transaction() if atomic else plain():
-            return run(conn, steps)
+            return execute(conn, steps)

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from vestry.db import job_queries
 from vestry.db.job_queries import BackendStatus, LaneStatus
-from vestry.operations import Steps
+from vestry.operations import Operation
 
 T = TypeVar("T")
 
@@ -15,13 +15,13 @@ T = TypeVar("T")
 class _Carries(Protocol):
     """A client that carries out steps."""
 
-    def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> T: ...
+    def _do(self, steps: Callable[[], Operation[T]], *, atomic: bool = False) -> T: ...
 
 
 class _CarriesLater(Protocol):
     """The same, for asyncio."""
 
-    def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> Awaitable[T]: ...
+    def _do(self, steps: Callable[[], Operation[T]], *, atomic: bool = False) -> Awaitable[T]: ...
 
 
 class LaneControl:

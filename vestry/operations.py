@@ -32,7 +32,7 @@ class Query:
     prepare: bool | None = None
 
 
-Steps = Generator[Query | tuple[Query, ...], list[Row], T]
+Operation = Generator[Query | tuple[Query, ...], list[Row], T]
 
 # Around a call that takes several statements, so that it leaves all of its work or none.
 SAVEPOINT = Query("SAVEPOINT vestry_call")
@@ -40,12 +40,12 @@ ROLLBACK = Query("ROLLBACK TO SAVEPOINT vestry_call")
 RELEASE = Query("RELEASE SAVEPOINT vestry_call")
 
 
-def one(query: Query) -> Steps[list[Row]]:
+def single(query: Query) -> Operation[list[Row]]:
     """A single statement as steps."""
     return (yield query)
 
 
-def run(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
+def execute(conn: psycopg.Connection[Any], steps: Operation[T]) -> T:
     """Carry out steps on a connection, in whatever transaction it is in."""
     try:
         asked = next(steps)
@@ -77,7 +77,7 @@ def _sent(conn: psycopg.Connection[Any], query: Query) -> psycopg.Cursor[Row]:
     return cursor.execute(query.text, query.params, prepare=query.prepare, binary=True)
 
 
-async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
+async def execute_async(conn: psycopg.AsyncConnection[Any], steps: Operation[T]) -> T:
     """`run`, on an asynchronous connection."""
     try:
         asked = next(steps)

@@ -9,9 +9,9 @@ from vestry.crypto.owner_keys import OwnerKeys
 from vestry.db import job_queries, receipts, replay
 from vestry.db.job_queries import JobLike
 from vestry.db.receipts import Receipt
-from vestry.db.replay import PastJob, Which
+from vestry.db.replay import JobFilter, PastJob
 from vestry.jobs.results import JobRef
-from vestry.operations import Steps
+from vestry.operations import Operation
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class _Carries(Protocol):
 
     _keys: OwnerKeys
 
-    def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> T: ...
+    def _do(self, steps: Callable[[], Operation[T]], *, atomic: bool = False) -> T: ...
 
 
 class _CarriesLater(Protocol):
@@ -29,7 +29,7 @@ class _CarriesLater(Protocol):
 
     _keys: OwnerKeys
 
-    def _do(self, steps: Callable[[], Steps[T]], *, atomic: bool = False) -> Awaitable[T]: ...
+    def _do(self, steps: Callable[[], Operation[T]], *, atomic: bool = False) -> Awaitable[T]: ...
 
 
 class Replays:
@@ -62,12 +62,12 @@ class Replays:
 
     def dead(self: _Carries, **which: Any) -> list[PastJob]:
         """Dead jobs, the latest first, each with its reason; arguments as `vestry.db.replay.Which`."""
-        meant = Which(**which)
+        meant = JobFilter(**which)
         return self._do(lambda: replay.dead(meant), atomic=True)
 
     def degraded(self: _Carries, **which: Any) -> list[PastJob]:
         """Jobs that another model than the intended one served; arguments as `dead`."""
-        meant = Which(**which)
+        meant = JobFilter(**which)
         return self._do(lambda: replay.degraded(meant), atomic=True)
 
     def receipts(self: _Carries, job: JobLike) -> list[Receipt]:
@@ -98,12 +98,12 @@ class AsyncReplays:
 
     async def dead(self: _CarriesLater, **which: Any) -> list[PastJob]:
         """As `Vestry.dead`."""
-        meant = Which(**which)
+        meant = JobFilter(**which)
         return await self._do(lambda: replay.dead(meant), atomic=True)
 
     async def degraded(self: _CarriesLater, **which: Any) -> list[PastJob]:
         """As `Vestry.degraded`."""
-        meant = Which(**which)
+        meant = JobFilter(**which)
         return await self._do(lambda: replay.degraded(meant), atomic=True)
 
     async def receipts(self: _CarriesLater, job: JobLike) -> list[Receipt]:

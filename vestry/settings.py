@@ -22,7 +22,7 @@ from vestry.errors import SettingsError
 
 CLIENT_FILE = "client.json"
 
-PATIENCE = {
+CONNECTION_TIMEOUTS = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -33,7 +33,7 @@ system's own defaults it takes hours."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ClientSettings:
     """What a client needs. Shows nothing of itself: the URL holds a password.
 
     Attributes:
@@ -60,7 +60,7 @@ class OperatorSettings:
 
 def resolve(
     database_url: str | None = None, keyring: KeyRing | str | os.PathLike[str] | None = None
-) -> Settings:
+) -> ClientSettings:
     """Find the settings.
 
     Raises:
@@ -75,10 +75,10 @@ def resolve(
         if not keyring and source is None and (named := described.get("keyring")):
             source = keyring_source.KeyFile(str(named))
     if isinstance(keyring, KeyRing):
-        return Settings(_conninfo(url), keyring)
+        return ClientSettings(_conninfo(url), keyring)
     if keyring:
         source = keyring_source.KeyFile(keyring)
-    return Settings(_conninfo(url), None if source is None else KeyRing.read(source))
+    return ClientSettings(_conninfo(url), None if source is None else KeyRing.read(source))
 
 
 def resolve_operator() -> OperatorSettings:
@@ -160,7 +160,7 @@ def _conninfo(url: str, password_in: str = "VESTRY_DATABASE_PASSWORD_FILE") -> s
     password_file = os.environ.get(password_in)
     try:
         told = conninfo_to_dict(url)
-        patience = {name: value for name, value in PATIENCE.items() if name not in told}
+        patience = {name: value for name, value in CONNECTION_TIMEOUTS.items() if name not in told}
         conninfo = make_conninfo(url, application_name="vestry", **patience)
         if password_file and "password=" not in conninfo:
             password = Path(password_file).read_text(encoding="utf-8").strip()

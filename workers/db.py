@@ -24,7 +24,7 @@ Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
 
-AWAY = (
+CONNECTION_ERRORS = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     psycopg.errors.TransactionTimeout,
@@ -33,7 +33,7 @@ AWAY = (
 )
 """Errors that say nothing of what was asked: the database is away, or has given this session up because
 its process stood still, or it is a standby now. The last three are no `OperationalError`."""
-RECONNECT_S = 2.0
+POOL_RECONNECT_S = 2.0
 """How long the pool itself tries to replace a lost connection. Its pauses double without bound; given
 up early, the next request for a connection tries again at once."""
 
@@ -62,7 +62,7 @@ def connection_options(name: str, lease_s: float, idle_s: float = 0.0) -> dict[s
         "options": (
             f"-c statement_timeout={int(half * 1000)} -c lock_timeout={int(half * 500)} "
             f"-c idle_in_transaction_session_timeout={int(half * 1000)} -c timezone=UTC "
-            f"-c transaction_timeout={int(max(SHORTEST_S, lease_s) * 1000)} "
+            f"-c transaction_timeout={int(max(MIN_DEADLINE_S, lease_s) * 1000)} "
             f"-c idle_session_timeout={int(idle_s * 1000)} -c tcp_keepalives_idle=5 "
             "-c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 "
             f"{PLANNER_OPTIONS}"
@@ -70,7 +70,7 @@ def connection_options(name: str, lease_s: float, idle_s: float = 0.0) -> dict[s
     }
 
 
-def check(conn: Connection) -> None:
+def check_connection(conn: Connection) -> None:
     """Raise `psycopg.OperationalError` for a connection that its server has closed.
 
     Costs no round trip: an idle connection has nothing to read, unless it is that it was closed.
@@ -80,7 +80,7 @@ def check(conn: Connection) -> None:
         ConnectionPool.check_connection(conn)
 
 
-def await_server(pool: ConnectionPool[Connection]) -> None:
+def wait_for_database(pool: ConnectionPool[Connection]) -> None:
     """Return once the pool has a connection that works; waits as long as that takes."""
     while True:
         try:
@@ -104,9 +104,9 @@ def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[
         min_size=1,
         max_size=size,
         kwargs=connection_options(name, lease_s),
-        check=check,
+        check=check_connection,
         timeout=max(2.0, lease_s / 4),
-        reconnect_timeout=RECONNECT_S,
+        reconnect_timeout=POOL_RECONNECT_S,
         open=True,
         name=f"vestry-{name}",
     )
@@ -119,12 +119,12 @@ def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[
 # keepalives are answered, and a process would wait for ever, alive and deaf. Cut, the wait ends
 # as a lost connection does, and what handles those handles this.
 
-TICK_S: Final = 0.5
-SHORTEST_S: Final = 3.0
+DEADLINE_CHECK_S: Final = 0.5
+MIN_DEADLINE_S: Final = 3.0
 """No wait is cut before this: a busy machine is slow, too."""
 
 
-class _Cutter:
+class DeadlineWatcher:
     """Watches the waits of one process, on a thread that itself waits for nothing."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class _Cutter:
         """Watch from now on; gives what `end` takes."""
         with self._lock:
             self._next += 1
-            self._waits[self._next] = (time.monotonic() + max(SHORTEST_S, limit_s), conn)
+            self._waits[self._next] = (time.monotonic() + max(MIN_DEADLINE_S, limit_s), conn)
             # Of a forked process it is not alive, either.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="cutter", daemon=True)
@@ -151,7 +151,7 @@ class _Cutter:
 
     def _run(self) -> None:
         while True:
-            time.sleep(TICK_S)
+            time.sleep(DEADLINE_CHECK_S)
             now = time.monotonic()
             with self._lock:
                 # Who waits still holds the connection: its descriptor cannot be another's by now.
@@ -159,33 +159,33 @@ class _Cutter:
                     if now >= until:
                         del self._waits[number]
                         log.warning("the database gave no answer in time; the connection is cut")
-                        _cut(conn)
+                        _abort_socket(conn)
 
 
-_cutter: Final = _Cutter()
+_deadline_watcher: Final = DeadlineWatcher()
 
 
 @contextmanager
-def bounded(conn: Connection, limit_s: float) -> Iterator[None]:
+def deadline(conn: Connection, limit_s: float) -> Iterator[None]:
     """Whatever waits on the connection in this block fails once `limit_s` seconds have passed.
 
     It fails with `psycopg.OperationalError`, as for any connection that was lost.
     """
-    number = _cutter.begin(conn, limit_s)
+    number = _deadline_watcher.begin(conn, limit_s)
     try:
         yield
     finally:
-        _cutter.end(number)
+        _deadline_watcher.end(number)
 
 
 @contextmanager
 def session(pool: ConnectionPool[Connection], limit_s: float) -> Iterator[Connection]:
     """A connection of a pool for one transaction, which is over within `limit_s` seconds or fails."""
-    with pool.connection() as conn, bounded(conn, limit_s):
+    with pool.connection() as conn, deadline(conn, limit_s):
         yield conn
 
 
-def _cut(conn: Connection) -> None:
+def _abort_socket(conn: Connection) -> None:
     with (
         contextlib.suppress(psycopg.Error, OSError),
         socket.socket(fileno=os.dup(conn.fileno())) as end,
@@ -195,13 +195,13 @@ def _cut(conn: Connection) -> None:
 
 # What the dispatcher and the reconciler have in common: run until told to stop, outlive outages.
 
-SILENT_S = 10.0
+IDLE_SESSION_TIMEOUT_S = 10.0
 """A session of these, which asks something every second, is ended by the server once it is silent for
 this long. It may hold the advisory lock that keeps all others of its sort waiting, and belong to a
 process that is frozen, or gone behind a proxy that has not noticed."""
-CUT_S = 20.0
+LOOP_DEADLINE_S = 20.0
 """How long one round of such a loop may wait for the database, and for the broker in between."""
-LONGEST_PAUSE_S = 2.0
+MAX_RECONNECT_PAUSE_S = 2.0
 """Between two attempts to reach a database that refuses connections. After such an outage a lost job
 waits for this, a lease's grace and a `poll_s`; promised are a lease and five seconds."""
 
@@ -214,7 +214,7 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def run_connected(
+def run_with_reconnect(
     settings: Settings,
     name: str,
     stop: threading.Event,
@@ -234,11 +234,13 @@ def run_connected(
             with psycopg.connect(
                 settings.database,
                 autocommit=True,
-                **connection_options(name, settings.lease_s, max(SILENT_S, 5 * settings.poll_s)),
+                **connection_options(
+                    name, settings.lease_s, max(IDLE_SESSION_TIMEOUT_S, 5 * settings.poll_s)
+                ),
             ) as conn:
                 pause = 0.1
                 body(conn)
-        except AWAY as error:
+        except CONNECTION_ERRORS as error:
             log.warning("%s: database away (%s)", name, type(error).__name__)
             stop.wait(pause)
-            pause = min(LONGEST_PAUSE_S, pause * 2)
+            pause = min(MAX_RECONNECT_PAUSE_S, pause * 2)

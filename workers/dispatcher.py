@@ -22,12 +22,12 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from models import dispatch_queries, transitions
-from models.claim_query import Mark
+from models.claim_query import LowWaterMark
 from vestry.lanes import KINDS, LANES, Latency, Privacy
 from workers import log_redaction
 from workers.app import make_app
-from workers.db import CUT_S, bounded, run_connected, stop_on_signals
-from workers.route_publisher import RouteKeeper
+from workers.db import LOOP_DEADLINE_S, deadline, run_with_reconnect, stop_on_signals
+from workers.route_publisher import RoutePublisher
 from workers.settings import Settings, key_prefix
 
 Connection = psycopg.Connection[Any]
@@ -44,7 +44,7 @@ REHINT_S: Final = 30.0
 REHINT_EMPTY_S: Final = 1.0
 """The same where the queue is empty: then the hint is surely gone."""
 
-REST_S: Final = 1.0
+BROKER_RETRY_S: Final = 1.0
 """How long the dispatcher leaves a broker alone that failed it."""
 
 
@@ -60,8 +60,8 @@ class Dispatcher:
         self._settings = settings
         self._stop = stop
         self._window = settings.window * settings.slots
-        self._routes = RouteKeeper(settings)
-        self._marks: dict[tuple[str, str], Mark] = {}
+        self._routes = RoutePublisher(settings)
+        self._marks: dict[tuple[str, str], LowWaterMark] = {}
         self._lanes: set[str] = set()
         self._broker = redis.Redis.from_url(
             settings.broker, socket_timeout=5, socket_connect_timeout=2
@@ -78,7 +78,7 @@ class Dispatcher:
         """Dispatch until stopped or the connection breaks."""
         self._lanes.clear()
         self._routes.forget()
-        with bounded(conn, CUT_S):
+        with deadline(conn, LOOP_DEADLINE_S):
             conn.execute("LISTEN vestry_lane")
             # A hint's stamp lost in a crash costs one stale hint: no need to wait for the disk.
             conn.execute("SET synchronous_commit = off")
@@ -100,11 +100,11 @@ class Dispatcher:
                 woken |= self._heard.keys()
                 self._heard = {lane: end for lane, end in self._heard.items() if end > now}
                 next_look = now + HEAD_START_S
-            with bounded(conn, CUT_S):
+            with deadline(conn, LOOP_DEADLINE_S):
                 if now >= next_tick:
                     self._take_lanes(conn)
-                    self._routes.look(conn)
-                    transitions.admit(conn)
+                    self._routes.refresh(conn)
+                    transitions.schedule_due(conn)
                     woken = set(self._lanes)
                     next_tick = time.monotonic() + TICK_S
                 self._fill(conn, woken & self._lanes)
@@ -119,17 +119,19 @@ class Dispatcher:
                 self._lanes.add(lane)
 
     def _fill(self, conn: Connection, lanes: AbstractSet[str]) -> None:
-        lanes = frozenset(self._in_turn(lanes))
+        lanes = frozenset(self._round_robin(lanes))
         if not lanes:
             return
-        marks: dict[tuple[str, str], Mark] = {
-            (lane, kind): self._marks.setdefault((lane, kind), Mark())
+        marks: dict[tuple[str, str], LowWaterMark] = {
+            (lane, kind): self._marks.setdefault((lane, kind), LowWaterMark())
             for lane in lanes
             for kind in KINDS
         }
-        found = dispatch_queries.waiting(conn, marks, {lane: _head_start_s(lane) for lane in lanes})
-        for lane in self._in_turn({lane for lane, _ in found}):
-            with self._minding_the_broker(lane):
+        found = dispatch_queries.lanes_with_ready_jobs(
+            conn, marks, {lane: _head_start_s(lane) for lane in lanes}
+        )
+        for lane in self._round_robin({lane for lane, _ in found}):
+            with self._with_broker_retry(lane):
                 self._fill_lane(conn, lane, [kind for kind in KINDS if (lane, kind) in found])
 
     def _fill_lane(self, conn: Connection, lane: str, kinds: Sequence[str]) -> None:
@@ -145,38 +147,38 @@ class Dispatcher:
 
         The stamp is committed first, so that a crash in between costs a rehint and no more.
         """
-        chosen = dispatch_queries.stamp(
+        chosen = dispatch_queries.mark_hinted(
             conn,
             lane,
             kind,
             limit=limit,
             rehint_s=rehint_s,
-            mark=self._marks.setdefault((lane, kind), Mark()),
+            mark=self._marks.setdefault((lane, kind), LowWaterMark()),
             age_s=_head_start_s(lane),
         )
         self._publish(LANES[lane].privacy, lane, kind, chosen)
         return len(chosen)
 
-    def _in_turn(self, lanes: AbstractSet[str]) -> Iterator[str]:
+    def _round_robin(self, lanes: AbstractSet[str]) -> Iterator[str]:
         """Lanes that do not rest when their turn comes, the interactive ones first."""
         for lane in sorted(lanes, key=_interactive_first):
             if time.monotonic() >= self._rests_until.get(lane, 0.0):
                 yield lane
 
     @contextmanager
-    def _minding_the_broker(self, lane: str) -> Iterator[None]:
+    def _with_broker_retry(self, lane: str) -> Iterator[None]:
         """A broker that is away gives every lane a rest; one that refuses this lane, this one."""
         try:
             yield
         except (OperationalError, redis.RedisError, OSError) as error:
-            away = _is_away(error)
+            away = _is_connection_error(error)
             log.warning(
                 "broker %s (%s); workers look for work themselves",
                 "away" if away else f"refuses {lane}",
                 type(error.__cause__ or error).__name__,
             )
             rests = LANES.keys() if away else {lane}
-            self._rests_until |= dict.fromkeys(rests, time.monotonic() + REST_S)
+            self._rests_until |= dict.fromkeys(rests, time.monotonic() + BROKER_RETRY_S)
 
     def _publish(self, privacy: str, lane: str, kind: str, chosen: list[UUID]) -> None:
         app = self._apps[privacy]
@@ -193,7 +195,7 @@ class Dispatcher:
                 )
 
 
-def _is_away(error: Exception) -> bool:
+def _is_connection_error(error: Exception) -> bool:
     """Whether it concerns the connection, not one key. Kombu wraps errors of both sorts in its own."""
     cause: BaseException = error
     while isinstance(cause, OperationalError) and cause.__cause__ is not None:
@@ -222,7 +224,7 @@ def main() -> None:
     dispatcher = Dispatcher(settings, stop)
     if settings.ready_file is not None:
         Path(settings.ready_file).touch()
-    run_connected(settings, "dispatcher", stop, dispatcher.run)
+    run_with_reconnect(settings, "dispatcher", stop, dispatcher.run)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from inference.catalogue.default_embedding import choose
 from inference.catalogue.loader import CatalogueError, load
 from inference.catalogue.schema import Catalogue
 from inference.errors import InferenceError
-from inference.routing.backend_guard import Limits
+from inference.routing.backend_guard import BreakerSettings
 from vestry.lanes import Privacy
 from workers.settings import Settings
 
@@ -48,10 +48,10 @@ def enabled_catalogue(settings: Settings) -> Catalogue:
     return chosen.only(enabled)
 
 
-def limits(settings: Settings) -> Limits:
+def breaker_settings(settings: Settings) -> BreakerSettings:
     """When breakers open, and for how long."""
-    return Limits(
+    return BreakerSettings(
         failures=settings.breaker_failures,
         cooldown_s=settings.breaker_cooldown_s,
-        longest_s=settings.breaker_longest_s,
+        max_cooldown_s=settings.breaker_longest_s,
     )

@@ -99,7 +99,7 @@ def main() -> int:
         return _give_up("; ".join(faults))
     except NoModelError as error:
         return _give_up(str(error))
-    preflight.no_dumps()
+    preflight.disable_core_dumps()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -31,7 +31,7 @@ _WARNING: Final = re.compile(r"(?:.*/)?([\w.<>-]+:\d+: \w+):")
 """How Python tells a warning: file, line, category; then words that may quote a value."""
 
 
-class ContentFree(logging.Filter):
+class ContentRedactor(logging.Filter):
     """Cuts what other libraries might log of a message or a row.
 
     Celery logs messages that it cannot decode or does not know, their headers, and at DEBUG a task's
@@ -50,12 +50,12 @@ class ContentFree(logging.Filter):
                 told = f"{told}: {error}"
             record.msg, record.args = f"{told} ended with an exception", ()
         elif record.name.partition(".")[0] in CARRIERS:
-            record.msg, record.args = _told(record, _kept).split("\n", 1)[0], ()
+            record.msg, record.args = _redacted(record, _kept).split("\n", 1)[0], ()
         elif record.name == "py.warnings":
             match = _WARNING.match(record.getMessage())
             record.msg, record.args = f"a warning: {match[1] if match else CUT}", ()
         elif _holds_exception(record.args):
-            record.msg, record.args = _told(record, _unless_exception), ()
+            record.msg, record.args = _redacted(record, _unless_exception), ()
         if record.exc_info and record.exc_info[0] is not None:
             first = (record.getMessage().splitlines() or [""])[0]
             record.msg = f"{first} [{record.exc_info[0].__name__}]"
@@ -70,7 +70,7 @@ def configure(level: str) -> None:
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
     )
-    handler.addFilter(ContentFree())
+    handler.addFilter(ContentRedactor())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if level.upper() != "DEBUG":
         for name in QUIET:
@@ -100,7 +100,7 @@ def own_process() -> None:
     sys.unraisablehook = lambda args: uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
-def _told(record: logging.LogRecord, keep: Any) -> str:
+def _redacted(record: logging.LogRecord, keep: Any) -> str:
     """The record's message with its arguments as `keep` leaves them."""
     arguments: Any = record.args
     if isinstance(arguments, Mapping):

@@ -16,7 +16,7 @@ import psycopg
 
 from models import retention, transitions
 from workers import log_redaction
-from workers.db import CUT_S, bounded, run_connected, stop_on_signals
+from workers.db import LOOP_DEADLINE_S, deadline, run_with_reconnect, stop_on_signals
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
@@ -27,9 +27,9 @@ PRUNE_FOR_S: Final = 5.0
 """Longest pruning round: leases must not wait for it. Some 50,000 jobs go in one."""
 PRUNE_JOBS: Final = 1000
 """Jobs pruned by one statement; fewer, for a while, after one that took too long."""
-STATEMENT_S: Final = CUT_S / 3
+STATEMENT_S: Final = LOOP_DEADLINE_S / 3
 """Longest statement, ended by the server before `CUT_S` would cost the connection."""
-PUT_OFF: Final = (
+RETRYABLE_ERRORS: Final = (
     psycopg.errors.QueryCanceled,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.DeadlockDetected,
@@ -55,13 +55,13 @@ class Reconciler:
     def run(self, conn: Connection) -> None:
         """Reconcile until stopped or the connection breaks."""
         statement_ms = int(min(STATEMENT_S, max(1.0, self._settings.lease_s / 2)) * 1000)
-        with bounded(conn, CUT_S):
+        with deadline(conn, LOOP_DEADLINE_S):
             for name, limit_ms in (
                 ("statement_timeout", statement_ms),
                 ("lock_timeout", statement_ms // 2),
             ):
                 conn.execute("SELECT set_config(%s, %s, false)", [name, str(limit_ms)])
-        while not self._alone(conn):
+        while not self._acquire_leadership(conn):
             if self._stop.wait(self._settings.poll_s):
                 return
         # Leases could not be extended while the database was away: whoever holds one gets a whole
@@ -86,9 +86,9 @@ class Reconciler:
         would get its grace again, and a pruning that is too slow each time would end all rescue.
         """
         try:
-            with bounded(conn, CUT_S):
+            with deadline(conn, LOOP_DEADLINE_S):
                 duty(conn)
-        except PUT_OFF as error:
+        except RETRYABLE_ERRORS as error:
             log.warning("%s is put off (%s)", duty.__name__.strip("_"), type(error).__name__)
             return False
         return True
@@ -109,8 +109,8 @@ class Reconciler:
             if not results and not jobs:
                 return
 
-    def _alone(self, conn: Connection) -> bool:
-        with bounded(conn, CUT_S):
+    def _acquire_leadership(self, conn: Connection) -> bool:
+        with deadline(conn, LOOP_DEADLINE_S):
             row = conn.execute(
                 "SELECT pg_try_advisory_lock(hashtextextended('vestry.reconciler', 0))"
             ).fetchone()
@@ -121,7 +121,7 @@ class Reconciler:
         if self._connected_before:
             return self._settings.lease_s
         self._connected_before = True
-        with bounded(conn, CUT_S):
+        with deadline(conn, LOOP_DEADLINE_S):
             row = conn.execute(
                 "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"
             ).fetchone()
@@ -137,7 +137,7 @@ def main() -> None:
     stop = stop_on_signals()
     if settings.ready_file is not None:
         Path(settings.ready_file).touch()
-    run_connected(settings, "reconciler", stop, Reconciler(settings, stop).run)
+    run_with_reconnect(settings, "reconciler", stop, Reconciler(settings, stop).run)
 
 
 if __name__ == "__main__":

@@ -16,26 +16,26 @@ from typing import Any, Final
 import psycopg
 
 from inference.catalogue.schema import Catalogue
-from inference.routing.backend_guard import Gate
-from inference.routing.policy import Budget, Health, RoutingPolicy, Wish
+from inference.routing.backend_guard import BackendGuard
+from inference.routing.policy import Budget, Health, RoutingPolicy, RoutingRequest
 from models import backend_health
 from models.backend_health import Route
 from vestry.lanes import KINDS, LANES, Latency, Pool, Privacy
-from workers.enabled_backends import enabled_catalogue, limits
+from workers.enabled_backends import breaker_settings, enabled_catalogue
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S: Final = 1.0
+REFRESH_EVERY_S: Final = 1.0
 """How soon a breaker that opens or closes, or money that is spent, changes the routes."""
-MOVE_FOR_S: Final = 0.1
+MOVE_TIME_BUDGET_S: Final = 0.1
 """Time for moving jobs in line, each time the dispatcher looks."""
 ONE_POOL: Final = frozenset(kind for kind, pool in KINDS.items() if pool is Pool.CPU)
 QUALITIES: Final = ("adequate", "best")
 
 
-class RouteKeeper:
+class RoutePublisher:
     """Publishes routes on a dispatcher's connection.
 
     Args:
@@ -48,9 +48,9 @@ class RouteKeeper:
         self._settings = settings
         self._last: tuple[Health, bool] | None = None
         self._next = 0.0
-        self._to_move: dict[tuple[str, str], backend_health.Place] = {}
+        self._to_move: dict[tuple[str, str], backend_health.MovePosition] = {}
 
-    def look(self, conn: Connection) -> None:
+    def refresh(self, conn: Connection) -> None:
         """Publish anew if anything changed that decides a route, looking once a LOOK_EVERY_S.
 
         Args:
@@ -59,14 +59,14 @@ class RouteKeeper:
         self._move(conn)
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + LOOK_EVERY_S
-        gate = Gate(
+        self._next = time.monotonic() + REFRESH_EVERY_S
+        gate = BackendGuard(
             lambda: nullcontext(conn),
             self._catalogue,
-            limits(self._settings),
+            breaker_settings(self._settings),
             self._settings.cloud_budget_usd,
         )
-        health, budget = gate.settled(), gate.budget()
+        health, budget = gate.unhealthy(), gate.budget()
         now = (health, budget.used_up)
         if now == self._last:
             return
@@ -80,7 +80,7 @@ class RouteKeeper:
 
     def _move(self, conn: Connection) -> None:
         """A little of what stands in the wrong line: whatever else a dispatcher does must not wait."""
-        until = time.monotonic() + MOVE_FOR_S
+        until = time.monotonic() + MOVE_TIME_BUDGET_S
         while self._to_move and time.monotonic() < until:
             (lane, kind), after = next(iter(self._to_move.items()))
             moved, rest = backend_health.move_jobs(conn, lane, kind, after)
@@ -102,7 +102,9 @@ def routes(policy: RoutingPolicy, health: Health, budget: Budget) -> Iterator[Ro
     catalogue = policy.catalogue
     for kind, privacy, latency, quality in product(KINDS, Privacy, Latency, QUALITIES):
         for task, tier in product(_tasks(catalogue, kind), _tiers(catalogue)):
-            wish = Wish(kind, task or None, privacy.value, latency.value, tier or None, quality)
+            wish = RoutingRequest(
+                kind, task or None, privacy.value, latency.value, tier or None, quality
+            )
             found = policy.candidates(wish, health, budget)
             candidate = found.first or found.intended
             if candidate is not None:

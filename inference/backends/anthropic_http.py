@@ -17,21 +17,21 @@ import anthropic
 import httpx2
 
 from inference.catalogue.schema import ModelEntry
-from inference.errors import BadAnswer, BadRequest, InferenceError, TooLong, Unavailable
+from inference.errors import BackendUnavailable, BadAnswer, BadRequest, InferenceError, TooLong
 from inference.protocol import (
     BackendConfig,
+    BackendProbe,
     Cancelled,
     FinishReason,
     Generated,
     GenerationRequest,
     Message,
-    Probe,
-    never,
+    not_cancelled,
 )
 from inference.remote.client import PROBE_S, base_url, httpx2_client
-from inference.remote.egress import withheld
-from inference.remote.response_errors import away, refusal, words
-from inference.remote.streaming import MALFORMED, complete, wanted, watched
+from inference.remote.egress import send_refused_reason
+from inference.remote.response_errors import error_codes, error_for_status, unreachable
+from inference.remote.streaming import MALFORMED, finish_response, raise_if_cancelled, stream_until
 
 _REASONS: Final[Mapping[str, FinishReason]] = {
     "end_turn": "stop",
@@ -72,18 +72,18 @@ class AnthropicBackend:
         """See `Backend.load`; the server is not asked."""
         return AnthropicModel(self._client, self._config, model)
 
-    def probe(self) -> Probe:
+    def probe(self) -> BackendProbe:
         """Ask for the list of models, which costs nothing."""
         try:
             listed = self._client.models.list(limit=1000, timeout=PROBE_S)
             models = frozenset(model.id for model in listed.data)
         except anthropic.APIStatusError as error:
-            return away(error.status_code)
+            return unreachable(error.status_code)
         except (anthropic.APIConnectionError, httpx2.HTTPError):
-            return away()
+            return unreachable()
         except (anthropic.AnthropicError, *MALFORMED):
-            return away(sense=False)
-        return Probe(reachable=True, models=models, detail=f"{len(models)} models")
+            return unreachable(sense=False)
+        return BackendProbe(reachable=True, models=models, detail=f"{len(models)} models")
 
     def close(self) -> None:
         """Close its connections."""
@@ -104,31 +104,35 @@ class AnthropicModel:
         self._entry = entry
         self._options = {**config.options, **entry.options}
 
-    def generate(self, request: GenerationRequest, cancelled: Cancelled = never) -> Generated:
+    def generate(
+        self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
+    ) -> Generated:
         """See `GenerationModel.generate`. Closing the stream ends the server's work."""
-        wanted(cancelled)
+        raise_if_cancelled(cancelled)
         prompt = self._prompt(request)
         answer = _Answer()
-        self._config.turn()
+        self._config.acquire_permit()
         try:
             with self._client.messages.create(
                 **prompt, **self._limits(request), stream=True
             ) as stream:
-                for event in watched(stream, cancelled, self._config.timeout_s):
+                for event in stream_until(stream, cancelled, self._config.timeout_s):
                     answer.take(event)
         except (anthropic.APITimeoutError, httpx2.TimeoutException):
-            raise Unavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
+            raise BackendUnavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
         except anthropic.APIConnectionError as error:
-            if not_sent := withheld(error):
+            if not_sent := send_refused_reason(error):
                 raise not_sent from None
-            raise Unavailable(f"backend {self._config.name} cannot be reached") from None
+            raise BackendUnavailable(f"backend {self._config.name} cannot be reached") from None
         except anthropic.APIError as error:
             raise self._mapped(error, prompt) from None
         # Inside a stream the SDK lets its HTTP library's own errors through.
         except (anthropic.AnthropicError, httpx2.HTTPError, *MALFORMED):
             raise BadAnswer("the answer broke off, or makes no sense") from None
         reason = answer.reason if answer.ended else None
-        return complete(request, answer.text, reason, answer.input_tokens, answer.output_tokens)
+        return finish_response(
+            request, answer.text, reason, answer.input_tokens, answer.output_tokens
+        )
 
     def warm_up(self) -> None:
         """Have a server of one's own load the model; Anthropic's are warm, and calls cost money."""
@@ -175,10 +179,10 @@ class AnthropicModel:
     def _mapped(self, error: anthropic.APIError, prompt: Mapping[str, Any]) -> InferenceError:
         if not isinstance(error, anthropic.APIStatusError):
             return BadAnswer()
-        told = words(error.body)
+        told = error_codes(error.body)
         # An error inside a stream comes with the stream's own status.
         status = error.status_code if error.status_code >= 300 else None  # noqa: PLR2004
-        found = refusal(status, told, error.response.headers, self._entry)
+        found = error_for_status(status, told, error.response.headers, self._entry)
         if type(found) is BadRequest and self._is_too_long(prompt):
             return TooLong()
         return found

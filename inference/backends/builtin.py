@@ -10,7 +10,7 @@ from inference.catalogue.schema import ModelEntry
 from inference.classifiers.bible_references import books, normalised
 from inference.classifiers.language_id import LanguageClassifier
 from inference.errors import BadRequest, ModelMissing
-from inference.protocol import BackendConfig, BuiltinClassifier, LabelScore, Locality, Probe
+from inference.protocol import BackendConfig, BackendProbe, BuiltinClassifier, LabelScore, Locality
 
 VALID: Final = "valid"
 INVALID: Final = "invalid"
@@ -67,12 +67,12 @@ class BuiltinBackend:
             raise ModelMissing(f"there is no built-in classifier {model.served_name!r}")
         return make()
 
-    def probe(self) -> Probe:
+    def probe(self) -> BackendProbe:
         """Which of them can be used."""
         there = set(_CLASSIFIERS)
         if find_spec("py3langid") is None:
             there.remove("py3langid")
-        return Probe(reachable=True, models=frozenset(there), detail="in this process")
+        return BackendProbe(reachable=True, models=frozenset(there), detail="in this process")
 
     def close(self) -> None:
         """There is nothing to close."""

@@ -23,7 +23,7 @@ from inference.device.model_files import ModelFiles, locate, stay_offline
 from inference.device.threads import set_threads
 from inference.device.tokenizer import ModelTokenizer, break_long_words
 from inference.errors import BadAnswer, ModelMissing, TooLong
-from inference.protocol import BackendConfig, Locality, Probe
+from inference.protocol import BackendConfig, BackendProbe, Locality
 
 _QUIET: Final = ("sentence_transformers", "transformers", "huggingface_hub")
 
@@ -50,10 +50,12 @@ class CrossEncoderBackend:
             str(path), device=self._config.device, threads=self._config.threads
         )
 
-    def probe(self) -> Probe:
+    def probe(self) -> BackendProbe:
         """Whether its library is installed; loads nothing."""
         there = find_spec("sentence_transformers") is not None
-        return Probe(there, None, "installed" if there else "pip install sentence-transformers")
+        return BackendProbe(
+            there, None, "installed" if there else "pip install sentence-transformers"
+        )
 
     def close(self) -> None:
         """Models go with the process."""

@@ -19,26 +19,26 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from inference.errors import (
-    Abandoned,
+    BackendUnavailable,
     BadRequest,
+    CallCancelled,
     InferenceError,
     ModelMissing,
     OutOfMemory,
     RateLimited,
     Refused,
     TooLong,
-    Unavailable,
 )
 from inference.protocol import (
     BackendConfig,
+    BackendProbe,
     Cancelled,
     Generated,
     GenerationRequest,
     InputType,
     Locality,
-    Probe,
     SpaceSpec,
-    never,
+    not_cancelled,
     space_name,
 )
 
@@ -59,7 +59,7 @@ _ERRORS: Final[dict[str, type[InferenceError]]] = {
     "out-of-memory": OutOfMemory,
     "rate-limited": RateLimited,
     "refused": Refused,
-    "unavailable": Unavailable,
+    "unavailable": BackendUnavailable,
 }
 FAULTS: Final = (
     "nan", "zero", "wrong-dimension", "raise", "sleep", "exit", "segfault", "memory", *_ERRORS
@@ -84,9 +84,9 @@ class EchoBackend:
         """The fake, with the dimension that its name asks for."""
         return EchoModel(model.served_name, self.name)
 
-    def probe(self) -> Probe:
+    def probe(self) -> BackendProbe:
         """It is always there."""
-        return Probe(reachable=True, models=None, detail="a fake, for tests")
+        return BackendProbe(reachable=True, models=None, detail="a fake, for tests")
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -180,7 +180,7 @@ class EchoModel:
     def generate(
         self,
         request: GenerationRequest,
-        cancelled: Cancelled = never,
+        cancelled: Cancelled = not_cancelled,
     ) -> Generated:
         """The last message again, a word a token, or the smallest value that the schema allows."""
         prompt = request.messages[-1].content
@@ -227,7 +227,7 @@ def _bag_of_words(text: str, dimension: int) -> Vectors:
     return vector
 
 
-def _raise_or_wait(fault: str, value: float, cancelled: Cancelled = never) -> None:
+def _raise_or_wait(fault: str, value: float, cancelled: Cancelled = not_cancelled) -> None:
     if fault in _ERRORS:
         raise _ERRORS[fault](retry_after=value if fault == "rate-limited" else None)
     if fault == "raise":
@@ -243,7 +243,7 @@ def _raise_or_wait(fault: str, value: float, cancelled: Cancelled = never) -> No
         until = time.monotonic() + value
         while (left := until - time.monotonic()) > 0:
             if cancelled():
-                raise Abandoned
+                raise CallCancelled
             time.sleep(min(left, 0.1))
 
 

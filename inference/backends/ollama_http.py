@@ -21,20 +21,26 @@ import httpx
 import ollama
 
 from inference.catalogue.schema import ModelEntry
-from inference.errors import BadAnswer, InferenceError, ModelMissing, TooLong, Unavailable
+from inference.errors import BackendUnavailable, BadAnswer, InferenceError, ModelMissing, TooLong
 from inference.protocol import (
     BackendConfig,
+    BackendProbe,
     Cancelled,
     FinishReason,
     Generated,
     GenerationRequest,
-    Probe,
-    never,
+    not_cancelled,
 )
 from inference.remote.client import PROBE_S, httpx_client
 from inference.remote.embedding import RemoteEmbedding
-from inference.remote.response_errors import away, code_of, missing, refusal, words
-from inference.remote.streaming import MALFORMED, complete, wanted, watched
+from inference.remote.response_errors import (
+    code_of,
+    error_codes,
+    error_for_status,
+    model_missing,
+    unreachable,
+)
+from inference.remote.streaming import MALFORMED, finish_response, raise_if_cancelled, stream_until
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -73,20 +79,20 @@ class OllamaBackend:
         """See `Backend.load`; the server is not asked."""
         return OllamaModel(self._client, self._config, model)
 
-    def probe(self) -> Probe:
+    def probe(self) -> BackendProbe:
         """Ask which models it has."""
         try:
             answer = self._http.get("/api/tags", timeout=PROBE_S).json()
             names = {str(model["name"]) for model in answer["models"]}
         except _Refused as error:
-            return away(error.status)
+            return unreachable(error.status)
         except httpx.HTTPError:
-            return away()
+            return unreachable()
         except MALFORMED:
-            return away(sense=False)
+            return unreachable(sense=False)
         # The tag `latest` may be left out, by people and by the catalogue.
         models = frozenset(names | {_untagged(name) for name in names})
-        return Probe(reachable=True, models=models, detail=f"{len(names)} models")
+        return BackendProbe(reachable=True, models=models, detail=f"{len(names)} models")
 
     def pull(self, model: ModelEntry) -> Iterator[tuple[str, int, int]]:
         """Have it fetch a model.
@@ -123,11 +129,13 @@ class OllamaModel(RemoteEmbedding):
         self._looked_at: float | None = None
         self._looking = threading.Lock()
 
-    def generate(self, request: GenerationRequest, cancelled: Cancelled = never) -> Generated:
+    def generate(
+        self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
+    ) -> Generated:
         """See `GenerationModel.generate`. Closing the stream ends the server's work."""
-        wanted(cancelled)
+        raise_if_cancelled(cancelled)
         self._refuse_remote()
-        self._config.turn()
+        self._config.acquire_permit()
         body = self._chat(request)
         text: list[str] = []
         reason: FinishReason | None = None
@@ -136,7 +144,7 @@ class OllamaModel(RemoteEmbedding):
         def read() -> None:
             nonlocal reason, tokens
             with closing(self._client.stream_chat(body)) as pieces:
-                for piece in watched(pieces, cancelled, self._config.timeout_s):
+                for piece in stream_until(pieces, cancelled, self._config.timeout_s):
                     text.append(piece.message.content or "")
                     if piece.done:
                         reason = _REASONS[piece.done_reason or "stop"]
@@ -146,7 +154,7 @@ class OllamaModel(RemoteEmbedding):
         # Before 0.12.6 it does not heed `truncate`, and a prompt that it cut fills the context.
         if self._entry.context is not None and (tokens[0] or 0) >= self._entry.context:
             raise TooLong
-        return complete(request, "".join(text), reason, *tokens)
+        return finish_response(request, "".join(text), reason, *tokens)
 
     def warm_up(self) -> None:
         """Have it load the model, for as long as is planned."""
@@ -181,7 +189,7 @@ class OllamaModel(RemoteEmbedding):
 
     def _ask(self, texts: list[str]) -> ArrayLike:
         self._refuse_remote()
-        self._config.turn()
+        self._config.acquire_permit()
         answer = self._ask_server(
             lambda: self._client.embed(input=texts, truncate=False, **self._common())
         )
@@ -193,7 +201,7 @@ class OllamaModel(RemoteEmbedding):
         for model in listed.models:
             if _untagged(model.model or "") == _untagged(self._entry.served_name) and model.digest:
                 return str(model.digest).removeprefix("sha256:")
-        raise missing(self._entry)
+        raise model_missing(self._entry)
 
     def _library(self) -> str:
         return f"{self.name} (Ollama)"
@@ -272,11 +280,11 @@ def _asked(
     except ollama.ResponseError as error:  # inside a stream
         raise _meaning({"error": error.error}, None, {}, model) from None
     except httpx.TimeoutException:
-        raise Unavailable(f"no answer within {config.timeout_s:.0f} s") from None
+        raise BackendUnavailable(f"no answer within {config.timeout_s:.0f} s") from None
     except (httpx.HTTPError, ConnectionError):
         if begun():
             raise BadAnswer("the answer broke off before its end") from None
-        raise Unavailable(f"backend {config.name} cannot be reached") from None
+        raise BackendUnavailable(f"backend {config.name} cannot be reached") from None
     except MALFORMED:
         raise BadAnswer from None
 
@@ -292,7 +300,7 @@ def _meaning(
             body = json.loads(told)
         except ValueError:
             body = None
-    return refusal(status or code_of(body), words(body), headers, model)
+    return error_for_status(status or code_of(body), error_codes(body), headers, model)
 
 
 def _refuse_remote_name(model: ModelEntry, config: BackendConfig) -> None:

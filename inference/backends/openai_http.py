@@ -24,22 +24,22 @@ import openai
 from openai.types.chat import ChatCompletionChunk
 
 from inference.catalogue.schema import ModelEntry
-from inference.errors import BadAnswer, InferenceError, Unavailable
+from inference.errors import BackendUnavailable, BadAnswer, InferenceError
 from inference.protocol import (
     BackendConfig,
+    BackendProbe,
     Cancelled,
     FinishReason,
     Generated,
     GenerationRequest,
     Message,
-    Probe,
-    never,
+    not_cancelled,
 )
 from inference.remote.client import PROBE_S, base_url, httpx2_client
-from inference.remote.egress import withheld
+from inference.remote.egress import send_refused_reason
 from inference.remote.embedding import RemoteEmbedding
-from inference.remote.response_errors import away, code_of, refusal, words
-from inference.remote.streaming import MALFORMED, complete, wanted, watched
+from inference.remote.response_errors import code_of, error_codes, error_for_status, unreachable
+from inference.remote.streaming import MALFORMED, finish_response, raise_if_cancelled, stream_until
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -80,18 +80,18 @@ class OpenAIBackend:
         """See `Backend.load`; the server is not asked."""
         return OpenAIModel(self._client, self._config, model)
 
-    def probe(self) -> Probe:
+    def probe(self) -> BackendProbe:
         """Ask for the list of models, which costs nothing anywhere."""
         try:
             listed = self._client.models.list(timeout=PROBE_S)
             models = frozenset(model.id for model in listed.data)
         except openai.APIStatusError as error:
-            return away(error.status_code)
+            return unreachable(error.status_code)
         except openai.APIConnectionError:
-            return away()
+            return unreachable()
         except (openai.OpenAIError, *MALFORMED):
-            return away(sense=False)
-        return Probe(reachable=True, models=models, detail=f"{len(models)} models")
+            return unreachable(sense=False)
+        return BackendProbe(reachable=True, models=models, detail=f"{len(models)} models")
 
     def close(self) -> None:
         """Close its connections."""
@@ -107,9 +107,11 @@ class OpenAIModel(RemoteEmbedding):
         self._config = config
         self._options = {**config.options, **entry.options}
 
-    def generate(self, request: GenerationRequest, cancelled: Cancelled = never) -> Generated:
+    def generate(
+        self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
+    ) -> Generated:
         """See `GenerationModel.generate`. Closing the stream ends the server's work."""
-        wanted(cancelled)
+        raise_if_cancelled(cancelled)
         arguments = self._arguments(request)
         text: list[str] = []
         reason: FinishReason | None = None
@@ -118,15 +120,15 @@ class OpenAIModel(RemoteEmbedding):
         def read() -> None:
             nonlocal reason, usage
             with self._client.chat.completions.create(**arguments) as stream:
-                for chunk in watched(stream, cancelled, self._config.timeout_s):
+                for chunk in stream_until(stream, cancelled, self._config.timeout_s):
                     text.append(_content(chunk))
                     reason = _reason(chunk) or reason
                     if chunk.usage is not None:
                         usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
 
-        self._config.turn()
+        self._config.acquire_permit()
         self._asked(read, begun=lambda: bool(text))
-        return complete(request, "".join(text), reason, *usage)
+        return finish_response(request, "".join(text), reason, *usage)
 
     def rerank(
         self,
@@ -145,7 +147,7 @@ class OpenAIModel(RemoteEmbedding):
             "top_n": len(passages),
         }
         path = f"/{self._options.get('rerank_path', 'rerank')}"
-        self._config.turn()
+        self._config.acquire_permit()
         return self._asked(
             lambda: _scores(self._client.post(path, body=body, cast_to=object), len(passages))
         )
@@ -209,7 +211,7 @@ class OpenAIModel(RemoteEmbedding):
             rows = sorted(answer.data, key=lambda row: row.index)
             return [_numbers(row.embedding) for row in rows]
 
-        self._config.turn()
+        self._config.acquire_permit()
         return self._asked(ask)
 
     def _revision(self) -> str:
@@ -223,23 +225,23 @@ class OpenAIModel(RemoteEmbedding):
         try:
             return call()
         except openai.APITimeoutError:
-            raise Unavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
+            raise BackendUnavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
         except openai.APIConnectionError as error:
-            if not_sent := withheld(error):
+            if not_sent := send_refused_reason(error):
                 raise not_sent from None
             if begun():
                 raise BadAnswer("the answer broke off before its end") from None
-            raise Unavailable(f"backend {self.name} cannot be reached") from None
+            raise BackendUnavailable(f"backend {self.name} cannot be reached") from None
         except openai.APIError as error:
             raise self._mapped(error) from None
         except (openai.OpenAIError, *MALFORMED):
             raise BadAnswer from None
 
     def _mapped(self, error: openai.APIError) -> InferenceError:
-        told = words(error.body)
+        told = error_codes(error.body)
         if isinstance(error, openai.APIStatusError):
-            return refusal(error.status_code, told, error.response.headers, self._entry)
-        return refusal(code_of(error.body), told, {}, self._entry)  # inside a stream
+            return error_for_status(error.status_code, told, error.response.headers, self._entry)
+        return error_for_status(code_of(error.body), told, {}, self._entry)  # inside a stream
 
 
 def _content(chunk: ChatCompletionChunk) -> str:

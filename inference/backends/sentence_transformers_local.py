@@ -18,7 +18,14 @@ from inference.device.model_files import ModelFiles, locate, stay_offline
 from inference.device.threads import set_threads
 from inference.device.tokenizer import ModelTokenizer, break_long_words
 from inference.errors import BadVectors, DeviceMissing, ModelMissing, TooLong
-from inference.protocol import BackendConfig, InputType, Locality, Probe, SpaceSpec, space_name
+from inference.protocol import (
+    BackendConfig,
+    BackendProbe,
+    InputType,
+    Locality,
+    SpaceSpec,
+    space_name,
+)
 
 if TYPE_CHECKING:
     from inference.catalogue.schema import ModelEntry
@@ -52,10 +59,12 @@ class SentenceTransformersBackend:
             name=self.name,
         )
 
-    def probe(self) -> Probe:
+    def probe(self) -> BackendProbe:
         """Whether its library is installed; loads nothing."""
         there = find_spec("sentence_transformers") is not None
-        return Probe(there, None, "installed" if there else "pip install sentence-transformers")
+        return BackendProbe(
+            there, None, "installed" if there else "pip install sentence-transformers"
+        )
 
     def close(self) -> None:
         """Models go with the process."""

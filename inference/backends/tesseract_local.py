@@ -15,28 +15,28 @@ from typing import Any, Final
 from inference.catalogue.schema import ModelEntry
 from inference.device.threads import default_threads
 from inference.errors import (
+    BackendUnavailable,
     BadRequest,
     EncryptedFile,
     FileTooLarge,
     InferenceError,
     ModelMissing,
-    Unavailable,
     UnreadableFile,
 )
 from inference.ocr import tessdata
-from inference.ocr.config import MEGABYTE, Limits, Setup
-from inference.ocr.document_reader import Document, Order
-from inference.ocr.errors import Fault
-from inference.ocr.ipc import Closed, Late
+from inference.ocr.config import MEGABYTE, OcrLimits, Setup
+from inference.ocr.document_reader import DocumentReader, ReadRequest
+from inference.ocr.errors import PageError
+from inference.ocr.ipc import ConnectionClosed, ReplyTimeout
 from inference.ocr.protocol import OcrRequest
 from inference.ocr.tessdata import Installation
-from inference.ocr.worker_pool import CHILD, Child, Children
-from inference.protocol import BackendConfig, Cancelled, Locality, Probe, never
+from inference.ocr.worker_pool import WORKER_COMMAND, OcrWorker, OcrWorkerPool
+from inference.protocol import BackendConfig, BackendProbe, Cancelled, Locality, not_cancelled
 from inference.temp_dir import Scratch
 from vestry.jobs.ocr import READ_KINDS, OcrResult, file_kind
 
 DEFAULT_LANGUAGES: Final = ("eng",)
-MOST_AT_ONCE: Final = 64
+MAX_PARALLEL_FILES: Final = 64
 """Children, however many cores there are."""
 
 _FILE_ERRORS: Final[dict[str, type[InferenceError]]] = {
@@ -50,7 +50,7 @@ _FILE_ERRORS: Final[dict[str, type[InferenceError]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class TesseractOptions:
     """The backend's options in the catalogue, checked.
 
     Attributes:
@@ -63,10 +63,10 @@ class Options:
     languages: tuple[str, ...]
     tessdata: Path | None
     processes: int
-    limits: Limits
+    limits: OcrLimits
 
     @classmethod
-    def of(cls, config: BackendConfig) -> Options:
+    def of(cls, config: BackendConfig) -> TesseractOptions:
         """From a configuration.
 
         Raises:
@@ -78,10 +78,10 @@ class Options:
             languages = language_names(given.pop("languages", None) or DEFAULT_LANGUAGES)
             tessdata = given.pop("tessdata", None)
             processes = int(given.pop("processes", None) or config.threads or default_threads())
-            for name, usual in dataclasses.asdict(Limits()).items():
+            for name, usual in dataclasses.asdict(OcrLimits()).items():
                 if name in given:
                     bounds[name] = type(usual)(given.pop(name))
-            limits = Limits(**bounds)
+            limits = OcrLimits(**bounds)
         except (TypeError, ValueError):
             raise ModelMissing(f"backend {config.name}: an option is not of its kind") from None
         if given:
@@ -89,7 +89,7 @@ class Options:
         if min(processes, *dataclasses.astuple(limits)) <= 0:
             raise ModelMissing(f"backend {config.name}: limits and processes are more than 0")
         path = Path(tessdata).expanduser() if tessdata else None
-        return cls(languages, path, min(processes, MOST_AT_ONCE), limits)
+        return cls(languages, path, min(processes, MAX_PARALLEL_FILES), limits)
 
 
 def language_names(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -108,15 +108,15 @@ class TesseractBackend:
 
     locality: Locality = "local"
 
-    def __init__(self, config: BackendConfig, command: Sequence[str] = CHILD) -> None:
+    def __init__(self, config: BackendConfig, command: Sequence[str] = WORKER_COMMAND) -> None:
         self.name = config.name
-        self.options = Options.of(config)
+        self.options = TesseractOptions.of(config)
         self._config = config
         self._command = command
         self._lock = threading.Lock()
         self._installation: Installation | None = None
         self._scratch: Scratch | None = None
-        self._children: Children | None = None
+        self._children: OcrWorkerPool | None = None
 
     def load(self, model: ModelEntry) -> TesseractModel:
         """A model: a set of languages, of the model's own options or else the backend's.
@@ -132,18 +132,20 @@ class TesseractBackend:
             raise ModelMissing(f"there is no {min(missing)}.traineddata for {model.name}{hint}")
         return TesseractModel(self, languages)
 
-    def probe(self) -> Probe:
+    def probe(self) -> BackendProbe:
         """Which Tesseract there is, and the languages it reads."""
         try:
             found = self.installation()
             program = tessdata.version(found.program)
         except ModelMissing as error:
-            return Probe(reachable=False, models=None, detail=str(error))
+            return BackendProbe(reachable=False, models=None, detail=str(error))
         except OSError:
-            return Probe(reachable=False, models=None, detail="Tesseract is here and does not run")
+            return BackendProbe(
+                reachable=False, models=None, detail="Tesseract is here and does not run"
+            )
         languages = ", ".join(sorted(found.languages)) or "no language"
         turned = "" if tessdata.ORIENTATION in found.files else "; no osd: pip install tessdata"
-        return Probe(
+        return BackendProbe(
             reachable=bool(found.languages),
             models=found.languages,
             detail=f"Tesseract {program}: {languages}{turned}",
@@ -171,7 +173,7 @@ class TesseractBackend:
                 self._installation = tessdata.find(self.options.tessdata)
             return self._installation
 
-    def running(self) -> tuple[Scratch, Children]:
+    def running(self) -> tuple[Scratch, OcrWorkerPool]:
         """Scratch directory and children, made when first needed; what a killed process left goes then.
 
         Raises:
@@ -190,8 +192,8 @@ class TesseractBackend:
                     nice=self._config.nice,
                     limits=self.options.limits,
                 )
-                self._children = Children(
-                    lambda: Child(self._command, setup, scratch.new_directory()),
+                self._children = OcrWorkerPool(
+                    lambda: OcrWorker(self._command, setup, scratch.new_directory()),
                     self.options.processes,
                 )
             return self._scratch, self._children
@@ -199,9 +201,9 @@ class TesseractBackend:
     def _new_scratch(self) -> Scratch:
         own = Path(tempfile.gettempdir()) / f"vestry-pages-{os.getuid()}"
         try:
-            return Scratch(self._config.scratch or own)
+            return Scratch(self._config.temp_dir or own)
         except OSError as error:
-            raise Unavailable(
+            raise BackendUnavailable(
                 f"the scratch directory cannot be used ({type(error).__name__})"
             ) from None
 
@@ -224,7 +226,7 @@ class TesseractModel:
         request: OcrRequest,
         *,
         urgent: bool = False,
-        cancelled: Cancelled = never,
+        cancelled: Cancelled = not_cancelled,
     ) -> OcrResult:
         """See `OcrModel.read`."""
         limits = self._backend.options.limits
@@ -241,9 +243,9 @@ class TesseractModel:
         try:
             if len(file) > limits.megabytes * MEGABYTE:
                 most = limits.megabytes * MEGABYTE
-                raise Fault("file_too_large", bytes=len(file), limit=most)  # noqa: TRY301
+                raise PageError("file_too_large", bytes=len(file), limit=most)  # noqa: TRY301
             with scratch.file(file) as path:
-                order = Order(
+                order = ReadRequest(
                     path=str(path),
                     kind=kind,
                     languages="+".join(languages),
@@ -252,12 +254,12 @@ class TesseractModel:
                     words=request.word_boxes,
                     urgent=urgent,
                 )
-                return Document(order, children, limits, cancelled).read()
-        except Fault as fault:
+                return DocumentReader(order, children, limits, cancelled).read()
+        except PageError as fault:
             raise _FILE_ERRORS.get(fault.code, UnreadableFile)(fault.message) from None
         except OSError as error:
             message = f"the scratch directory cannot be used ({type(error).__name__})"
-            raise Unavailable(message) from None
+            raise BackendUnavailable(message) from None
 
     def warm_up(self) -> None:
         """Start a child, and have it load the language data."""
@@ -265,8 +267,8 @@ class TesseractModel:
         request = {"do": "warm", "languages": "+".join(self._languages)}
         try:
             answer = children.ask(request, self._backend.options.limits.page_s)
-        except (Closed, Late):
-            raise Unavailable("the process that reads pages does not answer") from None
+        except (ConnectionClosed, ReplyTimeout):
+            raise BackendUnavailable("the process that reads pages does not answer") from None
         if "fault" in answer:
             raise ModelMissing("Tesseract cannot use its language data; install or copy it again")
 

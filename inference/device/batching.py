@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from inference.device.device_thread import DeviceThread
-from inference.errors import InferenceFailed, OutOfMemory, Unavailable
+from inference.errors import BackendUnavailable, InferenceFailed, OutOfMemory
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class DeviceBatches:
         while waiting:
             places = waiting.pop()
             if len(places) > 1 and padded_tokens(tokens, places) > ceiling:
-                waiting += _halves(places)
+                waiting += _halve(places)
                 continue
             try:
                 part = self._thread.run(self._guarded(forward, places), urgent=urgent)
@@ -57,7 +57,7 @@ class DeviceBatches:
                     raise type(error)(str(error), indices=places) from None
                 if isinstance(error, OutOfMemory):
                     ceiling = padded_tokens(tokens, places) / 2
-                waiting += _halves(places)
+                waiting += _halve(places)
                 continue
             yield places, part
 
@@ -72,7 +72,7 @@ class DeviceBatches:
                 pass
             except torch.AcceleratorError:
                 # The device's context is broken for good; only a new process gets a new one.
-                raise Unavailable("the device failed; the process must restart") from None
+                raise BackendUnavailable("the device failed; the process must restart") from None
             except MemoryError:
                 pass
             except Exception as error:  # its message may hold the text
@@ -86,7 +86,7 @@ class DeviceBatches:
         return work
 
 
-def _halves(places: list[int]) -> list[list[int]]:
+def _halve(places: list[int]) -> list[list[int]]:
     middle = (len(places) + 1) // 2
     return [places[middle:], places[:middle]]
 

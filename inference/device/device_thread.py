@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-OVERTAKES = 20
+MAX_PREEMPTIONS = 20
 """So many urgent pieces may pass a waiting one before it gets its turn: bulk slows, never starves."""
 
 
@@ -60,7 +60,7 @@ class DeviceThread:
     def _next(self) -> tuple[Callable[[], Any], Future[Any]]:
         if not self._patient:
             return self._urgent.popleft()
-        if self._urgent and self._overtaken < OVERTAKES:
+        if self._urgent and self._overtaken < MAX_PREEMPTIONS:
             self._overtaken += 1
             return self._urgent.popleft()
         self._overtaken = 0

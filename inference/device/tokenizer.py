@@ -107,7 +107,7 @@ before they measure a word (Unicode, UAX 15: factor 4 for NFD in UTF-32, U+1F82 
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class BrokenText:
     """A text with spaces put in; `breaks` are their places in the original, ascending."""
 
     text: str
@@ -122,13 +122,13 @@ class Broken:
         return offset - passed
 
 
-def break_long_words(text: str, longest_word: int | None) -> Broken:
+def break_long_words(text: str, longest_word: int | None) -> BrokenText:
     """Put spaces into words of more than `longest_word` characters.
 
     A word ends at white space and ASCII punctuation, as in BERT's pre-tokenizer.
     """
     if longest_word is None:
-        return Broken(text)
+        return BrokenText(text)
     breaks: list[int] = []
     for match in _candidates(longest_word).finditer(text):
         word = match.group()
@@ -138,10 +138,10 @@ def break_long_words(text: str, longest_word: int | None) -> Broken:
             step = max(1, longest_word // EXPANSION)
             breaks.extend(range(match.start() + step, match.end(), step))
     if not breaks:
-        return Broken(text)
+        return BrokenText(text)
     edges = [0, *breaks, len(text)]
     pieces = (text[a:b] for a, b in pairwise(edges))
-    return Broken(" ".join(pieces), tuple(breaks))
+    return BrokenText(" ".join(pieces), tuple(breaks))
 
 
 @lru_cache

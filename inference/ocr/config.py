@@ -12,7 +12,7 @@ LONGEST_SIDE = 32_767
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class OcrLimits:
     """Bounds on one file and on each of its pages.
 
     Attributes:
@@ -56,7 +56,7 @@ class Setup:
     tesseract: str
     tessdata: str
     nice: int
-    limits: Limits
+    limits: OcrLimits
 
     def to_json(self) -> str:
         """For a command line."""
@@ -66,4 +66,4 @@ class Setup:
     def from_json(cls, text: str) -> Setup:
         """From a command line."""
         fields = json.loads(text)
-        return cls(**{**fields, "limits": Limits(**fields["limits"])})
+        return cls(**{**fields, "limits": OcrLimits(**fields["limits"])})

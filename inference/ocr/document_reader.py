@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from inference.errors import Abandoned
-from inference.ocr.config import Limits
-from inference.ocr.errors import Fault
-from inference.ocr.ipc import Closed, Late
-from inference.ocr.worker_pool import Children
+from inference.errors import CallCancelled
+from inference.ocr.config import OcrLimits
+from inference.ocr.errors import PageError
+from inference.ocr.ipc import ConnectionClosed, ReplyTimeout
+from inference.ocr.worker_pool import OcrWorkerPool
 from inference.protocol import Cancelled
 from vestry.jobs.ocr import OcrPage, OcrResult
 
@@ -24,7 +24,7 @@ TRIES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ReadRequest:
     """What is to be read, and how.
 
     Attributes:
@@ -46,7 +46,7 @@ class Order:
     urgent: bool
 
 
-class Document:
+class DocumentReader:
     """One file on its way through the children.
 
     Args:
@@ -57,7 +57,7 @@ class Document:
     """
 
     def __init__(
-        self, order: Order, children: Children, limits: Limits, cancelled: Cancelled
+        self, order: ReadRequest, children: OcrWorkerPool, limits: OcrLimits, cancelled: Cancelled
     ) -> None:
         self._order = order
         self._children = children
@@ -87,28 +87,28 @@ class Document:
 
     def _chosen(self, count: int) -> Sequence[int]:
         if count < 1:
-            raise Fault("no_pages")
+            raise PageError("no_pages")
         first, last = self._order.pages or (1, count)
         if first > count:
-            raise Fault("no_such_page", pages=count)
+            raise PageError("no_such_page", pages=count)
         numbers = range(first, min(last, count) + 1)
         if len(numbers) > self._limits.pages:
-            raise Fault("too_many_pages", pages=len(numbers), limit=self._limits.pages)
+            raise PageError("too_many_pages", pages=len(numbers), limit=self._limits.pages)
         return numbers
 
     def _page(self, number: int) -> OcrPage:
         with self._asking:
             if self._stop.is_set() or self._cancelled():
                 self._stop.set()
-                raise Abandoned
+                raise CallCancelled
         try:
             return self._read(number)
-        except Fault as fault:
+        except PageError as fault:
             return OcrPage(number, "", error=(fault.code, fault.message))
 
     def _read(self, number: int) -> OcrPage:
         if time.monotonic() > self._until:
-            raise Fault("document_time_limit", seconds=round(self._limits.document_s))
+            raise PageError("document_time_limit", seconds=round(self._limits.document_s))
         request = {
             "do": "page",
             "page": number,
@@ -120,7 +120,7 @@ class Document:
         try:
             return OcrPage.from_json({**reply["page"], "page": number, "error": None})
         except (KeyError, TypeError, ValueError):  # no child of ours speaks like that
-            raise Fault("reader_crashed") from None
+            raise PageError("reader_crashed") from None
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """What a child answers; a second one is asked where the first dies.
@@ -133,14 +133,14 @@ class Document:
         for _ in range(TRIES):
             try:
                 reply = self._children.ask(request, seconds + GRACE_S, urgent=self._order.urgent)
-            except Closed:
+            except ConnectionClosed:
                 continue
-            except Late:
-                raise Fault("time_limit", seconds=round(seconds)) from None
+            except ReplyTimeout:
+                raise PageError("time_limit", seconds=round(seconds)) from None
             if "fault" in reply:
                 try:
-                    raise Fault.from_json(reply)
+                    raise PageError.from_json(reply)
                 except (KeyError, TypeError, ValueError):
                     continue
             return reply
-        raise Fault("reader_crashed")
+        raise PageError("reader_crashed")

@@ -31,7 +31,7 @@ MESSAGES: Final[Mapping[str, str]] = {
 }
 
 
-class Fault(Exception):
+class PageError(Exception):
     """A file or a page cannot be read.
 
     Attributes:
@@ -54,7 +54,7 @@ class Fault(Exception):
         return {"fault": self.code, "numbers": self.numbers}
 
     @classmethod
-    def from_json(cls, reply: Mapping[str, object]) -> Fault:
+    def from_json(cls, reply: Mapping[str, object]) -> PageError:
         """From what a child sent, of which only numbers are believed.
 
         Raises:

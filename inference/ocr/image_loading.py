@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from inference.ocr.config import LONGEST_SIDE, Limits
-from inference.ocr.errors import Fault
+from inference.ocr.config import LONGEST_SIDE, OcrLimits
+from inference.ocr.errors import PageError
 from inference.ocr.transforms import WHITE
 
 _SIXTEEN_BITS: Final = ("I", "F")
@@ -27,7 +27,7 @@ _ONE_SHADE: Final = 16
 """Steps of 255 that a JPEG may make of one shade."""
 
 
-def page_count(path: str, kind: str, limits: Limits) -> int:
+def page_count(path: str, kind: str, limits: OcrLimits) -> int:
     """Pages of a TIFF; 1 for the others, of which an animation's first picture is taken.
 
     Raises:
@@ -38,7 +38,7 @@ def page_count(path: str, kind: str, limits: Limits) -> int:
         return int(getattr(image, "n_frames", 1)) if kind == "tiff" else 1
 
 
-def page(path: str, kind: str, number: int, limits: Limits) -> tuple[Image.Image, int | None]:
+def page(path: str, kind: str, number: int, limits: OcrLimits) -> tuple[Image.Image, int | None]:
     """One page as a grey image, upright as its camera or scanner says, and its resolution if told.
 
     Args:
@@ -61,16 +61,16 @@ def page(path: str, kind: str, number: int, limits: Limits) -> tuple[Image.Image
         return grey(ImageOps.exif_transpose(image)), dpi
 
 
-def check_size(width: int, height: int, limits: Limits) -> None:
+def check_size(width: int, height: int, limits: OcrLimits) -> None:
     """Refuse a page that is too large, or nothing at all.
 
     Raises:
         Fault: it is.
     """
     if width < 1 or height < 1:
-        raise Fault("damaged_page")
+        raise PageError("damaged_page")
     if width * height > limits.pixels or max(width, height) > LONGEST_SIDE:
-        raise Fault("page_too_large", megapixels=limits.megapixels, side=LONGEST_SIDE)
+        raise PageError("page_too_large", megapixels=limits.megapixels, side=LONGEST_SIDE)
 
 
 def grey(image: Image.Image) -> Image.Image:
@@ -98,7 +98,7 @@ def is_blank(image: Image.Image) -> bool:
     return int(values.max()) - int(values.min()) < _ONE_SHADE
 
 
-def evened(image: Image.Image) -> Image.Image | None:
+def normalise_lighting(image: Image.Image) -> Image.Image | None:
     """With the same light everywhere, where a shadow lies on the paper; None where none does.
 
     Every pixel is divided by the shade of the paper around it, which is the brightest near by. With
@@ -115,7 +115,7 @@ def evened(image: Image.Image) -> Image.Image | None:
 
 
 @contextlib.contextmanager
-def _opened(path: str, kind: str, limits: Limits, code: str) -> Iterator[Image.Image]:
+def _opened(path: str, kind: str, limits: OcrLimits, code: str) -> Iterator[Image.Image]:
     """A file's header, read; every error of the decoder as a fault."""
     # Pillow refuses what has more than twice its limit, before it decodes, and warns above the limit.
     Image.MAX_IMAGE_PIXELS = limits.pixels // 2
@@ -123,11 +123,11 @@ def _opened(path: str, kind: str, limits: Limits, code: str) -> Iterator[Image.I
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=[kind]) as image:
             yield image
     except Image.DecompressionBombError:
-        raise Fault("page_too_large", megapixels=limits.megapixels, side=LONGEST_SIDE) from None
-    except (Fault, MemoryError):
+        raise PageError("page_too_large", megapixels=limits.megapixels, side=LONGEST_SIDE) from None
+    except (PageError, MemoryError):
         raise
     except Exception:  # decoders raise what they like: OSError, SyntaxError, struct.error, …
-        raise Fault(code) from None
+        raise PageError(code) from None
 
 
 def _stretched(image: Image.Image) -> Image.Image:

@@ -17,11 +17,11 @@ LARGEST: Final = 64 * 1024 * 1024
 _LENGTH: Final = struct.Struct(">I")
 
 
-class Closed(Exception):
+class ConnectionClosed(Exception):
     """The other side is gone, or does not speak this language."""
 
 
-class Late(Exception):
+class ReplyTimeout(Exception):
     """The other side did not answer in time."""
 
 
@@ -37,7 +37,7 @@ def send(descriptor: int, message: dict[str, Any]) -> None:
         while left:
             left = left[os.write(descriptor, left) :]
     except OSError:
-        raise Closed from None
+        raise ConnectionClosed from None
 
 
 def receive(descriptor: int, seconds: float | None = None) -> dict[str, Any]:
@@ -54,13 +54,13 @@ def receive(descriptor: int, seconds: float | None = None) -> dict[str, Any]:
     until = None if seconds is None else time.monotonic() + seconds
     (size,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size, until))
     if size > LARGEST:
-        raise Closed
+        raise ConnectionClosed
     try:
         message = json.loads(_read(descriptor, size, until))
     except (ValueError, RecursionError):
-        raise Closed from None
+        raise ConnectionClosed from None
     if not isinstance(message, dict):
-        raise Closed
+        raise ConnectionClosed
     return message
 
 
@@ -72,9 +72,9 @@ def _read(descriptor: int, size: int, until: float | None) -> bytes:
         if until is not None:
             left = until - time.monotonic()
             if left <= 0 or not poll.poll(1000 * left):
-                raise Late
+                raise ReplyTimeout
         part = os.read(descriptor, min(size - len(parts), 1 << 20))
         if not part:
-            raise Closed
+            raise ConnectionClosed
         parts += part
     return bytes(parts)

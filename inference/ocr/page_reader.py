@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from inference.ocr import image_loading, pdf
-from inference.ocr.config import Limits
-from inference.ocr.errors import Fault
-from inference.ocr.tesseract import Reading, Tesseract
-from inference.ocr.transforms import Placed, skew
+from inference.ocr.config import OcrLimits
+from inference.ocr.errors import PageError
+from inference.ocr.tesseract import OcrText, Tesseract
+from inference.ocr.transforms import PageImage, skew
 
 LEAST_SKEW: Final = 1.0
 """Degrees below which Tesseract needs no help."""
@@ -24,13 +24,13 @@ _DECIMALS: Final = 2
 class Attempt:
     """One way to read a page, and what came of it."""
 
-    reading: Reading
-    placed: Placed
+    reading: OcrText
+    placed: PageImage
     rotation: int
     skew: float
 
 
-def count(path: str, kind: str, limits: Limits) -> int:
+def count(path: str, kind: str, limits: OcrLimits) -> int:
     """Pages of a file.
 
     Raises:
@@ -43,7 +43,7 @@ def read_page(
     path: str,
     kind: str,
     number: int,
-    limits: Limits,
+    limits: OcrLimits,
     tesseract: Tesseract,
     *,
     dpi: int | None,
@@ -66,7 +66,7 @@ def read_page(
     """
     if kind != "pdf":
         image, stated = image_loading.page(path, kind, number, limits)
-        placed = Placed(image, float(image.width), float(image.height))
+        placed = PageImage(image, float(image.width), float(image.height))
         return {
             "page": number,
             "unit": "px",
@@ -78,7 +78,7 @@ def read_page(
     else:
         scale = pdf.POINTS / found.content.dpi
         to_page = (scale, 0.0, 0.0, 0.0, scale, 0.0)
-        placed = Placed(found.content.image, found.width, found.height, to_page)
+        placed = PageImage(found.content.image, found.width, found.height, to_page)
         body = _from_image(placed, found.content.dpi, tesseract, words)
     size = {"width": _short(found.width), "height": _short(found.height)}
     return {"page": number, "unit": "pt", **body, **size}
@@ -100,7 +100,7 @@ def _from_layer(layer: pdf.TextLayer) -> dict[str, Any]:
 
 
 def _from_image(
-    placed: Placed, dpi: int | None, tesseract: Tesseract, words: bool
+    placed: PageImage, dpi: int | None, tesseract: Tesseract, words: bool
 ) -> dict[str, Any]:
     best = read_image(placed, dpi, tesseract)
     confidence = best.reading.confidence
@@ -125,7 +125,7 @@ def _from_image(
     return body
 
 
-def read_image(placed: Placed, dpi: int | None, tesseract: Tesseract) -> Attempt:
+def read_image(placed: PageImage, dpi: int | None, tesseract: Tesseract) -> Attempt:
     """The best of several attempts; most pages need one.
 
     A doubtful one is turned: as Tesseract's own orientation detection says, or all the ways round where
@@ -135,7 +135,7 @@ def read_image(placed: Placed, dpi: int | None, tesseract: Tesseract) -> Attempt
         Fault: as `Tesseract.read`.
     """
     if image_loading.is_blank(placed.image):
-        return Attempt(Reading(()), placed, 0, 0.0)
+        return Attempt(OcrText(()), placed, 0, 0.0)
     width, height = placed.image.size
     if width * height < SMALL and (dpi or 0) < ENOUGH_DPI:
         placed, dpi = placed.enlarged(2), dpi and 2 * dpi
@@ -143,19 +143,19 @@ def read_image(placed: Placed, dpi: int | None, tesseract: Tesseract) -> Attempt
     for rotation in _other_rotations(best, tesseract):
         try:
             other = _attempt(placed, rotation, dpi, tesseract)
-        except Fault:
+        except PageError:
             if best.reading.words:
                 break  # something was read, which is better than nothing
             raise
-        if other.reading.merit > best.reading.merit:
+        if other.reading.score > best.reading.score:
             best = other
-        if best.reading.sure:
+        if best.reading.is_confident:
             break
     return best
 
 
 def _other_rotations(upright: Attempt, tesseract: Tesseract) -> Iterator[int]:
-    if upright.reading.sure:
+    if upright.reading.is_confident:
         return
     found = tesseract.rotation(upright.placed.image)
     if found is None:
@@ -164,20 +164,20 @@ def _other_rotations(upright: Attempt, tesseract: Tesseract) -> Iterator[int]:
         yield found
 
 
-def _attempt(placed: Placed, rotation: int, dpi: int | None, tesseract: Tesseract) -> Attempt:
+def _attempt(placed: PageImage, rotation: int, dpi: int | None, tesseract: Tesseract) -> Attempt:
     """Turned, evenly lit, straightened: what the page needs of it."""
-    ways = [placed.turned(rotation)]
-    evened = image_loading.evened(ways[0].image)
+    ways = [placed.rotated(rotation)]
+    evened = image_loading.normalise_lighting(ways[0].image)
     if evened is not None:
         ways.append(replace(ways[0], image=evened))
     angle = skew(ways[-1].image)
     if abs(angle) < LEAST_SKEW:
         angle = 0.0
     else:
-        ways = [way.straightened(angle) for way in ways]
+        ways = [way.deskewed(angle) for way in ways]
     # A picture on the page looks like a shadow too: what was read decides between the two ways.
     attempts = [Attempt(tesseract.read(way.image, dpi), way, rotation, angle) for way in ways]
-    return max(attempts, key=lambda made: made.reading.merit)
+    return max(attempts, key=lambda made: made.reading.score)
 
 
 def _short(number: float) -> float:

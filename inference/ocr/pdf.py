@@ -18,8 +18,8 @@ import pypdfium2
 from PIL import Image
 from pypdfium2 import raw
 
-from inference.ocr.config import LONGEST_SIDE, Limits
-from inference.ocr.errors import Fault
+from inference.ocr.config import LONGEST_SIDE, OcrLimits
+from inference.ocr.errors import PageError
 from inference.ocr.text_layer import cleaned, is_the_pages_text
 from inference.ocr.transforms import Box
 
@@ -79,7 +79,7 @@ def page_count(path: str) -> int:
         return len(document)
 
 
-def page(path: str, number: int, limits: Limits, *, words: bool, dpi: int | None) -> PdfPage:
+def page(path: str, number: int, limits: OcrLimits, *, words: bool, dpi: int | None) -> PdfPage:
     """A page.
 
     Args:
@@ -97,11 +97,11 @@ def page(path: str, number: int, limits: Limits, *, words: bool, dpi: int | None
             shown = _loaded(document, number)
             width, height = shown.get_size()
             if not (0 < width < math.inf and 0 < height < math.inf):
-                raise Fault("damaged_page")
+                raise PageError("damaged_page")
             layer = _text_layer(shown, limits, words=words)
             content = layer or _render(shown, width, height, limits, dpi or RENDER_DPI)
         except pypdfium2.PdfiumError:
-            raise Fault("damaged_page") from None
+            raise PageError("damaged_page") from None
         return PdfPage(width, height, content)
 
 
@@ -111,7 +111,7 @@ def _document(path: str) -> Iterator[pypdfium2.PdfDocument]:
         document = pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:
         locked = error.err_code in {raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY}
-        raise Fault("encrypted_file" if locked else "unreadable_file") from None
+        raise PageError("encrypted_file" if locked else "unreadable_file") from None
     with document:
         yield document
 
@@ -127,11 +127,11 @@ def _loaded(document: pypdfium2.PdfDocument, number: int) -> pypdfium2.PdfPage:
     return document[number - 1]
 
 
-def _text_layer(shown: pypdfium2.PdfPage, limits: Limits, *, words: bool) -> TextLayer | None:
+def _text_layer(shown: pypdfium2.PdfPage, limits: OcrLimits, *, words: bool) -> TextLayer | None:
     layer = shown.get_textpage()
     count = layer.count_chars()
     if count > limits.characters:
-        raise Fault("too_much_text", limit=limits.characters)
+        raise PageError("too_much_text", limit=limits.characters)
     visible, upright = _sampled(layer, count)
     current = shown.get_rotation()
     if upright != current:
@@ -226,7 +226,7 @@ def _on_page(shown: pypdfium2.PdfPage, box: Box) -> Box:
 
 
 def _render(
-    shown: pypdfium2.PdfPage, width: float, height: float, limits: Limits, dpi: int
+    shown: pypdfium2.PdfPage, width: float, height: float, limits: OcrLimits, dpi: int
 ) -> Rendered:
     inches = (width / POINTS, height / POINTS)
     fitting = min(
@@ -235,7 +235,7 @@ def _render(
         (LONGEST_SIDE - 1) / max(inches),
     )
     if fitting < min(dpi, _LEAST_DPI):
-        raise Fault("page_too_large", megapixels=limits.megapixels, side=LONGEST_SIDE)
+        raise PageError("page_too_large", megapixels=limits.megapixels, side=LONGEST_SIDE)
     bitmap = shown.render(scale=int(fitting) / POINTS, grayscale=True)
     try:
         return Rendered(bitmap.to_pil().copy(), int(fitting))

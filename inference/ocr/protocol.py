@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from inference.protocol import Cancelled, never
+from inference.protocol import Cancelled, not_cancelled
 from vestry.jobs.ocr import OcrResult
 
 
@@ -36,7 +36,7 @@ class OcrModel(Protocol):
         request: OcrRequest,
         *,
         urgent: bool = False,
-        cancelled: Cancelled = never,
+        cancelled: Cancelled = not_cancelled,
     ) -> OcrResult:
         """Read a file: PNG, JPEG, TIFF, WebP or PDF, told by its content.
 

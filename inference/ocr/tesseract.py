@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytesseract
 from PIL import Image
 
-from inference.ocr.errors import Fault
+from inference.ocr.errors import PageError
 from inference.ocr.transforms import Box
 
 GUESSED: Final = 0.5
@@ -32,7 +32,7 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class OcrText:
     """What Tesseract made of an image."""
 
     words: tuple[Word, ...] = field(repr=False)
@@ -45,12 +45,12 @@ class Reading:
         return total / characters if characters else None
 
     @property
-    def merit(self) -> float:
+    def score(self) -> float:
         """How much was read, by how surely; of two readings of one page the higher is the better."""
         return sum(len(word.text) * max(0.0, word.confidence - GUESSED) for word in self.words)
 
     @property
-    def sure(self) -> bool:
+    def is_confident(self) -> bool:
         """Whether trying something else would be for nothing."""
         return (self.confidence or 0.0) >= SURE
 
@@ -83,7 +83,7 @@ class Tesseract:
         self._languages = languages
         self._until = until
 
-    def read(self, image: Image.Image, dpi: int | None) -> Reading:
+    def read(self, image: Image.Image, dpi: int | None) -> OcrText:
         """Read an image whose lines lie level.
 
         Raises:
@@ -91,28 +91,28 @@ class Tesseract:
         """
         config = "" if dpi is None else f"--dpi {dpi}"
         table = self._run(pytesseract.image_to_data, image, lang=self._languages, config=config)
-        return Reading(tuple(_words(table)))
+        return OcrText(tuple(_words(table)))
 
     def rotation(self, image: Image.Image) -> int | None:
         """Degrees clockwise by which the image must be turned to be upright; None if it cannot tell."""
         try:
             return int(self._run(pytesseract.image_to_osd, image)["rotate"]) % 360
-        except (Fault, KeyError):  # too few characters, or no data for it
+        except (PageError, KeyError):  # too few characters, or no data for it
             return None
 
     def _run(self, call: Any, image: Image.Image, **more: Any) -> Mapping[str, Any]:
         seconds = self._until - time.monotonic()
         if seconds <= 0:
-            raise Fault("time_limit", seconds=0)
+            raise PageError("time_limit", seconds=0)
         image.format = "PPM"  # what pytesseract hands it over as: nothing to compress
         try:
             table: Mapping[str, Any] = call(
                 image, output_type=pytesseract.Output.DICT, timeout=seconds, **more
             )
         except pytesseract.TesseractError:
-            raise Fault("reader_failed") from None
+            raise PageError("reader_failed") from None
         except RuntimeError:  # how pytesseract says that the time is over
-            raise Fault("time_limit", seconds=0) from None
+            raise PageError("time_limit", seconds=0) from None
         return table
 
 

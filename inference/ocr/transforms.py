@@ -33,7 +33,7 @@ _LEAST_DARK: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PageImage:
     """A grey image, and where its pixels lie on the page.
 
     Attributes:
@@ -57,7 +57,7 @@ class Placed:
         ys = [min(max(d * x + e * y + f, 0.0), self.height) for x, y in corners]
         return min(xs), min(ys), max(xs), max(ys)
 
-    def turned(self, degrees: int) -> Placed:
+    def rotated(self, degrees: int) -> PageImage:
         """Turned clockwise by 0, 90, 180 or 270 degrees."""
         if degrees == 0:
             return self
@@ -69,7 +69,7 @@ class Placed:
         }
         return self._made(self.image.transpose(_TURNS[degrees]), back[degrees])
 
-    def straightened(self, degrees: float) -> Placed:
+    def deskewed(self, degrees: float) -> PageImage:
         """Turned clockwise by a few degrees, on a white ground that holds all of it."""
         width, height = self.image.size
         c, s = cos(radians(degrees)), sin(radians(degrees))
@@ -93,15 +93,15 @@ class Placed:
         )
         return self._made(image, back)
 
-    def enlarged(self, factor: int) -> Placed:
+    def enlarged(self, factor: int) -> PageImage:
         """So many times as large."""
         width, height = self.image.size
         size = (width * factor, height * factor)
         image = self.image.resize(size, Image.Resampling.BICUBIC)
         return self._made(image, (1 / factor, 0, 0, 0, 1 / factor, 0))
 
-    def _made(self, image: Image.Image, back: Affine) -> Placed:
-        return Placed(image, self.width, self.height, compose(self.to_page, back))
+    def _made(self, image: Image.Image, back: Affine) -> PageImage:
+        return PageImage(image, self.width, self.height, compose(self.to_page, back))
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:

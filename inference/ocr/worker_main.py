@@ -25,8 +25,8 @@ from PIL import Image, ImageDraw
 
 from inference.ocr import page_reader
 from inference.ocr.config import MEGABYTE, Setup
-from inference.ocr.errors import Fault
-from inference.ocr.ipc import Closed, receive, send
+from inference.ocr.errors import PageError
+from inference.ocr.ipc import ConnectionClosed, receive, send
 from inference.ocr.tesseract import Tesseract
 
 Answer = Callable[[dict[str, Any], Setup], dict[str, Any]]
@@ -90,14 +90,14 @@ def _answered(answer: Answer, request: dict[str, Any], setup: Setup) -> dict[str
     limits = setup.limits
     try:
         return answer(request, setup)
-    except Fault as fault:
+    except PageError as fault:
         if fault.code == "time_limit":
-            return Fault(fault.code, seconds=round(limits.page_s)).to_json()
+            return PageError(fault.code, seconds=round(limits.page_s)).to_json()
         return fault.to_json()
     except MemoryError:
-        return Fault("out_of_memory", megabytes=limits.memory_mb).to_json()
+        return PageError("out_of_memory", megabytes=limits.memory_mb).to_json()
     except Exception:  # its message may quote the file
-        return Fault("damaged_page").to_json()
+        return PageError("damaged_page").to_json()
 
 
 def _listen(requests: int, waiting: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -105,7 +105,7 @@ def _listen(requests: int, waiting: queue.SimpleQueue[dict[str, Any]]) -> None:
     while True:
         try:
             waiting.put(receive(requests))
-        except Closed:
+        except ConnectionClosed:
             os.killpg(0, signal.SIGKILL)
 
 

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from inference.errors import Unavailable
+from inference.errors import BackendUnavailable
 from inference.ocr.config import Setup
-from inference.ocr.ipc import Closed, Late, receive, send
+from inference.ocr.ipc import ConnectionClosed, ReplyTimeout, receive, send
 
-CHILD: Final = (sys.executable, "-P", "-m", "inference.ocr.worker_main")
+WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "inference.ocr.worker_main")
 """What is run, before its setup."""
 START_S: Final = 60.0
 """Seconds that an interpreter may take to start on a machine that has other things to do."""
@@ -39,7 +39,7 @@ _INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 """All that a child gets of our environment: where libraries are."""
 
 
-class Child:
+class OcrWorker:
     """One process, in a session and a directory of its own.
 
     Args:
@@ -74,12 +74,12 @@ class Child:
             )
         except OSError:
             shutil.rmtree(directory, ignore_errors=True)
-            raise Unavailable("a process to read pages cannot be started") from None
+            raise BackendUnavailable("a process to read pages cannot be started") from None
         try:
             self._receive(START_S)
-        except (Closed, Late):
+        except (ConnectionClosed, ReplyTimeout):
             self.end()
-            raise Unavailable("the process that reads pages does not start") from None
+            raise BackendUnavailable("the process that reads pages does not start") from None
 
     @property
     def pid(self) -> int:
@@ -117,7 +117,7 @@ class Child:
         return receive(self._process.stdout.fileno(), seconds)
 
 
-class Children:
+class OcrWorkerPool:
     """So many children, each started when it is first needed. Threads share them.
 
     Args:
@@ -125,12 +125,12 @@ class Children:
         count: how many there may be.
     """
 
-    def __init__(self, start: Callable[[], Child], count: int) -> None:
+    def __init__(self, start: Callable[[], OcrWorker], count: int) -> None:
         self.count = count
         self._start = start
         self._free = count
-        self._idle: list[Child] = []
-        self._busy: set[Child] = set()
+        self._idle: list[OcrWorker] = []
+        self._busy: set[OcrWorker] = set()
         self._condition = threading.Condition()
         self._line: list[tuple[bool, int]] = []
         self._numbers = itertools.count()
@@ -194,7 +194,7 @@ class Children:
                 self._free += 1
                 self._condition.notify_all()
 
-    def _take(self) -> Child:
+    def _take(self) -> OcrWorker:
         with self._condition:
             child = self._idle.pop() if self._idle else None
             closed = self._closed
@@ -206,9 +206,9 @@ class Children:
                 return child
         if child is not None:
             child.end()
-        raise Unavailable("the processes that read pages are being ended")
+        raise BackendUnavailable("the processes that read pages are being ended")
 
-    def _give_back(self, child: Child) -> None:
+    def _give_back(self, child: OcrWorker) -> None:
         with self._condition:
             if not self._closed and child.requests < REQUESTS:
                 self._busy.discard(child)
@@ -216,7 +216,7 @@ class Children:
                 return
         self._lose(child)
 
-    def _lose(self, child: Child) -> None:
+    def _lose(self, child: OcrWorker) -> None:
         with self._condition:
             self._busy.discard(child)  # before its id can become another process's
         child.end()

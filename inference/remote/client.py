@@ -112,9 +112,9 @@ def transport_for(config: BackendConfig, httpx: ModuleType, limits: Any) -> Any:
     if config.locality == "cloud":
         network = httpx.HTTPTransport(proxy=_proxy(config.url or ""), limits=limits, retries=0)
         return EgressTransport(httpx, config.name, config.egress, network)
-    if config.networks is None:
+    if config.local_networks is None:
         return httpx.HTTPTransport(trust_env=False, limits=limits, retries=0)
-    return guarded_transport(httpx, config.networks, limits)
+    return guarded_transport(httpx, config.local_networks, limits)
 
 
 def _proxy(url: str) -> str | None:

@@ -66,7 +66,7 @@ def sending() -> bool:
     return _sending.get()
 
 
-def withheld(error: BaseException) -> InferenceError | None:
+def send_refused_reason(error: BaseException) -> InferenceError | None:
     """Why a request was not sent, where that is what an SDK's error comes from."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InferenceError):

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from inference.catalogue.schema import ModelEntry
 from inference.errors import (
+    BackendUnavailable,
     BadRequest,
     InferenceError,
     ModelMissing,
@@ -21,9 +22,8 @@ from inference.errors import (
     Refused,
     TooLong,
     Unauthorised,
-    Unavailable,
 )
-from inference.protocol import Probe
+from inference.protocol import BackendProbe
 
 TOO_LONG: Final = frozenset(
     {
@@ -42,22 +42,22 @@ _LATER: Final = frozenset({"overloaded_error", "server_error", "api_error", "tim
 _LIMITED: Final = frozenset({"rate_limit_error", "rate_limit_exceeded", "insufficient_quota"})
 
 
-def words(body: object) -> frozenset[str]:
+def error_codes(body: object) -> frozenset[str]:
     """The codes in an error's body: `code`, `type` and `param`, at the top, in `error` or `detail`.
 
     FastAPI puts what an application raises into `detail`.
     """
-    return frozenset(_words(body))
+    return frozenset(_error_codes(body))
 
 
-def _words(body: object) -> Iterator[str]:
+def _error_codes(body: object) -> Iterator[str]:
     if not isinstance(body, Mapping):
         return
     for name in ("code", "type", "param"):
         if isinstance(body.get(name), str):
             yield body[name]
-    yield from _words(body.get("error"))
-    yield from _words(body.get("detail"))
+    yield from _error_codes(body.get("error"))
+    yield from _error_codes(body.get("detail"))
 
 
 def code_of(body: object) -> int | None:
@@ -68,7 +68,7 @@ def code_of(body: object) -> int | None:
     return code if isinstance(code, int) else code_of(body.get("error"))
 
 
-def refusal(  # noqa: PLR0911 - one return a meaning
+def error_for_status(  # noqa: PLR0911 - one return a meaning
     status: int | None,
     told: Collection[str],
     headers: Mapping[str, Any],
@@ -96,20 +96,20 @@ def refusal(  # noqa: PLR0911 - one return a meaning
     if given & _REFUSED:
         return Refused("the provider's rules do not allow this request")
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED} or given & _MISSING:
-        return missing(model)
+        return model_missing(model)
     if status is not None and HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        return Unavailable(
+        return BackendUnavailable(
             f"backend {model.backend} sends its callers to another address, which is not followed; "
             "its base URL must be the final one"
         )
     temporary = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY}
     later = status is None or status in temporary or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     if later or given & _LATER:
-        return Unavailable(retry_after=wait)
+        return BackendUnavailable(retry_after=wait)
     return BadRequest()
 
 
-def away(status: int | None = None, *, sense: bool = True) -> Probe:
+def unreachable(status: int | None = None, *, sense: bool = True) -> BackendProbe:
     """What `probe` tells of a server that cannot be used.
 
     Args:
@@ -117,10 +117,10 @@ def away(status: int | None = None, *, sense: bool = True) -> Probe:
         sense: False where its answer made none.
     """
     detail = "does not answer" if sense else "answers what makes no sense"
-    return Probe(False, None, detail if status is None else f"answers with status {status}")
+    return BackendProbe(False, None, detail if status is None else f"answers with status {status}")
 
 
-def missing(model: ModelEntry) -> ModelMissing:
+def model_missing(model: ModelEntry) -> ModelMissing:
     """The error for a model that its server does not have."""
     hint = f"; to get it: {model.get}" if model.get else ""
     return ModelMissing(

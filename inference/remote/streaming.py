@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
 
-from inference.errors import Abandoned, BadAnswer, Unavailable
+from inference.errors import BackendUnavailable, BadAnswer, CallCancelled
 from inference.protocol import Cancelled, FinishReason, Generated, GenerationRequest
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ MALFORMED: Final = (ValueError, TypeError, AttributeError, LookupError)
 """What taking an answer apart raises that is not what it should be. Broken JSON is a ValueError."""
 
 
-def watched(pieces: Iterable[T], cancelled: Cancelled, timeout_s: float) -> Iterator[T]:
+def stream_until(pieces: Iterable[T], cancelled: Cancelled, timeout_s: float) -> Iterator[T]:
     """The pieces, for as long as somebody wants them and the time is not over.
 
     Args:
@@ -29,23 +29,23 @@ def watched(pieces: Iterable[T], cancelled: Cancelled, timeout_s: float) -> Iter
     """
     until = time.monotonic() + timeout_s
     for piece in pieces:
-        wanted(cancelled)
+        raise_if_cancelled(cancelled)
         if time.monotonic() > until:
-            raise Unavailable(f"the answer was not complete after {timeout_s:.0f} s")
+            raise BackendUnavailable(f"the answer was not complete after {timeout_s:.0f} s")
         yield piece
 
 
-def wanted(cancelled: Cancelled) -> None:
+def raise_if_cancelled(cancelled: Cancelled) -> None:
     """Go on only if somebody wants the answer.
 
     Raises:
         Abandoned: nobody does.
     """
     if cancelled():
-        raise Abandoned
+        raise CallCancelled
 
 
-def complete(
+def finish_response(
     request: GenerationRequest,
     text: str,
     reason: FinishReason | None,

@@ -21,45 +21,45 @@ import psycopg
 
 from inference.catalogue.schema import BackendEntry, Catalogue
 from inference.errors import (
+    BackendUnavailable,
     BadAnswer,
     BadRequest,
     InferenceError,
+    LocalRateLimit,
     ModelMissing,
-    OverLimit,
+    ProbeInProgress,
     RateLimited,
     Refused,
-    StillAway,
     Unauthorised,
-    Unavailable,
 )
 from inference.routing.policy import Budget, Health
 from models import backend_health
-from models.backend_health import Standing
+from models.backend_health import BreakerState
 
 log = logging.getLogger(__name__)
 
 Connect = Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
 
-FRESH_S: Final = 0.5
+STATE_TTL_S: Final = 0.5
 """How old the knowledge of others' breakers may be."""
-SHORT_WAIT_S: Final = 10.0
+MAX_PERMIT_WAIT_S: Final = 10.0
 """A call whose turn under a rate limit comes within this is waited for; a later one goes elsewhere."""
 WINDOW_S: Final = 60.0
 SLACK_S: Final = 1.5
 """Added to the window of a rate limit: how much sooner than an earlier one a call may get through the
 network. A call that is not made within half of it asks for its turn again."""
-PROBE_S: Final = 30.0
+PROBE_TIMEOUT_S: Final = 30.0
 """How long one caller has for its probe before another may make one."""
 
-BREAKS: Final = (Unavailable, RateLimited, Unauthorised)
+BREAKER_ERRORS: Final = (BackendUnavailable, RateLimited, Unauthorised)
 """Errors that say that nobody can be served."""
-ANSWERS: Final = (BadAnswer, BadRequest, ModelMissing, Refused)
+ANSWERED_ERRORS: Final = (BadAnswer, BadRequest, ModelMissing, Refused)
 """Errors that only an answer of the server's can have brought: it is there. Others may have come about
 before anything was sent."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BreakerSettings:
     """When a breaker opens and for how long, in seconds.
 
     Attributes:
@@ -70,10 +70,10 @@ class Limits:
 
     failures: int = 3
     cooldown_s: float = 5.0
-    longest_s: float = 300.0
+    max_cooldown_s: float = 300.0
 
 
-class Gate:
+class BackendGuard:
     """One process's view. Threads share it. See `inference.routing.router.Gate`.
 
     Args:
@@ -87,31 +87,31 @@ class Gate:
         self,
         connect: Connect,
         catalogue: Catalogue,
-        limits: Limits | None = None,
+        limits: BreakerSettings | None = None,
         budget: Decimal | None = None,
     ) -> None:
         self._connect = connect
-        self._keys = {entry.name: key_of(entry) for entry in catalogue.backends}
-        self._limits = limits or Limits()
-        self._limit = budget
+        self._keys = {entry.name: breaker_key(entry) for entry in catalogue.backends}
+        self._breaker = limits or BreakerSettings()
+        self._daily_budget = budget
         self._lock = threading.Lock()
-        self._read_at = -FRESH_S
-        self._standings: dict[str, Standing] = {}
+        self._read_at = -STATE_TTL_S
+        self._states: dict[str, BreakerState] = {}
         self._spent = Decimal(0)
 
     def health(self) -> Health:
         """Which servers cannot be called now, and why; a half-open breaker lets one try."""
-        return self._away(lambda standing: standing.away_s > 0 or standing.probed)
+        return self._unavailable(lambda standing: standing.away_s > 0 or standing.probing)
 
-    def settled(self) -> Health:
+    def unhealthy(self) -> Health:
         """Which servers are not known to be well: the half-open ones too, until one has tried.
 
         For whole lines of jobs: they do not follow a server that is only being tried.
         """
-        return self._away(lambda standing: standing.open)
+        return self._unavailable(lambda standing: standing.open)
 
-    def _away(self, is_away: Callable[[Standing], bool]) -> Health:
-        known = self._known()
+    def _unavailable(self, is_away: Callable[[BreakerState], bool]) -> Health:
+        known = self._refreshed_states()
         return {
             name: standing.reason or "unavailable"
             for name, key in self._keys.items()
@@ -120,15 +120,15 @@ class Gate:
 
     def budget(self) -> Budget:
         """What clouds may still cost."""
-        self._known()
-        return Budget(self._limit, self._spent)
+        self._refreshed_states()
+        return Budget(self._daily_budget, self._spent)
 
     def wait_s(self, backend: BackendEntry) -> float:
         """Seconds until a server may be called again, a breath more so that it is."""
-        standing = self._known().get(key_of(backend))
-        return max(1.0, standing.away_s + FRESH_S if standing is not None else 0.0)
+        standing = self._refreshed_states().get(breaker_key(backend))
+        return max(1.0, standing.away_s + STATE_TTL_S if standing is not None else 0.0)
 
-    def enter(self, backend: BackendEntry) -> bool:
+    def before_call(self, backend: BackendEntry) -> bool:
         """Ask to call a server now: a half-open breaker lets one through, to whom this is True.
 
         Raises:
@@ -136,21 +136,21 @@ class Gate:
         """
         if backend.url is None:
             return False
-        key = key_of(backend)
-        standing = self._known().get(key)
+        key = breaker_key(backend)
+        standing = self._refreshed_states().get(key)
         if standing is None or not standing.open:
             return False
         try:
             mine = self._probe(key)
         except psycopg.Error as error:
-            _unasked(error)
-            raise StillAway from None
+            _log_database_error(error)
+            raise ProbeInProgress from None
         if not mine:
-            self._forget()
-            raise StillAway
+            self._invalidate()
+            raise ProbeInProgress
         return True
 
-    def turn(self, backend: BackendEntry) -> None:
+    def acquire_permit(self, backend: BackendEntry) -> None:
         """Wait for a turn under a backend's limit of calls a minute, if it has one.
 
         Raises:
@@ -159,88 +159,88 @@ class Gate:
         if backend.requests_per_minute is None:
             return
         try:
-            self._take_turn(key_of(backend), backend.requests_per_minute)
+            self._acquire(breaker_key(backend), backend.requests_per_minute)
         except psycopg.Error as error:
-            _unasked(error)
-            raise OverLimit(retry_after=SHORT_WAIT_S) from None
+            _log_database_error(error)
+            raise LocalRateLimit(retry_after=MAX_PERMIT_WAIT_S) from None
 
-    def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
+    def after_call(self, backend: BackendEntry, error: InferenceError | None) -> None:
         """The call is over: note what it says of the server. An answer is worth more than the note."""
         if backend.url is None:
             return
         try:
-            self._note(key_of(backend), error)
+            self._record(breaker_key(backend), error)
         except psycopg.Error as away:
-            _unasked(away)
+            _log_database_error(away)
 
-    def _note(self, key: str, error: InferenceError | None) -> None:
-        if isinstance(error, BREAKS) and not isinstance(error, OverLimit):
+    def _record(self, key: str, error: InferenceError | None) -> None:
+        if isinstance(error, BREAKER_ERRORS) and not isinstance(error, LocalRateLimit):
             with self._connect() as conn:
-                backend_health.failed(
+                backend_health.record_failure(
                     conn,
                     key,
                     error.code,
                     retry_after_s=self._retry_after(error),
-                    threshold=self._limits.failures,
-                    cooldown_s=self._limits.cooldown_s,
-                    longest_s=self._limits.longest_s,
+                    threshold=self._breaker.failures,
+                    cooldown_s=self._breaker.cooldown_s,
+                    longest_s=self._breaker.max_cooldown_s,
                 )
-            self._forget()
-        elif key in self._standings and not isinstance(error, OverLimit):
+            self._invalidate()
+        elif key in self._states and not isinstance(error, LocalRateLimit):
             with self._connect() as conn:
-                if error is None or isinstance(error, ANSWERS):
-                    backend_health.succeeded(conn, key)
+                if error is None or isinstance(error, ANSWERED_ERRORS):
+                    backend_health.record_success(conn, key)
                 else:
-                    backend_health.released(conn, key)
-            self._forget()
+                    backend_health.release_probe(conn, key)
+            self._invalidate()
 
     def _retry_after(self, error: InferenceError) -> float | None:
         if not isinstance(error, RateLimited):
             return None
-        return min(self._limits.longest_s, error.retry_after or self._limits.cooldown_s)
+        return min(self._breaker.max_cooldown_s, error.retry_after or self._breaker.cooldown_s)
 
     def _probe(self, name: str) -> bool:
         with self._connect() as conn:
-            return backend_health.probe(conn, name, PROBE_S)
+            return backend_health.try_probe(conn, name, PROBE_TIMEOUT_S)
 
-    def _take_turn(self, name: str, limit: int) -> None:
+    def _acquire(self, name: str, limit: int) -> None:
         while True:
             with self._connect() as conn:
-                wait_s = backend_health.take_turn(
-                    conn, name, limit, WINDOW_S + SLACK_S, SHORT_WAIT_S
+                wait_s = backend_health.acquire_permit(
+                    conn, name, limit, WINDOW_S + SLACK_S, MAX_PERMIT_WAIT_S
                 )
             if wait_s < 0:
-                raise OverLimit(retry_after=-wait_s)
+                raise LocalRateLimit(retry_after=-wait_s)
             due = time.monotonic() + wait_s
             time.sleep(wait_s)
             if time.monotonic() - due < SLACK_S / 2:
                 return
 
-    def _known(self) -> dict[str, Standing]:
+    def _refreshed_states(self) -> dict[str, BreakerState]:
         with self._lock:
-            if time.monotonic() - self._read_at >= FRESH_S:
+            if time.monotonic() - self._read_at >= STATE_TTL_S:
                 try:
                     with self._connect() as conn:
-                        self._standings = backend_health.standings(conn)
-                        if self._limit is not None:
+                        self._states = backend_health.breaker_states(conn)
+                        if self._daily_budget is not None:
                             self._spent = backend_health.spent_today(conn)
                 except psycopg.Error as error:
                     # What was known last will do: that the database is away is no job's fault.
-                    _unasked(error)
+                    _log_database_error(error)
                 self._read_at = time.monotonic()
-            return self._standings
+            return self._states
 
-    def _forget(self) -> None:
+    def _invalidate(self) -> None:
         """Read again before the next decision: something changed just now."""
         with self._lock:
-            self._read_at = -FRESH_S
+            self._read_at = -STATE_TTL_S
 
 
-def _unasked(error: psycopg.Error) -> None:
+def _log_database_error(error: psycopg.Error) -> None:
     log.warning("the database was not asked about backends (%s)", type(error).__name__)
 
 
-def key_of(backend: BackendEntry) -> str:
+def breaker_key(backend: BackendEntry) -> str:
     """What a breaker is kept under: a cloud's name, and for servers of our own each by its address.
 
     Two of those may serve one backend: one beside bulk work and one for those who wait.

@@ -16,7 +16,7 @@ Configure = Callable[[BackendEntry], BackendConfig]
 """What this process was told of a backend: URL, key, device."""
 
 
-class Fleet:
+class ModelRegistry:
     """Backends and models by name. Threads share it.
 
     Args:
@@ -62,7 +62,7 @@ class Fleet:
                 self._models[entry.name] = loaded
             return loaded
 
-    def put(self, name: str, model: ServedModel) -> None:
+    def register(self, name: str, model: ServedModel) -> None:
         """Have a model that was loaded already."""
         self._models[name] = model
 
@@ -99,8 +99,8 @@ def configuration(
         keys: API keys by backend.
         options: further options by backend, over those of the catalogue.
         turn: waits for a turn under a backend's limit of calls a minute.
-        common: further fields of every `BackendConfig`: threads, device, nice, scratch, networks,
-            egress.
+        common: further fields of every `BackendConfig`: threads, device, nice, temp_dir,
+            local_networks, egress.
     """
 
     def configure(entry: BackendEntry) -> BackendConfig:
@@ -111,7 +111,7 @@ def configuration(
             key=keys.get(entry.name),
             timeout_s=entry.timeout_s,
             options={**entry.options, **options.get(entry.name, {})},
-            turn=partial(turn, entry),
+            acquire_permit=partial(turn, entry),
             **common,
         )
 

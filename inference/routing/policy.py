@@ -19,7 +19,7 @@ OVER_BUDGET: Final = "over_budget"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RoutingRequest:
     """What a job asks for, as far as routing looks at it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Wish:
     tier: str | None = None
     quality: str = "adequate"
     model: str | None = None
-    passed: tuple[tuple[str, str], ...] = ()
+    tried_models: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class RoutingPolicy:
         """For receipts: changes with anything that decides a route."""
         return self.catalogue.version
 
-    def candidates(self, wish: Wish, health: Health, budget: Budget) -> Candidates:
+    def candidates(self, wish: RoutingRequest, health: Health, budget: Budget) -> Candidates:
         """Models adequate for a request, in the order in which they are to be tried.
 
         Args:
@@ -128,11 +128,11 @@ class RoutingPolicy:
         callable_now = tuple(c for c in ordered if c.model.name not in away)
         return Candidates(ordered[0], callable_now, away)
 
-    def pools(self, wish: Wish) -> frozenset[Pool]:
+    def pools(self, wish: RoutingRequest) -> frozenset[Pool]:
         """The pools in which a request might ever be served."""
         return frozenset(candidate.pool for candidate in self._ordered(wish))
 
-    def _ordered(self, wish: Wish) -> Sequence[Candidate]:
+    def _ordered(self, wish: RoutingRequest) -> Sequence[Candidate]:
         prefer = self._preference(wish)
         found: list[tuple[int, bool, Candidate]] = []
         for model in self.catalogue.models:
@@ -152,7 +152,7 @@ class RoutingPolicy:
         found.sort(key=lambda one: one[:2])  # stable: the catalogue's order decides the rest
         return [candidate for _, _, candidate in found]
 
-    def _preference(self, wish: Wish) -> tuple[Locality, ...]:
+    def _preference(self, wish: RoutingRequest) -> tuple[Locality, ...]:
         asked = {
             "kind": wish.kind,
             "task": wish.task,

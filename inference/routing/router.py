@@ -11,31 +11,38 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from inference.catalogue.schema import BackendEntry
 from inference.errors import (
-    Abandoned,
+    BackendUnavailable,
     BadAnswer,
+    CallCancelled,
     InferenceError,
+    LocalRateLimit,
     ModelMissing,
     NoAdequateModel,
-    OverLimit,
-    PassedOver,
+    NoBackendAvailable,
+    ProbeInProgress,
     RateLimited,
-    StillAway,
+    SkippedModel,
     Unauthorised,
-    Unavailable,
-    Waits,
 )
-from inference.routing.model_registry import Fleet
-from inference.routing.policy import Budget, Candidate, Candidates, Health, RoutingPolicy, Wish
+from inference.routing.model_registry import ModelRegistry
+from inference.routing.policy import (
+    Budget,
+    Candidate,
+    Candidates,
+    Health,
+    RoutingPolicy,
+    RoutingRequest,
+)
 from vestry.lanes import Pool, Privacy
 
 T = TypeVar("T")
 
-TRY_ANOTHER: Final = (RateLimited, Unavailable, Unauthorised, ModelMissing, BadAnswer)
+FALLBACK_ERRORS: Final = (RateLimited, BackendUnavailable, Unauthorised, ModelMissing, BadAnswer)
 """Errors that say something of the backend and nothing of the request: the next one may do."""
-LIMITED: Final = (RateLimited.code, OverLimit.code)
+LIMITED: Final = (RateLimited.code, LocalRateLimit.code)
 
 
-class Gate(Protocol):
+class CallGuard(Protocol):
     """What all workers together know of the backends. See `inference.routing.backend_guard`."""
 
     def health(self) -> Health:
@@ -46,7 +53,7 @@ class Gate(Protocol):
         """What clouds may still cost."""
         ...
 
-    def enter(self, backend: BackendEntry) -> bool:
+    def before_call(self, backend: BackendEntry) -> bool:
         """Ask to call a backend now; True where the call is to tell whether it is back.
 
         Raises:
@@ -54,7 +61,7 @@ class Gate(Protocol):
         """
         ...
 
-    def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
+    def after_call(self, backend: BackendEntry, error: InferenceError | None) -> None:
         """The call is over, well or with an error."""
         ...
 
@@ -63,7 +70,7 @@ class Gate(Protocol):
         ...
 
 
-class Elsewhere(Exception):
+class RerouteRequired(Exception):
     """The request belongs into another pool.
 
     Attributes:
@@ -83,12 +90,12 @@ class Elsewhere(Exception):
         super().__init__(f"{pool}: {reason}")
         self.pool = pool
         self.reason = reason
-        self.passed = dict(passed or {})
+        self.tried_models = dict(passed or {})
         self.error = error
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
+class RoutedResult(Generic[T]):
     """What came of a call.
 
     Attributes:
@@ -121,17 +128,21 @@ class Router:
         gate: what all workers know of the backends.
     """
 
-    def __init__(self, policy: RoutingPolicy, pool: Pool, fleet: Fleet, gate: Gate) -> None:
+    def __init__(
+        self, policy: RoutingPolicy, pool: Pool, fleet: ModelRegistry, gate: CallGuard
+    ) -> None:
         self.policy = policy
         self._pool = pool
-        self._fleet = fleet
-        self._gate = gate
+        self._registry = fleet
+        self._guard = gate
 
-    def serve(self, wish: Wish, call: Callable[[Any, Candidate], T]) -> Answer[T]:
+    def serve(
+        self, request: RoutingRequest, call: Callable[[Any, Candidate], T]
+    ) -> RoutedResult[T]:
         """Have a request served by the best model that may be called now.
 
         Args:
-            wish: what is asked for.
+            request: kind, task, privacy, latency, tier and quality.
             call: given a loaded model of the kind and its candidate; may be called again with
                 another one, after an error of `TRY_ANOTHER`.
 
@@ -142,49 +153,51 @@ class Router:
             InferenceError: what the model raised of the request itself.
         """
         tried: dict[str, InferenceError] = {
-            name: PassedOver(reason) for name, reason in wish.passed
+            name: SkippedModel(reason) for name, reason in request.tried_models
         }
         while True:
-            found = self._candidates(wish)
+            found = self._candidates(request)
             if found.intended is None:
-                raise NoAdequateModel(_none(wish))
+                raise NoAdequateModel(_none(request))
             candidate = next((c for c in found.open if c.model.name not in tried), None)
             if candidate is None:
-                raise self._nothing_now(found, tried)
+                raise self._no_candidate_error(found, tried)
             failed = tried.get(found.intended.model.name)
             reason = found.why_not_intended(candidate) if failed is None else _reason(failed)
             if candidate.pool is not self._pool:
                 passed = {name: _reason(error) for name, error in tried.items()}
                 last = next(reversed(_met(tried)), None)
-                raise Elsewhere(candidate.pool, reason or "first_choice", passed, last)
+                raise RerouteRequired(candidate.pool, reason or "first_choice", passed, last)
             try:
                 value = self._call(candidate, call)
-            except TRY_ANOTHER as error:
+            except FALLBACK_ERRORS as error:
                 tried[candidate.model.name] = error
                 continue
-            return Answer(value, candidate, found.intended, reason, self.policy.version)
+            return RoutedResult(value, candidate, found.intended, reason, self.policy.version)
 
-    def _candidates(self, wish: Wish) -> Candidates:
-        return self.policy.candidates(wish, self._gate.health(), self._gate.budget())
+    def _candidates(self, wish: RoutingRequest) -> Candidates:
+        return self.policy.candidates(wish, self._guard.health(), self._guard.budget())
 
     def _call(self, candidate: Candidate, call: Callable[[Any, Candidate], T]) -> T:
-        probing = self._gate.enter(candidate.backend)
+        probing = self._guard.before_call(candidate.backend)
         try:
             # A server's model is warmed up by calling the server: that, too, tells how it is.
-            value = call(self._fleet.model(candidate.model), candidate)
+            value = call(self._registry.model(candidate.model), candidate)
         except InferenceError as error:
             error.served_by = candidate
-            self._gate.left(candidate.backend, error)
-            if probing and isinstance(error, Unavailable):
-                raise StillAway(retry_after=error.retry_after) from None
+            self._guard.after_call(candidate.backend, error)
+            if probing and isinstance(error, BackendUnavailable):
+                raise ProbeInProgress(retry_after=error.retry_after) from None
             raise
         except BaseException:
-            self._gate.left(candidate.backend, Abandoned())
+            self._guard.after_call(candidate.backend, CallCancelled())
             raise
-        self._gate.left(candidate.backend, None)
+        self._guard.after_call(candidate.backend, None)
         return value
 
-    def _nothing_now(self, found: Candidates, tried: dict[str, InferenceError]) -> InferenceError:
+    def _no_candidate_error(
+        self, found: Candidates, tried: dict[str, InferenceError]
+    ) -> InferenceError:
         """The error for a request that nothing serves now.
 
         What was tried and failed counts as an attempt; what may not even be tried does not, nor does
@@ -193,26 +206,28 @@ class Router:
         intended = found.intended
         assert intended is not None  # noqa: S101 - the caller looked
         error = tried.get(intended.model.name)
-        if isinstance(error, PassedOver) and error.reason not in LIMITED:
+        if isinstance(error, SkippedModel) and error.reason not in LIMITED:
             return next(reversed(_met(tried)), error)
-        if error is not None and not isinstance(error, (RateLimited, StillAway, PassedOver)):
+        if error is not None and not isinstance(
+            error, (RateLimited, ProbeInProgress, SkippedModel)
+        ):
             return error
         told_s = (error.retry_after if error is not None else None) or 0.0
-        wait_s = max(told_s, self._gate.wait_s(intended.backend))
+        wait_s = max(told_s, self._guard.wait_s(intended.backend))
         reason = found.away.get(intended.model.name) or (_reason(error) if error else "unavailable")
-        return Waits(reason, retry_after=wait_s)
+        return NoBackendAvailable(reason, retry_after=wait_s)
 
 
 def _reason(error: InferenceError) -> str:
-    return error.reason if isinstance(error, PassedOver) else error.code
+    return error.reason if isinstance(error, SkippedModel) else error.code
 
 
 def _met(tried: Mapping[str, InferenceError]) -> list[InferenceError]:
     """The errors of this process, of those that were tried."""
-    return [error for error in tried.values() if not isinstance(error, PassedOver)]
+    return [error for error in tried.values() if not isinstance(error, SkippedModel)]
 
 
-def _none(wish: Wish) -> str:
+def _none(wish: RoutingRequest) -> str:
     # Task and model are the caller's words, and stay out of what is stored in the clear.
     where = " on our own machines" if wish.privacy != Privacy.SHAREABLE else ""
     if wish.model is not None:

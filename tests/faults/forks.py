@@ -28,7 +28,7 @@ from tests.faults.report import Report
 from tests.faults.servers import DELICATE, LabStack, Mishaps
 from tests.faults.workers import HOUR_S, LEASE_S, Plan, Site, fork
 from vestry import Vestry
-from workers.execution.heartbeat import OVERRUN_EXIT
+from workers.execution.heartbeat import OVERRUN_EXIT_CODE
 
 PATIENCE_S: Final = 30.0
 """After the last fault some job must end in every such time, until none is left."""
@@ -293,7 +293,7 @@ class Laboratory:
                 continue
             self._frozen.pop(pid, None)
             self._resumed.discard(pid)
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == OVERRUN_EXIT:
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == OVERRUN_EXIT_CODE:
                 self._history.write("gave up", pid=pid)
             del self._children[pid]
             if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:

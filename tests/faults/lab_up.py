@@ -30,7 +30,7 @@ GONE_S: Final = 15.0
 """In which nothing of a killed supervisor's may be left."""
 
 
-class ProxiedStack(processes.Stack):
+class ProxiedStack(processes.EmbeddedStack):
     """The stack, whose processes are told the proxies' ports."""
 
     def _database(self, role: str) -> dict[str, str]:
@@ -140,7 +140,7 @@ class LabUp:
 def main() -> int:
     """The supervisor, with proxied children and a broker that the laboratory may flush."""
     processes.ValkeyServer = OpenValkey  # type: ignore[misc]
-    up.Stack = ProxiedStack  # type: ignore[misc]
+    up.EmbeddedStack = ProxiedStack  # type: ignore[misc]
     return up.main()
 
 

@@ -20,7 +20,7 @@ from models.claims import Lease
 from models.states import State
 from tests.faults.ledger import History
 from workers.execution import finish
-from workers.execution.executor import Executor, Opened
+from workers.execution.executor import ClaimedBatch, Executor
 from workers.execution.finish import Finisher
 
 CLAIMED: Final = "after the claim"
@@ -80,7 +80,7 @@ def arm(executor: Executor, point: str | None, nth: int, history: History) -> No
     """Wrap a worker's steps so that the point does what it says."""
     here = Counter(point, nth, history)
 
-    def begin(opened: Opened) -> None:
+    def begin(opened: ClaimedBatch) -> None:
         # Twice killed while running alone is, by design, what a poison job looks like. Here each
         # suspect's worker is killed once at most: a dead innocent is then always the system's fault.
         # Spared until that is known: the heartbeat's thread may be at a point.
@@ -99,7 +99,7 @@ def arm(executor: Executor, point: str | None, nth: int, history: History) -> No
     _wrap_claim(begin, here)
     _wrap_handling(here, history)
     _wrap_finish(here)
-    beat, settle = claims.beat, transitions.settle
+    beat, settle = claims.extend, transitions.settle
 
     def beaten(conn: Any, tokens: Any, lease_s: float) -> Any:
         held = beat(conn, tokens, lease_s)
@@ -112,14 +112,14 @@ def arm(executor: Executor, point: str | None, nth: int, history: History) -> No
         if any(s.state is State.DEAD for s in settlements) and here(BURYING):
             die()
 
-    claims.beat = beaten
+    claims.extend = beaten
     transitions.settle = settled
 
 
-def _wrap_claim(begin: Callable[[Opened], None], here: Counter) -> None:
+def _wrap_claim(begin: Callable[[ClaimedBatch], None], here: Counter) -> None:
     claim = Executor.claim
 
-    def claimed(self: Executor, *args: Any, **named: Any) -> Opened | None:
+    def claimed(self: Executor, *args: Any, **named: Any) -> ClaimedBatch | None:
         opened = claim(self, *args, **named)
         if opened is not None:
             begin(opened)
@@ -129,7 +129,7 @@ def _wrap_claim(begin: Callable[[Opened], None], here: Counter) -> None:
 
     commit = Executor._commit
 
-    def committed(self: Executor, conn: psycopg.Connection[Any], lease: Lease) -> Opened:
+    def committed(self: Executor, conn: psycopg.Connection[Any], lease: Lease) -> ClaimedBatch:
         opened = commit(self, conn, lease)
         here.token = lease.id
         if here(UNHEARD):
@@ -144,7 +144,7 @@ def _wrap_claim(begin: Callable[[Opened], None], here: Counter) -> None:
 def _wrap_handling(here: Here, history: History) -> None:
     handle = Executor._handle
 
-    def handled(self: Executor, opened: Opened) -> Any:
+    def handled(self: Executor, opened: ClaimedBatch) -> Any:
         outcomes = handle(self, opened)
         if here(COMPUTED):
             die()

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 
 from models import claims, transitions
-from models.claims import Terms
+from models.claims import LeasePolicy
 from models.content import ShareableContent
 from models.states import TERMINAL
 from tasks.protocol import Failed, Outcome, Succeeded
@@ -42,7 +42,7 @@ from workers.stack.dev_stack import DevStack
 EXAMPLES = int(os.environ.get("VESTRY_MODEL_EXAMPLES", "100"))
 STEPS = 40
 LANE = "shareable.bulk.gpu"
-TERMS = Terms("model", "shareable", 600.0, 900.0)
+TERMS = LeasePolicy("model", "shareable", 600.0, 900.0)
 OUTCOMES: dict[str, Outcome] = {
     "succeeds": Succeeded({"vectors": [[1.0]], "space": "s"}),
     "fails for good": Failed("bad_request", "it is so"),
@@ -160,7 +160,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(token=held)
     def beat(self, token: UUID) -> None:
-        ours = claims.beat(self.site.worker, [token], TERMS.lease_s)
+        ours = claims.extend(self.site.worker, [token], TERMS.lease_s)
         self.site.worker.commit()
         assert ours == frozenset(self._holds(token))
         # Late is early enough where nobody took the jobs yet, but not past the longest run.
@@ -205,7 +205,7 @@ class Machine(RuleBasedStateMachine):
     @rule(token=held)
     def hand_back(self, token: UUID) -> None:
         with self.site.worker.transaction():
-            count = transitions.hand_back(self.site.worker, token)
+            count = transitions.release(self.site.worker, token)
         jobs = list(self._holds(token))
         assert count == len(jobs)
         for job in jobs:
@@ -238,7 +238,7 @@ class Machine(RuleBasedStateMachine):
                 expected.crashes += told.lease.alone
                 told.blamed = told.lease.alone and not told.overran
                 if told.lease.alone and (
-                    expected.crashes >= transitions.ALONE_CRASHES_TO_DIE
+                    expected.crashes >= transitions.MAX_EXCLUSIVE_CRASHES
                     or expected.attempt >= expected.max_attempts
                 ):
                     expected.suspect = False
@@ -256,7 +256,7 @@ class Machine(RuleBasedStateMachine):
         self.site.admin.execute(
             "UPDATE vestry.jobs SET run_at = now() WHERE state = 'queued' AND turn IS NULL"
         )
-        transitions.admit(self.site.control)
+        transitions.schedule_due(self.site.control)
         for told in self.jobs.values():
             told.in_line = told.in_line or told.state == "queued"
 

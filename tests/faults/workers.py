@@ -26,7 +26,7 @@ import redis
 from psycopg_pool import PoolTimeout
 
 from inference.backends.echo import EchoModel
-from models.claims import Terms
+from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
 from tasks.embedding import EmbeddingHandler
 from tests.faults import points
@@ -148,7 +148,7 @@ def work(site: Site, plan: Plan) -> None:
     name = f"lab-{os.getpid()}"
     executor = _executor(site, plan, name)
     points.arm(executor, plan.point, plan.nth, History(site.history))
-    executor.heart.start()
+    executor.heartbeat.start()
     lanes = [f"{plan.role}.{latency}.gpu" for latency in ("interactive", "bulk")]
     with redis.Redis.from_url(
         site.broker[plan.role], socket_timeout=0.5, socket_connect_timeout=0.5
@@ -159,8 +159,8 @@ def work(site: Site, plan: Plan) -> None:
             if not taker.turn():
                 time.sleep(0.01)
         until += UNHEARD_S
-        while executor.heart.unheard.any() and time.monotonic() < until:
-            executor.heart.end_unheard()
+        while executor.heartbeat.unconfirmed.pending() and time.monotonic() < until:
+            executor.heartbeat.release_unconfirmed()
             time.sleep(0.05)
 
 
@@ -193,8 +193,8 @@ def _executor(site: Site, plan: Plan, name: str) -> Executor:
         pool=pool,
         content=content,
         handlers={"embedding": EmbeddingHandler(backend, space)},
-        terms=Terms(name, plan.role, LEASE_S, MAX_RUN_S),
-        heart=heart,
+        policy=LeasePolicy(name, plan.role, LEASE_S, MAX_RUN_S),
+        heartbeat=heart,
         finisher=Finisher(pool, content, 0.2, MAX_RUN_S, LEASE_S),
     )
 

@@ -15,30 +15,30 @@ from tests.echo_stack import SETTINGS, eventually
 from tests.homes import temporary_home
 from vestry import Document, Embedding, JobFailed, KeyRing, Vestry
 from vestry.jobs.results import JobRef
-from workers.stack.background import Detached, start_detached
+from workers.stack.background import BackgroundStack, start_background
 
 MAX_RUN_S = 4
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[Detached]:
+def up() -> Iterator[BackgroundStack]:
     settings = SETTINGS | {"VESTRY_MAX_RUN_S": str(MAX_RUN_S), "VESTRY_BATCH_S": "0.5"}
     only = ("dispatcher", "reconciler", "private-bulk-gpu")
     with (
         temporary_home() as home,
-        start_detached(home, settings, flower=False, only=only) as running,
+        start_background(home, settings, flower=False, only=only) as running,
     ):
         yield running
 
 
 @pytest.fixture
-def vestry(up: Detached) -> Iterator[Vestry]:
+def vestry(up: BackgroundStack) -> Iterator[Vestry]:
     with Vestry(up.client["database_url"], up.client["keyring"]) as vestry:
         yield vestry
 
 
 @pytest.fixture
-def conn(up: Detached) -> Iterator[psycopg.Connection[Any]]:
+def conn(up: BackgroundStack) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
         yield conn
 
@@ -48,7 +48,7 @@ def submit(vestry: Vestry, conn: Any, text: str, owner: str = "ann") -> JobRef:
 
 
 def test_a_job_sealed_with_a_foreign_key_fails_alone(
-    up: Detached, vestry: Vestry, conn: Any, tmp_path: Path
+    up: BackgroundStack, vestry: Vestry, conn: Any, tmp_path: Path
 ) -> None:
     foreign = KeyRing.generate(tmp_path / "foreign.json")
     with Vestry(up.client["database_url"], foreign) as other:
@@ -68,7 +68,7 @@ def test_a_job_sealed_with_a_foreign_key_fails_alone(
 
 
 def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
-    up: Detached, vestry: Vestry, conn: Any
+    up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
     def index(connection: Any, id_: str, text: str) -> JobRef:
         return vestry.enqueue(
@@ -98,7 +98,7 @@ def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
 
 
 def test_a_job_that_never_ends_costs_its_process_and_dies(
-    up: Detached, vestry: Vestry, conn: Any
+    up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
     pid = up.pid("private-bulk-gpu")
     hung = submit(vestry, conn, "echo!sleep=600")
@@ -111,7 +111,7 @@ def test_a_job_that_never_ends_costs_its_process_and_dies(
         vestry.wait(job, timeout=90)
 
 
-def _sealed(up: Detached, vestry: Vestry, conn: Any, job: UUID) -> dict[str, Any]:
+def _sealed(up: BackgroundStack, vestry: Vestry, conn: Any, job: UUID) -> dict[str, Any]:
     """A sealed payload for a job that the library has no class for."""
     submit(vestry, conn, "makes the owner's key")
     row = conn.execute(

@@ -17,7 +17,7 @@ import pytest
 
 from tests.echo_stack import BULK_S
 from vestry import Document, Embedding, Vestry
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 
 VESTRY = Path(sys.executable).with_name("vestry")
 NOBODY = "00000000-0000-7000-8000-000000000000"
@@ -26,7 +26,7 @@ LONG = "x" * 3000
 
 
 @pytest.fixture(scope="module")
-def up(echo_up: Detached) -> Detached:
+def up(echo_up: BackgroundStack) -> BackgroundStack:
     return echo_up
 
 
@@ -111,7 +111,7 @@ def run(home: Path, *arguments: str | bytes) -> Answer:
 
 
 @pytest.fixture(scope="module")
-def answers(up: Detached) -> Iterator[Mapping[tuple[str, bool], Future[Answer]]]:
+def answers(up: BackgroundStack) -> Iterator[Mapping[tuple[str, bool], Future[Answer]]]:
     """Every command of WRONG, with --json and without, a few at a time."""
     with ThreadPoolExecutor(4) as pool:
         yield {
@@ -142,7 +142,7 @@ def test_a_wrong_command_gets_one_error(
     assert error["message"] in lines[0]
 
 
-def test_a_search_for_an_unknown_owner_says_so(up: Detached, vestry: Vestry) -> None:
+def test_a_search_for_an_unknown_owner_says_so(up: BackgroundStack, vestry: Vestry) -> None:
     with psycopg.connect(up.client["database_url"]) as conn:
         entry = Embedding(documents=[Document("Up betimes.")], source="diary")
         job = vestry.enqueue(conn, entry, owner="ann", privacy="private")
@@ -181,7 +181,7 @@ GOOD_LINES = {
 
 
 def test_each_bad_line_of_a_file_is_named_and_the_others_are_indexed(
-    up: Detached, vestry: Vestry, tmp_path: Path
+    up: BackgroundStack, vestry: Vestry, tmp_path: Path
 ) -> None:
     lines = {n: line for n, (line, _, _) in BAD_LINES.items()} | GOOD_LINES
     file = tmp_path / "diary.jsonl"
@@ -213,7 +213,7 @@ def test_each_bad_line_of_a_file_is_named_and_the_others_are_indexed(
     assert all(f"{file}:{number}: " in again.err for number in BAD_LINES)
 
 
-def test_a_file_in_another_encoding_is_one_bad_line(up: Detached, tmp_path: Path) -> None:
+def test_a_file_in_another_encoding_is_one_bad_line(up: BackgroundStack, tmp_path: Path) -> None:
     file = tmp_path / "utf16.jsonl"
     file.write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-16")
     told = run(up.home, *INDEX, str(file), "--json")

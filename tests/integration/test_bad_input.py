@@ -22,7 +22,7 @@ from vestry.jobs.embedding import EmbeddingResult, IndexResult
 from vestry.jobs.results import JobRef
 from workers.home import Home
 from workers.settings import key_prefix
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 from workers.stack.postgres import SUPERUSER, PostgresServer
 from workers.stack.valkey import ValkeyServer
 
@@ -31,7 +31,7 @@ LONG = "x" * 3000
 
 
 @pytest.fixture(scope="module")
-def up(echo_up: Detached) -> Detached:
+def up(echo_up: BackgroundStack) -> BackgroundStack:
     return echo_up
 
 
@@ -216,7 +216,7 @@ def message(lane: str, job: object, **over: Any) -> str:
     )
 
 
-def test_forged_messages_end_no_worker(up: Detached, vestry: Vestry, conn: Any) -> None:
+def test_forged_messages_end_no_worker(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
     lane = "private.interactive.gpu"
     later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
     other = vestry.enqueue(
@@ -266,7 +266,7 @@ def test_forged_messages_end_no_worker(up: Detached, vestry: Vestry, conn: Any) 
 
 
 @contextmanager
-def clock_set_back(up: Detached) -> Iterator[None]:
+def clock_set_back(up: BackgroundStack) -> Iterator[None]:
     """Every time that comes from the database is an hour earlier."""
     replace = """CREATE OR REPLACE FUNCTION vestry.clock() RETURNS timestamptz
       LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog AS 'SELECT {}'"""
@@ -282,7 +282,7 @@ def clock_set_back(up: Detached) -> Iterator[None]:
 
 
 def test_a_clock_set_back_and_put_right_loses_and_repeats_nothing(
-    up: Detached, vestry: Vestry, conn: Any
+    up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
     where: dict[str, Any] = {"owner": "clock", "privacy": "private"}
 

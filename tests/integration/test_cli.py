@@ -15,14 +15,14 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 
 RUN = [sys.executable, "-c", "import sys; from vestry.cli import main; sys.exit(main())"]
 DEADLINE_S = 240
 
 
 @pytest.fixture(scope="module")
-def up(echo_up: Detached) -> Detached:
+def up(echo_up: BackgroundStack) -> BackgroundStack:
     return echo_up
 
 
@@ -31,13 +31,13 @@ def owner() -> str:
     return f"owner-{uuid4().hex[:8]}"
 
 
-def environment(up: Detached) -> dict[str, str]:
+def environment(up: BackgroundStack) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VESTRY_")}
     return {**kept, "VESTRY_HOME": str(up.home), "COLUMNS": "200"}
 
 
 def vestry(
-    up: Detached, *arguments: str, code: int = 0, stdin: bytes | None = None
+    up: BackgroundStack, *arguments: str, code: int = 0, stdin: bytes | None = None
 ) -> tuple[str, str]:
     done = subprocess.run(
         [*RUN, *arguments],
@@ -53,12 +53,14 @@ def vestry(
     return out, err
 
 
-def document(up: Detached, *arguments: str, code: int = 0, stdin: bytes | None = None) -> Any:
+def document(
+    up: BackgroundStack, *arguments: str, code: int = 0, stdin: bytes | None = None
+) -> Any:
     """The one JSON document on stdout; anything else there fails to parse."""
     return json.loads(vestry(up, *arguments, "--json", code=code, stdin=stdin)[0])
 
 
-def lane_status(up: Detached, lane: str) -> Any:
+def lane_status(up: BackgroundStack, lane: str) -> Any:
     (row,) = [row for row in document(up, "lanes")["lanes"] if row["lane"] == lane]
     return row
 
@@ -78,7 +80,7 @@ def index_options(owner: str, privacy: str = "private", source: str = "diary") -
     return ["--source", source, "--owner", owner, "--privacy", privacy]
 
 
-def test_submit_and_wait_give_vectors(up: Detached, owner: str) -> None:
+def test_submit_and_wait_give_vectors(up: BackgroundStack, owner: str) -> None:
     answer = document(
         up, "submit", "embedding", "--text", "up betimes", "--text", "to bed",
         "--owner", owner, "--privacy", "private", "--wait", "--timeout", "60",
@@ -100,7 +102,7 @@ def test_submit_and_wait_give_vectors(up: Detached, owner: str) -> None:
     assert "384" in vestry(up, "wait", answer["job"])[0]
 
 
-def test_the_same_idempotency_key_is_the_same_job(up: Detached, owner: str) -> None:
+def test_the_same_idempotency_key_is_the_same_job(up: BackgroundStack, owner: str) -> None:
     command = ["submit", "embedding", "--owner", owner, "--privacy", "private"]
     command += ["--idempotency-key", "k", "--text"]
     first = document(up, *command, "one")
@@ -109,7 +111,7 @@ def test_the_same_idempotency_key_is_the_same_job(up: Detached, owner: str) -> N
     assert document(up, *command, "two", code=2)["error"]["code"] == "idempotency_conflict"
 
 
-def test_a_job_that_fails_has_exit_code_1(up: Detached, owner: str) -> None:
+def test_a_job_that_fails_has_exit_code_1(up: BackgroundStack, owner: str) -> None:
     answer = document(
         up, "submit", "embedding", "--text", "echo!bad-request", "--owner", owner,
         "--privacy", "shareable", "--wait", "--timeout", "60", code=1,
@@ -120,7 +122,7 @@ def test_a_job_that_fails_has_exit_code_1(up: Detached, owner: str) -> None:
     assert document(up, "wait", answer["job"], code=1) == answer
 
 
-def test_index_then_again_embeds_nothing(up: Detached, owner: str, tmp_path: Path) -> None:
+def test_index_then_again_embeds_nothing(up: BackgroundStack, owner: str, tmp_path: Path) -> None:
     file = diary(tmp_path / "diary.jsonl", 300)
     first = document(up, "index", str(file), *index_options(owner))
     assert {name: first[name] for name in ("documents", "chunks", "unchanged", "failed")} == {
@@ -135,7 +137,7 @@ def test_index_then_again_embeds_nothing(up: Detached, owner: str, tmp_path: Pat
 
 
 def test_search_finds_the_owners_own_and_nobody_elses(
-    up: Detached, owner: str, tmp_path: Path
+    up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     other = f"{owner}-other"
     vestry(up, "index", str(diary(tmp_path / "a.jsonl", 20)), *index_options(owner))
@@ -161,7 +163,7 @@ def test_search_finds_the_owners_own_and_nobody_elses(
 
 
 def test_a_shareable_source_is_searched_on_request(
-    up: Detached, owner: str, tmp_path: Path
+    up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     library = f"lib-{owner}"
     verses = tmp_path / "verses.txt"
@@ -177,7 +179,9 @@ def test_a_shareable_source_is_searched_on_request(
     assert {hit["source"] for hit in only} == {library}
 
 
-def test_bad_lines_are_named_and_spoil_nothing(up: Detached, owner: str, tmp_path: Path) -> None:
+def test_bad_lines_are_named_and_spoil_nothing(
+    up: BackgroundStack, owner: str, tmp_path: Path
+) -> None:
     file = tmp_path / "mixed.jsonl"
     good = b'{"id": "%d", "text": "good %d"}\n'
     file.write_bytes(
@@ -202,7 +206,7 @@ def test_bad_lines_are_named_and_spoil_nothing(up: Detached, owner: str, tmp_pat
 
 
 def test_a_document_the_worker_refuses_is_named_by_its_line(
-    up: Detached, owner: str, tmp_path: Path
+    up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "spoilt.jsonl"
     texts = ["first", "second", "echo!nan third", "fourth"]
@@ -212,7 +216,9 @@ def test_a_document_the_worker_refuses_is_named_by_its_line(
     assert (answer["failed"], answer["embedded"]) == (1, 3)
 
 
-def test_index_reads_standard_input_and_keeps_no_text_on_request(up: Detached, owner: str) -> None:
+def test_index_reads_standard_input_and_keeps_no_text_on_request(
+    up: BackgroundStack, owner: str
+) -> None:
     answer = document(
         up, "index", "-", *index_options(owner), "--no-keep-text",
         stdin=b'{"text":"secret thoughts","date":"1660-02-01"}\n',
@@ -224,7 +230,7 @@ def test_index_reads_standard_input_and_keeps_no_text_on_request(up: Detached, o
 
 
 def test_ctrl_c_leaves_the_jobs_and_running_again_completes(
-    up: Detached, owner: str, tmp_path: Path
+    up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     file = diary(tmp_path / "long.jsonl", 60)
     vestry(up, "lanes", "pause", "private.bulk.gpu")
@@ -256,7 +262,7 @@ def test_ctrl_c_leaves_the_jobs_and_running_again_completes(
 
 
 def test_an_index_outlives_a_restart_of_the_database(
-    up: Detached, owner: str, tmp_path: Path
+    up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     file = diary(tmp_path / "long.jsonl", 400)
     running = subprocess.Popen(
@@ -282,7 +288,9 @@ def test_an_index_outlives_a_restart_of_the_database(
     assert len(found) == 400
 
 
-def test_a_paused_lane_is_shown_and_its_jobs_can_be_cancelled(up: Detached, owner: str) -> None:
+def test_a_paused_lane_is_shown_and_its_jobs_can_be_cancelled(
+    up: BackgroundStack, owner: str
+) -> None:
     lane = "shareable.bulk.gpu"
     assert document(up, "lanes", "pause", lane) == {"lane": lane, "paused": True}
     try:
@@ -304,7 +312,7 @@ def test_a_paused_lane_is_shown_and_its_jobs_can_be_cancelled(up: Detached, owne
         assert document(up, "lanes", "resume", lane) == {"lane": lane, "paused": False}
 
 
-def test_what_does_not_exist_is_said(up: Detached, owner: str) -> None:
+def test_what_does_not_exist_is_said(up: BackgroundStack, owner: str) -> None:
     nobody = str(uuid4())
     for command in ("status", "wait", "result", "cancel"):
         assert document(up, command, nobody, code=2)["error"]["code"] == "unknown_job"
@@ -319,14 +327,14 @@ def test_what_does_not_exist_is_said(up: Detached, owner: str) -> None:
     assert unknown["state"] == "dead"
 
 
-def test_doctor_is_content_with_a_stack_that_is_ready(up: Detached) -> None:
+def test_doctor_is_content_with_a_stack_that_is_ready(up: BackgroundStack) -> None:
     answer = document(up, "doctor")
     assert answer["ok"] is True
     names = {check["name"] for check in answer["checks"]}
     assert {"database", "pgvector", "migrations", "key ring", "process postgres"} <= names
 
 
-def test_doctor_sees_a_key_ring_open_to_others(up: Detached) -> None:
+def test_doctor_sees_a_key_ring_open_to_others(up: BackgroundStack) -> None:
     ring = up.home / "keyring.json"
     ring.chmod(0o644)
     try:
@@ -336,7 +344,7 @@ def test_doctor_sees_a_key_ring_open_to_others(up: Detached) -> None:
     assert [check["name"] for check in answer["checks"] if not check["ok"]] == ["key ring"]
 
 
-def test_status_without_a_job_counts_states_by_lane(up: Detached, owner: str) -> None:
+def test_status_without_a_job_counts_states_by_lane(up: BackgroundStack, owner: str) -> None:
     vestry(
         up, "submit", "embedding", "--text", "x", "--owner", owner, "--privacy", "private", "--wait"
     )

@@ -15,7 +15,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from models import claims
-from models.claims import Terms
+from models.claims import LeasePolicy
 from tests.echo_stack import eventually
 from vestry import Embedding, Vestry
 from vestry.lanes import LANES
@@ -114,7 +114,7 @@ def test_a_job_that_a_worker_takes_at_once_gets_no_hint(
         submit(clean, "interactive")
         time.sleep(0.3)
         with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
-            terms = Terms("test", "shareable", lease_s=60, max_run_s=600)
+            terms = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
             assert claims.claim(worker, terms, FIRST, ["embedding"])
         time.sleep(3.2)
         assert hints(broker, FIRST) == 0
@@ -160,7 +160,7 @@ def test_only_a_broker_that_is_away_gives_every_lane_a_rest(
     if wrapped:
         raised = OperationalError()
         raised.__cause__ = error
-    with made._minding_the_broker(FIRST):
+    with made._with_broker_retry(FIRST):
         raise raised
-    left = set(made._in_turn({FIRST, LATER}))
+    left = set(made._round_robin({FIRST, LATER}))
     assert {FIRST, LATER} - left == resting

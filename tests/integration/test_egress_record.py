@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
-from inference.errors import Abandoned
+from inference.errors import CallCancelled
 from inference.protocol import BackendConfig
 from inference.remote.client import httpx2_client
 from inference.remote.egress import on_behalf_of
@@ -152,7 +152,7 @@ def test_the_record_is_committed_before_the_request_arrives(
                 with on_behalf_of(jobs), pytest.raises(NotRecorded):
                     client.post(f"{url}/v1", content=b"private")
             cancelled = job(root, "shareable", "cloud", "cancelled")
-            with on_behalf_of([cancelled]), pytest.raises(Abandoned):
+            with on_behalf_of([cancelled]), pytest.raises(CallCancelled):
                 client.post(f"{url}/v1", content=b"nobody's")
             pool.close()
             with on_behalf_of([mine]), pytest.raises(NotRecorded):
@@ -170,7 +170,7 @@ def test_what_the_database_says_stays_out_of_the_error(pool: ConnectionPool[Any]
     assert caught.value.__suppress_context__
 
 
-def report(clean: DevStack) -> audit.Report:
+def report(clean: DevStack) -> audit.AuditReport:
     with psycopg.connect(clean.database_url("vestry_operator")) as conn:
         return audit.report(conn, LONG_AGO, dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1))
 
@@ -194,14 +194,14 @@ def test_the_report_adds_up_and_says_that_nothing_private_left(
     receipt(root, first, "shareable")
     found = report(clean)
     assert found.clean
-    (departures,) = found.departures
+    (departures,) = found.egress
     assert (departures.requests, departures.jobs, departures.bytes) == (3, 2, 30)
     assert (departures.privacy, departures.backend, departures.locality) == (
         "shareable", "openai", "cloud",
     )  # fmt: skip
     with psycopg.connect(clean.database_url("vestry_operator")) as conn:
         before = audit.report(conn, LONG_AGO, LONG_AGO + dt.timedelta(days=90))
-    assert (before.departures, before.private_requests, before.clean) == ((), 0, True)
+    assert (before.egress, before.private_requests, before.clean) == ((), 0, True)
 
 
 def test_the_report_tells_of_a_call_without_a_record(clean: DevStack, root: Any) -> None:

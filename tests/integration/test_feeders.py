@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from models import claims
-from models.claims import Terms
+from models.claims import LeasePolicy
 from tasks.protocol import Context, Job, Outcome, Succeeded
 from tests.echo_stack import eventually
 from tests.worker_runtime import runtime
@@ -22,7 +22,7 @@ from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.interactive.gpu"
 DONE = Succeeded({"vectors": [[1.0]], "space": "s"})
-TERMS = Terms("test", "shareable", lease_s=60, max_run_s=600)
+TERMS = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_every_ring_counts(clean: DevStack, conn: Any, slots: int) -> None:
         jobs = []
         for n in range(60):
             jobs += submit(conn, ("embedding", "rerank")[n % 2], model="mn"[n % 3 == 0])
-            worker.wake(LANE)
+            worker.notify(LANE)
             time.sleep(0.004 * (n % 3))
         eventually(lambda: done(conn, jobs))
 
@@ -84,7 +84,7 @@ def test_one_ring_is_enough_for_all_that_is_there(clean: DevStack, conn: Any) ->
     handlers = {"embedding": slow, "rerank": slow}
     with runtime(clean, handlers, lanes=(LANE,), poll_s=600, interactive_batch_jobs=2) as worker:
         worker.start()
-        worker.wake(LANE)
+        worker.notify(LANE)
         eventually(lambda: done(conn, jobs))
     # Every slot of both kinds was in use before the first was given back.
     assert not together.broken
@@ -103,12 +103,12 @@ def test_long_work_of_one_kind_leaves_another_its_slots(clean: DevStack, conn: A
         try:
             worker.start()
             stuck = submit(conn, "generation", 6)
-            worker.wake(LANE)
+            worker.notify(LANE)
             running = "SELECT count(*) FROM vestry.leases"
             with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
                 eventually(lambda: admin.execute(running).fetchone() == (2,))
             quick = submit(conn, "embedding")
-            worker.wake(LANE)
+            worker.notify(LANE)
             eventually(lambda: done(conn, quick))
         finally:
             release.set()
@@ -155,7 +155,7 @@ def test_a_kind_that_this_worker_does_not_know_waits_and_harms_nobody(
     unknown = submit(conn, "generation", 2)
     with runtime(clean, {"embedding": at_once}, lanes=(LANE,), poll_s=0.05) as worker:
         worker.start()
-        assert worker.hinted(LANE, "generation", unknown[0]) is None
+        assert worker.on_hint(LANE, "generation", unknown[0]) is None
         known = submit(conn, "embedding", 5)
         eventually(lambda: done(conn, known))
         time.sleep(0.5)

@@ -14,7 +14,7 @@ from tests.echo_stack import eventually
 from tests.flower_client import FlowerClient
 from vestry import Document, Embedding, Vestry
 from vestry.jobs.results import JobRef
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 
 PRIVACIES = ("private", "shareable")
 WORD = "quinquereme"
@@ -22,7 +22,7 @@ WORD = "quinquereme"
 
 
 @pytest.fixture(scope="module")
-def up(echo_up: Detached) -> Detached:
+def up(echo_up: BackgroundStack) -> BackgroundStack:
     return echo_up
 
 
@@ -32,7 +32,7 @@ def privacy(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def flower(up: Detached, privacy: str) -> FlowerClient:
+def flower(up: BackgroundStack, privacy: str) -> FlowerClient:
     return FlowerClient(up.client["flower"][privacy])
 
 
@@ -74,7 +74,7 @@ def test_nobody_looks_without_the_password(flower: FlowerClient, path: str) -> N
     assert flower.get(path)[0] == 200
 
 
-def test_a_flower_is_no_key_to_the_other(up: Detached) -> None:
+def test_a_flower_is_no_key_to_the_other(up: BackgroundStack) -> None:
     private, shareable = (FlowerClient(up.client["flower"][name]) for name in PRIVACIES)
     assert private.password != shareable.password
     assert shareable.get("/api/tasks", password=private.password)[0] == 401
@@ -149,7 +149,7 @@ def test_jobs_that_a_batch_was_topped_up_with_are_told_of(
 
 
 def test_jobs_that_a_worker_found_without_a_message_are_told_of(
-    up: Detached, flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
+    up: BackgroundStack, flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     dispatcher = up.pid("dispatcher")
     assert dispatcher is not None
@@ -215,7 +215,7 @@ def test_nothing_of_a_document_reaches_flower(
     assert {task["name"] for task in flower.tasks().values()} <= {"embedding", "generation"}
 
 
-def test_one_class_is_not_seen_in_the_other(up: Detached, vestry: Vestry, conn: Any) -> None:
+def test_one_class_is_not_seen_in_the_other(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
     flowers = {name: FlowerClient(up.client["flower"][name]) for name in PRIVACIES}
     for mine, other in (PRIVACIES, PRIVACIES[::-1]):
         job = submit(vestry, conn, mine, "seen by one")

@@ -20,13 +20,13 @@ from vestry import (
     Vestry,
 )
 from vestry.errors import JobCancelled
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 
 TEXT = "the tide went out before anybody woke"
 
 
 @pytest.fixture(scope="module")
-def up(echo_up: Detached) -> Detached:
+def up(echo_up: BackgroundStack) -> BackgroundStack:
     return echo_up
 
 

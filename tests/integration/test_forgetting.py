@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from models import claims, transitions
-from models.claims import Lease, Terms
+from models.claims import Lease, LeasePolicy
 from tests.echo_stack import eventually
 from tests.producing import HELLO, count, succeed
 from vestry import Document, Embedding, KeyRing, OwnerForgotten, Unavailable, Vestry
@@ -97,7 +97,7 @@ def left(root: Any, owner: str) -> dict[str, int]:
 
 
 def claim(conn: psycopg.Connection[Any], privacy: str) -> Lease:
-    terms = Terms(worker="w", privacy=privacy, lease_s=60, max_run_s=60)
+    terms = LeasePolicy(worker="w", privacy=privacy, lease_s=60, max_run_s=60)
     lease = claims.claim(conn, terms, f"{privacy}.bulk.gpu", ["embedding"])
     conn.commit()
     assert lease is not None

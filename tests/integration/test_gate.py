@@ -14,24 +14,24 @@ import pytest
 
 from inference.catalogue.loader import load
 from inference.errors import (
-    Abandoned,
+    BackendUnavailable,
     BadRequest,
+    CallCancelled,
     InferenceError,
-    OverLimit,
+    LocalRateLimit,
+    ProbeInProgress,
     RateLimited,
-    StillAway,
     TooLong,
-    Unavailable,
 )
 from inference.routing import backend_guard as gate_module
-from inference.routing.backend_guard import Gate, Limits, key_of
+from inference.routing.backend_guard import BackendGuard, BreakerSettings, breaker_key
 from models import backend_health
 from workers.stack.dev_stack import DevStack
 
 CATALOGUE = load().only({"openai": None, "ollama": None, "tesseract": None})
 CLOUD = CATALOGUE.backend("openai")
 LOCAL = CATALOGUE.backend("ollama")
-LIMITS = Limits(failures=3, cooldown_s=20.0, longest_s=60.0)
+LIMITS = BreakerSettings(failures=3, cooldown_s=20.0, max_cooldown_s=60.0)
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def connect(clean: DevStack) -> Callable[[], AbstractContextManager[psycopg.Conn
 
 
 @pytest.fixture
-def gates(connect: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Gate, Gate]:
-    monkeypatch.setattr(gate_module, "FRESH_S", 0.0)
-    return Gate(connect, CATALOGUE, LIMITS), Gate(connect, CATALOGUE, LIMITS)
+def gates(connect: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[BackendGuard, BackendGuard]:
+    monkeypatch.setattr(gate_module, "STATE_TTL_S", 0.0)
+    return BackendGuard(connect, CATALOGUE, LIMITS), BackendGuard(connect, CATALOGUE, LIMITS)
 
 
-def open_it(gate: Gate) -> None:
+def open_it(gate: BackendGuard) -> None:
     for _ in range(LIMITS.failures):
-        gate.left(CLOUD, Unavailable())
+        gate.after_call(CLOUD, BackendUnavailable())
 
 
 def pass_time(clean: DevStack, seconds: float) -> None:
@@ -65,96 +65,109 @@ def pass_time(clean: DevStack, seconds: float) -> None:
         )
 
 
-def test_the_third_failure_of_anybody_s_opens_it_for_everybody(gates: tuple[Gate, Gate]) -> None:
+def test_the_third_failure_of_anybody_s_opens_it_for_everybody(
+    gates: tuple[BackendGuard, BackendGuard],
+) -> None:
     one, other = gates
-    one.left(CLOUD, Unavailable())
-    other.left(CLOUD, Unavailable())
+    one.after_call(CLOUD, BackendUnavailable())
+    other.after_call(CLOUD, BackendUnavailable())
     assert one.health() == {}
-    one.left(CLOUD, Unavailable())
+    one.after_call(CLOUD, BackendUnavailable())
     assert one.health() == other.health() == {"openai": "backend_unavailable"}
     assert 15 < one.wait_s(CLOUD) <= 20.5
 
 
-def test_an_answer_between_starts_the_count_again(gates: tuple[Gate, Gate]) -> None:
+def test_an_answer_between_starts_the_count_again(gates: tuple[BackendGuard, BackendGuard]) -> None:
     one, other = gates
-    for error in (Unavailable(), Unavailable(), BadRequest(), Unavailable(), Unavailable(), None):
+    for error in (
+        BackendUnavailable(),
+        BackendUnavailable(),
+        BadRequest(),
+        BackendUnavailable(),
+        BackendUnavailable(),
+        None,
+    ):
         one.health()
-        one.left(CLOUD, error)
+        one.after_call(CLOUD, error)
         assert other.health() == {}
 
 
 def test_half_open_lets_one_through_and_its_answer_closes_it(
-    clean: DevStack, gates: tuple[Gate, Gate]
+    clean: DevStack, gates: tuple[BackendGuard, BackendGuard]
 ) -> None:
     one, other = gates
     open_it(one)
     pass_time(clean, 20.5)
     assert one.health() == {}
-    assert one.settled() == {"openai": "backend_unavailable"}, "a line of jobs does not follow yet"
-    one.enter(CLOUD)
+    assert one.unhealthy() == {"openai": "backend_unavailable"}, (
+        "a line of jobs does not follow yet"
+    )
+    one.before_call(CLOUD)
     assert other.health() == {"openai": "backend_unavailable"}
-    with pytest.raises(Unavailable):
-        other.enter(CLOUD)
-    one.left(CLOUD, None)
-    assert other.health() == other.settled() == {}
-    assert not other.enter(CLOUD)
+    with pytest.raises(BackendUnavailable):
+        other.before_call(CLOUD)
+    one.after_call(CLOUD, None)
+    assert other.health() == other.unhealthy() == {}
+    assert not other.before_call(CLOUD)
 
 
-@pytest.mark.parametrize("error", [Abandoned(), TooLong()])
+@pytest.mark.parametrize("error", [CallCancelled(), TooLong()])
 def test_a_probe_that_never_reached_it_tells_nothing_and_the_next_may_try(
-    clean: DevStack, gates: tuple[Gate, Gate], error: InferenceError
+    clean: DevStack, gates: tuple[BackendGuard, BackendGuard], error: InferenceError
 ) -> None:
     one, other = gates
     open_it(one)
     pass_time(clean, 20.5)
-    assert one.enter(CLOUD)
-    one.left(CLOUD, error)
-    assert other.settled() == {"openai": "backend_unavailable"}
-    assert other.enter(CLOUD)
+    assert one.before_call(CLOUD)
+    one.after_call(CLOUD, error)
+    assert other.unhealthy() == {"openai": "backend_unavailable"}
+    assert other.before_call(CLOUD)
 
 
 def test_a_probe_that_fails_opens_it_for_twice_as_long(
-    clean: DevStack, gates: tuple[Gate, Gate]
+    clean: DevStack, gates: tuple[BackendGuard, BackendGuard]
 ) -> None:
     one, other = gates
     open_it(one)
     pass_time(clean, 20.5)
-    one.enter(CLOUD)
-    one.left(CLOUD, Unavailable())
+    one.before_call(CLOUD)
+    one.after_call(CLOUD, BackendUnavailable())
     pass_time(clean, 20.5)
     assert other.health() == {"openai": "backend_unavailable"}
     pass_time(clean, 20.5)
     assert other.health() == {}
 
 
-def test_a_backend_that_says_when_is_left_alone_until_then(gates: tuple[Gate, Gate]) -> None:
+def test_a_backend_that_says_when_is_left_alone_until_then(
+    gates: tuple[BackendGuard, BackendGuard],
+) -> None:
     one, other = gates
-    one.left(CLOUD, RateLimited(retry_after=20))
+    one.after_call(CLOUD, RateLimited(retry_after=20))
     assert other.health() == {"openai": "rate_limited"}
     assert 10 < other.wait_s(CLOUD) < 22
-    one.left(CLOUD, RateLimited(retry_after=5))
+    one.after_call(CLOUD, RateLimited(retry_after=5))
     assert other.wait_s(CLOUD) > 9, "a shorter word does not undo a longer one"
-    one.left(CLOUD, RateLimited(retry_after=10**9))
+    one.after_call(CLOUD, RateLimited(retry_after=10**9))
     assert other.wait_s(CLOUD) < 62
 
 
 def test_servers_of_our_own_are_known_by_their_address(
-    gates: tuple[Gate, Gate], connect: Any
+    gates: tuple[BackendGuard, BackendGuard], connect: Any
 ) -> None:
     del gates
     elsewhere = CATALOGUE.only({"ollama": "http://127.0.0.1:9999"})
-    here, there = Gate(connect, CATALOGUE, LIMITS), Gate(connect, elsewhere, LIMITS)
+    here, there = BackendGuard(connect, CATALOGUE, LIMITS), BackendGuard(connect, elsewhere, LIMITS)
     for _ in range(3):
-        here.left(LOCAL, Unavailable())
+        here.after_call(LOCAL, BackendUnavailable())
     assert here.health() == {"ollama": "backend_unavailable"}
     assert there.health() == {}
-    assert key_of(LOCAL) == "ollama at 127.0.0.1:11434"
+    assert breaker_key(LOCAL) == "ollama at 127.0.0.1:11434"
 
 
-def test_what_runs_in_the_process_has_no_breaker(gates: tuple[Gate, Gate]) -> None:
+def test_what_runs_in_the_process_has_no_breaker(gates: tuple[BackendGuard, BackendGuard]) -> None:
     one, _ = gates
     for _ in range(5):
-        one.left(CATALOGUE.backend("tesseract"), Unavailable())
+        one.after_call(CATALOGUE.backend("tesseract"), BackendUnavailable())
     assert one.health() == {}
 
 
@@ -167,9 +180,9 @@ def test_a_limit_holds_over_threads_and_is_used(
     until = time.monotonic() + 14
 
     def work() -> None:
-        gate = Gate(connect, CATALOGUE, LIMITS)
+        gate = BackendGuard(connect, CATALOGUE, LIMITS)
         while time.monotonic() < until:
-            gate.turn(limited)
+            gate.acquire_permit(limited)
             calls.append(time.monotonic())
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -184,19 +197,19 @@ def test_a_limit_holds_over_threads_and_is_used(
 
 
 def test_a_turn_that_is_far_off_is_refused_and_said(connect: Any) -> None:
-    gate = Gate(connect, CATALOGUE, LIMITS)
+    gate = BackendGuard(connect, CATALOGUE, LIMITS)
     limited = CLOUD.model_copy(update={"requests_per_minute": 1})
-    gate.turn(limited)
-    with pytest.raises(OverLimit) as caught:
-        gate.turn(limited)
+    gate.acquire_permit(limited)
+    with pytest.raises(LocalRateLimit) as caught:
+        gate.acquire_permit(limited)
     assert caught.value.retry_after is not None
     assert 50 < caught.value.retry_after < 62
-    gate.left(limited, caught.value)
+    gate.after_call(limited, caught.value)
     assert gate.health() == {}, "our own limit says nothing of the server"
 
 
 def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:
-    gate = Gate(connect, CATALOGUE, LIMITS, budget=Decimal("0.01"))
+    gate = BackendGuard(connect, CATALOGUE, LIMITS, budget=Decimal("0.01"))
     assert not gate.budget().used_up
     with connect() as conn:
         conn.execute(
@@ -206,13 +219,13 @@ def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:
                       ((vestry.clock() AT TIME ZONE 'UTC')::date - 1, 'openai', 9, 10)"""
         )
         assert backend_health.spent_today(conn) == Decimal("0.010")
-    assert Gate(connect, CATALOGUE, LIMITS, budget=Decimal("0.01")).budget().used_up
+    assert BackendGuard(connect, CATALOGUE, LIMITS, budget=Decimal("0.01")).budget().used_up
 
 
 def test_while_the_database_is_away_what_was_known_goes_on(
     connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate_module, "FRESH_S", 0.0)
+    monkeypatch.setattr(gate_module, "STATE_TTL_S", 0.0)
     away = False
 
     @contextmanager
@@ -222,15 +235,15 @@ def test_while_the_database_is_away_what_was_known_goes_on(
         with connect() as conn:
             yield conn
 
-    gate = Gate(now_and_then, CATALOGUE, LIMITS, Decimal(5))
+    gate = BackendGuard(now_and_then, CATALOGUE, LIMITS, Decimal(5))
     open_it(gate)
     known = gate.health()
     away = True
     assert gate.health() == known == {"openai": "backend_unavailable"}
     assert gate.budget().limit == Decimal(5)
-    with pytest.raises(StillAway):
-        gate.enter(CLOUD)
-    with pytest.raises(OverLimit):
-        gate.turn(CLOUD.model_copy(update={"requests_per_minute": 10}))
-    for error in (None, Unavailable(), Abandoned()):
-        gate.left(CLOUD, error)
+    with pytest.raises(ProbeInProgress):
+        gate.before_call(CLOUD)
+    with pytest.raises(LocalRateLimit):
+        gate.acquire_permit(CLOUD.model_copy(update={"requests_per_minute": 10}))
+    for error in (None, BackendUnavailable(), CallCancelled()):
+        gate.after_call(CLOUD, error)

@@ -21,19 +21,19 @@ from vestry import (
     JobFailed,
     Vestry,
 )
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 
 SECRET = "the quarrel by the river"
 VERSE = "by the rivers of babylon there we sat down"
 
 
 @pytest.fixture(scope="module")
-def up(echo_up: Detached) -> Detached:
+def up(echo_up: BackgroundStack) -> BackgroundStack:
     return echo_up
 
 
 @pytest.fixture(scope="module", autouse=True)
-def indexed(up: Detached, vestry: Vestry) -> None:
+def indexed(up: BackgroundStack, vestry: Vestry) -> None:
     def index(text: str, name: str, source: str, owner: str, privacy: str) -> None:
         job = Embedding(documents=[Document(text, id=name, date="1660-01-01")], source=source)
         with psycopg.connect(up.client["database_url"], autocommit=True) as conn:

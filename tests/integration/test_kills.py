@@ -24,9 +24,9 @@ from vestry import Document, Embedding, IndexResult, Vestry
 from vestry.jobs.results import JobRef
 from vestry.lanes import Latency, Privacy
 from workers.home import Home
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 from workers.stack.postgres import SUPERUSER, PostgresServer
-from workers.stack.processes import Options, Stack
+from workers.stack.processes import EmbeddedStack, StackOptions
 from workers.stack.valkey import ValkeyServer
 
 KEEPER = "keeper"
@@ -40,7 +40,9 @@ def children() -> list[str]:
         home.create()
         return [
             spec.name
-            for spec in Stack(home, Options(SETTINGS, only=(*INFERENCE, *FLOWERS))).specs()
+            for spec in EmbeddedStack(
+                home, StackOptions(SETTINGS, only=(*INFERENCE, *FLOWERS))
+            ).specs()
         ]
 
 
@@ -48,23 +50,23 @@ CHILDREN = children()
 
 
 @pytest.fixture(scope="module")
-def up(echo_up: Detached) -> Detached:
+def up(echo_up: BackgroundStack) -> BackgroundStack:
     return echo_up
 
 
-def pids(up: Detached) -> dict[str, int | None]:
+def pids(up: BackgroundStack) -> dict[str, int | None]:
     """Every direct child of the supervisor, by its name."""
     state = up.state()
     return {p["name"]: p["pid"] for p in state["processes"]} | {KEEPER: state[KEEPER]}
 
 
-def lanes(up: Detached, victim: str) -> set[str]:
+def lanes(up: BackgroundStack, victim: str) -> set[str]:
     """The lanes that a worker serves; all of them for a process that serves none."""
     served = {p["name"]: set(p["lanes"]) for p in up.state()["processes"]}
     return served.get(victim) or set().union(*served.values())
 
 
-def all_ready(up: Detached) -> bool:
+def all_ready(up: BackgroundStack) -> bool:
     return all(p["state"] == "ready" for p in up.state()["processes"])
 
 
@@ -110,14 +112,14 @@ def succeeded(vestry: Vestry, jobs: Mapping[str, list[JobRef]]) -> bool:
         return False
 
 
-def kill(up: Detached, victim: str) -> int:
+def kill(up: BackgroundStack, victim: str) -> int:
     pid = pids(up)[victim]
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     return pid
 
 
-def await_all(up: Detached, vestry: Vestry, jobs: Mapping[str, list[JobRef]]) -> None:
+def await_all(up: BackgroundStack, vestry: Vestry, jobs: Mapping[str, list[JobRef]]) -> None:
     """Wait until every job has succeeded; the error says what those that have not are waiting for."""
     try:
         eventually(lambda: succeeded(vestry, jobs), within=BULK_S)
@@ -139,7 +141,7 @@ def await_all(up: Detached, vestry: Vestry, jobs: Mapping[str, list[JobRef]]) ->
 
 
 def nothing_lost_and_nothing_twice(
-    up: Detached, vestry: Vestry, jobs: Mapping[str, list[JobRef]], owner: str
+    up: BackgroundStack, vestry: Vestry, jobs: Mapping[str, list[JobRef]], owner: str
 ) -> None:
     refs = [ref for lane in jobs.values() for ref in lane]
     results = [vestry.result(ref) for ref in refs]
@@ -168,7 +170,7 @@ def nothing_lost_and_nothing_twice(
     assert finished == (len(refs), len(refs))
 
 
-def test_the_victims_are_all_the_children_there_are(up: Detached) -> None:
+def test_the_victims_are_all_the_children_there_are(up: BackgroundStack) -> None:
     assert set(pids(up)) == {*CHILDREN, KEEPER}
     assert {"private-bulk-gpu", "shareable-bulk-gpu", "flower-private", "flower-shareable"} <= set(
         CHILDREN
@@ -180,7 +182,7 @@ def test_the_victims_are_all_the_children_there_are(up: Detached) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", [*CHILDREN, KEEPER])
 def test_killing_any_child_during_an_index_loses_and_repeats_nothing(
-    up: Detached, vestry: Vestry, conn: Any, victim: str
+    up: BackgroundStack, vestry: Vestry, conn: Any, victim: str
 ) -> None:
     eventually(lambda: all_ready(up))
     before = pids(up)
@@ -197,7 +199,7 @@ def test_killing_any_child_during_an_index_loses_and_repeats_nothing(
 
 
 def test_emptying_the_broker_during_an_index_loses_and_repeats_nothing(
-    up: Detached, vestry: Vestry, conn: Any
+    up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
     jobs = enqueue(vestry, conn, "emptied")
     eventually(lambda: under_way(vestry, jobs))

@@ -18,7 +18,7 @@ from tests.homes import temporary_home
 from vestry import Embedding, Vestry
 from vestry.jobs.results import JobRef
 from workers.home import Home
-from workers.stack.background import Detached, start_detached
+from workers.stack.background import BackgroundStack, start_background
 from workers.stack.postgres import SUPERUSER, PostgresServer
 
 PROMPT_S = 3.0
@@ -30,18 +30,18 @@ TRIES = 5
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[Detached]:
+def up() -> Iterator[BackgroundStack]:
     settings = SETTINGS | {"VESTRY_POLL_S": str(POLL_S)}
     only = ("dispatcher", "reconciler", WORKER)
     with (
         temporary_home() as home,
-        start_detached(home, settings, flower=False, only=only) as running,
+        start_background(home, settings, flower=False, only=only) as running,
     ):
         yield running
 
 
 @pytest.fixture
-def admin(up: Detached) -> Iterator[psycopg.Connection[Any]]:
+def admin(up: BackgroundStack) -> Iterator[psycopg.Connection[Any]]:
     url = PostgresServer(Home(up.home)).url(SUPERUSER)
     with psycopg.connect(url, autocommit=True) as conn:
         eventually(lambda: ears(conn) == 1)
@@ -66,7 +66,7 @@ def deafen(admin: Any) -> None:
 
 
 @contextmanager
-def stopped(up: Detached, *names: str) -> Iterator[None]:
+def stopped(up: BackgroundStack, *names: str) -> Iterator[None]:
     pids = [pid for name in names if (pid := up.pid(name)) is not None]
     assert len(pids) == len(names)
     for pid in pids:
@@ -96,7 +96,7 @@ def took(admin: Any, job: JobRef) -> tuple[float, bool]:
 
 @pytest.mark.parametrize("away", [("dispatcher",), ("valkey",), ("dispatcher", "valkey")])
 def test_a_job_is_run_at_once_without_broker_or_dispatcher(
-    up: Detached, vestry: Vestry, conn: Any, admin: Any, away: tuple[str, ...]
+    up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any, away: tuple[str, ...]
 ) -> None:
     times = []
     with stopped(up, *away):
@@ -107,7 +107,7 @@ def test_a_job_is_run_at_once_without_broker_or_dispatcher(
     assert median(times) < PROMPT_S
 
 
-def test_a_burst_is_run_at_once(up: Detached, vestry: Vestry, conn: Any) -> None:
+def test_a_burst_is_run_at_once(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
     with stopped(up, "dispatcher"):
         # In one transaction, which is one notification, and one after the other.
         with conn.transaction():
@@ -134,7 +134,7 @@ def test_a_worker_without_an_ear_gets_a_hint(vestry: Vestry, conn: Any, admin: A
 
 
 def test_who_hears_again_looks_for_what_was_missed(
-    up: Detached, vestry: Vestry, conn: Any, admin: Any
+    up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     with stopped(up, "dispatcher"):
         deafen(admin)

@@ -23,9 +23,9 @@ from tests.homes import temporary_home
 from tests.llama import Llama, llama_server
 from workers.home import CHECKOUT, Home
 from workers.llama_server import NoModelError, model_file
-from workers.stack.background import start_detached
+from workers.stack.background import start_background
 from workers.stack.process import base_environment
-from workers.stack.supervisor import answers
+from workers.stack.supervisor import http_ready
 
 NEEDLE = "quartzite marmalade"
 
@@ -173,7 +173,7 @@ def test_the_stack_runs_it_without_logins_and_keys_go_where_they_belong(tmp_path
     }
     with (
         temporary_home() as home,
-        start_detached(home, settings, flower=False, only=STACK) as running,
+        start_background(home, settings, flower=False, only=STACK) as running,
     ):
         processes = {p["name"]: psutil.Process(p["pid"]) for p in running.state()["processes"]}
         told = {name: processes[name].environ() for name in STACK}
@@ -201,4 +201,4 @@ def test_the_stack_runs_it_without_logins_and_keys_go_where_they_belong(tmp_path
         killed = processes["llama-interactive"]
         killed.kill()
         eventually(lambda: running.pid("llama-interactive") not in {None, killed.pid})
-        eventually(answers(lambda: f"{address.removesuffix('/v1')}/health"))
+        eventually(http_ready(lambda: f"{address.removesuffix('/v1')}/health"))

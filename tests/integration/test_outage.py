@@ -24,7 +24,7 @@ from tests.llama import llama_server
 from vestry import Classification, Embedding, Generation, JobRef, Rerank, Vestry
 from vestry.db.receipts import Receipt
 from workers.home import CHECKOUT, Home
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 from workers.stack.postgres import SUPERUSER, PostgresServer
 
 SECRET = "sekrit-doubt"
@@ -43,7 +43,7 @@ def cloud() -> Iterator[FaultServer]:
 
 
 @pytest.fixture(scope="module")
-def up(cloud: FaultServer) -> Iterator[Detached]:
+def up(cloud: FaultServer) -> Iterator[BackgroundStack]:
     with cloud_stack(cloud) as running:
         yield running
 
@@ -89,7 +89,7 @@ def states(vestry: Vestry, jobs: list[UUID]) -> set[str]:
     return {found.state for found in vestry.statuses(jobs)}
 
 
-def breakers(up: Detached) -> dict[str, str]:
+def breakers(up: BackgroundStack) -> dict[str, str]:
     """As `vestry lanes` shows them."""
     done = subprocess.run(
         [sys.executable, "-c", "from vestry.cli import main; main()", "lanes", "--json"],
@@ -101,7 +101,7 @@ def breakers(up: Detached) -> dict[str, str]:
 
 @pytest.mark.timeout(900)
 def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
-    up: Detached, vestry: Vestry, conn: psycopg.Connection[Any], cloud: FaultServer
+    up: BackgroundStack, vestry: Vestry, conn: psycopg.Connection[Any], cloud: FaultServer
 ) -> None:
     cloud.stop_listening()
     jobs = enqueue(vestry, conn)
@@ -151,7 +151,7 @@ def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
     ids=["an empty answer", "a rejected key", "no such model"],
 )
 def test_a_cloud_that_answers_and_does_not_serve_is_asked_once(
-    up: Detached, vestry: Vestry, conn: Any, cloud: FaultServer, told: tuple[Fault, str]
+    up: BackgroundStack, vestry: Vestry, conn: Any, cloud: FaultServer, told: tuple[Fault, str]
 ) -> None:
     fault, reason = told
 

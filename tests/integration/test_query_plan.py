@@ -14,16 +14,16 @@ from models.claim_query import (
     FULL_SCAN_EVERY_S,
     FULL_SCAN_LATEST_S,
     PLANNER_OPTIONS,
-    Mark,
-    pick,
+    LowWaterMark,
+    ready_jobs_sql,
 )
-from models.claims import Terms
+from models.claims import LeasePolicy
 from workers import db
 from workers.stack.dev_stack import DevStack
 
 LANE = "private.bulk.gpu"
 LIMIT = 64
-TERMS = Terms(worker="test", privacy="private", lease_s=60, max_run_s=600)
+TERMS = LeasePolicy(worker="test", privacy="private", lease_s=60, max_run_s=600)
 
 
 def fill(conn: Any, count: int, first_turn: int = 0, *, analyze: bool = True) -> None:
@@ -41,7 +41,7 @@ def explain(stack: DevStack, mark: int = BEGINNING) -> dict[str, Any]:
     url = stack.database_url("vestry_private")
     with psycopg.connect(url, options=PLANNER_OPTIONS) as conn:
         row = conn.execute(
-            "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + pick(),
+            "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + ready_jobs_sql(),
             {"lane": LANE, "kind": "embedding", "model": None, "mark": mark, "limit": LIMIT},
         ).fetchone()
         assert row is not None
@@ -129,7 +129,7 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
     fill(admin, 1_000)
     clock = [1000.0]
     monkeypatch.setattr("models.claim_query.time.monotonic", lambda: clock[0])
-    mark = Mark()
+    mark = LowWaterMark()
     url = clean.database_url("vestry_private")
     with psycopg.connect(url, autocommit=True, options=PLANNER_OPTIONS) as conn:
 
@@ -158,21 +158,21 @@ def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> No
     """So that what a transaction commits late, begun before the last one, is still found."""
     clock = [1000.0]
     monkeypatch.setattr("models.claim_query.time.monotonic", lambda: clock[0])
-    mark = Mark()
-    mark.seen(mark.start(), lane_turn=100, first=100, took_s=0)
+    mark = LowWaterMark()
+    mark.update(mark.start(), lane_turn=100, first=100, took_s=0)
     assert mark.start() == BEGINNING
     clock[0] += FULL_SCAN_EVERY_S
-    mark.seen(mark.start(), lane_turn=200, first=150, took_s=0)
+    mark.update(mark.start(), lane_turn=200, first=150, took_s=0)
     assert mark.start() == 100
     clock[0] += FULL_SCAN_EVERY_S
     assert mark.start() == BEGINNING
     # A scan that cost much is repeated as rarely as that asks for.
-    mark.seen(mark.start(), lane_turn=300, first=None, took_s=1.0)
+    mark.update(mark.start(), lane_turn=300, first=None, took_s=1.0)
     clock[0] += FULL_SCAN_EVERY_S
     assert mark.start() == 150
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING
     # But however long it took, what came late must not wait for ever.
-    mark.seen(mark.start(), lane_turn=400, first=None, took_s=60.0)
+    mark.update(mark.start(), lane_turn=400, first=None, took_s=60.0)
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.homes import temporary_home
-from workers.stack.background import Detached, start_detached
+from workers.stack.background import BackgroundStack, start_background
 
 ROOT = Path(__file__).resolve().parents[2]
 AFTER_ENQUEUE = '            privacy="private",\n        )\n'
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Detached]:
+def running() -> Iterator[BackgroundStack]:
     settings = {"VESTRY_EMBEDDING_BACKEND": "echo"}
-    with temporary_home() as home, start_detached(home, settings, flower=False) as stack:
+    with temporary_home() as home, start_background(home, settings, flower=False) as stack:
         yield stack
 
 
@@ -31,7 +31,7 @@ def example() -> str:
     return str(blocks[0])
 
 
-def pasted(code: str, running: Detached, folder: Path) -> subprocess.CompletedProcess[str]:
+def pasted(code: str, running: BackgroundStack, folder: Path) -> subprocess.CompletedProcess[str]:
     file = folder / "example.py"
     file.write_text(code, encoding="utf-8")
     hidden = {"VESTRY_DATABASE_URL", "VESTRY_KEYRING_FILE"}
@@ -43,14 +43,14 @@ def pasted(code: str, running: Detached, folder: Path) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
-def test_it_works_when_pasted(running: Detached, tmp_path: Path) -> None:
+def test_it_works_when_pasted(running: BackgroundStack, tmp_path: Path) -> None:
     done = pasted(example(), running, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "documents=1" in done.stdout
     assert re.search(r"^-?\d\.\d{3}  1660-01-18  Up early", done.stdout, re.MULTILINE)
 
 
-def test_on_rollback_no_job_exists(running: Detached, tmp_path: Path) -> None:
+def test_on_rollback_no_job_exists(running: BackgroundStack, tmp_path: Path) -> None:
     code = example()
     assert code.count(AFTER_ENQUEUE) == 1
     undone = code.replace(AFTER_ENQUEUE, f"{AFTER_ENQUEUE}        raise psycopg.Rollback\n")

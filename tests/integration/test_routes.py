@@ -13,7 +13,7 @@ from models import backend_health
 from vestry import Embedding, Flow, Generation, Ocr, Vestry
 from workers import route_publisher
 from workers.dispatcher import Dispatcher
-from workers.route_publisher import RouteKeeper
+from workers.route_publisher import RoutePublisher
 from workers.settings import Settings
 from workers.stack.dev_stack import DevStack
 
@@ -35,12 +35,12 @@ def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture
 def keeper(
     clean: DevStack, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[RouteKeeper, psycopg.Connection[Any]]]:
-    monkeypatch.setattr(route_publisher, "LOOK_EVERY_S", 0.0)
+) -> Iterator[tuple[RoutePublisher, psycopg.Connection[Any]]]:
+    monkeypatch.setattr(route_publisher, "REFRESH_EVERY_S", 0.0)
     settings = Settings(embedding_backend="echo", backends={"openai": None, "anthropic": None})
     with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
-        made = RouteKeeper(settings)
-        made.look(conn)
+        made = RoutePublisher(settings)
+        made.refresh(conn)
         yield made, conn
 
 
@@ -83,7 +83,7 @@ def test_jobs_in_line_go_along_when_a_cloud_goes_away_and_comes_back(
     clean: DevStack, conn: psycopg.Connection[Any], worker: Any, keeper: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(backend_health, "STRETCH", 3)
+    monkeypatch.setattr(backend_health, "MOVE_BATCH_ROWS", 3)
     routes, control = keeper
     with Vestry(clean.database_url(), clean.keyring) as vestry:
         common: dict[str, Any] = {"owner": "o", "privacy": "shareable"}
@@ -92,15 +92,15 @@ def test_jobs_in_line_go_along_when_a_cloud_goes_away_and_comes_back(
         vestry.enqueue_many(conn, [Generation("p", model="gpt-4o-mini")] * 2, **common)
     assert lanes(conn) == {"shareable.bulk.cloud": 16}
     for backend in ("openai", "anthropic"):
-        backend_health.failed(worker, backend, "backend_unavailable", **FAILS)
-    routes.look(control)
-    routes.look(control)
+        backend_health.record_failure(worker, backend, "backend_unavailable", **FAILS)
+    routes.refresh(control)
+    routes.refresh(control)
     # Those that only the cloud can do wait there, and so do those that ask for a model by name.
     assert lanes(conn) == {"shareable.bulk.gpu": 10, "shareable.bulk.cloud": 6}
     for backend in ("openai", "anthropic"):
-        backend_health.succeeded(worker, backend)
-    routes.look(control)
-    routes.look(control)
+        backend_health.record_success(worker, backend)
+    routes.refresh(control)
+    routes.refresh(control)
     assert lanes(conn) == {"shareable.bulk.cloud": 16}
 
 
@@ -128,9 +128,9 @@ def test_what_follows_finds_its_lane_when_it_is_released(
     routes, control = keeper
     job = enqueue(clean, conn, Flow(Ocr(b"%PDF-1.4 x"), [Generation("then")]))
     with psycopg.connect(clean.superuser_url, autocommit=True) as root:
-        backend_health.failed(worker, "openai", "x", **FAILS)
-        backend_health.failed(worker, "anthropic", "x", **FAILS)
-        routes.look(control)
+        backend_health.record_failure(worker, "openai", "x", **FAILS)
+        backend_health.record_failure(worker, "anthropic", "x", **FAILS)
+        routes.refresh(control)
         root.execute(
             "UPDATE vestry.jobs SET state = 'running', turn = NULL, lease_id = gen_random_uuid()"
             " WHERE id = %s", [job.id],

@@ -249,7 +249,7 @@ def test_a_source_that_is_most_of_a_space_is_searched_through_its_index(
 def spy_on_plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The plan of every comparison carried out from now on."""
     plans: list[str] = []
-    carry_out = operations.run
+    carry_out = operations.execute
 
     def run(conn: psycopg.Connection[Any], work: Any) -> Any:
         def explained() -> Any:
@@ -267,7 +267,7 @@ def spy_on_plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return carry_out(conn, explained())
 
-    monkeypatch.setattr(client, "run", run)
+    monkeypatch.setattr(client, "execute", run)
     return plans
 
 

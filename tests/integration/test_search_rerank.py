@@ -15,7 +15,7 @@ import pytest
 
 from vestry import AsyncVestry, Hits, Vestry
 from vestry.crypto.owner_keys import OwnerKeys
-from vestry.operations import run
+from vestry.operations import execute
 from vestry.search import pipeline
 from vestry.search.vector_search import SearchRequest, nearest
 from workers.stack.dev_stack import DevStack
@@ -142,7 +142,9 @@ def test_a_published_route_to_a_real_reranker_asks_for_one(
 
     def find(rerank: bool | None) -> Hits:
         with psycopg.connect(library.database_url("vestry_producer")) as conn:
-            return run(conn, nearest(request, [1, 0], "tiny-space", OwnerKeys(None), rerank=rerank))
+            return execute(
+                conn, nearest(request, [1, 0], "tiny-space", OwnerKeys(None), rerank=rerank)
+            )
 
     assert find(None).to_rerank is wanted
     # More than were asked for, for it to choose among.
@@ -180,7 +182,7 @@ def test_both_clients_have_their_hits_reranked_and_nothing_is_kept(library: DevS
 def test_a_reranker_that_does_not_answer_is_not_waited_for_and_its_job_is_withdrawn(
     library: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(pipeline, "RERANK_TIMEOUT_S", 0.3)
     with answering(library, {"embedding": EMBEDDED}):
         began = time.monotonic()
         hits = searched(library, rerank=True)

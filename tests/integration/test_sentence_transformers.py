@@ -23,6 +23,7 @@ from inference.backends.sentence_transformers_local import (  # noqa: E402
     choose_device,
 )
 from inference.errors import (  # noqa: E402
+    BackendUnavailable,
     BadRequest,
     BadVectors,
     DeviceMissing,
@@ -30,7 +31,6 @@ from inference.errors import (  # noqa: E402
     ModelMissing,
     OutOfMemory,
     TooLong,
-    Unavailable,
 )
 from inference.vectors import faulty_rows  # noqa: E402
 from tasks.chunking import Chunker  # noqa: E402
@@ -212,7 +212,7 @@ def test_a_lost_device_is_unavailable_at_once(
         raise torch.AcceleratorError("device-side assert", 710)
 
     monkeypatch.setattr(backend, "_run_model", lost)
-    with pytest.raises(Unavailable):
+    with pytest.raises(BackendUnavailable):
         backend.embed(["a", "b"])
     assert len(calls) == 1
 

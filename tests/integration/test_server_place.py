@@ -17,7 +17,7 @@ from vestry.cli.output import Output
 from workers.stack import commands as up
 from workers.stack import server_dir
 from workers.stack.dev_stack import DevStack
-from workers.stack.server_dir import ServerPlace, orphans, remove
+from workers.stack.server_dir import ServerDir, orphans, remove
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
 
@@ -62,7 +62,7 @@ def test_a_place_that_goes_while_it_is_looked_at_is_nobodys(
         shutil.rmtree(path.parent, ignore_errors=True)
         return {"home": str(tmp_path / "home")}
 
-    monkeypatch.setattr(server_dir, "SYSTEM_PLACES", (tmp_path,))
+    monkeypatch.setattr(server_dir, "SYSTEM_DIRS", (tmp_path,))
     monkeypatch.setattr(server_dir, "read_json", read)
     assert orphans() == {}
 
@@ -98,7 +98,7 @@ def test_a_home_removed_by_hand_is_begun_anew_and_its_data_is_told_of(
 
 def test_programs_out_of_reach_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     # As in a virtual environment below a 0700 directory: nothing runs from where it lies.
-    monkeypatch.setattr(ServerPlace, "_runs", lambda *_: False)
+    monkeypatch.setattr(ServerDir, "_runs", lambda *_: False)
     with temporary_home() as home, DevStack(home) as stack:
         names = {psutil.Process(process.pid).exe() for process, _ in stack._running}
         assert all(name.startswith(str(stack.home / "programs")) for name in names)

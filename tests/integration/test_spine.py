@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from models import claims, transitions
-from models.claims import Lease, Terms
+from models.claims import Lease, LeasePolicy
 from models.content import ShareableContent
 from models.states import State
 from models.transitions import Settlement
@@ -20,7 +20,7 @@ from workers.execution.finish import finish
 from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.bulk.gpu"
-TERMS = Terms(worker="test", privacy="shareable", lease_s=60, max_run_s=600)
+TERMS = LeasePolicy(worker="test", privacy="shareable", lease_s=60, max_run_s=600)
 
 
 def enqueue(
@@ -125,7 +125,7 @@ def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 2)
-    short = Terms(worker="test", privacy="shareable", lease_s=0.001, max_run_s=600)
+    short = LeasePolicy(worker="test", privacy="shareable", lease_s=0.001, max_run_s=600)
     with worker.transaction():
         lease = claims.claim(worker, short, LANE, ["embedding"])
     assert lease is not None
@@ -169,7 +169,7 @@ def test_a_retry_waits_and_is_admitted_to_the_front(
     assert states(producer, ids[:1]) == ["queued"]
     producer.execute("SELECT pg_sleep(0.05)")
     with control.transaction():
-        assert transitions.admit(control) == [LANE]
+        assert transitions.schedule_due(control) == [LANE]
     with worker.transaction():
         again = claims.claim(worker, TERMS, LANE, ["embedding"], limit=1)
     assert again is not None
@@ -183,7 +183,7 @@ def test_handing_back_costs_no_attempt(producer: Any, worker: Any) -> None:
         lease = claims.claim(worker, TERMS, LANE, ["embedding"])
     assert lease is not None
     with worker.transaction():
-        assert transitions.hand_back(worker, lease.id) == 2
+        assert transitions.release(worker, lease.id) == 2
     rows = producer.execute("SELECT attempt, state FROM vestry.jobs").fetchall()
     assert rows == [(0, "queued"), (0, "queued")]
     assert producer.execute("SELECT vestry.cancel_jobs_v1(%s)", [ids]).fetchall()
@@ -195,7 +195,7 @@ def test_cancelling_a_running_job_fences_its_worker(producer: Any, worker: Any) 
         lease = claims.claim(worker, TERMS, LANE, ["embedding"])
     assert lease is not None
     producer.execute("SELECT vestry.cancel_jobs_v1(%s)", [ids])
-    assert claims.beat(worker, [lease.id], 60) == frozenset()
+    assert claims.extend(worker, [lease.id], 60) == frozenset()
     with worker.transaction():
         done = finish(
             worker, ShareableContent(), lease, {ids[0]: Succeeded({"vectors": [], "space": "s"})},
@@ -205,11 +205,11 @@ def test_cancelling_a_running_job_fences_its_worker(producer: Any, worker: Any) 
     assert states(producer, ids) == ["cancelled"]
 
 
-SHORT = Terms(worker="test", privacy="shareable", lease_s=0.001, max_run_s=600)
+SHORT = LeasePolicy(worker="test", privacy="shareable", lease_s=0.001, max_run_s=600)
 DONE = Succeeded({"vectors": [], "space": "s"})
 
 
-def claimed(worker: Any, terms: Terms = TERMS, **how: Any) -> Lease:
+def claimed(worker: Any, terms: LeasePolicy = TERMS, **how: Any) -> Lease:
     with worker.transaction():
         lease = claims.claim(worker, terms, LANE, ["embedding"], **how)
     assert lease is not None
@@ -226,7 +226,7 @@ def test_who_lost_a_lease_can_do_nothing_to_the_attempt_after_it(
     now = claimed(worker, suspect=True)
     # When the first one hands back, settles or finishes after all
     with worker.transaction():
-        assert transitions.hand_back(worker, late.id) == 0
+        assert transitions.release(worker, late.id) == 0
         transitions.settle(worker, late.id, [Settlement(job, State.SUCCEEDED)])
     with worker.transaction():
         done = finish(worker, ShareableContent(), late, {job: DONE}, backoff_cap_s=1)
@@ -290,7 +290,7 @@ def test_a_scheduled_job_stands_behind_its_owners_others(
 ) -> None:
     ids = enqueue(producer, "ann", 5)
     control.execute("UPDATE vestry.jobs SET turn = NULL WHERE id = %s", [ids[0]])
-    transitions.admit(control)
+    transitions.schedule_due(control)
     assert [job.id for job in claimed(worker, limit=4).jobs] == ids[1:]
     assert [job.id for job in claimed(worker).jobs] == ids[:1]
 
@@ -331,7 +331,7 @@ def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
     again = Failed("later", "later", retryable=True, retry_after=0.0)
     with worker.transaction():
         finish(worker, ShareableContent(), lease, {job.id: again}, backoff_cap_s=0)
-    transitions.admit(control)
+    transitions.schedule_due(control)
     with worker.transaction():
         assert claims.claim(worker, TERMS, LANE, ["embedding"]) is None
 
@@ -341,9 +341,9 @@ def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
 ) -> None:
     enqueue(producer, "ann", 3)
     late = claimed(worker, SHORT, limit=1)
-    brief = claimed(worker, Terms("test", "shareable", lease_s=60, max_run_s=5), limit=1)
-    over = claimed(worker, Terms("test", "shareable", lease_s=60, max_run_s=0), limit=1)
-    claims.beat(worker, [late.id, brief.id, over.id], 600)
+    brief = claimed(worker, LeasePolicy("test", "shareable", lease_s=60, max_run_s=5), limit=1)
+    over = claimed(worker, LeasePolicy("test", "shareable", lease_s=60, max_run_s=0), limit=1)
+    claims.extend(worker, [late.id, brief.id, over.id], 600)
     left = dict(
         admin.execute(
             "SELECT id, extract(epoch FROM expires_at - vestry.clock())::float8 FROM vestry.leases"
@@ -353,7 +353,7 @@ def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
     assert 0 < left[brief.id] <= 5
     assert left[over.id] < 0
     assert transitions.rescue(control).suspects == 1
-    assert claims.beat(worker, [over.id], 600) == frozenset()
+    assert claims.extend(worker, [over.id], 600) == frozenset()
 
 
 def test_a_conflicting_key_enqueues_nothing_of_the_call(admin: Any, producer: Any) -> None:

@@ -107,7 +107,7 @@ def test_a_document_deleted_while_its_chunks_are_stored_leaves_none(
 
     thread = threading.Thread(target=delete)
     with worker.transaction():
-        assert documents.lock_standing(worker, "shareable", [found]) == {found}
+        assert documents.lock_current(worker, "shareable", [found]) == {found}
         thread.start()
         time.sleep(0.3)  # the delete now waits for the lock
         documents.store(worker, ShareableContent(), [write])
@@ -143,7 +143,7 @@ def test_finishing_and_enqueueing_the_same_documents_lock_in_one_order(
     while thread.is_alive():
         try:
             with worker.transaction():
-                documents.lock_standing(worker, "shareable", wanted)
+                documents.lock_current(worker, "shareable", wanted)
         except psycopg.Error as error:
             faults.append(str(error.sqlstate))
     thread.join()

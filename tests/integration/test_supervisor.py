@@ -26,11 +26,11 @@ import signal, sys
 from pathlib import Path
 from workers.home import Home
 from workers.stack.process import Command, base_environment
-from workers.stack.supervisor import ChildSpec, Stage, StartError, Supervisor
+from workers.stack.supervisor import ProcessSpec, Stage, StartError, Supervisor
 import workers.stack.supervisor as supervisor
 
 home = Home(Path(sys.argv[1]))
-supervisor.GRACE_S, supervisor.HURRY_S = float(sys.argv[3]), 1.0
+supervisor.STOP_TIMEOUT_S, supervisor.FORCED_STOP_S = float(sys.argv[3]), 1.0
 supervisor.START_LIMIT_S = float(sys.argv[4])
 
 def spec(name, stage, code):
@@ -51,7 +51,7 @@ while True: time.sleep(0.05)
         ready.unlink(missing_ok=True)
         environment = {**base_environment(), "VESTRY_NAME": name}
         return Command([sys.executable, "-c", text], home.logs / (name + ".log"), environment)
-    return ChildSpec(name, stage, prepare, ready.exists)
+    return ProcessSpec(name, stage, prepare, ready.exists)
 
 home.create()
 home.lock()

@@ -48,7 +48,7 @@ LINES = (
 
 def backend(scratch: Path, **options: object) -> TesseractBackend:
     usual: dict[str, object] = {"processes": 2, "page_s": 60}
-    return connect(BackendConfig("tesseract", "local", scratch=scratch, options=usual | options))
+    return connect(BackendConfig("tesseract", "local", temp_dir=scratch, options=usual | options))
 
 
 @pytest.fixture(scope="module")

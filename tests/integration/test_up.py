@@ -25,10 +25,10 @@ from tests.homes import temporary_home
 from tests.told import told_to
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.settings import Settings
-from workers.stack.background import Detached, running_in, start_detached, sweep
+from workers.stack.background import BackgroundStack, running_in, start_background, sweep
 from workers.stack.process import Identity, base_environment
 from workers.stack.processes import has_accelerator, worker_lanes, worker_name
-from workers.stack.settings import TUNABLES, inherited
+from workers.stack.settings import TUNABLES, inherited_environment
 from workers.stack.supervisor import StartError
 
 ECHO = {"VESTRY_EMBEDDING_BACKEND": "echo"}
@@ -65,7 +65,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def family(running: Detached) -> list[int]:
+def family(running: BackgroundStack) -> list[int]:
     """Every process of the stack, Postgres's own children included."""
     found = [p.pid for p in psutil.Process(running.supervisor.pid).children(recursive=True)]
     assert len(found) > 5
@@ -84,7 +84,7 @@ def vestry(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def write_and_read(running: Detached, word: str) -> list[str]:
+def write_and_read(running: BackgroundStack, word: str) -> list[str]:
     url = (running.home / "secrets" / "postgres.postgres.password").read_text()
     port = json.loads((running.home / "ports.json").read_text())["postgres"]
     with psycopg.connect(f"postgresql://postgres:{url}@127.0.0.1:{port}/vestry") as conn:
@@ -159,7 +159,7 @@ def test_foreground_shows_one_screen_and_drains_on_ctrl_c(home: Path) -> None:
 
 
 def test_a_killed_supervisor_takes_everything_along_and_the_next_resumes(home: Path) -> None:
-    running = start_detached(home, flower=False, only=CONTROL)
+    running = start_background(home, flower=False, only=CONTROL)
     write_and_read(running, "kept")
     pids = family(running)
 
@@ -168,12 +168,12 @@ def test_a_killed_supervisor_takes_everything_along_and_the_next_resumes(home: P
     running.process.wait()
     until(lambda: not any(alive(pid) for pid in pids), timeout_s=5.0)
 
-    with start_detached(home, flower=False, only=CONTROL) as resumed:
+    with start_background(home, flower=False, only=CONTROL) as resumed:
         assert write_and_read(resumed, "more") == ["kept", "more"]
 
 
 def test_the_next_start_resumes_where_even_the_keeper_was_killed(home: Path) -> None:
-    running = start_detached(home, flower=False, only=CONTROL)
+    running = start_background(home, flower=False, only=CONTROL)
     write_and_read(running, "kept")
     pids = family(running)
     os.kill(running.state()["keeper"], signal.SIGSTOP)
@@ -183,16 +183,16 @@ def test_the_next_start_resumes_where_even_the_keeper_was_killed(home: Path) -> 
     assert postgres is not None
     assert alive(postgres)
 
-    with start_detached(home, flower=False, only=CONTROL) as resumed:
+    with start_background(home, flower=False, only=CONTROL) as resumed:
         assert not any(alive(pid) for pid in pids)
         assert write_and_read(resumed, "more") == ["kept", "more"]
 
 
 def test_a_start_that_fails_says_why_in_one_line(home: Path) -> None:
     with pytest.raises(StartError, match="no such process: nonsense; there are dispatcher"):
-        start_detached(home, only=("nonsense",))
+        start_background(home, only=("nonsense",))
     with pytest.raises(StartError, match=r"dispatcher does not start; see .*dispatcher\.log"):
-        start_detached(home, {"VESTRY_LEASE_S": "-1"}, flower=False, only=("dispatcher",))
+        start_background(home, {"VESTRY_LEASE_S": "-1"}, flower=False, only=("dispatcher",))
     assert running_in(home) is None
     wrong = vestry("up", "--home", str(home), "--set", "OPENAI_API_KEY=x")
     assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (2, 1)
@@ -212,7 +212,7 @@ def test_a_download_is_allowed_by_a_zero_alone(monkeypatch: pytest.MonkeyPatch) 
     for value, passed in (("0", {"HF_HUB_OFFLINE": "0"}), ("1", {}), ("", {}), ("no", {})):
         monkeypatch.setenv("HF_HUB_OFFLINE", value)
         monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-        assert {n: v for n, v in inherited().items() if "OFFLINE" in n} == passed
+        assert {n: v for n, v in inherited_environment().items() if "OFFLINE" in n} == passed
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_a_download_asked_for_is_allowed_to_every_process(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    with start_detached(home, ECHO, flower=False, only=("dispatcher",)) as running:
+    with start_background(home, ECHO, flower=False, only=("dispatcher",)) as running:
         pid = running.pid("dispatcher")
         assert pid is not None
         assert psutil.Process(pid).environ()["HF_HUB_OFFLINE"] == "0"
@@ -235,7 +235,7 @@ def test_everything_runs_each_with_its_own_keys_and_no_others(
         monkeypatch.setenv(planted, "planted" if planted != "PYTHONPATH" else "")
     monkeypatch.setenv("VESTRY_LOG_LEVEL", "DEBUG")
 
-    with start_detached(home, ECHO) as running:
+    with start_background(home, ECHO) as running:
         processes = {p["name"]: p for p in running.state()["processes"]}
         environments = {
             name: psutil.Process(p["pid"]).environ()

@@ -17,13 +17,13 @@ from tests.echo_stack import BULK_S, eventually
 from vestry import Document, Embedding, EmbeddingResult, Generation, IndexResult, JobFailed, Vestry
 from vestry.jobs.results import JobRef
 from workers.settings import Settings
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 
 SLOTS = Settings().slots
 
 
 @pytest.fixture(scope="module")
-def up(echo_up: Detached) -> Detached:
+def up(echo_up: BackgroundStack) -> BackgroundStack:
     return echo_up
 
 
@@ -162,7 +162,7 @@ def test_a_newer_version_wins_over_one_being_embedded(vestry: Vestry, conn: Any)
 
 
 def test_draining_a_worker_hands_its_jobs_back_and_costs_no_attempt(
-    up: Detached, vestry: Vestry, conn: Any
+    up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
     job = submit(vestry, conn, "echo!sleep=8")
     eventually(lambda: state(vestry, job) == "running")

@@ -21,7 +21,7 @@ from tests.privacy.scenario import Scenario
 from tests.privacy.watch import Watch
 from vestry import Vestry
 from workers.home import Home, write_private
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 
 CLOUD_KEY = "a cloud's key"
 
@@ -30,7 +30,7 @@ CLOUD_KEY = "a cloud's key"
 class Canary:
     """The stack after its jobs, and the marker in each class's content."""
 
-    up: Detached
+    up: BackgroundStack
     stack: Stack
     private: Scenario
     shareable: Scenario
@@ -77,7 +77,7 @@ def _settings(home: Path, cloud: FaultServer) -> dict[str, str]:
     }
 
 
-def _run(up: Detached, private: Scenario, shareable: Scenario) -> None:
+def _run(up: BackgroundStack, private: Scenario, shareable: Scenario) -> None:
     for scenario in (private, shareable):
         kinds.enqueue(scenario)
         scenario.stop_running()

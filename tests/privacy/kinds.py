@@ -24,7 +24,7 @@ from vestry import (
     Ocr,
     Rerank,
 )
-from workers.stack.background import Detached
+from workers.stack.background import BackgroundStack
 
 SECOND_BEST = "second-best"
 """A task whose intended model is on a server that is not there; see `CATALOGUE`."""
@@ -90,7 +90,7 @@ def grounded(scenario: Scenario) -> None:
     scenario.submit("grounded", job, "succeeded", task=SECOND_BEST)
 
 
-def kill_a_reader(scenario: Scenario, up: Detached) -> None:
+def kill_a_reader(scenario: Scenario, up: BackgroundStack) -> None:
     """A worker is killed with pages in its hands; another reads them."""
     pages = [scanned_page(drawn(scenario.token(f"scan {n}"), *["filler"] * 12)) for n in range(3)]
     job = scenario.submit("killed", Ocr(pdf(*pages)), "succeeded", latency="bulk")

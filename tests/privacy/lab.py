@@ -30,7 +30,7 @@ from inference.protocol import BackendConfig
 from inference.remote import local_network
 from inference.remote.client import httpx2_client
 from inference.remote.egress import on_behalf_of
-from inference.routing.policy import Budget, RoutingPolicy, Wish
+from inference.routing.policy import Budget, RoutingPolicy, RoutingRequest
 from vestry import Generation, KeyRing, Vestry
 from vestry.crypto.envelope import PAYLOAD
 from workers.app import make_app
@@ -218,7 +218,7 @@ class Stopped(Exception):
 def misrouted(lab: Lab) -> None:
     """A private job is taken for a shareable one by routing, and moved to a cloud's lane."""
     privacy = "private" if lab.on(Wall.TYPES) else "shareable"
-    wish = Wish("generation", None, privacy, "bulk", quality="best")
+    wish = RoutingRequest("generation", None, privacy, "bulk", quality="best")
     catalogue = load().only({"openai": lab.endpoint.url, "sentence-transformers": None})
     found = RoutingPolicy(catalogue).candidates(wish, {}, Budget())
     if found.first is None or found.first.locality != "cloud":
@@ -243,7 +243,9 @@ def called_directly(lab: Lab) -> None:
     """Code in a private worker calls a cloud by itself, with a key from the environment."""
     if lab.on(Wall.PROCESS):
         environment = {"OPENAI_API_KEY": "x"}
-        preflight.stand(environment, load().only({"sentence-transformers": None}), keys=())
+        preflight.check_private_worker(
+            environment, load().only({"sentence-transformers": None}), keys=()
+        )
     lab.send_from_private_worker(f"{lab.endpoint.url}/v1", lab.text.encode())
 
 
@@ -331,6 +333,7 @@ def may_make_networks() -> bool:
 
 
 EXPECTED: Final = (
-    psycopg.Error, redis.RedisError, httpx2.HTTPError, InferenceError, preflight.WallBreached, Stopped,
+    psycopg.Error, redis.RedisError, httpx2.HTTPError, InferenceError,
+    preflight.PrivacyPreflightError, Stopped,
 )  # fmt: skip
 """How walls say no."""

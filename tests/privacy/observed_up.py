@@ -14,13 +14,13 @@ from pathlib import Path
 from workers.home import CHECKOUT, Home
 from workers.stack import commands as up
 from workers.stack import postgres, valkey
-from workers.stack.background import Detached, _await_ready
+from workers.stack.background import BackgroundStack, _await_ready
 from workers.stack.process import base_environment, open_log
 
 OBSERVER = "observer"
 
 
-def start_observed(home: Path, settings: Mapping[str, str]) -> Detached:
+def start_observed(home: Path, settings: Mapping[str, str]) -> BackgroundStack:
     """The whole stack in the background, as `start_detached` has it, with observers."""
     place = Home(home)
     place.create()
@@ -37,7 +37,7 @@ def start_observed(home: Path, settings: Mapping[str, str]) -> Detached:
             start_new_session=True,
         )
     try:
-        return Detached(place.path, _await_ready(process, place), process)
+        return BackgroundStack(place.path, _await_ready(process, place), process)
     except BaseException:
         process.terminate()
         process.wait(60)

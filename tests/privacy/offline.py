@@ -17,7 +17,7 @@ import psycopg
 
 from tests.page_files import pdf, text_page
 from vestry import Classification, Document, Embedding, Generation, Ocr, Rerank, Vestry
-from workers.stack.background import start_detached
+from workers.stack.background import start_background
 
 ONLY = ("dispatcher", "private-interactive-gpu", "private-interactive-cpu", "llama-interactive")
 PATIENCE_S = 120.0
@@ -61,7 +61,7 @@ def main() -> None:
         "interfaces": sorted(dict(socket.if_nameindex()).values()),
     }
     settings = {"VESTRY_OLLAMA": "off", "VESTRY_LLAMA": "auto"}
-    with start_detached(Path(sys.argv[1]), settings, flower=False, only=ONLY) as up:
+    with start_background(Path(sys.argv[1]), settings, flower=False, only=ONLY) as up:
         url, ring = up.client["database_url"], up.client["keyring"]
         with Vestry(url, ring) as vestry, psycopg.connect(url, autocommit=True) as conn:
             asked = {

@@ -14,7 +14,7 @@ from workers.home import Home
 from workers.stack import mount_namespace
 from workers.stack.accounts import NUMBERS, ROLES, Accounts
 from workers.stack.process import Account
-from workers.stack.process_dir import Room
+from workers.stack.process_dir import ProcessDir
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes as others")
 
@@ -35,13 +35,13 @@ def shut(tmp_path: Path) -> Path:
 
 def test_what_lies_behind_a_shut_door_is_found(shut: Path) -> None:
     needed = [shut / "needed" / "lib", shut / "needed", Path("/usr/bin")]
-    assert mount_namespace.forbidden(needed) == {shut: (shut / "needed",)}
-    assert mount_namespace.forbidden([Path("/usr/bin")]) == {}
+    assert mount_namespace.forbidden_directories(needed) == {shut: (shut / "needed",)}
+    assert mount_namespace.forbidden_directories([Path("/usr/bin")]) == {}
 
 
 @as_root
 def test_a_process_sees_what_it_needs_and_nothing_else(shut: Path) -> None:
-    views = mount_namespace.forbidden([shut / "needed" / "lib"])
+    views = mount_namespace.forbidden_directories([shut / "needed" / "lib"])
     account = Account(NUMBERS[0], NUMBERS[0], views)
     try:
         account.run(["true"])
@@ -64,12 +64,12 @@ def test_each_role_has_a_number_of_its_own_and_keeps_it() -> None:
         home = Home(path)
         home.create()
         accounts = Accounts(home)
-        assert accounts.apart, accounts.why_not
-        numbers = [accounts.of(role).uid for role in ROLES]
+        assert accounts.isolated, accounts.why_not
+        numbers = [accounts.account_of(role).uid for role in ROLES]
         assert len(set(numbers)) == len(ROLES)
         assert 0 not in numbers
         again = Accounts(home)
-        assert [again.of(role).uid for role in ROLES] == numbers
+        assert [again.account_of(role).uid for role in ROLES] == numbers
 
 
 @as_root
@@ -78,7 +78,7 @@ def test_one_account_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
         home = Home(path)
         home.create()
         one = Accounts(home, "one")
-        assert (one.apart, one.why_not, one.of("private")) == (
+        assert (one.isolated, one.why_not, one.account_of("private")) == (
             False,
             "VESTRY_ACCOUNTS=one",
             Account(),
@@ -86,7 +86,7 @@ def test_one_account_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="auto or one"):
             Accounts(home, "several")
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        assert not Accounts(home).apart
+        assert not Accounts(home).isolated
 
 
 @as_root
@@ -95,9 +95,9 @@ def test_a_room_is_its_account_s_alone_with_the_secrets_lent() -> None:
         home = Home(path)
         home.create()
         mine, other = (Account(number, number) for number in (NUMBERS[0], NUMBERS[1]))
-        room = Room(home, "private-bulk-gpu", mine)
-        room.enter()
-        lent = room.lend(
+        room = ProcessDir(home, "private-bulk-gpu", mine)
+        room.prepare()
+        lent = room.copy_secrets(
             {
                 "VESTRY_DATABASE_PASSWORD_FILE": str(home.password_file("postgres.vestry_private")),
                 "VESTRY_BACKEND_KEYS": f"llama={home.password_file('llama')}",
@@ -122,13 +122,13 @@ def test_a_link_in_a_room_is_not_followed(tmp_path: Path) -> None:
         home = Home(path)
         home.create()
         mine = Account(NUMBERS[0], NUMBERS[0])
-        room = Room(home, "cloud", mine)
-        room.enter()
+        room = ProcessDir(home, "cloud", mine)
+        room.prepare()
         target = tmp_path / "shadow"
         target.write_text("root's")
         for name in ("secret", "ready"):
             mine.run(["ln", "-s", str(target), str(room.path / name)])
-        room.enter()
+        room.prepare()
         room.write("secret", "lent")
         assert target.read_text() == "root's"
         assert target.stat().st_uid == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from workers.execution.concurrency import Wakeup, Slots
+from workers.execution.concurrency import SlotPool, Wakeup
 
 LANE = "private.interactive.gpu"
 
@@ -77,12 +77,12 @@ def test_without_a_ring_one_wakes_now_and_then_however_many_sleep() -> None:
 
 
 def test_a_slot_given_back_says_who_did_without() -> None:
-    slots = Slots(1)
-    assert slots.free(LANE, ["embedding", "rerank"]) == ["embedding", "rerank"]
+    slots = SlotPool(1)
+    assert slots.try_acquire(LANE, ["embedding", "rerank"]) == ["embedding", "rerank"]
     assert not slots.release(LANE, ["rerank"])
-    assert slots.free(LANE, ["embedding", "rerank"]) == ["rerank"]
+    assert slots.try_acquire(LANE, ["embedding", "rerank"]) == ["rerank"]
     assert not slots.release(LANE, ["rerank"])
     # Said once, to whoever gives it back.
     assert slots.release(LANE, ["embedding"])
-    assert slots.free(LANE, ["embedding"]) == ["embedding"]
+    assert slots.try_acquire(LANE, ["embedding"]) == ["embedding"]
     assert not slots.release(LANE, ["embedding"])

@@ -13,12 +13,12 @@ from inference.backends.builtin import ReferenceClassifier
 from inference.backends.echo import EchoModel
 from inference.backends.sentence_transformers_local import SentenceTransformersModel
 from inference.classifiers.language_id import LanguageClassifier
-from inference.errors import InferenceError, Unavailable
+from inference.errors import BackendUnavailable, InferenceError
 from inference.routing.router import Router
 from tasks.classification import ClassificationHandler
 from tasks.protocol import Rerouted, Succeeded
 from tests.labelling import SECRET, TOPICS, a_context, failed, job, result, run
-from tests.routing import NotingGate, router
+from tests.routing import NotingGuard, router
 from vestry.jobs.classification import Label
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,9 +185,9 @@ class Broken(EchoModel):
 
 
 def test_a_model_that_is_away_hands_its_batch_to_the_next() -> None:
-    gate = NotingGate()
+    gate = NotingGuard()
     both = router(
-        "classification", {"first": Broken(Unavailable()), "second": EchoModel()}, gate=gate
+        "classification", {"first": Broken(BackendUnavailable()), "second": EchoModel()}, gate=gate
     )
     outcomes = run(both, job("doctors"), job("bills"))
     assert [result(outcome).label for outcome in outcomes] == ["health", "money"]
@@ -200,7 +200,7 @@ def test_a_model_that_is_away_hands_its_batch_to_the_next() -> None:
 
 
 def test_a_batch_that_nothing_serves_waits_or_goes_elsewhere() -> None:
-    away = router("classification", {"only": EchoModel()}, gate=NotingGate({"only": "open"}))
+    away = router("classification", {"only": EchoModel()}, gate=NotingGuard({"only": "open"}))
     for outcome in run(away, job("doctors"), job("bills")):
         assert failed(outcome).uncounted
         assert failed(outcome).retry_after == 7

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from vestry.cli.index import run as index_run
-from vestry.cli.index.reader import BadLine, Line, Record, Repeat
-from vestry.cli.index.run import Batch, Ended, IndexRun, Tally, batches
+from vestry.cli.index.reader import BadLine, Line, Record, RepeatedLine
+from vestry.cli.index.run import DocumentBatch, EndedJob, IndexRun, IndexSummary, batches
 from vestry.errors import Unavailable
 from vestry.jobs.embedding import Document, FailedDocument, IndexResult
 
@@ -40,23 +40,23 @@ class Silent:
 class FakeQueue:
     """Ends every job by `how`, at the first look; loses connections as told."""
 
-    def __init__(self, how: Ended | None = None, losses: int = 0) -> None:
+    def __init__(self, how: EndedJob | None = None, losses: int = 0) -> None:
         self.how = how
         self.losses = losses
-        self.jobs: dict[UUID, Batch] = {}
+        self.jobs: dict[UUID, DocumentBatch] = {}
         self.by_key: dict[str, UUID] = {}
         self.transactions: list[int] = []
         self.most_in_flight = 0
         self.looks = 0
 
-    def enqueue(self, batches: Sequence[Batch]) -> Sequence[UUID]:
+    def enqueue(self, batches: Sequence[DocumentBatch]) -> Sequence[UUID]:
         self.transactions.append(sum(len(batch.documents) for batch in batches))
         ids = [self.by_key.setdefault(batch.key, uuid4()) for batch in batches]
         self.jobs.update(zip(ids, batches, strict=True))
         self.lose()
         return ids
 
-    def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, Ended]:
+    def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:
         self.looks += 1
         self.lose()
         self.most_in_flight = max(
@@ -64,11 +64,11 @@ class FakeQueue:
         )
         return {job: self.how or self.embedded(len(self.jobs[job].places)) for job in jobs}
 
-    def obstacle(self) -> str | None:
+    def stall_reason(self) -> str | None:
         return "the lane is paused"
 
-    def embedded(self, many: int) -> Ended:
-        return Ended("succeeded", None, IndexResult(many, 2 * many, many, 0, 0, (), "s"))
+    def embedded(self, many: int) -> EndedJob:
+        return EndedJob("succeeded", None, IndexResult(many, 2 * many, many, 0, 0, (), "s"))
 
     def lose(self) -> None:
         if self.losses:
@@ -87,8 +87,8 @@ def records(many: int, size: int = 100) -> Iterator[tuple[str, Line]]:
         yield "a.jsonl", Record(line, Document(f"text {line}"), size)
 
 
-def run(queue: FakeQueue, lines: Iterator[tuple[str, Line]], size: int = 10) -> Tally:
-    tally = Tally(lambda _: None)
+def run(queue: FakeQueue, lines: Iterator[tuple[str, Line]], size: int = 10) -> IndexSummary:
+    tally = IndexSummary(lambda _: None)
     IndexRun(queue, tally, Silent(), lambda _: None).run(batches(lines, tally, size), None)
     return tally
 
@@ -104,7 +104,7 @@ def test_lines_that_need_no_job_are_counted_and_do_not_stop_the_others() -> None
     lines: list[tuple[str, Line]] = [
         ("a", Record(1, Document("x"), 10)),
         ("a", BadLine(2, "text: is empty")),
-        ("a", Repeat(3)),
+        ("a", RepeatedLine(3)),
         ("a", Record(4, Document("y"), 10)),
     ]
     tally = run(FakeQueue(), iter(lines))
@@ -117,7 +117,7 @@ def test_lines_that_need_no_job_are_counted_and_do_not_stop_the_others() -> None
 
 def test_a_document_that_failed_is_named_by_its_line() -> None:
     failed = FailedDocument(1, "too_long", "it is too long")
-    how = Ended("succeeded", None, IndexResult(3, 2, 2, 0, 0, (failed,), "s"))
+    how = EndedJob("succeeded", None, IndexResult(3, 2, 2, 0, 0, (failed,), "s"))
     lines: list[tuple[str, Line]] = [
         ("a", Record(1, Document("x"), 10)),
         ("a", BadLine(2, "bad")),
@@ -130,19 +130,19 @@ def test_a_document_that_failed_is_named_by_its_line() -> None:
 
 @pytest.mark.parametrize("state", ["dead", "cancelled", "expired"])
 def test_a_job_without_a_result_fails_each_of_its_lines(state: str) -> None:
-    tally = run(FakeQueue(Ended(state, ("no_model", "there is no model"), None)), records(5))
+    tally = run(FakeQueue(EndedJob(state, ("no_model", "there is no model"), None)), records(5))
     assert tally.failed == 5
     assert [row["line"] for row in tally.failures] == [1, 2, 3, 4, 5]
     assert {row["code"] for row in tally.failures} == {"no_model"}
 
 
 def test_a_superseded_job_is_no_failure() -> None:
-    tally = run(FakeQueue(Ended("superseded", None, None)), records(5))
+    tally = run(FakeQueue(EndedJob("superseded", None, None)), records(5))
     assert (tally.superseded, tally.failed) == (5, 0)
 
 
 def test_jobs_are_bounded_by_number_and_by_bytes() -> None:
-    tally = Tally(lambda _: None)
+    tally = IndexSummary(lambda _: None)
     by_number = list(batches(records(25), tally, 10))
     assert [len(batch.documents) for batch in by_number] == [10, 10, 5]
     by_bytes = list(batches(records(5, size=60), tally, 10, limit=150))
@@ -170,26 +170,26 @@ def test_a_commit_whose_answer_was_lost_enqueues_nothing_twice() -> None:
 
 
 def test_a_database_that_stays_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_run, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(index_run, "RECONNECT_TIMEOUT_S", 0.05)
     with pytest.raises(Unavailable):
         run(FakeQueue(losses=10**9), records(1))
 
 
 def test_two_runs_never_share_a_key() -> None:
-    tally = Tally(lambda _: None)
+    tally = IndexSummary(lambda _: None)
     keys = {batch.key for _ in range(2) for batch in batches(records(20), tally, 5)}
     assert len(keys) == 8
 
 
 def test_texts_are_let_go_once_they_are_enqueued() -> None:
     class Never(FakeQueue):
-        def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, Ended]:  # noqa: ARG002
+        def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:  # noqa: ARG002
             if self.looks:
                 raise KeyboardInterrupt
             self.looks += 1
             return {}
 
-    tally = Tally(lambda _: None)
+    tally = IndexSummary(lambda _: None)
     index = IndexRun(Never(), tally, Silent(), lambda _: None)
     with pytest.raises(KeyboardInterrupt):
         index.run(batches(records(30), tally, 10), None)
@@ -198,20 +198,20 @@ def test_texts_are_let_go_once_they_are_enqueued() -> None:
 
 
 def test_the_meter_ends_at_the_whole() -> None:
-    meter, tally = Silent(), Tally(lambda _: None)
+    meter, tally = Silent(), IndexSummary(lambda _: None)
     IndexRun(FakeQueue(), tally, meter, lambda _: None).run(batches(records(42), tally, 10), None)
     assert meter.shown[-1] == (42, 42)
 
 
 def test_a_run_that_does_not_move_says_why_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(FakeQueue):
-        def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, Ended]:
+        def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:
             self.looks += 1
             return super().ended(jobs) if self.looks > 60 else {}
 
     monkeypatch.setattr(index_run, "STALL_S", 0.005)
     told: list[str] = []
-    tally = Tally(lambda _: None)
+    tally = IndexSummary(lambda _: None)
     IndexRun(Stuck(), tally, Silent(), told.append).run(batches(records(3), tally, 10), None)
     assert told == ["the lane is paused"]
     assert tally.done == 3

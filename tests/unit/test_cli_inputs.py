@@ -16,7 +16,7 @@ from vestry.cli.index.reader import (
     NotDocumentsError,
     Reader,
     Record,
-    Repeat,
+    RepeatedLine,
     count_lines,
 )
 
@@ -192,7 +192,7 @@ def test_without_ids_the_same_entry_twice_is_one_document() -> None:
         '{"text":"Lay abed.","date":"1660-01-02"}',
         '{"text":"Lay abed.","date":"1660-01-01"}',
     ]
-    assert [type(line) for line in read("\n".join(rows))] == [Record, Record, Repeat]
+    assert [type(line) for line in read("\n".join(rows))] == [Record, Record, RepeatedLine]
 
 
 def test_fields_without_a_meaning_are_remembered_for_a_warning() -> None:

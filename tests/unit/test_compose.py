@@ -201,7 +201,7 @@ def test_the_gpu_is_asked_for_in_its_profile_alone(compose: dict[str, Any]) -> N
 
 def test_the_door_leads_to_what_is_published_and_nowhere_else(compose: dict[str, Any]) -> None:
     service = compose["services"]["door"]
-    led = port_forwarder.doors(environment(service)[port_forwarder.VARIABLE])
+    led = port_forwarder.parse_forwards(environment(service)[port_forwarder.VARIABLE])
     published = {int(port.rpartition(":")[2]) for port in service["ports"]}
     assert set(led) == published
     assert {host for host, _ in led.values()} == {"postgres", "flower-private", "flower-shareable"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from inference.device.device_thread import OVERTAKES, DeviceThread
+from inference.device.device_thread import MAX_PREEMPTIONS, DeviceThread
 
 
 @pytest.fixture
@@ -92,10 +92,10 @@ def test_bulk_gets_its_turn_after_so_many_overtakes(
     done.append(callers.submit(device.run, lambda: order.append("bulk")))
     done += [
         callers.submit(device.run, lambda: order.append("urgent"), urgent=True)
-        for _ in range(OVERTAKES + 10)
+        for _ in range(MAX_PREEMPTIONS + 10)
     ]
-    wait_for_queue(device, OVERTAKES + 11)
+    wait_for_queue(device, MAX_PREEMPTIONS + 11)
     gate.set()
     for future in done:
         future.result(10)
-    assert order.index("bulk") == OVERTAKES
+    assert order.index("bulk") == MAX_PREEMPTIONS

@@ -13,6 +13,7 @@ import pytest
 from inference.backends.echo import FAULTS, EchoModel, connect
 from inference.catalogue.schema import ModelEntry
 from inference.errors import (
+    BackendUnavailable,
     BadRequest,
     InferenceError,
     ModelMissing,
@@ -20,7 +21,6 @@ from inference.errors import (
     RateLimited,
     Refused,
     TooLong,
-    Unavailable,
 )
 from inference.protocol import BackendConfig
 
@@ -62,7 +62,7 @@ def test_an_unknown_model_is_missing_and_says_what_there_is(model: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        ("unavailable", Unavailable),
+        ("unavailable", BackendUnavailable),
         ("rate-limited", RateLimited),
         ("refused", Refused),
         ("bad-request", BadRequest),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from inference.backends.echo import EchoModel
-from inference.errors import Unavailable
+from inference.errors import BackendUnavailable
 from tasks.embedding import EmbeddingHandler
 from tasks.protocol import (
     ConfirmDocument,
@@ -49,7 +49,7 @@ class Abandoning:
     def __init__(self, *gone: UUID) -> None:
         self.gone = set(gone)
 
-    def abandoned(self, job_id: UUID) -> bool:
+    def is_lost(self, job_id: UUID) -> bool:
         return job_id in self.gone
 
 
@@ -307,7 +307,7 @@ def test_what_was_embedded_before_an_outage_is_kept() -> None:
 
         def embed(self, texts: Sequence[str], *args: Any, **more: Any) -> Any:
             if len(self.calls) == 1:
-                raise Unavailable
+                raise BackendUnavailable
             return super().embed(texts, *args, **more)
 
     outcomes = run(Failing(), texts_job("short"), texts_job("a longer one, so embedded first"))

@@ -9,12 +9,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from inference.errors import Abandoned, BadRequest, InferenceError
+from inference.errors import BadRequest, CallCancelled, InferenceError
 from inference.protocol import Generated, GenerationRequest
 from tasks.generation import GenerationHandler
 from tasks.grounding import Grounding, Passage
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
-from tasks.structured_output import JsonFault, read_answer
+from tasks.structured_output import InvalidJson, parse_json_answer
 from tests.routing import router
 from vestry import Generation
 from vestry import Grounding as AskedGrounding
@@ -48,19 +48,19 @@ class Model:
         if isinstance(answer, InferenceError):
             raise answer
         if cancelled():
-            raise Abandoned
+            raise CallCancelled
         return answer if isinstance(answer, Generated) else Generated(answer, "stop", 10, 3)
 
 
-class Handing:
+class CancelledJobs:
     def __init__(self, *gone: UUID) -> None:
         self.gone = set(gone)
 
-    def abandoned(self, job_id: UUID) -> bool:
+    def is_lost(self, job_id: UUID) -> bool:
         return job_id in self.gone
 
 
-class Library:
+class FakePassageSearch:
     def __init__(self, *passages: Passage) -> None:
         self.found = passages
         self.asked: list[Grounding] = []
@@ -84,9 +84,9 @@ def handler_of(model: Model, **more: Any) -> GenerationHandler:
     return GenerationHandler(router("generation", {"m": model}, **more))
 
 
-def run(model: Model, asked: Any, library: Library | None = None, **more: Any) -> Outcome:
+def run(model: Model, asked: Any, library: FakePassageSearch | None = None, **more: Any) -> Outcome:
     one = asked if isinstance(asked, Job) else job(asked)
-    context = Context(Handing(), {}, library or Library())
+    context = Context(CancelledJobs(), {}, library or FakePassageSearch())
     (outcome,) = handler_of(model, **more)([one], context)
     return outcome
 
@@ -183,7 +183,7 @@ def test_a_schema_that_cannot_be_used_is_told_and_nothing_is_fetched(
 
 
 def test_an_answer_rests_on_passages_that_are_searched_first() -> None:
-    model, library = Model("You were ill [2], and then well [3][9]."), Library(*PASSAGES)
+    model, library = Model("You were ill [2], and then well [3][9]."), FakePassageSearch(*PASSAGES)
     grounding = AskedGrounding(sources=["kjv"], own_sources=["diary"], limit=3)
     result = succeeded(run(model, Generation("Was I ill?", grounding=grounding), library))
     assert library.asked == [Grounding("Was I ill?", ("kjv",), ("diary",), 3)]
@@ -199,7 +199,11 @@ def test_an_answer_rests_on_passages_that_are_searched_first() -> None:
 
 def test_an_answer_that_names_no_passage_has_all_that_it_was_shown() -> None:
     result = succeeded(
-        run(Model("No idea."), Generation("?", grounding=AskedGrounding()), Library(*PASSAGES))
+        run(
+            Model("No idea."),
+            Generation("?", grounding=AskedGrounding()),
+            FakePassageSearch(*PASSAGES),
+        )
     )
     assert [c["passage"] for c in result["citations"]] == [1, 2, 3, 4]
     assert {c["marked"] for c in result["citations"]} == {False}
@@ -208,7 +212,9 @@ def test_an_answer_that_names_no_passage_has_all_that_it_was_shown() -> None:
 def test_passages_that_a_small_model_has_no_room_for_are_left_out() -> None:
     model = Model("[1]")
     asked = Generation("?", max_tokens=64, grounding=AskedGrounding())
-    result = succeeded(run(model, asked, Library(*PASSAGES), entries={"m": {"context": 256}}))
+    result = succeeded(
+        run(model, asked, FakePassageSearch(*PASSAGES), entries={"m": {"context": 256}})
+    )
     assert "[2]" in model.asked[0].messages[-1].content
     assert "[4]" not in model.asked[0].messages[-1].content
     assert [c["passage"] for c in result["citations"]] == [1]
@@ -240,7 +246,7 @@ def test_a_payload_that_no_library_wrote_is_one_error(payload: dict[str, Any]) -
 def test_what_the_backend_says_of_a_request_is_the_job_s_and_its_neighbours_go_on() -> None:
     handler = handler_of(Model(BadRequest(), "fine"))
     jobs = [job(Generation("a")), job(Generation("b"))]
-    first, second = handler(jobs, Context(Handing()))
+    first, second = handler(jobs, Context(CancelledJobs()))
     assert failed(first).code == "bad_request"
     assert succeeded(second)["text"] == "fine"
 
@@ -253,7 +259,7 @@ def test_a_job_that_belongs_elsewhere_goes_there() -> None:
 
 def test_a_job_that_is_taken_away_stops() -> None:
     one = job(Generation("a"))
-    (outcome,) = handler_of(Model("late"))([one], Context(Handing(one.id)))
+    (outcome,) = handler_of(Model("late"))([one], Context(CancelledJobs(one.id)))
     assert failed(outcome).code == "abandoned"
 
 
@@ -266,5 +272,5 @@ def test_messages_are_a_conversation() -> None:
 
 @pytest.mark.parametrize("text", ["9" * 5000, "NaN", "[Infinity]", "{", "[" * 100_000])
 def test_what_is_no_json_of_everybody_s_is_a_fault_of_the_answer(text: str) -> None:
-    with pytest.raises(JsonFault):
-        read_answer(text, {})
+    with pytest.raises(InvalidJson):
+        parse_json_answer(text, {})

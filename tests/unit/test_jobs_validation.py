@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from vestry.crypto.envelope import OwnerKey, new_dek, plain_digest
-from vestry.db.enqueue import BATCH_JOBS, Batch, KeyedJobs
+from vestry.db.enqueue import BATCH_JOBS, EnqueueBatch, KeyedJobs
 from vestry.errors import InvalidInput, PayloadTooLarge
 from vestry.ids import uuid7
-from vestry.jobs.base import Options
+from vestry.jobs.base import JobOptions
 from vestry.jobs.embedding import Document, Embedding, EmbeddingResult, FailedDocument, IndexResult
 from vestry.jobs.results import parse_result
 from vestry.validation import PAYLOAD_LIMIT
@@ -57,19 +57,19 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("source", lambda: documents(Document("a"), source="-x")),
     ("source", lambda: documents(Document("a"), source="x" * 65)),
     ("source", lambda: documents(Document("a"), source="diary\n")),
-    ("privacy", lambda: Options("alice", None)),  # type: ignore[arg-type]
-    ("privacy", lambda: Options("alice", "secret")),
-    ("owner", lambda: Options("", "private")),
-    ("owner", lambda: Options("o" * 201, "private")),
-    ("owner", lambda: Options("a\x00b", "private")),
-    ("owner", lambda: Options(None, "private")),  # type: ignore[arg-type]
-    ("latency", lambda: Options("alice", "private", "soon")),
-    ("quality", lambda: Options("alice", "private", quality="worst")),
-    ("task", lambda: Options("alice", "private", task="")),
-    ("run_at", lambda: Options("alice", "private", run_at=dt.datetime(2026, 1, 1))),  # noqa: DTZ001
-    ("deadline", lambda: Options("alice", "private", deadline="soon")),  # type: ignore[arg-type]
-    ("max_attempts", lambda: Options("alice", "private", max_attempts=0)),
-    ("result_ttl_s", lambda: Options("alice", "private", result_ttl_s=0)),
+    ("privacy", lambda: JobOptions("alice", None)),  # type: ignore[arg-type]
+    ("privacy", lambda: JobOptions("alice", "secret")),
+    ("owner", lambda: JobOptions("", "private")),
+    ("owner", lambda: JobOptions("o" * 201, "private")),
+    ("owner", lambda: JobOptions("a\x00b", "private")),
+    ("owner", lambda: JobOptions(None, "private")),  # type: ignore[arg-type]
+    ("latency", lambda: JobOptions("alice", "private", "soon")),
+    ("quality", lambda: JobOptions("alice", "private", quality="worst")),
+    ("task", lambda: JobOptions("alice", "private", task="")),
+    ("run_at", lambda: JobOptions("alice", "private", run_at=dt.datetime(2026, 1, 1))),  # noqa: DTZ001
+    ("deadline", lambda: JobOptions("alice", "private", deadline="soon")),  # type: ignore[arg-type]
+    ("max_attempts", lambda: JobOptions("alice", "private", max_attempts=0)),
+    ("result_ttl_s", lambda: JobOptions("alice", "private", result_ttl_s=0)),
 ]  # fmt: skip
 
 
@@ -148,17 +148,17 @@ def test_reprs_show_no_text() -> None:
     assert "0.123" not in repr(result)
 
 
-def batch() -> Batch:
-    return Batch(Options("alice", "shareable"), plain_digest, None)
+def batch() -> EnqueueBatch:
+    return EnqueueBatch(JobOptions("alice", "shareable"), plain_digest, None)
 
 
 def test_a_batch_is_bounded_in_jobs_and_bytes() -> None:
     many, small = batch(), batch().prepare(Embedding(texts=["a"]))
-    while many.takes(small):
+    while many.has_room_for(small):
         many.add(small)
     assert len(many) == BATCH_JOBS
     heavy, large = batch(), batch().prepare(Embedding(texts=["x" * 1_000_000]))
-    while heavy.takes(large):
+    while heavy.has_room_for(large):
         heavy.add(large)
     assert len(heavy) == 4
 
@@ -166,8 +166,8 @@ def test_a_batch_is_bounded_in_jobs_and_bytes() -> None:
 def test_a_batch_does_not_take_a_document_twice() -> None:
     one = batch()
     one.add(one.prepare(documents(Document("a", "x"))))
-    assert not one.takes(one.prepare(documents(Document("b", "x"))))
-    assert one.takes(one.prepare(documents(Document("b", "x"), source="other")))
+    assert not one.has_room_for(one.prepare(documents(Document("b", "x"))))
+    assert one.has_room_for(one.prepare(documents(Document("b", "x"), source="other")))
 
 
 @pytest.mark.parametrize(("keys", "word"), [(["a"], "fewer"), (["a", "b", "c"], "more")])

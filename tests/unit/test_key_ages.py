@@ -36,10 +36,10 @@ def test_a_client_s_keys_go_with_the_first_look_after_their_time(clock: Clock) -
     keys = OwnerKeys(None)
     keys._keys["ann"] = (object(), clock.now)  # type: ignore[assignment]
     clock.now += owner_keys.KEPT_S
-    keys.age()
+    keys.evict_expired()
     assert list(keys._keys) == ["ann"]
     clock.now += 1
-    keys.age()
+    keys.evict_expired()
     assert not keys._keys
 
 
@@ -48,7 +48,7 @@ def test_a_worker_s_keys_are_gone_after_two_rounds(clock: Clock, tmp_path: Any) 
     held._keys["ann"] = object()  # type: ignore[assignment]
     for _ in range(2):
         clock.now += content.MAX_CACHED_S + 1
-        held.age()
+        held.evict_expired()
     assert not held._keys
     assert not held._before
 

@@ -29,7 +29,7 @@ from vestry.crypto.keyring_source import (
     from_environment,
 )
 from vestry.errors import KeyRingError, UnknownKey
-from workers.stack.keyring_handoff import KeyHanding
+from workers.stack.keyring_handoff import KeyringPipe
 
 OLD = RingText({"old": b"o" * 32}, "old")
 BOTH = RingText({**OLD.keys, "new": b"n" * 32}, "new")
@@ -131,7 +131,7 @@ def test_a_key_that_is_nowhere_is_not_sought_again_and_again(
 
 
 def test_a_child_inherits_the_ring_and_sees_the_next(path: Path, tmp_path: Path) -> None:
-    handing = KeyHanding(path, tmp_path)
+    handing = KeyringPipe(path, tmp_path)
     descriptor = handing.descriptor()
     script = """
 import sys
@@ -155,7 +155,7 @@ except OSError:
         assert child.stdout is not None
         assert child.stdout.readline() == "old\n"
         renew(path)
-        handing.follow()
+        handing.refresh()
         assert child.stdout.readline() == "new\n"
         assert child.stdout.readline() == "read only\n"
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -10,11 +10,11 @@ import pytest
 
 from inference.backends.echo import EchoModel
 from inference.errors import InferenceError, RateLimited, TooLong
-from inference.protocol import Cancelled, Generated, GenerationRequest, never
+from inference.protocol import Cancelled, Generated, GenerationRequest, not_cancelled
 from tasks.classification_by_llm import CONFIDENCE
 from tasks.protocol import Succeeded
 from tests.labelling import SECRET, failed, job, result, run
-from tests.routing import NotingGate, router
+from tests.routing import NotingGuard, router
 from vestry.jobs.classification import Label
 
 
@@ -28,7 +28,9 @@ class Scripted:
         self.answers = list(answers)
         self.requests: list[GenerationRequest] = []
 
-    def generate(self, request: GenerationRequest, cancelled: Cancelled = never) -> Generated:
+    def generate(
+        self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
+    ) -> Generated:
         del cancelled
         self.requests.append(request)
         answer = self.answers.pop(0)
@@ -123,7 +125,7 @@ def test_a_threshold_counts_for_its_word_too() -> None:
 
 
 def test_each_text_is_a_call_of_its_own_to_limits_and_breakers() -> None:
-    gate = NotingGate()
+    gate = NotingGuard()
     model = Scripted(answer("money"), TooLong(), answer("travel"))
     made = router("classification", {"only": model}, gate=gate)
     first, long, last = run(made, job("a"), job("b"), job("c"))

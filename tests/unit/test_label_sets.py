@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.classification_by_similarity import LabelSets
+from tasks.classification_by_similarity import LabelSetCache
 from tasks.label_scoring import (
     DESCRIPTION_WEIGHT,
     MIDPOINT,
@@ -88,7 +88,7 @@ class Clock:
 
 
 def test_sets_are_bounded_by_their_prototypes_the_longest_unused_goes() -> None:
-    sets = LabelSets(most=7)
+    sets = LabelSetCache(most=7)
     for name in (b"1", b"2"):
         sets.put(name, labels())
     assert sets.get(b"1") is not None
@@ -96,12 +96,12 @@ def test_sets_are_bounded_by_their_prototypes_the_longest_unused_goes() -> None:
     assert (sets.get(b"2"), len(sets)) == (None, 2)
     assert sets.get(b"1") is not None
     # One that is too large by itself is not kept at all.
-    LabelSets(most=2).put(b"large", labels())
+    LabelSetCache(most=2).put(b"large", labels())
 
 
 def test_a_set_that_nobody_asks_for_is_dropped() -> None:
     clock = Clock()
-    sets = LabelSets(idle_s=600, clock=clock)
+    sets = LabelSetCache(idle_s=600, clock=clock)
     sets.put(b"1", labels())
     clock.now = 599
     assert sets.get(b"1") is not None

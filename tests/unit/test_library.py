@@ -8,10 +8,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from inference.errors import Waits
+from inference.errors import NoBackendAvailable
 from tasks.grounding import Grounding
 from tasks.protocol import Job
-from workers.execution.passage_search import Documents
+from workers.execution.passage_search import DatabasePassageSearch
 
 
 class Fleet:
@@ -41,7 +41,7 @@ def test_a_search_waits_for_the_database_and_costs_no_attempt() -> None:
         id=uuid4(), kind="generation", task=None, owner="ann", privacy="private",
         latency="interactive", attempt=1, model=None, payload={},
     )  # fmt: skip
-    library = Documents(nowhere, fleet, model, None, 1.0)
-    with pytest.raises(Waits) as waits:
+    library = DatabasePassageSearch(nowhere, fleet, model, None, 1.0)
+    with pytest.raises(NoBackendAvailable) as waits:
         library.passages(job, Grounding("what?", (), None, 3))
     assert waits.value.retry_after

@@ -133,7 +133,7 @@ def test_addresses_are_ours_only_if_all_of_them_are(monkeypatch: pytest.MonkeyPa
 def test_an_ollama_that_answers_is_used_and_said(
     home: Home, ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "USUAL", ollama.url)
+    monkeypatch.setattr(plan, "DEFAULT_OLLAMA_URL", ollama.url)
     monkeypatch.setattr(plan, "ollama_version", partial(ollama_version, timeout_s=10))
     monkeypatch.setenv("http_proxy", NOBODY)
     assert ollama_version(ollama.url, timeout_s=10) == VERSION
@@ -149,7 +149,7 @@ def test_an_ollama_that_answers_is_used_and_said(
 def test_an_ollama_that_does_not_answer_is_used_only_if_it_was_named(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "USUAL", NOBODY)
+    monkeypatch.setattr(plan, "DEFAULT_OLLAMA_URL", NOBODY)
     assert "ollama" not in told(servers(home, OLLAMA="auto"), INTERACTIVE)
     named = servers(home, OLLAMA=NOBODY)
     assert told(named, INTERACTIVE)["ollama"] == NOBODY

@@ -13,14 +13,14 @@ import pytest
 from inference.catalogue.loader import load
 from inference.catalogue.schema import BackendEntry
 from inference.errors import (
-    Abandoned,
+    BackendUnavailable,
+    CallCancelled,
     EncryptedFile,
     InferenceError,
-    Unavailable,
 )
 from inference.ocr.protocol import OcrRequest
 from inference.protocol import Cancelled
-from inference.routing.model_registry import Fleet, configuration
+from inference.routing.model_registry import ModelRegistry, configuration
 from inference.routing.policy import Budget, Health, RoutingPolicy
 from inference.routing.router import Router
 from tasks.ocr import OcrHandler
@@ -49,7 +49,7 @@ class FakeModel:
         self.asked.append((file, request, urgent))
         self.meeting.wait(10)
         if cancelled():
-            raise Abandoned
+            raise CallCancelled
         if isinstance(self.answer, InferenceError):
             raise self.answer
         return self.answer
@@ -58,7 +58,7 @@ class FakeModel:
         """Nothing to warm."""
 
 
-class FakeGate:
+class FakeGuard:
     """Everything is well, but for the backends that are said not to be."""
 
     def __init__(self, **away: str) -> None:
@@ -70,10 +70,10 @@ class FakeGate:
     def budget(self) -> Budget:
         return Budget()
 
-    def enter(self, backend: BackendEntry) -> None:
+    def before_call(self, backend: BackendEntry) -> None:
         """Let it pass."""
 
-    def left(self, backend: BackendEntry, error: InferenceError | None) -> None:
+    def after_call(self, backend: BackendEntry, error: InferenceError | None) -> None:
         """Take no notice."""
 
     def wait_s(self, backend: str) -> float:
@@ -81,11 +81,11 @@ class FakeGate:
         return 7.0
 
 
-class Abandoning:
+class CancelledJobs:
     def __init__(self, *gone: UUID) -> None:
         self.gone = set(gone)
 
-    def abandoned(self, job_id: UUID) -> bool:
+    def is_lost(self, job_id: UUID) -> bool:
         return job_id in self.gone
 
 
@@ -104,15 +104,15 @@ def run(
     model: FakeModel,
     *jobs: Job,
     pool: Pool = Pool.CPU,
-    gate: FakeGate | None = None,
+    gate: FakeGuard | None = None,
     gone: Sequence[UUID] = (),
 ) -> list[Outcome]:
     known = load().only({"tesseract": None})
-    fleet = Fleet(known, configuration({}, {}))
+    fleet = ModelRegistry(known, configuration({}, {}))
     for entry in known.models:
-        fleet.put(entry.name, model)
-    router = Router(RoutingPolicy(known), pool, fleet, gate or FakeGate())
-    outcomes = list(OcrHandler(router)(jobs, Context(Abandoning(*gone))))
+        fleet.register(entry.name, model)
+    router = Router(RoutingPolicy(known), pool, fleet, gate or FakeGuard())
+    outcomes = list(OcrHandler(router)(jobs, Context(CancelledJobs(*gone))))
     assert len(outcomes) == len(jobs)
     for outcome in outcomes:
         if isinstance(outcome, Failed):
@@ -175,13 +175,13 @@ def test_a_file_that_is_no_good_fails_for_good_and_one_that_came_too_early_does_
     [refused] = run(FakeModel(EncryptedFile()), job())
     assert isinstance(refused, Failed)
     assert (refused.code, refused.retryable) == ("encrypted_file", False)
-    [later] = run(FakeModel(Unavailable(retry_after=3)), job())
+    [later] = run(FakeModel(BackendUnavailable(retry_after=3)), job())
     assert isinstance(later, Failed)
     assert (later.code, later.retryable, later.uncounted) == ("backend_unavailable", True, False)
 
 
 def test_a_backend_that_may_not_be_called_costs_no_attempt() -> None:
-    [outcome] = run(FakeModel(), job(), gate=FakeGate(tesseract="unavailable"))
+    [outcome] = run(FakeModel(), job(), gate=FakeGuard(tesseract="unavailable"))
     assert isinstance(outcome, Failed)
     assert (outcome.uncounted, outcome.retryable, outcome.retry_after) == (True, True, 7.0)
 

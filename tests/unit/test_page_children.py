@@ -16,7 +16,7 @@ import pytest
 
 from inference.backends.tesseract_local import TesseractBackend, TesseractModel
 from inference.catalogue.loader import load
-from inference.errors import Abandoned, Unavailable
+from inference.errors import BackendUnavailable, CallCancelled
 from inference.ocr.protocol import OcrRequest
 from inference.protocol import BackendConfig
 from tests import faulty_reader
@@ -31,7 +31,7 @@ DPI = {fault.__name__: dpi for dpi, fault in faulty_reader.FAULTS.items()}
 
 def backend(root: Path, **options: object) -> TesseractBackend:
     usual: dict[str, object] = {"processes": 2, "page_s": 60}
-    config = BackendConfig("tesseract", "local", scratch=root, options={**usual, **options})
+    config = BackendConfig("tesseract", "local", temp_dir=root, options={**usual, **options})
     return TesseractBackend(config, FAULTY)
 
 
@@ -119,7 +119,7 @@ def test_computing_for_ever_is_ended_by_the_kernel_too(tmp_path: Path) -> None:
     asking = threading.Thread(target=ask)
     asking.start()
     asking.join(90)  # a second or two of processor time, however long that takes
-    assert [type(error).__name__ for error in ended] == ["Closed"]
+    assert [type(error).__name__ for error in ended] == ["ConnectionClosed"]
     assert child._process.wait() == -signal.SIGXCPU
     child.end()
     made.close()
@@ -148,7 +148,7 @@ def test_a_child_knows_no_login_and_no_key(
 
 
 def test_children_have_the_priority_they_are_told(tmp_path: Path) -> None:
-    config = BackendConfig("tesseract", "local", scratch=tmp_path / "scratch", nice=19)
+    config = BackendConfig("tesseract", "local", temp_dir=tmp_path / "scratch", nice=19)
     made = TesseractBackend(config)
     model(made).warm_up()
     [child] = made.running()[1]._idle
@@ -193,7 +193,7 @@ def test_a_file_that_nobody_wants_any_more_is_given_up_between_pages(tmp_path: P
         asked.append(1)
         return len(asked) > 2
 
-    with pytest.raises(Abandoned):
+    with pytest.raises(CallCancelled):
         model(made).read(FILE, OcrRequest(), cancelled=cancelled)
     assert len(asked) == 3
     assert neighbours(model(made).read(FILE, OcrRequest())) == ALL
@@ -208,7 +208,7 @@ def test_closing_does_not_wait_for_a_page(tmp_path: Path) -> None:
     def read() -> None:
         try:
             struck(model(made), "hang")
-        except Unavailable as error:
+        except BackendUnavailable as error:
             ended.append(error)
 
     reader = threading.Thread(target=read)
@@ -242,10 +242,10 @@ def test_urgent_pages_go_before_those_that_wait_already(reading: TesseractBacken
 
 
 def test_a_program_that_does_not_start_is_told_from_a_page_that_crashes(tmp_path: Path) -> None:
-    config = BackendConfig("tesseract", "local", scratch=tmp_path / "scratch")
+    config = BackendConfig("tesseract", "local", temp_dir=tmp_path / "scratch")
     for command in ((sys.executable, "-c", "raise SystemExit"), ("/nowhere/python",)):
         made = TesseractBackend(config, command)
-        with pytest.raises(Unavailable):
+        with pytest.raises(BackendUnavailable):
             model(made).read(FILE, OcrRequest())
         made.close()
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageDraw
 
-from inference.ocr.transforms import Box, Placed, compose, skew
+from inference.ocr.transforms import Box, PageImage, compose, skew
 from tests.page_files import drawn
 
 INK: Box = (50.0, 60.0, 81.0, 71.0)
 
 
-def page() -> Placed:
+def page() -> PageImage:
     image = Image.new("L", (300, 200), 255)
     ImageDraw.Draw(image).rectangle((50, 60, 80, 70), fill=0)
-    return Placed(image, 300, 200)
+    return PageImage(image, 300, 200)
 
 
 def ink(image: Image.Image) -> Box:
@@ -28,30 +28,30 @@ def ink(image: Image.Image) -> Box:
     ("placed", "off"),
     [
         (page(), 0),
-        (page().turned(0), 0),
-        (page().turned(90), 0),
-        (page().turned(180), 0),
-        (page().turned(270), 0),
+        (page().rotated(0), 0),
+        (page().rotated(90), 0),
+        (page().rotated(180), 0),
+        (page().rotated(270), 0),
         (page().enlarged(2), 0),
-        (page().enlarged(2).turned(270), 0),
-        (page().straightened(7), 5),  # the box around a slanted box is larger
-        (page().straightened(-7), 5),
-        (page().enlarged(2).turned(90).straightened(5), 5),
+        (page().enlarged(2).rotated(270), 0),
+        (page().deskewed(7), 5),  # the box around a slanted box is larger
+        (page().deskewed(-7), 5),
+        (page().enlarged(2).rotated(90).deskewed(5), 5),
     ],
 )
-def test_a_box_finds_its_way_back_to_the_page(placed: Placed, off: float) -> None:
+def test_a_box_finds_its_way_back_to_the_page(placed: PageImage, off: float) -> None:
     box = placed.box(ink(placed.image))
     assert all(abs(is_ - was) <= off for is_, was in zip(box, INK, strict=True)), box
 
 
 def test_turning_is_clockwise() -> None:
-    assert page().turned(90).image.size == (200, 300)
-    assert ink(page().turned(90).image) == (129.0, 50.0, 140.0, 81.0)
+    assert page().rotated(90).image.size == (200, 300)
+    assert ink(page().rotated(90).image) == (129.0, 50.0, 140.0, 81.0)
 
 
 def test_a_page_in_points_gets_boxes_in_points() -> None:
-    in_points = Placed(page().image, 72, 48, (0.24, 0, 0, 0, 0.24, 0))
-    assert in_points.turned(180).box(ink(in_points.turned(180).image)) == pytest.approx(
+    in_points = PageImage(page().image, 72, 48, (0.24, 0, 0, 0, 0.24, 0))
+    assert in_points.rotated(180).box(ink(in_points.rotated(180).image)) == pytest.approx(
         [0.24 * side for side in INK]
     )
     assert in_points.box((-10, -10, 9999, 9999)) == (0, 0, 72, 48)

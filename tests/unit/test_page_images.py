@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from inference.ocr import image_loading, pdf
-from inference.ocr.config import Limits
-from inference.ocr.errors import MESSAGES, Fault
+from inference.ocr.config import OcrLimits
+from inference.ocr.errors import MESSAGES, PageError
 from tests.hostile_files import LINE, drawn_line, odd_images, odd_pdfs
 from tests.page_files import drawn, encoded
 from vestry.jobs.ocr import file_kind
 
-LIMITS = Limits()
+LIMITS = OcrLimits()
 
 
 @pytest.mark.parametrize(("name", "content"), list(odd_images()))
@@ -62,13 +62,13 @@ def test_every_page_of_a_tiff_is_counted_and_found(tmp_path: Path) -> None:
 
 
 def test_limits_are_held_before_anything_is_decoded() -> None:
-    limits = Limits(megapixels=1)
+    limits = OcrLimits(megapixels=1)
     image_loading.check_size(1000, 1000, limits)
     for width, height in ((1001, 1000), (32_768, 1), (1, 40_000)):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(PageError) as caught:
             image_loading.check_size(width, height, limits)
         assert caught.value.code == "page_too_large"
-    with pytest.raises(Fault):
+    with pytest.raises(PageError):
         image_loading.check_size(0, 10, limits)
 
 
@@ -76,17 +76,17 @@ def test_a_shadow_is_taken_off_the_paper() -> None:
     page = np.asarray(drawn(*[LINE] * 12, size=(1000, 800)), dtype=np.float32)
     ramp = np.linspace(0.25, 1, page.shape[1], dtype=np.float32)
     shaded = Image.fromarray((page * ramp).astype(np.uint8))
-    even = image_loading.evened(shaded)
+    even = image_loading.normalise_lighting(shaded)
     assert even is not None
     assert (
         np.abs(np.asarray(even, dtype=np.float32) - page).mean()
         < 8
         < np.abs(np.asarray(shaded) - page).mean()
     )
-    assert image_loading.evened(drawn(LINE)) is None, "even already"
-    assert image_loading.evened(Image.eval(drawn(LINE), lambda value: 255 - value)) is None, (
-        "light on dark"
-    )
+    assert image_loading.normalise_lighting(drawn(LINE)) is None, "even already"
+    assert (
+        image_loading.normalise_lighting(Image.eval(drawn(LINE), lambda value: 255 - value)) is None
+    ), "light on dark"
 
 
 def test_one_shade_is_blank_and_a_dot_is_not() -> None:
@@ -99,7 +99,7 @@ def test_one_shade_is_blank_and_a_dot_is_not() -> None:
 def test_a_fault_tells_numbers_and_nothing_else() -> None:
     for code in MESSAGES:
         numbers = dict.fromkeys(_named(MESSAGES[code]), 7)
-        fault = Fault.from_json({"fault": code, "numbers": numbers})
+        fault = PageError.from_json({"fault": code, "numbers": numbers})
         assert fault.message
     for bad in (
         {"fault": "the text of the page", "numbers": {}},
@@ -109,7 +109,7 @@ def test_a_fault_tells_numbers_and_nothing_else() -> None:
         {"fault": "time_limit", "numbers": ["the text"]},
     ):
         with pytest.raises((KeyError, TypeError, ValueError)):
-            Fault.from_json(bad)
+            PageError.from_json(bad)
 
 
 def _named(message: str) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from inference.catalogue.loader import load
 from inference.catalogue.schema import Catalogue, Rule
-from inference.routing.policy import Budget, Candidates, RoutingPolicy, Wish
+from inference.routing.policy import Budget, Candidates, RoutingPolicy, RoutingRequest
 from vestry.lanes import KINDS
 
 ALL = {entry.name: None for entry in load().backends}
@@ -27,7 +27,7 @@ def ask(
     made: RoutingPolicy, health: dict[str, str] | None = None, budget: Budget = FREE, **wish: Any
 ) -> Candidates:
     given = {"kind": "generation", "task": None, "privacy": "shareable", "latency": "interactive"}
-    return made.candidates(Wish(**(given | wish)), health or WELL, budget)
+    return made.candidates(RoutingRequest(**(given | wish)), health or WELL, budget)
 
 
 def names(found: Candidates) -> list[str]:

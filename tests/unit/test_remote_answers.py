@@ -8,7 +8,7 @@ import pytest
 
 from inference.backends.openai_http import closed
 from inference.remote.embedding import estimate_tokens
-from inference.remote.response_errors import LONGEST_S, code_of, retry_after, words
+from inference.remote.response_errors import LONGEST_S, code_of, error_codes, retry_after
 
 NOW = 1_800_000_000.0
 
@@ -38,13 +38,13 @@ def test_how_long_a_server_asks_to_wait(headers: dict[str, str], seconds: float 
 
 
 def test_an_errors_codes_are_found_wherever_servers_put_them() -> None:
-    assert words({"error": {"code": "a", "type": "b", "param": "c", "message": "not me"}}) == set(
-        "abc"
-    )
-    assert words({"detail": {"code": "a"}}) == {"a"}
-    assert words({"type": "error", "error": {"type": "b"}}) == {"error", "b"}
+    assert error_codes(
+        {"error": {"code": "a", "type": "b", "param": "c", "message": "not me"}}
+    ) == set("abc")
+    assert error_codes({"detail": {"code": "a"}}) == {"a"}
+    assert error_codes({"type": "error", "error": {"type": "b"}}) == {"error", "b"}
     for body in (None, [], "text", {"error": "text"}, {"code": 400}, {"error": [1]}):
-        assert words(body) == set()
+        assert error_codes(body) == set()
     assert code_of({"error": {"code": 503}}) == 503
     assert code_of({"code": 429}) == 429
     assert code_of({"error": {"code": "x"}}) is None

@@ -11,12 +11,12 @@ import pytest
 
 from inference.backends.echo import EchoModel
 from inference.backends.sentence_transformers_local import SentenceTransformersModel
-from inference.errors import InferenceError, TooLong, Unavailable
+from inference.errors import BackendUnavailable, InferenceError, TooLong
 from inference.routing.router import Router
 from tasks.protocol import Failed, Job, Outcome, Succeeded
 from tasks.rerank import RerankHandler
 from tests.labelling import SECRET, a_context, failed
-from tests.routing import NotingGate, router
+from tests.routing import NotingGuard, router
 from vestry.crypto.envelope import plain_digest
 from vestry.jobs.rerank import Rerank, RerankResult
 
@@ -119,7 +119,7 @@ def test_a_passage_at_fault_is_named_and_the_neighbours_job_is_served() -> None:
 
 
 def test_a_reranker_that_is_away_is_replaced_by_similarity_visibly() -> None:
-    both = router("rerank", {"first": Scoring(Unavailable()), "second": Embedding()})
+    both = router("rerank", {"first": Scoring(BackendUnavailable()), "second": Embedding()})
     (outcome,) = run(both, job("river rain"))
     assert places(outcome) == [2, 1, 0]
     assert isinstance(outcome, Succeeded)
@@ -134,7 +134,7 @@ def test_an_abandoned_job_is_not_begun() -> None:
 
 
 def test_what_cannot_be_served_now_waits() -> None:
-    away = router("rerank", {"only": Scoring(1)}, gate=NotingGate({"only": "open"}))
+    away = router("rerank", {"only": Scoring(1)}, gate=NotingGuard({"only": "open"}))
     assert failed(run(away, job("q"))[0]).uncounted
 
 

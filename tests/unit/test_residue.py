@@ -67,7 +67,7 @@ def test_a_child_is_found_wherever_it_runs(tmp_path: Path) -> None:
 
 
 def test_a_place_is_found_by_its_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residue, "SYSTEM_PLACES", (tmp_path,))
+    monkeypatch.setattr(residue, "SYSTEM_DIRS", (tmp_path,))
     for name, home in (("vestry-a", tmp_path / "tests" / "home"), ("vestry-b", Path("/else"))):
         (tmp_path / name).mkdir()
         (tmp_path / name / OWNER).write_text(json.dumps({"home": str(home)}), encoding="utf-8")

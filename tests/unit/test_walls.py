@@ -13,7 +13,11 @@ import pytest
 
 from inference.catalogue.loader import SHIPPED, load, parse
 from inference.remote.local_network import networks
-from workers.isolation.preflight import WallBreached, credentials, stand
+from workers.isolation.preflight import (
+    PrivacyPreflightError,
+    check_private_worker,
+    cloud_credentials,
+)
 from workers.isolation.temp_dir import Scratch, ScratchError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,35 +42,35 @@ HARMLESS = {
      "SOME_NEW_PROVIDER_API_KEY", "openai_api_key"],
 )  # fmt: skip
 def test_a_clouds_credentials_are_known_by_their_names(name: str) -> None:
-    assert credentials([*HARMLESS, name]) == [name]
-    with pytest.raises(WallBreached, match=name) as caught:
-        stand({name: "quartzite"}, load().only({}), keys=())
+    assert cloud_credentials([*HARMLESS, name]) == [name]
+    with pytest.raises(PrivacyPreflightError, match=name) as caught:
+        check_private_worker({name: "quartzite"}, load().only({}), keys=())
     assert "quartzite" not in str(caught.value)
 
 
 def test_what_is_no_credential_is_no_reason() -> None:
-    assert credentials(HARMLESS) == []
+    assert cloud_credentials(HARMLESS) == []
 
 
 def test_a_private_worker_of_local_backends_starts() -> None:
     local = load().only({"sentence-transformers": None, "llama": "http://127.0.0.1:9/v1"})
-    stand({}, local, keys=["llama"])
+    check_private_worker({}, local, keys=["llama"])
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
 def test_a_cloud_backend_is_a_reason(name: str) -> None:
-    with pytest.raises(WallBreached, match=f"cloud backend {name} is enabled"):
-        stand({}, load().only({name: None}), keys=())
-    with pytest.raises(WallBreached, match=f"a key of {name}"):
-        stand({}, load().only({"ollama": None}), keys=[name])
+    with pytest.raises(PrivacyPreflightError, match=f"cloud backend {name} is enabled"):
+        check_private_worker({}, load().only({name: None}), keys=())
+    with pytest.raises(PrivacyPreflightError, match=f"a key of {name}"):
+        check_private_worker({}, load().only({"ollama": None}), keys=[name])
 
 
 @pytest.mark.parametrize(
     "url", ["https://8.8.8.8/v1", "http://10.9.8.7:8080", "http://no.invalid/"]
 )
 def test_a_local_backend_elsewhere_is_a_reason(url: str) -> None:
-    with pytest.raises(WallBreached, match="backend llama"):
-        stand({}, load().only({"llama": url}), keys=())
+    with pytest.raises(PrivacyPreflightError, match="backend llama"):
+        check_private_worker({}, load().only({"llama": url}), keys=())
 
 
 def test_a_catalogue_that_calls_a_cloud_local_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,18 +78,22 @@ def test_a_catalogue_that_calls_a_cloud_local_is_a_reason(monkeypatch: pytest.Mo
     edited = parse(real.replace("openai_http, locality: cloud", "openai_http, locality: local"))
     away = [(2, 1, 6, "", ("192.0.2.7", 443))]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: away)
-    with pytest.raises(WallBreached, match=r"backend openai: api\.openai\.com is 192\.0\.2\.7"):
-        stand({}, edited.only({"openai": None}), keys=())
+    with pytest.raises(
+        PrivacyPreflightError, match=r"backend openai: api\.openai\.com is 192\.0\.2\.7"
+    ):
+        check_private_worker({}, edited.only({"openai": None}), keys=())
 
 
 def test_a_network_of_ones_own_may_be_named() -> None:
     far = load().only({"llama": "http://10.9.8.7:8080"})
-    stand({}, far, keys=(), allowed=networks("10.9.0.0/16"))
+    check_private_worker({}, far, keys=(), allowed=networks("10.9.0.0/16"))
 
 
 def test_all_reasons_are_told_at_once() -> None:
-    with pytest.raises(WallBreached) as caught:
-        stand({"HF_TOKEN": "x"}, load().only({"openai": None, "ollama": None}), keys=["openai"])
+    with pytest.raises(PrivacyPreflightError) as caught:
+        check_private_worker(
+            {"HF_TOKEN": "x"}, load().only({"openai": None, "ollama": None}), keys=["openai"]
+        )
     assert str(caught.value).count(";") == 2
 
 
@@ -124,11 +132,12 @@ def run(script: str, **environment: str) -> str:
 CONNECTING = """
     import socket, threading, urllib.request
     from inference.remote import egress
-    from workers.isolation.network_guard import stay_home
+    from workers.isolation.network_guard import block_external_connections
 
     server = socket.create_server(("127.0.0.1", 0))
     home = server.getsockname()
-    stay_home(("redis://user:word@broker.invalid:6379/0", "postgresql://db/x"), cloud=CLOUD)
+    servers = ("redis://user:word@broker.invalid:6379/0", "postgresql://db/x")
+    block_external_connections(servers, cloud=CLOUD)
 
     def outcome(act):
         try:
@@ -174,9 +183,9 @@ def test_the_interpreter_refuses_connections_to_elsewhere() -> None:
 def test_a_process_that_must_not_leave_its_memory_behind_does_not() -> None:
     script = """
         import ctypes, resource, sys
-        from workers.isolation.preflight import no_dumps
+        from workers.isolation.preflight import disable_core_dumps
         resource.setrlimit(resource.RLIMIT_CORE, resource.getrlimit(resource.RLIMIT_CORE)[1:] * 2)
-        no_dumps()
+        disable_core_dumps()
         get_dumpable = 3
         told = ctypes.CDLL(None).prctl(get_dumpable) if sys.platform == "linux" else 0
         print(resource.getrlimit(resource.RLIMIT_CORE), told)

@@ -11,13 +11,13 @@ import pytest
 from inference.catalogue.loader import load
 from inference.errors import InferenceError, ModelMissing
 from inference.protocol import GenerationRequest, Message
-from inference.routing.model_registry import Fleet, configuration
-from inference.routing.policy import Budget, Health, RoutingPolicy, Wish
+from inference.routing.model_registry import ModelRegistry, configuration
+from inference.routing.policy import Budget, Health, RoutingPolicy, RoutingRequest
 from inference.routing.router import Router
 from vestry.lanes import Pool
 
 MODULE = """
-from inference.protocol import Generated, Probe
+from inference.protocol import Generated, BackendProbe
 
 
 def connect(config):
@@ -32,7 +32,7 @@ class Backend:
         return Model(model, self.config)
 
     def probe(self):
-        return Probe(True, frozenset({"loud"}), "always here")
+        return BackendProbe(True, frozenset({"loud"}), "always here")
 
     def close(self):
         pass
@@ -65,7 +65,7 @@ policy:
 """
 
 
-class OpenGate:
+class FakeGuard:
     """A fake: nothing is known against any backend."""
 
     def health(self) -> Health:
@@ -74,10 +74,10 @@ class OpenGate:
     def budget(self) -> Budget:
         return Budget()
 
-    def enter(self, backend: object) -> None:
+    def before_call(self, backend: object) -> None:
         del backend
 
-    def left(self, backend: object, error: InferenceError | None) -> None:
+    def after_call(self, backend: object, error: InferenceError | None) -> None:
         del backend, error
 
     def wait_s(self, backend: object) -> float:
@@ -99,14 +99,14 @@ def served(catalogue: Path, text: str, task: str | None = None) -> tuple[str, st
     """The answer, and the model that gave it."""
     catalogue.write_text(text)
     declared = load(catalogue)
-    fleet = Fleet(declared, configuration({}, {}))
-    router = Router(RoutingPolicy(declared), Pool.GPU, fleet, OpenGate())
+    fleet = ModelRegistry(declared, configuration({}, {}))
+    router = Router(RoutingPolicy(declared), Pool.GPU, fleet, FakeGuard())
     request = GenerationRequest([Message("user", "be quiet")], max_tokens=9)
 
     def call(model: Any, _candidate: object) -> str:
         return str(model.generate(request).text)
 
-    answer = router.serve(Wish("generation", task, "private", "interactive"), call)
+    answer = router.serve(RoutingRequest("generation", task, "private", "interactive"), call)
     return answer.value, answer.served.model.name
 
 

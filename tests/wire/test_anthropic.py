@@ -10,15 +10,15 @@ import pytest
 from inference.backends import anthropic_http
 from inference.backends.anthropic_http import AnthropicBackend
 from inference.errors import (
-    Abandoned,
+    BackendUnavailable,
     BadAnswer,
     BadRequest,
+    CallCancelled,
     InferenceError,
     ModelMissing,
     RateLimited,
     TooLong,
     Unauthorised,
-    Unavailable,
 )
 from inference.protocol import Sampling
 from tests.faultserver import (
@@ -98,19 +98,19 @@ def test_a_schema_that_it_cannot_be_held_to_is_a_bad_request(
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (status(500), Unavailable),
-        (status(529, {"type": "error", "error": {"type": "overloaded_error"}}), Unavailable),
+        (status(500), BackendUnavailable),
+        (status(529, {"type": "error", "error": {"type": "overloaded_error"}}), BackendUnavailable),
         (status(401), Unauthorised),
         (status(403), Unauthorised),
         (status(404), ModelMissing),
         (status(413), TooLong),
-        (redirect("http://127.0.0.1:1/v1/messages"), Unavailable),
+        (redirect("http://127.0.0.1:1/v1/messages"), BackendUnavailable),
         (malformed(), BadAnswer),
         (cut(3), BadAnswer),
         (end_early(3), BadAnswer),
         (empty(), BadAnswer),
         (rewrite(b'"stop_reason":"', b'"stop_reason":"un'), BadAnswer),
-        (rewrite(b"message_start", b"error"), Unavailable),
+        (rewrite(b"message_start", b"error"), BackendUnavailable),
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else value.__name__,
 )
@@ -127,7 +127,7 @@ def test_an_error_inside_a_stream_is_what_it_says(
 ) -> None:
     event = b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error"}}\n\n'
     faulty.fault = rewrite(b"event: content_block_stop\n", event)
-    fails(backend, Unavailable)
+    fails(backend, BackendUnavailable)
 
 
 def test_a_rate_limit_says_how_long(backend: AnthropicBackend, faulty: FaultServer) -> None:
@@ -167,7 +167,7 @@ def test_what_hangs_or_only_trickles_is_given_up() -> None:
             (slow(1.4), "not complete after 3 s"),
         ):
             canned.fault = fault
-            with pytest.raises(Unavailable, match=told):
+            with pytest.raises(BackendUnavailable, match=told):
                 made.load(entry()).generate(ask())
         canned.fault = None
         assert made.load(entry()).generate(ask()).text == CANNED
@@ -176,7 +176,7 @@ def test_what_hangs_or_only_trickles_is_given_up() -> None:
 
 def test_an_answer_that_nobody_wants_is_given_up(backend: AnthropicBackend) -> None:
     asked = iter([False, False, False, True])
-    with pytest.raises(Abandoned):
+    with pytest.raises(CallCancelled):
         backend.load(entry()).generate(ask("Tell a story.", max_tokens=400), lambda: next(asked))
 
 

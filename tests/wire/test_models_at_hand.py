@@ -15,7 +15,13 @@ from vestry.cli import main
 from vestry.cli.doctor.check import Check
 from vestry.cli.plugins import checkout_checks
 from workers.home import write_private
-from workers.model_servers.inventory import CannotLook, Memory, here, look, memory
+from workers.model_servers.inventory import (
+    InventoryError,
+    Memory,
+    load_settings,
+    model_memory,
+    probe_all,
+)
 
 GB = 1_000_000_000
 NOBODY = "http://127.0.0.1:9"
@@ -141,7 +147,7 @@ def test_a_model_that_does_not_fit_is_a_fault_only_where_it_is_there(
     ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "workers.model_servers.inventory.memory", lambda _: Memory("machine", GB, GB // 2)
+        "workers.model_servers.inventory.model_memory", lambda _: Memory("machine", GB, GB // 2)
     )
     monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={ollama.url}")
     checks = told()
@@ -149,16 +155,16 @@ def test_a_model_that_does_not_fit_is_a_fault_only_where_it_is_there(
     assert checks["model llama3.2:3b"].detail == "larger than the machine's 1.0 GB; about 2.2 GB"
     assert checks["model phi-3-mini"].ok
     room = Memory("machine", 9 * GB, GB)
-    monkeypatch.setattr("workers.model_servers.inventory.memory", lambda _: room)
+    monkeypatch.setattr("workers.model_servers.inventory.model_memory", lambda _: room)
     assert "and 1.0 GB are free now" in told()["model llama3.2:3b"].detail
 
 
 def test_memory_is_the_cards_where_models_run_on_one() -> None:
     cards = "24564, 20000\n8192, 1000\n"
-    assert memory("auto", lambda: cards) == Memory("graphics card", 24564 << 20, 20000 << 20)
-    assert memory("cuda:1", lambda: cards) == Memory("graphics card", 8192 << 20, 1000 << 20)
+    assert model_memory("auto", lambda: cards) == Memory("graphics card", 24564 << 20, 20000 << 20)
+    assert model_memory("cuda:1", lambda: cards) == Memory("graphics card", 8192 << 20, 1000 << 20)
     for device, printed in (("cpu", cards), ("auto", None), ("auto", "nonsense")):
-        found = memory(device, lambda printed=printed: printed)
+        found = model_memory(device, lambda printed=printed: printed)
         assert found.of == "machine"
         assert 0 < found.free <= found.total
 
@@ -173,8 +179,8 @@ def test_settings_that_cannot_be_used_are_named(
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            with pytest.raises(CannotLook, match=says):
-                look(*here(), {})
+            with pytest.raises(InventoryError, match=says):
+                probe_all(*load_settings(), {})
             assert not told()["catalogue"].ok
             assert main(["models", "list"]) == 2
             assert says in capsys.readouterr().err

@@ -12,16 +12,16 @@ import pytest
 from inference.backends import ollama_http
 from inference.backends.ollama_http import OllamaBackend
 from inference.errors import (
-    Abandoned,
+    BackendUnavailable,
     BadAnswer,
     BadRequest,
     BadVectors,
+    CallCancelled,
     InferenceError,
     ModelMissing,
     RateLimited,
     TooLong,
     Unauthorised,
-    Unavailable,
 )
 from inference.protocol import Sampling
 from tests.faultserver import (
@@ -162,18 +162,18 @@ def test_an_ollama_that_is_declared_a_cloud_may_run_models_there(
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (status(500), Unavailable),
-        (status(503), Unavailable),
+        (status(500), BackendUnavailable),
+        (status(503), BackendUnavailable),
         (status(401), Unauthorised),
         (status(404), ModelMissing),
         (status(400), BadRequest),
         (status(400, {"error": "the input length exceeds the context length"}), TooLong),
-        (redirect("http://127.0.0.1:1/api/chat"), Unavailable),
+        (redirect("http://127.0.0.1:1/api/chat"), BackendUnavailable),
         (malformed(), BadAnswer),
         (cut(3), BadAnswer),
         (end_early(3), BadAnswer),
         (empty(), BadAnswer),
-        (rewrite(b'"done": true', b'"error": "x"'), Unavailable),
+        (rewrite(b'"done": true', b'"error": "x"'), BackendUnavailable),
         (rewrite(b'"prompt_eval_count": ', b'"prompt_eval_count": 99'), TooLong),
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else value.__name__,
@@ -200,16 +200,16 @@ def test_an_answer_that_nobody_wants_or_that_never_comes_is_given_up(
     backend: OllamaBackend, faulty: FaultServer
 ) -> None:
     asked = iter([False, False, False, True])
-    with pytest.raises(Abandoned):
+    with pytest.raises(CallCancelled):
         backend.load(CHAT).generate(ask("Tell a story.", max_tokens=400), lambda: next(asked))
     impatient = ollama_http.connect(config(faulty.url, locality="local", timeout_s=0.5))
     faulty.next(None, hang())
     began = time.monotonic()
-    fails(impatient, Unavailable)
+    fails(impatient, BackendUnavailable)
     assert time.monotonic() - began < 5
     impatient.close()
     faulty.stop_listening()
-    fails(backend, Unavailable)
+    fails(backend, BackendUnavailable)
 
 
 def test_texts_become_vectors_with_the_models_prefixes(

@@ -12,16 +12,16 @@ import pytest
 from inference.backends import openai_http
 from inference.backends.openai_http import OpenAIBackend
 from inference.errors import (
-    Abandoned,
+    BackendUnavailable,
     BadAnswer,
     BadRequest,
+    CallCancelled,
     InferenceError,
     ModelMissing,
     RateLimited,
     Refused,
     TooLong,
     Unauthorised,
-    Unavailable,
 )
 from inference.protocol import Sampling
 from tests.faultserver import (
@@ -108,9 +108,9 @@ def test_what_a_provider_refuses_is_left_out(faulty: FaultServer) -> None:
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (status(500), Unavailable),
-        (status(503), Unavailable),
-        (status(529), Unavailable),
+        (status(500), BackendUnavailable),
+        (status(503), BackendUnavailable),
+        (status(529), BackendUnavailable),
         (status(401), Unauthorised),
         (status(403), Unauthorised),
         (status(400), BadRequest),
@@ -120,7 +120,7 @@ def test_what_a_provider_refuses_is_left_out(faulty: FaultServer) -> None:
         (status(400, {"error": {"code": "context_length_exceeded"}}), TooLong),
         (status(400, {"error": {"code": "content_policy_violation"}}), Refused),
         (status(429, {"error": {"code": "insufficient_quota"}}), RateLimited),
-        (redirect("http://127.0.0.1:1/v1/chat/completions"), Unavailable),
+        (redirect("http://127.0.0.1:1/v1/chat/completions"), BackendUnavailable),
         (malformed(), BadAnswer),
         (cut(3), BadAnswer),
         (end_early(3), BadAnswer),
@@ -157,7 +157,7 @@ def test_a_server_that_is_overloaded_says_how_long_too(
     backend: OpenAIBackend, faulty: FaultServer
 ) -> None:
     faulty.fault = status(503, retry_after="4")
-    assert fails(backend, Unavailable).retry_after == 4
+    assert fails(backend, BackendUnavailable).retry_after == 4
 
 
 def test_a_model_that_will_not_answer_says_so(backend: OpenAIBackend, faulty: FaultServer) -> None:
@@ -175,7 +175,7 @@ def test_a_server_that_hangs_is_given_up(faulty: FaultServer) -> None:
     faulty.fault = hang()
     made = openai_http.connect(config(f"{faulty.url}/v1", timeout_s=0.5))
     began = time.monotonic()
-    fails(made, Unavailable)
+    fails(made, BackendUnavailable)
     assert time.monotonic() - began < 5
     made.close()
 
@@ -184,7 +184,7 @@ def test_an_answer_that_only_trickles_is_given_up() -> None:
     with FaultServer() as canned:
         canned.fault = slow(1.4)
         made = openai_http.connect(config(f"{canned.url}/v1", timeout_s=3.0))
-        with pytest.raises(Unavailable, match="not complete after 3 s"):
+        with pytest.raises(BackendUnavailable, match="not complete after 3 s"):
             made.load(entry()).generate(ask())
         made.close()
 
@@ -192,7 +192,7 @@ def test_an_answer_that_only_trickles_is_given_up() -> None:
 def test_nobody_there_is_unavailable(faulty: FaultServer, backend: OpenAIBackend) -> None:
     faulty.stop_listening()
     try:
-        fails(backend, Unavailable)
+        fails(backend, BackendUnavailable)
         assert not backend.probe().reachable
     finally:
         faulty.listen()
@@ -230,13 +230,13 @@ def test_an_answer_that_nobody_wants_is_stopped_at_the_server(llama: Llama) -> N
         pieces += 1
         return pieces > 4
 
-    with pytest.raises(Abandoned):
+    with pytest.raises(CallCancelled):
         made.load(entry()).generate(ask("Tell a story.", max_tokens=900), enough)
     patience = time.monotonic() + 5
     while _at_work(llama):
         assert time.monotonic() < patience, "the server goes on with what nobody reads"
         time.sleep(0.05)
-    with pytest.raises(Abandoned):
+    with pytest.raises(CallCancelled):
         made.load(entry()).generate(ask(), lambda: True)
     made.close()
 

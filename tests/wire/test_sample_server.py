@@ -17,7 +17,7 @@ from inference.errors import TooLong
 from tests.echo_stack import eventually
 from tests.wire.making import config, entry
 from workers.home import CHECKOUT, Home
-from workers.stack.supervisor import answers
+from workers.stack.supervisor import http_ready
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIBackend]
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}/v1"
     try:
-        answering = answers(lambda: f"{url}/models")
+        answering = http_ready(lambda: f"{url}/models")
 
         def up() -> bool:
             assert process.poll() is None, log.read_text()

@@ -12,7 +12,7 @@ Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Departures:
+class EgressSummary:
     """Requests of one class to one backend on one day (UTC)."""
 
     day: dt.date
@@ -25,7 +25,7 @@ class Departures:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AuditReport:
     """The answer to "did anything private leave?".
 
     Attributes:
@@ -41,7 +41,7 @@ class Report:
 
     since: dt.datetime
     until: dt.datetime
-    departures: tuple[Departures, ...]
+    egress: tuple[EgressSummary, ...]
     private_requests: int
     private_receipts: int
     unrecorded: int
@@ -85,7 +85,7 @@ SELECT (SELECT count(*) = 2 FROM pg_constraint
 FROM pg_class c WHERE c.oid = 'vestry.egress'::regclass"""
 
 
-def report(conn: Connection, since: dt.datetime, until: dt.datetime) -> Report:
+def report(conn: Connection, since: dt.datetime, until: dt.datetime) -> AuditReport:
     """What left in a span of time.
 
     Args:
@@ -94,14 +94,14 @@ def report(conn: Connection, since: dt.datetime, until: dt.datetime) -> Report:
         until: up to when.
     """
     span = {"since": since, "until": until}
-    departures = tuple(Departures(*row) for row in conn.execute(_DEPARTURES, span).fetchall())
+    departures = tuple(EgressSummary(*row) for row in conn.execute(_DEPARTURES, span).fetchall())
     receipts = conn.execute(_RECEIPTS, span).fetchone()
     guarded = conn.execute(_GUARDED).fetchone()
     assert receipts is not None  # noqa: S101 - an aggregate always has a row
-    return Report(
+    return AuditReport(
         since=since,
         until=until,
-        departures=departures,
+        egress=departures,
         private_requests=sum(d.requests for d in departures if d.privacy != "shareable"),
         private_receipts=receipts[0],
         unrecorded=receipts[1],

@@ -22,7 +22,7 @@ PAGE: Final = 500
 
 
 @dataclass(slots=True)
-class Forgotten:
+class ErasureReport:
     """What went and what did not.
 
     Attributes:
@@ -41,7 +41,7 @@ class Forgotten:
     kept_jobs: int = 0
 
 
-def forget(conn: Connection, owner: str, *, timeout_s: float = 30.0) -> Forgotten:
+def forget(conn: Connection, owner: str, *, timeout_s: float = 30.0) -> ErasureReport:
     """Forget an owner for good.
 
     Args:
@@ -57,7 +57,7 @@ def forget(conn: Connection, owner: str, *, timeout_s: float = 30.0) -> Forgotte
     row = conn.execute("SELECT * FROM vestry.forget_owner_v1(%s)", [owner]).fetchone()
     if row is None or row[0] is None:
         raise UnknownOwner("nothing was ever stored for this owner")
-    done = Forgotten(owner, row[0], {"keys": row[1]})
+    done = ErasureReport(owner, row[0], {"keys": row[1]})
     done.gone["keys"] += _await_enqueues(conn, owner, timeout_s)
     done.cancelled = _cancel(conn, owner)
     _delete(conn, done)
@@ -103,7 +103,7 @@ def _cancel_page(conn: Connection, ids: list[UUID]) -> int:
     return sum(state == "cancelled" for (state,) in rows)
 
 
-def _delete(conn: Connection, done: Forgotten) -> None:
+def _delete(conn: Connection, done: ErasureReport) -> None:
     more = True
     while more:
         rows = conn.execute(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vestry.admin import audit
-from vestry.admin.audit import Report
+from vestry.admin.audit import AuditReport
 from vestry.cli.connections import operator
 from vestry.cli.errors import ExitCode
 from vestry.cli.options import JsonOption
@@ -55,11 +55,11 @@ def report(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _document(found: Report) -> dict[str, Any]:
+def _document(found: AuditReport) -> dict[str, Any]:
     totals = {
         privacy: {
-            "requests": sum(d.requests for d in found.departures if d.privacy == privacy),
-            "bytes": sum(d.bytes for d in found.departures if d.privacy == privacy),
+            "requests": sum(d.requests for d in found.egress if d.privacy == privacy),
+            "bytes": sum(d.bytes for d in found.egress if d.privacy == privacy),
         }
         for privacy in ("private", "shareable")
     }
@@ -78,7 +78,7 @@ def _document(found: Report) -> dict[str, Any]:
                 "jobs": d.jobs,
                 "bytes": d.bytes,
             }
-            for d in found.departures
+            for d in found.egress
         ],
         "private_receipts": found.private_receipts,
         "unrecorded": found.unrecorded,
@@ -86,11 +86,11 @@ def _document(found: Report) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, found: Report) -> None:
-    if found.departures:
+def _show(console: Console, found: AuditReport) -> None:
+    if found.egress:
         rows = (
             (d.day.isoformat(), d.privacy, d.backend, d.requests, d.jobs, d.bytes)
-            for d in found.departures
+            for d in found.egress
         )
         console.print(table(("day", "class", "backend", "#requests", "#jobs", "#bytes"), rows))
         console.print()

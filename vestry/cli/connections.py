@@ -19,7 +19,7 @@ CONNECT_TIMEOUT_S = 10
 
 
 @contextlib.contextmanager
-def client() -> Iterator[Vestry]:
+def open_client() -> Iterator[Vestry]:
     """The producer library, set up by environment or embedded stack.
 
     Raises:

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry.cli.connections import client
+from vestry.cli.connections import open_client
 from vestry.cli.errors import CommandError
-from vestry.cli.options import JsonOption, SinceOption, since
+from vestry.cli.options import JsonOption, SinceOption, parse_since
 from vestry.cli.output import Output, table
 from vestry.cli.receipts import receipt_document, show_receipts
 from vestry.cli.replay import job_document, job_table, replay_all
@@ -60,9 +60,9 @@ def list_dead(
     as_json: JsonOption = False,
 ) -> None:
     """List dead jobs, the latest first."""
-    with client() as vestry:
+    with open_client() as vestry:
         found = vestry.dead(
-            kind=kind, owner=owner, lane=lane, code=code, reason=reason, since=since(ended),
+            kind=kind, owner=owner, lane=lane, code=code, reason=reason, since=parse_since(ended),
             replayed=replayed, limit=limit,
         )  # fmt: skip
     Output(as_json=as_json).emit(
@@ -76,7 +76,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show why a job is dead, each of its attempts, and whether it can be replayed."""
-    with client() as vestry:
+    with open_client() as vestry:
         found, attempts = vestry.past_job(job), vestry.receipts(job)
     document = job_document(found) | {
         "advice": found.reason and found.reason.advice,
@@ -105,13 +105,13 @@ def replay(
     a job was given is no longer kept, so that it cannot be replayed.
     """
     which = {"kind": kind, "owner": owner, "lane": lane, "code": code, "reason": reason}
-    which |= {"since": since(ended)}  # type: ignore[dict-item] # of more types than the others
+    which |= {"since": parse_since(ended)}  # type: ignore[dict-item] # of more types than the others
     chosen = {name: value for name, value in which.items() if value is not None}
     if bool(jobs) + every + bool(chosen) != 1:
         raise CommandError(
             "usage", "Name jobs, or select some by options, or say --all: one of the three."
         )
-    with client() as vestry:
+    with open_client() as vestry:
         replay_all(
             vestry, Output(as_json=as_json), jobs, lambda limit: vestry.dead(**chosen, limit=limit)
         )

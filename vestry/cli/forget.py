@@ -77,7 +77,7 @@ def forget(
     Output(as_json=as_json).emit(document, lambda console: _show(console, done, until))
 
 
-def _show(console: Console, done: erasure.Forgotten, until: dt.datetime | None) -> None:
+def _show(console: Console, done: erasure.ErasureReport, until: dt.datetime | None) -> None:
     rows = [(NAMES[what], count) for what, count in done.gone.items()]
     console.print(table(("gone", "#"), [("jobs cancelled", done.cancelled), *rows]))
     when = (

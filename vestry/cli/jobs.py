@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry.cli.connections import client, transaction
+from vestry.cli.connections import open_client, transaction
 from vestry.cli.errors import CommandError, ExitCode
 from vestry.cli.options import JsonOption, TimeoutOption
 from vestry.cli.output import Output, duration, table
@@ -44,7 +44,7 @@ def status(
 ) -> None:
     """Show where a job stands, or without one how many jobs of each lane are in which state."""
     out = Output(as_json=as_json)
-    with client() as vestry:
+    with open_client() as vestry:
         if degraded:
             list_degraded(vestry, out)
             return
@@ -65,7 +65,7 @@ def wait(job: JobArgument, timeout: TimeoutOption = None, as_json: JsonOption = 
     Exit code 1 where the job failed, 4 where the time was over; the job then goes on.
     """
     out = Output(as_json=as_json)
-    with client() as vestry:
+    with open_client() as vestry:
         try:
             outcome = read_outcome(vestry, job, wait=True, timeout=timeout)
         except WaitTimeout as error:
@@ -85,7 +85,7 @@ def wait(job: JobArgument, timeout: TimeoutOption = None, as_json: JsonOption = 
 def result(job: JobArgument, as_json: JsonOption = False) -> None:
     """Print a finished job's result. Exit code 4 where it is not finished yet, 1 where it failed."""
     out = Output(as_json=as_json)
-    with client() as vestry:
+    with open_client() as vestry:
         found = vestry.status(job)
         if not found.finished:
             raise CommandError(
@@ -103,7 +103,7 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """Cancel jobs, queued or running. One that is finished stays what it is."""
-    with client() as vestry:
+    with open_client() as vestry:
         states = vestry.cancel(jobs)
     rows = [{"job": str(job), "state": state} for job, state in states.items()]
     unknown = sorted({name for name in jobs if job_id(name) not in states})

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vestry.cli.connections import client
+from vestry.cli.connections import open_client
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, duration, table
 from vestry.db.job_queries import BackendStatus
@@ -38,7 +38,7 @@ def lanes(context: typer.Context, as_json: JsonOption = False) -> None:
     if context.invoked_subcommand is not None:
         context.obj = as_json
         return
-    with client() as vestry:
+    with open_client() as vestry:
         found = vestry.lanes()
         failing = vestry.backends()
     document: dict[str, Any] = {
@@ -104,7 +104,7 @@ def resume(context: typer.Context, lane: LaneArgument, as_json: JsonOption = Fal
 
 
 def _set(lane: str, *, paused: bool, as_json: bool) -> None:
-    with client() as vestry:
+    with open_client() as vestry:
         if paused:
             vestry.pause_lane(lane)
         else:

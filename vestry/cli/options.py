@@ -72,7 +72,7 @@ SinceOption = Annotated[
 ]
 
 
-def since(told: str | None) -> dt.datetime | dt.timedelta | None:
+def parse_since(told: str | None) -> dt.datetime | dt.timedelta | None:
     """What `--since` was given; a time without a zone is this machine's.
 
     Raises:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry.cli.connections import client
+from vestry.cli.connections import open_client
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, duration, table
 from vestry.db.receipts import Receipt
@@ -24,7 +24,7 @@ def receipts(
     as_json: JsonOption = False,
 ) -> None:
     """Show which model served each attempt of a job, where, at what price, and why that one."""
-    with client() as vestry:
+    with open_client() as vestry:
         found = vestry.receipts(job)
     document = {"job": job, "receipts": [receipt_document(receipt) for receipt in found]}
     Output(as_json=as_json).emit(document, lambda console: show_receipts(console, found))

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vestry.cli.connections import client
+from vestry.cli.connections import open_client
 from vestry.cli.dead import KindOption, LaneOption, OwnersOption
 from vestry.cli.errors import CommandError
-from vestry.cli.options import JsonOption, SinceOption, since
+from vestry.cli.options import JsonOption, SinceOption, parse_since
 from vestry.cli.output import Output, table
 from vestry.cli.replay import job_document, replay_all, standing
 from vestry.client import Vestry
@@ -45,7 +45,7 @@ def rerun(
             ("kind", kind),
             ("owner", owner),
             ("lane", lane),
-            ("since", since(ended)),
+            ("since", parse_since(ended)),
         )
         if value is not None
     }
@@ -53,7 +53,7 @@ def rerun(
         raise CommandError(
             "usage", "Name jobs, or select some by options, or say --all: one of the three."
         )
-    with client() as vestry:
+    with open_client() as vestry:
         replay_all(
             vestry,
             Output(as_json=as_json),

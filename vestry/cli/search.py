@@ -19,7 +19,7 @@ from vestry.search.hits import Hit, Hits
 SNIPPET = 400
 """Characters of a passage that a person is shown."""
 
-TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+BIDI_CONTROLS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 """Unicode's bidirectional embeddings, overrides and isolates: they reorder what follows them."""
 
 
@@ -168,7 +168,7 @@ def printable(text: str) -> str:
     """
     return "".join(
         " "
-        if unicodedata.category(character) in {"Cc", "Cs"} or character in TURNING
+        if unicodedata.category(character) in {"Cc", "Cs"} or character in BIDI_CONTROLS
         else character
         for character in text
     )

@@ -24,7 +24,7 @@ from vestry.crypto.keyring_source import KeyFile, KeySource, RingText
 from vestry.errors import KeyRingError, SealBroken, UnknownKey
 
 _FIELD = "data key"
-LOOK_AGAIN_S: Final = 5.0
+RELOAD_CHECK_S: Final = 5.0
 """How soon a source that had not the key looked for is asked again."""
 
 
@@ -44,7 +44,7 @@ class KeyRing:
         self._held = _opened(RingText(keys, current))
         self._source = source
         self._lock = threading.Lock()
-        self._barren_at = -LOOK_AGAIN_S
+        self._barren_at = -RELOAD_CHECK_S
 
     def __repr__(self) -> str:
         return f"KeyRing({len(self._held[0])} keys)"
@@ -140,7 +140,7 @@ class KeyRing:
         with self._lock:
             found = self._held[0].get(kek_id)
             if found is None and self._source is not None:
-                if time.monotonic() - self._barren_at < LOOK_AGAIN_S:
+                if time.monotonic() - self._barren_at < RELOAD_CHECK_S:
                     return None
                 self._held = _opened(self._source.read_with(kek_id))
                 found = self._held[0].get(kek_id)

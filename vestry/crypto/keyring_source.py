@@ -23,9 +23,9 @@ from typing import Final, Protocol
 
 from vestry.errors import KeyRingError
 
-COMMAND_S: Final = 30.0
+COMMAND_TIMEOUT_S: Final = 30.0
 """How long a command may take to print the key ring."""
-HANDED_S: Final = 2.0
+DESCRIPTOR_READ_TIMEOUT_S: Final = 2.0
 """How long a child waits for a key that its supervisor is just about to hand it."""
 _MALFORMED: Final = "the key ring is malformed"
 
@@ -118,11 +118,11 @@ class KeyCommand:
         try:
             done = subprocess.run(
                 self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False,
-                timeout=COMMAND_S,
+                timeout=COMMAND_TIMEOUT_S,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             # `from None`: the error holds what was printed so far.
-            raise KeyRingError(f"{COMMAND} took longer than {COMMAND_S:.0f} s") from None
+            raise KeyRingError(f"{COMMAND} took longer than {COMMAND_TIMEOUT_S:.0f} s") from None
         except OSError:
             raise KeyRingError(f"{COMMAND} cannot be run") from None
         if done.returncode != 0:
@@ -181,7 +181,7 @@ class KeyDescriptor:
 
     def read_with(self, kek_id: str) -> RingText:
         """The ring, as soon as the parent has handed over the one with this key."""
-        until = time.monotonic() + HANDED_S
+        until = time.monotonic() + DESCRIPTOR_READ_TIMEOUT_S
         while True:
             ring = self.read()
             if kek_id in ring.keys or not self._is_file or time.monotonic() > until:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from vestry.crypto.envelope import OwnerKey, new_dek
 from vestry.errors import DatabaseError, KeyRingError, SettingsError, UnknownKey
 from vestry.ids import uuid7
-from vestry.operations import Query, Steps
+from vestry.operations import Operation, Query
 
 if TYPE_CHECKING:
     from vestry.crypto.keyring import KeyRing
@@ -36,7 +36,7 @@ class OwnerKeys:
         self._keys: OrderedDict[str, tuple[OwnerKey, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def ensure(self, owner: str) -> Steps[OwnerKey]:
+    def ensure(self, owner: str) -> Operation[OwnerKey]:
         """The owner's key, made in this transaction if there was none.
 
         A key that this very transaction made is not kept: should it roll back, the next job would
@@ -58,7 +58,7 @@ class OwnerKeys:
             raise DatabaseError(None)
         return self._unwrapped(owner, *rows[0])
 
-    def find(self, owner: str) -> Steps[OwnerKey | None]:
+    def find(self, owner: str) -> Operation[OwnerKey | None]:
         """The owner's key, or None where they never had one."""
         kept = self._kept(owner)
         if kept is not None:
@@ -67,7 +67,7 @@ class OwnerKeys:
         rows = yield Query(_CONTEXT, (owner,)), Query(_FIND, (owner,))
         return self._unwrapped(owner, *rows[1]) if rows[1:] else None
 
-    def require(self, owner: str) -> Steps[OwnerKey]:
+    def require(self, owner: str) -> Operation[OwnerKey]:
         """The owner's key; `UnknownKey` where there is none."""
         key = yield from self.find(owner)
         if key is None:
@@ -79,7 +79,7 @@ class OwnerKeys:
         with self._lock:
             self._keys.pop(owner, None)
 
-    def age(self) -> None:
+    def evict_expired(self) -> None:
         """Drop keys that were kept for long enough; called now and then, also while nothing is done."""
         oldest = time.monotonic() - KEPT_S
         with self._lock:
@@ -102,7 +102,7 @@ class OwnerKeys:
     ) -> OwnerKey:
         key = self._ring().unwrap(owner, key_id, wrapped, kek_id)  # type: ignore[arg-type]
         if not fresh:
-            self.age()
+            self.evict_expired()
             with self._lock:
                 self._keys[owner] = key, time.monotonic()
                 while len(self._keys) > _KEPT:

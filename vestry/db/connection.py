@@ -14,7 +14,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from vestry.errors import InvalidInput
-from vestry.operations import RELEASE, ROLLBACK, SAVEPOINT, one, run, run_async
+from vestry.operations import RELEASE, ROLLBACK, SAVEPOINT, execute, execute_async, single
 
 # All or nothing within a transaction that is the caller's.
 
@@ -35,14 +35,14 @@ def all_or_nothing(conn: psycopg.Connection[Any]) -> Iterator[None]:
         with conn.transaction():
             yield
         return
-    run(conn, one(SAVEPOINT))
+    execute(conn, single(SAVEPOINT))
     try:
         yield
     except BaseException:
         if conn.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
-            run(conn, one(ROLLBACK))
+            execute(conn, single(ROLLBACK))
         raise
-    run(conn, one(RELEASE))
+    execute(conn, single(RELEASE))
 
 
 @contextlib.asynccontextmanager
@@ -61,14 +61,14 @@ async def all_or_nothing_async(conn: psycopg.AsyncConnection[Any]) -> AsyncItera
         async with conn.transaction():
             yield
         return
-    await run_async(conn, one(SAVEPOINT))
+    await execute_async(conn, single(SAVEPOINT))
     try:
         yield
     except BaseException:
         if conn.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
-            await run_async(conn, one(ROLLBACK))
+            await execute_async(conn, single(ROLLBACK))
         raise
-    await run_async(conn, one(RELEASE))
+    await execute_async(conn, single(RELEASE))
 
 
 CONNECT_S: Final = 10.0

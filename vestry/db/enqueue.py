@@ -14,10 +14,10 @@ from vestry.crypto.envelope import PAYLOAD, OwnerKey, blob_field, plain_digest
 from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import IdempotencyConflict, InvalidInput, PayloadTooLarge, UnknownKey
 from vestry.ids import uuid7
-from vestry.jobs.base import Digest, JobRequest, Options
+from vestry.jobs.base import Digest, JobOptions, JobRequest
 from vestry.jobs.flow import Flow, Step, steps_of
 from vestry.jobs.results import JobRef
-from vestry.operations import Query, Steps
+from vestry.operations import Operation, Query
 from vestry.validation import PAYLOAD_LIMIT, check_label
 
 BATCH_JOBS: Final = 1000
@@ -42,10 +42,10 @@ _PRIVATE_SOURCES: Final = "SELECT vestry.private_sources_v1(%s::text, %b::text[]
 
 
 @dataclass(slots=True)
-class Batch:
+class EnqueueBatch:
     """Jobs of one owner on their way into one call of the SQL function."""
 
-    options: Options
+    options: JobOptions
     digest: Digest
     key: OwnerKey | None
     payload_limit: int = PAYLOAD_LIMIT
@@ -62,7 +62,7 @@ class Batch:
         """Serialise a job, and what follows on it, for this batch's owner."""
         return steps_of(job, self.digest, self.payload_limit)
 
-    def takes(self, steps: Sequence[Step]) -> bool:
+    def has_room_for(self, steps: Sequence[Step]) -> bool:
         """Whether there is room. One call cannot index the same document twice."""
         size = sum(map(_size, steps))
         return (
@@ -98,7 +98,7 @@ class Batch:
                 self.digest("idempotent-content", scope + _meaning(self.options, steps)),
             )
 
-    def flush(self) -> Steps[list[JobRef]]:
+    def flush(self) -> Operation[list[JobRef]]:
         """Enqueue what was taken up, and be empty again; one reference for each job or flow.
 
         Raises:
@@ -120,7 +120,7 @@ class Batch:
         self._documents, self._bytes = set(), 0
         return references
 
-    def _check_sources(self) -> Steps[None]:
+    def _check_sources(self) -> Operation[None]:
         """Privacy cannot rise after a cloud has read: such a job is refused before it exists."""
         named = sorted({source for step in self._steps for source in step.prepared.sources})
         if not named or self.options.private:
@@ -131,7 +131,7 @@ class Batch:
                 "grounding", f"source {rows[0][0]} is private, and the job is shareable"
             )
 
-    def _store_blobs(self, found: Sequence[tuple[UUID, bool]]) -> Steps[None]:
+    def _store_blobs(self, found: Sequence[tuple[UUID, bool]]) -> Operation[None]:
         waiting = self._blob_parts(found)
         while parts := list(islice(waiting, _PARTS_A_CALL)):
             yield Query(
@@ -243,12 +243,12 @@ def _column(values: Iterable[Any]) -> list[Any] | None:
     return column if any(value is not None for value in column) else None
 
 
-def _bound(options: Options) -> bytes:
+def _bound(options: JobOptions) -> bytes:
     """Ties a plain hash to owner and privacy, so that hashes of two owners never compare equal."""
     return json.dumps([options.owner, options.privacy]).encode()
 
 
-def _meaning(options: Options, steps: Sequence[Step]) -> bytes:
+def _meaning(options: JobOptions, steps: Sequence[Step]) -> bytes:
     """What a flow asks for. When it is to run is not part of it: a retried call may say later."""
     told: list[bytes] = []
     for step in steps:
@@ -322,15 +322,15 @@ class KeyedJobs:
             raise error.within(f"jobs[{self._place}]") from None
 
 
-def new_batch(options: Options, keys: OwnerKeys, payload_limit: int) -> Steps[Batch]:
+def new_batch(options: JobOptions, keys: OwnerKeys, payload_limit: int) -> Operation[EnqueueBatch]:
     """An empty batch with the owner's key, made in this transaction if need be."""
     if not options.private:
-        return Batch(options, plain_digest, None, payload_limit)
+        return EnqueueBatch(options, plain_digest, None, payload_limit)
     key = yield from keys.ensure(options.owner)
-    return Batch(options, key.digest, key, payload_limit)
+    return EnqueueBatch(options, key.digest, key, payload_limit)
 
 
-def flush(batch: Batch, keys: OwnerKeys) -> Steps[list[JobRef]]:
+def flush(batch: EnqueueBatch, keys: OwnerKeys) -> Operation[list[JobRef]]:
     """`Batch.flush`; a key the database no longer knows is not used again."""
     try:
         return (yield from batch.flush())
@@ -341,11 +341,11 @@ def flush(batch: Batch, keys: OwnerKeys) -> Steps[list[JobRef]]:
 
 def enqueue_one(
     job: JobRequest | Flow,
-    options: Options,
+    options: JobOptions,
     idempotency_key: str | None,
     keys: OwnerKeys,
     limit: int,
-) -> Steps[JobRef]:
+) -> Operation[JobRef]:
     """One job in the current transaction."""
     batch = yield from new_batch(options, keys, limit)
     batch.add(batch.prepare(job), idempotency_key)

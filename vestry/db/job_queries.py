@@ -22,7 +22,7 @@ from vestry.jobs.base import privacy_name
 from vestry.jobs.embedding import Document, document_id, external_hash
 from vestry.jobs.results import JobRef, JobStatus, Result, parse_result
 from vestry.lanes import LANES, Privacy
-from vestry.operations import Query, Steps
+from vestry.operations import Operation, Query
 from vestry.validation import check_label, check_source
 
 JobLike = JobRef | JobStatus | UUID | str
@@ -112,13 +112,13 @@ class BackendStatus:
     away_s: float | None
 
 
-def backends() -> Steps[list[BackendStatus]]:
+def backends() -> Operation[list[BackendStatus]]:
     """Model servers that failed lately; the others are well."""
     rows = yield Query(_BACKENDS)
     return [BackendStatus(*row) for row in rows]
 
 
-def has_documents(owner: str) -> Steps[bool]:
+def has_documents(owner: str) -> Operation[bool]:
     """Whether anything is indexed for an owner; in a transaction."""
     yield Query("SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)", (owner,))
     rows = yield Query(
@@ -157,7 +157,7 @@ def job_ids(jobs: JobLike | Iterable[JobLike]) -> list[UUID]:
     return [job_id(job) for job in jobs]
 
 
-def check_finished(job: UUID) -> Steps[None]:
+def check_finished(job: UUID) -> Operation[None]:
     """Raise `NotFinished`, or `UnknownJob`, unless the job is in a final state."""
     rows = yield Query(_FINISHED, (job,), prepare=True)
     if not rows:
@@ -166,14 +166,14 @@ def check_finished(job: UUID) -> Steps[None]:
         raise NotFinished
 
 
-def statuses(jobs: Sequence[UUID]) -> Steps[list[JobStatus]]:
+def statuses(jobs: Sequence[UUID]) -> Operation[list[JobStatus]]:
     """States in the order asked for; those that do not exist are left out."""
     rows = yield Query(_STATUSES, (list(jobs),))
     found = {row[0]: status_of(row) for row in rows}
     return [found[job] for job in jobs if job in found]
 
 
-def status(job: UUID) -> Steps[JobStatus]:
+def status(job: UUID) -> Operation[JobStatus]:
     """One job's state."""
     found = yield from statuses([job])
     if not found:
@@ -181,7 +181,7 @@ def status(job: UUID) -> Steps[JobStatus]:
     return found[0]
 
 
-def flow(job: UUID) -> Steps[list[JobStatus]]:
+def flow(job: UUID) -> Operation[list[JobStatus]]:
     """All jobs of the flow that a job is of, each behind the one it follows on; else the job alone."""
     rows = yield Query(_FLOW, (job, job))
     if not rows:
@@ -191,7 +191,7 @@ def flow(job: UUID) -> Steps[list[JobStatus]]:
 
 def outcome(
     job: UUID, keys: OwnerKeys, *, discard: bool = False
-) -> Steps[tuple[JobStatus, dict[str, Any]]]:
+) -> Operation[tuple[JobStatus, dict[str, Any]]]:
     """A finished job's status and result as JSON; in a transaction where it is to be discarded.
 
     Args:
@@ -223,13 +223,13 @@ def outcome(
     return state, opened
 
 
-def result(job: UUID, keys: OwnerKeys) -> Steps[Result]:
+def result(job: UUID, keys: OwnerKeys) -> Operation[Result]:
     """A finished job's typed result; raises as `outcome`."""
     state, body = yield from outcome(job, keys)
     return parse_result(state.kind, body)
 
 
-def cancel(jobs: Sequence[UUID]) -> Steps[dict[UUID, str]]:
+def cancel(jobs: Sequence[UUID]) -> Operation[dict[UUID, str]]:
     """Cancel what is not finished; the state each is in now."""
     rows = yield Query(_CANCEL, (list(jobs),))
     states = {row[0]: str(row[1]) for row in rows}
@@ -238,7 +238,7 @@ def cancel(jobs: Sequence[UUID]) -> Steps[dict[UUID, str]]:
     return states
 
 
-def lanes() -> Steps[list[LaneStatus]]:
+def lanes() -> Operation[list[LaneStatus]]:
     """All lanes."""
     rows = yield Query(_LANES)
     return [
@@ -247,7 +247,7 @@ def lanes() -> Steps[list[LaneStatus]]:
     ]
 
 
-def pause_lane(lane: str, *, paused: bool) -> Steps[None]:
+def pause_lane(lane: str, *, paused: bool) -> Operation[None]:
     """Stop or resume picking from a lane."""
     if lane not in LANES:
         raise UnknownLane(f"there is no such lane; the lanes are {', '.join(LANES)}")
@@ -256,7 +256,7 @@ def pause_lane(lane: str, *, paused: bool) -> Steps[None]:
 
 def delete_documents(
     owner: str, privacy: str, source: str, ids: Iterable[str | Document], keys: OwnerKeys
-) -> Steps[int]:
+) -> Operation[int]:
     """Delete documents, with their chunks and vectors; how many there were."""
     check_label("owner", owner)
     privacy = privacy_name(privacy)

@@ -19,13 +19,13 @@ import psycopg
 READ_AGAIN_S: Final = 1.0
 """How often who waits reads the job's state, notified or not."""
 _LISTEN: Final = "LISTEN vestry_done"
-_BREATH_S: Final = 0.5
+_SHUTDOWN_POLL_S: Final = 0.5
 """How long closing may take, and the pause before connecting again."""
 _START_S: Final = 2.0
 """How long a first waiter waits for the ear to open before it goes on by reading alone."""
 
 
-class Listener:
+class CompletionListener:
     """A thread that listens and wakes who waits for a job. Starts when first needed."""
 
     def __init__(self, conninfo: str) -> None:
@@ -58,7 +58,7 @@ class Listener:
         """Stop listening."""
         self._closing.set()
         if self._thread is not None:
-            self._thread.join(timeout=2 * _BREATH_S)
+            self._thread.join(timeout=2 * _SHUTDOWN_POLL_S)
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -70,18 +70,18 @@ class Listener:
             except psycopg.Error:
                 # Nobody is told: waiters read by themselves, and say so if they cannot.
                 self._open.clear()
-                self._closing.wait(_BREATH_S)
+                self._closing.wait(_SHUTDOWN_POLL_S)
 
     def _hear(self, conn: psycopg.Connection[tuple[object, ...]]) -> None:
         while not self._closing.is_set():
-            for heard in conn.notifies(timeout=_BREATH_S):
+            for heard in conn.notifies(timeout=_SHUTDOWN_POLL_S):
                 with self._lock:
                     events = tuple(self._waiting.get(heard.payload, ()))
                 for event in events:
                     event.set()
 
 
-class AsyncListener:
+class AsyncCompletionListener:
     """`Listener` as a task of the running event loop."""
 
     def __init__(self, conninfo: str) -> None:
@@ -127,4 +127,4 @@ class AsyncListener:
                             event.set()
             except psycopg.Error:
                 self._open.clear()
-                await asyncio.sleep(_BREATH_S)
+                await asyncio.sleep(_SHUTDOWN_POLL_S)

@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from vestry.errors import UnknownJob
-from vestry.operations import Query, Steps
+from vestry.operations import Operation, Query
 
 _RECEIPTS: Final = """
 SELECT j.id, r.attempt, r.outcome, r.reason, r.intended_backend, r.intended_model, r.served_backend,
@@ -63,7 +63,7 @@ class Receipt:
     finished_at: dt.datetime
 
 
-def receipts(job: UUID) -> Steps[list[Receipt]]:
+def receipts(job: UUID) -> Operation[list[Receipt]]:
     """The receipts of a job, in the order of its attempts.
 
     Raises:

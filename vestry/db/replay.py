@@ -21,7 +21,7 @@ from vestry.failure_reasons import REASONS, Reason, codes_of, reason_of
 from vestry.ids import uuid7
 from vestry.jobs.results import JobRef, JobStatus
 from vestry.lanes import KINDS, LANES, Privacy
-from vestry.operations import Query, Steps
+from vestry.operations import Operation, Query
 
 BATCH_JOBS: Final = 32
 """Jobs replayed in one call, whose payloads are in memory together."""
@@ -75,7 +75,7 @@ _STORE: Final = """SELECT vestry.store_blobs_v1(
 
 
 @dataclass(frozen=True, slots=True)
-class Which:
+class JobFilter:
     """Which dead or degraded jobs are meant; without any of it, all of them.
 
     Attributes:
@@ -161,17 +161,17 @@ class PastJob:
     served_model: str | None = None
 
 
-def dead(which: Which) -> Steps[list[PastJob]]:
+def dead(which: JobFilter) -> Operation[list[PastJob]]:
     """Dead jobs, the latest first; in a transaction."""
     return (yield from _listed(which, _DEAD))
 
 
-def degraded(which: Which) -> Steps[list[PastJob]]:
+def degraded(which: JobFilter) -> Operation[list[PastJob]]:
     """Jobs that another model than the intended one served, the latest first; in a transaction."""
     return (yield from _listed(which, _DEGRADED))
 
 
-def past_job(job: UUID) -> Steps[PastJob]:
+def past_job(job: UUID) -> Operation[PastJob]:
     """One job; in a transaction. Raises `UnknownJob`."""
     found = yield from _past([job])
     if not found:
@@ -179,7 +179,7 @@ def past_job(job: UUID) -> Steps[PastJob]:
     return found[0]
 
 
-def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Steps[list[JobRef]]:
+def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Operation[list[JobRef]]:
     """Run finished jobs once more, each as a new job; all of them or none, in a transaction.
 
     Jobs that died waiting for one of them come along.
@@ -208,14 +208,14 @@ def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Steps[list[JobRef]]:
     return [made[job] for job in jobs]
 
 
-def _listed(which: Which, state: LiteralString) -> Steps[list[PastJob]]:
+def _listed(which: JobFilter, state: LiteralString) -> Operation[list[PastJob]]:
     # The listed jobs' owners are named, so that it can be seen what of theirs is kept.
     rows = yield which.query("j.id, j.owner", state)
     yield Query(_NAME, (sorted({row[1] for row in rows}),))
     return (yield from _past([row[0] for row in rows], named=True))
 
 
-def _past(jobs: Sequence[UUID], *, named: bool = False) -> Steps[list[PastJob]]:
+def _past(jobs: Sequence[UUID], *, named: bool = False) -> Operation[list[PastJob]]:
     if not named:
         rows = yield Query(
             "SELECT owner FROM vestry.jobs WHERE id = ANY (%b::uuid[])", (list(jobs),)
@@ -257,7 +257,7 @@ def _batches(rows: Sequence[Any]) -> Iterator[list[UUID]]:
 
 def _replay_batch(
     jobs: Sequence[UUID], owner: str, privacy: str, key: OwnerKey | None
-) -> Steps[dict[UUID, JobRef]]:
+) -> Operation[dict[UUID, JobRef]]:
     rows = yield Query(_PAYLOADS[privacy], (list(jobs),))
     bodies = {row[0]: row[1] for row in rows}
     missing = tuple(job for job in jobs if job not in bodies)
@@ -286,7 +286,7 @@ def _replay_batch(
 
 def _copy_files(
     jobs: dict[UUID, UUID], owner: str, privacy: str, key: OwnerKey | None
-) -> Steps[None]:
+) -> Operation[None]:
     """The old jobs' files for the new ones, a part of at most 1 MiB at a time."""
     parts = (yield Query(_PARTS[privacy], (list(jobs),))) if jobs else []
     for old, name, part in parts:

@@ -34,7 +34,7 @@ RESULT_TTL_S: Final = 7 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class JobOptions:
     """What the jobs of one call have in common; see `Vestry.enqueue`. Validated when made."""
 
     owner: str

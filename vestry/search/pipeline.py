@@ -14,10 +14,10 @@ from typing import Any, Final
 from vestry.crypto.owner_keys import OwnerKeys
 from vestry.db import job_queries
 from vestry.errors import SEARCH_TIMEOUT, UnknownOwner, VestryError, WaitTimeout
-from vestry.jobs.base import JobRequest, Options
+from vestry.jobs.base import JobOptions, JobRequest
 from vestry.jobs.rerank import Rerank, RerankResult
 from vestry.jobs.results import JobStatus
-from vestry.operations import Steps
+from vestry.operations import Operation
 from vestry.search.hits import Hit, Hits
 from vestry.search.vector_search import (
     RERANK_MOST,
@@ -33,7 +33,7 @@ from vestry.search.vector_search import (
 
 # A search's second look: its hits in the order in which a reranker puts their passages. No I/O.
 
-PATIENCE_S: Final = 10.0
+RERANK_TIMEOUT_S: Final = 10.0
 """Longest that a search waits for a reranker, in seconds: it has its hits already."""
 
 FELL_BACK: Final = "reranked_by_fallback"
@@ -41,7 +41,7 @@ TOO_SLOW: Final = "reranker_too_slow"
 FAILED: Final = "reranker_failed"
 
 
-def readable(hits: Sequence[Hit]) -> list[int]:
+def rerankable(hits: Sequence[Hit]) -> list[int]:
     """Places of the hits that a reranker can read: the nearest, as far as their text was kept."""
     return [place for place, hit in enumerate(hits) if hit.text and hit.text.strip()][:RERANK_MOST]
 
@@ -78,7 +78,7 @@ EMBEDDED_BY_FALLBACK: Final = "query_embedded_by_fallback"
 class Do:
     """Carry out steps; the answer is what they return."""
 
-    steps: Callable[[], Steps[Any]]
+    steps: Callable[[], Operation[Any]]
     atomic: bool = False
 
 
@@ -91,7 +91,7 @@ class Ask:
     """
 
     job: JobRequest
-    options: Options
+    options: JobOptions
     timeout: float
 
 
@@ -133,7 +133,7 @@ class Search:
         watch.note(hits, told)
         if told.degraded:
             hits.degrade(EMBEDDED_BY_FALLBACK)
-        places = readable(hits) if hits.to_rerank else []
+        places = rerankable(hits) if hits.to_rerank else []
         if places:
             hits = yield from self._reranked(hits, places, end)
         return hits.first(request.limit)
@@ -141,7 +141,7 @@ class Search:
     def _reranked(self, hits: Hits, places: list[int], end: float) -> Course:
         """The hits as a reranker orders them, or as they are where it does not."""
         began = time.monotonic()
-        patience = min(end - began, PATIENCE_S)
+        patience = min(end - began, RERANK_TIMEOUT_S)
         if patience <= 0:
             return hits.degrade(TOO_SLOW)
         job = rerank_job(self.query, hits, places)

@@ -20,11 +20,11 @@ from psycopg import sql
 from vestry.crypto.envelope import CHUNK, DETAIL
 from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import InvalidInput, UnknownSpace
-from vestry.jobs.base import Options, privacy_name
+from vestry.jobs.base import JobOptions, privacy_name
 from vestry.jobs.embedding import Embedding
 from vestry.jobs.results import JobStatus
 from vestry.lanes import Latency, Privacy
-from vestry.operations import Query, Row, Steps
+from vestry.operations import Operation, Query, Row
 from vestry.search.hits import Hit, Hits
 from vestry.validation import check_label, check_source, check_text
 
@@ -116,9 +116,9 @@ def query_job(query: str, model: str | None) -> Embedding:
     return Embedding(texts=[query], input="query", model=model, keep_text=False)
 
 
-def query_options(request: SearchRequest) -> Options:
+def query_options(request: SearchRequest) -> JobOptions:
     """As private as what is searched, at once, and its result gone soon."""
-    return Options(
+    return JobOptions(
         owner=request.owner,
         privacy=request.privacy,
         latency=Latency.INTERACTIVE.value,
@@ -126,7 +126,7 @@ def query_options(request: SearchRequest) -> Options:
     )
 
 
-def model_of(space: str | None) -> Steps[str | None]:
+def model_of(space: str | None) -> Operation[str | None]:
     """The model to embed a query with for a named space; None for the workers' own choice."""
     if space is None:
         return None
@@ -171,7 +171,7 @@ def nearest(
     keys: OwnerKeys,
     *,
     rerank: bool | None = False,
-) -> Steps[Hits]:
+) -> Operation[Hits]:
     """The nearest documents to a vector of a space; in a transaction.
 
     Args:
@@ -252,7 +252,7 @@ class _Query:
     dimension: int
     vector: str
 
-    def chunks(self, part: _Selection, limit: int) -> Steps[list[Row]]:
+    def chunks(self, part: _Selection, limit: int) -> Operation[list[Row]]:
         """Nearest chunks, as many as it takes to have `limit` documents, or all there are."""
         exact = True
         if part.privacy == "shareable":
@@ -271,7 +271,7 @@ class _Query:
             else:
                 most *= 4
 
-    def _count(self, part: _Selection) -> Steps[int]:
+    def _count(self, part: _Selection) -> Operation[int]:
         """Rows of a selection, counted no further than it matters."""
         count = _COUNT.format(
             space=sql.Literal(self.space_id),
@@ -281,7 +281,7 @@ class _Query:
         rows = yield Query(count, part.params)
         return int(rows[0][0])
 
-    def _worth_exact(self, selected: int) -> Steps[bool]:
+    def _worth_exact(self, selected: int) -> Operation[bool]:
         if not EXACT_ROWS < selected <= EXACT_FILTERED_ROWS:
             return selected <= EXACT_ROWS
         name = f"vestry.shareable_embeddings_s{self.space_id}"
@@ -304,7 +304,7 @@ class _Query:
         return Query(near + columns, (self.vector, *part.params), prepare=False)
 
 
-def _hit(privacy: str, row: Row, keys: OwnerKeys) -> Steps[Hit]:
+def _hit(privacy: str, row: Row, keys: OwnerKeys) -> Operation[Hit]:
     chunk_id, document_id, owner, source, distance, text, detail, start, end = row
     if privacy == Privacy.PRIVATE.value:
         key = yield from keys.require(owner)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 BULK_PER_S: Final = 50.0
 """Bulk jobs told of per second: as many as somebody watching could make use of."""
-LINGER_S: Final = 0.1
+BATCH_DELAY_S: Final = 0.1
 """How long an event waits for others to share its message. A message costs about a millisecond of the
 process's own time (measured, 1,061/s; in one message 23,000 events/s), which jobs would go without."""
 EVENTS_PER_MESSAGE: Final = 200
@@ -34,7 +34,7 @@ BACKLOG: Final = 10_000
 """Events waiting to be sent; more are shed."""
 
 
-class FlowerFeed:
+class TaskEventPublisher:
     """Sends events from a thread of its own, so that a slow broker slows no job.
 
     Args:
@@ -104,7 +104,7 @@ class FlowerFeed:
         while True:
             event = self._events.get()
             # Not now: the job it tells of is running, in this process.
-            time.sleep(LINGER_S)
+            time.sleep(BATCH_DELAY_S)
             try:
                 self._send(event)
             except Exception as error:  # whatever it is, the next event is to be told of
@@ -134,13 +134,13 @@ class FlowerFeed:
                     dispatcher.flush()
                 event = self._events.get(timeout=IDLE_S)
                 if waited:
-                    time.sleep(LINGER_S)
+                    time.sleep(BATCH_DELAY_S)
 
 
 # Celery's consumer, with patience for Flower.
 
 
-class PatientConsumer(Consumer):  # type: ignore[misc] # Celery ships no types
+class BatchedEventConsumer(Consumer):  # type: ignore[misc] # Celery ships no types
     """Sends task events a moment later, together. They carry the time at which they happened."""
 
     _sending = False
@@ -153,7 +153,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc] # Celery ships no types
             self.hub.call_soon(self._send_later)
 
     def _send_later(self) -> None:
-        self.hub.call_later(LINGER_S, self._send)
+        self.hub.call_later(BATCH_DELAY_S, self._send)
 
     def _send(self, *_: Any) -> None:
         self._sending = False

@@ -21,7 +21,7 @@ from psycopg_pool import PoolTimeout
 
 from models.states import State
 from vestry.lanes import KINDS
-from workers.execution.fetcher import Runtime
+from workers.execution.fetcher import JobFetcher
 from workers.execution.finish import REFUSED
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class JobRetried(Retry):  # type: ignore[misc] # Celery ships no types
         return f"JobRetried({self.message!r})"
 
 
-def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
+def register(app: Celery, runtime: Callable[[], JobFetcher]) -> None:
     """Add a task per kind to an app.
 
     Args:
@@ -56,7 +56,7 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
         app.task(_body(kind, runtime), name=kind, bind=True, ignore_result=True)
 
 
-def _body(kind: str, runtime: Callable[[], Runtime]) -> Callable[[Any, str], None]:
+def _body(kind: str, runtime: Callable[[], JobFetcher]) -> Callable[[Any, str], None]:
     def run(task: Any, job: str) -> None:
         try:
             job_id = UUID(job)
@@ -64,8 +64,8 @@ def _body(kind: str, runtime: Callable[[], Runtime]) -> Callable[[Any, str], Non
             raise Ignore from None
         lane = task.request.delivery_info.get("routing_key") or ""
         try:
-            finished = runtime().hinted(lane, kind, job_id)
-            stopped = runtime().stopped(lane, job_id) if finished is None else None
+            finished = runtime().on_hint(lane, kind, job_id)
+            stopped = runtime().terminal_state(lane, job_id) if finished is None else None
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("a hint is left for later (%s)", type(error).__name__)
             raise JobRetried("database_away") from None

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from celery import Celery, signals
 
-from models.claims import Terms
+from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
 from vestry.crypto import keyring_source
 from vestry.crypto.keyring import KeyRing
@@ -20,26 +20,26 @@ from vestry.errors import KeyRingError
 from vestry.lanes import LANES, Latency, Pool, Privacy
 from workers import db
 from workers.celery_integration import tasks
-from workers.celery_integration.events import FlowerFeed
+from workers.celery_integration.events import TaskEventPublisher
 from workers.enabled_backends import enabled_catalogue
 from workers.execution import components
 from workers.execution.executor import Executor
-from workers.execution.fetcher import Runtime
+from workers.execution.fetcher import JobFetcher
 from workers.execution.finish import Finisher
 from workers.execution.heartbeat import Heartbeat
-from workers.execution.listener import Listener
-from workers.execution.watchdog import Liveness
+from workers.execution.listener import LaneListener
+from workers.execution.watchdog import StallWatchdog
 from workers.isolation import network_guard, preflight
 from workers.isolation.temp_dir import Scratch, ScratchError
 from workers.settings import Settings
 
 log = logging.getLogger(__name__)
 
-DRAIN_S = 10.0
+DRAIN_TIMEOUT_S = 10.0
 """How long the end of a process waits for its leases to be handed back."""
 
 
-class Lifecycle:
+class WorkerLifecycle:
     """One worker process from `worker_init` to its end.
 
     Args:
@@ -50,25 +50,25 @@ class Lifecycle:
     def __init__(self, app: Celery, settings: Settings) -> None:
         self._app = app
         self._settings = settings
-        self._runtime: Runtime | None = None
-        self._listener: Listener | None = None
-        self._liveness: Liveness | None = None
+        self._runtime: JobFetcher | None = None
+        self._listener: LaneListener | None = None
+        self._liveness: StallWatchdog | None = None
         self._drain: threading.Thread | None = None
-        self._kit: components.Kit | None = None
+        self._kit: components.WorkerComponents | None = None
         self._scratch: Scratch | None = None
 
-    def runtime(self) -> Runtime:
+    def fetcher(self) -> JobFetcher:
         """The process's runtime, once it runs."""
         if self._runtime is None:
             raise RuntimeError("the worker has not started")
         return self._runtime
 
-    def enclose(self, sender: Any, **_: Any) -> None:
+    def isolate(self, sender: Any, **_: Any) -> None:
         """What concerns the process as a whole, before anything of a job can be in it."""
         settings = self._settings
         if settings.privacy == Privacy.PRIVATE.value:
-            preflight.no_dumps()
-            preflight.stand(
+            preflight.disable_core_dumps()
+            preflight.check_private_worker(
                 os.environ,
                 enabled_catalogue(settings),
                 keys=settings.backend_keys,
@@ -79,10 +79,10 @@ class Lifecycle:
         except ScratchError as error:
             raise SystemExit(f"no place for temporary files: {error}") from None
 
-    def stay_home(self, **_: Any) -> None:
+    def block_external_connections(self, **_: Any) -> None:
         """Close the way out. Until now a model may have been fetched, where that was allowed."""
         settings = self._settings
-        network_guard.stay_home(
+        network_guard.block_external_connections(
             (settings.database_url, settings.broker_url),
             settings.local_networks,
             cloud=any(LANES[lane].pool is Pool.CLOUD for lane in self._lanes()),
@@ -97,44 +97,46 @@ class Lifecycle:
         pool = db.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
         content = content_for(settings)
         keyring = content.keyring if isinstance(content, PrivateContent) else None
-        db.await_server(pool)
+        db.wait_for_database(pool)
         scratch = None if self._scratch is None else self._scratch.path
-        kit = self._kit = components.build(settings, pool, keyring, scratch)
+        kit = self._kit = components.build_components(settings, pool, keyring, scratch)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
             settings.lease_s,
             settings.heartbeat_s,
             settings.max_run_s,
-            (content.age, kit.library.age),
+            (content.evict_expired, kit.passage_search.evict_expired),
         )
         executor = Executor(
             pool=pool,
             content=content,
             handlers=kit.handlers,
-            library=kit.library,
-            terms=Terms(
+            passage_search=kit.passage_search,
+            policy=LeasePolicy(
                 worker=name,
                 privacy=str(settings.privacy or "shareable"),
                 lease_s=settings.lease_s,
                 max_run_s=settings.max_run_s,
             ),
-            heart=heart,
+            heartbeat=heart,
             finisher=Finisher(
                 pool, content, settings.backoff_cap_s, settings.max_run_s, settings.lease_s
             ),
         )
-        self._liveness = Liveness(
+        self._liveness = StallWatchdog(
             _connector(settings, f"{name}-liveness"),
             lanes,
             list(kit.handlers),
             heart,
             settings.deaf_s,
         )
-        self._runtime = Runtime(executor, settings, FlowerFeed(self._app, name), self._liveness)
+        self._runtime = JobFetcher(
+            executor, settings, TaskEventPublisher(self._app, name), self._liveness
+        )
         interactive = [lane for lane in lanes if LANES[lane].latency == Latency.INTERACTIVE]
         if interactive:
             connect = _connector(settings, f"{name}-ear")
-            self._listener = Listener(connect, interactive, self._runtime.wake)
+            self._listener = LaneListener(connect, interactive, self._runtime.notify)
         heart.start()
 
     def _lanes(self) -> tuple[str, ...]:
@@ -142,7 +144,7 @@ class Lifecycle:
 
     def ready(self, **_: Any) -> None:
         """Messages flow: start looking for work, and tell the supervisor."""
-        self.runtime().start()
+        self.fetcher().start()
         if self._liveness is not None:
             self._liveness.start()
         if self._listener is not None:
@@ -162,7 +164,7 @@ class Lifecycle:
     def shutdown(self, **_: Any) -> None:
         """Wait for the drain before the process ends."""
         if self._drain is not None:
-            self._drain.join(DRAIN_S)
+            self._drain.join(DRAIN_TIMEOUT_S)
         if self._kit is not None:
             self._kit.close()
         if self._scratch is not None:
@@ -215,11 +217,11 @@ def _or_end(step: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def attach(app: Celery, settings: Settings) -> Lifecycle:
+def attach(app: Celery, settings: Settings) -> WorkerLifecycle:
     """Register the kinds' tasks and follow the worker's signals."""
-    life = Lifecycle(app, settings)
-    tasks.register(app, life.runtime)
-    for step in (life.enclose, life.init, life.stay_home):
+    life = WorkerLifecycle(app, settings)
+    tasks.register(app, life.fetcher)
+    for step in (life.isolate, life.init, life.block_external_connections):
         signals.worker_init.connect(_or_end(step), weak=False)
     signals.worker_ready.connect(_or_end(life.ready), weak=False)
     signals.worker_shutting_down.connect(life.shutting_down, weak=False)

@@ -14,7 +14,7 @@ from rich.console import Console
 from vestry import Vestry, VestryError
 from workers.demo import indexing, kinds, report
 from workers.home import default_home
-from workers.stack.background import Detached, running_in, start_detached
+from workers.stack.background import BackgroundStack, running_in, start_background
 from workers.stack.supervisor import StartError
 
 PATIENCE_S = 300.0
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 @contextmanager
-def stack(console: Console) -> Iterator[Detached]:
+def stack(console: Console) -> Iterator[BackgroundStack]:
     """The stack that runs in this home, left running; or one that is started and stopped."""
     running = running_in(default_home())
     if running is not None:
@@ -59,7 +59,7 @@ def stack(console: Console) -> Iterator[Detached]:
         return
     began = time.monotonic()
     console.print("Starting Postgres, Valkey, a language model, dispatcher, reconciler, workers …")
-    with start_detached(flower=False) as running:
+    with start_background(flower=False) as running:
         console.print(f"Every process is ready after {time.monotonic() - began:.0f} s.")
         yield running
         console.print("\nStopping everything …")

@@ -19,7 +19,7 @@ INTERACTIVE_S = 0.05
 """What a topped-up interactive batch may take, in seconds: nobody waits for another's work."""
 
 
-class Pace:
+class BatchSizer:
     """Units a batch may hold so that it takes about so many seconds.
 
     Args:
@@ -41,7 +41,7 @@ class Pace:
         seconds = INTERACTIVE_S if latency == "interactive" else self._bulk_s
         return max(1, min(LARGEST_BUDGET, int(rate * seconds)))
 
-    def ran(self, kind: str, units: int, took_s: float) -> None:
+    def observe(self, kind: str, units: int, took_s: float) -> None:
         """Learn from a batch that took `took_s` seconds.
 
         `units` are those a model really worked on: what was found unchanged or was refused at once

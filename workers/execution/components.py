@@ -17,18 +17,18 @@ from inference.catalogue.default_embedding import default_embedding
 from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
 from inference.errors import InferenceError
 from inference.protocol import SpaceSpec
-from inference.routing.backend_guard import Gate
-from inference.routing.model_registry import Fleet, configuration
+from inference.routing.backend_guard import BackendGuard
+from inference.routing.model_registry import ModelRegistry, configuration
 from inference.routing.policy import RoutingPolicy, pool_of
 from inference.routing.router import Router
-from tasks.protocol import Handler, Library
+from tasks.protocol import Handler, PassageSearch
 from tasks.registry import handlers
 from vestry.crypto.keyring import KeyRing
 from vestry.lanes import LANES, Pool, Privacy
 from workers.db import session
-from workers.enabled_backends import RERANKER, enabled_catalogue, limits
+from workers.enabled_backends import RERANKER, breaker_settings, enabled_catalogue
 from workers.execution.egress_log import recorder
-from workers.execution.passage_search import Documents
+from workers.execution.passage_search import DatabasePassageSearch
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
@@ -36,21 +36,21 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Kit:
+class WorkerComponents:
     """What a process runs jobs with."""
 
     handlers: Mapping[str, Handler]
-    library: Library
+    passage_search: PassageSearch
     close: Callable[[], None] = lambda: None
     """Ends connections to model servers and helper processes."""
 
 
-def build(
+def build_components(
     settings: Settings,
     pool: ConnectionPool[Connection],
     keyring: KeyRing | None = None,
     scratch: Path | None = None,
-) -> Kit:
+) -> WorkerComponents:
     """Load what the process serves and warm it up.
 
     Args:
@@ -64,23 +64,25 @@ def build(
     """
     catalogue = enabled_catalogue(settings)
     pools = {LANES[lane].pool for lane in settings.lanes}
-    gate = Gate(
+    gate = BackendGuard(
         partial(session, pool, settings.lease_s),
         catalogue,
-        limits(settings),
+        breaker_settings(settings),
         settings.cloud_budget_usd,
     )
-    fleet = Fleet(
+    fleet = ModelRegistry(
         catalogue,
         configuration(
             _keys(settings, catalogue, pools),
             _options(settings),
-            gate.turn,
+            gate.acquire_permit,
             threads=settings.threads,
             device=settings.device if Pool.CLOUD not in pools else "cpu",
             nice=settings.nice,
-            scratch=scratch,
-            networks=settings.local_networks if settings.privacy == Privacy.PRIVATE.value else None,
+            temp_dir=scratch,
+            local_networks=settings.local_networks
+            if settings.privacy == Privacy.PRIVATE.value
+            else None,
             egress=recorder(pool) if Pool.CLOUD in pools else None,
         ),
     )
@@ -99,11 +101,13 @@ def build(
     _warm_up(fleet, catalogue, embedding, pools)
     if Pool.GPU in pools and embedding is not None:
         declare_space(pool, fleet.model(embedding).space)
-    return Kit(made, Documents(pool, fleet, embedding, keyring, settings.lease_s), fleet.close)
+    return WorkerComponents(
+        made, DatabasePassageSearch(pool, fleet, embedding, keyring, settings.lease_s), fleet.close
+    )
 
 
 def _warm_up(
-    fleet: Fleet, catalogue: Catalogue, embedding: ModelEntry | None, pools: set[Pool]
+    fleet: ModelRegistry, catalogue: Catalogue, embedding: ModelEntry | None, pools: set[Pool]
 ) -> None:
     """Load what is to be resident here: without the embedding model no start, others may come late."""
     for entry in catalogue.models:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
-class Slots:
+class SlotPool:
     """Batches in flight, counted per lane and kind: a long generation cannot take the slot that a
     query's embedding needs.
 
@@ -18,17 +18,17 @@ class Slots:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._made: dict[tuple[str, str], threading.Semaphore] = {}
+        self._semaphores: dict[tuple[str, str], threading.Semaphore] = {}
         self._missed: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
     def acquire(self, lane: str, kind: str) -> None:
         """Take a slot, when there is one."""
-        self._of(lane, kind).acquire()
+        self._semaphore(lane, kind).acquire()
 
-    def free(self, lane: str, kinds: Iterable[str]) -> list[str]:
+    def try_acquire(self, lane: str, kinds: Iterable[str]) -> list[str]:
         """Take a slot of each kind that has one now; those kinds."""
-        return [kind for kind in kinds if self._try(lane, kind)]
+        return [kind for kind in kinds if self._try_one(lane, kind)]
 
     def release(self, lane: str, kinds: Iterable[str]) -> bool:
         """Give a slot of each kind back.
@@ -38,14 +38,14 @@ class Slots:
         """
         missed = False
         for kind in kinds:
-            self._of(lane, kind).release()
+            self._semaphore(lane, kind).release()
             with self._lock:
                 missed = missed or (lane, kind) in self._missed
                 self._missed.discard((lane, kind))
         return missed
 
-    def _try(self, lane: str, kind: str) -> bool:
-        slot = self._of(lane, kind)
+    def _try_one(self, lane: str, kind: str) -> bool:
+        slot = self._semaphore(lane, kind)
         if slot.acquire(blocking=False):
             return True
         with self._lock:
@@ -53,12 +53,12 @@ class Slots:
         # One given back before that was written down would be missed by everybody.
         return slot.acquire(blocking=False)
 
-    def _of(self, lane: str, kind: str) -> threading.Semaphore:
+    def _semaphore(self, lane: str, kind: str) -> threading.Semaphore:
         with self._lock:
-            return self._made.setdefault((lane, kind), threading.Semaphore(self._size))
+            return self._semaphores.setdefault((lane, kind), threading.Semaphore(self._size))
 
 
-class Quarantine:
+class SharedExclusiveLock:
     """Shared by ordinary batches, held alone by a suspect. A waiting suspect goes first, else a busy
     process would never be empty.
     """  # noqa: D205
@@ -66,14 +66,14 @@ class Quarantine:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._running = 0
-        self._alone = False
+        self._exclusive = False
         self._waiting = 0
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Run beside others."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._alone and not self._waiting)
+            self._changed.wait_for(lambda: not self._exclusive and not self._waiting)
             self._running += 1
         try:
             yield
@@ -83,7 +83,7 @@ class Quarantine:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self, patience_s: float) -> Iterator[bool]:
+    def exclusive(self, timeout_s: float) -> Iterator[bool]:
         """Run while nothing else does; False if what runs was not over after `patience_s`.
 
         Others wait no longer than that: a batch that hangs must not stop the whole process.
@@ -92,9 +92,9 @@ class Quarantine:
             self._waiting += 1
             try:
                 empty = self._changed.wait_for(
-                    lambda: not self._alone and not self._running, patience_s
+                    lambda: not self._exclusive and not self._running, timeout_s
                 )
-                self._alone = self._alone or empty
+                self._exclusive = self._exclusive or empty
             finally:
                 self._waiting -= 1
                 self._changed.notify_all()
@@ -105,7 +105,7 @@ class Quarantine:
             yield True
         finally:
             with self._changed:
-                self._alone = False
+                self._exclusive = False
                 self._changed.notify_all()
 
 
@@ -125,14 +125,14 @@ class Wakeup:
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._changed = threading.Condition()
-        self._rung = False
+        self._notified = False
         self._closed = False
         self._due = time.monotonic() + every_s
 
     def notify(self) -> None:
         """There may be work."""
         with self._changed:
-            self._rung = True
+            self._notified = True
             self._changed.notify()
 
     def close(self) -> None:
@@ -144,10 +144,10 @@ class Wakeup:
     def wait(self) -> None:
         """Sleep until it is this thread's turn to look."""
         with self._changed:
-            while not (self._rung or self._closed):
+            while not (self._notified or self._closed):
                 left = self._due - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            self._rung = False
+            self._notified = False
             self._due = time.monotonic() + self._every_s

@@ -9,13 +9,13 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from inference.errors import Abandoned, InferenceError
+from inference.errors import CallCancelled, InferenceError
 from inference.remote.egress import Recorder
 from workers.db import session
 
-RECORD_S = 20.0
+RECORD_TIMEOUT_S = 20.0
 """Longest wait for a record to be written."""
-NOBODYS = "VY008"
+NO_RUNNING_JOB_SQLSTATE = "VY008"
 """No job of the request is running any more; raised by `vestry.record_egress_v1`."""
 
 
@@ -35,7 +35,7 @@ def recorder(pool: ConnectionPool[psycopg.Connection[Any]]) -> Recorder:
 
     def record(backend: str, size: int, jobs: Sequence[UUID]) -> None:
         try:
-            with session(pool, RECORD_S) as conn:
+            with session(pool, RECORD_TIMEOUT_S) as conn:
                 conn.execute(
                     "SELECT vestry.record_egress_v1(%s, %s, %s::uuid[])",
                     [backend, size, list(jobs)],
@@ -43,6 +43,8 @@ def recorder(pool: ConnectionPool[psycopg.Connection[Any]]) -> Recorder:
                 )
         except psycopg.Error as error:
             # Cancelled or taken away since: nobody wants the answer any more.
-            raise (Abandoned if error.sqlstate == NOBODYS else NotRecorded) from None
+            raise (
+                CallCancelled if error.sqlstate == NO_RUNNING_JOB_SQLSTATE else NotRecorded
+            ) from None
 
     return record

@@ -13,8 +13,8 @@ from psycopg_pool import ConnectionPool
 
 from inference.remote.egress import on_behalf_of
 from models import claims, documents, payloads, transitions
-from models.claim_query import Mark
-from models.claims import ClaimedJob, Lease, Terms
+from models.claim_query import LowWaterMark
+from models.claims import ClaimedJob, Lease, LeasePolicy
 from models.content import Content
 from models.documents import DocumentState
 from tasks.protocol import (
@@ -23,9 +23,9 @@ from tasks.protocol import (
     Failed,
     Handler,
     Job,
-    Library,
-    NoLibrary,
+    NoPassageSearch,
     Outcome,
+    PassageSearch,
 )
 from vestry.errors import VestryError
 from vestry.jobs.base import UPSTREAM
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class ClaimedBatch:
     """A claimed batch with what the database holds for it, read in the claiming transaction."""
 
     lease: Lease
@@ -67,11 +67,11 @@ class Executor:
     pool: ConnectionPool[Connection]
     content: Content
     handlers: Mapping[str, Handler]
-    terms: Terms
-    heart: Heartbeat
+    policy: LeasePolicy
+    heartbeat: Heartbeat
     finisher: Finisher
-    library: Library = field(default_factory=NoLibrary)
-    marks: dict[tuple[str, str, bool], Mark] = field(default_factory=dict)
+    passage_search: PassageSearch = field(default_factory=NoPassageSearch)
+    marks: dict[tuple[str, str, bool], LowWaterMark] = field(default_factory=dict)
     """By lane, kind and line: suspects stand in one of their own, behind where the ordinary line's mark
     may be by then."""
 
@@ -84,20 +84,22 @@ class Executor:
         limit: int = 256,
         budgets: Mapping[str, int] | None = None,
         suspect: bool = False,
-    ) -> Opened | None:
+    ) -> ClaimedBatch | None:
         """Claim a batch of one of the kinds and read its payloads, in one synchronous commit.
 
         Raises:
             psycopg.Error: the database is away; what may have been claimed is handed back, with the
                 next claim or heartbeat.
         """
-        marks = {kind: self.marks.setdefault((lane, kind, suspect), Mark()) for kind in kinds}
+        marks = {
+            kind: self.marks.setdefault((lane, kind, suspect), LowWaterMark()) for kind in kinds
+        }
         # Cut while there is time to hand back what it may have claimed, before that runs out.
-        limit_s = self.terms.lease_s / 2
-        if self.heart.unheard.any(unasked=True):
+        limit_s = self.policy.lease_s / 2
+        if self.heartbeat.unconfirmed.pending(unchecked=True):
             # What is run next may take the process down, and with it whom it does not know that it has.
             with session(self.pool, limit_s) as conn:
-                self.heart.unheard.hand_back(conn)
+                self.heartbeat.unconfirmed.release(conn)
         lease: Lease | None = None
         lost: Connection | None = None
         try:
@@ -106,7 +108,7 @@ class Executor:
                 lost = conn
                 lease = claims.claim(
                     conn,
-                    self.terms,
+                    self.policy,
                     lane,
                     kinds,
                     hint=hint,
@@ -121,15 +123,15 @@ class Executor:
         except psycopg.Error:
             # On a connection that is whole, whatever failed was rolled back.
             if lease is not None and lost is not None and lost.closed:
-                self.heart.unheard.add(lease)
+                self.heartbeat.unconfirmed.add(lease)
             raise
-        self.heart.add(lease)
+        self.heartbeat.add(lease)
         return opened
 
-    def _commit(self, conn: Connection, lease: Lease) -> Opened:
+    def _commit(self, conn: Connection, lease: Lease) -> ClaimedBatch:
         """Commit a claim, with what the database holds for it."""
         owners = {job.id: job.owner for job in lease.jobs}
-        self.content.enter(conn, set(owners.values()))
+        self.content.begin(conn, set(owners.values()))
         read_bodies = payloads.read_payloads(conn, self.content, owners)
         read_states = documents.read_states(conn, self.content.privacy, list(owners))
         read_blobs: Callable[[], Mapping[UUID, Mapping[str, Sequence[bytes]]]] = dict
@@ -139,9 +141,9 @@ class Executor:
         if following := [job.id for job in lease.jobs if job.parent_id is not None]:
             read_upstream = payloads.read_upstream(conn, self.content, following)
         conn.commit()
-        return Opened(lease, read_bodies(), read_states(), read_blobs(), read_upstream())
+        return ClaimedBatch(lease, read_bodies(), read_states(), read_blobs(), read_upstream())
 
-    def run(self, opened: Opened) -> Finished:
+    def run(self, opened: ClaimedBatch) -> Finished:
         """Handle a claimed batch and commit what came of it.
 
         Never raises for a job's fault.
@@ -153,15 +155,15 @@ class Executor:
         try:
             return self.finisher.finish(lease, self._handle(opened))
         finally:
-            self.heart.remove(lease)
+            self.heartbeat.remove(lease)
 
-    def hand_back(self, lease: Lease) -> None:
+    def release(self, lease: Lease) -> None:
         """Give a batch back, unrun or half run, with no attempt spent."""
-        self.heart.abandon(lease)
-        with session(self.pool, self.terms.lease_s) as conn:
-            transitions.hand_back(conn, lease.id)
+        self.heartbeat.mark_lost(lease)
+        with session(self.pool, self.policy.lease_s) as conn:
+            transitions.release(conn, lease.id)
 
-    def _handle(self, opened: Opened) -> dict[UUID, Outcome]:
+    def _handle(self, opened: ClaimedBatch) -> dict[UUID, Outcome]:
         kind = opened.lease.jobs[0].kind
         handler = self.handlers[kind]
         outcomes: dict[UUID, Outcome] = {}
@@ -174,14 +176,14 @@ class Executor:
                 batch.append(job)
         if batch:
             context = Context(
-                handing=self.heart,
+                cancellation=self.heartbeat,
                 digest={job.owner: self.content.digest(job.owner) for job in batch},
-                library=self.library,
+                passage_search=self.passage_search,
             )
-            outcomes.update(_isolated(handler, batch, context))
+            outcomes.update(_run_isolated(handler, batch, context))
         return outcomes
 
-    def _open(self, row: ClaimedJob, opened: Opened) -> Job | Failed:
+    def _open(self, row: ClaimedJob, opened: ClaimedBatch) -> Job | Failed:
         body = opened.bodies.get(row.id)
         if body is None:
             return Failed("payload_missing", "the job's payload is gone; submit it again")
@@ -215,7 +217,7 @@ class Executor:
             quality=row.quality,
             tier=row.tier,
             blobs=blobs,
-            passed=row.passed_over or {},
+            tried_models=row.passed_over or {},
             documents=tuple(
                 DocumentRef(
                     document_id=s.document_id,
@@ -253,7 +255,7 @@ def _with_text(value: Any, text: str) -> Any:
     return text if value == UPSTREAM else value
 
 
-def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
+def _run_isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
     """Run a handler; if it raises, each half by itself, so that one job cannot spoil the others.
 
     One job in a batch of 256 is found in 17 calls, where one by one would take 256.
@@ -270,6 +272,8 @@ def _isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[
         if len(batch) > 1:
             middle = len(batch) // 2
             halves = batch[:middle], batch[middle:]
-            return {k: v for half in halves for k, v in _isolated(handler, half, context).items()}
+            return {
+                k: v for half in halves for k, v in _run_isolated(handler, half, context).items()
+            }
         message = f"the handler raised {name}; see the worker's log"
         return {batch[0].id: Failed("handler_error", message, retryable=True)}

@@ -12,13 +12,13 @@ from uuid import UUID
 import psycopg
 
 from vestry.lanes import LANES, Latency
-from workers.celery_integration.events import FlowerFeed
+from workers.celery_integration.events import TaskEventPublisher
 from workers.db import session
-from workers.execution.batch_sizing import Pace
-from workers.execution.concurrency import Wakeup, Quarantine, Slots
-from workers.execution.executor import Executor, Opened
+from workers.execution.batch_sizing import BatchSizer
+from workers.execution.concurrency import SharedExclusiveLock, SlotPool, Wakeup
+from workers.execution.executor import ClaimedBatch, Executor
 from workers.execution.finish import Finished
-from workers.execution.watchdog import Liveness
+from workers.execution.watchdog import StallWatchdog
 from workers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ PAUSE_RATIO = 3
 """How much longer than it held up the others a suspect then waits for its next chance."""
 
 
-class Runtime:
+class JobFetcher:
     """Slots, hints, self-feeding and drain of one process.
 
     Args:
@@ -40,18 +40,22 @@ class Runtime:
     """
 
     def __init__(
-        self, executor: Executor, settings: Settings, feed: FlowerFeed, liveness: Liveness
+        self,
+        executor: Executor,
+        settings: Settings,
+        feed: TaskEventPublisher,
+        liveness: StallWatchdog,
     ) -> None:
         self._executor = executor
         self._settings = settings
-        self._feed = feed
-        self._liveness = liveness
-        self._slots = Slots(settings.slots)
-        self._quarantine = Quarantine()
-        self._pace = Pace(settings.batch_s)
-        self._patience_s = 2 * settings.batch_s
+        self._events = feed
+        self._watchdog = liveness
+        self._slots = SlotPool(settings.slots)
+        self._run_lock = SharedExclusiveLock()
+        self._batch_sizer = BatchSizer(settings.batch_s)
+        self._exclusive_timeout_s = 2 * settings.batch_s
         self._draining = threading.Event()
-        self._bells = {lane: Wakeup(settings.poll_s) for lane in settings.lanes}
+        self._wakeups = {lane: Wakeup(settings.poll_s) for lane in settings.lanes}
         self._kinds = tuple(executor.handlers)
 
     def start(self) -> None:
@@ -60,29 +64,31 @@ class Runtime:
             # As many as could ever run at once, so that batches of one kind leave some for another.
             for number in range(self._settings.slots * len(self._kinds)):
                 threading.Thread(
-                    target=self._feed_lane,
+                    target=self._fetch_lane,
                     args=(lane,),
                     name=f"feeder-{lane}-{number}",
                     daemon=True,
                 ).start()
-        threading.Thread(target=self._feed_suspects, name="feeder-suspects", daemon=True).start()
+        threading.Thread(
+            target=self._fetch_quarantined, name="feeder-suspects", daemon=True
+        ).start()
 
-    def wake(self, lane: str) -> None:
+    def notify(self, lane: str) -> None:
         """There may be work in a lane of this process: have it looked for at once."""
-        self._bells[lane].notify()
+        self._wakeups[lane].notify()
 
-    def hinted(self, lane: str, kind: str, job_id: UUID) -> Finished | None:
+    def on_hint(self, lane: str, kind: str, job_id: UUID) -> Finished | None:
         """Run the batch that a hint is the first of; None if the job is not to be had.
 
         A message may be forged, or of a kind that a newer producer knows: what this process does not
         serve is none of its business.
         """
-        if self._draining.is_set() or lane not in self._bells or kind not in self._kinds:
+        if self._draining.is_set() or lane not in self._wakeups or kind not in self._kinds:
             return None
         self._slots.acquire(lane, kind)
         try:
-            with self._quarantine.shared():
-                return self._step(lane, kind, hint=job_id)
+            with self._run_lock.shared():
+                return self._claim_and_run(lane, kind, hint=job_id)
         except psycopg.Error as error:
             # Not the job's fault, and not its end: a feeder or the reconciler takes it from here.
             log.warning("hinted job left to others (%s)", type(error).__name__)
@@ -90,9 +96,9 @@ class Runtime:
         finally:
             self._release(lane, [kind])
             if LANES[lane].latency != Latency.INTERACTIVE:
-                self._bells[lane].notify()
+                self._wakeups[lane].notify()
 
-    def stopped(self, lane: str, job_id: UUID) -> tuple[str, str | None] | None:
+    def terminal_state(self, lane: str, job_id: UUID) -> tuple[str, str | None] | None:
         """State and error code of a job whose hint came too late; None for one that goes on.
 
         Such a job is finished, or was tried and waits for its next attempt. Looked up for
@@ -117,29 +123,29 @@ class Runtime:
     def drain(self) -> None:
         """Take nothing more, and hand every lease back at once with no attempt spent."""
         self._draining.set()
-        self._liveness.stop()
-        for bell in self._bells.values():
+        self._watchdog.stop()
+        for bell in self._wakeups.values():
             bell.close()
-        for lease in self._executor.heart.held():
+        for lease in self._executor.heartbeat.held_leases():
             try:
-                self._executor.hand_back(lease)
+                self._executor.release(lease)
             except psycopg.Error as error:
                 log.warning("lease not handed back (%s); it will expire", type(error).__name__)
-        self._executor.heart.end_unheard()
+        self._executor.heartbeat.release_unconfirmed()
 
-    def _step(
+    def _claim_and_run(
         self, lane: str, kind: str, *, hint: UUID | None = None, suspect: bool = False
     ) -> Finished | None:
         opened = self._claim(lane, [kind], hint=hint, suspect=suspect)
         if opened is None:
             return None
         if opened.lease.more:
-            self._bells[lane].notify()
+            self._wakeups[lane].notify()
         return self._run(opened, hint)
 
     def _claim(
         self, lane: str, kinds: Sequence[str], *, hint: UUID | None = None, suspect: bool = False
-    ) -> Opened | None:
+    ) -> ClaimedBatch | None:
         latency = LANES[lane].latency
         limit = (
             self._settings.interactive_batch_jobs
@@ -152,54 +158,54 @@ class Runtime:
                 kinds,
                 hint=hint,
                 limit=limit,
-                budgets={kind: self._pace.budget(kind, latency) for kind in kinds},
+                budgets={kind: self._batch_sizer.budget(kind, latency) for kind in kinds},
                 suspect=suspect,
             )
         finally:
-            self._liveness.looked()
+            self._watchdog.record_poll()
         if opened is not None:
-            self._liveness.moved()
+            self._watchdog.record_progress()
         if opened is not None and self._draining.is_set():
-            self._executor.hand_back(opened.lease)
-            self._executor.heart.remove(opened.lease)
+            self._executor.release(opened.lease)
+            self._executor.heartbeat.remove(opened.lease)
             return None
         return opened
 
-    def _run(self, opened: Opened, hint: UUID | None = None) -> Finished:
+    def _run(self, opened: ClaimedBatch, hint: UUID | None = None) -> Finished:
         jobs = opened.lease.jobs
         kind = jobs[0].kind
         unannounced = [job.id for job in jobs if job.id != hint]
         sure = jobs[0].latency == Latency.INTERACTIVE
-        self._feed.started(kind, opened.lease.lane, unannounced, sure=sure)
+        self._events.started(kind, opened.lease.lane, unannounced, sure=sure)
         finished = Finished()
         begun = time.monotonic()
         try:
             finished = self._executor.run(opened)
         finally:
-            self._liveness.moved()
-            self._feed.finished(kind, unannounced, finished)
+            self._watchdog.record_progress()
+            self._events.finished(kind, unannounced, finished)
         worked = sum(job.units for job in jobs if job.id in finished.worked)
-        self._pace.ran(kind, worked, time.monotonic() - begun)
+        self._batch_sizer.observe(kind, worked, time.monotonic() - begun)
         return finished
 
-    def _feed_lane(self, lane: str) -> None:
-        bell = self._bells[lane]
+    def _fetch_lane(self, lane: str) -> None:
+        bell = self._wakeups[lane]
         while not self._draining.is_set():
             bell.wait()
             try:
-                while not self._draining.is_set() and self._serve(lane):
+                while not self._draining.is_set() and self._fetch_once(lane):
                     pass
             except Exception as error:  # a feeder must outlive whatever befalls a batch
                 log.warning("no work to be had (%s)", type(error).__name__)
                 self._draining.wait(ERROR_PAUSE_S)
 
-    def _serve(self, lane: str) -> bool:
+    def _fetch_once(self, lane: str) -> bool:
         """Run a batch of a kind with a free slot, if there is any; whether to look again unasked."""
-        held = self._slots.free(lane, self._kinds)
+        held = self._slots.try_acquire(lane, self._kinds)
         if not held:
             return False
         try:
-            with self._quarantine.shared():
+            with self._run_lock.shared():
                 opened = self._claim(lane, held)
                 if opened is None:
                     return False
@@ -207,7 +213,7 @@ class Runtime:
                 self._release(lane, [other for other in held if other != kind])
                 held = [kind]
                 if opened.lease.more:
-                    self._bells[lane].notify()
+                    self._wakeups[lane].notify()
                 self._run(opened)
         finally:
             self._release(lane, held)
@@ -216,37 +222,37 @@ class Runtime:
 
     def _release(self, lane: str, kinds: Sequence[str]) -> None:
         if self._slots.release(lane, kinds):
-            self._bells[lane].notify()
+            self._wakeups[lane].notify()
 
-    def _feed_suspects(self) -> None:
+    def _fetch_quarantined(self) -> None:
         while not self._draining.wait(self._settings.poll_s):
             try:
-                for lane, kind in self._suspects():
-                    self._run_alone(lane, kind)
+                for lane, kind in self._lines_with_quarantined():
+                    self._run_quarantined(lane, kind)
             except Exception as error:  # a feeder must outlive whatever befalls a batch
                 log.warning("suspects not looked for (%s)", type(error).__name__)
 
-    def _run_alone(self, lane: str, kind: str) -> None:
+    def _run_quarantined(self, lane: str, kind: str) -> None:
         """Run a lane's suspects, one after the other, while the process does nothing else.
 
         Not all of them, if there are many: who waits in another lane waits no longer than a batch.
         Where the process was not empty in time it waits for longer the next time, or it would never
         run beside long generations that follow each other.
         """
-        patience_s = self._patience_s
+        patience_s = self._exclusive_timeout_s
         until = time.monotonic() + self._settings.batch_s
-        with self._quarantine.alone(patience_s) as empty:
-            while empty and self._step(lane, kind, suspect=True) is not None:
+        with self._run_lock.exclusive(patience_s) as empty:
+            while empty and self._claim_and_run(lane, kind, suspect=True) is not None:
                 if time.monotonic() > until:
                     break
         if empty:
-            self._patience_s = 2 * self._settings.batch_s
+            self._exclusive_timeout_s = 2 * self._settings.batch_s
         else:
             # Something here takes long, or hangs until the watchdog ends it: let the others work.
-            self._patience_s = min(2 * patience_s, self._settings.max_run_s)
+            self._exclusive_timeout_s = min(2 * patience_s, self._settings.max_run_s)
             self._draining.wait(PAUSE_RATIO * patience_s)
 
-    def _suspects(self) -> list[tuple[str, str]]:
+    def _lines_with_quarantined(self) -> list[tuple[str, str]]:
         with session(self._executor.pool, self._settings.lease_s) as conn:
             rows: list[Any] = conn.execute(
                 """SELECT lane, kind

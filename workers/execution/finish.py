@@ -28,7 +28,7 @@ from tasks.protocol import (
     Succeeded,
 )
 from vestry.lanes import WITH_FILES, Latency, Pool
-from workers.db import AWAY, session
+from workers.db import CONNECTION_ERRORS, session
 
 Connection = psycopg.Connection[Any]
 
@@ -38,7 +38,7 @@ REROUTED = "rerouted"
 """The receipt's outcome where the job went to another pool."""
 
 
-Standing = frozenset[tuple[UUID, int]]
+CurrentDocuments = frozenset[tuple[UUID, int]]
 """Documents, with the generation, whose effects may be written."""
 
 
@@ -71,7 +71,7 @@ def finish(
     """
     jobs = {job.id: job for job in lease.jobs if job.id in outcomes}
     owners = {job.owner for job in jobs.values()}
-    content.enter(conn, owners)
+    content.begin(conn, owners)
     flows = any(job.root_id is not None for job in jobs.values())
     held = transitions.lock_held(conn, lease.id, list(jobs), owners=owners, flows=flows)
     standing = _store_effects(conn, content, {i: jobs[i] for i in held}, outcomes)
@@ -89,7 +89,7 @@ def finish(
             continue
         if isinstance(outcome, Rerouted):
             done.states[job_id] = State.QUEUED.value
-            pools[job_id] = outcome.pool, outcome.passed
+            pools[job_id] = outcome.pool, outcome.tried_models
             continue
         if isinstance(outcome, Failed):
             settlement = _failed(job, outcome, backoff_cap_s)
@@ -97,20 +97,22 @@ def finish(
         else:
             settlement = _succeeded(job_id, outcome, standing)
             if settlement.state is State.SUCCEEDED:
-                result = _standing_result(outcome, standing)
+                result = _current_result(outcome, standing)
                 results.append((job_id, job.owner, job.result_ttl_s, result))
         settlements.append(settlement)
         done.states[job_id] = settlement.state.value
 
     if lease.alone and REFUSED in done.states.values():
-        transitions.exonerate(conn, lease.id, list(jobs))
+        transitions.revert_crash(conn, lease.id, list(jobs))
     payloads.store_results(conn, content, results)
     done_with = [
-        s.job_id for s in settlements if _done_with(jobs[s.job_id], s.state, sealed=content.sealed)
+        s.job_id
+        for s in settlements
+        if _payload_is_dropped(jobs[s.job_id], s.state, sealed=content.sealed)
     ]
     payloads.drop_payloads(conn, content.privacy, done_with)
     payloads.drop_blobs(conn, content.privacy, [i for i in done_with if jobs[i].kind in WITH_FILES])
-    receipts.keep(
+    receipts.insert(
         conn,
         content.privacy,
         lease.id,
@@ -121,7 +123,7 @@ def finish(
     return done
 
 
-def _done_with(job: ClaimedJob, state: State, *, sealed: bool) -> bool:
+def _payload_is_dropped(job: ClaimedJob, state: State, *, sealed: bool) -> bool:
     """Whether a job's payload is to go now that the job is in this state."""
     if state in (State.SUCCEEDED, State.SUPERSEDED):
         return sealed or not job.keep_payload
@@ -134,7 +136,7 @@ def _store_effects(
     content: Content,
     jobs: Mapping[UUID, ClaimedJob],
     outcomes: Mapping[UUID, Outcome],
-) -> Standing:
+) -> CurrentDocuments:
     """Store the effects that still stand; returns the documents they are of."""
     effects = [
         (jobs[job_id].owner, effect)
@@ -142,18 +144,18 @@ def _store_effects(
         if job_id in jobs and isinstance(outcome, Succeeded)
         for effect in outcome.effects
     ]
-    standing = documents.lock_standing(
+    standing = documents.lock_current(
         conn, content.privacy, ((e.document_id, e.generation) for _, e in effects)
     )
     documents.store(
         conn,
         content,
-        [_write(content, owner, e) for owner, e in effects if _stands(e, standing)],
+        [_write(content, owner, e) for owner, e in effects if _is_current(e, standing)],
     )
     return standing
 
 
-def _stands(effect: IndexDocument | ConfirmDocument, standing: Standing) -> bool:
+def _is_current(effect: IndexDocument | ConfirmDocument, standing: CurrentDocuments) -> bool:
     return (effect.document_id, effect.generation) in standing
 
 
@@ -185,10 +187,10 @@ def _write(
     )
 
 
-def _succeeded(job_id: UUID, outcome: Succeeded, standing: Standing) -> Settlement:
+def _succeeded(job_id: UUID, outcome: Succeeded, standing: CurrentDocuments) -> Settlement:
     # A job all of whose documents moved on wrote nothing: it did not succeed, it was overtaken.
     overtaken = outcome.result.get("superseded", 0) + sum(
-        not _stands(e, standing) for e in outcome.effects
+        not _is_current(e, standing) for e in outcome.effects
     )
     if overtaken and overtaken == outcome.result.get("documents"):
         return Settlement(
@@ -198,11 +200,11 @@ def _succeeded(job_id: UUID, outcome: Succeeded, standing: Standing) -> Settleme
     return Settlement(job_id, State.SUCCEEDED, degraded=degraded)
 
 
-def _standing_result(outcome: Succeeded, standing: Standing) -> dict[str, Any]:
+def _current_result(outcome: Succeeded, standing: CurrentDocuments) -> dict[str, Any]:
     """The result with effects that were refused counted as superseded."""
     result = dict(outcome.result)
     for effect in outcome.effects:
-        if _stands(effect, standing):
+        if _is_current(effect, standing):
             continue
         result["superseded"] += 1
         if isinstance(effect, ConfirmDocument):
@@ -215,10 +217,10 @@ def _standing_result(outcome: Succeeded, standing: Standing) -> dict[str, Any]:
 
 def _failed(job: ClaimedJob, outcome: Failed, cap_s: float) -> Settlement:
     if outcome.uncounted:
-        wait = max(outcome.retry_after or 0.0, delay_s(job.attempt, cap_s))
+        wait = max(outcome.retry_after or 0.0, backoff_s(job.attempt, cap_s))
         return Settlement(job.id, State.QUEUED, outcome.code, outcome.message, wait, uncounted=True)
     if outcome.retryable and job.attempt < job.max_attempts:
-        wait = delay_s(job.attempt, cap_s, outcome.retry_after)
+        wait = backoff_s(job.attempt, cap_s, outcome.retry_after)
         return Settlement(job.id, State.QUEUED, outcome.code, outcome.message, wait)
     return Settlement(job.id, State.DEAD, outcome.code, outcome.message)
 
@@ -253,7 +255,7 @@ def _receipt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Receipt:
 # How long a failed attempt waits before the next.
 
 
-def delay_s(attempt: int, cap_s: float, retry_after: float | None = None) -> float:
+def backoff_s(attempt: int, cap_s: float, retry_after: float | None = None) -> float:
     """Exponential backoff with full jitter: uniform in 0 … min(cap, 2**attempt) seconds.
 
     Full jitter spreads a crowd of retries best (AWS Architecture Blog, "Exponential Backoff And
@@ -276,19 +278,19 @@ log = logging.getLogger(__name__)
 
 RETRY_S: Final = 1.0
 """Pause before a finishing transaction is tried again after the database went away."""
-LOCK_WAIT_S: Final = 2.0
+LOCK_TIMEOUT_S: Final = 2.0
 """Longest that a batch waits for a document that somebody's open transaction holds. The lease's row
 is locked meanwhile, and its heartbeat with it: never more than a quarter of a lease."""
-LOCK_WAIT_ALONE_S: Final = 0.2
+SINGLE_JOB_LOCK_TIMEOUT_S: Final = 0.2
 """The same for each job, once they are finished one by one."""
-LOCKED_AGAIN_S: Final = 10.0
+LOCKED_RETRY_AFTER_S: Final = 10.0
 """How long a job waits that could not have its documents."""
 
-LOCKED = Failed(
+DOCUMENTS_LOCKED = Failed(
     "documents_locked",
     "another transaction holds its documents; it is tried again",
     uncounted=True,
-    retry_after=LOCKED_AGAIN_S,
+    retry_after=LOCKED_RETRY_AFTER_S,
 )
 
 
@@ -307,7 +309,7 @@ class Finisher:
     pool: ConnectionPool[psycopg.Connection[Any]]
     content: Content
     backoff_cap_s: float
-    patience_s: float
+    retry_for_s: float
     lease_s: float
 
     def finish(self, lease: Lease, outcomes: Mapping[UUID, Outcome]) -> Finished:
@@ -320,22 +322,24 @@ class Finisher:
         Raises:
             psycopg.Error: the database stayed away for `patience_s`; the lease will expire.
         """
-        return self._until_done(lease, outcomes, min(LOCK_WAIT_S, self.lease_s / 4))
+        return self._until_done(lease, outcomes, min(LOCK_TIMEOUT_S, self.lease_s / 4))
 
     def _until_done(
         self, lease: Lease, outcomes: Mapping[UUID, Outcome], lock_wait_s: float
     ) -> Finished:
-        give_up = time.monotonic() + self.patience_s
+        give_up = time.monotonic() + self.retry_for_s
         while True:
             try:
                 return self._once(lease, outcomes, lock_wait_s)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
                 if len(outcomes) > 1:
                     return self._one_by_one(lease, outcomes)
-                if outcomes[next(iter(outcomes))] is not LOCKED:
-                    return self._until_done(lease, dict.fromkeys(outcomes, LOCKED), lock_wait_s)
+                if outcomes[next(iter(outcomes))] is not DOCUMENTS_LOCKED:
+                    return self._until_done(
+                        lease, dict.fromkeys(outcomes, DOCUMENTS_LOCKED), lock_wait_s
+                    )
                 self._pause(error, give_up)
-            except AWAY as error:
+            except CONNECTION_ERRORS as error:
                 self._pause(error, give_up)
             except (
                 Exception
@@ -363,7 +367,7 @@ class Finisher:
         """Something of the batch cannot be stored, or not now: find out what, and store the rest."""
         done = Finished()
         for job_id, outcome in outcomes.items():
-            part = self._until_done(lease, {job_id: outcome}, LOCK_WAIT_ALONE_S)
+            part = self._until_done(lease, {job_id: outcome}, SINGLE_JOB_LOCK_TIMEOUT_S)
             done.states.update(part.states)
             done.failures.update(part.failures)
             done.worked.update(part.worked)

@@ -15,15 +15,15 @@ import psycopg
 
 from models import claims, transitions
 from models.claims import Lease
-from workers.db import bounded
-from workers.execution.lost_claims import Unheard
+from workers.db import deadline
+from workers.execution.lost_claims import UnconfirmedClaims
 
 log = logging.getLogger(__name__)
 
 
 OVERRUN_GRACE_S = 5.0
 """How far past its longest run time a batch may be before the process is ended."""
-OVERRUN_EXIT = 75
+OVERRUN_EXIT_CODE = 75
 """Exit code of a process that ended itself (EX_TEMPFAIL of sysexits.h); its supervisor restarts it."""
 
 
@@ -45,21 +45,21 @@ class Heartbeat:
         lease_s: float,
         every_s: float,
         max_run_s: float,
-        chores: Sequence[Callable[[], None]] = (),
+        periodic_tasks: Sequence[Callable[[], None]] = (),
     ) -> None:
         self._connect = connect
         self._lease_s = lease_s
         self._every_s = every_s
         self._max_run_s = max_run_s
-        self._chores = chores
+        self._periodic_tasks = periodic_tasks
         self._since: dict[UUID, float] = {}
         self._lock = threading.Lock()
         self._leases: dict[UUID, Lease] = {}
         self._lost: set[UUID] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self.unheard = Unheard(lease_s)
-        self.turned_at = time.monotonic()
+        self.unconfirmed = UnconfirmedClaims(lease_s)
+        self.last_round_at = time.monotonic()
         """When the thread last went round, whatever it met with."""
 
     def start(self) -> None:
@@ -83,36 +83,36 @@ class Heartbeat:
             self._since.pop(lease.id, None)
             self._lost.difference_update(job.id for job in lease.jobs)
 
-    def end_unheard(self) -> None:
+    def release_unconfirmed(self) -> None:
         """Hand back what was claimed without an answer; the process may end before its next beat."""
-        if not self.unheard.any():
+        if not self.unconfirmed.pending():
             return
         try:
-            with self._connect() as conn, bounded(conn, self._lease_s / 3):
-                self.unheard.hand_back(conn)
+            with self._connect() as conn, deadline(conn, self._lease_s / 3):
+                self.unconfirmed.release(conn)
         except psycopg.Error as error:
             log.warning("a claim without an answer not handed back (%s)", type(error).__name__)
 
-    def held(self) -> list[Lease]:
+    def held_leases(self) -> list[Lease]:
         """The leases in the process's hands."""
         with self._lock:
             return list(self._leases.values())
 
-    def abandon(self, lease: Lease) -> None:
+    def mark_lost(self, lease: Lease) -> None:
         """The process itself gave these jobs up."""
         with self._lock:
             self._lost.update(job.id for job in lease.jobs)
 
-    def abandoned(self, job_id: UUID) -> bool:
+    def is_lost(self, job_id: UUID) -> bool:
         """Whether a job is known to be no longer ours."""
         return job_id in self._lost
 
-    def beat(self, conn: psycopg.Connection[Any]) -> None:
+    def extend_leases(self, conn: psycopg.Connection[Any]) -> None:
         """Extend all leases once."""
-        held = self.held()
+        held = self.held_leases()
         if not held:
             return
-        ours = claims.beat(conn, [lease.id for lease in held], self._lease_s)
+        ours = claims.extend(conn, [lease.id for lease in held], self._lease_s)
         with self._lock:
             for lease in held:
                 if lease.id in self._leases:
@@ -129,11 +129,11 @@ class Heartbeat:
         if not overrun:
             return
         log.critical("a batch ran longer than VESTRY_MAX_RUN_S; this process ends itself")
-        for lease in self.held():
+        for lease in self.held_leases():
             if lease.id not in overrun:
                 with contextlib.suppress(psycopg.Error), conn.transaction():
-                    transitions.hand_back(conn, lease.id)
-        os._exit(OVERRUN_EXIT)
+                    transitions.release(conn, lease.id)
+        os._exit(OVERRUN_EXIT_CODE)
 
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
@@ -144,10 +144,10 @@ class Heartbeat:
                 if conn is None or conn.closed:
                     conn = self._connect()
                 # Cut while there is time for another try before the leases run out.
-                with bounded(conn, self._lease_s / 3):
-                    self.beat(conn)
+                with deadline(conn, self._lease_s / 3):
+                    self.extend_leases(conn)
                     self._end_overruns(conn)
-                    self.unheard.hand_back(conn)
+                    self.unconfirmed.release(conn)
             except psycopg.Error as error:
                 log.warning("heartbeat failed (%s); trying again", type(error).__name__)
                 if conn is not None:
@@ -155,8 +155,8 @@ class Heartbeat:
                 conn = None
                 # A dead connection must not cost a whole interval: the lease is running.
                 pause_s = min(1.0, self._every_s / 4)
-            for chore in self._chores:
+            for chore in self._periodic_tasks:
                 chore()
-            self.turned_at = time.monotonic()
+            self.last_round_at = time.monotonic()
         if conn is not None:
             conn.close()

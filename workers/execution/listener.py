@@ -14,19 +14,19 @@ from typing import Any, Final
 
 import psycopg
 
-from workers.db import bounded
+from workers.db import deadline
 
 log = logging.getLogger(__name__)
 
 RECONNECT_S: Final = 0.5
 """Pause before a lost connection is made again: short, since lanes are looked at only after it."""
-CHECK_S: Final = 10.0
+CONNECTION_CHECK_S: Final = 10.0
 """How often it is seen to that somebody is at the other end."""
-BREATH_S: Final = 1.0
+SHUTDOWN_POLL_S: Final = 1.0
 """How long the end of the process may go unnoticed."""
 
 
-class Listener:
+class LaneListener:
     """A thread with a connection of its own that wakes the lanes it hears of.
 
     Args:
@@ -39,11 +39,11 @@ class Listener:
         self,
         connect: Callable[[], psycopg.Connection[Any]],
         lanes: Iterable[str],
-        wake: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
         self._connect = connect
         self._lanes = frozenset(lanes)
-        self._wake = wake
+        self._notify = notify
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ear", daemon=True)
 
@@ -59,29 +59,29 @@ class Listener:
         while not self._stop.is_set():
             try:
                 with self._connect() as conn:
-                    with bounded(conn, CHECK_S):
+                    with deadline(conn, CONNECTION_CHECK_S):
                         conn.execute("LISTEN vestry_lane")
                     # What came while nobody listened was not heard.
-                    self._tell(self._lanes)
-                    self._hear(conn)
+                    self._notify_lanes(self._lanes)
+                    self._receive(conn)
             except psycopg.Error as error:
                 log.warning("the ear is deaf (%s); hints and polling go on", type(error).__name__)
                 self._stop.wait(RECONNECT_S)
 
-    def _hear(self, conn: psycopg.Connection[Any]) -> None:
+    def _receive(self, conn: psycopg.Connection[Any]) -> None:
         listened = time.monotonic()
         while not self._stop.is_set():
-            heard = {note.payload for note in conn.notifies(timeout=BREATH_S, stop_after=1)}
-            if time.monotonic() - listened > CHECK_S:
+            heard = {note.payload for note in conn.notifies(timeout=SHUTDOWN_POLL_S, stop_after=1)}
+            if time.monotonic() - listened > CONNECTION_CHECK_S:
                 # Silence is what a connection to nowhere sounds like, too.
-                with bounded(conn, CHECK_S):
+                with deadline(conn, CONNECTION_CHECK_S):
                     conn.execute("SELECT 1")
                 listened = time.monotonic()
             if heard:
                 # Whatever else has arrived, so that a burst wakes a lane once.
                 heard |= {note.payload for note in conn.notifies(timeout=0)}
-                self._tell(self._lanes & heard)
+                self._notify_lanes(self._lanes & heard)
 
-    def _tell(self, lanes: Iterable[str]) -> None:
+    def _notify_lanes(self, lanes: Iterable[str]) -> None:
         for lane in lanes:
-            self._wake(lane)
+            self._notify(lane)

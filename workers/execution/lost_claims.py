@@ -13,20 +13,20 @@ import psycopg
 from models import transitions
 from models.claims import Lease
 
-LOCK_WAIT_MS: Final = 200
+LOCK_TIMEOUT_MS: Final = 200
 """How long a job is waited for that somebody's open transaction holds. It is asked for again."""
-HELD: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+LOCK_ERRORS: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 """What says that somebody does. The connection is as good as before."""
 
 
 @dataclass(slots=True)
-class _Claim:
+class _UnconfirmedClaim:
     lease: Lease
     since: float
-    asked: bool = False
+    checked: bool = False
 
 
-class Unheard:
+class UnconfirmedClaims:
     """What a process may hold without knowing. One per process, used by several threads.
 
     Left alone such a lease would count as a crash of its jobs, though nothing ran.
@@ -38,23 +38,23 @@ class Unheard:
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
         self._lock = threading.Lock()
-        self._claims: dict[UUID, _Claim] = {}
+        self._claims: dict[UUID, _UnconfirmedClaim] = {}
 
     def add(self, lease: Lease) -> None:
         """Whether this lease was committed nobody has told us."""
         with self._lock:
-            self._claims[lease.id] = _Claim(lease, time.monotonic())
+            self._claims[lease.id] = _UnconfirmedClaim(lease, time.monotonic())
 
-    def any(self, *, unasked: bool = False) -> bool:
+    def pending(self, *, unchecked: bool = False) -> bool:
         """Whether there may be such a lease.
 
         Args:
-            unasked: one for which the database was not asked yet.
+            unchecked: one for which the database was not asked yet.
         """
         with self._lock:
-            return any(not (unasked and claim.asked) for claim in self._claims.values())
+            return any(not (unchecked and claim.checked) for claim in self._claims.values())
 
-    def hand_back(self, conn: psycopg.Connection[Any]) -> None:
+    def release(self, conn: psycopg.Connection[Any]) -> None:
         """Give back those that are there, with no attempt spent.
 
         A COMMIT may still be on its way through a network that holds it up: what is not there is asked
@@ -70,19 +70,19 @@ class Unheard:
             claims = list(self._claims.items())
         for token, claim in claims:
             run_out = time.monotonic() > claim.since + self._lease_s
-            found = _take_back(conn, claim.lease)
+            found = _release_unconfirmed(conn, claim.lease)
             with self._lock:
-                claim.asked = True
+                claim.checked = True
                 if found or (run_out and found is not None):
                     self._claims.pop(token, None)
 
 
-def _take_back(conn: psycopg.Connection[Any], lease: Lease) -> bool | None:
+def _release_unconfirmed(conn: psycopg.Connection[Any], lease: Lease) -> bool | None:
     """Whether there was anything to undo; None where somebody's open transaction hides it."""
     jobs = [job.id for job in lease.jobs]
     try:
         with conn.transaction():
-            conn.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_WAIT_MS)])
-            return transitions.take_back(conn, lease.id, jobs, alone=lease.alone)
-    except HELD:
+            conn.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_TIMEOUT_MS)])
+            return transitions.release_unconfirmed(conn, lease.id, jobs, alone=lease.alone)
+    except LOCK_ERRORS:
         return None

@@ -9,19 +9,19 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from inference.catalogue.schema import ModelEntry
-from inference.errors import InferenceError, ModelMissing, Waits
-from inference.routing.model_registry import Fleet
+from inference.errors import InferenceError, ModelMissing, NoBackendAvailable
+from inference.routing.model_registry import ModelRegistry
 from tasks.grounding import Grounding, Passage
 from tasks.protocol import Job
 from vestry.crypto.keyring import KeyRing
 from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import UnknownSpace, VestryError
 from vestry.lanes import Latency
-from vestry.operations import run
+from vestry.operations import execute
 from vestry.search.vector_search import SearchRequest, nearest
-from workers.db import AWAY, session
+from workers.db import CONNECTION_ERRORS, session
 
-AGAIN_S = 5.0
+RETRY_S = 5.0
 """When to search again after the database was away; no attempt is spent."""
 
 
@@ -32,7 +32,7 @@ class PassagesUnreadable(InferenceError):
     retryable = True
 
 
-class Documents:
+class DatabasePassageSearch:
     """See `tasks.protocol.Library`.
 
     Args:
@@ -46,7 +46,7 @@ class Documents:
     def __init__(
         self,
         pool: ConnectionPool[psycopg.Connection[Any]],
-        fleet: Fleet,
+        fleet: ModelRegistry,
         embedding: ModelEntry | None,
         keyring: KeyRing | None,
         patience_s: float,
@@ -57,9 +57,9 @@ class Documents:
         self._embedding = embedding
         self._keys = OwnerKeys(keyring)
 
-    def age(self) -> None:
+    def evict_expired(self) -> None:
         """Drop owners' keys that were kept for long enough."""
-        self._keys.age()
+        self._keys.evict_expired()
 
     def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
         """The best passages of the job's owner and of the sources named, best first."""
@@ -78,11 +78,11 @@ class Documents:
         steps = nearest(request, [float(x) for x in vector], model.space.name, self._keys)
         try:
             with session(self._pool, self._patience_s) as conn:
-                hits = run(conn, steps)
+                hits = execute(conn, steps)
         except UnknownSpace:
             return ()
-        except AWAY:
-            raise Waits("database_away", retry_after=AGAIN_S) from None
+        except CONNECTION_ERRORS:
+            raise NoBackendAvailable("database_away", retry_after=RETRY_S) from None
         except VestryError:
             raise PassagesUnreadable from None
         return [

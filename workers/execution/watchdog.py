@@ -17,19 +17,19 @@ from uuid import UUID
 import psycopg
 
 from models.claim_query import runnable
-from workers.db import bounded
-from workers.execution.heartbeat import OVERRUN_EXIT, Heartbeat
+from workers.db import deadline
+from workers.execution.heartbeat import OVERRUN_EXIT_CODE, Heartbeat
 
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
-LOOKS: Final = 4
+CHECKS_PER_TIMEOUT: Final = 4
 """How often it looks within the time that it is patient for."""
-GIVE_UP: Final = 3
+HARD_TIMEOUT_FACTOR: Final = 3
 """Times its patience, after which a thread that has not moved is taken for dead."""
 
 
-class Liveness:
+class StallWatchdog:
     """Watches one worker.
 
     Args:
@@ -46,55 +46,55 @@ class Liveness:
         connect: Callable[[], Connection],
         lanes: Sequence[str],
         kinds: Sequence[str],
-        heart: Heartbeat,
-        patience_s: float,
+        heartbeat: Heartbeat,
+        stall_timeout_s: float,
         *,
         end: Callable[[int], object] = os._exit,
     ) -> None:
         self._connect = connect
         self._lanes = list(lanes)
         self._kinds = list(kinds)
-        self._patience_s = patience_s
+        self._stall_timeout_s = stall_timeout_s
         self._end = end
-        self._heart = heart
+        self._heartbeat = heartbeat
         self._stop = threading.Event()
-        self._looked = self._moved = time.monotonic()
-        self._seen: dict[UUID, float] = {}
+        self._polled_at = self._progressed_at = time.monotonic()
+        self._runnable_since: dict[UUID, float] = {}
         self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
 
     def start(self) -> None:
         """Begin to watch."""
-        self._looked = self._moved = time.monotonic()
+        self._polled_at = self._progressed_at = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
         """The worker is to end: nobody is to blame for idleness any more."""
         self._stop.set()
 
-    def looked(self) -> None:
+    def record_poll(self) -> None:
         """The worker has just looked for work, whatever it found."""
-        self._looked = time.monotonic()
+        self._polled_at = time.monotonic()
 
-    def moved(self) -> None:
+    def record_progress(self) -> None:
         """The worker has just taken work, or done with it."""
-        self._moved = time.monotonic()
+        self._progressed_at = time.monotonic()
 
     def _run(self) -> None:
         conn: Connection | None = None
-        while not self._stop.wait(self._patience_s / LOOKS):
+        while not self._stop.wait(self._stall_timeout_s / CHECKS_PER_TIMEOUT):
             self.check_threads()
-            if self._heart.held():
+            if self._heartbeat.held_leases():
                 # A batch that never ends is the watchdog's in `heartbeat`.
-                self._seen.clear()
+                self._runnable_since.clear()
                 continue
             try:
                 if conn is None or conn.closed:
                     conn = self._connect()
-                with bounded(conn, self._patience_s):
+                with deadline(conn, self._stall_timeout_s):
                     self.check(conn)
             except psycopg.Error:
                 # A database that is away has no work to show.
-                self._seen.clear()
+                self._runnable_since.clear()
                 if conn is not None:
                     conn.close()
                 conn = None
@@ -103,21 +103,26 @@ class Liveness:
 
     def check_threads(self) -> None:
         """End the process if a thread that it cannot do without has not moved for long."""
-        limit = time.monotonic() - GIVE_UP * self._patience_s
-        if self._heart.turned_at < limit:
-            self._give_up("its heartbeat stands still")
-        elif not self._heart.held() and max(self._looked, self._moved) < limit:
-            self._give_up("nobody in it looks for work")
+        limit = time.monotonic() - HARD_TIMEOUT_FACTOR * self._stall_timeout_s
+        if self._heartbeat.last_round_at < limit:
+            self._end_process("its heartbeat stands still")
+        elif (
+            not self._heartbeat.held_leases() and max(self._polled_at, self._progressed_at) < limit
+        ):
+            self._end_process("nobody in it looks for work")
 
     def check(self, conn: Connection) -> None:
         """End the process if the same job has been runnable for too long while it did nothing."""
         now = time.monotonic()
         found = {row[0] for row in runnable(conn, self._lanes, self._kinds)}
-        self._seen = {job: self._seen.get(job, now) for job in found}
-        oldest = min(self._seen.values(), default=now)
-        if not self._heart.held() and max(oldest, self._moved) <= now - self._patience_s:
-            self._give_up("jobs lie there, and it takes none")
+        self._runnable_since = {job: self._runnable_since.get(job, now) for job in found}
+        oldest = min(self._runnable_since.values(), default=now)
+        if (
+            not self._heartbeat.held_leases()
+            and max(oldest, self._progressed_at) <= now - self._stall_timeout_s
+        ):
+            self._end_process("jobs lie there, and it takes none")
 
-    def _give_up(self, why: str) -> None:
+    def _end_process(self, why: str) -> None:
         log.critical("this worker is alive but idle (%s); it ends itself", why)
-        self._end(OVERRUN_EXIT)
+        self._end(OVERRUN_EXIT_CODE)

@@ -26,11 +26,11 @@ EVENTS: Final = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 
 
-class WayOutClosed(PermissionError):
+class ExternalConnectionBlocked(PermissionError):
     """A connection to outside our own network was refused in this process."""
 
 
-def stay_home(
+def block_external_connections(
     servers: Sequence[str], allowed: Iterable[Network] = (), *, cloud: bool = False
 ) -> None:
     """From now on open no connection but to local addresses and the servers named.
@@ -46,17 +46,17 @@ def stay_home(
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event not in EVENTS or args[0].family not in FAMILIES:
             return
-        if args[1] is None or _may(str(args[1][0]), known, networks):
+        if args[1] is None or _is_allowed(str(args[1][0]), known, networks):
             return
         if cloud and egress.sending():
             return
         log.error("a connection to outside was about to be opened: refused")
-        raise WayOutClosed
+        raise ExternalConnectionBlocked
 
     sys.addaudithook(hook)
 
 
-def _may(host: str, known: frozenset[str], networks: tuple[Network, ...]) -> bool:
+def _is_allowed(host: str, known: frozenset[str], networks: tuple[Network, ...]) -> bool:
     if is_local(host, networks) or host in known:
         return True
     # The broker, by what its name leads to just now.

@@ -12,7 +12,7 @@ from typing import Final
 from inference.catalogue.schema import Catalogue
 from inference.remote.local_network import Network, NotLocal, check_url
 
-CLOUDS: Final = (
+CLOUD_VARIABLE_PREFIXES: Final = (
     "ANTHROPIC", "AWS", "AZURE", "BEDROCK", "CLOUDSDK", "CLOUDFLARE", "COHERE", "DATABRICKS",
     "DEEPGRAM", "DEEPSEEK", "ELEVENLABS", "FIREWORKS", "GCLOUD", "GCP", "GEMINI", "GOOGLE", "GROQ",
     "HF", "HUGGINGFACE", "HUGGINGFACEHUB", "HUGGING_FACE", "JINA", "LANGCHAIN", "LANGSMITH",
@@ -23,33 +23,33 @@ CLOUDS: Final = (
 _SECRET = re.compile(
     r".*(API_?KEY|ACCESS_?KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS?|CONNECTION_STRING|SESSION)(_.*)?"
 )
-_CLOUD_SECRET = re.compile(rf"({'|'.join(CLOUDS)})_{_SECRET.pattern}")
+_CLOUD_SECRET = re.compile(rf"({'|'.join(CLOUD_VARIABLE_PREFIXES)})_{_SECRET.pattern}")
 _ANY_KEY = re.compile(r".*_API_?(KEY|TOKEN)(_.*)?")
 """What looks like a provider's key, of whichever provider."""
-OTHERS: Final = frozenset(
+OTHER_CLOUD_VARIABLES: Final = frozenset(
     {"CO_API_KEY", "AWS_PROFILE", "AWS_ROLE_ARN", "GOOGLE_CLOUD_KEYFILE_JSON"}
 )
 
 
-class WallBreached(SystemExit):
+class PrivacyPreflightError(SystemExit):
     """A private worker refuses to start."""
 
 
-def credentials(environment: Iterable[str]) -> list[str]:
+def cloud_credentials(environment: Iterable[str]) -> list[str]:
     """The names among an environment's that stand for credentials of a cloud."""
     return sorted(
         name
         for name in environment
         if not name.startswith("VESTRY_")
         and (
-            name in OTHERS
+            name in OTHER_CLOUD_VARIABLES
             or _CLOUD_SECRET.fullmatch(name.upper())
             or _ANY_KEY.fullmatch(name.upper())
         )
     )
 
 
-def stand(
+def check_private_worker(
     environment: Mapping[str, str],
     catalogue: Catalogue,
     *,
@@ -69,7 +69,7 @@ def stand(
     """
     faults = list(_faults(environment, catalogue, keys, tuple(allowed)))
     if faults:
-        raise WallBreached("a private worker does not start: " + "; ".join(faults))
+        raise PrivacyPreflightError("a private worker does not start: " + "; ".join(faults))
 
 
 def _faults(
@@ -78,7 +78,7 @@ def _faults(
     keys: Collection[str],
     allowed: tuple[Network, ...],
 ) -> Iterator[str]:
-    if named := credentials(environment):
+    if named := cloud_credentials(environment):
         yield f"its environment has a cloud's credentials, unset {', '.join(named)}"
     for backend in catalogue.backends:
         if backend.locality != "local":
@@ -100,7 +100,7 @@ PR_SET_DUMPABLE: Final = 4
 """prctl(2): without it the kernel writes no core, and /proc/PID/mem and environ are root's alone."""
 
 
-def no_dumps() -> None:
+def disable_core_dumps() -> None:
     """Have this process, and what it starts, write no core dump; on Linux, let nobody attach to it.
 
     Children that run another program may be attached to again, by their own account.

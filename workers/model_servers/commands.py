@@ -19,14 +19,14 @@ from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
 from workers.home import default_home
 from workers.model_servers.inventory import (
-    AtHand,
-    CannotLook,
+    InventoryError,
+    ModelInventory,
     ModelState,
-    here,
-    look,
+    load_settings,
+    probe_all,
     running_stack,
 )
-from workers.model_servers.plan import USUAL
+from workers.model_servers.plan import DEFAULT_OLLAMA_URL
 
 GB = 1_000_000_000
 RUNTIME = "ollama_http"
@@ -46,8 +46,8 @@ def list_models(as_json: JsonOption = False) -> None:
     """List the catalogue: what serves each model, and whether it answers, has it, and has room."""
     output = Output(as_json=as_json)
     try:
-        found = look(*here(), running_stack(default_home()))
-    except CannotLook as error:
+        found = probe_all(*load_settings(), running_stack(default_home()))
+    except InventoryError as error:
         raise CommandError("catalogue", str(error)) from None
     rows = [_row(model) for model in found.models]
     document = {
@@ -64,8 +64,8 @@ def pull(
     """Have Ollama fetch a model of the catalogue."""
     output = Output(as_json=as_json)
     try:
-        settings, catalogue = here()
-    except CannotLook as error:
+        settings, catalogue = load_settings()
+    except InventoryError as error:
         raise CommandError("catalogue", str(error)) from None
     model = next((entry for entry in catalogue.models if entry.name == name), None)
     if model is None:
@@ -76,7 +76,12 @@ def pull(
         get = f"; to get it: {model.get}" if model.get else ""
         raise CommandError("not_pulled", f"{name} is not pulled: {backend.name} serves it{get}.")
     found = running_stack(default_home()).get("backends", {})
-    url = settings.backends.get(backend.name) or found.get(backend.name) or backend.url or USUAL
+    url = (
+        settings.backends.get(backend.name)
+        or found.get(backend.name)
+        or backend.url
+        or DEFAULT_OLLAMA_URL
+    )
     told = backend.model_copy(update={"url": url, "timeout_s": PULL_S})
     made = connect(configuration({}, {})(told))
     try:
@@ -132,7 +137,7 @@ def _row(model: ModelState) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, found: AtHand, rows: list[dict[str, Any]]) -> None:
+def _show(console: Console, found: ModelInventory, rows: list[dict[str, Any]]) -> None:
     shown = [
         (
             row["name"],

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from vestry.cli.doctor.check import Check
 from workers.home import default_home
 from workers.model_servers.inventory import (
-    AtHand,
     BackendState,
-    CannotLook,
+    InventoryError,
     Memory,
+    ModelInventory,
     ModelState,
-    here,
-    look,
+    load_settings,
+    probe_all,
     running_stack,
 )
 
@@ -23,14 +23,14 @@ GB = 1_000_000_000
 def checks() -> Iterator[Check]:
     """The catalogue, each backend that is in use, and each model."""
     try:
-        found = look(*here(), running_stack(default_home()))
-    except CannotLook as error:
+        found = probe_all(*load_settings(), running_stack(default_home()))
+    except InventoryError as error:
         yield Check("catalogue", False, str(error))
         return
-    yield from judged(found)
+    yield from checks_for(found)
 
 
-def judged(found: AtHand) -> Iterator[Check]:
+def checks_for(found: ModelInventory) -> Iterator[Check]:
     """Not content only where what somebody asked for cannot work."""
     for backend in found.backends:
         if backend.enabled:

@@ -20,14 +20,14 @@ from pydantic import ValidationError
 from inference.catalogue.loader import CatalogueError, load
 from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
 from inference.errors import InferenceError
-from inference.protocol import Probe
+from inference.protocol import BackendProbe
 from inference.remote.egress import asking
 from inference.remote.local_network import is_own
-from inference.routing.model_registry import Fleet, configuration
+from inference.routing.model_registry import ModelRegistry, configuration
 from workers.home import read_json
 from workers.settings import Settings
 
-AT_ONCE: Final = 8
+MAX_PARALLEL_PROBES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class BackendState:
     entry: BackendEntry
     enabled: bool
     asked_for: bool
-    probe: Probe | None
+    probe: BackendProbe | None
 
     @property
     def reachable(self) -> bool:
@@ -75,7 +75,7 @@ class ModelState:
 
 
 @dataclass(frozen=True, slots=True)
-class AtHand:
+class ModelInventory:
     """Everything that was found."""
 
     backends: tuple[BackendState, ...]
@@ -83,11 +83,11 @@ class AtHand:
     memory: Memory
 
 
-class CannotLook(Exception):
+class InventoryError(Exception):
     """Settings or catalogue cannot be used; the message names what is wrong."""
 
 
-def here() -> tuple[Settings, Catalogue]:
+def load_settings() -> tuple[Settings, Catalogue]:
     """What this process's environment says.
 
     Raises:
@@ -97,16 +97,16 @@ def here() -> tuple[Settings, Catalogue]:
         settings = Settings()
         return settings, load(settings.catalogue)
     except CatalogueError as error:
-        raise CannotLook(str(error)) from None
+        raise InventoryError(str(error)) from None
     except ValidationError as error:
         faults = [
             f"VESTRY_{str(fault['loc'][0]).upper()}" if fault["loc"] else fault["msg"]
             for fault in error.errors()
         ]
-        raise CannotLook(f"the settings cannot be used: {', '.join(faults)}") from None
+        raise InventoryError(f"the settings cannot be used: {', '.join(faults)}") from None
 
 
-def look(settings: Settings, declared: Catalogue, stack: Mapping[str, Any]) -> AtHand:
+def probe_all(settings: Settings, declared: Catalogue, stack: Mapping[str, Any]) -> ModelInventory:
     """Ask every enabled backend, all at the same time.
 
     Args:
@@ -121,7 +121,9 @@ def look(settings: Settings, declared: Catalogue, stack: Mapping[str, Any]) -> A
     urls: dict[str, str | None] = {**stack.get("backends", {}), **settings.backends}
     if unknown := settings.backends.keys() - known:
         there = ", ".join(sorted(known))
-        raise CannotLook(f"VESTRY_BACKENDS: there is no backend {min(unknown)}; there are: {there}")
+        raise InventoryError(
+            f"VESTRY_BACKENDS: there is no backend {min(unknown)}; there are: {there}"
+        )
     asked = (set(urls) - set(stack.get("found", ()))) | set(settings.backends)
     enabled: dict[str, str | None] = {e.name: None for e in declared.backends if e.enabled}
     enabled |= {name: url for name, url in urls.items() if name in known}
@@ -136,9 +138,9 @@ def look(settings: Settings, declared: Catalogue, stack: Mapping[str, Any]) -> A
         )
         for entry in declared.backends
     }
-    room = memory(settings.device)
+    room = model_memory(settings.device)
     models = tuple(_model(entry, states[entry.backend], room) for entry in declared.models)
-    return AtHand(tuple(states.values()), models, room)
+    return ModelInventory(tuple(states.values()), models, room)
 
 
 def running_stack(home: Path) -> Mapping[str, Any]:
@@ -147,9 +149,9 @@ def running_stack(home: Path) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _probes(catalogue: Catalogue, key_files: Mapping[str, str]) -> dict[str, Probe]:
+def _probes(catalogue: Catalogue, key_files: Mapping[str, str]) -> dict[str, BackendProbe]:
     keys: dict[str, str] = {}
-    found: dict[str, Probe] = {}
+    found: dict[str, BackendProbe] = {}
     for entry in catalogue.backends:
         if not entry.key:
             continue
@@ -157,19 +159,19 @@ def _probes(catalogue: Catalogue, key_files: Mapping[str, str]) -> dict[str, Pro
             keys[entry.name] = Path(key_files[entry.name]).read_text(encoding="utf-8").strip()
         except (KeyError, OSError, UnicodeDecodeError):
             told = f"no key: VESTRY_BACKEND_KEYS={entry.name}=FILE names its file"
-            found[entry.name] = Probe(reachable=False, models=None, detail=told)
-    fleet = Fleet(catalogue, configuration(keys, {}, networks=None))
+            found[entry.name] = BackendProbe(reachable=False, models=None, detail=told)
+    fleet = ModelRegistry(catalogue, configuration(keys, {}, local_networks=None))
 
-    def ask(name: str) -> Probe:
+    def ask(name: str) -> BackendProbe:
         try:
             with asking():
                 return fleet.backend(name).probe()
         except InferenceError as error:
-            return Probe(reachable=False, models=None, detail=str(error))
+            return BackendProbe(reachable=False, models=None, detail=str(error))
 
     rest = [entry.name for entry in catalogue.backends if entry.name not in found]
     try:
-        with ThreadPoolExecutor(AT_ONCE) as threads:
+        with ThreadPoolExecutor(MAX_PARALLEL_PROBES) as threads:
             found.update(zip(rest, threads.map(ask, rest), strict=True))
     finally:
         fleet.close()
@@ -193,7 +195,7 @@ def _model(entry: ModelEntry, backend: BackendState, room: Memory) -> ModelState
 OVERHEAD: Final = 1.2
 """What a loaded model takes for each byte of its weights: buffers, and a context of some thousand
 tokens. A long context takes more."""
-_PATIENCE_S: Final = 5.0
+_NVIDIA_SMI_TIMEOUT_S: Final = 5.0
 _MIB: Final = 1024 * 1024
 
 
@@ -206,7 +208,7 @@ class Memory:
     free: int
 
 
-def memory(device: str, cards: Callable[[], str | None] | None = None) -> Memory:
+def model_memory(device: str, cards: Callable[[], str | None] | None = None) -> Memory:
     """The memory of what models compute on.
 
     Args:
@@ -235,7 +237,7 @@ def _nvidia_cards() -> str | None:
     query = [program, "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
-            query, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+            query, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return None

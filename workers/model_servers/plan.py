@@ -190,7 +190,7 @@ class ModelServers:
         asked = self._settings.get("VESTRY_OLLAMA") or "auto"
         if asked == "off" or OLLAMA in self._urls:
             return
-        url = USUAL if asked == "auto" else asked
+        url = DEFAULT_OLLAMA_URL if asked == "auto" else asked
         if "://" not in url:
             raise ValueError("VESTRY_OLLAMA is auto, off or a URL")
         version = ollama_version(url)
@@ -264,12 +264,12 @@ def _joined(told: Mapping[str, str]) -> str:
 
 # Looks for an Ollama that runs already.
 
-USUAL: Final = "http://127.0.0.1:11434"
+DEFAULT_OLLAMA_URL: Final = "http://127.0.0.1:11434"
 """Where it listens unless it was told otherwise."""
-PATIENCE_S: Final = 0.5
+DISCOVERY_TIMEOUT_S: Final = 0.5
 
 
-def ollama_version(url: str, timeout_s: float = PATIENCE_S) -> str | None:
+def ollama_version(url: str, timeout_s: float = DISCOVERY_TIMEOUT_S) -> str | None:
     """The version of the Ollama at a URL; None where none answers.
 
     Args:

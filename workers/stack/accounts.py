@@ -28,7 +28,7 @@ ROLES: Final = (
 NUMBERS: Final = range(60_706, 61_184 - len(ROLES))
 """Numbers that no system gives to anybody (systemd, "Users, Groups, UIDs and GIDs", summary)."""
 RECORD: Final = "accounts.json"
-TRIAL_S: Final = 30.0
+TRIAL_TIMEOUT_S: Final = 30.0
 
 
 class Accounts:
@@ -49,11 +49,11 @@ class Accounts:
         self._numbers: dict[str, int] = {}
         self._views: dict[Path, tuple[Path, ...]] = {}
         self.why_not = self._reason(setting, needed)
-        self.apart = not self.why_not
+        self.isolated = not self.why_not
 
-    def of(self, role: str) -> Account:
+    def account_of(self, role: str) -> Account:
         """A role's account; the caller's own where they are not apart."""
-        if not self.apart:
+        if not self.isolated:
             return Account()
         number = self._numbers[role]
         return Account(number, number, self._views)
@@ -72,7 +72,7 @@ class Accounts:
         prefixes = (Path(sys.base_prefix), Path(sys.prefix), CHECKOUT, self._home.path)
         there = tuple(path for path in needed if path.exists())
         try:
-            self._views = mount_namespace.forbidden((*prefixes, *there))
+            self._views = mount_namespace.forbidden_directories((*prefixes, *there))
             self._try()
         except (OSError, subprocess.SubprocessError):
             return "other accounts cannot run this Python or read this checkout"
@@ -90,7 +90,7 @@ class Accounts:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=True,
-            timeout=TRIAL_S,
+            timeout=TRIAL_TIMEOUT_S,
             **account.popen_options(),
         )
 
@@ -102,13 +102,13 @@ def _numbers(home: Home) -> dict[str, int]:
         known = next(
             first
             for first in (secrets.choice(NUMBERS) for _ in iter(int, 1))
-            if not any(_is_somebody(first + place) for place in range(len(ROLES)))
+            if not any(_uid_is_used(first + place) for place in range(len(ROLES)))
         )
         write_private(home.path / RECORD, json.dumps({"first": known}))
     return {role: known + place for place, role in enumerate(ROLES)}
 
 
-def _is_somebody(number: int) -> bool:
+def _uid_is_used(number: int) -> bool:
     try:
         pwd.getpwuid(number)
     except KeyError:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from workers.home import CHECKOUT, Home, HomeInUseError, default_home, read_json
 from workers.stack.process import Identity, base_environment, open_log
-from workers.stack.settings import inherited
+from workers.stack.settings import inherited_environment
 from workers.stack.supervisor import StartError, end_orphans
 
 STOP_TIMEOUT_S = 150.0
@@ -22,7 +22,7 @@ STOP_TIMEOUT_S = 150.0
 
 
 @dataclass(slots=True)
-class Detached:
+class BackgroundStack:
     """A stack in the background. As a context manager it is stopped at the end."""
 
     home: Path
@@ -71,14 +71,14 @@ class Detached:
         self.stop()
 
 
-def start_detached(
+def start_background(
     home: Path | None = None,
     settings: Mapping[str, str] | None = None,
     *,
     flower: bool = True,
     only: Sequence[str] = (),
     timeout_s: float = 300.0,
-) -> Detached:
+) -> BackgroundStack:
     """Run the whole stack in the background, and return once every process is ready.
 
     Args:
@@ -99,7 +99,7 @@ def start_detached(
     argv += [part for pair in (settings or {}).items() for part in ("--set", "=".join(pair))]
     path = place.logs / "supervisor.log"
     path.unlink(missing_ok=True)
-    environment = base_environment() | inherited()
+    environment = base_environment() | inherited_environment()
     with open_log(path) as log:
         process = subprocess.Popen(
             argv,
@@ -116,15 +116,15 @@ def start_detached(
         process.terminate()
         process.wait(STOP_TIMEOUT_S)
         raise
-    return Detached(place.path, supervisor, process)
+    return BackgroundStack(place.path, supervisor, process)
 
 
-def running_in(home: Path) -> Detached | None:
+def running_in(home: Path) -> BackgroundStack | None:
     """The stack that runs in a home, whoever started it and however."""
     recorded = read_json(Home(home).state).get("supervisor")
     if not recorded:
         return None
-    found = Detached(home, Identity(**recorded))
+    found = BackgroundStack(home, Identity(**recorded))
     return found if found.running() else None
 
 

@@ -13,14 +13,14 @@ from rich.text import Text
 from vestry.cli.errors import CommandError, ExitCode, explain
 from vestry.cli.output import Output, table
 from workers.home import Home, HomeInUseError, default_home
-from workers.stack.background import Detached, running_in, start_detached, sweep
+from workers.stack.background import BackgroundStack, running_in, start_background, sweep
 from workers.stack.dev_stack import ensure_keyring, prepare_database
-from workers.stack.processes import FLOWER_USER, Options, Stack
+from workers.stack.processes import FLOWER_USER, EmbeddedStack, StackOptions
 from workers.stack.server_dir import orphans
 from workers.stack.settings import check_settings
 from workers.stack.supervisor import StartError, Supervisor
 
-__all__ = ["Detached", "register", "start_detached"]
+__all__ = ["BackgroundStack", "register", "start_background"]
 
 HomeOption = Annotated[
     Path | None,
@@ -67,10 +67,10 @@ def up(
     output = Output(as_json=as_json)
     place = Home(home or default_home())
     chosen = _settings(settings or []) | ({"VESTRY_OLLAMA": ollama} if ollama else {})
-    options = Options(chosen, flower, tuple(only or ()))
+    options = StackOptions(chosen, flower, tuple(only or ()))
     if detach:
         try:
-            started = start_detached(
+            started = start_background(
                 place.path, options.settings, flower=flower, only=options.only, timeout_s=timeout
             )
         except StartError as error:
@@ -95,14 +95,14 @@ def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
     output.emit({"stopped": stopped, "home": str(place)}, lambda c: c.print(Text(message)))
 
 
-def _foreground(home: Home, options: Options, timeout: float, output: Output) -> None:
+def _foreground(home: Home, options: StackOptions, timeout: float, output: Output) -> None:
     home.create()
     try:
         home.lock()
     except HomeInUseError as error:
         raise CommandError("already_running", str(error), ExitCode.UNAVAILABLE) from None
     try:
-        stack = Stack(home, options)
+        stack = EmbeddedStack(home, options)
         specs = stack.specs()
     except (OSError, RuntimeError, ValueError) as error:
         home.unlock()
@@ -122,7 +122,7 @@ def _foreground(home: Home, options: Options, timeout: float, output: Output) ->
         home,
         specs,
         prepare_stage=prepare,
-        watch=stack.keys.follow,
+        watch=stack.keys.refresh,
         isolation=stack.accounts.why_not,
         tell=output.note,
     )

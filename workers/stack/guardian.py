@@ -19,7 +19,7 @@ from typing import IO
 from workers.home import CHECKOUT, Home
 from workers.stack.process import Command, Identity, base_environment, end_all, open_log
 
-PATIENCE_S = 1.5
+TERMINATION_TIMEOUT_S = 1.5
 """For a process's own kill signal before SIGKILL. Twice this stays below the five seconds in which
 everything is to be gone."""
 
@@ -35,10 +35,10 @@ def main() -> None:
             register[kept["pid"]] = Identity(**kept)
         else:
             register.pop(message["forget"], None)
-    end_all(list(register.values()), PATIENCE_S)
+    end_all(list(register.values()), TERMINATION_TIMEOUT_S)
 
 
-class Keeper:
+class OrphanGuardian:
     """The supervisor's end of the pipe.
 
     Args:
@@ -81,18 +81,18 @@ class Keeper:
                 text=True,
             )
         for identity in self._kept.values():
-            self._tell({"keep": asdict(identity)})
+            self._send({"keep": asdict(identity)})
         return died
 
     def keep(self, identity: Identity) -> None:
         """Register a process."""
         self._kept[identity.pid] = identity
-        self._tell({"keep": asdict(identity)})
+        self._send({"keep": asdict(identity)})
 
     def forget(self, pid: int) -> None:
         """Take a process that has ended off the register."""
         if self._kept.pop(pid, None):
-            self._tell({"forget": pid})
+            self._send({"forget": pid})
 
     def close(self) -> None:
         """End the keeper, and with it whatever is still registered."""
@@ -101,7 +101,7 @@ class Keeper:
                 self._pipe().close()
             self._process.wait()
 
-    def _tell(self, message: dict[str, object]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         # A dead keeper is noticed, replaced and told everything by `ensure`.
         with contextlib.suppress(OSError):
             self._pipe().write(json.dumps(message) + "\n")

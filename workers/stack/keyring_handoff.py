@@ -15,7 +15,7 @@ from vestry.crypto.keyring_source import COMMAND, KeyCommand, KeyFile, KeySource
 from vestry.errors import KeyRingError
 
 
-class KeyHanding:
+class KeyringPipe:
     """The supervisor's end.
 
     Args:
@@ -45,10 +45,10 @@ class KeyHanding:
             self._writing, self._reading = _nameless(self._directory)
             self._hand()
         else:
-            self.follow()
+            self.refresh()
         return self._reading
 
-    def follow(self) -> None:
+    def refresh(self) -> None:
         """Hand on a ring that has changed. Cheap: called many times a second."""
         if self._writing is not None and self._source.changed():
             self._hand()

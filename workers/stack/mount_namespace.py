@@ -22,7 +22,7 @@ MS_PRIVATE: Final = 1 << 18
 """Of <sched.h> and <sys/mount.h>."""
 
 
-def forbidden(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
+def forbidden_directories(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
     """The topmost directories that others may not pass through, with those of the paths below them."""
     found: dict[Path, list[Path]] = {}
     for path in {path.resolve() for path in paths}:
@@ -33,7 +33,7 @@ def forbidden(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
     return {parent: tuple(_outermost(below)) for parent, below in found.items()}
 
 
-def show(views: Mapping[Path, Sequence[Path]]) -> None:
+def bind_views(views: Mapping[Path, Sequence[Path]]) -> None:
     """Give this process a view in which each directory holds but the paths below it that are named.
 
     Called as root, between fork and exec.

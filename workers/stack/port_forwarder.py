@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Final
 
 VARIABLE: Final = "VESTRY_DOORS"
-CONNECT_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 5.0
 CHUNK: Final = 64 * 1024
 
 
-def doors(text: str) -> dict[int, tuple[str, int]]:
+def parse_forwards(text: str) -> dict[int, tuple[str, int]]:
     """Where each port leads: `5432=postgres:5432 5555=flower-private:5555`.
 
     Raises:
@@ -48,18 +48,18 @@ async def serve(led: dict[int, tuple[str, int]], address: str, ended: asyncio.Ev
     """
     async with contextlib.AsyncExitStack() as open_doors:
         for port, (host, there) in led.items():
-            server = await asyncio.start_server(_passing(host, there), address, port)
+            server = await asyncio.start_server(_connection_handler(host, there), address, port)
             await open_doors.enter_async_context(server)
         if ready := os.environ.get("VESTRY_READY_FILE"):
             Path(ready).touch()  # noqa: ASYNC240 - nobody is served yet
         await ended.wait()
 
 
-def _passing(host: str, port: int):  # type: ignore[no-untyped-def]  # noqa: ANN202 - asyncio's own
+def _connection_handler(host: str, port: int):  # type: ignore[no-untyped-def]  # noqa: ANN202 - asyncio's own
     async def passing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far = asyncio.open_connection(host, port)
-            far_reader, far_writer = await asyncio.wait_for(far, CONNECT_S)
+            far_reader, far_writer = await asyncio.wait_for(far, CONNECT_TIMEOUT_S)
         except OSError:
             writer.close()
             return
@@ -78,7 +78,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _main() -> None:
-    led = doors(os.environ.get(VARIABLE, ""))
+    led = parse_forwards(os.environ.get(VARIABLE, ""))
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

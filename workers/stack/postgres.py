@@ -14,7 +14,7 @@ import psycopg
 
 from workers.home import Home
 from workers.stack.process import Command, Identity, base_environment, end_all
-from workers.stack.server_dir import ServerPlace
+from workers.stack.server_dir import ServerDir
 
 SUPERUSER = "postgres"
 DATABASE = "vestry"
@@ -61,7 +61,7 @@ class PostgresServer:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.place = ServerPlace(home, "postgres")
+        self.place = ServerDir(home, "postgres")
         self.data = self.place.path / "data"
         self.log = home.logs / "postgres.log"
         self._served = False

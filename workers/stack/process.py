@@ -93,7 +93,7 @@ class Account:
 
 def _become(uid: int, gid: int, views: Mapping[Path, Sequence[Path]]) -> None:
     here = Path.cwd()
-    mount_namespace.show(views)
+    mount_namespace.bind_views(views)
     os.chdir(here)
     os.setgroups([])
     os.setgid(gid)

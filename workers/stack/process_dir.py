@@ -9,17 +9,17 @@ from typing import Final
 from workers.home import Home, write_private
 from workers.stack.process import Account
 
-LENT: Final = (
+SECRET_FILE_VARS: Final = (
     "VESTRY_DATABASE_PASSWORD_FILE",
     "VESTRY_BROKER_PASSWORD_FILE",
     "VESTRY_LLAMA_KEY_FILE",
 )
 """Variables that name a file with a secret."""
-LENT_PAIRS: Final = "VESTRY_BACKEND_KEYS"
+SECRET_FILE_PAIR_VARS: Final = "VESTRY_BACKEND_KEYS"  # noqa: S105 - a variable's name
 """The same, `name=FILE` each."""
 
 
-class Room:
+class ProcessDir:
     """The directory `run/NAME` of a home, mode 0700.
 
     Args:
@@ -33,7 +33,7 @@ class Room:
         self.ready = self.path / "ready"
         self._account = account
 
-    def enter(self) -> None:
+    def prepare(self) -> None:
         """Make it as it is to be before the process starts."""
         self.path.mkdir(exist_ok=True)
         self.path.chmod(0o700)
@@ -46,7 +46,7 @@ class Room:
         write_private(path, text, self._account.ids)
         return path
 
-    def lend(self, environment: Mapping[str, str]) -> dict[str, str]:
+    def copy_secrets(self, environment: Mapping[str, str]) -> dict[str, str]:
         """The environment, with its secrets where this process can read them, and where it is at home.
 
         Raises:
@@ -55,12 +55,14 @@ class Room:
         if self._account.uid is None:
             return dict(environment)
         given = dict(environment)
-        for name in LENT:
+        for name in SECRET_FILE_VARS:
             if name in given:
                 given[name] = str(self._copy(Path(given[name])))
-        if pairs := given.get(LENT_PAIRS):
+        if pairs := given.get(SECRET_FILE_PAIR_VARS):
             halves = (pair.partition("=") for pair in pairs.split())
-            given[LENT_PAIRS] = " ".join(f"{n}={self._copy(Path(file))}" for n, _, file in halves)
+            given[SECRET_FILE_PAIR_VARS] = " ".join(
+                f"{n}={self._copy(Path(file))}" for n, _, file in halves
+            )
         cache = Path(
             given.get("HF_HOME") or Path(given.get("HOME", "/")) / ".cache" / "huggingface"
         )

@@ -24,12 +24,12 @@ from workers.model_servers import plan
 from workers.model_servers.plan import LlamaServer, ModelServers
 from workers.stack import accounts
 from workers.stack.accounts import Accounts
-from workers.stack.keyring_handoff import KeyHanding
+from workers.stack.keyring_handoff import KeyringPipe
 from workers.stack.postgres import PostgresServer
 from workers.stack.process import Account, Command, base_environment
-from workers.stack.process_dir import Room
-from workers.stack.settings import OFFLINE, inherited, needed
-from workers.stack.supervisor import ChildSpec, Stage, answers, ready_file
+from workers.stack.process_dir import ProcessDir
+from workers.stack.settings import OFFLINE, inherited_environment, required_paths
+from workers.stack.supervisor import ProcessSpec, Stage, http_ready, ready_file
 from workers.stack.valkey import CLOUD, ValkeyServer
 
 BULK_NICE = 19
@@ -40,7 +40,7 @@ WORKER_ROLES = {Privacy.PRIVATE: PRIVATE_WORKER, Privacy.SHAREABLE: SHAREABLE_WO
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class StackOptions:
     """How the stack is to be run.
 
     Attributes:
@@ -54,7 +54,7 @@ class Options:
     only: tuple[str, ...] = ()
 
 
-class Stack:
+class EmbeddedStack:
     """The processes of one stack.
 
     Args:
@@ -62,23 +62,23 @@ class Stack:
         options: how it is to be run.
     """
 
-    def __init__(self, home: Home, options: Options) -> None:
+    def __init__(self, home: Home, options: StackOptions) -> None:
         self.home = home
         self.options = options
         self.postgres = PostgresServer(home)
         self.valkey = ValkeyServer(home)
-        self.keys = KeyHanding(home.keyring, home.run)
+        self.keys = KeyringPipe(home.keyring, home.run)
         for privacy in Privacy:
             home.settle_port(f"flower.{privacy}")
         given = self._given()
-        self.accounts = Accounts(home, given.get(accounts.SETTING, "auto"), needed(given))
+        self.accounts = Accounts(home, given.get(accounts.SETTING, "auto"), required_paths(given))
         self._lanes = worker_lanes(has_accelerator(self._settings()))
         workers = {worker_name(lanes): lanes for lanes in self._lanes}
         self.models = ModelServers(home, given, workers, self._wanted)
         if self.models.clouds:
             self._lanes.append(CLOUD_LANES)
 
-    def specs(self) -> list[ChildSpec]:
+    def specs(self) -> list[ProcessSpec]:
         """Every process.
 
         Raises:
@@ -125,9 +125,9 @@ class Stack:
             "supervisor_pid": os.getpid(),
         }
 
-    def _servers(self) -> list[ChildSpec]:
+    def _servers(self) -> list[ProcessSpec]:
         return [
-            ChildSpec(
+            ProcessSpec(
                 name=name,
                 stage=stage,
                 prepare=server.prepare,
@@ -140,13 +140,13 @@ class Stack:
             )
         ]
 
-    def _control(self, name: str) -> ChildSpec:
+    def _control(self, name: str) -> ProcessSpec:
         secrets = self._database(CONTROL)
         if name == "dispatcher":
             secrets |= self._broker("dispatcher") | self.models.overview()
         return self._python(name, Stage.CONTROL, f"workers.{name}", secrets, role="control")
 
-    def _worker(self, lanes: Sequence[str]) -> ChildSpec:
+    def _worker(self, lanes: Sequence[str]) -> ProcessSpec:
         privacy, clouds = LANES[lanes[0]].privacy, lanes == CLOUD_LANES
         environment = {
             "VESTRY_PRIVACY": privacy.value,
@@ -167,22 +167,22 @@ class Stack:
             keyring=privacy is Privacy.PRIVATE,
         )
 
-    def _llama(self, server: LlamaServer) -> ChildSpec:
+    def _llama(self, server: LlamaServer) -> ProcessSpec:
         """A llama.cpp server: no login, no key ring, and none of the workers' settings.
 
         One core is left to others: its threads wait for each other by spinning, and where one of them
         does not get a core all stand still (two busy cores, two threads: 0.6 tokens a second instead
         of 50; one thread: half of what it does alone).
         """
-        account = self.accounts.of("models")
-        room = Room(self.home, server.name, account)
+        account = self.accounts.account_of("models")
+        room = ProcessDir(self.home, server.name, account)
 
         def prepare() -> Command:
-            room.enter()
+            room.prepare()
             return Command(
                 argv=[sys.executable, "-m", "workers.llama_server"],
                 log=self.home.logs / f"{server.name}.log",
-                environment=room.lend(
+                environment=room.copy_secrets(
                     {
                         **base_environment(),
                         **OFFLINE,
@@ -195,11 +195,11 @@ class Stack:
                 nice=BULK_NICE if bulk_only(server.lanes) else 0,
             )
 
-        return ChildSpec(
+        return ProcessSpec(
             server.name,
             Stage.CONTROL,
             prepare,
-            answers(lambda: f"{server.address}/health"),
+            http_ready(lambda: f"{server.address}/health"),
             address=lambda: server.address,
         )
 
@@ -214,12 +214,12 @@ class Stack:
         lanes: tuple[str, ...] = (),
         nice: int = 0,
         keyring: bool = False,
-    ) -> ChildSpec:
-        account = self.accounts.of(role)
-        room = Room(self.home, name, account)
+    ) -> ProcessSpec:
+        account = self.accounts.account_of(role)
+        room = ProcessDir(self.home, name, account)
 
         def prepare() -> Command:
-            room.enter()
+            room.prepare()
             given = {**environment, "VESTRY_READY_FILE": str(room.ready)}
             handed = (self.keys.descriptor(),) if keyring else ()
             for descriptor in handed:
@@ -228,15 +228,15 @@ class Stack:
             command = self._command(name, argv, given, account, room)
             return replace(command, nice=nice, pass_fds=handed)
 
-        return ChildSpec(name, stage, prepare, ready_file(room.ready), lanes=lanes)
+        return ProcessSpec(name, stage, prepare, ready_file(room.ready), lanes=lanes)
 
-    def _flower(self, privacy: Privacy) -> ChildSpec:
+    def _flower(self, privacy: Privacy) -> ProcessSpec:
         name = f"flower-{privacy}"
-        account = self.accounts.of(name)
-        room = Room(self.home, name, account)
+        account = self.accounts.account_of(name)
+        room = ProcessDir(self.home, name, account)
 
         def prepare() -> Command:
-            room.enter()
+            room.prepare()
             port = self.home.port(f"flower.{privacy}")
             password = self.home.password(f"flower.{privacy}")
             # A file: Flower would take the password as an argument too, for everybody to see.
@@ -250,11 +250,11 @@ class Stack:
             environment = {"VESTRY_PRIVACY": privacy.value, **self._broker(privacy.value)}
             return self._command(name, argv, environment, account, room)
 
-        return ChildSpec(
+        return ProcessSpec(
             name,
             Stage.CONTROL,
             prepare,
-            answers(lambda: f"{self._flower_url(privacy)}/healthcheck"),
+            http_ready(lambda: f"{self._flower_url(privacy)}/healthcheck"),
             address=lambda: self._flower_url(privacy),
         )
 
@@ -267,13 +267,13 @@ class Stack:
         argv: Sequence[str],
         environment: Mapping[str, str],
         account: Account,
-        room: Room,
+        room: ProcessDir,
     ) -> Command:
         given = {**base_environment(), **OFFLINE, **environment, **self._settings()}
         return Command(
             argv=argv,
             log=self.home.logs / f"{name}.log",
-            environment=room.lend(given),
+            environment=room.copy_secrets(given),
             account=account,
             cwd=CHECKOUT,
         )
@@ -284,7 +284,7 @@ class Stack:
         return {name: value for name, value in self._given().items() if name not in own}
 
     def _given(self) -> dict[str, str]:
-        return {**inherited(), **self.options.settings}
+        return {**inherited_environment(), **self.options.settings}
 
     def _wanted(self, name: str) -> bool:
         return not self.options.only or name in self.options.only

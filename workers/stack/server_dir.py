@@ -22,7 +22,7 @@ from pathlib import Path
 from workers.home import Home, read_json, write_private
 from workers.stack.process import Account, server_account
 
-SYSTEM_PLACES = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108 - a new 0711 directory of root's in it
+SYSTEM_DIRS = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108 - a new 0711 directory of root's in it
 PREFIX = "vestry-"
 RECORD = "servers.json"
 """In a home: its place. Absent where the data lies in the home itself."""
@@ -32,7 +32,7 @@ REMOVAL_S = 10.0
 """For servers still ending when their home is removed."""
 
 
-class ServerPlace:
+class ServerDir:
     """One server's directory, and the account that owns it.
 
     Args:
@@ -110,7 +110,7 @@ def orphans() -> dict[Path, str]:
     if os.geteuid() != 0:
         return {}
     found = {}
-    for place in (p for base in SYSTEM_PLACES for p in sorted(base.glob(f"{PREFIX}*"))):
+    for place in (p for base in SYSTEM_DIRS for p in sorted(base.glob(f"{PREFIX}*"))):
         # Another stack may remove its own meanwhile.
         with contextlib.suppress(FileNotFoundError):
             home = read_json(place / OWNER).get("home")
@@ -125,7 +125,7 @@ def remove(home: Path) -> None:
     Raises:
         OSError: something in it cannot be removed, or a server in it goes on.
     """
-    for path in (_own_place(Home(home)), home):
+    for path in (_own_dir(Home(home)), home):
         until = time.monotonic() + REMOVAL_S
         while path is not None and path.exists():
             try:
@@ -139,11 +139,11 @@ def remove(home: Path) -> None:
 
 def _root(home: Home) -> Path:
     """The home where every account concerned can reach it, else the home's own system place."""
-    if place := _own_place(home):
+    if place := _own_dir(home):
         return place
     if server_account(home.path).can_enter(home.path):
         return home.path
-    for base in SYSTEM_PLACES:
+    for base in SYSTEM_DIRS:
         if not base.is_dir() or not os.access(base, os.W_OK):
             continue
         place = base / f"{PREFIX}{secrets.token_hex(8)}"
@@ -155,7 +155,7 @@ def _root(home: Home) -> Path:
     raise OSError(f"no directory for the servers' data that their account can reach ({home.path})")
 
 
-def _own_place(home: Home) -> Path | None:
+def _own_dir(home: Home) -> Path | None:
     """The system place that belongs to a home; None where its data lies within, or is a copy's."""
     place = _named_by(home.path)
     if place is None or not place.is_dir() or place.stat().st_uid != os.geteuid():

@@ -56,7 +56,7 @@ PATHS = (
 """Settings that may name a file."""
 
 
-def needed(settings: Mapping[str, str]) -> tuple[Path, ...]:
+def required_paths(settings: Mapping[str, str]) -> tuple[Path, ...]:
     """Files and directories outside the checkout that workers read."""
     named = (settings[name] for name in PATHS if settings.get(name, "").startswith("/"))
     return (*map(Path, named), model_cache())
@@ -80,7 +80,7 @@ def check_settings(settings: Mapping[str, str]) -> None:
         )
 
 
-def inherited() -> dict[str, str]:
+def inherited_environment() -> dict[str, str]:
     """The stack's settings in the environment of `vestry up`."""
     asked = {name: "0" for name in ONLINE if os.environ.get(name) == "0"}
     names = (*TUNABLES, *plan.SETTINGS, accounts.SETTING)

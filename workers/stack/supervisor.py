@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.home import Home, read_json, write_private
-from workers.stack.guardian import Keeper
+from workers.stack.guardian import OrphanGuardian
 from workers.stack.process import Command, Identity, end_all, spawn
 
 TICK_S = 0.05
@@ -28,11 +28,11 @@ START_LIMIT_S = 300.0
 """A process that is not ready so long after its start is ended, and started again."""
 STABLE_S = 20.0
 """A process that has been ready for this long has its failures forgiven."""
-HOPELESS = 4
+MAX_START_FAILURES = 4
 """Failures in a row, without ever having been ready, after which a start is given up."""
-GRACE_S = 30.0
+STOP_TIMEOUT_S = 30.0
 """For a drain; HURRY_S after a second signal."""
-HURRY_S = 3.0
+FORCED_STOP_S = 3.0
 
 
 class StartError(RuntimeError):
@@ -48,7 +48,7 @@ class Stage(IntEnum):
     WORKERS = 3
 
 
-class State(StrEnum):
+class ProcessState(StrEnum):
     """Where a child is."""
 
     WAITING = "waiting"
@@ -59,7 +59,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ChildSpec:
+class ProcessSpec:
     """One process to keep running.
 
     `prepare` is called before each start and may do whatever must come before it; `ready` is asked
@@ -75,11 +75,11 @@ class ChildSpec:
 
 
 @dataclass(slots=True)
-class Child:
+class SupervisedProcess:
     """A spec's process, now."""
 
-    spec: ChildSpec
-    state: State = State.WAITING
+    spec: ProcessSpec
+    state: ProcessState = ProcessState.WAITING
     process: subprocess.Popen[bytes] | None = None
     command: Command | None = None
     identity: Identity | None = None
@@ -88,7 +88,7 @@ class Child:
     ever_ready: bool = False
     since: float = field(default_factory=time.monotonic)
     retry_at: float = 0.0
-    trouble: str = ""
+    last_error: str = ""
 
     def document(self) -> dict[str, Any]:
         """For the state file and `--json`."""
@@ -119,7 +119,7 @@ class Supervisor:
     def __init__(
         self,
         home: Home,
-        specs: Sequence[ChildSpec],
+        specs: Sequence[ProcessSpec],
         *,
         prepare_stage: Callable[[], object] = lambda: None,
         watch: Callable[[], object] = lambda: None,
@@ -127,8 +127,10 @@ class Supervisor:
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.home = home
-        self.children = [Child(spec) for spec in sorted(specs, key=lambda spec: spec.stage)]
-        self.keeper = Keeper(home)
+        self.children = [
+            SupervisedProcess(spec) for spec in sorted(specs, key=lambda spec: spec.stage)
+        ]
+        self.keeper = OrphanGuardian(home)
         self.ready = False
         self._prepare_stage = prepare_stage
         self._watch = watch
@@ -180,21 +182,24 @@ class Supervisor:
         self.keeper.close()
         self._write_state()
 
-    def _settle(self, children: Sequence[Child], until: float) -> None:
-        while not all(child.state is State.READY for child in children) and not self.draining:
+    def _settle(self, children: Sequence[SupervisedProcess], until: float) -> None:
+        while (
+            not all(child.state is ProcessState.READY for child in children) and not self.draining
+        ):
             self._tick(children)
             for child in children:
-                if not child.ever_ready and child.failures >= HOPELESS:
-                    raise StartError(self._complaint(child, "does not start"))
-                if child.state is not State.READY and time.monotonic() > until:
-                    raise StartError(self._complaint(child, "was not ready in time"))
+                if not child.ever_ready and child.failures >= MAX_START_FAILURES:
+                    raise StartError(self._start_problem(child, "does not start"))
+                if child.state is not ProcessState.READY and time.monotonic() > until:
+                    raise StartError(self._start_problem(child, "was not ready in time"))
             time.sleep(TICK_S)
 
-    def _complaint(self, child: Child, what: str) -> str:
+    def _start_problem(self, child: SupervisedProcess, what: str) -> str:
         log = child.command.log if child.command else self.home.logs
-        return f"{child.spec.name} {what}{f': {child.trouble}' if child.trouble else ''}; see {log}"
+        cause = f": {child.last_error}" if child.last_error else ""
+        return f"{child.spec.name} {what}{cause}; see {log}"
 
-    def _tick(self, children: Sequence[Child]) -> None:
+    def _tick(self, children: Sequence[SupervisedProcess]) -> None:
         try:
             if self.keeper.ensure():
                 self._tell("the keeper died and was replaced")
@@ -210,38 +215,38 @@ class Supervisor:
         with suppress(OSError):
             self._write_state()
 
-    def _step(self, child: Child) -> None:
+    def _step(self, child: SupervisedProcess) -> None:
         now = time.monotonic()
         if child.process is not None and child.process.poll() is not None:
-            self._lost(child, _ending(child.process.returncode))
-        elif child.state is State.WAITING and now >= child.retry_at:
+            self._on_exit(child, _exit_description(child.process.returncode))
+        elif child.state is ProcessState.WAITING and now >= child.retry_at:
             self._start(child)
-        elif child.state is State.STARTING and child.spec.ready():
+        elif child.state is ProcessState.STARTING and child.spec.ready():
             if child.restarts:
                 self._tell(f"{child.spec.name} is back")
-            child.state, child.since, child.ever_ready = State.READY, now, True
-        elif child.state is State.STARTING and now - child.since > START_LIMIT_S:
-            child.trouble = "it was not ready in time"
+            child.state, child.since, child.ever_ready = ProcessState.READY, now, True
+        elif child.state is ProcessState.STARTING and now - child.since > START_LIMIT_S:
+            child.last_error = "it was not ready in time"
             if child.identity and child.command:
                 child.identity.signal(child.command.kill_signal)
-        elif child.state is State.READY and child.failures and now - child.since > STABLE_S:
+        elif child.state is ProcessState.READY and child.failures and now - child.since > STABLE_S:
             child.failures = 0
 
-    def _start(self, child: Child) -> None:
+    def _start(self, child: SupervisedProcess) -> None:
         try:
             child.command = child.spec.prepare()
             child.process = spawn(child.command)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            child.trouble = str(error)
-            self._lost(child, f"could not be started: {error}")
+            child.last_error = str(error)
+            self._on_exit(child, f"could not be started: {error}")
             return
-        child.state, child.trouble, child.since = State.STARTING, "", time.monotonic()
+        child.state, child.last_error, child.since = ProcessState.STARTING, "", time.monotonic()
         child.identity = Identity.of(child.process.pid, child.command.kill_signal)
         if child.identity:
             self.keeper.keep(child.identity)
 
-    def _lost(self, child: Child, how: str) -> None:
-        self._let_go(child, State.WAITING)
+    def _on_exit(self, child: SupervisedProcess, how: str) -> None:
+        self._forget(child, ProcessState.WAITING)
         child.failures += 1
         child.restarts += 1
         # The first restart comes at once: nearly always it is the only one.
@@ -250,32 +255,32 @@ class Supervisor:
         child.retry_at = time.monotonic() + delay
         self._tell(f"{child.spec.name} {how}; starting it again in {delay:.1f} s")
 
-    def _let_go(self, child: Child, state: State) -> None:
+    def _forget(self, child: SupervisedProcess, state: ProcessState) -> None:
         if child.process is not None:
             self.keeper.forget(child.process.pid)
         child.state, child.process, child.identity = state, None, None
 
-    def _end(self, children: Sequence[Child]) -> None:
+    def _end(self, children: Sequence[SupervisedProcess]) -> None:
         """End the children of one stage together: in order, and where that takes long, at once."""
         for child in children:
             if child.process is None or child.command is None:
-                child.state = State.STOPPED
+                child.state = ProcessState.STOPPED
             else:
-                child.state = State.STOPPING
+                child.state = ProcessState.STOPPING
                 child.process.send_signal(child.command.stop_signal)
         self._write_state()
         began, killed_at = time.monotonic(), 0.0
         while running := [c for c in children if c.process is not None]:
             for child in running:
                 if child.process is not None and child.process.poll() is not None:
-                    self._let_go(child, State.STOPPED)
+                    self._forget(child, ProcessState.STOPPED)
             now = time.monotonic()
-            if now - began > (HURRY_S if self._signals > 1 else GRACE_S):
+            if now - began > (FORCED_STOP_S if self._signals > 1 else STOP_TIMEOUT_S):
                 for child in running:
                     if child.identity and child.command:
                         child.identity.signal(
                             signal.SIGKILL
-                            if killed_at and now - killed_at > HURRY_S
+                            if killed_at and now - killed_at > FORCED_STOP_S
                             else child.command.kill_signal
                         )
                 killed_at = killed_at or now
@@ -323,7 +328,7 @@ def ready_file(path: Path) -> Callable[[], bool]:
     return path.exists
 
 
-def answers(url: Callable[[], str]) -> Callable[[], bool]:
+def http_ready(url: Callable[[], str]) -> Callable[[], bool]:
     """Readiness of a child that answers requests for a URL on loopback."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -337,7 +342,7 @@ def answers(url: Callable[[], str]) -> Callable[[], bool]:
     return ready
 
 
-def _ending(code: int) -> str:
+def _exit_description(code: int) -> str:
     """A return code in words."""
     if code < 0:
         with suppress(ValueError):

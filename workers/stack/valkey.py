@@ -10,7 +10,7 @@ import redis
 from workers.home import Home
 from workers.settings import key_prefix
 from workers.stack.process import Command
-from workers.stack.server_dir import ServerPlace, package_directory
+from workers.stack.server_dir import ServerDir, package_directory
 
 PORT_NAME = "valkey"
 PRIVACIES = ("private", "shareable")
@@ -51,19 +51,19 @@ DISPATCHER_COMMANDS = "+@connection -@dangerous +multi +exec +lpush +llen +publi
 
 def _rules(user: str) -> str:
     if user in PRIVACIES:
-        return f"{_reach(user)} -@all {WORKER_COMMANDS}"
+        return f"{_key_patterns(user)} -@all {WORKER_COMMANDS}"
     if user == CLOUD:
         # Its own lanes' hints and, for Flower, events: no remote control, no other lane of its class.
         prefix = key_prefix("shareable")
         keys = f"~{prefix}shareable.*.cloud* ~{prefix}_kombu.binding*"
         return f"{keys} &{prefix}/0.celeryev/* -@all {WORKER_COMMANDS}"
-    reach = " ".join(_reach(privacy) for privacy in PRIVACIES)
+    reach = " ".join(_key_patterns(privacy) for privacy in PRIVACIES)
     # kombu writes an exchange's binding before it first publishes; nothing else is added to.
     bindings = " ".join(f"(~{key_prefix(p)}_kombu.binding* -@all +sadd)" for p in PRIVACIES)
     return f"{reach} -@all {DISPATCHER_COMMANDS} {bindings}"
 
 
-def _reach(privacy: str) -> str:
+def _key_patterns(privacy: str) -> str:
     prefix = key_prefix(privacy)
     return " ".join([f"~{prefix}*", *(f"&{prefix}{channel}" for channel in CHANNELS)])
 
@@ -77,7 +77,7 @@ class ValkeyServer:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.place = ServerPlace(home, "valkey")
+        self.place = ServerDir(home, "valkey")
         self.log = home.logs / "valkey.log"
         self._served = False
 

@@ -22,7 +22,7 @@ from tests.worker_runtime import LANE, runtime
 from vestry import Embedding, Vestry
 from workers import db
 from workers.execution import watchdog
-from workers.execution.heartbeat import OVERRUN_EXIT
+from workers.execution.heartbeat import OVERRUN_EXIT_CODE
 from workers.home import CHECKOUT
 from workers.reconciler import Reconciler
 from workers.settings import Settings
@@ -40,8 +40,8 @@ def proxy(clean: DevStack) -> Iterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "SHORTEST_S", 1.5)
-    monkeypatch.setattr(db, "TICK_S", 0.1)
+    monkeypatch.setattr(db, "MIN_DEADLINE_S", 1.5)
+    monkeypatch.setattr(db, "DEADLINE_CHECK_S", 0.1)
 
 
 def through(proxy: Proxy, url: str) -> str:
@@ -60,11 +60,11 @@ def submit(vestry: Vestry, conn: Any) -> UUID:
 def test_a_wait_for_a_server_that_says_nothing_is_cut(clean: DevStack, proxy: Proxy) -> None:
     url = through(proxy, clean.database_url("vestry_shareable"))
     with psycopg.connect(url, autocommit=True) as conn:
-        with db.bounded(conn, 1.5):
+        with db.deadline(conn, 1.5):
             conn.execute("SELECT 1")
         proxy.mode = Mode.HELD
         begun = time.monotonic()
-        with pytest.raises(psycopg.OperationalError), db.bounded(conn, 1.5):
+        with pytest.raises(psycopg.OperationalError), db.deadline(conn, 1.5):
             conn.execute("SELECT 1")
         assert 1.4 < time.monotonic() - begun < 20
 
@@ -94,7 +94,7 @@ def test_a_reconciler_that_is_gone_without_a_word_leaves_its_lock_to_another(
 ) -> None:
     from workers import db  # noqa: PLC0415 - its constant is patched
 
-    monkeypatch.setattr(db, "SILENT_S", 1.0)
+    monkeypatch.setattr(db, "IDLE_SESSION_TIMEOUT_S", 1.0)
     told: list[str] = []
 
     def reconcile(url: str, name: str, stop: threading.Event) -> threading.Thread:
@@ -107,7 +107,7 @@ def test_a_reconciler_that_is_gone_without_a_word_leaves_its_lock_to_another(
 
         body = Told(settings, stop).run
         thread = threading.Thread(
-            target=db.run_connected, args=(settings, name, stop, body), daemon=True
+            target=db.run_with_reconnect, args=(settings, name, stop, body), daemon=True
         )
         thread.start()
         return thread
@@ -176,10 +176,10 @@ class Heart:
     """A heartbeat that says what it is told to."""
 
     def __init__(self) -> None:
-        self.turned_at = time.monotonic()
+        self.last_round_at = time.monotonic()
         self.leases: list[Any] = []
 
-    def held(self) -> list[Any]:
+    def held_leases(self) -> list[Any]:
         return self.leases
 
 
@@ -189,29 +189,29 @@ def ends() -> list[int]:
 
 
 @pytest.fixture
-def watch(clean: DevStack, ends: list[int]) -> watchdog.Liveness:
+def watch(clean: DevStack, ends: list[int]) -> watchdog.StallWatchdog:
     def connect() -> psycopg.Connection[Any]:
         return psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True)
 
     heart: Any = Heart()
-    return watchdog.Liveness(connect, [LANE], ["embedding"], heart, 1.2, end=ends.append)
+    return watchdog.StallWatchdog(connect, [LANE], ["embedding"], heart, 1.2, end=ends.append)
 
 
 def test_an_idle_worker_beside_work_ends_itself(
-    vestry: Vestry, conn: Any, watch: watchdog.Liveness, ends: list[int]
+    vestry: Vestry, conn: Any, watch: watchdog.StallWatchdog, ends: list[int]
 ) -> None:
     watch.start()
     time.sleep(1.8)
-    watch.looked()
+    watch.record_poll()
     assert ends == [], "there is no work"
     submit(vestry, conn)
-    eventually(lambda: OVERRUN_EXIT in ends, within=30)
+    eventually(lambda: OVERRUN_EXIT_CODE in ends, within=30)
     watch.stop()
 
 
 @pytest.mark.parametrize("why", ["busy", "moving", "taken", "paused", "later"])
 def test_who_has_a_reason_not_to_take_a_job_is_left_alone(
-    clean: DevStack, vestry: Vestry, conn: Any, watch: watchdog.Liveness, why: str
+    clean: DevStack, vestry: Vestry, conn: Any, watch: watchdog.StallWatchdog, why: str
 ) -> None:
     ends: list[int] = []
     watch._end = ends.append
@@ -222,32 +222,32 @@ def test_who_has_a_reason_not_to_take_a_job_is_left_alone(
         if why == "paused":
             vestry.pause_lane(LANE)
         if why == "busy":
-            watch._heart.leases = ["one"]  # type: ignore[attr-defined]
+            watch._heartbeat.leases = ["one"]  # type: ignore[attr-defined]
         if why == "later":
             other.execute("UPDATE vestry.jobs SET turn = NULL, run_at = now() + interval '1 h'")
             other.commit()
         watch.start()
         for _ in range(15):
             time.sleep(0.2)
-            watch.looked()
-            watch._heart.turned_at = time.monotonic()
+            watch.record_poll()
+            watch._heartbeat.last_round_at = time.monotonic()
             if why == "moving":
-                watch.moved()
+                watch.record_progress()
         watch.stop()
     assert ends == []
 
 
 @pytest.mark.parametrize("thread", ["heartbeat", "feeders"])
 def test_a_worker_with_a_thread_that_stands_still_ends_itself(
-    watch: watchdog.Liveness, ends: list[int], thread: str
+    watch: watchdog.StallWatchdog, ends: list[int], thread: str
 ) -> None:
     watch.start()
     until = time.monotonic() + 30
     while not ends and time.monotonic() < until:
         time.sleep(0.1)
         if thread == "feeders":
-            watch._heart.turned_at = time.monotonic()
+            watch._heartbeat.last_round_at = time.monotonic()
         else:
-            watch.looked()
+            watch.record_poll()
     watch.stop()
-    assert ends[0] == OVERRUN_EXIT
+    assert ends[0] == OVERRUN_EXIT_CODE

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from models import claims, documents
-from models.claims import Terms
+from models.claims import LeasePolicy
 from models.content import PrivateContent, ShareableContent
 from tasks.protocol import Chunk, Failed, IndexDocument, Succeeded
 from vestry import Document, Embedding, KeyRing, Vestry
@@ -34,7 +34,7 @@ def test_no_effect_for_an_older_generation_or_a_deleted_document(
         "UPDATE vestry.shareable_documents SET deleted = true WHERE id = %s", [rows[2][0]]
     )
     with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
-        assert documents.lock_standing(worker, "shareable", rows) == {rows[0]}
+        assert documents.lock_current(worker, "shareable", rows) == {rows[0]}
     # And deleting through the contract also moves the generation on.
     vestry.delete_documents(conn, owner="ann", privacy="shareable", source="s", ids=["stays"])
     (after,) = admin.execute(
@@ -63,7 +63,7 @@ def test_what_was_not_to_be_kept_is_gone_once_the_job_succeeded(
         effect = IndexDocument(document, generation, "s", space, b"", {}, [chunk], keep_text)
         count = {"documents": 1, "embedded": 1, "unchanged": 0, "superseded": 0, "chunks": 1}
         with psycopg.connect(clean.database_url(f"vestry_{privacy}")) as worker:
-            terms = Terms("test", privacy, 60, 600)
+            terms = LeasePolicy("test", privacy, 60, 600)
             lease = claims.claim(worker, terms, f"{privacy}.bulk.gpu", ["embedding"])
             assert lease is not None
             done = finish(
@@ -91,7 +91,7 @@ def test_a_payload_lives_as_long_as_it_may_be_needed(  # noqa: PLR0917 - pytest'
     query = Embedding(texts=["x"], keep_text=False)
     job = vestry.enqueue(conn, query, owner="ann", privacy="private", latency=latency).id
     with psycopg.connect(clean.database_url("vestry_private")) as worker:
-        terms = Terms("test", "private", 60, 600)
+        terms = LeasePolicy("test", "private", 60, 600)
         lease = claims.claim(worker, terms, f"private.{latency}.gpu", ["embedding"])
         assert lease is not None
         content = PrivateContent(KeyRing.load(clean.keyring))

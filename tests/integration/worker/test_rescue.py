@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from models import claims, transitions
-from models.claims import Terms
+from models.claims import LeasePolicy
 from tests.echo_stack import eventually
 from tests.one_job import at_once, looping, submit, told
 from tests.worker_runtime import LANE, runtime
@@ -37,7 +37,9 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
 
     jobs = submit(vestry, conn, "a", "b")
     with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
-        assert claims.claim(worker, Terms("test", "shareable", 0.001, 600), LANE, ["embedding"])
+        assert claims.claim(
+            worker, LeasePolicy("test", "shareable", 0.001, 600), LANE, ["embedding"]
+        )
     settings = Settings(lease_s=4.0, heartbeat_s=0.1, poll_s=0.05)
     made = Reconciler(settings, stop)
     time.sleep(max(0.0, settings.lease_s + 0.5 - up_s))
@@ -65,7 +67,7 @@ def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
         with looping(clean, made.run, stop):
             eventually(lambda: holding.execute(waits).fetchone() == (1,))
             with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
-                terms = Terms("test", "shareable", 0.001, 600)
+                terms = LeasePolicy("test", "shareable", 0.001, 600)
                 assert claims.claim(worker, terms, LANE, ["embedding"])
             eventually(lambda: told(conn, job)[0] == "queued")
 
@@ -95,7 +97,7 @@ def test_a_job_that_an_open_transaction_holds_keeps_no_other_from_its_rescue(
     jobs = submit(vestry, conn, *"abcd")
     with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
         for _ in range(2):
-            terms = Terms("test", "shareable", 0.001, 600)
+            terms = LeasePolicy("test", "shareable", 0.001, 600)
             assert claims.claim(worker, terms, LANE, ["embedding"], limit=2)
     control.execute("SET lock_timeout = '10s'")
     left = "SELECT count(*) FROM vestry.leases"

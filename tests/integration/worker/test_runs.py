@@ -62,10 +62,10 @@ def test_a_hint_for_a_lane_that_is_not_served_is_left_alone(
 ) -> None:
     (job,) = submit(vestry, conn, "x", latency="interactive")
     with runtime(clean, at_once) as worker:
-        assert worker.hinted("shareable.interactive.gpu", "embedding", job) is None
+        assert worker.on_hint("shareable.interactive.gpu", "embedding", job) is None
         assert told(conn, job) == ("queued", 0)
         (served,) = submit(vestry, conn, "y")
-        assert worker.hinted(LANE, "embedding", served) is not None
+        assert worker.on_hint(LANE, "embedding", served) is not None
     assert told(conn, served) == ("succeeded", 1)
 
 
@@ -78,10 +78,10 @@ def test_a_batch_claimed_while_draining_goes_back_unrun(
     (job,) = submit(vestry, conn, "x")
     with runtime(clean, never) as worker:
         worker.drain()
-        assert worker.hinted(LANE, "embedding", job) is None
+        assert worker.on_hint(LANE, "embedding", job) is None
         assert told(conn, job) == ("queued", 0)
         # The signal may also come between the look and the claim.
-        assert worker._step(LANE, "embedding") is None
+        assert worker._claim_and_run(LANE, "embedding") is None
         assert told(conn, job) == ("queued", 0)
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from models import claims, transitions
-from models.claims import Terms
+from models.claims import LeasePolicy
 from tasks.protocol import (
     Context,
     Job,
@@ -79,7 +79,7 @@ def test_many_suspects_let_others_in_between(
     suspects = submit(vestry, conn, *["suspect"] * 12)
     admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = ANY (%s)", [suspects])
     with runtime(clean, slow, batch_jobs=1, batch_s=0.3) as worker:
-        alone = worker._quarantine.alone
+        alone = worker._run_lock.exclusive
         begun = threading.Event()
 
         @contextmanager
@@ -88,7 +88,7 @@ def test_many_suspects_let_others_in_between(
                 begun.set()
                 yield empty
 
-        worker._quarantine.alone = noted  # type: ignore[method-assign]
+        worker._run_lock.exclusive = noted  # type: ignore[method-assign]
         worker.start()
         assert begun.wait(20)
         other = submit(vestry, conn, "other")[0]
@@ -103,7 +103,7 @@ def test_a_suspect_is_found_behind_the_mark_of_the_ordinary_line(
     """Its turn is the lane's when it was rescued; the line goes on, and its mark with it."""
     first = submit(vestry, conn, "a")[0]
     with psycopg.connect(clean.database_url("vestry_shareable")) as lost:
-        assert claims.claim(lost, Terms("lost", "shareable", 0.001, 600), LANE, ["embedding"])
+        assert claims.claim(lost, LeasePolicy("lost", "shareable", 0.001, 600), LANE, ["embedding"])
     eventually(lambda: transitions.rescue(control).suspects == 1)
     with runtime(clean, at_once) as worker:
         claim, marks = worker._executor.claim, worker._executor.marks
@@ -149,9 +149,9 @@ def test_a_suspect_that_may_not_run_stops_nobody(
     job = submit(vestry, conn, "a")[0]
     admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [job])
     with runtime(clean, at_once) as worker:
-        assert worker._suspects() == [(LANE, "embedding")]
+        assert worker._lines_with_quarantined() == [(LANE, "embedding")]
         if kept == "paused":
             admin.execute("UPDATE vestry.lanes SET paused_at = now() WHERE lane = %s", [LANE])
         else:
             admin.execute("UPDATE vestry.jobs SET deadline = now() WHERE id = %s", [job])
-        assert worker._suspects() == []
+        assert worker._lines_with_quarantined() == []

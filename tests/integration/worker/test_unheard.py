@@ -10,24 +10,24 @@ import psycopg
 import pytest
 
 from models import claims, transitions
-from models.claims import Lease, Terms
+from models.claims import Lease, LeasePolicy
 from tests.echo_stack import eventually
 from tests.one_job import at_once, submit, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers import db
-from workers.execution.fetcher import Runtime
-from workers.execution.lost_claims import Unheard
+from workers.execution.fetcher import JobFetcher
+from workers.execution.lost_claims import UnconfirmedClaims
 from workers.stack.dev_stack import DevStack
 
 
-def claim_unheard(worker: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def claim_unheard(worker: JobFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """Claim, commit, and lose the connection before anybody says that it was committed."""
     commit = psycopg.Connection.commit
 
     def committed(self: psycopg.Connection[Any]) -> None:
         commit(self)
-        db._cut(self)
+        db._abort_socket(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(psycopg.Connection, "commit", committed)
@@ -38,7 +38,7 @@ def claim_unheard(worker: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
 def make_suspect(stack: DevStack, control: Any) -> None:
     """Whatever is queued is lost in a batch, with a worker of which nobody knows more."""
     with psycopg.connect(stack.database_url("vestry_shareable")) as lost:
-        assert claims.claim(lost, Terms("lost", "shareable", 0.001, 600), LANE, ["embedding"])
+        assert claims.claim(lost, LeasePolicy("lost", "shareable", 0.001, 600), LANE, ["embedding"])
     eventually(lambda: transitions.rescue(control).suspects > 0)
 
 
@@ -57,7 +57,7 @@ def test_it_is_handed_back_with_the_next_beat(
     with runtime(clean, at_once, heartbeat_s=0.3) as worker:
         claim_unheard(worker, monkeypatch)
         eventually(lambda: [told(conn, job) for job in jobs] == [("queued", 0)] * 2)
-        eventually(lambda: not worker._executor.heart.unheard.any())
+        eventually(lambda: not worker._executor.heartbeat.unconfirmed.pending())
         assert held(control) == []
 
 
@@ -92,10 +92,10 @@ def test_a_suspect_that_was_rescued_first_has_its_crash_taken_back_once(
 ) -> None:
     submit(vestry, conn, "a")
     make_suspect(clean, control)
-    unheard, url = Unheard(60), clean.database_url("vestry_shareable")
+    unheard, url = UnconfirmedClaims(60), clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True) as heart:
         with psycopg.connect(url) as lost:
-            terms = Terms("lost", "shareable", 0.001, 600)
+            terms = LeasePolicy("lost", "shareable", 0.001, 600)
             lease = claims.claim(lost, terms, LANE, ["embedding"], suspect=True)
         assert lease is not None
         eventually(lambda: transitions.rescue(control).suspects == 1)
@@ -104,12 +104,12 @@ def test_a_suspect_that_was_rescued_first_has_its_crash_taken_back_once(
         control.execute("UPDATE vestry.jobs SET crashes = 2")
         for _ in range(2):
             unheard.add(lease)
-            unheard.hand_back(heart)
+            unheard.release(heart)
             assert crashes(control) == 1
 
 
 def claimed(conn: psycopg.Connection[Any]) -> Lease:
-    lease = claims.claim(conn, Terms("test", "shareable", 60, 600), LANE, ["embedding"])
+    lease = claims.claim(conn, LeasePolicy("test", "shareable", 60, 600), LANE, ["embedding"])
     assert lease is not None
     return lease
 
@@ -118,32 +118,32 @@ def test_one_that_is_committed_after_it_was_asked_for_is_handed_back(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     (job,) = submit(vestry, conn, "a")
-    unheard, url = Unheard(60), clean.database_url("vestry_shareable")
+    unheard, url = UnconfirmedClaims(60), clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True) as heart:
         with psycopg.connect(url) as slow:
             unheard.add(claimed(slow))
-            unheard.hand_back(heart)
-            assert unheard.any()
-            assert not unheard.any(unasked=True)
+            unheard.release(heart)
+            assert unheard.pending()
+            assert not unheard.pending(unchecked=True)
         assert told(conn, job) == ("running", 1)
-        unheard.hand_back(heart)
+        unheard.release(heart)
         assert told(conn, job) == ("queued", 0)
-        assert not unheard.any()
+        assert not unheard.pending()
 
 
 def test_one_that_never_was_is_forgotten_once_its_lease_would_have_run_out(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     submit(vestry, conn, "a")
-    unheard, url = Unheard(0.5), clean.database_url("vestry_shareable")
+    unheard, url = UnconfirmedClaims(0.5), clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True) as heart:
         with psycopg.connect(url) as broken:
             unheard.add(claimed(broken))
             broken.rollback()
         time.sleep(0.6)
-        assert unheard.any(unasked=True)
-        unheard.hand_back(heart)
-        assert not unheard.any()
+        assert unheard.pending(unchecked=True)
+        unheard.release(heart)
+        assert not unheard.pending()
 
 
 def test_a_job_that_somebody_holds_delays_none_of_the_others(
@@ -151,13 +151,13 @@ def test_a_job_that_somebody_holds_delays_none_of_the_others(
 ) -> None:
     jobs = submit(vestry, conn, "a", "b")
     # Their leases ran out: what cannot be seen may be there all the same.
-    unheard, url = Unheard(0), clean.database_url("vestry_shareable")
+    unheard, url = UnconfirmedClaims(0), clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True) as heart:
         for job in jobs:
             with psycopg.connect(url) as lost:
                 lease = claims.claim(
                     lost,
-                    Terms("test", "shareable", 60, 600),
+                    LeasePolicy("test", "shareable", 60, 600),
                     LANE,
                     ["embedding"],
                     hint=job,
@@ -167,9 +167,9 @@ def test_a_job_that_somebody_holds_delays_none_of_the_others(
                 unheard.add(lease)
         with admin.transaction():
             admin.execute("SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE", [jobs[0]])
-            unheard.hand_back(heart)
+            unheard.release(heart)
             assert told(conn, jobs[1]) == ("queued", 0)
-            assert not unheard.any(unasked=True)
-        unheard.hand_back(heart)
+            assert not unheard.pending(unchecked=True)
+        unheard.release(heart)
         assert told(conn, jobs[0]) == ("queued", 0)
-        assert not unheard.any()
+        assert not unheard.pending()

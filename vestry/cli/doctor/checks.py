@@ -23,7 +23,7 @@ from vestry.cli.doctor.stack import stack
 from vestry.cli.plugins import checkout_checks
 from vestry.errors import KeyRingError, VestryError
 from vestry.lanes import LANES
-from vestry.settings import Settings, home, resolve
+from vestry.settings import ClientSettings, home, resolve
 
 MINIMUM_PYTHON = (3, 11)
 
@@ -88,7 +88,7 @@ def packages() -> Iterator[Check]:
         yield Check(f"packages.{extra}", len(missing) in {0, len(names)}, detail)
 
 
-def settings() -> tuple[Settings | None, tuple[Check, Check]]:
+def settings() -> tuple[ClientSettings | None, tuple[Check, Check]]:
     """Whether it is known which database to use, and the file private content is sealed with."""
     source = "VESTRY_DATABASE_URL" if os.environ.get("VESTRY_DATABASE_URL") else "client.json"
     told = Check("settings", True, f"from {source}")
@@ -109,7 +109,7 @@ def settings() -> tuple[Settings | None, tuple[Check, Check]]:
     return found, (told, Check("key ring", True, "present, mode 0600"))
 
 
-def database(found: Settings) -> Iterator[Check]:
+def database(found: ClientSettings) -> Iterator[Check]:
     """Postgres, pgvector, our tables, and whether work moves."""
     try:
         with psycopg.connect(

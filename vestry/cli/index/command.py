@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vestry.cli.connections import client, transaction
+from vestry.cli.connections import open_client, transaction
 from vestry.cli.errors import CommandError, ExitCode
 from vestry.cli.index.progress import meter
 from vestry.cli.index.reader import Line, NotDocumentsError, Reader, count_lines
-from vestry.cli.index.run import Batch, Ended, IndexRun, Tally, batches
+from vestry.cli.index.run import DocumentBatch, EndedJob, IndexRun, IndexSummary, batches
 from vestry.cli.options import JsonOption, ModelOption, OwnerOption, PrivacyOption
 from vestry.cli.output import Output, duration
 from vestry.client import Vestry
@@ -32,7 +32,7 @@ STDIN = "-"
 DEFAULT_BATCH = 12
 """Documents of one job: enough that a job's own cost vanishes, few enough that a share of the lane
 goes round."""
-MOST_TOLD = 50
+MAX_REPORTED_ERRORS = 50
 """Failed lines told one by one."""
 
 
@@ -85,11 +85,11 @@ def index(
     sources = [_Source(name) for name in files]
     for given in sources:
         given.check()
-    teller = _Teller(out)
-    tally = Tally(teller.failure)
+    teller = ErrorReporter(out)
+    tally = IndexSummary(teller.failure)
     reader = Reader()
     began = time.monotonic()
-    with client() as vestry:
+    with open_client() as vestry:
         queue = _Jobs(vestry, owner, privacy, source, model, keep_text=keep_text)
         with meter(out.notes) as shown:
             run = IndexRun(queue, tally, shown, out.note)
@@ -188,7 +188,7 @@ class _Jobs:
         self._model = model
         self._keep_text = keep_text
 
-    def enqueue(self, batches: Sequence[Batch]) -> Sequence[UUID]:
+    def enqueue(self, batches: Sequence[DocumentBatch]) -> Sequence[UUID]:
         """Enqueue a job a batch in one transaction; the same key again is the same job."""
         jobs = (
             Embedding(
@@ -209,7 +209,7 @@ class _Jobs:
             )
         return [reference.id for reference in references]
 
-    def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, Ended]:
+    def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:
         """Those of the jobs that are at an end."""
         return {
             status.job: self._end(status)
@@ -217,7 +217,7 @@ class _Jobs:
             if status.finished
         }
 
-    def obstacle(self) -> str | None:
+    def stall_reason(self) -> str | None:
         """Why nothing moves, for a person; None where something runs."""
         name = f"{self._privacy}.{Latency.BULK}.{KINDS[Embedding.kind]}"
         (lane,) = (lane for lane in self._vestry.lanes() if lane.lane == name)
@@ -227,17 +227,17 @@ class _Jobs:
             return f"No worker takes jobs from the lane {name}; see `vestry doctor`."
         return None
 
-    def _end(self, status: JobStatus) -> Ended:
+    def _end(self, status: JobStatus) -> EndedJob:
         if status.state != "succeeded":
-            return Ended(status.state, status.error, None)
+            return EndedJob(status.state, status.error, None)
         try:
             result = self._vestry.result(status.job)
         except ResultGone as gone:
-            return Ended(status.state, ("result_gone", str(gone)), None)
-        return Ended(status.state, None, result if isinstance(result, IndexResult) else None)
+            return EndedJob(status.state, ("result_gone", str(gone)), None)
+        return EndedJob(status.state, None, result if isinstance(result, IndexResult) else None)
 
 
-class _Teller:
+class ErrorReporter:
     """Tells failed lines on stderr, up to a number."""
 
     def __init__(self, out: Output) -> None:
@@ -247,13 +247,13 @@ class _Teller:
     def failure(self, message: str) -> None:
         """Tell one, unless many were told."""
         self._told += 1
-        if self._told <= MOST_TOLD:
+        if self._told <= MAX_REPORTED_ERRORS:
             self._out.note(message, "red")
-        elif self._told == MOST_TOLD + 1:
+        elif self._told == MAX_REPORTED_ERRORS + 1:
             self._out.note("… and more; --json lists them", "red")
 
 
-def _interrupted(run: IndexRun, tally: Tally) -> CommandError:
+def _interrupted(run: IndexRun, tally: IndexSummary) -> CommandError:
     waiting = sum(len(batch.places) for batch in run.pending.values())
     return CommandError(
         "interrupted",
@@ -266,7 +266,7 @@ def _interrupted(run: IndexRun, tally: Tally) -> CommandError:
     )
 
 
-def _show(console: Console, tally: Tally, seconds: float) -> None:
+def _show(console: Console, tally: IndexSummary, seconds: float) -> None:
     line = Text(f"{tally.documents:,} documents in {duration(seconds)}: ")
     line.append(f"{tally.embedded:,} embedded ({tally.chunks:,} chunks), ")
     line.append(f"{tally.unchanged:,} unchanged")

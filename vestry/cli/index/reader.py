@@ -53,13 +53,13 @@ class BadLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class RepeatedLine:
     """A line without an id whose date and text an earlier line had: nothing is left to do."""
 
     line: int
 
 
-Line = Record | BadLine | Repeat
+Line = Record | BadLine | RepeatedLine
 
 
 class NotDocumentsError(Exception):
@@ -121,7 +121,7 @@ class Reader:
             except InvalidInput as error:
                 yield BadLine(number, str(error))
 
-    def _line(self, number: int, raw: bytes | None, is_json: bool) -> Record | Repeat:
+    def _line(self, number: int, raw: bytes | None, is_json: bool) -> Record | RepeatedLine:
         if raw is None:
             raise InvalidInput("line", f"longer than a document may be ({DOCUMENT_LIMIT} bytes)")
         try:
@@ -133,7 +133,7 @@ class Reader:
         if self._is_new(document):
             return Record(number, document, size)
         if document.id is None:
-            return Repeat(number)
+            return RepeatedLine(number)
         raise _RepeatedId("id", "an earlier line has the same")
 
     def _json(self, text: str) -> Document:

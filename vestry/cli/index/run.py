@@ -33,7 +33,7 @@ POLL_FEW_S: Final = 0.25
 POLL_S: Final = 1.0
 """Between two looks at the jobs' states, each one query over all of them."""
 
-PATIENCE_S: Final = 120.0
+RECONNECT_TIMEOUT_S: Final = 120.0
 """How long the database may be away before the run gives up."""
 
 STALL_S: Final = 30.0
@@ -44,7 +44,7 @@ FAILURES_KEPT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LineRef:
     """A line of a file."""
 
     file: str
@@ -55,16 +55,16 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class DocumentBatch:
     """The documents of one job, the lines they come from, and its idempotency key."""
 
     documents: tuple[Document, ...]
-    places: tuple[Place, ...]
+    places: tuple[LineRef, ...]
     key: str
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedJob:
     """How a job ended; `result` where it succeeded and its result is still kept."""
 
     state: str
@@ -72,24 +72,24 @@ class Ended:
     result: IndexResult | None
 
 
-class Queue(Protocol):
+class IndexQueue(Protocol):
     """What an index needs of the producer library."""
 
-    def enqueue(self, batches: Sequence[Batch]) -> Sequence[UUID]:
+    def enqueue(self, batches: Sequence[DocumentBatch]) -> Sequence[UUID]:
         """Enqueue a job a batch in one transaction; the same key again is the same job."""
         ...
 
-    def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, Ended]:
+    def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:
         """Those of the jobs that are at an end."""
         ...
 
-    def obstacle(self) -> str | None:
+    def stall_reason(self) -> str | None:
         """Why nothing moves, for a person; None where something runs."""
         ...
 
 
 @dataclass(slots=True)
-class Tally:
+class IndexSummary:
     """The summary: documents are lines read, each then embedded, unchanged, superseded or failed.
 
     `chunks` counts the pieces of the documents embedded.
@@ -106,7 +106,7 @@ class Tally:
     space: str | None = None
     failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def fail(self, place: Place, code: str, message: str) -> None:
+    def fail(self, place: LineRef, code: str, message: str) -> None:
         """Count a line that could not be indexed, and tell."""
         self.failed += 1
         if len(self.failures) < FAILURES_KEPT:
@@ -115,7 +115,7 @@ class Tally:
             )
         self.tell(f"{place}: {message}")
 
-    def add(self, batch: Batch, ended: Ended) -> None:
+    def add(self, batch: DocumentBatch, ended: EndedJob) -> None:
         """Count a job that ended."""
         self.done += len(batch.places)
         if (result := ended.result) is not None:
@@ -140,8 +140,8 @@ class Tally:
 
 
 def batches(
-    lines: Iterable[tuple[str, Line]], tally: Tally, size: int, limit: int = BATCH_BYTES
-) -> Iterator[Batch]:
+    lines: Iterable[tuple[str, Line]], tally: IndexSummary, size: int, limit: int = BATCH_BYTES
+) -> Iterator[DocumentBatch]:
     """Gather good lines into jobs; count the others.
 
     Args:
@@ -152,18 +152,18 @@ def batches(
     """
     run, number = uuid.uuid4().hex, 0
     documents: list[Document] = []
-    places: list[Place] = []
+    places: list[LineRef] = []
     weight = 0
 
-    def batch() -> Batch:
-        return Batch(tuple(documents), tuple(places), f"vestry-index:{run}:{number}")
+    def batch() -> DocumentBatch:
+        return DocumentBatch(tuple(documents), tuple(places), f"vestry-index:{run}:{number}")
 
     for file, line in lines:
         tally.documents += 1
         if not isinstance(line, Record):
             tally.done += 1
             if isinstance(line, BadLine):
-                tally.fail(Place(file, line.line), "invalid_input", line.reason)
+                tally.fail(LineRef(file, line.line), "invalid_input", line.reason)
             else:
                 tally.unchanged += 1
             continue
@@ -173,7 +173,7 @@ def batches(
             places.clear()
             weight, number = 0, number + 1
         documents.append(line.document)
-        places.append(Place(file, line.line))
+        places.append(LineRef(file, line.line))
         weight += line.size
     if documents:
         yield batch()
@@ -190,9 +190,9 @@ class IndexRun:
     """
 
     def __init__(
-        self, queue: Queue, tally: Tally, meter: Meter, tell: Callable[[str], None]
+        self, queue: IndexQueue, tally: IndexSummary, meter: Meter, tell: Callable[[str], None]
     ) -> None:
-        self.pending: dict[UUID, Batch] = {}
+        self.pending: dict[UUID, DocumentBatch] = {}
         self._queue = queue
         self._tally = tally
         self._meter = meter
@@ -200,7 +200,7 @@ class IndexRun:
         self._in_flight = 0
         self._polled = 0.0
 
-    def run(self, work: Iterator[Batch], total: int | None) -> None:
+    def run(self, work: Iterator[DocumentBatch], total: int | None) -> None:
         """Enqueue everything and return once every job is at an end.
 
         Args:
@@ -224,14 +224,14 @@ class IndexRun:
                 moved = time.monotonic()
             elif time.monotonic() - moved > STALL_S:
                 moved = time.monotonic()
-                why = self._patiently(self._queue.obstacle)
+                why = self._patiently(self._queue.stall_reason)
                 if why is not None and why != told:
                     told = why
                     self._tell(why)
 
-    def _feed(self, work: Iterator[Batch]) -> bool:
+    def _feed(self, work: Iterator[DocumentBatch]) -> bool:
         """Enqueue one transaction's worth; False once there is no more."""
-        group: list[Batch] = []
+        group: list[DocumentBatch] = []
         count = 0
         for batch in work:
             group.append(batch)
@@ -242,7 +242,7 @@ class IndexRun:
             return False
         jobs = self._patiently(lambda: self._queue.enqueue(group))
         for job, batch in zip(jobs, group, strict=True):
-            self.pending[job] = Batch((), batch.places, batch.key)
+            self.pending[job] = DocumentBatch((), batch.places, batch.key)
         self._in_flight += count
         return True
 
@@ -263,7 +263,7 @@ class IndexRun:
 
     def _patiently(self, act: Callable[[], _T]) -> _T:
         """Do something in the database, again and again while it is away."""
-        give_up = time.monotonic() + PATIENCE_S
+        give_up = time.monotonic() + RECONNECT_TIMEOUT_S
         told = False
         while True:
             try:

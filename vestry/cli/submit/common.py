@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from vestry.cli.connections import client, transaction
+from vestry.cli.connections import open_client, transaction
 from vestry.cli.errors import CommandError, ExitCode
 from vestry.cli.output import Output
 from vestry.cli.results import answer, read_outcome
@@ -57,7 +57,7 @@ def submit(job: JobRequest, how: Submission, out: Output) -> None:
     Raises:
         CommandError: it was not done in the time given, or somebody interrupted the wait.
     """
-    with client() as vestry:
+    with open_client() as vestry:
         with transaction() as conn:
             reference = vestry.enqueue(
                 conn,
