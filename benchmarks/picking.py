@@ -138,7 +138,7 @@ def _claim(
 def _some_job(admin: Connection) -> UUID:
     row = admin.execute(
         """SELECT id FROM vestry.jobs WHERE lane = %s AND state = 'queued'
-           ORDER BY lane DESC, kind DESC, turn DESC, id DESC LIMIT 1""",
+           ORDER BY lane DESC, kind DESC, start_tag DESC, id DESC LIMIT 1""",
         [LANE],
     ).fetchone()
     assert row is not None
@@ -149,9 +149,9 @@ def _some_job(admin: Connection) -> UUID:
 def _fill(admin: Connection, count: int) -> None:
     """Put jobs at the end of the line, those of a hundred owners taking turns."""
     admin.execute(
-        """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, turn)
+        """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, start_tag)
            SELECT uuidv7(), 'embedding', 'owner-' || n %% 100, 'private', 'bulk', 'gpu',
-                  coalesce((SELECT max(turn) FROM vestry.jobs WHERE state = 'queued'), 0) + n
+                  coalesce((SELECT max(start_tag) FROM vestry.jobs WHERE state = 'queued'), 0) + n
            FROM generate_series(1, %s) n""",
         [count],
     )

@@ -150,7 +150,7 @@ def publish(conn: Connection, routes: Sequence[Route]) -> list[Route]:
 MOVE_BATCH_ROWS = 2000
 """Jobs looked at in one transaction when routes change."""
 MovePosition = tuple[int, UUID]
-"""Where in a line one is: the turn and the id of a job."""
+"""Where in a line one is: the start tag and the id of a job."""
 BEGINNING: MovePosition = (-(2**63), UUID(int=0))
 
 
@@ -169,7 +169,7 @@ def move_jobs(
         How many went, and where the next stretch begins; None at the end of the line.
     """
     row = conn.execute(
-        "SELECT moved, last_turn, last_id FROM vestry.move_jobs_v1(%s, %s, %s, %s, %s)",
+        "SELECT moved, last_start_tag, last_id FROM vestry.move_jobs_v1(%s, %s, %s, %s, %s)",
         [lane, kind, *after, MOVE_BATCH_ROWS],
     ).fetchone()
     assert row is not None  # noqa: S101 - it returns one row

@@ -1,9 +1,9 @@
 """The one picking query: which runnable jobs come next in a lane.
 
-Jobs stand in line by `turn`, their start tag in the lane's virtual time (docs/adr/0001), so one
+Jobs are ordered by `start_tag`, their start tag in the lane's virtual time (docs/adr/0001), so one
 ordered index scan is fair to owners. The dispatcher uses the query to choose hints, a worker to
 claim and to top up a batch. It is flat in the backlog: it reads the index `jobs_ready` (or
-`jobs_suspect`) from a low-water mark and stops at its limit.
+`jobs_quarantined`) from a low-water mark and stops at its limit.
 
 The mark matters when something holds an old snapshot (a dump, a caller's long transaction): claimed
 rows then leave index entries that nothing may remove, and a scan from the beginning would read them
@@ -40,15 +40,15 @@ planning again for every call either, which Postgres would do here (a hinted cla
 1.70 ms, and 0.93 with the plan made once)."""
 
 
-def ready_jobs_sql(*, suspect: bool = False, hints: bool = False) -> str:
-    """SQL that selects `id, turn, units` of up to %(limit)s jobs in line and locks them.
+def ready_jobs_sql(*, quarantined: bool = False, hints: bool = False) -> str:
+    """SQL that selects `id, start_tag, cost` of up to %(limit)s jobs in line and locks them.
 
     Parameters of the statement: lane, kind, model (None: the kind's default), mark, limit; with
     `hints` also `rehint_s` and `age_s`: rows hinted or enqueued less than that ago are left out and
     the model is not looked at.
 
     Args:
-        suspect: the line of suspects instead of the ordinary one.
+        quarantined: quarantined jobs instead of the others.
         hints: for the dispatcher.
     """
     condition = (
@@ -58,24 +58,24 @@ def ready_jobs_sql(*, suspect: bool = False, hints: bool = False) -> str:
         else "coalesce(j.model, '') = coalesce(%(model)s, '')"
     )
     return f"""
-      SELECT j.id, j.turn, j.units
+      SELECT j.id, j.start_tag, j.cost
       FROM (SELECT vestry.clock() AS t OFFSET 0) now, vestry.jobs j
       WHERE j.lane = %(lane)s AND j.kind = %(kind)s AND j.state = 'queued'
-        AND j.turn IS NOT NULL AND {"" if suspect else "NOT "}j.suspect
-        AND j.turn >= %(mark)s AND {condition}
+        AND j.start_tag IS NOT NULL AND {"" if quarantined else "NOT "}j.quarantined
+        AND j.start_tag >= %(mark)s AND {condition}
         AND (j.deadline IS NULL OR j.deadline > now.t)
         AND EXISTS (SELECT FROM vestry.lanes l WHERE l.lane = %(lane)s AND l.paused_at IS NULL)
-      ORDER BY j.turn, j.id
+      ORDER BY j.start_tag, j.id
       LIMIT %(limit)s
       FOR UPDATE OF j SKIP LOCKED"""  # noqa: S608 - composed of this function's own literals
 
 
 _HEAD = """(
   SELECT j.id FROM (SELECT vestry.clock() AS t OFFSET 0) now, vestry.jobs j
-  WHERE j.lane = l.lane AND j.kind = k.kind AND j.state = 'queued' AND j.turn IS NOT NULL
-    AND {which} j.suspect AND (j.deadline IS NULL OR j.deadline > now.t)
+  WHERE j.lane = l.lane AND j.kind = k.kind AND j.state = 'queued' AND j.start_tag IS NOT NULL
+    AND {which} j.quarantined AND (j.deadline IS NULL OR j.deadline > now.t)
     AND EXISTS (SELECT FROM vestry.lanes p WHERE p.lane = l.lane AND p.paused_at IS NULL)
-  ORDER BY j.turn, j.id LIMIT 1 FOR UPDATE OF j SKIP LOCKED)"""
+  ORDER BY j.start_tag, j.id LIMIT 1 FOR UPDATE OF j SKIP LOCKED)"""
 _RUNNABLE = " UNION ALL ".join(
     "SELECT f.id FROM unnest(%(lanes)s::text[]) l(lane), unnest(%(kinds)s::text[]) k(kind), "  # noqa: S608
     f"LATERAL {_HEAD.format(which=which)} f"
@@ -86,7 +86,7 @@ _RUNNABLE = " UNION ALL ".join(
 def runnable(
     conn: psycopg.Connection[Any], lanes: Sequence[str], kinds: Sequence[str]
 ) -> list[tuple[UUID]]:
-    """The first in line of each lane and kind, suspects too, that nobody is taking just now.
+    """Head of every (lane, kind) queue that is not row-locked, quarantined jobs included.
 
     Looked for from the very beginning, whatever any mark says.
 
@@ -102,8 +102,8 @@ def runnable(
 class LowWaterMark:
     """The low-water mark of one lane in one process. An optimisation only, never shared.
 
-    A job enqueued after the lane's turn was read gets a turn no lower than it. One whose transaction
-    began earlier and commits later may lie below; the regular full scan finds it.
+    A job enqueued after the lane's virtual time was read gets a start tag no lower than it. One
+    whose transaction began earlier and commits later may be below; the regular full scan finds it.
     """
 
     value: int = BEGINNING
@@ -114,20 +114,22 @@ class LowWaterMark:
         """Where this scan begins: usually the mark, now and then the very beginning."""
         return BEGINNING if time.monotonic() >= self._full_at else self.value
 
-    def update(self, start: int, lane_turn: int | None, first: int | None, took_s: float) -> None:
+    def update(
+        self, start: int, virtual_time: int | None, first: int | None, took_s: float
+    ) -> None:
         """Learn from a scan.
 
         Args:
             start: what `start` gave.
-            lane_turn: the lane's virtual time as the scan saw it, None if it did not look.
-            first: the lowest turn found, None if nothing was.
+            virtual_time: the lane's virtual time as the scan saw it, None if it did not look.
+            first: the lowest start tag found, None if nothing was.
             took_s: how long the statement took, in seconds.
         """
         if start != BEGINNING:
             return
         # The mark lags one full scan behind, which forgives transactions open for that long.
         self.value = self._next
-        if lane_turn is not None:
-            self._next = lane_turn if first is None else min(first, lane_turn)
+        if virtual_time is not None:
+            self._next = virtual_time if first is None else min(first, virtual_time)
         pause_s = max(FULL_SCAN_EVERY_S, FULL_SCAN_SHARE * took_s)
         self._full_at = time.monotonic() + min(FULL_SCAN_LATEST_S, pause_s)

@@ -34,7 +34,7 @@ class ClaimedJob:
     model: str | None
     owner: str
     latency: str
-    units: int
+    cost: int
     attempt: int
     max_attempts: int
     keep_payload: bool
@@ -45,7 +45,7 @@ class ClaimedJob:
     tier: str | None = None
     parent_id: UUID | None = None
     root_id: UUID | None = None
-    passed_over: Mapping[str, str] | None = None
+    tried_models: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Lease:
 
     id: UUID
     lane: str
-    alone: bool
+    exclusive: bool
     jobs: tuple[ClaimedJob, ...]
     more: bool = False
 
@@ -72,8 +72,8 @@ class LeasePolicy:
     max_run_s: float
 
 
-UNLIMITED_UNITS = 1_000_000
-"""Units of a batch for which no budget was given."""
+UNLIMITED_COST = 1_000_000
+"""Cost of a batch for which no budget was given."""
 
 _BY_ID = "j.state || '' = 'queued'"
 """Queued, said so that no partial index answers to it: a row named by its id is fetched by its id. With
@@ -82,20 +82,20 @@ statistics from before the backlog the planner otherwise walks the whole line to
 
 # The first in line of each kind asked for, with the kind's mark and budget.
 _HEADS = """
-  SELECT f.id, f.kind, f.model, f.turn, k.mark, k.budget
+  SELECT f.id, f.kind, f.model, f.start_tag, k.mark, k.budget
   FROM unnest(%(kinds)s::text[], %(marks)s::bigint[], %(budgets)s::bigint[]) k(kind, mark, budget),
   LATERAL (
-    SELECT j.id, j.kind, j.model, j.turn FROM vestry.jobs j
+    SELECT j.id, j.kind, j.model, j.start_tag FROM vestry.jobs j
     WHERE %(hint)s::uuid IS NULL AND j.lane = %(lane)s AND j.kind = k.kind
-      AND j.state = 'queued' AND j.turn IS NOT NULL AND {suspect} j.suspect
-      AND j.turn >= k.mark
-    ORDER BY j.turn, j.id LIMIT 1) f"""
+      AND j.state = 'queued' AND j.start_tag IS NOT NULL AND {quarantined} j.quarantined
+      AND j.start_tag >= k.mark
+    ORDER BY j.start_tag, j.id LIMIT 1) f"""
 
 # The first of those that nobody is taking just now. With one kind there is no choice.
 _FREE = """
   SELECT f.id FROM heads f JOIN vestry.jobs j ON j.id = f.id
   WHERE cardinality(%(kinds)s::text[]) > 1 AND {by_id}
-  ORDER BY f.turn, f.id LIMIT 1 FOR UPDATE OF j SKIP LOCKED"""
+  ORDER BY f.start_tag, f.id LIMIT 1 FOR UPDATE OF j SKIP LOCKED"""
 
 # A kind and model for the batch: the hinted job's, else the free one's, else those of the first
 # (others of its kind may stand behind it).
@@ -104,76 +104,77 @@ _HEAD = """
     SELECT j.id, j.kind, j.model, k.mark, k.budget FROM vestry.jobs j
     JOIN unnest(%(kinds)s::text[], %(marks)s::bigint[], %(budgets)s::bigint[])
       k(kind, mark, budget) ON k.kind = j.kind
-    WHERE j.id = %(hint)s AND j.lane = %(lane)s AND {by_id} AND j.turn IS NOT NULL
-      AND NOT j.suspect
+    WHERE j.id = %(hint)s AND j.lane = %(lane)s AND {by_id} AND j.start_tag IS NOT NULL
+      AND NOT j.quarantined
     UNION ALL
     (SELECT f.id, f.kind, f.model, f.mark, f.budget FROM heads f
-     ORDER BY f.id NOT IN (SELECT id FROM free), f.turn, f.id LIMIT 1)
+     ORDER BY f.id NOT IN (SELECT id FROM free), f.start_tag, f.id LIMIT 1)
   ) h LIMIT 1"""
 
 
-def _claim_sql(*, suspect: bool) -> str:
+def _claim_sql(*, quarantined: bool) -> str:
     rest = (
-        ready_jobs_sql(suspect=suspect)
+        ready_jobs_sql(quarantined=quarantined)
         .replace("%(kind)s", "(SELECT kind FROM head)")
         .replace("%(model)s", "(SELECT model FROM head)")
         .replace("%(mark)s", "(SELECT mark FROM head)")
     )
-    which = "" if suspect else "NOT"
+    which = "" if quarantined else "NOT"
     return f"""
-    WITH heads AS MATERIALIZED ({_HEADS.format(suspect=which)}),
+    WITH heads AS MATERIALIZED ({_HEADS.format(quarantined=which)}),
     free AS MATERIALIZED ({_FREE.format(by_id=_BY_ID)}),
     head AS MATERIALIZED ({_HEAD.format(by_id=_BY_ID)}),
     hinted AS MATERIALIZED (
-      SELECT j.id, j.turn, j.units FROM vestry.jobs j JOIN head ON head.id = j.id
-      WHERE %(hint)s::uuid IS NOT NULL AND {_BY_ID} AND j.turn IS NOT NULL
-        AND NOT j.suspect
+      SELECT j.id, j.start_tag, j.cost FROM vestry.jobs j JOIN head ON head.id = j.id
+      WHERE %(hint)s::uuid IS NOT NULL AND {_BY_ID} AND j.start_tag IS NOT NULL
+        AND NOT j.quarantined
         AND EXISTS (SELECT FROM vestry.lanes l WHERE l.lane = %(lane)s AND l.paused_at IS NULL)
         AND (j.deadline IS NULL OR j.deadline > vestry.clock())
       FOR UPDATE OF j SKIP LOCKED),
     line AS MATERIALIZED ({rest}),
     chosen AS (
-      SELECT u.id, u.turn, sum(u.units) OVER (ORDER BY u.rank, u.turn, u.id) - u.units AS before,
-             row_number() OVER (ORDER BY u.rank, u.turn, u.id) AS place
-      FROM (SELECT id, turn, units, 0 AS rank FROM hinted
+      SELECT u.id, u.start_tag,
+             sum(u.cost) OVER (ORDER BY u.rank, u.start_tag, u.id) - u.cost AS before,
+             row_number() OVER (ORDER BY u.rank, u.start_tag, u.id) AS place
+      FROM (SELECT id, start_tag, cost, 0 AS rank FROM hinted
             UNION ALL
-            SELECT id, turn, units, 1 FROM line
+            SELECT id, start_tag, cost, 1 FROM line
             WHERE %(hint)s::uuid IS NULL
                OR (EXISTS (SELECT FROM hinted) AND id NOT IN (SELECT id FROM hinted))) u),
     batch AS MATERIALIZED (
-      SELECT id, turn FROM chosen WHERE before < (SELECT budget FROM head) AND place <= %(limit)s),
+      SELECT id, start_tag FROM chosen WHERE before < (SELECT budget FROM head) AND place <= %(limit)s),
     now AS MATERIALIZED (SELECT vestry.clock() AS t),
     lease AS (
-      INSERT INTO vestry.leases (lane, privacy, worker, alone, created_at, expires_at, max_until)
-      SELECT %(lane)s, %(privacy)s, %(worker)s, %(alone)s, now.t,
+      INSERT INTO vestry.leases (lane, privacy, worker, exclusive, created_at, expires_at, max_until)
+      SELECT %(lane)s, %(privacy)s, %(worker)s, %(exclusive)s, now.t,
              now.t + make_interval(secs => least(%(lease_s)s, %(max_run_s)s)),
              now.t + make_interval(secs => %(max_run_s)s)
       FROM now WHERE EXISTS (SELECT FROM batch)
       RETURNING id),
     claimed AS (
       UPDATE vestry.jobs j
-      SET state = 'running', turn = NULL, lease_id = lease.id, attempt = j.attempt + 1,
+      SET state = 'running', start_tag = NULL, lease_id = lease.id, attempt = j.attempt + 1,
           started_at = now.t
       FROM batch, lease, now WHERE j.id = batch.id AND {_BY_ID}
       RETURNING j.*),
     moved AS (
-      UPDATE vestry.lanes l SET turn = (SELECT max(turn) FROM batch)
+      UPDATE vestry.lanes l SET virtual_time = (SELECT max(start_tag) FROM batch)
       WHERE l.lane = (SELECT x.lane FROM vestry.lanes x
-                      WHERE x.lane = %(lane)s AND x.turn < (SELECT max(turn) FROM batch)
+                      WHERE x.lane = %(lane)s AND x.virtual_time < (SELECT max(start_tag) FROM batch)
                       FOR UPDATE SKIP LOCKED))
-    SELECT c.lease_id, c.id, c.kind, c.task, c.model, c.owner, c.latency, c.units, c.attempt,
+    SELECT c.lease_id, c.id, c.kind, c.task, c.model, c.owner, c.latency, c.cost, c.attempt,
            c.max_attempts, c.keep_payload, c.result_ttl_s, c.created_at, c.started_at,
-           c.quality, c.tier, c.parent_id, c.root_id, c.passed_over,
-           (SELECT turn FROM vestry.lanes WHERE lane = %(lane)s) AS lane_turn,
-           (SELECT min(turn) FROM batch) AS first_turn,
-           ARRAY(SELECT h.turn FROM unnest(%(kinds)s::text[]) WITH ORDINALITY k(kind, place)
-                 LEFT JOIN heads h ON h.kind = k.kind ORDER BY k.place) AS head_turns,
+           c.quality, c.tier, c.parent_id, c.root_id, c.tried_models,
+           (SELECT virtual_time FROM vestry.lanes WHERE lane = %(lane)s) AS virtual_time,
+           (SELECT min(start_tag) FROM batch) AS first_tag,
+           ARRAY(SELECT h.start_tag FROM unnest(%(kinds)s::text[]) WITH ORDINALITY k(kind, place)
+                 LEFT JOIN heads h ON h.kind = k.kind ORDER BY k.place) AS head_tags,
            EXISTS (SELECT FROM heads WHERE kind <> (SELECT kind FROM head))
            OR (SELECT true FROM vestry.jobs j
                WHERE j.lane = %(lane)s AND j.kind = (SELECT kind FROM head)
-                 AND j.state = 'queued' AND j.turn IS NOT NULL AND {which} j.suspect
-                 AND j.turn >= (SELECT mark FROM head) AND j.id NOT IN (SELECT id FROM batch)
-               ORDER BY j.turn, j.id LIMIT 1) IS NOT NULL AS more
+                 AND j.state = 'queued' AND j.start_tag IS NOT NULL AND {which} j.quarantined
+                 AND j.start_tag >= (SELECT mark FROM head) AND j.id NOT IN (SELECT id FROM batch)
+               ORDER BY j.start_tag, j.id LIMIT 1) IS NOT NULL AS more
     FROM claimed c ORDER BY c.id"""  # noqa: S608 - composed of this module's own literals
 
 
@@ -182,8 +183,8 @@ def _minify_sql(query: str) -> str:
     return re.sub(r"\s*([(,])\s*|\s+(?=\))", r"\1", " ".join(query.split()))
 
 
-CLAIM = _minify_sql(_claim_sql(suspect=False))
-CLAIM_QUARANTINED = _minify_sql(_claim_sql(suspect=True))
+CLAIM = _minify_sql(_claim_sql(quarantined=False))
+CLAIM_QUARANTINED = _minify_sql(_claim_sql(quarantined=True))
 
 
 def claim(
@@ -196,7 +197,7 @@ def claim(
     limit: int = 256,
     budgets: Mapping[str, int] | None = None,
     marks: Mapping[str, LowWaterMark] | None = None,
-    suspect: bool = False,
+    quarantined: bool = False,
 ) -> Lease | None:
     """Take a batch of one kind and model under a fresh token, in the caller's transaction.
 
@@ -212,9 +213,10 @@ def claim(
         kinds: kinds this process has slots for.
         hint: a job that must be the first of the batch; if it cannot be had nothing is taken.
         limit: most jobs.
-        budgets: most units (jobs.units) by kind; the first job is taken whatever its size.
+        budgets: largest cost (sum of jobs.cost) by kind; the first job is taken whatever its size.
         marks: the lane's low-water marks in this process, by kind.
-        suspect: take one suspect, alone; the process must hold nothing else.
+        quarantined: take one quarantined job under an exclusive lease; the process must hold
+            nothing else.
 
     Returns:
         The lease, or None when nothing was runnable.
@@ -225,18 +227,18 @@ def claim(
     begun = time.monotonic()
     with conn.cursor(row_factory=namedtuple_row) as cursor:
         rows: list[Any] = cursor.execute(
-            CLAIM_QUARANTINED if suspect else CLAIM,
+            CLAIM_QUARANTINED if quarantined else CLAIM,
             {
                 "lane": lane,
                 "kinds": list(kinds),
                 "hint": hint,
                 # Of one type whatever their size: else the statement is planned for each.
                 "marks": [Int8(start) for start in starts],
-                "limit": 1 if suspect else limit,
-                "budgets": [Int8((budgets or {}).get(kind, UNLIMITED_UNITS)) for kind in kinds],
+                "limit": 1 if quarantined else limit,
+                "budgets": [Int8((budgets or {}).get(kind, UNLIMITED_COST)) for kind in kinds],
                 "privacy": terms.privacy,
                 "worker": terms.worker,
-                "alone": suspect,
+                "exclusive": quarantined,
                 "lease_s": terms.lease_s,
                 "max_run_s": terms.max_run_s,
             },
@@ -245,17 +247,17 @@ def claim(
         ).fetchall()
     if hint is None:
         took_s = time.monotonic() - begun
-        lane_turn, heads = (rows[0].lane_turn, rows[0].head_turns) if rows else (None, None)
+        virtual_time, heads = (rows[0].virtual_time, rows[0].head_tags) if rows else (None, None)
         for place, (kind, mark, start) in enumerate(zip(kinds, known, starts, strict=True)):
             taken = bool(rows) and kind == rows[0].kind
-            first = rows[0].first_turn if taken else heads and heads[place]
-            mark.update(start, lane_turn, first, took_s)
+            first = rows[0].first_tag if taken else heads and heads[place]
+            mark.update(start, virtual_time, first, took_s)
     if not rows:
         return None
     return Lease(
         id=rows[0].lease_id,
         lane=lane,
-        alone=suspect,
+        exclusive=quarantined,
         jobs=tuple(ClaimedJob(*row[1:19]) for row in rows),
         more=rows[0].more,
     )

@@ -18,9 +18,9 @@ WITH picked AS MATERIALIZED ({ready_jobs_sql(hints=True)}),
 stamped AS (
   UPDATE vestry.jobs j SET hinted_at = vestry.clock()
   FROM picked WHERE j.id = picked.id RETURNING j.id)
-SELECT picked.id, picked.turn,
-       (SELECT turn FROM vestry.lanes WHERE lane = %(lane)s) AS lane_turn
-FROM picked JOIN stamped USING (id) ORDER BY picked.turn, picked.id"""  # noqa: S608 - our own text
+SELECT picked.id, picked.start_tag,
+       (SELECT virtual_time FROM vestry.lanes WHERE lane = %(lane)s) AS virtual_time
+FROM picked JOIN stamped USING (id) ORDER BY picked.start_tag, picked.id"""  # noqa: S608 - our own text
 
 
 _WAITING = """
@@ -30,7 +30,7 @@ FROM (SELECT vestry.clock() AS t OFFSET 0) now,
        w(lane, kind, mark, age_s)
 WHERE EXISTS (SELECT FROM vestry.jobs j
               WHERE j.lane = w.lane AND j.kind = w.kind AND j.state = 'queued'
-                AND j.turn IS NOT NULL AND NOT j.suspect AND j.turn >= w.mark
+                AND j.start_tag IS NOT NULL AND NOT j.quarantined AND j.start_tag >= w.mark
                 AND j.created_at <= now.t - make_interval(secs => w.age_s))"""
 
 
@@ -100,6 +100,6 @@ def mark_hinted(
         },
         prepare=True,
     ).fetchall()
-    lane_turn, first = (rows[0][2], rows[0][1]) if rows else (None, None)
-    mark.update(start, lane_turn, first, time.monotonic() - begun)
+    virtual_time, first = (rows[0][2], rows[0][1]) if rows else (None, None)
+    mark.update(start, virtual_time, first, time.monotonic() - begun)
     return [row[0] for row in rows]

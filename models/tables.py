@@ -107,7 +107,7 @@ lanes = Table(
     Column("latency", Text, nullable=False),
     Column("pool", Text, nullable=False),
     time_column("paused_at"),
-    Column("turn", BigInteger, nullable=False, server_default=text("0")),
+    Column("virtual_time", BigInteger, nullable=False, server_default=text("0")),
 )
 
 jobs = Table(
@@ -130,12 +130,12 @@ jobs = Table(
         nullable=False,
     ),
     Column("state", Text, nullable=False, server_default="queued"),
-    Column("units", Integer, nullable=False, server_default=text("1")),
-    Column("turn", BigInteger),
+    Column("cost", Integer, nullable=False, server_default=text("1")),
+    Column("start_tag", BigInteger),
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("max_attempts", Integer, nullable=False, server_default=text("5")),
     Column("crashes", Integer, nullable=False, server_default=text("0")),
-    Column("suspect", Boolean, nullable=False, server_default=text("false")),
+    Column("quarantined", Boolean, nullable=False, server_default=text("false")),
     Column("keep_payload", Boolean, nullable=False, server_default=text("true")),
     Column("result_ttl_s", Integer, nullable=False, server_default=text("604800")),
     Column("degraded", Boolean, nullable=False, server_default=text("false")),
@@ -145,7 +145,7 @@ jobs = Table(
     Column("parent_id", Uuid),
     Column("root_id", Uuid),
     Column("replay_of", Uuid),
-    Column("passed_over", JSONB),
+    Column("tried_models", JSONB),
     now_column("run_at", nullable=False),
     time_column("deadline"),
     time_column("hinted_at"),
@@ -155,23 +155,25 @@ jobs = Table(
     postgresql_with={"fillfactor": 85},
 )
 
-_IN_LINE = "state = 'queued' AND turn IS NOT NULL"
+_RUNNABLE = "state = 'queued' AND start_tag IS NOT NULL"
 Index(
     "jobs_ready",
-    *(jobs.c[n] for n in ("lane", "kind", "turn", "id")),
-    postgresql_where=text(f"{_IN_LINE} AND NOT suspect"),
+    *(jobs.c[n] for n in ("lane", "kind", "start_tag", "id")),
+    postgresql_where=text(f"{_RUNNABLE} AND NOT quarantined"),
 )
 Index(
-    "jobs_suspect",
-    *(jobs.c[n] for n in ("lane", "kind", "turn", "id")),
-    postgresql_where=text(f"{_IN_LINE} AND suspect"),
+    "jobs_quarantined",
+    *(jobs.c[n] for n in ("lane", "kind", "start_tag", "id")),
+    postgresql_where=text(f"{_RUNNABLE} AND quarantined"),
 )
 Index(
-    "jobs_line",
-    *(jobs.c[n] for n in ("lane", "owner", "turn")),
-    postgresql_where=text(_IN_LINE),
+    "jobs_owner_tag",
+    *(jobs.c[n] for n in ("lane", "owner", "start_tag")),
+    postgresql_where=text(_RUNNABLE),
 )
-Index("jobs_scheduled", jobs.c.run_at, postgresql_where=text("state = 'queued' AND turn IS NULL"))
+Index(
+    "jobs_scheduled", jobs.c.run_at, postgresql_where=text("state = 'queued' AND start_tag IS NULL")
+)
 Index("jobs_lease", jobs.c.lease_id, postgresql_where=text("lease_id IS NOT NULL"))
 Index(
     "jobs_deadline",
@@ -195,7 +197,7 @@ leases = Table(
     Column("lane", Text, nullable=False),
     Column("privacy", Text, nullable=False),
     Column("worker", Text, nullable=False),
-    Column("alone", Boolean, nullable=False, server_default=text("false")),
+    Column("exclusive", Boolean, nullable=False, server_default=text("false")),
     now_column("created_at", nullable=False),
     time_column("expires_at", nullable=False),
     time_column("max_until", nullable=False),

@@ -5,7 +5,7 @@
 | queued | running | `leases.claim` |
 | running | succeeded, dead, superseded, queued (retry) | `settle`, when a worker finishes |
 | running | queued (no attempt spent) | `hand_back`, `reroute` |
-| running | queued (suspect), dead | `rescue` |
+| running | queued (quarantined), dead | `rescue` |
 | waiting, queued, running | expired | `expire` |
 | waiting, queued, running | cancelled | SQL `cancel_jobs_v1` |
 
@@ -110,9 +110,9 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
         """WITH moved AS (
              UPDATE vestry.jobs j
              SET state = s.state, lease_id = NULL, error_code = s.code, error_message = s.message,
-                 suspect = j.suspect AND s.state = 'queued',
+                 quarantined = j.quarantined AND s.state = 'queued',
                  attempt = j.attempt - s.uncounted::int, degraded = s.degraded,
-                 passed_over = NULL,
+                 tried_models = NULL,
                  run_at = CASE WHEN s.state = 'queued'
                                THEN now.t + make_interval(secs => s.delay_s) ELSE j.run_at END,
                  finished_at = CASE WHEN s.state = 'queued' THEN NULL ELSE now.t END
@@ -200,7 +200,7 @@ def release(conn: Connection, token: UUID, job_ids: Sequence[UUID] | None = None
              ORDER BY id FOR UPDATE)
            UPDATE vestry.jobs j
            SET state = 'queued', lease_id = NULL, attempt = j.attempt - 1, hinted_at = NULL,
-               turn = (SELECT l.turn FROM vestry.lanes l WHERE l.lane = j.lane)
+               start_tag = (SELECT l.virtual_time FROM vestry.lanes l WHERE l.lane = j.lane)
            FROM held WHERE j.id = held.id""",
         {"token": token, "ids": None if job_ids is None else list(job_ids)},
     )
@@ -234,12 +234,12 @@ def reroute(
 class Rescued:
     """What became of the jobs of expired leases."""
 
-    suspects: int
+    quarantined: int
     dead: int
 
 
 def rescue(conn: Connection, limit: int = 100) -> Rescued:
-    """Take jobs away from leases that ran out, as suspects; dead after two crashes alone.
+    """Quarantine the jobs of expired leases; a job is dead after two crashes under exclusive leases.
 
     A batch's jobs get their attempt back: which of them was to blame is not known. Each is then run
     by a process that holds nothing else. A lease that was renewed as long as it may be is one of a job
@@ -254,12 +254,12 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
     row = conn.execute(
         """WITH now AS MATERIALIZED (SELECT vestry.clock() AS t),
            gone AS MATERIALIZED (
-             SELECT l.id, l.alone, l.expires_at >= l.max_until AS overran
+             SELECT l.id, l.exclusive, l.expires_at >= l.max_until AS overran
              FROM vestry.leases l, now WHERE l.expires_at < now.t
              ORDER BY l.id LIMIT %(limit)s FOR UPDATE OF l SKIP LOCKED),
            held AS MATERIALIZED (
-             SELECT j.id, j.lease_id, j.privacy, j.attempt, j.started_at, gone.alone, gone.overran,
-                    gone.alone AND (j.crashes + 1 >= %(crashes)s
+             SELECT j.id, j.lease_id, j.privacy, j.attempt, j.started_at, gone.exclusive, gone.overran,
+                    gone.exclusive AND (j.crashes + 1 >= %(crashes)s
                                     OR j.attempt >= greatest(j.max_attempts, %(crashes)s)) AS dies
              FROM vestry.jobs j JOIN gone ON gone.id = j.lease_id
              WHERE j.state = 'running' ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
@@ -267,9 +267,10 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
              INSERT INTO vestry.receipts
                (job_id, lease_id, privacy, attempt, outcome, reason, started_at, finished_at)
              SELECT held.id, held.lease_id, held.privacy, held.attempt, 'lost',
-                    CASE WHEN held.overran AND held.alone THEN 'it ran for as long as a job may, alone'
+                    CASE WHEN held.overran AND held.exclusive
+                         THEN 'it ran for as long as a job may, alone'
                          WHEN held.overran THEN 'it ran for as long as a job may, in a batch'
-                         WHEN held.alone THEN %(lost_alone)s
+                         WHEN held.exclusive THEN %(lost_exclusive)s
                          ELSE 'the process ended or froze, running a batch' END,
                     held.started_at, now.t
              FROM held, now ON CONFLICT DO NOTHING),
@@ -277,11 +278,11 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
              UPDATE vestry.jobs j
              SET lease_id = NULL, hinted_at = NULL,
                  state = CASE WHEN held.dies THEN 'dead' ELSE 'queued' END,
-                 suspect = NOT held.dies,
-                 crashes = j.crashes + held.alone::int,
-                 attempt = j.attempt - (NOT held.alone)::int,
-                 turn = CASE WHEN NOT held.dies THEN
-                          (SELECT l.turn FROM vestry.lanes l WHERE l.lane = j.lane) END,
+                 quarantined = NOT held.dies,
+                 crashes = j.crashes + held.exclusive::int,
+                 attempt = j.attempt - (NOT held.exclusive)::int,
+                 start_tag = CASE WHEN NOT held.dies THEN
+                          (SELECT l.virtual_time FROM vestry.lanes l WHERE l.lane = j.lane) END,
                  finished_at = CASE WHEN held.dies THEN now.t END,
                  error_code = CASE WHEN NOT held.dies THEN NULL
                                    WHEN held.overran THEN 'timed_out' ELSE 'crashed' END,
@@ -304,10 +305,10 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
            SELECT count(*) FILTER (WHERE state = 'queued'), count(*) FILTER (WHERE state = 'dead'),
                   (SELECT count(*) FROM told)
            FROM moved""",
-        {"limit": limit, "crashes": MAX_EXCLUSIVE_CRASHES, "lost_alone": LOST_EXCLUSIVE},
+        {"limit": limit, "crashes": MAX_EXCLUSIVE_CRASHES, "lost_exclusive": LOST_EXCLUSIVE},
     ).fetchone()
     assert row is not None  # noqa: S101 - an aggregate always has a row
-    return Rescued(suspects=row[0], dead=row[1])
+    return Rescued(quarantined=row[0], dead=row[1])
 
 
 def schedule_due(conn: Connection, limit: int = 1000) -> list[str]:
@@ -322,21 +323,21 @@ def schedule_due(conn: Connection, limit: int = 1000) -> list[str]:
     rows = conn.execute(
         """WITH now AS MATERIALIZED (SELECT vestry.clock() AS t),
            due AS MATERIALIZED (
-             SELECT j.id, j.lane, j.owner, j.units, j.run_at, j.attempt
+             SELECT j.id, j.lane, j.owner, j.cost, j.run_at, j.attempt
              FROM vestry.jobs j, now
-             WHERE j.state = 'queued' AND j.turn IS NULL AND j.run_at <= now.t
+             WHERE j.state = 'queued' AND j.start_tag IS NULL AND j.run_at <= now.t
              ORDER BY j.run_at LIMIT %s FOR UPDATE OF j SKIP LOCKED),
            lines AS MATERIALIZED (
-             SELECT g.lane, g.owner, vestry.next_turn(g.lane, g.owner) AS behind,
-                    (SELECT l.turn FROM vestry.lanes l WHERE l.lane = g.lane) AS front
+             SELECT g.lane, g.owner, vestry.next_start_tag_v1(g.lane, g.owner) AS behind,
+                    (SELECT l.virtual_time FROM vestry.lanes l WHERE l.lane = g.lane) AS front
              FROM (SELECT DISTINCT lane, owner FROM due) g),
            placed AS (
              SELECT due.id, CASE WHEN due.attempt > 0 THEN lines.front ELSE lines.behind
-                      + sum(due.units) OVER (PARTITION BY lane, owner, due.attempt > 0
-                                             ORDER BY due.run_at, due.id) - due.units END AS turn
+                      + sum(due.cost) OVER (PARTITION BY lane, owner, due.attempt > 0
+                                             ORDER BY due.run_at, due.id) - due.cost END AS start_tag
              FROM due JOIN lines USING (lane, owner)),
            moved AS (
-             UPDATE vestry.jobs j SET turn = placed.turn, hinted_at = NULL
+             UPDATE vestry.jobs j SET start_tag = placed.start_tag, hinted_at = NULL
              FROM placed WHERE j.id = placed.id RETURNING j.lane)
            SELECT DISTINCT lane FROM moved""",
         [limit],
@@ -362,7 +363,7 @@ def expire(conn: Connection, limit: int = 1000) -> int:
              ORDER BY j.id LIMIT %s FOR UPDATE OF j SKIP LOCKED),
            moved AS (
              UPDATE vestry.jobs j
-             SET state = 'expired', turn = NULL, lease_id = NULL, finished_at = now.t,
+             SET state = 'expired', start_tag = NULL, lease_id = NULL, finished_at = now.t,
                  error_code = 'expired', error_message = 'its deadline passed first'
              FROM due, now WHERE j.id = due.id RETURNING j.id, j.latency, j.keep_payload),
            a AS (DELETE FROM vestry.private_payloads p USING moved WHERE p.job_id = moved.id),
@@ -382,7 +383,7 @@ LOST_UNCONFIRMED: Final = "the answer to the claim was lost, and nothing ran"
 
 
 def release_unconfirmed(
-    conn: Connection, token: UUID, job_ids: Sequence[UUID], *, alone: bool
+    conn: Connection, token: UUID, job_ids: Sequence[UUID], *, exclusive: bool
 ) -> bool:
     """Undo a claim that its worker never heard of: nothing of it ran. To repeat it changes nothing.
 
@@ -390,14 +391,14 @@ def release_unconfirmed(
         conn: a connection in a transaction.
         token: the lease, which may never have been committed.
         job_ids: its jobs.
-        alone: whether it was a suspect's, whose crash is taken back if the reconciler was first.
+        exclusive: a quarantined job's lease; a crash that the reconciler counted is reverted.
 
     Returns:
         Whether there was anything to undo.
     """
     if release(conn, token):
         return True
-    if not alone:
+    if not exclusive:
         return False
     ids = list(job_ids)
     conn.execute("SELECT FROM vestry.jobs WHERE id = ANY (%s) ORDER BY id FOR UPDATE", [ids])

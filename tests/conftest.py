@@ -101,4 +101,4 @@ def empty_tables(conn: psycopg.Connection[tuple[object, ...]]) -> None:
     ).fetchone()
     assert tables is not None
     conn.execute(f"TRUNCATE {tables[0]} RESTART IDENTITY")
-    conn.execute("UPDATE vestry.lanes SET turn = 0, paused_at = NULL")
+    conn.execute("UPDATE vestry.lanes SET virtual_time = 0, paused_at = NULL")

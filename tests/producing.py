@@ -27,7 +27,7 @@ def count(root: psycopg.Connection[Any], table: str) -> int:
 
 def end(root: psycopg.Connection[Any], job: UUID, state: str) -> None:
     root.execute(
-        """UPDATE vestry.jobs SET state = 'running', turn = NULL, lease_id = gen_random_uuid()
+        """UPDATE vestry.jobs SET state = 'running', start_tag = NULL, lease_id = gen_random_uuid()
            WHERE id = %s""",
         [job],
     )

@@ -95,9 +95,11 @@ class Reconciler:
 
     def _rescue(self, conn: Connection) -> None:
         rescued = transitions.rescue(conn)
-        if rescued.suspects or rescued.dead:
+        if rescued.quarantined or rescued.dead:
             log.warning(
-                "expired leases: %d jobs to be run alone, %d dead", rescued.suspects, rescued.dead
+                "expired leases: %d jobs to be run alone, %d dead",
+                rescued.quarantined,
+                rescued.dead,
             )
 
     def _prune(self, conn: Connection) -> None:

@@ -155,7 +155,7 @@ def _explain(
     for found in verdict.violations.values():
         subject = found[0]
         row = conn.execute(
-            """SELECT to_jsonb(j) FROM (SELECT state, attempt, crashes, suspect, turn, run_at,
+            """SELECT to_jsonb(j) FROM (SELECT state, attempt, crashes, quarantined, start_tag, run_at,
                  error_code, error_message, lane, lease_id, finished_at, parent_id, root_id
                FROM vestry.jobs WHERE id::text = %s) j""",
             [subject],

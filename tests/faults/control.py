@@ -30,11 +30,11 @@ def reconcile(site: Site, plan: Plan, keep_jobs_s: float) -> None:
     def armed(conn: psycopg.Connection[Any], limit: int = 100) -> transitions.Rescued:
         with conn.transaction():
             rescued = rescue(conn, limit)
-            if (rescued.suspects or rescued.dead) and here(points.RESCUING):
+            if (rescued.quarantined or rescued.dead) and here(points.RESCUING):
                 points.die()
             if rescued.dead and here(points.CONDEMNING):
                 points.die()
-        if (rescued.suspects or rescued.dead) and here(points.RESCUED):
+        if (rescued.quarantined or rescued.dead) and here(points.RESCUED):
             points.die()
         return rescued
 

@@ -24,12 +24,12 @@ class Expected:
     in_line: bool = True
     attempt: int = 0
     crashes: int = 0
-    suspect: bool = False
+    quarantined: bool = False
     lease: UUID | None = None
     max_attempts: int = 5
 
     def row(self) -> tuple[Any, ...]:
-        return (self.state, self.in_line, self.attempt, self.crashes, self.suspect, self.lease)
+        return (self.state, self.in_line, self.attempt, self.crashes, self.quarantined, self.lease)
 
 
 @dataclass(slots=True)

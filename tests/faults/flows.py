@@ -14,7 +14,7 @@ from vestry.ids import uuid7
 
 _ENQUEUE = """SELECT job_id FROM vestry.enqueue_jobs_v2(
   %(owner)s, 'shareable', %(latency)s, NULL, NULL, NULL, NULL, NULL, NULL, %(ids)s::uuid[],
-  %(kinds)s::text[], %(pools)s::text[], NULL, %(units)s::int[], %(keep)s::bool[], %(ttl)s::int[],
+  %(kinds)s::text[], %(pools)s::text[], NULL, %(cost)s::int[], %(keep)s::bool[], %(ttl)s::int[],
   NULL, NULL, NULL, NULL, %(texts)s::text[], NULL, NULL, NULL, NULL, %(parents)s::int[])"""
 
 
@@ -48,7 +48,7 @@ def enqueue(conn: psycopg.Connection[Any], flow: Flow) -> None:
             "ids": list(flow.jobs),
             "kinds": ["embedding"] * count,
             "pools": ["gpu"] * count,
-            "units": [1] * count,
+            "cost": [1] * count,
             "keep": [True] * count,
             "ttl": [3600] * count,
             "texts": [body] * count,

@@ -20,7 +20,7 @@ import psycopg
 INSTALL: Final = """
 CREATE SCHEMA ledger;
 -- actor: the connection's application name, which tells the process. version: of 'token', 1 for a
--- lease that lets its job run alone; of 'enqueued', 1 for a replay; of 'indexed', the document's
+-- lease that lets its job run exclusively; of 'enqueued', 1 for a replay; of 'indexed', the document's
 -- generation; of 'wanted', its place in the job.
 CREATE TABLE ledger.events (
   n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -46,7 +46,7 @@ FOR EACH ROW EXECUTE FUNCTION ledger.note_job();
 CREATE FUNCTION ledger.note_lease() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   INSERT INTO ledger.events (what, subject, token, told, version)
-  VALUES ('token', NEW.id, NEW.id, NEW.worker, NEW.alone::int);
+  VALUES ('token', NEW.id, NEW.id, NEW.worker, NEW.exclusive::int);
   RETURN NULL;
 END $$;
 CREATE TRIGGER note AFTER INSERT ON vestry.leases

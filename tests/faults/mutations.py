@@ -141,7 +141,7 @@ _CANCEL_KEEPS_LEASE: Final = """
 DO $do$
 DECLARE v_text text := pg_get_functiondef('vestry.cancel_jobs_v1(uuid[])'::regprocedure);
 BEGIN
-  EXECUTE replace(v_text, 'turn = NULL, lease_id = NULL', 'turn = NULL');
+  EXECUTE replace(v_text, 'start_tag = NULL, lease_id = NULL', 'start_tag = NULL');
 END $do$;
 ALTER TABLE vestry.jobs DROP CONSTRAINT jobs_check1;
 DROP TRIGGER jobs_transition ON vestry.jobs;
@@ -180,14 +180,18 @@ MUTATIONS: Final = (
         "rescue does not count that a job took its process down alone",
         ("more attempts than it may (lost alone)",),
         lambda: rewrite(
-            transitions, "rescue", ("crashes = j.crashes + held.alone::int", "crashes = j.crashes")
+            transitions,
+            "rescue",
+            ("crashes = j.crashes + held.exclusive::int", "crashes = j.crashes"),
         ),
     ),
     Mutation(
         "the suspect rule",
         "rescue returns a batch to the line as if nothing had been",
         (LOST,),
-        lambda: rewrite(transitions, "rescue", ("suspect = NOT held.dies", "suspect = false")),
+        lambda: rewrite(
+            transitions, "rescue", ("quarantined = NOT held.dies", "quarantined = false")
+        ),
     ),
     Mutation(
         "the generation check",

@@ -84,9 +84,9 @@ def arm(executor: Executor, point: str | None, nth: int, history: History) -> No
         # Twice killed while running alone is, by design, what a poison job looks like. Here each
         # suspect's worker is killed once at most: a dead innocent is then always the system's fault.
         # Spared until that is known: the heartbeat's thread may be at a point.
-        here.spared = opened.lease.alone
+        here.spared = opened.lease.exclusive
         here.token = opened.lease.id
-        if not opened.lease.alone:
+        if not opened.lease.exclusive:
             return
         # With the database away it stays spared, and the batch goes on: the question is the
         # laboratory's own, and must not cost a claim.

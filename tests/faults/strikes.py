@@ -29,7 +29,7 @@ BACK_S: Final = 20.0
 _HOLDERS: Final = "SELECT DISTINCT split_part(worker, '@', 1) FROM vestry.leases"
 _HELD: Final = "SELECT id::text FROM vestry.leases WHERE worker LIKE %s"
 _ALONE: Final = """SELECT EXISTS (SELECT FROM vestry.leases l JOIN vestry.jobs j ON j.lease_id = l.id
-  WHERE l.worker LIKE %s AND l.alone AND j.crashes >= 1)"""
+  WHERE l.worker LIKE %s AND l.exclusive AND j.crashes >= 1)"""
 
 
 @dataclass(slots=True)

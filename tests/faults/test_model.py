@@ -130,16 +130,16 @@ class Machine(RuleBasedStateMachine):
 
     # -- workers -----------------------------------------------------------------------------------
 
-    @rule(target=held, limit=st.integers(1, 4), suspect=st.booleans())
-    def claim(self, limit: int, suspect: bool) -> Any:
-        suspect = suspect and any(told.suspect for told in self.jobs.values())
+    @rule(target=held, limit=st.integers(1, 4), quarantined=st.booleans())
+    def claim(self, limit: int, quarantined: bool) -> Any:
+        quarantined = quarantined and any(told.quarantined for told in self.jobs.values())
         able = {
             job
             for job, told in self.jobs.items()
-            if told.state == "queued" and told.in_line and told.suspect == suspect
+            if told.state == "queued" and told.in_line and told.quarantined == quarantined
         }
         lease = claims.claim(
-            self.site.worker, TERMS, LANE, ["embedding"], limit=limit, suspect=suspect
+            self.site.worker, TERMS, LANE, ["embedding"], limit=limit, quarantined=quarantined
         )
         self.site.worker.commit()
         if lease is None:
@@ -147,9 +147,9 @@ class Machine(RuleBasedStateMachine):
             return multiple()
         taken = [job.id for job in lease.jobs]
         assert set(taken) <= able
-        assert len(taken) == min(1 if suspect else limit, len(able))
+        assert len(taken) == min(1 if quarantined else limit, len(able))
         assert lease.id not in self.tokens
-        assert lease.alone == suspect
+        assert lease.exclusive == quarantined
         self.tokens.add(lease.id)
         for job in taken:
             told = self.jobs[job]
@@ -228,33 +228,33 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def rescue(self) -> None:
         rescued = transitions.rescue(self.site.control)
-        suspects = dead = 0
+        quarantined = dead = 0
         for token, told in self.leases.items():
             if not told.lost:
                 continue
             told.lost = False
             for job in list(self._holds(token)):
                 expected = self.jobs[job]
-                expected.crashes += told.lease.alone
-                told.blamed = told.lease.alone and not told.overran
-                if told.lease.alone and (
+                expected.crashes += told.lease.exclusive
+                told.blamed = told.lease.exclusive and not told.overran
+                if told.lease.exclusive and (
                     expected.crashes >= transitions.MAX_EXCLUSIVE_CRASHES
                     or expected.attempt >= expected.max_attempts
                 ):
-                    expected.suspect = False
+                    expected.quarantined = False
                     self._end(job, "dead")
                     dead += 1
                 else:
-                    self._requeue(job, attempts=0 if told.lease.alone else -1)
-                    expected.suspect = True
-                    suspects += 1
-        assert (rescued.suspects, rescued.dead) == (suspects, dead)
+                    self._requeue(job, attempts=0 if told.lease.exclusive else -1)
+                    expected.quarantined = True
+                    quarantined += 1
+        assert (rescued.quarantined, rescued.dead) == (quarantined, dead)
 
     @rule()
     def the_time_comes(self) -> None:
         """For what waits for its next attempt."""
         self.site.admin.execute(
-            "UPDATE vestry.jobs SET run_at = now() WHERE state = 'queued' AND turn IS NULL"
+            "UPDATE vestry.jobs SET run_at = now() WHERE state = 'queued' AND start_tag IS NULL"
         )
         transitions.schedule_due(self.site.control)
         for told in self.jobs.values():
@@ -271,7 +271,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def rows_are_what_they_ought_to_be(self) -> None:
         rows = self.site.admin.execute(
-            """SELECT id, state, turn IS NOT NULL, attempt, crashes, suspect, lease_id
+            """SELECT id, state, start_tag IS NOT NULL, attempt, crashes, quarantined, lease_id
                FROM vestry.jobs ORDER BY id"""
         ).fetchall()
         assert {row[0]: tuple(row[1:]) for row in rows} == {
@@ -313,12 +313,12 @@ class Machine(RuleBasedStateMachine):
     def _finished(self, job: UUID, outcome: str) -> None:
         told = self.jobs[job]
         if outcome == "succeeds":
-            told.suspect = False
+            told.quarantined = False
             self._end(job, "succeeded")
         elif outcome == "fails for good" or (
             outcome == "may be tried again" and told.attempt >= told.max_attempts
         ):
-            told.suspect = False
+            told.quarantined = False
             self._end(job, "dead")
         else:
             self._requeue(job, attempts=-(outcome == "is nobody's fault"))

@@ -220,24 +220,26 @@ class Taker:
     def turn(self) -> bool:
         """One batch of each lane, then what is suspected, alone; whether there was anything."""
         found = False
-        for suspect in (False, True):
+        for quarantined in (False, True):
             for lane in self._lanes:
                 try:
-                    found = self._batch(lane, suspect=suspect) or found
+                    found = self._batch(lane, quarantined=quarantined) or found
                 except (psycopg.Error, PoolTimeout):
                     time.sleep(0.05)
         return found
 
-    def _batch(self, lane: str, *, suspect: bool) -> bool:
+    def _batch(self, lane: str, *, quarantined: bool) -> bool:
         limit = 1 if self._hints_only else self._rng.choice((1, 8, 32))
-        hinted = not suspect and (self._hints_only or self._rng.random() < 0.5)
+        hinted = not quarantined and (self._hints_only or self._rng.random() < 0.5)
         hint: dict[str, Any] = {}
         if hinted:
             told = self._hint(lane)
             if told is None and self._hints_only:
                 return False
             hint = {} if told is None else {"hint": told}
-        opened = self._executor.claim(lane, ["embedding"], limit=limit, suspect=suspect, **hint)
+        opened = self._executor.claim(
+            lane, ["embedding"], limit=limit, quarantined=quarantined, **hint
+        )
         if opened is not None:
             self._executor.run(opened)
         return opened is not None

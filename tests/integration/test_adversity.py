@@ -92,7 +92,7 @@ def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
         caller.rollback()
     vestry.wait(first, timeout=90)
     row = conn.execute(
-        "SELECT attempt, crashes, suspect FROM vestry.jobs WHERE id = %s", [first.id]
+        "SELECT attempt, crashes, quarantined FROM vestry.jobs WHERE id = %s", [first.id]
     ).fetchone()
     assert row == (1, 0, False), "nobody's fault: no attempt spent, no suspicion"
 

@@ -26,12 +26,14 @@ def backlog(clean: DevStack) -> Iterator[UUID]:
         try:
             conn.execute("VACUUM ANALYZE vestry.jobs")
             conn.execute(
-                """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, turn)
+                """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, start_tag)
                    SELECT uuidv7(), 'embedding', 'ann', 'private', 'bulk', 'gpu', n
                    FROM generate_series(1, %s) n""",
                 [BACKLOG],
             )
-            row = conn.execute("SELECT id FROM vestry.jobs ORDER BY turn DESC LIMIT 1").fetchone()
+            row = conn.execute(
+                "SELECT id FROM vestry.jobs ORDER BY start_tag DESC LIMIT 1"
+            ).fetchone()
             assert row is not None
             yield row[0]
         finally:
@@ -51,7 +53,7 @@ def claimed(conn: Any, kinds: list[str], hint: UUID | None = None) -> tuple[int,
             "budgets": [1_000] * len(kinds),
             "privacy": "private",
             "worker": "test",
-            "alone": False,
+            "exclusive": False,
             "lease_s": 60,
             "max_run_s": 600,
         },

@@ -160,6 +160,7 @@ def test_a_kind_that_this_worker_does_not_know_waits_and_harms_nobody(
         eventually(lambda: done(conn, known))
         time.sleep(0.5)
     rows = conn.execute(
-        "SELECT DISTINCT state, attempt, suspect FROM vestry.jobs WHERE id = ANY (%s)", [unknown]
+        "SELECT DISTINCT state, attempt, quarantined FROM vestry.jobs WHERE id = ANY (%s)",
+        [unknown],
     ).fetchall()
     assert rows == [("queued", 0, False)]

@@ -12,13 +12,13 @@ from models.bootstrap import ROLES
 from workers.stack.dev_stack import DevStack
 
 CONTENT = ("payloads", "results", "blobs", "documents", "chunks", "embeddings")
-STATE = ("state", "turn", "attempt", "crashes", "suspect", "degraded", "lease_id", "error_code",
-         "error_message", "run_at", "hinted_at", "started_at", "finished_at")  # fmt: skip
+STATE = ("state", "start_tag", "attempt", "crashes", "quarantined", "degraded", "lease_id",
+         "error_code", "error_message", "run_at", "hinted_at", "started_at", "finished_at")  # fmt: skip
 MOVES = {"jobs": {"SELECT", *(f"UPDATE({column})" for column in STATE)},
-         "lanes": {"SELECT", "UPDATE(turn)"},
+         "lanes": {"SELECT", "UPDATE(virtual_time)"},
          "leases": {"SELECT", "INSERT", "UPDATE", "DELETE"}}  # fmt: skip
 WORKS = MOVES | {
-    "jobs": MOVES["jobs"] | {"UPDATE(passed_over)"},
+    "jobs": MOVES["jobs"] | {"UPDATE(tried_models)"},
     "receipts": {"SELECT", "INSERT", "UPDATE"}, "job_documents": {"SELECT"}, "spaces": {"SELECT"},
     "backend_health": {"SELECT"},
 }  # fmt: skip
@@ -80,7 +80,7 @@ GRANTS: Mapping[str, Mapping[str, set[str]]] = {
 WORKERS = {"vestry_private", "vestry_shareable", "vestry_cloud"}
 CALLS: Mapping[str, set[str]] = {
     "clock": set(ROLES) - {"vestry_owner"},
-    "next_turn": WORKERS | {"vestry_control"},
+    "next_start_tag_v1": WORKERS | {"vestry_control"},
     "ensure_space_v1": WORKERS,
     "guard_transition": set(),
     "carry_down": set(),

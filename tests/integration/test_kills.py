@@ -127,8 +127,8 @@ def await_all(up: BackgroundStack, vestry: Vestry, jobs: Mapping[str, list[JobRe
         refs = [ref.id for lane in jobs.values() for ref in lane]
         with psycopg.connect(PostgresServer(Home(up.home)).url(SUPERUSER)) as admin:
             open_jobs = admin.execute(
-                """SELECT lane, state, suspect, crashes, attempt, error_code, count(*),
-                          min(run_at - now()), count(turn)
+                """SELECT lane, state, quarantined, crashes, attempt, error_code, count(*),
+                          min(run_at - now()), count(start_tag)
                    FROM vestry.jobs WHERE id = ANY(%s) AND state <> 'succeeded'
                    GROUP BY 1, 2, 3, 4, 5, 6""",
                 [refs],

@@ -83,9 +83,10 @@ def test_the_database_allows_exactly_the_transitions_declared(
     clean: DevStack, before: State, after: State
 ) -> None:
     columns = {
-        state: "lease_id = gen_random_uuid(), finished_at = NULL, turn = NULL"
+        state: "lease_id = gen_random_uuid(), finished_at = NULL, start_tag = NULL"
         if state is State.RUNNING
-        else f"lease_id = NULL, turn = NULL, finished_at = {'now()' if state in TERMINAL else 'NULL'}"
+        else "lease_id = NULL, start_tag = NULL, "
+        f"finished_at = {'now()' if state in TERMINAL else 'NULL'}"
         for state in State
     }
     job = uuid7()
@@ -184,13 +185,13 @@ def test_the_job_tables_show_each_class_its_own(clean: DevStack) -> None:
 def test_no_row_contradicts_itself(clean: DevStack) -> None:
     good = {
         "privacy": "'shareable'", "pool": "'gpu'", "state": "'queued'", "lease_id": "NULL",
-        "turn": "1", "finished_at": "NULL",
+        "start_tag": "1", "finished_at": "NULL",
     }  # fmt: skip
     wrong: list[dict[str, str]] = [
-        {"state": "'running'", "turn": "NULL"},
+        {"state": "'running'", "start_tag": "NULL"},
         {"lease_id": "gen_random_uuid()"},
         {"state": "'running'", "lease_id": "gen_random_uuid()"},
-        {"state": "'dead'", "turn": "NULL"},
+        {"state": "'dead'", "start_tag": "NULL"},
         {"finished_at": "now()"},
         {"privacy": "'private'", "pool": "'cloud'"},
     ]

@@ -26,12 +26,12 @@ LIMIT = 64
 TERMS = LeasePolicy(worker="test", privacy="private", lease_s=60, max_run_s=600)
 
 
-def fill(conn: Any, count: int, first_turn: int = 0, *, analyze: bool = True) -> None:
+def fill(conn: Any, count: int, first_tag: int = 0, *, analyze: bool = True) -> None:
     conn.execute(
-        """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, turn)
+        """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, start_tag)
            SELECT uuidv7(), 'embedding', 'owner-' || n %% 100, 'private', 'bulk', 'gpu', %s + n
            FROM generate_series(1, %s) n""",
-        [first_turn, count],
+        [first_tag, count],
     )
     if analyze:
         conn.execute("ANALYZE vestry.jobs")
@@ -88,7 +88,7 @@ def test_wrong_statistics_change_no_plan(clean: DevStack, admin: Any) -> None:
         fill(admin, 5_000, analyze=False)
         filled = explain(clean)
         admin.execute("ANALYZE vestry.jobs")
-        admin.execute("DELETE FROM vestry.jobs WHERE turn > 10")
+        admin.execute("DELETE FROM vestry.jobs WHERE start_tag > 10")
         emptied = explain(clean)
     finally:
         admin.execute("ALTER TABLE vestry.jobs RESET (autovacuum_enabled)")
@@ -114,8 +114,8 @@ def test_the_mark_keeps_it_flat_under_a_held_snapshot(clean: DevStack, admin: An
         holder.execute("SELECT count(*) FROM vestry.lanes")
         fresh = pages(explain(clean))
         admin.execute(
-            """UPDATE vestry.jobs SET state = 'running', turn = NULL, lease_id = gen_random_uuid()
-               WHERE turn <= 50000"""
+            """UPDATE vestry.jobs SET state = 'running', start_tag = NULL, lease_id = gen_random_uuid()
+               WHERE start_tag <= 50000"""
         )
         from_the_beginning = pages(explain(clean))
         from_the_mark = pages(explain(clean, mark=50_000))
@@ -133,25 +133,25 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
     url = clean.database_url("vestry_private")
     with psycopg.connect(url, autocommit=True, options=PLANNER_OPTIONS) as conn:
 
-        def turns() -> list[int]:
+        def claim_once() -> list[int]:
             marks = {"embedding": mark}
             lease = claims.claim(conn, TERMS, LANE, ["embedding"], limit=100, marks=marks)
             return [0] * len(lease.jobs) if lease else []
 
         for _ in range(4):
-            assert len(turns()) == 100
+            assert len(claim_once()) == 100
             clock[0] += FULL_SCAN_EVERY_S + 60
         assert mark.value > 1, "the mark should have moved"
-        turns()
+        claim_once()
         # A job of a transaction that began long ago commits behind the mark.
-        fill(admin, 1, first_turn=mark.value - 2)
-        behind = "SELECT count(*) FROM vestry.jobs WHERE state = 'queued' AND turn < %s"
-        while turns():
+        fill(admin, 1, first_tag=mark.value - 2)
+        behind = "SELECT count(*) FROM vestry.jobs WHERE state = 'queued' AND start_tag < %s"
+        while claim_once():
             pass
         late = admin.execute(behind, [mark.value]).fetchone()[0]
         assert late == 1, "the mark should have skipped it"
         clock[0] += FULL_SCAN_EVERY_S + 60
-        assert len(turns()) == 1
+        assert len(claim_once()) == 1
 
 
 def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,20 +159,20 @@ def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> No
     clock = [1000.0]
     monkeypatch.setattr("models.claim_query.time.monotonic", lambda: clock[0])
     mark = LowWaterMark()
-    mark.update(mark.start(), lane_turn=100, first=100, took_s=0)
+    mark.update(mark.start(), virtual_time=100, first=100, took_s=0)
     assert mark.start() == BEGINNING
     clock[0] += FULL_SCAN_EVERY_S
-    mark.update(mark.start(), lane_turn=200, first=150, took_s=0)
+    mark.update(mark.start(), virtual_time=200, first=150, took_s=0)
     assert mark.start() == 100
     clock[0] += FULL_SCAN_EVERY_S
     assert mark.start() == BEGINNING
     # A scan that cost much is repeated as rarely as that asks for.
-    mark.update(mark.start(), lane_turn=300, first=None, took_s=1.0)
+    mark.update(mark.start(), virtual_time=300, first=None, took_s=1.0)
     clock[0] += FULL_SCAN_EVERY_S
     assert mark.start() == 150
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING
     # But however long it took, what came late must not wait for ever.
-    mark.update(mark.start(), lane_turn=400, first=None, took_s=60.0)
+    mark.update(mark.start(), virtual_time=400, first=None, took_s=60.0)
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING

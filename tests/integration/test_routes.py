@@ -132,7 +132,7 @@ def test_what_follows_finds_its_lane_when_it_is_released(
         backend_health.record_failure(worker, "anthropic", "x", **FAILS)
         routes.refresh(control)
         root.execute(
-            "UPDATE vestry.jobs SET state = 'running', turn = NULL, lease_id = gen_random_uuid()"
+            "UPDATE vestry.jobs SET state = 'running', start_tag = NULL, lease_id = gen_random_uuid()"
             " WHERE id = %s", [job.id],
         )  # fmt: skip
         root.execute(

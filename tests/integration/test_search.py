@@ -362,7 +362,8 @@ def test_the_query_is_a_private_job_of_which_nothing_is_kept(clean: DevStack) ->
             )
             root.execute("DELETE FROM vestry.private_payloads")
             root.execute(
-                "UPDATE vestry.jobs SET state = 'running', turn = NULL, lease_id = gen_random_uuid()"
+                "UPDATE vestry.jobs "
+                "SET state = 'running', start_tag = NULL, lease_id = gen_random_uuid()"
             )
             root.execute(
                 "UPDATE vestry.jobs SET state = 'succeeded', lease_id = NULL, finished_at = now()"

@@ -87,7 +87,7 @@ def answering(stack: DevStack, answers: dict[str, Any]) -> Iterator[list[tuple[s
                 )
                 root.execute("DELETE FROM vestry.shareable_payloads WHERE job_id = %s", [job])
                 root.execute(
-                    """UPDATE vestry.jobs SET state = 'running', turn = NULL,
+                    """UPDATE vestry.jobs SET state = 'running', start_tag = NULL,
                        lease_id = gen_random_uuid() WHERE id = %s""",
                     [job],
                 )

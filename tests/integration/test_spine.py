@@ -24,7 +24,7 @@ TERMS = LeasePolicy(worker="test", privacy="shareable", lease_s=60, max_run_s=60
 
 
 def enqueue(
-    conn: Any, owner: str, count: int, *, latency: str = "bulk", units: int = 1
+    conn: Any, owner: str, count: int, *, latency: str = "bulk", cost: int = 1
 ) -> list[UUID]:
     ids = sorted(uuid7() for _ in range(count))
     conn.execute(
@@ -34,7 +34,7 @@ def enqueue(
              NULL, NULL, NULL, NULL, %s::text[], NULL, NULL, NULL, NULL)""",
         [
             owner, latency, ids, ["embedding"] * count, ["gpu"] * count, [None] * count,
-            [units] * count, [True] * count, [3600] * count, [json.dumps({"texts": ["x"]})] * count,
+            [cost] * count, [True] * count, [3600] * count, [json.dumps({"texts": ["x"]})] * count,
         ],
     )  # fmt: skip
     return ids
@@ -130,7 +130,7 @@ def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
         lease = claims.claim(worker, short, LANE, ["embedding"])
     assert lease is not None
     with control.transaction():
-        assert transitions.rescue(control).suspects == 2
+        assert transitions.rescue(control).quarantined == 2
     with worker.transaction():
         assert claims.claim(worker, short, LANE, ["embedding"]) is None
     with worker.transaction():
@@ -141,12 +141,12 @@ def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
     assert done.states == {ids[0]: "refused"}
     for expected in (1, 0):
         with worker.transaction():
-            alone = claims.claim(worker, short, LANE, ["embedding"], suspect=True)
+            alone = claims.claim(worker, short, LANE, ["embedding"], quarantined=True)
         assert alone is not None
         assert alone.jobs[0].id == ids[0]
         with control.transaction():
-            assert transitions.rescue(control).suspects == expected
-        worker.execute("UPDATE vestry.jobs SET turn = turn + 1 WHERE id = %s", [ids[1]])
+            assert transitions.rescue(control).quarantined == expected
+        worker.execute("UPDATE vestry.jobs SET start_tag = start_tag + 1 WHERE id = %s", [ids[1]])
     assert states(producer, ids) == ["dead", "queued"]
     attempts = producer.execute(
         "SELECT attempt FROM vestry.jobs WHERE id = %s", [ids[1]]
@@ -223,7 +223,7 @@ def test_who_lost_a_lease_can_do_nothing_to_the_attempt_after_it(
     (job,) = enqueue(producer, "ann", 1)
     late = claimed(worker, SHORT)
     transitions.rescue(control)
-    now = claimed(worker, suspect=True)
+    now = claimed(worker, quarantined=True)
     # When the first one hands back, settles or finishes after all
     with worker.transaction():
         assert transitions.release(worker, late.id) == 0
@@ -269,7 +269,7 @@ def test_an_owner_who_enqueues_one_by_one_stands_in_line_like_one_with_many(
 
 
 def test_large_jobs_take_larger_turns(producer: Any, worker: Any) -> None:
-    enqueue(producer, "heavy", 10, units=10)
+    enqueue(producer, "heavy", 10, cost=10)
     enqueue(producer, "light", 20)
     owners = [job.owner for job in claimed(worker, limit=22).jobs]
     assert owners.count("light") >= 18
@@ -289,7 +289,7 @@ def test_a_scheduled_job_stands_behind_its_owners_others(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 5)
-    control.execute("UPDATE vestry.jobs SET turn = NULL WHERE id = %s", [ids[0]])
+    control.execute("UPDATE vestry.jobs SET start_tag = NULL WHERE id = %s", [ids[0]])
     transitions.schedule_due(control)
     assert [job.id for job in claimed(worker, limit=4).jobs] == ids[1:]
     assert [job.id for job in claimed(worker).jobs] == ids[:1]
@@ -322,11 +322,11 @@ def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
 ) -> None:
     ids = enqueue(producer, "ann", 3)
     claimed(worker, SHORT)
-    assert transitions.rescue(control).suspects == 3
+    assert transitions.rescue(control).quarantined == 3
     with worker.transaction():
         # No hint gets a suspect either: it must be alone.
         assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[0]) is None
-    lease = claimed(worker, suspect=True)
+    lease = claimed(worker, quarantined=True)
     (job,) = lease.jobs
     again = Failed("later", "later", retryable=True, retry_after=0.0)
     with worker.transaction():
@@ -352,7 +352,7 @@ def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
     assert left[late.id] > 500
     assert 0 < left[brief.id] <= 5
     assert left[over.id] < 0
-    assert transitions.rescue(control).suspects == 1
+    assert transitions.rescue(control).quarantined == 1
     assert claims.extend(worker, [over.id], 600) == frozenset()
 
 

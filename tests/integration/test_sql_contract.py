@@ -19,7 +19,7 @@ from workers.stack.dev_stack import DevStack
 
 SPACE = "SELECT vestry.ensure_space_v1('s', 'm', 'r', 3, '', '', true, 'fp32', 'test')"
 DEFAULTS: dict[str, Any] = {
-    "kinds": ["embedding"] * 2, "pools": ["gpu"] * 2, "models": [None] * 2, "units": [1] * 2,
+    "kinds": ["embedding"] * 2, "pools": ["gpu"] * 2, "models": [None] * 2, "cost": [1] * 2,
     "keep": [True] * 2, "ttl": [60] * 2, "texts": ["{}"] * 2, "keys": None, "contents": None,
 }  # fmt: skip
 
@@ -30,7 +30,7 @@ def enqueue(conn: Any, **changed: Any) -> list[Any]:
         """SELECT * FROM vestry.enqueue_jobs_v1(
              'ann', 'shareable', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
              %(ids)s::uuid[], %(kinds)s::text[], %(pools)s::text[], %(models)s::text[],
-             %(units)s::int[], %(keep)s::bool[], %(ttl)s::int[], %(keys)s::bytea[],
+             %(cost)s::int[], %(keep)s::bool[], %(ttl)s::int[], %(keys)s::bytea[],
              %(contents)s::bytea[], NULL, NULL, %(texts)s::text[], NULL, NULL, NULL, NULL)""",
         DEFAULTS | {"ids": ids} | changed,
     ).fetchall()
@@ -70,7 +70,7 @@ def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
     [
         {"pools": ["gpu"]}, {"pools": ["gpu", None]}, {"pools": ["gpu", "cpu"]},
         {"kinds": ["embedding", "haruspicy"]}, {"kinds": ["embedding", "ocr"]},
-        {"units": [1, 0]}, {"ttl": [60, -1]}, {"texts": ["{}"]}, {"keep": [True, None]},
+        {"cost": [1, 0]}, {"ttl": [60, -1]}, {"texts": ["{}"]}, {"keep": [True, None]},
         {"keys": [b"a"], "contents": [b"b"]}, {"keys": [b"a", b"b"]}, {"models": [None] * 3},
     ],
 )  # fmt: skip

@@ -170,7 +170,7 @@ def test_draining_a_worker_hands_its_jobs_back_and_costs_no_attempt(
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
     eventually(lambda: state(vestry, job) == "queued")
-    suspicion = "SELECT crashes, suspect FROM vestry.jobs WHERE id = %s"
+    suspicion = "SELECT crashes, quarantined FROM vestry.jobs WHERE id = %s"
     assert conn.execute(suspicion, [job.id]).fetchone() == (0, False), "its lease ran out"
     vestry.wait(job, timeout=BULK_S)
     assert vestry.status(job).attempt == 1

@@ -191,7 +191,7 @@ class EnqueueBatch:
             [job.kind for job in jobs],
             _column(None if job.pool is None else job.pool.value for job in jobs),
             _column(job.model for job in jobs),
-            [job.units for job in jobs],
+            [job.cost for job in jobs],
             [job.keep_payload for job in jobs],
             [options.result_ttl_s] * len(jobs),
             _column(pair and pair[0] for pair in self._hashes),

@@ -100,7 +100,7 @@ class Prepared:
         payload: compact JSON in UTF-8.
         pool: where it runs; None leaves it to the published routes.
         documents: source and external hash of each document, in the payload's order.
-        units: its cost in the share-out of turns.
+        cost: its weight in fair queueing, in units of COST_BYTES.
         blobs: files by name, kept apart from the payload.
         sources: collections that it reads.
     """
@@ -109,7 +109,7 @@ class Prepared:
     pool: Pool | None
     model: str | None
     payload: bytes
-    units: int
+    cost: int
     keep_payload: bool
     documents: tuple[tuple[str, bytes], ...] = ()
     blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -126,5 +126,5 @@ class JobRequest(Protocol):
         ...
 
 
-UNIT_BYTES: Final = 1024
-"""A job costs one unit in the share-out of turns, and one more for so many bytes of text."""
+COST_BYTES: Final = 1024
+"""A job costs 1 in fair queueing, and 1 more for each of these many bytes of text."""

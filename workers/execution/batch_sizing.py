@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 
 SMOOTHING = 0.3
-"""Weight of the newest batch in the moving average of units per second."""
+"""Weight of the newest batch in the moving average of cost per second."""
 FIRST_BUDGET = 16
-"""Units of the first batch, before anything was measured."""
+"""Cost of the first batch, before anything was measured."""
 GROWTH = 2.0
 """One batch may at most double the rate that is believed, before smoothing."""
 LARGEST_BUDGET = 4096
-"""Units of a batch however fast it goes: its results are held in memory until they are stored."""
+"""Cost of a batch however fast it goes: its results are held in memory until they are stored."""
 ONE_AT_A_TIME = frozenset({"generation"})
 """Kinds whose batches hold one job: each takes long by itself, and nothing is gained by taking several
 up at once. What one slot holds no other can run."""
@@ -20,7 +20,7 @@ INTERACTIVE_S = 0.05
 
 
 class BatchSizer:
-    """Units a batch may hold so that it takes about so many seconds.
+    """Cost a batch may have so that it takes about so many seconds.
 
     Args:
         bulk_s: how long a bulk batch is meant to take.
@@ -32,7 +32,7 @@ class BatchSizer:
         self._lock = threading.Lock()
 
     def budget(self, kind: str, latency: str) -> int:
-        """Units for the next batch of a kind."""
+        """Cost budget of the next batch of a kind."""
         if kind in ONE_AT_A_TIME:
             return 1
         rate = self._rates.get(kind)
@@ -41,15 +41,15 @@ class BatchSizer:
         seconds = INTERACTIVE_S if latency == "interactive" else self._bulk_s
         return max(1, min(LARGEST_BUDGET, int(rate * seconds)))
 
-    def observe(self, kind: str, units: int, took_s: float) -> None:
+    def observe(self, kind: str, cost: int, took_s: float) -> None:
         """Learn from a batch that took `took_s` seconds.
 
-        `units` are those a model really worked on: what was found unchanged or was refused at once
+        `cost` counts only jobs that a model worked on: what was found unchanged or was refused at once
         says nothing about the next batch.
         """
-        if units <= 0:
+        if cost <= 0:
             return
-        rate = units / max(took_s, 1e-3)
+        rate = cost / max(took_s, 1e-3)
         with self._lock:
             before = self._rates.get(kind)
             if before is not None:

@@ -83,7 +83,7 @@ class Executor:
         hint: UUID | None = None,
         limit: int = 256,
         budgets: Mapping[str, int] | None = None,
-        suspect: bool = False,
+        quarantined: bool = False,
     ) -> ClaimedBatch | None:
         """Claim a batch of one of the kinds and read its payloads, in one synchronous commit.
 
@@ -92,7 +92,7 @@ class Executor:
                 next claim or heartbeat.
         """
         marks = {
-            kind: self.marks.setdefault((lane, kind, suspect), LowWaterMark()) for kind in kinds
+            kind: self.marks.setdefault((lane, kind, quarantined), LowWaterMark()) for kind in kinds
         }
         # Cut while there is time to hand back what it may have claimed, before that runs out.
         limit_s = self.policy.lease_s / 2
@@ -115,7 +115,7 @@ class Executor:
                     limit=limit,
                     budgets=budgets,
                     marks=marks,
-                    suspect=suspect,
+                    quarantined=quarantined,
                 )
                 if lease is None:
                     return None
@@ -217,7 +217,7 @@ class Executor:
             quality=row.quality,
             tier=row.tier,
             blobs=blobs,
-            tried_models=row.passed_over or {},
+            tried_models=row.tried_models or {},
             documents=tuple(
                 DocumentRef(
                     document_id=s.document_id,

@@ -70,7 +70,7 @@ class JobFetcher:
                     daemon=True,
                 ).start()
         threading.Thread(
-            target=self._fetch_quarantined, name="feeder-suspects", daemon=True
+            target=self._fetch_quarantined, name="feeder-quarantined", daemon=True
         ).start()
 
     def notify(self, lane: str) -> None:
@@ -114,7 +114,7 @@ class JobFetcher:
             row = conn.execute(
                 """SELECT state, error_code FROM vestry.jobs
                    WHERE id = %s AND (finished_at IS NOT NULL
-                                      OR (state = 'queued' AND turn IS NULL AND attempt > 0))""",
+                                      OR (state = 'queued' AND start_tag IS NULL AND attempt > 0))""",
                 [job_id],
                 prepare=True,
             ).fetchone()
@@ -134,9 +134,9 @@ class JobFetcher:
         self._executor.heartbeat.release_unconfirmed()
 
     def _claim_and_run(
-        self, lane: str, kind: str, *, hint: UUID | None = None, suspect: bool = False
+        self, lane: str, kind: str, *, hint: UUID | None = None, quarantined: bool = False
     ) -> Finished | None:
-        opened = self._claim(lane, [kind], hint=hint, suspect=suspect)
+        opened = self._claim(lane, [kind], hint=hint, quarantined=quarantined)
         if opened is None:
             return None
         if opened.lease.more:
@@ -144,7 +144,12 @@ class JobFetcher:
         return self._run(opened, hint)
 
     def _claim(
-        self, lane: str, kinds: Sequence[str], *, hint: UUID | None = None, suspect: bool = False
+        self,
+        lane: str,
+        kinds: Sequence[str],
+        *,
+        hint: UUID | None = None,
+        quarantined: bool = False,
     ) -> ClaimedBatch | None:
         latency = LANES[lane].latency
         limit = (
@@ -159,7 +164,7 @@ class JobFetcher:
                 hint=hint,
                 limit=limit,
                 budgets={kind: self._batch_sizer.budget(kind, latency) for kind in kinds},
-                suspect=suspect,
+                quarantined=quarantined,
             )
         finally:
             self._watchdog.record_poll()
@@ -184,7 +189,7 @@ class JobFetcher:
         finally:
             self._watchdog.record_progress()
             self._events.finished(kind, unannounced, finished)
-        worked = sum(job.units for job in jobs if job.id in finished.worked)
+        worked = sum(job.cost for job in jobs if job.id in finished.worked)
         self._batch_sizer.observe(kind, worked, time.monotonic() - begun)
         return finished
 
@@ -227,7 +232,7 @@ class JobFetcher:
     def _fetch_quarantined(self) -> None:
         while not self._draining.wait(self._settings.poll_s):
             try:
-                for lane, kind in self._lines_with_quarantined():
+                for lane, kind in self._queues_with_quarantined():
                     self._run_quarantined(lane, kind)
             except Exception as error:  # a feeder must outlive whatever befalls a batch
                 log.warning("suspects not looked for (%s)", type(error).__name__)
@@ -242,7 +247,7 @@ class JobFetcher:
         patience_s = self._exclusive_timeout_s
         until = time.monotonic() + self._settings.batch_s
         with self._run_lock.exclusive(patience_s) as empty:
-            while empty and self._claim_and_run(lane, kind, suspect=True) is not None:
+            while empty and self._claim_and_run(lane, kind, quarantined=True) is not None:
                 if time.monotonic() > until:
                     break
         if empty:
@@ -252,14 +257,14 @@ class JobFetcher:
             self._exclusive_timeout_s = min(2 * patience_s, self._settings.max_run_s)
             self._draining.wait(PAUSE_RATIO * patience_s)
 
-    def _lines_with_quarantined(self) -> list[tuple[str, str]]:
+    def _queues_with_quarantined(self) -> list[tuple[str, str]]:
         with session(self._executor.pool, self._settings.lease_s) as conn:
             rows: list[Any] = conn.execute(
                 """SELECT lane, kind
                    FROM unnest(%s::text[]) lane, unnest(%s::text[]) kind
                    WHERE EXISTS (SELECT FROM vestry.jobs j
                                  WHERE j.lane = lane.lane AND j.kind = kind.kind
-                                   AND j.state = 'queued' AND j.turn IS NOT NULL AND j.suspect
+                                   AND j.state = 'queued' AND j.start_tag IS NOT NULL AND j.quarantined
                                    AND (j.deadline IS NULL OR j.deadline > vestry.clock()))
                      AND EXISTS (SELECT FROM vestry.lanes l
                                  WHERE l.lane = lane.lane AND l.paused_at IS NULL)""",

@@ -102,7 +102,7 @@ def finish(
         settlements.append(settlement)
         done.states[job_id] = settlement.state.value
 
-    if lease.alone and REFUSED in done.states.values():
+    if lease.exclusive and REFUSED in done.states.values():
         transitions.revert_crash(conn, lease.id, list(jobs))
     payloads.store_results(conn, content, results)
     done_with = [

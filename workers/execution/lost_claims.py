@@ -83,6 +83,6 @@ def _release_unconfirmed(conn: psycopg.Connection[Any], lease: Lease) -> bool | 
     try:
         with conn.transaction():
             conn.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_TIMEOUT_MS)])
-            return transitions.release_unconfirmed(conn, lease.id, jobs, alone=lease.alone)
+            return transitions.release_unconfirmed(conn, lease.id, jobs, exclusive=lease.exclusive)
     except LOCK_ERRORS:
         return None

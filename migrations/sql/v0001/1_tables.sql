@@ -23,14 +23,14 @@ CREATE TABLE vestry.owner_keys (
   created_at  timestamptz NOT NULL DEFAULT vestry.clock()
 );
 
--- turn is the lane's virtual time: the start tag of the latest job picked (start-time fair queueing).
+-- virtual_time is the start tag of the latest job picked (start-time fair queueing).
 CREATE TABLE vestry.lanes (
   lane      text PRIMARY KEY,
   privacy   text NOT NULL,
   latency   text NOT NULL,
   pool      text NOT NULL,
   paused_at timestamptz,
-  turn      bigint NOT NULL DEFAULT 0,
+  virtual_time bigint NOT NULL DEFAULT 0,
   CHECK (lane = privacy || '.' || latency || '.' || pool),
   CHECK (NOT (privacy = 'private' AND pool = 'cloud'))
 );
@@ -49,12 +49,12 @@ CREATE TABLE vestry.jobs (
   lane          text NOT NULL GENERATED ALWAYS AS (privacy || '.' || latency || '.' || pool) STORED,
   state         text NOT NULL DEFAULT 'queued' CHECK (state IN
                   ('waiting','queued','running','succeeded','dead','cancelled','expired','superseded')),
-  units         integer NOT NULL DEFAULT 1 CHECK (units >= 1),
-  turn          bigint,
+  cost         integer NOT NULL DEFAULT 1 CHECK (cost >= 1),
+  start_tag          bigint,
   attempt       integer NOT NULL DEFAULT 0,
   max_attempts  integer NOT NULL DEFAULT 5 CHECK (max_attempts >= 1),
   crashes       integer NOT NULL DEFAULT 0,
-  suspect       boolean NOT NULL DEFAULT false,
+  quarantined       boolean NOT NULL DEFAULT false,
   keep_payload  boolean NOT NULL DEFAULT true,
   result_ttl_s  integer NOT NULL DEFAULT 604800,
   degraded      boolean NOT NULL DEFAULT false,
@@ -72,19 +72,19 @@ CREATE TABLE vestry.jobs (
   finished_at   timestamptz,
   CHECK (NOT (privacy = 'private' AND pool = 'cloud')),
   CHECK ((state = 'running') = (lease_id IS NOT NULL)),
-  CHECK (turn IS NULL OR state = 'queued'),
+  CHECK (start_tag IS NULL OR state = 'queued'),
   CHECK ((finished_at IS NOT NULL) = (state IN ('succeeded','dead','cancelled','expired','superseded')))
 ) WITH (fillfactor = 85);
 
--- A queued job with a turn stands in line; without one it waits for run_at.
-CREATE INDEX jobs_ready     ON vestry.jobs (lane, kind, turn, id)
-  WHERE state = 'queued' AND turn IS NOT NULL AND NOT suspect;
-CREATE INDEX jobs_suspect   ON vestry.jobs (lane, kind, turn, id)
-  WHERE state = 'queued' AND turn IS NOT NULL AND suspect;
-CREATE INDEX jobs_line      ON vestry.jobs (lane, owner, turn)
-  WHERE state = 'queued' AND turn IS NOT NULL;
+-- A queued job with a start tag stands in line; without one it waits for run_at.
+CREATE INDEX jobs_ready     ON vestry.jobs (lane, kind, start_tag, id)
+  WHERE state = 'queued' AND start_tag IS NOT NULL AND NOT quarantined;
+CREATE INDEX jobs_quarantined   ON vestry.jobs (lane, kind, start_tag, id)
+  WHERE state = 'queued' AND start_tag IS NOT NULL AND quarantined;
+CREATE INDEX jobs_owner_tag      ON vestry.jobs (lane, owner, start_tag)
+  WHERE state = 'queued' AND start_tag IS NOT NULL;
 CREATE INDEX jobs_scheduled ON vestry.jobs (run_at)
-  WHERE state = 'queued' AND turn IS NULL;
+  WHERE state = 'queued' AND start_tag IS NULL;
 CREATE INDEX jobs_lease     ON vestry.jobs (lease_id) WHERE lease_id IS NOT NULL;
 CREATE INDEX jobs_deadline  ON vestry.jobs (deadline)
   WHERE deadline IS NOT NULL AND finished_at IS NULL;
@@ -98,7 +98,7 @@ CREATE TABLE vestry.leases (
   lane       text NOT NULL,
   privacy    text NOT NULL,
   worker     text NOT NULL,
-  alone      boolean NOT NULL DEFAULT false,
+  exclusive  boolean NOT NULL DEFAULT false,
   created_at timestamptz NOT NULL DEFAULT vestry.clock(),
   expires_at timestamptz NOT NULL,
   max_until  timestamptz NOT NULL

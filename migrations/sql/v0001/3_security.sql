@@ -18,15 +18,15 @@ GRANT DELETE ON vestry.private_results, vestry.shareable_results TO vestry_produ
 -- Workers.
 GRANT SELECT ON vestry.jobs, vestry.lanes, vestry.spaces, vestry.job_documents
   TO vestry_private, vestry_shareable, vestry_cloud;
-GRANT UPDATE (state, turn, attempt, crashes, suspect, degraded, lease_id, error_code, error_message,
+GRANT UPDATE (state, start_tag, attempt, crashes, quarantined, degraded, lease_id, error_code, error_message,
   run_at, hinted_at, started_at, finished_at) ON vestry.jobs
   TO vestry_private, vestry_shareable, vestry_cloud, vestry_control;
-GRANT UPDATE (turn) ON vestry.lanes TO vestry_private, vestry_shareable, vestry_cloud, vestry_control;
+GRANT UPDATE (virtual_time) ON vestry.lanes TO vestry_private, vestry_shareable, vestry_cloud, vestry_control;
 GRANT SELECT, INSERT, UPDATE, DELETE ON vestry.leases
   TO vestry_private, vestry_shareable, vestry_cloud, vestry_control;
 GRANT SELECT, INSERT, UPDATE ON vestry.receipts TO vestry_private, vestry_shareable, vestry_cloud;
 GRANT EXECUTE ON FUNCTION vestry.ensure_space_v1 TO vestry_private, vestry_shareable, vestry_cloud;
-GRANT EXECUTE ON FUNCTION vestry.next_turn
+GRANT EXECUTE ON FUNCTION vestry.next_start_tag_v1
   TO vestry_private, vestry_shareable, vestry_cloud, vestry_control;
 
 GRANT SELECT ON vestry.owner_keys TO vestry_private;

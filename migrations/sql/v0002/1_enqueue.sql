@@ -35,7 +35,7 @@ CREATE FUNCTION vestry.enqueue_jobs_v2(
   p_owner text, p_privacy text, p_latency text,
   p_tasks text[], p_quality text, p_tier text,
   p_run_at timestamptz, p_deadline timestamptz, p_max_attempts integer,
-  p_ids uuid[], p_kinds text[], p_pools text[], p_models text[], p_units integer[],
+  p_ids uuid[], p_kinds text[], p_pools text[], p_models text[], p_costs integer[],
   p_keep_payload boolean[], p_result_ttl_s integer[],
   p_key_hashes bytea[], p_content_hashes bytea[],
   p_key_id uuid, p_sealed bytea[], p_texts text[],
@@ -70,7 +70,7 @@ BEGIN
   IF EXISTS (SELECT FROM unnest(ARRAY[
                cardinality(p_kinds), coalesce(cardinality(p_pools), v_count),
                coalesce(cardinality(p_models), v_count),
-               cardinality(p_units), cardinality(p_keep_payload), cardinality(p_result_ttl_s),
+               cardinality(p_costs), cardinality(p_keep_payload), cardinality(p_result_ttl_s),
                coalesce(cardinality(p_key_hashes), v_count),
                coalesce(cardinality(p_content_hashes), v_count)]) n
              WHERE n IS DISTINCT FROM v_count)
@@ -91,8 +91,8 @@ BEGIN
   v_pools := ARRAY(
     SELECT coalesce(u.pool, vestry.route_v1(u.kind, u.task, p_privacy, p_latency, p_quality, p_tier))
     FROM unnest(p_kinds, p_pools, p_tasks) WITH ORDINALITY u(kind, pool, task, n) ORDER BY u.n);
-  IF EXISTS (SELECT FROM unnest(p_kinds, v_pools, p_units, p_result_ttl_s) u(kind, pool, units, ttl)
-             WHERE (u.units >= 1 AND u.ttl >= 1 AND CASE u.kind
+  IF EXISTS (SELECT FROM unnest(p_kinds, v_pools, p_costs, p_result_ttl_s) u(kind, pool, cost, ttl)
+             WHERE (u.cost >= 1 AND u.ttl >= 1 AND CASE u.kind
                       WHEN 'ocr' THEN u.pool = 'cpu'
                       WHEN 'embedding' THEN u.pool IN ('gpu', 'cloud')
                       WHEN 'classification' THEN u.pool IN ('gpu', 'cloud')
@@ -100,7 +100,7 @@ BEGIN
                       WHEN 'rerank' THEN u.pool IN ('gpu', 'cloud')
                       ELSE false END
                     AND NOT (p_privacy = 'private' AND u.pool = 'cloud')) IS NOT TRUE) THEN
-    RAISE EXCEPTION 'a job has no such kind, pool, units or time to live' USING ERRCODE = 'VY003';
+    RAISE EXCEPTION 'a job has no such kind, pool, cost or time to live' USING ERRCODE = 'VY003';
   END IF;
 
   INSERT INTO owners (owner) VALUES (p_owner) ON CONFLICT DO NOTHING;
@@ -201,26 +201,26 @@ BEGIN
   END IF;
 
   -- Place in line, per lane: an idle owner starts at the lane's virtual time, a busy one behind
-  -- its own last job. Two callers of one owner may share turns; nobody waits on a lock for it.
+  -- its own last job. Two callers of one owner may share start tags; nobody waits on a lock for it.
   FOREACH v_pool IN ARRAY ARRAY(SELECT DISTINCT unnest(v_pools)) LOOP
     v_base := NULL;
     IF NOT v_delayed THEN
-      v_base := vestry.next_turn(p_privacy || '.' || p_latency || '.' || v_pool, p_owner);
+      v_base := vestry.next_start_tag_v1(p_privacy || '.' || p_latency || '.' || v_pool, p_owner);
     END IF;
     INSERT INTO jobs (id, kind, task, quality, tier, model, owner, privacy, latency, pool, state,
-                      units, turn, max_attempts, keep_payload, result_ttl_s, run_at, deadline,
+                      cost, start_tag, max_attempts, keep_payload, result_ttl_s, run_at, deadline,
                       created_at, parent_id, root_id)
     SELECT u.id, u.kind, u.task, coalesce(p_quality, 'adequate'), p_tier, u.model, p_owner,
            p_privacy, p_latency, v_pool, CASE WHEN u.parent IS NULL THEN 'queued' ELSE 'waiting' END,
-           u.units,
+           u.cost,
            CASE WHEN u.parent IS NULL
-                THEN v_base + sum(u.units) FILTER (WHERE u.parent IS NULL) OVER (ORDER BY u.n) - u.units
+                THEN v_base + sum(u.cost) FILTER (WHERE u.parent IS NULL) OVER (ORDER BY u.n) - u.cost
            END,
            coalesce(p_max_attempts, 5), u.keep, u.ttl, coalesce(p_run_at, v_now), p_deadline,
            v_now, p_ids[u.parent], u.root
-    FROM unnest(p_ids, p_kinds, v_pools, p_models, p_units, p_keep_payload, p_result_ttl_s, v_status,
+    FROM unnest(p_ids, p_kinds, v_pools, p_models, p_costs, p_keep_payload, p_result_ttl_s, v_status,
                 p_parents, v_roots, p_tasks)
-         WITH ORDINALITY u(id, kind, pool, model, units, keep, ttl, status, parent, root, task, n)
+         WITH ORDINALITY u(id, kind, pool, model, cost, keep, ttl, status, parent, root, task, n)
     WHERE u.status = 'created' AND u.pool = v_pool;
     IF NOT v_delayed AND p_latency = 'interactive' THEN
       PERFORM pg_notify('vestry_lane', p_privacy || '.' || p_latency || '.' || v_pool);
@@ -245,7 +245,7 @@ CREATE OR REPLACE FUNCTION vestry.enqueue_jobs_v1(
   p_owner text, p_privacy text, p_latency text,
   p_task text, p_quality text, p_tier text,
   p_run_at timestamptz, p_deadline timestamptz, p_max_attempts integer,
-  p_ids uuid[], p_kinds text[], p_pools text[], p_models text[], p_units integer[],
+  p_ids uuid[], p_kinds text[], p_pools text[], p_models text[], p_costs integer[],
   p_keep_payload boolean[], p_result_ttl_s integer[],
   p_key_hashes bytea[], p_content_hashes bytea[],
   p_key_id uuid, p_sealed bytea[], p_texts text[],
@@ -254,5 +254,5 @@ CREATE OR REPLACE FUNCTION vestry.enqueue_jobs_v1(
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
   SELECT * FROM vestry.enqueue_jobs_v2(
-    p_owner, p_privacy, p_latency, array_fill(p_task, ARRAY[cardinality(p_ids)]), p_quality, p_tier, p_run_at, p_deadline, p_max_attempts, p_ids, p_kinds, array_replace(p_pools, NULL, ''), p_models, p_units, p_keep_payload, p_result_ttl_s, p_key_hashes, p_content_hashes, p_key_id, p_sealed, p_texts, p_doc_jobs, p_doc_ordinals, p_doc_sources, p_doc_hashes, NULL)
+    p_owner, p_privacy, p_latency, array_fill(p_task, ARRAY[cardinality(p_ids)]), p_quality, p_tier, p_run_at, p_deadline, p_max_attempts, p_ids, p_kinds, array_replace(p_pools, NULL, ''), p_models, p_costs, p_keep_payload, p_result_ttl_s, p_key_hashes, p_content_hashes, p_key_id, p_sealed, p_texts, p_doc_jobs, p_doc_ordinals, p_doc_sources, p_doc_hashes, NULL)
 $$;

@@ -9,8 +9,8 @@ BEGIN
     WITH released AS (
       UPDATE jobs c
       SET state = 'queued', pool = p.pool, run_at = greatest(c.run_at, v_now), hinted_at = NULL,
-          turn = CASE WHEN c.run_at <= v_now
-                 THEN vestry.next_turn(c.privacy || '.' || c.latency || '.' || p.pool, c.owner) END
+          start_tag = CASE WHEN c.run_at <= v_now
+                 THEN vestry.next_start_tag_v1(c.privacy || '.' || c.latency || '.' || p.pool, c.owner) END
       FROM (SELECT x.id, vestry.route_v1(x.kind, x.task, x.privacy, x.latency, x.quality, x.tier) AS pool
             FROM jobs x WHERE x.parent_id = NEW.id AND x.state = 'waiting') p
       WHERE c.id = p.id AND c.state = 'waiting'
@@ -65,7 +65,7 @@ BEGIN
     SELECT f.id FROM flow f);
   PERFORM 1 FROM jobs j WHERE j.id = ANY (v_all) ORDER BY j.id FOR UPDATE;
   UPDATE jobs j
-  SET state = 'cancelled', turn = NULL, lease_id = NULL, finished_at = vestry.clock(),
+  SET state = 'cancelled', start_tag = NULL, lease_id = NULL, finished_at = vestry.clock(),
       error_code = 'cancelled', error_message = 'cancelled by request'
   WHERE j.id = ANY (v_all) AND j.state IN ('waiting', 'queued', 'running');
   DELETE FROM private_payloads p USING jobs j
@@ -83,11 +83,11 @@ END $$;
 
 -- What an attempt tried in one pool before the job went to another: model names, each with the reason why
 -- it did not serve. Else the other pool would send the job back to it, and so for ever.
-ALTER TABLE vestry.jobs ADD COLUMN passed_over jsonb;
+ALTER TABLE vestry.jobs ADD COLUMN tried_models jsonb;
 
 -- A job under the caller's lease goes to another pool's lane, with its attempt given back.
 CREATE FUNCTION vestry.reroute_jobs_v1(
-  p_token uuid, p_ids uuid[], p_pools text[], p_passed jsonb[]
+  p_token uuid, p_ids uuid[], p_pools text[], p_tried jsonb[]
 ) RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
@@ -96,9 +96,9 @@ BEGIN
   WITH moved AS (
     UPDATE jobs j
     SET state = 'queued', lease_id = NULL, attempt = j.attempt - 1, hinted_at = NULL, pool = u.pool,
-        passed_over = u.passed, suspect = false, turn = (SELECT l.turn FROM lanes l
+        tried_models = u.tried, quarantined = false, start_tag = (SELECT l.virtual_time FROM lanes l
                                  WHERE l.lane = j.privacy || '.' || j.latency || '.' || u.pool)
-    FROM unnest(p_ids, p_pools, p_passed) u(id, pool, passed)
+    FROM unnest(p_ids, p_pools, p_tried) u(id, pool, tried)
     WHERE j.id = u.id AND j.lease_id = p_token AND j.state = 'running'
     RETURNING j.lane, j.latency)
   SELECT count(*), count(told) INTO v_moved
@@ -110,19 +110,19 @@ END $$;
 -- Jobs in line that the routes send elsewhere now: called by the dispatcher after it published, for a
 -- stretch of the line at a time. Returns how many moved, and where the stretch ended (NULL: at the end).
 CREATE FUNCTION vestry.move_jobs_v1(
-  p_lane text, p_kind text, p_after_turn bigint, p_after_id uuid, p_limit integer
-) RETURNS TABLE (moved integer, last_turn bigint, last_id uuid)
+  p_lane text, p_kind text, p_after_start_tag bigint, p_after_id uuid, p_limit integer
+) RETURNS TABLE (moved integer, last_start_tag bigint, last_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
 BEGIN
   RETURN QUERY
   WITH stretch AS MATERIALIZED (
-    SELECT j.id, j.turn, j.pool, j.privacy, j.latency, j.model,
+    SELECT j.id, j.start_tag, j.pool, j.privacy, j.latency, j.model,
            vestry.route_v1(j.kind, j.task, j.privacy, j.latency, j.quality, j.tier) AS route
     FROM jobs j
-    WHERE j.lane = p_lane AND j.kind = p_kind AND j.state = 'queued' AND j.turn IS NOT NULL
-      AND NOT j.suspect AND (j.turn, j.id) > (p_after_turn, p_after_id)
-    ORDER BY j.turn, j.id LIMIT p_limit),
+    WHERE j.lane = p_lane AND j.kind = p_kind AND j.state = 'queued' AND j.start_tag IS NOT NULL
+      AND NOT j.quarantined AND (j.start_tag, j.id) > (p_after_start_tag, p_after_id)
+    ORDER BY j.start_tag, j.id LIMIT p_limit),
   wrong AS MATERIALIZED (
     SELECT j.id, s.route FROM jobs j JOIN stretch s ON s.id = j.id
     WHERE s.model IS NULL AND s.route <> s.pool AND j.state = 'queued'
@@ -130,17 +130,17 @@ BEGIN
   went AS (
     UPDATE jobs j
     SET pool = w.route, hinted_at = NULL,
-        turn = (SELECT l.turn FROM lanes l WHERE l.lane = j.privacy || '.' || j.latency || '.' || w.route)
+        start_tag = (SELECT l.virtual_time FROM lanes l WHERE l.lane = j.privacy || '.' || j.latency || '.' || w.route)
     FROM wrong w WHERE j.id = w.id AND j.state = 'queued'
     RETURNING j.lane, j.latency),
   told AS MATERIALIZED (
     SELECT pg_notify('vestry_lane', w.lane) AS told FROM went w
     WHERE w.latency = 'interactive' GROUP BY w.lane)
   SELECT (SELECT count(*)::integer + 0 * (SELECT count(t.told)::integer FROM told t) FROM went),
-         e.turn, e.id
+         e.start_tag, e.id
   FROM (SELECT 1) one LEFT JOIN LATERAL (
-    SELECT s.turn, s.id FROM stretch s
-    WHERE (SELECT count(*) FROM stretch) = p_limit ORDER BY s.turn DESC, s.id DESC LIMIT 1) e ON true;
+    SELECT s.start_tag, s.id FROM stretch s
+    WHERE (SELECT count(*) FROM stretch) = p_limit ORDER BY s.start_tag DESC, s.id DESC LIMIT 1) e ON true;
 END $$;
 
 -- The jobs before each of these in its flow, nearest first. A flow crosses pools, and a cloud worker sees

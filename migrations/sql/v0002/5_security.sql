@@ -9,7 +9,7 @@ GRANT EXECUTE ON FUNCTION vestry.lock_roots_v1, vestry.upstream_v1, vestry.backe
 -- Nothing private can change its pool: there is no other for it.
 GRANT EXECUTE ON FUNCTION vestry.reroute_jobs_v1 TO vestry_shareable, vestry_cloud;
 GRANT EXECUTE ON FUNCTION vestry.move_jobs_v1 TO vestry_control;
-GRANT UPDATE (passed_over) ON vestry.jobs TO vestry_private, vestry_shareable, vestry_cloud;
+GRANT UPDATE (tried_models) ON vestry.jobs TO vestry_private, vestry_shareable, vestry_cloud;
 
 GRANT SELECT ON vestry.backend_health TO vestry_producer, vestry_private, vestry_shareable, vestry_cloud,
   vestry_control, vestry_monitor;

@@ -28,7 +28,7 @@ BEGIN
     RAISE EXCEPTION 'the arrays do not describe the same jobs' USING ERRCODE = 'VY003';
   END IF;
 
-  -- As everywhere: roots of flows first, then jobs, each in order. Two replays of one job take turns.
+  -- As everywhere: roots of flows first, then jobs, each in order. Two replays of one job come one after the other.
   PERFORM vestry.lock_roots_v1(p_of);
   PERFORM 1 FROM jobs j WHERE j.id = ANY (p_of) ORDER BY j.id FOR UPDATE;
   -- Their replays, too: one that ends while a job is made to wait on it would never release it.
@@ -86,15 +86,15 @@ BEGIN
       WHERE b.of = j.root_id AND (r.finished_at IS NULL OR r.state = 'succeeded')) f ON true
     WHERE a.before IS NULL),
   made AS (
-    INSERT INTO jobs (id, kind, task, quality, tier, model, owner, privacy, latency, pool, state, units,
-                      turn, max_attempts, keep_payload, result_ttl_s, run_at, created_at, parent_id,
+    INSERT INTO jobs (id, kind, task, quality, tier, model, owner, privacy, latency, pool, state, cost,
+                      start_tag, max_attempts, keep_payload, result_ttl_s, run_at, created_at, parent_id,
                       root_id, replay_of)
     SELECT f.id, j.kind, j.task, j.quality, j.tier, j.model, j.owner, j.privacy, j.latency, f.pool,
-           f.state, j.units,
+           f.state, j.cost,
            CASE WHEN f.state = 'queued' THEN
-             vestry.next_turn(j.privacy || '.' || j.latency || '.' || f.pool, j.owner)
-             + sum(j.units) FILTER (WHERE f.state = 'queued')
-               OVER (PARTITION BY j.latency, f.pool ORDER BY f.n) - j.units END,
+             vestry.next_start_tag_v1(j.privacy || '.' || j.latency || '.' || f.pool, j.owner)
+             + sum(j.cost) FILTER (WHERE f.state = 'queued')
+               OVER (PARTITION BY j.latency, f.pool ORDER BY f.n) - j.cost END,
            j.max_attempts, j.keep_payload, j.result_ttl_s, v_now, v_now, f.parent, f.root, f.of
     FROM fresh f JOIN jobs j ON j.id = f.of
     RETURNING jobs.lane, jobs.latency, jobs.state),

@@ -123,7 +123,7 @@ def call_function(conn: psycopg.Connection[Any], **given: Any) -> None:
         "p_owner": "alice", "p_privacy": "private", "p_latency": "bulk", "p_task": None,
         "p_quality": "adequate", "p_tier": None, "p_run_at": None, "p_deadline": None,
         "p_max_attempts": None, "p_ids": [uuid4()], "p_kinds": ["embedding"], "p_pools": ["gpu"],
-        "p_models": None, "p_units": [1], "p_keep_payload": [True], "p_result_ttl_s": [60],
+        "p_models": None, "p_costs": [1], "p_keep_payload": [True], "p_result_ttl_s": [60],
         "p_key_hashes": None, "p_content_hashes": None, "p_key_id": None, "p_sealed": None,
         "p_texts": None, "p_doc_jobs": None, "p_doc_ordinals": None, "p_doc_sources": None,
         "p_doc_hashes": None,

@@ -55,7 +55,7 @@ def file_of(root: Root, stack: DevStack, job: UUID, owner: str, privacy: str) ->
     return b"".join(key.open(blob_field("scan", n), job, part) for n, part in parts)
 
 
-SAME = """SELECT kind, task, quality, tier, model, owner, privacy, latency, pool, units, max_attempts,
+SAME = """SELECT kind, task, quality, tier, model, owner, privacy, latency, pool, cost, max_attempts,
   keep_payload, result_ttl_s FROM vestry.jobs WHERE id = %s"""
 
 
@@ -84,8 +84,8 @@ def test_a_replay_is_a_new_job_with_all_that_the_old_one_had(
     assert new.id != job.id
     assert root.execute(SAME, [new.id]).fetchone() == root.execute(SAME, [job.id]).fetchone()
     row = root.execute(
-        "SELECT state, attempt, crashes, suspect, error_code, deadline, replay_of, turn IS NULL "
-        "FROM vestry.jobs WHERE id = %s",
+        "SELECT state, attempt, crashes, quarantined, error_code, deadline, replay_of, "
+        "start_tag IS NULL FROM vestry.jobs WHERE id = %s",
         [new.id],
     ).fetchone()
     assert row == ("queued", 0, 0, False, None, None, job.id, False)

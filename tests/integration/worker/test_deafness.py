@@ -224,7 +224,9 @@ def test_who_has_a_reason_not_to_take_a_job_is_left_alone(
         if why == "busy":
             watch._heartbeat.leases = ["one"]  # type: ignore[attr-defined]
         if why == "later":
-            other.execute("UPDATE vestry.jobs SET turn = NULL, run_at = now() + interval '1 h'")
+            other.execute(
+                "UPDATE vestry.jobs SET start_tag = NULL, run_at = now() + interval '1 h'"
+            )
             other.commit()
         watch.start()
         for _ in range(15):

@@ -103,10 +103,10 @@ def test_a_job_that_an_open_transaction_holds_keeps_no_other_from_its_rescue(
     left = "SELECT count(*) FROM vestry.leases"
     with psycopg.connect(clean.superuser_url) as holding:
         holding.execute("SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE", [jobs[0]])
-        assert transitions.rescue(control).suspects == 3
+        assert transitions.rescue(control).quarantined == 3
         assert admin.execute(left).fetchone() == (1,)
-        assert transitions.rescue(control).suspects == 0
-    assert transitions.rescue(control).suspects == 1
+        assert transitions.rescue(control).quarantined == 0
+    assert transitions.rescue(control).quarantined == 1
     assert admin.execute(left).fetchone() == (0,)
 
 
@@ -139,18 +139,18 @@ def test_a_process_that_comes_back_was_not_ended_by_its_job(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
 ) -> None:
     (job,) = submit(vestry, conn, "x")
-    admin.execute("UPDATE vestry.jobs SET suspect = true")
+    admin.execute("UPDATE vestry.jobs SET quarantined = true")
     crashes = "SELECT crashes FROM vestry.jobs WHERE id = %s"
     with runtime(clean, at_once) as worker:
         for overran in (False, True):
-            opened = worker._executor.claim(LANE, ["embedding"], suspect=True)
+            opened = worker._executor.claim(LANE, ["embedding"], quarantined=True)
             assert opened is not None
             admin.execute(
                 """UPDATE vestry.leases SET expires_at = now() - interval '1 s',
                      max_until = CASE WHEN %s THEN now() - interval '1 s' ELSE max_until END""",
                 [overran],
             )
-            assert transitions.rescue(control).suspects == 1
+            assert transitions.rescue(control).quarantined == 1
             assert admin.execute(crashes, [job]).fetchone() == (1,)
             finished = worker._executor.run(opened)
             assert finished.states == {job: "refused"}

@@ -51,7 +51,7 @@ def test_a_job_longer_than_its_lease_is_run_once(
         (job,) = submit(vestry, conn, "long")
         until = time.monotonic() + 40
         while told(conn, job)[0] != "succeeded":
-            assert transitions.rescue(control).suspects == 0
+            assert transitions.rescue(control).quarantined == 0
             assert time.monotonic() < until
             time.sleep(0.1)
     assert len(ran) == 1

@@ -38,7 +38,7 @@ def test_a_suspect_runs_while_nothing_else_does(
         return [VECTORS for _ in batch]
 
     jobs = submit(vestry, conn, *(str(n) for n in range(10)))
-    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [jobs[0]])
+    admin.execute("UPDATE vestry.jobs SET quarantined = true WHERE id = %s", [jobs[0]])
     with runtime(clean, slow, batch_jobs=1) as worker:
         worker.start()
         eventually(lambda: len(spans) == 10)
@@ -59,7 +59,7 @@ def test_a_suspect_gets_its_turn_beside_long_work_that_never_lets_up(
 
     jobs = submit(vestry, conn, *(str(n) for n in range(60)))
     suspect = submit(vestry, conn, "suspect")[0]
-    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [suspect])
+    admin.execute("UPDATE vestry.jobs SET quarantined = true WHERE id = %s", [suspect])
     with runtime(clean, long, batch_jobs=1, slots=2, batch_s=0.1) as worker:
         worker.start()
         eventually(lambda: told(conn, suspect)[0] == "succeeded", within=25)
@@ -77,7 +77,7 @@ def test_many_suspects_let_others_in_between(
         return [VECTORS for _ in batch]
 
     suspects = submit(vestry, conn, *["suspect"] * 12)
-    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = ANY (%s)", [suspects])
+    admin.execute("UPDATE vestry.jobs SET quarantined = true WHERE id = ANY (%s)", [suspects])
     with runtime(clean, slow, batch_jobs=1, batch_s=0.3) as worker:
         alone = worker._run_lock.exclusive
         begun = threading.Event()
@@ -104,7 +104,7 @@ def test_a_suspect_is_found_behind_the_mark_of_the_ordinary_line(
     first = submit(vestry, conn, "a")[0]
     with psycopg.connect(clean.database_url("vestry_shareable")) as lost:
         assert claims.claim(lost, LeasePolicy("lost", "shareable", 0.001, 600), LANE, ["embedding"])
-    eventually(lambda: transitions.rescue(control).suspects == 1)
+    eventually(lambda: transitions.rescue(control).quarantined == 1)
     with runtime(clean, at_once) as worker:
         claim, marks = worker._executor.claim, worker._executor.marks
         for _ in range(3):
@@ -114,7 +114,7 @@ def test_a_suspect_is_found_behind_the_mark_of_the_ordinary_line(
             worker._executor.run(opened)
             marks[LANE, "embedding", False]._full_at = 0.0
         assert claim(LANE, ["embedding"]) is None
-        opened = claim(LANE, ["embedding"], suspect=True)
+        opened = claim(LANE, ["embedding"], quarantined=True)
         assert opened is not None
         assert [job.id for job in opened.lease.jobs] == [first]
         worker._executor.run(opened)
@@ -133,7 +133,7 @@ def test_nothing_begins_while_a_suspect_runs(
         return [VECTORS for _ in batch]
 
     (job,) = submit(vestry, conn, "suspect")
-    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [job])
+    admin.execute("UPDATE vestry.jobs SET quarantined = true WHERE id = %s", [job])
     with runtime(clean, slow) as worker:
         worker.start()
         eventually(lambda: "suspect" in begun)
@@ -147,11 +147,11 @@ def test_a_suspect_that_may_not_run_stops_nobody(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any, kept: str
 ) -> None:
     job = submit(vestry, conn, "a")[0]
-    admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [job])
+    admin.execute("UPDATE vestry.jobs SET quarantined = true WHERE id = %s", [job])
     with runtime(clean, at_once) as worker:
-        assert worker._lines_with_quarantined() == [(LANE, "embedding")]
+        assert worker._queues_with_quarantined() == [(LANE, "embedding")]
         if kept == "paused":
             admin.execute("UPDATE vestry.lanes SET paused_at = now() WHERE lane = %s", [LANE])
         else:
             admin.execute("UPDATE vestry.jobs SET deadline = now() WHERE id = %s", [job])
-        assert worker._lines_with_quarantined() == []
+        assert worker._queues_with_quarantined() == []

@@ -39,7 +39,7 @@ def make_suspect(stack: DevStack, control: Any) -> None:
     """Whatever is queued is lost in a batch, with a worker of which nobody knows more."""
     with psycopg.connect(stack.database_url("vestry_shareable")) as lost:
         assert claims.claim(lost, LeasePolicy("lost", "shareable", 0.001, 600), LANE, ["embedding"])
-    eventually(lambda: transitions.rescue(control).suspects > 0)
+    eventually(lambda: transitions.rescue(control).quarantined > 0)
 
 
 def crashes(control: Any) -> int:
@@ -96,9 +96,9 @@ def test_a_suspect_that_was_rescued_first_has_its_crash_taken_back_once(
     with psycopg.connect(url, autocommit=True) as heart:
         with psycopg.connect(url) as lost:
             terms = LeasePolicy("lost", "shareable", 0.001, 600)
-            lease = claims.claim(lost, terms, LANE, ["embedding"], suspect=True)
+            lease = claims.claim(lost, terms, LANE, ["embedding"], quarantined=True)
         assert lease is not None
-        eventually(lambda: transitions.rescue(control).suspects == 1)
+        eventually(lambda: transitions.rescue(control).quarantined == 1)
         assert crashes(control) == 1
         # Another that it had before.
         control.execute("UPDATE vestry.jobs SET crashes = 2")

@@ -12,7 +12,7 @@ CREATE OR REPLACE FUNCTION vestry.enqueue_jobs_v1(
   p_owner text, p_privacy text, p_latency text,
   p_task text, p_quality text, p_tier text,
   p_run_at timestamptz, p_deadline timestamptz, p_max_attempts integer,
-  p_ids uuid[], p_kinds text[], p_pools text[], p_models text[], p_units integer[],
+  p_ids uuid[], p_kinds text[], p_pools text[], p_models text[], p_costs integer[],
   p_keep_payload boolean[], p_result_ttl_s integer[],
   p_key_hashes bytea[], p_content_hashes bytea[],
   p_key_id uuid, p_sealed bytea[], p_texts text[],
@@ -43,7 +43,7 @@ BEGIN
   END IF;
   IF EXISTS (SELECT FROM unnest(ARRAY[
                cardinality(p_kinds), cardinality(p_pools), coalesce(cardinality(p_models), v_count),
-               cardinality(p_units), cardinality(p_keep_payload), cardinality(p_result_ttl_s),
+               cardinality(p_costs), cardinality(p_keep_payload), cardinality(p_result_ttl_s),
                coalesce(cardinality(p_key_hashes), v_count),
                coalesce(cardinality(p_content_hashes), v_count)]) n
              WHERE n IS DISTINCT FROM v_count)
@@ -56,8 +56,8 @@ BEGIN
   THEN
     RAISE EXCEPTION 'the arrays do not describe the same jobs' USING ERRCODE = 'VY003';
   END IF;
-  IF EXISTS (SELECT FROM unnest(p_kinds, p_pools, p_units, p_result_ttl_s) u(kind, pool, units, ttl)
-             WHERE (u.units >= 1 AND u.ttl >= 1 AND CASE u.kind
+  IF EXISTS (SELECT FROM unnest(p_kinds, p_pools, p_costs, p_result_ttl_s) u(kind, pool, cost, ttl)
+             WHERE (u.cost >= 1 AND u.ttl >= 1 AND CASE u.kind
                       WHEN 'ocr' THEN u.pool = 'cpu'
                       WHEN 'embedding' THEN u.pool IN ('gpu', 'cloud')
                       WHEN 'classification' THEN u.pool IN ('gpu', 'cloud')
@@ -65,7 +65,7 @@ BEGIN
                       WHEN 'rerank' THEN u.pool IN ('gpu', 'cloud')
                       ELSE false END
                     AND NOT (p_privacy = 'private' AND u.pool = 'cloud')) IS NOT TRUE) THEN
-    RAISE EXCEPTION 'a job has no such kind, pool, units or time to live' USING ERRCODE = 'VY003';
+    RAISE EXCEPTION 'a job has no such kind, pool, cost or time to live' USING ERRCODE = 'VY003';
   END IF;
 
   INSERT INTO owners (owner) VALUES (p_owner) ON CONFLICT DO NOTHING;
@@ -148,22 +148,22 @@ BEGIN
   END IF;
 
   -- Place in line, per lane: an idle owner starts at the lane's virtual time, a busy one behind
-  -- its own last job. Two callers of one owner may share turns; nobody waits on a lock for it.
+  -- its own last job. Two callers of one owner may share start tags; nobody waits on a lock for it.
   FOREACH v_pool IN ARRAY ARRAY(SELECT DISTINCT unnest(p_pools)) LOOP
     v_base := NULL;
     IF NOT v_delayed THEN
-      v_base := vestry.next_turn(p_privacy || '.' || p_latency || '.' || v_pool, p_owner);
+      v_base := vestry.next_start_tag_v1(p_privacy || '.' || p_latency || '.' || v_pool, p_owner);
     END IF;
     INSERT INTO jobs (id, kind, task, quality, tier, model, owner, privacy, latency, pool, state,
-                      units, turn, max_attempts, keep_payload, result_ttl_s, run_at, deadline,
+                      cost, start_tag, max_attempts, keep_payload, result_ttl_s, run_at, deadline,
                       created_at, root_id)
     SELECT u.id, u.kind, p_task, coalesce(p_quality, 'adequate'), p_tier, u.model, p_owner,
-           p_privacy, p_latency, v_pool, 'queued', u.units,
-           v_base + sum(u.units) OVER (ORDER BY u.n) - u.units,
+           p_privacy, p_latency, v_pool, 'queued', u.cost,
+           v_base + sum(u.cost) OVER (ORDER BY u.n) - u.cost,
            coalesce(p_max_attempts, 5), u.keep, u.ttl, coalesce(p_run_at, v_now), p_deadline,
            v_now, NULL
-    FROM unnest(p_ids, p_kinds, p_pools, p_models, p_units, p_keep_payload, p_result_ttl_s, v_status)
-         WITH ORDINALITY u(id, kind, pool, model, units, keep, ttl, status, n)
+    FROM unnest(p_ids, p_kinds, p_pools, p_models, p_costs, p_keep_payload, p_result_ttl_s, v_status)
+         WITH ORDINALITY u(id, kind, pool, model, cost, keep, ttl, status, n)
     WHERE u.status = 'created' AND u.pool = v_pool;
     IF NOT v_delayed AND p_latency = 'interactive' THEN
       PERFORM pg_notify('vestry_lane', p_privacy || '.' || p_latency || '.' || v_pool);
@@ -190,7 +190,7 @@ AS $$
 BEGIN
   PERFORM 1 FROM jobs j WHERE j.id = ANY (p_ids) ORDER BY j.id FOR UPDATE;
   UPDATE jobs j
-  SET state = 'cancelled', turn = NULL, lease_id = NULL, finished_at = vestry.clock(),
+  SET state = 'cancelled', start_tag = NULL, lease_id = NULL, finished_at = vestry.clock(),
       error_code = 'cancelled', error_message = 'cancelled by request'
   WHERE j.id = ANY (p_ids) AND j.state IN ('waiting', 'queued', 'running');
   DELETE FROM private_payloads p USING jobs j
@@ -205,5 +205,5 @@ END $$;
 DROP FUNCTION vestry.enqueue_jobs_v2, vestry.route_v1, vestry.carry_down, vestry.lock_roots_v1, vestry.upstream_v1,
   vestry.reroute_jobs_v1, vestry.move_jobs_v1, vestry.backend_failed_v1, vestry.backend_succeeded_v1,
   vestry.backend_released_v1,  vestry.backend_probe_v1, vestry.rate_take_v1, vestry.store_blobs_v1, vestry.private_sources_v1;
-ALTER TABLE vestry.jobs DROP COLUMN passed_over;
+ALTER TABLE vestry.jobs DROP COLUMN tried_models;
 DROP TABLE vestry.routes, vestry.backend_health, vestry.rate_grants, vestry.spending;
