@@ -1,7 +1,6 @@
-"""Alembic's environment: one connection, short lock waits, everything in schema "vestry".
+"""Alembic's environment: one connection, one transaction, short lock waits, the schema "vestry".
 
-The database is `VESTRY_MIGRATION_URL` (a login of the role vestry_owner), or the `url` attribute a
-caller set on the config.
+The database is the `url` attribute of the config, else `VESTRY_MIGRATION_URL`: a login of vestry_owner.
 """
 
 from __future__ import annotations
@@ -11,20 +10,9 @@ import os
 from alembic import context
 from sqlalchemy import create_engine, text
 
-from models.tables import Base
-
 LOCK_TIMEOUT = "5s"
-"""A migration that cannot get its lock gives up rather than queue every worker behind it."""
+"""A migration that does not get its lock fails, rather than queue every worker behind it."""
 STATEMENT_TIMEOUT = "15min"
-
-
-def _include(obj: object, name: str | None, kind: str, reflected: bool, other: object) -> bool:  # noqa: ARG001
-    # Partitions are made per space at run time; Alembic's own table is not ours to declare.
-    return not (
-        kind == "table"
-        and name is not None
-        and (name.startswith("shareable_embeddings_s") or name == "alembic_version")
-    )
 
 
 def run() -> None:
@@ -36,9 +24,6 @@ def run() -> None:
         connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
         context.configure(
             connection=connection,
-            target_metadata=Base.metadata,
-            include_schemas=True,
-            include_object=_include,
             version_table_schema="vestry",
             transaction_per_migration=False,
         )

@@ -25,7 +25,7 @@ class BreakerState:
     """
 
     open: bool
-    away_s: float
+    retry_in_s: float
     probing: bool
     reason: str | None
 
@@ -47,11 +47,11 @@ class Route:
 def breaker_states(conn: Connection) -> dict[str, BreakerState]:
     """Backends that failed lately, by name; the others are well."""
     rows = conn.execute(
-        """SELECT backend, away_until IS NOT NULL,
-                  coalesce(extract(epoch FROM away_until - now.t), 0)::float8,
+        """SELECT backend, open_until IS NOT NULL,
+                  coalesce(extract(epoch FROM open_until - now.t), 0)::float8,
                   coalesce(probing_until > now.t, false), reason
            FROM vestry.backend_health, (SELECT vestry.clock() AS t OFFSET 0) now
-           WHERE failures > 0 OR away_until IS NOT NULL""",
+           WHERE failures > 0 OR open_until IS NOT NULL""",
         prepare=True,
     ).fetchall()
     return {row[0]: BreakerState(*row[1:]) for row in rows}
@@ -65,12 +65,12 @@ def record_failure(
     retry_after_s: float | None,
     threshold: int,
     cooldown_s: float,
-    longest_s: float,
+    max_cooldown_s: float,
 ) -> None:
     """Note a failed call; see `vestry.backend_failed_v1`."""
     conn.execute(
         "SELECT vestry.backend_failed_v1(%s, %s, %s, %s, %s, %s)",
-        [backend, reason, retry_after_s, threshold, cooldown_s, longest_s],
+        [backend, reason, retry_after_s, threshold, cooldown_s, max_cooldown_s],
     )
 
 
@@ -91,15 +91,15 @@ def try_probe(conn: Connection, backend: str, for_s: float) -> bool:
 
 
 def acquire_permit(
-    conn: Connection, backend: str, limit: int, window_s: float, patience_s: float
+    conn: Connection, backend: str, limit: int, window_s: float, max_wait_s: float
 ) -> float:
-    """Reserve a call under a rate limit; see `vestry.rate_take_v1`.
+    """Reserve a call under a rate limit; see `vestry.acquire_permit_v1`.
 
     Returns:
         Seconds to wait before it; minus the seconds where that is beyond `patience_s`.
     """
     row = conn.execute(
-        "SELECT vestry.rate_take_v1(%s, %s, %s, %s)", [backend, limit, window_s, patience_s]
+        "SELECT vestry.acquire_permit_v1(%s, %s, %s, %s)", [backend, limit, window_s, max_wait_s]
     ).fetchone()
     assert row is not None  # noqa: S101 - a function call has one row
     return float(row[0])

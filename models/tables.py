@@ -393,17 +393,17 @@ backend_health = Table(
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("openings", Integer, nullable=False, server_default=text("0")),
     Column("reason", Text),
-    time_column("away_until"),
+    time_column("open_until"),
     time_column("probing_until"),
     now_column("changed_at", nullable=False),
 )
 
-rate_grants = Table(
-    "rate_grants",
+rate_permits = Table(
+    "rate_permits",
     Base.metadata,
     Column("backend", Text, nullable=False),
     time_column("at", nullable=False),
-    Index("rate_grants_window", "backend", "at"),
+    Index("rate_permits_window", "backend", "at"),
 )
 
 spending = Table(

@@ -84,7 +84,7 @@ def lock_held(
            SELECT id FROM vestry.jobs
            WHERE (SELECT count(*) FROM lease) >= 0
              AND id = ANY (%(ids)b) AND lease_id = %(token)s AND state = 'running'
-             AND owner = ANY ((SELECT vestry.standing_owners_v1(%(owners)s::text[]))::text[])
+             AND owner = ANY ((SELECT vestry.active_owners_v1(%(owners)s::text[]))::text[])
            ORDER BY id FOR UPDATE""",
         {"ids": column(job_ids), "token": token, "owners": sorted(set(owners))},
         prepare=True,

@@ -9,7 +9,7 @@ translated (`vestry.errors`) and raised inside the generator.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString, TypeVar
 
@@ -28,7 +28,7 @@ class Query:
     """One statement. `prepare` as in psycopg: True at once, None after it was used a few times."""
 
     text: LiteralString | sql.Composed
-    params: Sequence[Any] = ()
+    params: Sequence[Any] | Mapping[str, Any] = ()
     prepare: bool | None = None
 
 

@@ -101,7 +101,7 @@ class BackendGuard:
 
     def health(self) -> Health:
         """Which servers cannot be called now, and why; a half-open breaker lets one try."""
-        return self._unavailable(lambda standing: standing.away_s > 0 or standing.probing)
+        return self._unavailable(lambda standing: standing.retry_in_s > 0 or standing.probing)
 
     def unhealthy(self) -> Health:
         """Which servers are not known to be well: the half-open ones too, until one has tried.
@@ -126,7 +126,7 @@ class BackendGuard:
     def wait_s(self, backend: BackendEntry) -> float:
         """Seconds until a server may be called again, a breath more so that it is."""
         standing = self._refreshed_states().get(breaker_key(backend))
-        return max(1.0, standing.away_s + STATE_TTL_S if standing is not None else 0.0)
+        return max(1.0, standing.retry_in_s + STATE_TTL_S if standing is not None else 0.0)
 
     def before_call(self, backend: BackendEntry) -> bool:
         """Ask to call a server now: a half-open breaker lets one through, to whom this is True.
@@ -183,7 +183,7 @@ class BackendGuard:
                     retry_after_s=self._retry_after(error),
                     threshold=self._breaker.failures,
                     cooldown_s=self._breaker.cooldown_s,
-                    longest_s=self._breaker.max_cooldown_s,
+                    max_cooldown_s=self._breaker.max_cooldown_s,
                 )
             self._invalidate()
         elif key in self._states and not isinstance(error, LocalRateLimit):

@@ -12,10 +12,10 @@ import psycopg
 
 from vestry.ids import uuid7
 
-_ENQUEUE = """SELECT job_id FROM vestry.enqueue_jobs_v2(
-  %(owner)s, 'shareable', %(latency)s, NULL, NULL, NULL, NULL, NULL, NULL, %(ids)s::uuid[],
-  %(kinds)s::text[], %(pools)s::text[], NULL, %(cost)s::int[], %(keep)s::bool[], %(ttl)s::int[],
-  NULL, NULL, NULL, NULL, %(texts)s::text[], NULL, NULL, NULL, NULL, %(parents)s::int[])"""
+_ENQUEUE = """SELECT job_id FROM vestry.enqueue_jobs_v1(
+  %(owner)s, 'shareable', %(latency)s, p_ids => %(ids)s::uuid[], p_kinds => %(kinds)s::text[],
+  p_pools => %(pools)s::text[], p_costs => %(cost)s::int[], p_keep_payload => %(keep)s::bool[],
+  p_result_ttl_s => %(ttl)s::int[], p_texts => %(texts)s::text[], p_parents => %(parents)s::int[])"""
 
 
 @dataclass(frozen=True, slots=True)

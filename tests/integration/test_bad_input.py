@@ -128,12 +128,12 @@ def test_privacy_has_no_default(vestry: Vestry, conn: Any) -> None:
 
 
 ENQUEUE = """SELECT * FROM vestry.enqueue_jobs_v1(
-  %(owner)s, 'private', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
-  %(ids)s, array_fill('embedding'::text, %(n)s), array_fill('gpu'::text, %(n)s),
-  array_fill(NULL::text, %(n)s), array_fill(1, %(n)s), array_fill(true, %(n)s),
-  array_fill(60, %(n)s), array_fill(NULL::bytea, %(n)s), array_fill(NULL::bytea, %(n)s),
-  %(key)s, %(sealed)s::bytea[], %(texts)s::text[],
-  '{}'::integer[], '{}'::integer[], '{}'::text[], '{}'::bytea[])"""
+  %(owner)s, 'private', 'bulk', p_ids => %(ids)s,
+  p_kinds => array_fill('embedding'::text, %(n)s), p_pools => array_fill('gpu'::text, %(n)s),
+  p_costs => array_fill(1, %(n)s), p_keep_payload => array_fill(true, %(n)s),
+  p_result_ttl_s => array_fill(60, %(n)s), p_key_hashes => array_fill(NULL::bytea, %(n)s),
+  p_content_hashes => array_fill(NULL::bytea, %(n)s),
+  p_key_id => %(key)s, p_sealed => %(sealed)s::bytea[], p_texts => %(texts)s::text[])"""
 """The SQL contract, as a producer without the library would call it."""
 
 

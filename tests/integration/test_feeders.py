@@ -35,11 +35,11 @@ def submit(conn: Any, kind: str, count: int = 1, model: str | None = None) -> li
     ids = sorted(uuid7() for _ in range(count))
     conn.execute(
         """SELECT * FROM vestry.enqueue_jobs_v1(
-             'ann', 'shareable', 'interactive', NULL, NULL, NULL, NULL, NULL, NULL,
-             %(ids)s::uuid[], array_fill(%(kind)s::text, %(n)s), array_fill('gpu'::text, %(n)s),
-             array_fill(%(model)s::text, %(n)s), array_fill(1, %(n)s), array_fill(true, %(n)s),
-             array_fill(60, %(n)s), NULL, NULL, NULL, NULL, array_fill('{"texts": ["x"]}'::text, %(n)s),
-             NULL, NULL, NULL, NULL)""",
+             'ann', 'shareable', 'interactive', p_ids => %(ids)s::uuid[],
+             p_kinds => array_fill(%(kind)s::text, %(n)s), p_pools => array_fill('gpu'::text, %(n)s),
+             p_models => array_fill(%(model)s::text, %(n)s), p_costs => array_fill(1, %(n)s),
+             p_keep_payload => array_fill(true, %(n)s), p_result_ttl_s => array_fill(60, %(n)s),
+             p_texts => array_fill('{"texts": ["x"]}'::text, %(n)s))""",
         {"ids": ids, "kind": kind, "n": [count], "model": model},
     )
     return ids

@@ -60,7 +60,7 @@ def open_it(gate: BackendGuard) -> None:
 def pass_time(clean: DevStack, seconds: float) -> None:
     with psycopg.connect(clean.superuser_url) as conn:
         conn.execute(
-            "UPDATE vestry.backend_health SET away_until = away_until - make_interval(secs => %s)",
+            "UPDATE vestry.backend_health SET open_until = open_until - make_interval(secs => %s)",
             [seconds],
         )
 

@@ -17,7 +17,7 @@ from workers.route_publisher import RoutePublisher
 from workers.settings import Settings
 from workers.stack.dev_stack import DevStack
 
-FAILS = {"threshold": 1, "cooldown_s": 60.0, "longest_s": 60.0, "retry_after_s": None}
+FAILS = {"threshold": 1, "cooldown_s": 60.0, "max_cooldown_s": 60.0, "retry_after_s": None}
 
 
 @pytest.fixture

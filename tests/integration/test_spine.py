@@ -29,12 +29,12 @@ def enqueue(
     ids = sorted(uuid7() for _ in range(count))
     conn.execute(
         """SELECT * FROM vestry.enqueue_jobs_v1(
-             %s, 'shareable', %s, NULL, NULL, NULL, NULL, NULL, NULL,
-             %s::uuid[], %s::text[], %s::text[], %s::text[], %s::int[], %s::bool[], %s::int[],
-             NULL, NULL, NULL, NULL, %s::text[], NULL, NULL, NULL, NULL)""",
+             %s, 'shareable', %s, %s::uuid[], p_kinds => %s::text[], p_pools => %s::text[],
+             p_costs => %s::int[], p_keep_payload => %s::bool[], p_result_ttl_s => %s::int[],
+             p_texts => %s::text[])""",
         [
-            owner, latency, ids, ["embedding"] * count, ["gpu"] * count, [None] * count,
-            [cost] * count, [True] * count, [3600] * count, [json.dumps({"texts": ["x"]})] * count,
+            owner, latency, ids, ["embedding"] * count, ["gpu"] * count, [cost] * count,
+            [True] * count, [3600] * count, [json.dumps({"texts": ["x"]})] * count,
         ],
     )  # fmt: skip
     return ids
@@ -361,12 +361,12 @@ def test_a_conflicting_key_enqueues_nothing_of_the_call(admin: Any, producer: An
         ids = [uuid7() for _ in jobs]
         return producer.execute(
             """SELECT ord, status FROM vestry.enqueue_jobs_v1(
-                 %(owner)s, 'shareable', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
-                 %(ids)s::uuid[], array_fill('embedding'::text, %(n)s),
-                 array_fill('gpu'::text, %(n)s), array_fill(NULL::text, %(n)s),
-                 array_fill(1, %(n)s), array_fill(true, %(n)s), array_fill(60, %(n)s),
-                 %(keys)s::bytea[], %(content)s::bytea[], NULL, NULL,
-                 array_fill('{}'::text, %(n)s), NULL, NULL, NULL, NULL)""",
+                 %(owner)s, 'shareable', 'bulk', p_ids => %(ids)s::uuid[],
+                 p_kinds => array_fill('embedding'::text, %(n)s),
+                 p_pools => array_fill('gpu'::text, %(n)s), p_costs => array_fill(1, %(n)s),
+                 p_keep_payload => array_fill(true, %(n)s), p_result_ttl_s => array_fill(60, %(n)s),
+                 p_key_hashes => %(keys)s::bytea[], p_content_hashes => %(content)s::bytea[],
+                 p_texts => array_fill('{}'::text, %(n)s))""",
             {"ids": ids, "n": [len(ids)], "keys": [key.encode() for key, _ in jobs],
              "content": [content.encode() for _, content in jobs], "owner": owner},
         ).fetchall()  # fmt: skip

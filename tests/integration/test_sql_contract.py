@@ -28,10 +28,11 @@ def enqueue(conn: Any, **changed: Any) -> list[Any]:
     ids = [uuid7(), uuid7()]
     rows: list[Any] = conn.execute(
         """SELECT * FROM vestry.enqueue_jobs_v1(
-             'ann', 'shareable', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
-             %(ids)s::uuid[], %(kinds)s::text[], %(pools)s::text[], %(models)s::text[],
-             %(cost)s::int[], %(keep)s::bool[], %(ttl)s::int[], %(keys)s::bytea[],
-             %(contents)s::bytea[], NULL, NULL, %(texts)s::text[], NULL, NULL, NULL, NULL)""",
+             'ann', 'shareable', 'bulk', p_ids => %(ids)s::uuid[], p_kinds => %(kinds)s::text[],
+             p_pools => %(pools)s::text[], p_models => %(models)s::text[], p_costs => %(cost)s::int[],
+             p_keep_payload => %(keep)s::bool[], p_result_ttl_s => %(ttl)s::int[],
+             p_key_hashes => %(keys)s::bytea[], p_content_hashes => %(contents)s::bytea[],
+             p_texts => %(texts)s::text[])""",
         DEFAULTS | {"ids": ids} | changed,
     ).fetchall()
     return rows
@@ -41,10 +42,10 @@ def document_enqueue(conn: Any, hashes: list[bytes]) -> UUID:
     job = uuid7()
     conn.execute(
         """SELECT * FROM vestry.enqueue_jobs_v1(
-             'ann', 'shareable', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
-             ARRAY[%(job)s::uuid], '{embedding}', '{gpu}', ARRAY[NULL]::text[], '{1}', '{t}', '{60}',
-             NULL, NULL, NULL, NULL, '{x}', %(ones)s::int[], %(places)s::int[], %(sources)s::text[],
-             %(hashes)s::bytea[])""",
+             'ann', 'shareable', 'bulk', p_ids => ARRAY[%(job)s::uuid], p_kinds => '{embedding}',
+             p_pools => '{gpu}', p_costs => '{1}', p_keep_payload => '{t}', p_result_ttl_s => '{60}',
+             p_texts => '{x}', p_doc_jobs => %(ones)s::int[], p_doc_ordinals => %(places)s::int[],
+             p_doc_sources => %(sources)s::text[], p_doc_hashes => %(hashes)s::bytea[])""",
         {
             "job": job, "ones": [1] * len(hashes), "places": list(range(len(hashes))),
             "sources": ["diary"] * len(hashes), "hashes": hashes,
@@ -68,7 +69,7 @@ def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"pools": ["gpu"]}, {"pools": ["gpu", None]}, {"pools": ["gpu", "cpu"]},
+        {"pools": ["gpu"]}, {"pools": ["gpu", ""]}, {"pools": ["gpu", "cpu"]},
         {"kinds": ["embedding", "haruspicy"]}, {"kinds": ["embedding", "ocr"]},
         {"cost": [1, 0]}, {"ttl": [60, -1]}, {"texts": ["{}"]}, {"keep": [True, None]},
         {"keys": [b"a"], "contents": [b"b"]}, {"keys": [b"a", b"b"]}, {"models": [None] * 3},

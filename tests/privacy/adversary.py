@@ -238,15 +238,17 @@ SQL: dict[str, Attempt] = {
     "a payload where a private job's was": rows(
         "INSERT INTO vestry.private_payloads VALUES (:job, 'x', :job, 'x') RETURNING *"),
     "rerouting a private job": rows(
-        "SELECT vestry.reroute_jobs_v1(gen_random_uuid(), ARRAY[:job]::uuid[], ARRAY['cloud']);;"
+        "SELECT vestry.reroute_jobs_v1(gen_random_uuid(), ARRAY[:job]::uuid[], ARRAY['cloud'], "
+        "ARRAY[NULL]::jsonb[]);;"
         "SELECT * FROM vestry.jobs WHERE id = :job"),
     "a record of a private job's departure": rows(
         "SELECT vestry.record_egress_v1('openai', 1, ARRAY[:job]::uuid[])"),
     "locking private rows": rows("SELECT vestry.lock_roots_v1(ARRAY[:job]::uuid[])"),
     "enqueueing as a producer": rows(
-        """SELECT * FROM vestry.enqueue_jobs_v1('owner-private', 'shareable', 'bulk', NULL, NULL, NULL,
-           NULL, NULL, NULL, ARRAY[gen_random_uuid()], ARRAY['embedding'], ARRAY['gpu'], NULL, ARRAY[1],
-           ARRAY[true], ARRAY[60], NULL, NULL, NULL, NULL, ARRAY['{}'], NULL, NULL, NULL, NULL)"""),
+        """SELECT * FROM vestry.enqueue_jobs_v1('owner-private', 'shareable', 'bulk',
+           p_ids => ARRAY[gen_random_uuid()], p_kinds => ARRAY['embedding'], p_pools => ARRAY['gpu'],
+           p_costs => ARRAY[1], p_keep_payload => ARRAY[true], p_result_ttl_s => ARRAY[60],
+           p_texts => ARRAY['{}'])"""),
     "cancelling": rows("SELECT * FROM vestry.cancel_jobs_v1(ARRAY[:job]::uuid[])"),
     "forgetting": rows("SELECT * FROM vestry.forget_owner_v1('owner-private')"),
     "rewrapping": rows("SELECT vestry.rewrap_owner_keys_v1('{}', '{}', '{}', 'k')"),

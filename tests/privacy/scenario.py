@@ -239,11 +239,9 @@ class Scenario:
 
 
 UNSEALED = """SELECT * FROM vestry.enqueue_jobs_v1(
-  'owner-private', 'private', 'bulk', NULL, NULL, NULL, NULL, NULL, NULL,
-  ARRAY[gen_random_uuid()], ARRAY['embedding'], ARRAY['gpu'], ARRAY[NULL], ARRAY[1],
-  ARRAY[true], ARRAY[60], ARRAY[NULL]::bytea[], ARRAY[NULL]::bytea[],
-  NULL, NULL, %s::text[], ARRAY[]::integer[], ARRAY[]::integer[], ARRAY[]::text[],
-  ARRAY[]::bytea[])"""
+  'owner-private', 'private', 'bulk', p_ids => ARRAY[gen_random_uuid()],
+  p_kinds => ARRAY['embedding'], p_pools => ARRAY['gpu'], p_costs => ARRAY[1],
+  p_keep_payload => ARRAY[true], p_result_ttl_s => ARRAY[60], p_texts => %s::text[])"""
 """A private job in the clear, by a producer that does not use the library."""
 
 

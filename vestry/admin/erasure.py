@@ -1,7 +1,7 @@
 """Forgetting an owner: key, rows, files, vectors and results go, a tombstone stays.
 
-The order and its reasons are in migrations/sql/v0003/2_forget.sql. Each step commits by itself and may
-be repeated, so that a call that was broken off is made again.
+migrations/sql/0001_initial/erasure.sql explains the order. Each step commits by itself and may be
+repeated, so that an interrupted call is made again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs of one owner on their way into `vestry.enqueue_jobs_v2`: hashing, sealing, files. No I/O."""
+"""Jobs of one owner on their way into `vestry.enqueue_jobs_v1`: hashing, sealing, files. No I/O."""
 
 from __future__ import annotations
 
@@ -28,14 +28,19 @@ BLOB_LIMIT: Final = 64 * BLOB_PART
 """Bytes of one file."""
 _PARTS_A_CALL: Final = 8
 
-_ENQUEUE: Final = """SELECT ord, job_id, status FROM vestry.enqueue_jobs_v2(
-  %s::text, %s::text, %s::text, %b::text[], %s::text, %s::text,
-  %b::timestamptz, %b::timestamptz, %b::integer,
-  %b::uuid[], %b::text[], %b::text[], %b::text[], %b::integer[],
-  %b::boolean[], %b::integer[],
-  %b::bytea[], %b::bytea[],
-  %b::uuid, %b::bytea[], %b::text[],
-  %b::integer[], %b::integer[], %b::text[], %b::bytea[], %b::integer[])"""
+_ENQUEUE: Final = """SELECT ord, job_id, status FROM vestry.enqueue_jobs_v1(
+  p_owner => %(owner)s::text, p_privacy => %(privacy)s::text, p_latency => %(latency)s::text,
+  p_ids => %(ids)b::uuid[], p_kinds => %(kinds)b::text[], p_costs => %(costs)b::integer[],
+  p_keep_payload => %(keep_payload)b::boolean[], p_result_ttl_s => %(result_ttl_s)b::integer[],
+  p_pools => %(pools)b::text[], p_models => %(models)b::text[], p_tasks => %(tasks)b::text[],
+  p_parents => %(parents)b::integer[],
+  p_key_hashes => %(key_hashes)b::bytea[], p_content_hashes => %(content_hashes)b::bytea[],
+  p_sealed => %(sealed)b::bytea[], p_texts => %(texts)b::text[],
+  p_key_id => %(key_id)b::uuid, p_quality => %(quality)s::text, p_tier => %(tier)s::text,
+  p_run_at => %(run_at)b::timestamptz, p_deadline => %(deadline)b::timestamptz,
+  p_max_attempts => %(max_attempts)b::integer,
+  p_doc_jobs => %(doc_jobs)b::integer[], p_doc_ordinals => %(doc_ordinals)b::integer[],
+  p_doc_sources => %(doc_sources)b::text[], p_doc_hashes => %(doc_hashes)b::bytea[])"""
 _STORE: Final = """SELECT vestry.store_blobs_v1(
   %s::text, %s::text, %b::uuid, %b::uuid[], %b::text[], %b::integer[], %b::bytea[])"""
 _PRIVATE_SOURCES: Final = "SELECT vestry.private_sources_v1(%s::text, %b::text[])"
@@ -158,7 +163,7 @@ class EnqueueBatch:
                         part = self.key.seal(blob_field(name, number), job_id, part)
                     yield job_id, name, number, part
 
-    def _arguments(self, ids: Sequence[UUID]) -> tuple[Any, ...]:
+    def _arguments(self, ids: Sequence[UUID]) -> dict[str, Any]:
         options, jobs = self.options, [step.prepared for step in self._steps]
         documents = [
             (number, ordinal, source, external)
@@ -174,37 +179,37 @@ class EnqueueBatch:
             ]
         else:
             texts = [job.payload.decode() for job in jobs]
-        return (
-            options.owner,
-            options.privacy,
-            options.latency,
-            _column(
+        return {
+            "owner": options.owner,
+            "privacy": options.privacy,
+            "latency": options.latency,
+            "ids": list(ids),
+            "kinds": [job.kind for job in jobs],
+            "costs": [job.cost for job in jobs],
+            "keep_payload": [job.keep_payload for job in jobs],
+            "result_ttl_s": [options.result_ttl_s] * len(jobs),
+            "pools": _column(None if job.pool is None else job.pool.value for job in jobs),
+            "models": _column(job.model for job in jobs),
+            "tasks": _column(
                 options.task if step.parent is None and step.task is None else step.task
                 for step in self._steps
             ),
-            options.quality,
-            options.tier,
-            options.run_at,
-            options.deadline,
-            options.max_attempts,
-            list(ids),
-            [job.kind for job in jobs],
-            _column(None if job.pool is None else job.pool.value for job in jobs),
-            _column(job.model for job in jobs),
-            [job.cost for job in jobs],
-            [job.keep_payload for job in jobs],
-            [options.result_ttl_s] * len(jobs),
-            _column(pair and pair[0] for pair in self._hashes),
-            _column(pair and pair[1] for pair in self._hashes),
-            None if self.key is None else self.key.key_id,
-            sealed,
-            texts,
-            _column(row[0] for row in documents),
-            _column(row[1] for row in documents),
-            _column(row[2] for row in documents),
-            _column(row[3] for row in documents),
-            _column(self._parents),
-        )
+            "parents": _column(self._parents),
+            "key_hashes": _column(pair and pair[0] for pair in self._hashes),
+            "content_hashes": _column(pair and pair[1] for pair in self._hashes),
+            "sealed": sealed,
+            "texts": texts,
+            "key_id": None if self.key is None else self.key.key_id,
+            "quality": options.quality,
+            "tier": options.tier,
+            "run_at": options.run_at,
+            "deadline": options.deadline,
+            "max_attempts": options.max_attempts,
+            "doc_jobs": _column(row[0] for row in documents),
+            "doc_ordinals": _column(row[1] for row in documents),
+            "doc_sources": _column(row[2] for row in documents),
+            "doc_hashes": _column(row[3] for row in documents),
+        }
 
 
 def _size(step: Step) -> int:

@@ -86,12 +86,12 @@ class LaneStatus:
 
 _BACKENDS: Final = """
 SELECT backend,
-       CASE WHEN away_until IS NULL THEN 'closed' WHEN away_until > now.t THEN 'open'
+       CASE WHEN open_until IS NULL THEN 'closed' WHEN open_until > now.t THEN 'open'
             ELSE 'half_open' END,
        failures, reason,
-       CASE WHEN away_until > now.t THEN extract(epoch FROM away_until - now.t) END::float8
+       CASE WHEN open_until > now.t THEN extract(epoch FROM open_until - now.t) END::float8
 FROM vestry.backend_health, (SELECT vestry.clock() AS t OFFSET 0) now
-WHERE failures > 0 OR away_until IS NOT NULL ORDER BY backend"""
+WHERE failures > 0 OR open_until IS NOT NULL ORDER BY backend"""
 
 
 @dataclass(frozen=True, slots=True)

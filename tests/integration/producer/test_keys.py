@@ -120,7 +120,7 @@ def test_without_the_ring_only_shareable_jobs_can_be_made(
 
 def call_function(conn: psycopg.Connection[Any], **given: Any) -> None:
     arguments: dict[str, Any] = {
-        "p_owner": "alice", "p_privacy": "private", "p_latency": "bulk", "p_task": None,
+        "p_owner": "alice", "p_privacy": "private", "p_latency": "bulk", "p_tasks": None,
         "p_quality": "adequate", "p_tier": None, "p_run_at": None, "p_deadline": None,
         "p_max_attempts": None, "p_ids": [uuid4()], "p_kinds": ["embedding"], "p_pools": ["gpu"],
         "p_models": None, "p_costs": [1], "p_keep_payload": [True], "p_result_ttl_s": [60],

@@ -200,11 +200,11 @@ def flow(root: Root, stack: DevStack, privacy: str) -> list[UUID]:
     else:
         texts = ['{"texts": ["x"]}'] * 3
     root.execute(
-        """SELECT * FROM vestry.enqueue_jobs_v2(
-             'ann', %(privacy)s, 'bulk', NULL, NULL, NULL, NULL, NULL, NULL, %(ids)s::uuid[],
-             %(kinds)s::text[], ARRAY[NULL, NULL, NULL]::text[], NULL, '{1,1,1}', '{t,t,t}',
-             '{60,60,60}', NULL, NULL, %(key)s::uuid, %(sealed)s::bytea[], %(texts)s::text[],
-             NULL, NULL, NULL, NULL, '{NULL,1,2}')""",
+        """SELECT * FROM vestry.enqueue_jobs_v1(
+             'ann', %(privacy)s, 'bulk', p_ids => %(ids)s::uuid[], p_kinds => %(kinds)s::text[],
+             p_costs => '{1,1,1}', p_keep_payload => '{t,t,t}', p_result_ttl_s => '{60,60,60}',
+             p_parents => '{NULL,1,2}', p_key_id => %(key)s::uuid, p_sealed => %(sealed)s::bytea[],
+             p_texts => %(texts)s::text[])""",
         {
             "privacy": privacy, "ids": ids, "kinds": ["embedding"] * 3, "key": key_id,
             "sealed": sealed, "texts": texts,

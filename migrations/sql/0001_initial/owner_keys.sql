@@ -1,16 +1,26 @@
--- Rotation of key-encryption keys, while everybody goes on working.
+-- Owners' data keys and the rotation of the key-encryption keys that wrap them, under load.
 
--- Every key-encryption key that ever wrapped a data key here; a retired one may wrap none any more.
-CREATE TABLE vestry.wrapping_keys (
-  kek_id     text PRIMARY KEY,
-  created_at timestamptz NOT NULL DEFAULT vestry.clock(),
-  retired_at timestamptz
-);
-INSERT INTO vestry.wrapping_keys (kek_id, created_at)
-SELECT k.kek_id, min(k.created_at) FROM vestry.owner_keys k GROUP BY k.kek_id;
+CREATE FUNCTION vestry.ensure_owner_key_v1(
+  p_owner text, p_key_id uuid, p_wrapped bytea, p_kek_id text
+) RETURNS TABLE (key_id uuid, wrapped bytea, kek_id text, fresh boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
+AS $$
+BEGIN
+  INSERT INTO owners (owner) VALUES (p_owner) ON CONFLICT DO NOTHING;
+  PERFORM 1 FROM owners o WHERE o.owner = p_owner AND o.forgotten_at IS NOT NULL;
+  IF FOUND THEN
+    RAISE EXCEPTION 'this owner was forgotten' USING ERRCODE = 'VY004';
+  END IF;
+  INSERT INTO owner_keys (key_id, owner, wrapped, kek_id)
+  VALUES (p_key_id, p_owner, p_wrapped, p_kek_id) ON CONFLICT DO NOTHING;
+  RETURN QUERY SELECT k.key_id, k.wrapped, k.kek_id,
+                      k.created_xid IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()
+               FROM owner_keys k WHERE k.owner = p_owner;
+END $$;
+COMMENT ON FUNCTION vestry.ensure_owner_key_v1 IS
+  'Store an owner''s wrapped data key unless there is one; returns the stored key. fresh: the calling '
+  'transaction created the row, so the key must not be cached before it commits.';
 
--- Put owners' data keys, wrapped anew, in the place of those that were read. One that changed meanwhile,
--- or is gone with its owner, is left as it is. Returns how many were replaced.
 CREATE FUNCTION vestry.rewrap_owner_keys_v1(
   p_key_ids uuid[], p_read bytea[], p_wrapped bytea[], p_kek_id text
 ) RETURNS integer
@@ -29,9 +39,10 @@ BEGIN
   GET DIAGNOSTICS v_count = ROW_COUNT;
   RETURN v_count;
 END $$;
+COMMENT ON FUNCTION vestry.rewrap_owner_keys_v1 IS
+  'Replace wrapped data keys by the same keys wrapped anew. A row that no longer holds what was read, or is '
+  'gone with its owner, is left as it is. Returns how many were replaced.';
 
--- A key-encryption key wraps nothing any more, and may not again. Transactions that are just storing a
--- data key wrapped with it are waited for. Returns how many it still wraps; it is retired where none.
 CREATE FUNCTION vestry.retire_key_v1(p_kek_id text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
@@ -44,9 +55,12 @@ BEGIN
   WHERE w.kek_id = p_kek_id AND w.retired_at IS NULL AND v_wrapped = 0;
   RETURN v_wrapped;
 END $$;
+COMMENT ON FUNCTION vestry.retire_key_v1 IS
+  'Retire a key-encryption key if it wraps no data key; from then on it may wrap none. Waits for '
+  'transactions that are storing a data key wrapped with it. Returns how many data keys it still wraps.';
 
--- Whoever stores a wrapped key holds on to the key-encryption key's row, read as it is by then (or, in a
--- transaction of one snapshot, is refused): a key ring from before the last rotation is told so.
+-- Storing a wrapped key locks the row of its key-encryption key, which is then current (a transaction with
+-- one snapshot fails instead): a key ring from before the last rotation is refused.
 CREATE FUNCTION vestry.guard_key() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$

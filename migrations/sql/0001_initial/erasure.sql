@@ -1,15 +1,14 @@
--- Forgetting an owner. owners.forgotten_at is the tombstone: what stands after it refuses every later
--- enqueue and every later finish. The order of `vestry forget`:
---   forget_owner_v1      the tombstone, and the data key is gone; committed
---   await_enqueues_v1    transactions that enqueued before it are over; committed
---   cancel_jobs_v1       page by page, until none is left; each committed
---   forget_content_v1    page by page, until nothing is left; each committed
--- Any of it may be repeated. No lock of one step is held in the next, so that lock order stays as it is.
+-- Forgetting an owner. owners.forgotten_at is the tombstone: after it, every enqueue and every finish for the
+-- owner is refused. `vestry forget` calls, each step committed by itself and repeatable:
+--   forget_owner_v1      sets the tombstone and deletes the data key
+--   await_enqueues_v1    waits for transactions that enqueued before the tombstone
+--   cancel_jobs_v1       page by page, until no job is left
+--   forget_content_v1    page by page, until no content is left
+-- No lock of one step is held in the next, so that the lock order holds.
 
--- Whoever stores something for an owner holds on to the owner's row until the end of the transaction, by
--- whatever function it is done. One who could not yet see the tombstone is waited for by
--- await_enqueues_v1. A transaction that sees the same snapshot all along might never see it: it takes a
--- lock under which it is refused where the row has changed since.
+-- An insert for an owner locks the owner's row until the end of its transaction. A transaction that
+-- cannot see the tombstone yet is waited for by await_enqueues_v1. Above read committed the tombstone might
+-- never become visible: there the stronger lock fails if the row changed since the snapshot.
 CREATE FUNCTION vestry.guard_owners() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
@@ -29,6 +28,7 @@ BEGIN
   END IF;
   RETURN NULL;
 END $$;
+
 CREATE TRIGGER jobs_owner AFTER INSERT ON vestry.jobs
 REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION vestry.guard_owners();
 CREATE TRIGGER owner_keys_owner AFTER INSERT ON vestry.owner_keys
@@ -38,17 +38,16 @@ REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION vestry.guard_
 CREATE TRIGGER shareable_blobs_owner AFTER INSERT ON vestry.shareable_blobs
 REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION vestry.guard_owners();
 
--- Of these owners, those whose attempts may finish. Told to workers, who see no list of owners.
-CREATE FUNCTION vestry.standing_owners_v1(p_owners text[]) RETURNS text[]
+CREATE FUNCTION vestry.active_owners_v1(p_owners text[]) RETURNS text[]
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
   SELECT ARRAY(SELECT u FROM unnest(p_owners) u
                WHERE NOT EXISTS (SELECT FROM vestry.owners o
                                  WHERE o.owner = u AND o.forgotten_at IS NOT NULL))
 $$;
+COMMENT ON FUNCTION vestry.active_owners_v1 IS
+  'Those of the owners that are not forgotten. Workers cannot read the list of owners.';
 
--- The tombstone, and the end of the owner's data key. Does not wait for open transactions: these update
--- no key of the owner's row. NULL where there never was such an owner.
 CREATE FUNCTION vestry.forget_owner_v1(p_owner text, OUT forgotten_at timestamptz, OUT keys integer)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
@@ -58,9 +57,10 @@ BEGIN
   DELETE FROM owner_keys k WHERE k.owner = p_owner;
   GET DIAGNOSTICS keys = ROW_COUNT;
 END $$;
+COMMENT ON FUNCTION vestry.forget_owner_v1 IS
+  'Set the tombstone and delete the owner''s data key. Does not wait for open transactions, since no key '
+  'column of the owner''s row changes. NULL if there never was such an owner.';
 
--- Wait for the transactions that stored something for the owner before the tombstone; the caller's
--- lock_timeout says how long. A key stored by one of them goes too.
 CREATE FUNCTION vestry.await_enqueues_v1(p_owner text) RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
@@ -71,9 +71,10 @@ BEGIN
   GET DIAGNOSTICS v_keys = ROW_COUNT;
   RETURN v_keys;
 END $$;
+COMMENT ON FUNCTION vestry.await_enqueues_v1 IS
+  'Wait for transactions that stored something for the owner before the tombstone, at most for the caller''s '
+  'lock_timeout. Deletes a key that one of them stored.';
 
--- Delete content of a forgotten owner, or a part of it: up to p_limit documents of a class with all that
--- hangs on them, and once none is left everything else. What went, by name; `more` in a row: call again.
 CREATE FUNCTION vestry.forget_content_v1(p_owner text, p_limit integer)
 RETURNS TABLE (what text, gone bigint, more boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
@@ -114,3 +115,7 @@ BEGIN
   GET DIAGNOSTICS v_gone = ROW_COUNT;
   RETURN QUERY VALUES ('idempotency_keys', v_gone, false);
 END $$;
+COMMENT ON FUNCTION vestry.forget_content_v1 IS
+  'Delete content of a forgotten owner: up to p_limit documents of each privacy class with their chunks and '
+  'vectors, and once none is left everything else. One row per kind of content; if a row has more, call '
+  'again.';

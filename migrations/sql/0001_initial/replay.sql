@@ -1,13 +1,5 @@
--- Each job is replayed once, whoever asks and how often: a replay that died too has its own.
-CREATE UNIQUE INDEX jobs_replay ON vestry.jobs (replay_of) WHERE replay_of IS NOT NULL;
+-- Replaying finished jobs.
 
--- Replay finished jobs of one owner and privacy in the caller's transaction: for p_of[n] a new job
--- p_ids[n], with everything that the old one was asked for and its payload sealed for the new id.
--- Jobs that died waiting on one that is replayed too wait on its replay; documents keep the generation
--- that they were enqueued for, so that a replay never overwrites what came later. An idempotency key
--- stands for the replay from now on. It runs at once, and has no deadline: the old one's has passed.
--- p_of and p_ids ascend. Returns one row a job: 'created', 'existing' (it was replayed before, as that
--- job) or 'gone' (nobody knows it any more).
 CREATE FUNCTION vestry.replay_jobs_v1(
   p_of uuid[], p_ids uuid[], p_key_id uuid, p_sealed bytea[], p_texts text[]
 ) RETURNS TABLE (ord integer, job_id uuid, status text)
@@ -28,10 +20,10 @@ BEGIN
     RAISE EXCEPTION 'the arrays do not describe the same jobs' USING ERRCODE = 'VY003';
   END IF;
 
-  -- As everywhere: roots of flows first, then jobs, each in order. Two replays of one job come one after the other.
+  -- Lock order: roots of flows, then jobs, each by id. Concurrent replays of one job are serialised.
   PERFORM vestry.lock_roots_v1(p_of);
   PERFORM 1 FROM jobs j WHERE j.id = ANY (p_of) ORDER BY j.id FOR UPDATE;
-  -- Their replays, too: one that ends while a job is made to wait on it would never release it.
+  -- Lock their replays too: one that ended while a job is made to wait for it would never release the job.
   PERFORM 1 FROM jobs j WHERE j.replay_of = ANY (p_of) ORDER BY j.id FOR UPDATE;
   IF (SELECT count(DISTINCT (j.owner, j.privacy)) FROM jobs j WHERE j.id = ANY (p_of)) > 1 THEN
     RAISE EXCEPTION 'jobs of one owner and privacy are replayed together' USING ERRCODE = 'VY003';
@@ -63,29 +55,29 @@ BEGIN
   END IF;
 
   RETURN QUERY
-  WITH asked AS MATERIALIZED (
+  WITH requested AS MATERIALIZED (
     SELECT u.n, u.of, u.id, u.sealed, u.body, r.id AS before, j.id IS NULL AS gone
     FROM unnest(p_of, p_ids, p_sealed, p_texts) WITH ORDINALITY u(of, id, sealed, body, n)
     LEFT JOIN jobs j ON j.id = u.of LEFT JOIN jobs r ON r.replay_of = u.of),
   fresh AS MATERIALIZED (
     SELECT a.*, p.parent, coalesce(f.root, j.root_id) AS root, m.pool,
            CASE WHEN p.waits THEN 'waiting' ELSE 'queued' END AS state
-    FROM asked a JOIN jobs j ON j.id = a.of
-    -- What the old one waited on: its replay, unless that one has ended without a result. Then it is
-    -- what the old one ran after, for it did run.
+    FROM requested a JOIN jobs j ON j.id = a.of
+    -- The parent is the replay of the old parent, unless that replay ended without a result; then it is the
+    -- old parent, after which the job did run.
     CROSS JOIN LATERAL (
       SELECT CASE WHEN r.finished_at IS NULL OR r.state = 'succeeded' THEN coalesce(b.before, b.id, j.parent_id)
                   ELSE j.parent_id END AS parent,
              b.of IS NOT NULL AND r.finished_at IS NULL AS waits
-      FROM (SELECT 1) one LEFT JOIN asked b ON b.of = j.parent_id LEFT JOIN jobs r ON r.id = b.before) p
+      FROM (SELECT 1) one LEFT JOIN requested b ON b.of = j.parent_id LEFT JOIN jobs r ON r.id = b.before) p
     CROSS JOIN LATERAL (
       SELECT CASE WHEN j.model IS NULL
         THEN vestry.route_v1(j.kind, j.task, j.privacy, j.latency, j.quality, j.tier) ELSE j.pool END AS pool) m
     LEFT JOIN LATERAL (
-      SELECT coalesce(b.before, b.id) AS root FROM asked b LEFT JOIN jobs r ON r.id = b.before
+      SELECT coalesce(b.before, b.id) AS root FROM requested b LEFT JOIN jobs r ON r.id = b.before
       WHERE b.of = j.root_id AND (r.finished_at IS NULL OR r.state = 'succeeded')) f ON true
     WHERE a.before IS NULL),
-  made AS (
+  created AS (
     INSERT INTO jobs (id, kind, task, quality, tier, model, owner, privacy, latency, pool, state, cost,
                       start_tag, max_attempts, keep_payload, result_ttl_s, run_at, created_at, parent_id,
                       root_id, replay_of)
@@ -98,9 +90,9 @@ BEGIN
            j.max_attempts, j.keep_payload, j.result_ttl_s, v_now, v_now, f.parent, f.root, f.of
     FROM fresh f JOIN jobs j ON j.id = f.of
     RETURNING jobs.lane, jobs.latency, jobs.state),
-  told AS MATERIALIZED (
-    SELECT pg_notify('vestry_lane', m.lane) FROM made m
-    WHERE m.latency = 'interactive' AND m.state = 'queued' GROUP BY m.lane),
+  notified AS MATERIALIZED (
+    SELECT pg_notify('vestry_lane', c.lane) FROM created c
+    WHERE c.latency = 'interactive' AND c.state = 'queued' GROUP BY c.lane),
   documented AS (
     INSERT INTO job_documents (job_id, ordinal, privacy, document_id, generation)
     SELECT f.id, d.ordinal, d.privacy, d.document_id, d.generation
@@ -114,8 +106,12 @@ BEGIN
     SELECT f.id, v_owner, f.body FROM fresh f WHERE NOT v_private)
   SELECT a.n::integer, coalesce(a.before, a.id),
          CASE WHEN a.gone THEN 'gone' WHEN a.before IS NULL THEN 'created' ELSE 'existing' END
-  FROM asked a WHERE (SELECT count(*) FROM told) >= 0 ORDER BY a.n;
+  FROM requested a WHERE (SELECT count(*) FROM notified) >= 0 ORDER BY a.n;
 END $$;
-
-REVOKE ALL ON FUNCTION vestry.replay_jobs_v1 FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION vestry.replay_jobs_v1 TO vestry_producer;
+COMMENT ON FUNCTION vestry.replay_jobs_v1 IS
+  'Replay finished jobs of one owner and privacy in the caller''s transaction: for p_of[n] a new job p_ids[n] '
+  'with the same request and with its payload sealed for the new id; p_of and p_ids ascend. A job that died '
+  'waiting for one that is replayed too waits for its replay. Documents keep the generation that they were '
+  'enqueued for, so that a replay never overwrites newer content. An idempotency key names the replay from '
+  'then on. The replay is runnable at once and has no deadline. Returns one row per job: ''created'', '
+  '''existing'' (replayed before, as that job) or ''gone'' (the job does not exist any more).';

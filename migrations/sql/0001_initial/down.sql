@@ -1,4 +1,4 @@
--- Everything but the schema itself and Alembic's own table.
+-- Drops everything in the schema except Alembic's own table.
 DO $$
 DECLARE r record;
 BEGIN
@@ -12,3 +12,7 @@ BEGIN
     EXECUTE format('DROP FUNCTION %s CASCADE', r.f);
   END LOOP;
 END $$;
+REVOKE ALL ON vestry.alembic_version FROM vestry_producer, vestry_private, vestry_shareable, vestry_cloud,
+  vestry_control, vestry_monitor, vestry_operator;
+REVOKE ALL ON SCHEMA vestry FROM vestry_producer, vestry_private, vestry_shareable, vestry_cloud,
+  vestry_control, vestry_monitor, vestry_operator;

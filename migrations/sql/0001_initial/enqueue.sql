@@ -1,46 +1,34 @@
--- Where a request goes, as the dispatcher last published it from the policy and the backends' health.
--- '' stands for any task or tier that has no line of its own.
-CREATE TABLE vestry.routes (
-  kind    text NOT NULL,
-  task    text NOT NULL,
-  privacy text NOT NULL,
-  latency text NOT NULL,
-  quality text NOT NULL,
-  tier    text NOT NULL,
-  pool    text NOT NULL,
-  model   text NOT NULL,
-  PRIMARY KEY (kind, task, privacy, latency, quality, tier),
-  CHECK (NOT (privacy = 'private' AND pool = 'cloud'))
-);
+-- The producers' contract: functions that enqueue jobs in the caller's transaction. A breaking change is a
+-- _v2 beside them. Errors that a caller can act on have SQLSTATE VYxxx; vestry/errors.py names them.
 
--- The pool for a request; what nobody published runs on our own machines.
-CREATE FUNCTION vestry.route_v1(
-  p_kind text, p_task text, p_privacy text, p_latency text, p_quality text, p_tier text
-) RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
+CREATE FUNCTION vestry.next_start_tag_v1(p_lane text, p_owner text) RETURNS bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, vestry, pg_temp
 AS $$
   SELECT coalesce(
-    (SELECT r.pool FROM vestry.routes r
-     WHERE r.kind = p_kind AND r.task IN ('', coalesce(p_task, '')) AND r.privacy = p_privacy
-       AND r.latency = p_latency AND r.quality = coalesce(p_quality, 'adequate')
-       AND r.tier IN ('', coalesce(p_tier, ''))
-     ORDER BY r.task DESC, r.tier DESC LIMIT 1),
-    CASE p_kind WHEN 'ocr' THEN 'cpu' ELSE 'gpu' END)
+    (SELECT j.start_tag + j.cost FROM vestry.jobs j
+     WHERE j.lane = l.lane AND j.owner = p_owner AND j.state = 'queued' AND j.start_tag >= l.virtual_time
+     ORDER BY j.start_tag DESC LIMIT 1),
+    l.virtual_time)
+  FROM vestry.lanes l WHERE l.lane = p_lane
 $$;
+COMMENT ON FUNCTION vestry.next_start_tag_v1 IS
+  'Start tag of an owner''s next job in a lane.';
 
--- Producers' contract, second version: pools may be left to the published routes (NULL), and a job may
--- wait on another of the same call (p_parents: its 1-based place, before its own; ids ascending), whose
--- result it reads. Each job has a task of its own. Otherwise as v1, which stays for producers that know no other.
-CREATE FUNCTION vestry.enqueue_jobs_v2(
+CREATE FUNCTION vestry.enqueue_jobs_v1(
   p_owner text, p_privacy text, p_latency text,
-  p_tasks text[], p_quality text, p_tier text,
-  p_run_at timestamptz, p_deadline timestamptz, p_max_attempts integer,
-  p_ids uuid[], p_kinds text[], p_pools text[], p_models text[], p_costs integer[],
-  p_keep_payload boolean[], p_result_ttl_s integer[],
-  p_key_hashes bytea[], p_content_hashes bytea[],
-  p_key_id uuid, p_sealed bytea[], p_texts text[],
-  p_doc_jobs integer[], p_doc_ordinals integer[], p_doc_sources text[], p_doc_hashes bytea[],
-  p_parents integer[]
+  -- One element per job.
+  p_ids uuid[], p_kinds text[], p_costs integer[], p_keep_payload boolean[], p_result_ttl_s integer[],
+  p_pools text[] DEFAULT NULL, p_models text[] DEFAULT NULL, p_tasks text[] DEFAULT NULL,
+  p_parents integer[] DEFAULT NULL,
+  p_key_hashes bytea[] DEFAULT NULL, p_content_hashes bytea[] DEFAULT NULL,
+  p_sealed bytea[] DEFAULT NULL, p_texts text[] DEFAULT NULL,
+  -- For all jobs of the call.
+  p_key_id uuid DEFAULT NULL, p_quality text DEFAULT NULL, p_tier text DEFAULT NULL,
+  p_run_at timestamptz DEFAULT NULL, p_deadline timestamptz DEFAULT NULL,
+  p_max_attempts integer DEFAULT NULL,
+  -- One element per document.
+  p_doc_jobs integer[] DEFAULT NULL, p_doc_ordinals integer[] DEFAULT NULL,
+  p_doc_sources text[] DEFAULT NULL, p_doc_hashes bytea[] DEFAULT NULL
 ) RETURNS TABLE (ord integer, job_id uuid, status text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, vestry, pg_temp
@@ -100,7 +88,7 @@ BEGIN
                       WHEN 'rerank' THEN u.pool IN ('gpu', 'cloud')
                       ELSE false END
                     AND NOT (p_privacy = 'private' AND u.pool = 'cloud')) IS NOT TRUE) THEN
-    RAISE EXCEPTION 'a job has no such kind, pool, cost or time to live' USING ERRCODE = 'VY003';
+    RAISE EXCEPTION 'a job''s kind, pool, cost or time to live is invalid' USING ERRCODE = 'VY003';
   END IF;
 
   INSERT INTO owners (owner) VALUES (p_owner) ON CONFLICT DO NOTHING;
@@ -115,7 +103,7 @@ BEGIN
     END IF;
     PERFORM 1 FROM owner_keys k WHERE k.key_id = p_key_id AND k.owner = p_owner;
     IF NOT FOUND THEN
-      RAISE EXCEPTION 'the payload is sealed with a key this database does not know for the owner'
+      RAISE EXCEPTION 'the payload is sealed with a key that is not the owner''s in this database'
         USING ERRCODE = 'VY002';
     END IF;
     -- Envelope: version 1, then the key id (see vestry/crypto/envelope.py).
@@ -144,7 +132,7 @@ BEGIN
       SELECT k.job_id, k.content_hash = v_seen.content_hash AS same INTO v_first
       FROM idempotency_keys k
       WHERE k.owner = p_owner AND k.privacy = p_privacy AND k.key_hash = v_seen.key_hash;
-      -- Not found: pruned in between. The key is free again.
+      -- Not found: the row was pruned in between, and the key can be inserted.
       EXIT WHEN FOUND;
     END LOOP;
     IF NOT v_inserted THEN
@@ -160,7 +148,7 @@ BEGIN
     RETURN;
   END IF;
 
-  -- Flows: who waits on whom. A job with waiting ones is the root of its flow, and so its own.
+  -- Flows. The root of a flow names itself as its root.
   IF p_parents IS NOT NULL THEN
     v_roots := array_fill(NULL::uuid, ARRAY[v_count]);
     FOR n IN 1 .. v_count LOOP
@@ -168,7 +156,7 @@ BEGIN
       v_roots[p_parents[n]] := coalesce(v_roots[p_parents[n]], v_ids[p_parents[n]]);
       v_roots[n] := v_roots[p_parents[n]];
       IF v_status[p_parents[n]] = 'existing' THEN
-        -- The same flow again: its jobs, in the order they were made.
+        -- The flow exists: its jobs, in the order of their creation.
         v_status[n] := 'existing';
         v_ids[n] := coalesce(
           (SELECT j.id FROM jobs j WHERE j.root_id = v_roots[n] AND j.id <> v_roots[n] ORDER BY j.id
@@ -200,8 +188,8 @@ BEGIN
           p_ids, p_privacy;
   END IF;
 
-  -- Place in line, per lane: an idle owner starts at the lane's virtual time, a busy one behind
-  -- its own last job. Two callers of one owner may share start tags; nobody waits on a lock for it.
+  -- Start tags, per lane: an idle owner starts at the lane's virtual time, a busy one after its own last
+  -- job. Two concurrent callers of one owner may assign equal tags; no lock is taken for this.
   FOREACH v_pool IN ARRAY ARRAY(SELECT DISTINCT unnest(v_pools)) LOOP
     v_base := NULL;
     IF NOT v_delayed THEN
@@ -240,19 +228,60 @@ BEGIN
   RETURN QUERY SELECT u.n::integer, u.id, u.s
     FROM unnest(v_ids, v_status) WITH ORDINALITY u(id, s, n);
 END $$;
+COMMENT ON FUNCTION vestry.enqueue_jobs_v1 IS
+  'Enqueue jobs of one owner in the caller''s transaction. Call it with named parameters. p_pools: NULL takes '
+  'the published route. p_parents: 1-based position of the job that a job waits for, before its own; ids '
+  'ascend. p_doc_jobs: 1-based position of a document''s job. Returns one row per job: ''created'', '
+  '''existing'' (same idempotency key, same content) or ''conflict'' (same key, other content). If any '
+  'conflicts, nothing is enqueued and the caller''s transaction stays usable.';
 
-CREATE OR REPLACE FUNCTION vestry.enqueue_jobs_v1(
-  p_owner text, p_privacy text, p_latency text,
-  p_task text, p_quality text, p_tier text,
-  p_run_at timestamptz, p_deadline timestamptz, p_max_attempts integer,
-  p_ids uuid[], p_kinds text[], p_pools text[], p_models text[], p_costs integer[],
-  p_keep_payload boolean[], p_result_ttl_s integer[],
-  p_key_hashes bytea[], p_content_hashes bytea[],
-  p_key_id uuid, p_sealed bytea[], p_texts text[],
-  p_doc_jobs integer[], p_doc_ordinals integer[], p_doc_sources text[], p_doc_hashes bytea[]
-) RETURNS TABLE (ord integer, job_id uuid, status text)
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
+CREATE FUNCTION vestry.store_blobs_v1(
+  p_owner text, p_privacy text, p_key_id uuid,
+  p_jobs uuid[], p_names text[], p_parts integer[], p_bodies bytea[]
+) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
-  SELECT * FROM vestry.enqueue_jobs_v2(
-    p_owner, p_privacy, p_latency, array_fill(p_task, ARRAY[cardinality(p_ids)]), p_quality, p_tier, p_run_at, p_deadline, p_max_attempts, p_ids, p_kinds, array_replace(p_pools, NULL, ''), p_models, p_costs, p_keep_payload, p_result_ttl_s, p_key_hashes, p_content_hashes, p_key_id, p_sealed, p_texts, p_doc_jobs, p_doc_ordinals, p_doc_sources, p_doc_hashes, NULL)
+BEGIN
+  IF p_privacy IS NULL OR p_privacy NOT IN ('private', 'shareable') THEN
+    RAISE EXCEPTION 'privacy must be private or shareable' USING ERRCODE = 'VY003';
+  END IF;
+  IF EXISTS (SELECT FROM unnest(p_jobs, p_names, p_parts, p_bodies) u(job, name, part, body)
+             WHERE (u.part BETWEEN 0 AND 63 AND length(u.name) BETWEEN 1 AND 100
+                    AND u.body IS NOT NULL) IS NOT TRUE)
+     OR EXISTS (SELECT FROM unnest(p_jobs) u(job)
+                WHERE NOT EXISTS (SELECT FROM jobs j
+                                  WHERE j.id = u.job AND j.owner = p_owner AND j.privacy = p_privacy
+                                    AND j.state IN ('queued', 'waiting')))
+  THEN
+    RAISE EXCEPTION 'the parts are invalid, or not of files of these jobs' USING ERRCODE = 'VY003';
+  END IF;
+  IF p_privacy = 'private' THEN
+    IF NOT EXISTS (SELECT FROM owner_keys k WHERE k.key_id = p_key_id AND k.owner = p_owner)
+       OR EXISTS (SELECT FROM unnest(p_bodies) s
+                  WHERE substr(s, 1, 17) IS DISTINCT FROM '\x01'::bytea || uuid_send(p_key_id)
+                     OR length(s) < 45) THEN
+      RAISE EXCEPTION 'a private file must be sealed' USING ERRCODE = 'VY002';
+    END IF;
+    INSERT INTO private_blobs (job_id, name, part, owner, key_id, body)
+    SELECT u.job, u.name, u.part, p_owner, p_key_id, u.body
+    FROM unnest(p_jobs, p_names, p_parts, p_bodies) u(job, name, part, body);
+  ELSE
+    INSERT INTO shareable_blobs (job_id, name, part, owner, body)
+    SELECT u.job, u.name, u.part, p_owner, u.body
+    FROM unnest(p_jobs, p_names, p_parts, p_bodies) u(job, name, part, body);
+  END IF;
+END $$;
+COMMENT ON FUNCTION vestry.store_blobs_v1 IS
+  'Store parts of jobs'' files in the transaction that enqueued the jobs. A file has at most 64 parts of '
+  '1 MiB; private parts are sealed with the owner''s key, as payloads are.';
+
+CREATE FUNCTION vestry.private_sources_v1(p_owner text, p_sources text[]) RETURNS SETOF text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
+AS $$
+  SELECT s FROM unnest(p_sources) s
+  WHERE EXISTS (SELECT FROM vestry.private_documents d
+                WHERE d.owner = p_owner AND d.source = s AND NOT d.deleted)
 $$;
+COMMENT ON FUNCTION vestry.private_sources_v1 IS
+  'Those of the named sources in which the owner has private documents. A shareable job that names one is '
+  'refused: privacy cannot be raised after a cloud has read the content.';

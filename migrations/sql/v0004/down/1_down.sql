@@ -1,2 +1,0 @@
-DROP FUNCTION vestry.replay_jobs_v1;
-DROP INDEX vestry.jobs_replay;
