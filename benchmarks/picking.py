@@ -17,8 +17,7 @@ import psycopg
 from benchmarks.options import Options
 from benchmarks.report import Outcome, percentile
 from models import claims, transitions
-from models.claim_query import PLANNER_OPTIONS, LowWaterMark
-from models.claims import Lease, LeasePolicy
+from models.claims import PLANNER_OPTIONS, Lease, LeasePolicy, LowWaterMark
 from models.states import State
 from models.transitions import Settlement
 from workers.stack.dev_stack import DevStack

@@ -1,32 +1,56 @@
-"""Leases: claiming a batch, keeping it, and knowing what is still ours.
+"""Claims: choosing ready jobs, taking a batch of them under a lease, extending leases.
 
-A lease's random id is the fencing token. Lock order everywhere: leases by id, jobs by id,
-then documents by owner, source and external hash.
+Jobs are ordered by `start_tag`, their position in the lane's virtual time (docs/adr/0001), so one
+ordered index scan is fair to owners. The dispatcher chooses hints with the query of the claim.
+
+A lease's random id is the fencing token. Lock order everywhere: leases by id, jobs by id, then
+documents by owner, source and external hash.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
 from psycopg.rows import namedtuple_row
 from psycopg.types.numeric import Int8
 
-from models.claim_query import LowWaterMark, ready_jobs_sql
+from models.sql import QUERIES, NativeQuery
 from vestry.lanes import Kind
 
 Connection = psycopg.Connection[Any]
 
+PLANNER_OPTIONS: Final = (
+    "-c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off "
+    "-c plan_cache_mode=force_generic_plan"
+)
+"""Settings of every connection that claims. The statistics of a queue are always wrong: the table was
+empty when it was analysed and holds a million rows now, or the reverse. The plan must not depend on
+them, so where there is an ordered index scan it is the only plan on offer. A plan made for each call,
+as Postgres would do here, then has no advantage (a hinted claim among 100,000 jobs: 1.70 ms, and 0.93
+with the plan made once)."""
+
+UNLIMITED_COST: Final = 1_000_000
+"""Cost of a batch for which no budget was given."""
+
+BEGINNING: Final = -(2**63)
+"""A low-water mark below every start tag."""
+FULL_SCAN_EVERY_S: Final = 0.5
+"""How long a job enqueued by a long transaction may be overlooked below the mark."""
+FULL_SCAN_SHARE: Final = 20
+"""A full scan that took d seconds is not repeated for 20 d: at most 5 % of the time is spent on it."""
+FULL_SCAN_LATEST_S: Final = 5.0
+"""But for this long at most: a scan may also have been slow because its process was suspended."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job's row as the claim left it."""
+    """A job's row after the claim."""
 
     id: UUID
     kind: Kind
@@ -50,9 +74,12 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A fenced, expiring claim on a batch. `id` is the token.
+    """A fenced, expiring claim on a batch.
 
-    `more` says that other jobs of the kinds asked for stood in line beside the batch.
+    Attributes:
+        id: the fencing token.
+        exclusive: the process runs nothing else under it; its one job is quarantined.
+        more: other jobs of the requested kinds were ready beside the batch.
     """
 
     id: UUID
@@ -64,7 +91,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class LeasePolicy:
-    """How long a claim lasts, in seconds, and who holds it."""
+    """A worker's name and privacy class, and how long its claims last, in seconds."""
 
     worker: str
     privacy: str
@@ -72,124 +99,89 @@ class LeasePolicy:
     max_run_s: float
 
 
-UNLIMITED_COST = 1_000_000
-"""Cost of a batch for which no budget was given."""
+@dataclass(slots=True)
+class LowWaterMark:
+    """Start tag from which one process scans a (lane, kind) queue. An optimisation, never shared.
 
-_BY_ID = "j.state || '' = 'queued'"
-"""Queued, said so that no partial index answers to it: a row named by its id is fetched by its id. With
-statistics from before the backlog the planner otherwise walks the whole line to filter for that id
-(100,000 jobs: 21 to 49 ms)."""
+    While an old snapshot is held (by a dump, or a caller's long transaction), claimed rows leave index
+    entries that cannot be removed, and every scan from the beginning of the queue would read them all.
 
-# The first in line of each kind asked for, with the kind's mark and budget.
-_HEADS = """
-  SELECT f.id, f.kind, f.model, f.start_tag, k.mark, k.budget
-  FROM unnest(%(kinds)s::text[], %(marks)s::bigint[], %(budgets)s::bigint[]) k(kind, mark, budget),
-  LATERAL (
-    SELECT j.id, j.kind, j.model, j.start_tag FROM vestry.jobs j
-    WHERE %(hint)s::uuid IS NULL AND j.lane = %(lane)s AND j.kind = k.kind
-      AND j.state = 'queued' AND j.start_tag IS NOT NULL AND {quarantined} j.quarantined
-      AND j.start_tag >= k.mark
-    ORDER BY j.start_tag, j.id LIMIT 1) f"""
+    A job enqueued after the lane's virtual time was read gets a start tag no lower than it. One
+    whose transaction began earlier and commits later may be below; the regular full scan finds it.
+    """
 
-# The first of those that nobody is taking just now. With one kind there is no choice.
-_FREE = """
-  SELECT f.id FROM heads f JOIN vestry.jobs j ON j.id = f.id
-  WHERE cardinality(%(kinds)s::text[]) > 1 AND {by_id}
-  ORDER BY f.start_tag, f.id LIMIT 1 FOR UPDATE OF j SKIP LOCKED"""
+    value: int = BEGINNING
+    _next: int = BEGINNING
+    _full_at: float = 0.0
 
-# A kind and model for the batch: the hinted job's, else the free one's, else those of the first
-# (others of its kind may stand behind it).
-_HEAD = """
-  SELECT h.id, h.kind, h.model, h.mark, h.budget FROM (
-    SELECT j.id, j.kind, j.model, k.mark, k.budget FROM vestry.jobs j
-    JOIN unnest(%(kinds)s::text[], %(marks)s::bigint[], %(budgets)s::bigint[])
-      k(kind, mark, budget) ON k.kind = j.kind
-    WHERE j.id = %(hint)s AND j.lane = %(lane)s AND {by_id} AND j.start_tag IS NOT NULL
-      AND NOT j.quarantined
-    UNION ALL
-    (SELECT f.id, f.kind, f.model, f.mark, f.budget FROM heads f
-     ORDER BY f.id NOT IN (SELECT id FROM free), f.start_tag, f.id LIMIT 1)
-  ) h LIMIT 1"""
+    def start(self) -> int:
+        """Start tag from which to scan now: usually the mark, at intervals the very beginning."""
+        return BEGINNING if time.monotonic() >= self._full_at else self.value
+
+    def update(
+        self, start: int, virtual_time: int | None, first: int | None, took_s: float
+    ) -> None:
+        """Advance the mark after a scan.
+
+        Args:
+            start: the result of `start`.
+            virtual_time: the lane's virtual time as the scan saw it, None if it did not read it.
+            first: the lowest start tag of the scan's result, None if that was empty.
+            took_s: how long the statement took, in seconds.
+        """
+        if start != BEGINNING:
+            return
+        # The mark lags one full scan behind, which tolerates transactions open for that long.
+        self.value = self._next
+        if virtual_time is not None:
+            self._next = virtual_time if first is None else min(first, virtual_time)
+        interval_s = max(FULL_SCAN_EVERY_S, FULL_SCAN_SHARE * took_s)
+        self._full_at = time.monotonic() + min(FULL_SCAN_LATEST_S, interval_s)
+
+
+def ready_jobs_sql(
+    *,
+    quarantined: bool = False,
+    kind: str = "%(kind)s",
+    mark: str = "%(mark)s",
+    condition: str = "coalesce(j.model, '') = coalesce(%(model)s, '')",
+) -> str:
+    """SQL that selects and locks `id, start_tag, cost` of up to %(limit)s ready jobs of a queue.
+
+    Parameters of the statement: lane, kind, model (None: the kind's default), mark, limit.
+
+    Args:
+        quarantined: quarantined jobs instead of the others.
+        kind: an expression instead of the parameter.
+        mark: the same.
+        condition: instead of the comparison of models.
+    """
+    return QUERIES["ready_jobs"].format(
+        quarantined=_is_quarantined(quarantined), kind=kind, mark=mark, condition=condition
+    )
 
 
 def _claim_sql(*, quarantined: bool) -> str:
-    rest = (
-        ready_jobs_sql(quarantined=quarantined)
-        .replace("%(kind)s", "(SELECT kind FROM head)")
-        .replace("%(model)s", "(SELECT model FROM head)")
-        .replace("%(mark)s", "(SELECT mark FROM head)")
+    ready_jobs = ready_jobs_sql(
+        quarantined=quarantined,
+        kind="(SELECT kind FROM head)",
+        mark="(SELECT mark FROM head)",
+        condition="coalesce(j.model, '') = coalesce((SELECT model FROM head), '')",
     )
-    which = "" if quarantined else "NOT"
-    return f"""
-    WITH heads AS MATERIALIZED ({_HEADS.format(quarantined=which)}),
-    free AS MATERIALIZED ({_FREE.format(by_id=_BY_ID)}),
-    head AS MATERIALIZED ({_HEAD.format(by_id=_BY_ID)}),
-    hinted AS MATERIALIZED (
-      SELECT j.id, j.start_tag, j.cost FROM vestry.jobs j JOIN head ON head.id = j.id
-      WHERE %(hint)s::uuid IS NOT NULL AND {_BY_ID} AND j.start_tag IS NOT NULL
-        AND NOT j.quarantined
-        AND EXISTS (SELECT FROM vestry.lanes l WHERE l.lane = %(lane)s AND l.paused_at IS NULL)
-        AND (j.deadline IS NULL OR j.deadline > vestry.clock())
-      FOR UPDATE OF j SKIP LOCKED),
-    line AS MATERIALIZED ({rest}),
-    chosen AS (
-      SELECT u.id, u.start_tag,
-             sum(u.cost) OVER (ORDER BY u.rank, u.start_tag, u.id) - u.cost AS before,
-             row_number() OVER (ORDER BY u.rank, u.start_tag, u.id) AS place
-      FROM (SELECT id, start_tag, cost, 0 AS rank FROM hinted
-            UNION ALL
-            SELECT id, start_tag, cost, 1 FROM line
-            WHERE %(hint)s::uuid IS NULL
-               OR (EXISTS (SELECT FROM hinted) AND id NOT IN (SELECT id FROM hinted))) u),
-    batch AS MATERIALIZED (
-      SELECT id, start_tag FROM chosen WHERE before < (SELECT budget FROM head) AND place <= %(limit)s),
-    now AS MATERIALIZED (SELECT vestry.clock() AS t),
-    lease AS (
-      INSERT INTO vestry.leases (lane, privacy, worker, exclusive, created_at, expires_at, max_until)
-      SELECT %(lane)s, %(privacy)s, %(worker)s, %(exclusive)s, now.t,
-             now.t + make_interval(secs => least(%(lease_s)s, %(max_run_s)s)),
-             now.t + make_interval(secs => %(max_run_s)s)
-      FROM now WHERE EXISTS (SELECT FROM batch)
-      RETURNING id),
-    claimed AS (
-      UPDATE vestry.jobs j
-      SET state = 'running', start_tag = NULL, lease_id = lease.id, attempt = j.attempt + 1,
-          started_at = now.t
-      FROM batch, lease, now WHERE j.id = batch.id AND {_BY_ID}
-      RETURNING j.*),
-    moved AS (
-      UPDATE vestry.lanes l SET virtual_time = (SELECT max(start_tag) FROM batch)
-      WHERE l.lane = (SELECT x.lane FROM vestry.lanes x
-                      WHERE x.lane = %(lane)s AND x.virtual_time < (SELECT max(start_tag) FROM batch)
-                      FOR UPDATE SKIP LOCKED))
-    SELECT c.lease_id, c.id, c.kind, c.task, c.model, c.owner, c.latency, c.cost, c.attempt,
-           c.max_attempts, c.keep_payload, c.result_ttl_s, c.created_at, c.started_at,
-           c.quality, c.tier, c.parent_id, c.root_id, c.tried_models,
-           (SELECT virtual_time FROM vestry.lanes WHERE lane = %(lane)s) AS virtual_time,
-           (SELECT min(start_tag) FROM batch) AS first_tag,
-           ARRAY(SELECT h.start_tag FROM unnest(%(kinds)s::text[]) WITH ORDINALITY k(kind, place)
-                 LEFT JOIN heads h ON h.kind = k.kind ORDER BY k.place) AS head_tags,
-           EXISTS (SELECT FROM heads WHERE kind <> (SELECT kind FROM head))
-           OR (SELECT true FROM vestry.jobs j
-               WHERE j.lane = %(lane)s AND j.kind = (SELECT kind FROM head)
-                 AND j.state = 'queued' AND j.start_tag IS NOT NULL AND {which} j.quarantined
-                 AND j.start_tag >= (SELECT mark FROM head) AND j.id NOT IN (SELECT id FROM batch)
-               ORDER BY j.start_tag, j.id LIMIT 1) IS NOT NULL AS more
-    FROM claimed c ORDER BY c.id"""  # noqa: S608 - composed of this module's own literals
+    return QUERIES["claim"].format(quarantined=_is_quarantined(quarantined), ready_jobs=ready_jobs)
 
 
-def _minify_sql(query: str) -> str:
-    """Without blanks it can do without: psycopg parses a text past 4096 characters for every call."""
-    return re.sub(r"\s*([(,])\s*|\s+(?=\))", r"\1", " ".join(query.split()))
+def _is_quarantined(quarantined: bool) -> str:
+    return "j.quarantined" if quarantined else "NOT j.quarantined"
 
 
-CLAIM = _minify_sql(_claim_sql(quarantined=False))
-CLAIM_QUARANTINED = _minify_sql(_claim_sql(quarantined=True))
+CLAIM: Final = NativeQuery.of(_claim_sql(quarantined=False))
+CLAIM_QUARANTINED: Final = NativeQuery.of(_claim_sql(quarantined=True))
 
 
 def claim(
     conn: Connection,
-    terms: LeasePolicy,
+    policy: LeasePolicy,
     lane: str,
     kinds: Sequence[str],
     *,
@@ -199,58 +191,57 @@ def claim(
     marks: Mapping[str, LowWaterMark] | None = None,
     quarantined: bool = False,
 ) -> Lease | None:
-    """Take a batch of one kind and model under a fresh token, in the caller's transaction.
+    """Claim a batch of one kind and model under a new lease, in the caller's transaction.
 
-    One statement however many kinds there are: the first in line among them says which it is.
+    One statement for any number of kinds: the lowest start tag among them decides the kind.
 
-    The caller commits synchronously before it runs anything: an asynchronous claim lost in a crash
-    of Postgres would let the same jobs be handed out again while they run.
+    The caller commits synchronously before it runs anything: if an asynchronous claim were lost in a
+    crash of Postgres, the same jobs could be claimed again while they run.
 
     Args:
         conn: a connection in a transaction.
-        terms: whose lease it will be and how long it lasts.
-        lane: from which lane.
-        kinds: kinds this process has slots for.
-        hint: a job that must be the first of the batch; if it cannot be had nothing is taken.
+        policy: the worker and the lengths of its leases.
+        lane: the lane to claim from.
+        kinds: kinds for which this process has free slots.
+        hint: a job that must be the first of the batch; if it is not ready nothing is claimed.
         limit: most jobs.
-        budgets: largest cost (sum of jobs.cost) by kind; the first job is taken whatever its size.
+        budgets: largest cost (sum of jobs.cost) by kind; the first job is claimed whatever its cost.
         marks: the lane's low-water marks in this process, by kind.
-        quarantined: take one quarantined job under an exclusive lease; the process must hold
+        quarantined: claim one quarantined job under an exclusive lease; the process must run
             nothing else.
 
     Returns:
-        The lease, or None when nothing was runnable.
+        The lease, or None if no job was ready.
     """
     marks = marks or {}
-    known = [marks.get(kind) or LowWaterMark() for kind in kinds]
-    starts = [mark.start() for mark in known]
+    kind_marks = [marks.get(kind) or LowWaterMark() for kind in kinds]
+    starts = [mark.start() for mark in kind_marks]
     begun = time.monotonic()
-    with conn.cursor(row_factory=namedtuple_row) as cursor:
-        rows: list[Any] = cursor.execute(
-            CLAIM_QUARANTINED if quarantined else CLAIM,
-            {
-                "lane": lane,
-                "kinds": list(kinds),
-                "hint": hint,
-                # Of one type whatever their size: else the statement is planned for each.
-                "marks": [Int8(start) for start in starts],
-                "limit": 1 if quarantined else limit,
-                "budgets": [Int8((budgets or {}).get(kind, UNLIMITED_COST)) for kind in kinds],
-                "privacy": terms.privacy,
-                "worker": terms.worker,
-                "exclusive": quarantined,
-                "lease_s": terms.lease_s,
-                "max_run_s": terms.max_run_s,
-            },
-            prepare=True,
-            binary=True,
-        ).fetchall()
+    query = CLAIM_QUARANTINED if quarantined else CLAIM
+    rows: list[Any] = query.execute(
+        conn,
+        {
+            "lane": lane,
+            "kinds": list(kinds),
+            "hint": hint,
+            # One type for all values: else the statement would be planned for each.
+            "marks": [Int8(start) for start in starts],
+            "limit": 1 if quarantined else limit,
+            "budgets": [Int8((budgets or {}).get(kind, UNLIMITED_COST)) for kind in kinds],
+            "privacy": policy.privacy,
+            "worker": policy.worker,
+            "exclusive": quarantined,
+            "lease_s": policy.lease_s,
+            "max_run_s": policy.max_run_s,
+        },
+        namedtuple_row,
+    ).fetchall()
     if hint is None:
         took_s = time.monotonic() - begun
         virtual_time, heads = (rows[0].virtual_time, rows[0].head_tags) if rows else (None, None)
-        for place, (kind, mark, start) in enumerate(zip(kinds, known, starts, strict=True)):
-            taken = bool(rows) and kind == rows[0].kind
-            first = rows[0].first_tag if taken else heads and heads[place]
+        for number, (kind, mark, start) in enumerate(zip(kinds, kind_marks, starts, strict=True)):
+            claimed = bool(rows) and kind == rows[0].kind
+            first = rows[0].first_tag if claimed else heads and heads[number]
             mark.update(start, virtual_time, first, took_s)
     if not rows:
         return None
@@ -263,14 +254,31 @@ def claim(
     )
 
 
-def extend(conn: Connection, tokens: Sequence[UUID], lease_s: float) -> frozenset[UUID]:
-    """Extend leases, never past their `max_until`; returns the jobs they still hold.
+def claimable_heads(
+    conn: Connection, lanes: Sequence[str], kinds: Sequence[str]
+) -> list[tuple[UUID]]:
+    """Head of every (lane, kind) queue that is not row-locked, quarantined jobs included.
 
-    One that ran out but was not taken back is extended, too: after an outage that was longer than a
-    lease this is how a process says that it is still there, before the reconciler's grace is over.
+    Low-water marks are not applied.
 
     Args:
-        conn: a connection; the statement commits by itself under autocommit.
+        conn: an autocommit connection.
+        lanes: the lanes.
+        kinds: the kinds.
+    """
+    return conn.execute(
+        QUERIES["claimable_heads"], {"lanes": list(lanes), "kinds": list(kinds)}
+    ).fetchall()
+
+
+def extend(conn: Connection, tokens: Sequence[UUID], lease_s: float) -> frozenset[UUID]:
+    """Extend leases, never past their `max_until`; returns the jobs that they still hold.
+
+    An expired lease that is not rescued yet is extended, too: after an outage longer than a lease,
+    the process reports in this way that it lives, before the reconciler's grace period ends.
+
+    Args:
+        conn: a connection; under autocommit each statement commits.
         tokens: the process's leases.
         lease_s: seconds from now.
     """
@@ -278,8 +286,8 @@ def extend(conn: Connection, tokens: Sequence[UUID], lease_s: float) -> frozense
         """UPDATE vestry.leases l
            SET expires_at = least(l.max_until, now.t + make_interval(secs => %(lease_s)s))
            FROM (SELECT vestry.clock() AS t OFFSET 0) now,
-                (SELECT id FROM vestry.leases WHERE id = ANY (%(tokens)s) ORDER BY id FOR UPDATE) mine
-           WHERE l.id = mine.id""",
+                (SELECT id FROM vestry.leases WHERE id = ANY (%(tokens)s) ORDER BY id FOR UPDATE) held
+           WHERE l.id = held.id""",
         {"lease_s": lease_s, "tokens": list(tokens)},
     )
     return frozenset(

@@ -1,53 +1,41 @@
-"""What the dispatcher reads and stamps: which jobs to hint at, and that they were."""
+"""Queries of the dispatcher: which queues have ready jobs, which jobs to hint at."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
 
-from models.claim_query import LowWaterMark, ready_jobs_sql
+from models.claims import LowWaterMark, ready_jobs_sql
+from models.sql import QUERIES
 
 Connection = psycopg.Connection[Any]
 
-_STAMP = f"""
-WITH picked AS MATERIALIZED ({ready_jobs_sql(hints=True)}),
-stamped AS (
-  UPDATE vestry.jobs j SET hinted_at = vestry.clock()
-  FROM picked WHERE j.id = picked.id RETURNING j.id)
-SELECT picked.id, picked.start_tag,
-       (SELECT virtual_time FROM vestry.lanes WHERE lane = %(lane)s) AS virtual_time
-FROM picked JOIN stamped USING (id) ORDER BY picked.start_tag, picked.id"""  # noqa: S608 - our own text
-
-
-_WAITING = """
-SELECT w.lane, w.kind
-FROM (SELECT vestry.clock() AS t OFFSET 0) now,
-     unnest(%(lanes)s::text[], %(kinds)s::text[], %(marks)s::bigint[], %(ages)s::float8[])
-       w(lane, kind, mark, age_s)
-WHERE EXISTS (SELECT FROM vestry.jobs j
-              WHERE j.lane = w.lane AND j.kind = w.kind AND j.state = 'queued'
-                AND j.start_tag IS NOT NULL AND NOT j.quarantined AND j.start_tag >= w.mark
-                AND j.created_at <= now.t - make_interval(secs => w.age_s))"""
+_MARK_HINTED: Final = QUERIES["mark_hinted"].format(
+    ready_jobs=ready_jobs_sql(
+        condition="(j.hinted_at IS NULL OR j.hinted_at < now.t - make_interval(secs => %(rehint_s)s))"
+        " AND j.created_at <= now.t - make_interval(secs => %(age_s)s)"
+    )
+)
 
 
 def lanes_with_ready_jobs(
     conn: Connection, marks: Mapping[tuple[str, str], LowWaterMark], ages_s: Mapping[str, float]
 ) -> frozenset[tuple[str, str]]:
-    """Of (lane, kind) pairs, those with a job in line: one query for all that an idle tick asks.
+    """Those of the (lane, kind) pairs that have a ready job: the one query of an idle tick.
 
     Args:
         conn: a connection.
         marks: the pairs' low-water marks in this process.
-        ages_s: by lane, how old a job must be to count; 0 where none is given.
+        ages_s: by lane, how old a job must be to count, in seconds; 0 where none is given.
     """
     starts = {pair: mark.start() for pair, mark in marks.items()}
     begun = time.monotonic()
     rows = conn.execute(
-        _WAITING,
+        QUERIES["lanes_with_ready_jobs"],
         {
             "lanes": [lane for lane, _ in starts],
             "kinds": [kind for _, kind in starts],
@@ -56,11 +44,11 @@ def lanes_with_ready_jobs(
         },
         prepare=True,
     ).fetchall()
-    found = frozenset((row[0], row[1]) for row in rows)
+    ready = frozenset((row[0], row[1]) for row in rows)
     took_s = time.monotonic() - begun
-    for pair in starts.keys() - found:
+    for pair in starts.keys() - ready:
         marks[pair].update(starts[pair], None, None, took_s)
-    return found
+    return ready
 
 
 def mark_hinted(
@@ -73,23 +61,23 @@ def mark_hinted(
     mark: LowWaterMark,
     age_s: float = 0.0,
 ) -> list[UUID]:
-    """Choose and stamp the jobs to hint at next: one statement, which may be its own transaction.
+    """Choose the jobs to hint at next and set their `hinted_at`, in one statement.
 
-    It may be committed asynchronously: a stamp lost in a crash costs one stale hint.
+    The commit may be asynchronous: a mark lost in a crash costs one stale hint.
 
     Args:
         conn: a connection.
         lane: the lane.
         kind: the kind.
         limit: most hints.
-        rehint_s: hint again at a job still queued this many seconds after its last hint.
-        mark: the lane and kind's low-water mark in this process.
-        age_s: how many seconds ago a job must have been enqueued.
+        rehint_s: seconds after its last hint at which a job that is still queued is hinted at again.
+        mark: the low-water mark of the lane and kind in this process.
+        age_s: seconds ago that a job must have been enqueued.
     """
     start = mark.start()
     begun = time.monotonic()
     rows = conn.execute(
-        _STAMP,
+        _MARK_HINTED,
         {
             "lane": lane,
             "kind": kind,

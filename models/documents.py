@@ -1,8 +1,8 @@
 """Documents, their chunks and vectors: read before an attempt, written in its finishing transaction.
 
-The fence is the generation: enqueue and delete advance it, and an effect made for an older one is
-refused while the row is locked. Lock order: after jobs, by owner, source and external hash, as the
-SQL functions lock them.
+The fence is the generation: enqueue and delete advance it, and an effect for an older one is refused
+while the row is locked. Lock order: after jobs, by owner, source and external hash, as in the SQL
+functions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from models.arrays import column
 from models.content import Content
+from models.sql import QUERIES, column
 from vestry.crypto.envelope import CHUNK, DETAIL
 from vestry.ids import uuid7
 
@@ -27,11 +27,15 @@ Connection = psycopg.Connection[Any]
 
 @dataclass(frozen=True, slots=True)
 class DocumentState:
-    """A job's document as it stands: see the columns of `*_documents`."""
+    """Current state of a job's document; see the columns of `*_documents`.
+
+    Attributes:
+        generation: the one that the job was enqueued for.
+        current: it is still the document's generation.
+    """
 
     document_id: UUID
     generation: int
-    """The generation the job was enqueued for."""
     current: bool
     indexed_hash: bytes | None
     indexed_space: str | None
@@ -51,7 +55,7 @@ class ChunkRow:
 
 @dataclass(frozen=True, slots=True)
 class DocumentWrite:
-    """What an attempt wants to store for one document; `chunks` None only confirms what is there."""
+    """Content to store for one document. `chunks` None: the stored chunks are confirmed as current."""
 
     document_id: UUID
     generation: int
@@ -66,7 +70,7 @@ class DocumentWrite:
 def read_states(
     conn: Connection, privacy: str, job_ids: Sequence[UUID]
 ) -> Callable[[], dict[UUID, list[DocumentState]]]:
-    """Ask for the documents of jobs, in the order of their payloads, as `payloads.read_payloads`.
+    """Query the documents of jobs, in the order of their payloads; see `payloads.read_payloads`.
 
     Row security must name the owners.
     """
@@ -86,20 +90,20 @@ def read_states(
         binary=True,
     )
 
-    def take() -> dict[UUID, list[DocumentState]]:
-        found: dict[UUID, list[DocumentState]] = {}
-        for job_id, *rest in rows:
-            found.setdefault(job_id, []).append(DocumentState(*rest))
-        return found
+    def fetch() -> dict[UUID, list[DocumentState]]:
+        states: dict[UUID, list[DocumentState]] = {}
+        for job_id, *columns in rows:
+            states.setdefault(job_id, []).append(DocumentState(*columns))
+        return states
 
-    return take
+    return fetch
 
 
 def lock_current(
-    conn: Connection, privacy: str, wanted: Iterable[tuple[UUID, int]]
+    conn: Connection, privacy: str, generations: Iterable[tuple[UUID, int]]
 ) -> frozenset[tuple[UUID, int]]:
-    """Lock documents in order; of the (document, generation) pairs wanted, those that stand."""
-    pairs = frozenset(wanted)
+    """Lock documents in order; returns those of the (document, generation) pairs that are current."""
+    pairs = frozenset(generations)
     if not pairs:
         return frozenset()
     rows = conn.execute(
@@ -116,12 +120,12 @@ def lock_current(
 
 
 def store(conn: Connection, content: Content, writes: Sequence[DocumentWrite]) -> None:
-    """Replace the chunks and vectors of locked, standing documents.
+    """Replace the chunks and vectors of locked, current documents.
 
     Args:
-        conn: the finishing transaction, with the owners named.
-        content: how this privacy class stores content.
-        writes: one a document; those with `chunks` None only move indexed_generation on.
+        conn: the finishing transaction, in which row security names the owners.
+        content: storage of the privacy class.
+        writes: one per document; one with `chunks` None only advances indexed_generation.
     """
     if not writes:
         return
@@ -181,52 +185,36 @@ def _update(conn: Connection, content: Content, writes: Sequence[DocumentWrite])
 
 
 def _insert_chunks(conn: Connection, content: Content, writes: Sequence[DocumentWrite]) -> None:
-    pieces = [(w, chunk, uuid7()) for w in writes for chunk in w.chunks or ()]
-    if not pieces:
+    rows = [(w, chunk, uuid7()) for w in writes for chunk in w.chunks or ()]
+    if not rows:
         return
     texts = [
         None if chunk.text is None else content.encode(w.owner, CHUNK, chunk_id, chunk.text)
-        for w, chunk, chunk_id in pieces
+        for w, chunk, chunk_id in rows
     ]
     conn.execute(
-        _of(
-            content.privacy,
-            """WITH u AS MATERIALIZED (
-                 SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::int[], %b::int[],
-                                      %b::int[], %b::bytea[], %b::uuid[], %b::{content}[],
-                                      %b::int[], %b::text[], %b::text[])
-                   x(id, document_id, owner, ordinal, start_char, end_char, content_hash, key_id,
-                     text, space_id, source, vector)),
-               stored AS (
-                 INSERT INTO {chunks} (id, document_id, owner, ordinal, start_char, end_char,
-                                       content_hash, text{key_column})
-                 SELECT u.id, u.document_id, u.owner, u.ordinal, u.start_char, u.end_char,
-                        u.content_hash, u.text{key_value} FROM u)
-               INSERT INTO {embeddings} (chunk_id, space_id, owner, source, vector)
-               SELECT u.id, u.space_id, u.owner, u.source, u.vector::halfvec FROM u""",
-            sealed=content.sealed,
-        ),
-        [
-            column(chunk_id for _, _, chunk_id in pieces),
-            column(w.document_id for w, _, _ in pieces),
-            column(w.owner for w, _, _ in pieces),
-            column(chunk.ordinal for _, chunk, _ in pieces),
-            column(chunk.start for _, chunk, _ in pieces),
-            column(chunk.end for _, chunk, _ in pieces),
-            column(chunk.content_hash for _, chunk, _ in pieces),
-            column(content.key_id(w.owner) for w, _, _ in pieces),
-            column(texts),
-            column(w.space_id for w, _, _ in pieces),
-            column(w.source for w, _, _ in pieces),
-            column(chunk.vector for _, chunk, _ in pieces),
-        ],
+        _of(content.privacy, QUERIES["insert_chunks"], sealed=content.sealed),
+        {
+            "id": column(chunk_id for _, _, chunk_id in rows),
+            "document_id": column(w.document_id for w, _, _ in rows),
+            "owner": column(w.owner for w, _, _ in rows),
+            "ordinal": column(chunk.ordinal for _, chunk, _ in rows),
+            "start_char": column(chunk.start for _, chunk, _ in rows),
+            "end_char": column(chunk.end for _, chunk, _ in rows),
+            "content_hash": column(chunk.content_hash for _, chunk, _ in rows),
+            "key_id": column(content.key_id(w.owner) for w, _, _ in rows),
+            "text": column(texts),
+            "space_id": column(w.space_id for w, _, _ in rows),
+            "source": column(w.source for w, _, _ in rows),
+            "vector": column(chunk.vector for _, chunk, _ in rows),
+        },
         prepare=True,
     )
 
 
 @cache
 def _of(privacy: str, query: LiteralString, *, sealed: bool = False) -> bytes:
-    """A statement on one privacy class's tables; the same text is made once."""
+    """A statement on the tables of one privacy class."""
     tables = {
         name: sql.Identifier("vestry", f"{privacy}_{name}")
         for name in ("documents", "chunks", "embeddings")

@@ -11,8 +11,8 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from models.arrays import column
 from models.content import Content
+from models.sql import column
 from vestry.crypto.envelope import PAYLOAD, RESULT, blob_field
 
 Connection = psycopg.Connection[Any]

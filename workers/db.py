@@ -17,7 +17,7 @@ from typing import Any, Final
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from models.claim_query import PLANNER_OPTIONS
+from models.claims import PLANNER_OPTIONS
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]

@@ -22,7 +22,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from models import dispatch_queries, transitions
-from models.claim_query import LowWaterMark
+from models.claims import LowWaterMark
 from vestry.lanes import KINDS, LANES, Latency, Privacy
 from workers import log_redaction
 from workers.app import make_app

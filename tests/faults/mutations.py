@@ -25,6 +25,7 @@ from uuid import UUID
 import psycopg
 
 from models import documents, transitions
+from models.sql import QUERIES
 from tests.faults import points
 from tests.faults.forks import BUG, Laboratory, Scale
 from tests.faults.servers import LabStack
@@ -82,23 +83,33 @@ def rewrite(module: ModuleType, name: str, *changes: tuple[str, str]) -> None:
     exec(compile(text, f"<{name}, mutated>", "exec"), vars(module))  # noqa: S102 - our own text
 
 
+def rewrite_query(name: str, *changes: tuple[str, str]) -> None:
+    """Replace text of a named statement; every change must occur once."""
+    text = QUERIES[name]
+    for old, new in changes:
+        if text.count(old) != 1:
+            raise ValueError(f"{name} does not hold once: {old}")
+        text = text.replace(old, new)
+    QUERIES[name] = text
+
+
 HELD: Final = "AND lease_id = %(token)s AND state = 'running'"
-SETTLED: Final = "AND j.lease_id = %s AND j.state = 'running'"
+SETTLED: Final = "AND j.lease_id = %(token)s AND j.state = 'running'"
 
 
 def _no_token() -> None:
     rewrite(transitions, "lock_held", (HELD, "AND state = 'running'"))
-    rewrite(transitions, "settle", (SETTLED, "AND %s::uuid IS NOT NULL AND j.state = 'running'"))
+    rewrite_query("settle", (SETTLED, "AND j.state = 'running'"))
 
 
 def _no_state() -> None:
     rewrite(transitions, "lock_held", (HELD, "AND lease_id = %(token)s"))
-    rewrite(transitions, "settle", (SETTLED, "AND j.lease_id = %s"))
+    rewrite_query("settle", (SETTLED, "AND j.lease_id = %(token)s"))
 
 
 def _no_generation() -> None:
     standing = "return pairs & frozenset((row[0], row[1]) for row in rows)"
-    rewrite(documents, "lock_standing", (standing, "return pairs"))
+    rewrite(documents, "lock_current", (standing, "return pairs"))
     current = "coalesce(d.generation = jd.generation AND NOT d.deleted, false)"
     rewrite(documents, "read_states", (current, "true"))
 
@@ -179,19 +190,15 @@ MUTATIONS: Final = (
         "the crash count",
         "rescue does not count that a job took its process down alone",
         ("more attempts than it may (lost alone)",),
-        lambda: rewrite(
-            transitions,
-            "rescue",
-            ("crashes = j.crashes + held.exclusive::int", "crashes = j.crashes"),
+        lambda: rewrite_query(
+            "rescue", ("crashes = j.crashes + held.exclusive::int", "crashes = j.crashes")
         ),
     ),
     Mutation(
         "the suspect rule",
         "rescue returns a batch to the line as if nothing had been",
         (LOST,),
-        lambda: rewrite(
-            transitions, "rescue", ("quarantined = NOT held.dies", "quarantined = false")
-        ),
+        lambda: rewrite_query("rescue", ("quarantined = NOT held.dies", "quarantined = false")),
     ),
     Mutation(
         "the generation check",

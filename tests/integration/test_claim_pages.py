@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from models import claims
-from models.claim_query import BEGINNING, PLANNER_OPTIONS
+from models.claims import BEGINNING, PLANNER_OPTIONS
 from workers.stack.dev_stack import DevStack
 
 LANE = "private.bulk.gpu"
@@ -42,22 +42,22 @@ def backlog(clean: DevStack) -> Iterator[UUID]:
 
 def claimed(conn: Any, kinds: list[str], hint: UUID | None = None) -> tuple[int, int, str]:
     """Rows and pages of a claim, and how it came about."""
-    row = conn.execute(
-        "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + claims.CLAIM,
-        {
-            "lane": LANE,
-            "kinds": kinds,
-            "hint": hint,
-            "marks": [BEGINNING] * len(kinds),
-            "limit": 8,
-            "budgets": [1_000] * len(kinds),
-            "privacy": "private",
-            "worker": "test",
-            "exclusive": False,
-            "lease_s": 60,
-            "max_run_s": 600,
-        },
-    ).fetchone()
+    parameters: dict[str, Any] = {
+        "lane": LANE,
+        "kinds": kinds,
+        "hint": hint,
+        "marks": [BEGINNING] * len(kinds),
+        "limit": 8,
+        "budgets": [1_000] * len(kinds),
+        "privacy": "private",
+        "worker": "test",
+        "exclusive": False,
+        "lease_s": 60,
+        "max_run_s": 600,
+    }
+    explained = "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + claims.CLAIM.text
+    values = [parameters[name] for name in claims.CLAIM.names]
+    row = psycopg.RawCursor(conn).execute(explained, values).fetchone()
     assert row is not None
     conn.rollback()
     plan: dict[str, Any] = row[0][0]["Plan"]

@@ -9,15 +9,15 @@ import psycopg
 import pytest
 
 from models import claims
-from models.claim_query import (
+from models.claims import (
     BEGINNING,
     FULL_SCAN_EVERY_S,
     FULL_SCAN_LATEST_S,
     PLANNER_OPTIONS,
+    LeasePolicy,
     LowWaterMark,
     ready_jobs_sql,
 )
-from models.claims import LeasePolicy
 from workers import db
 from workers.stack.dev_stack import DevStack
 
@@ -128,7 +128,7 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
 ) -> None:
     fill(admin, 1_000)
     clock = [1000.0]
-    monkeypatch.setattr("models.claim_query.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("models.claims.time.monotonic", lambda: clock[0])
     mark = LowWaterMark()
     url = clean.database_url("vestry_private")
     with psycopg.connect(url, autocommit=True, options=PLANNER_OPTIONS) as conn:
@@ -157,7 +157,7 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
 def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what a transaction commits late, begun before the last one, is still found."""
     clock = [1000.0]
-    monkeypatch.setattr("models.claim_query.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("models.claims.time.monotonic", lambda: clock[0])
     mark = LowWaterMark()
     mark.update(mark.start(), virtual_time=100, first=100, took_s=0)
     assert mark.start() == BEGINNING

@@ -13,8 +13,7 @@ from psycopg_pool import ConnectionPool
 
 from inference.remote.egress import on_behalf_of
 from models import claims, documents, payloads, transitions
-from models.claim_query import LowWaterMark
-from models.claims import ClaimedJob, Lease, LeasePolicy
+from models.claims import ClaimedJob, Lease, LeasePolicy, LowWaterMark
 from models.content import Content
 from models.documents import DocumentState
 from tasks.protocol import (

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import psycopg
 
-from models.claim_query import runnable
+from models.claims import claimable_heads
 from workers.db import deadline
 from workers.execution.heartbeat import OVERRUN_EXIT_CODE, Heartbeat
 
@@ -114,7 +114,7 @@ class StallWatchdog:
     def check(self, conn: Connection) -> None:
         """End the process if the same job has been runnable for too long while it did nothing."""
         now = time.monotonic()
-        found = {row[0] for row in runnable(conn, self._lanes, self._kinds)}
+        found = {row[0] for row in claimable_heads(conn, self._lanes, self._kinds)}
         self._runnable_since = {job: self._runnable_since.get(job, now) for job in found}
         oldest = min(self._runnable_since.values(), default=now)
         if (
