@@ -16,6 +16,7 @@ import psycopg
 
 from vestry.crypto.envelope import OwnerKey, plain_digest
 from vestry.crypto.keyring import KeyRing
+from vestry.db.row_security import SET_OWNERS
 from vestry.errors import UnknownKey, VestryError
 
 Connection = psycopg.Connection[Any]
@@ -70,9 +71,7 @@ class Content(Protocol):
 
 def set_row_security_owners(conn: Connection, owners: Iterable[str]) -> None:
     """Set the owners that row security lets this transaction see; gone when it ends."""
-    conn.execute(
-        "SELECT set_config('vestry.owners', (%s::text[])::text, true)", [sorted(set(owners))]
-    )
+    conn.execute(SET_OWNERS, [sorted(set(owners))])
 
 
 class ShareableContent:

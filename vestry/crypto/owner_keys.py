@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from vestry.crypto.envelope import OwnerKey, new_dek
+from vestry.db.row_security import SET_OWNERS
 from vestry.errors import DatabaseError, KeyRingError, SettingsError, UnknownKey
 from vestry.ids import uuid7
 from vestry.operations import Operation, Query
@@ -22,7 +23,6 @@ KEPT_S: Final = 600.0
 
 _ENSURE = """SELECT key_id, wrapped, kek_id, fresh
 FROM vestry.ensure_owner_key_v1(%s::text, %s::uuid, %b::bytea, %s::text)"""
-_CONTEXT = "SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)"
 _FIND = """SELECT key_id, wrapped, kek_id,
        created_xid IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()
 FROM vestry.owner_keys WHERE owner = %s"""
@@ -64,7 +64,7 @@ class OwnerKeys:
         if kept is not None:
             return kept
         # Row security shows the key of the owner named; together, they are one transaction.
-        rows = yield Query(_CONTEXT, (owner,)), Query(_FIND, (owner,))
+        rows = yield Query(SET_OWNERS, ([owner],)), Query(_FIND, (owner,))
         return self._unwrapped(owner, *rows[1]) if rows[1:] else None
 
     def require(self, owner: str) -> Operation[OwnerKey]:

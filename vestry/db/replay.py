@@ -16,6 +16,7 @@ from uuid import UUID
 from vestry.crypto.envelope import PAYLOAD, OwnerKey, blob_field
 from vestry.crypto.owner_keys import OwnerKeys
 from vestry.db.job_queries import SELECT_STATUS, STATUS_COLUMNS, status_of
+from vestry.db.row_security import SET_OWNERS
 from vestry.errors import InvalidInput, NotFinished, PayloadGone, UnknownJob
 from vestry.failure_reasons import REASONS, Reason, codes_of, reason_of
 from vestry.ids import uuid7
@@ -26,7 +27,6 @@ from vestry.operations import Operation, Query
 BATCH_JOBS: Final = 32
 """Jobs replayed in one call, whose payloads are in memory together."""
 
-_NAME: Final = "SELECT set_config('vestry.owners', (%s::text[])::text, true)"
 _WHICH: Final = """ FROM vestry.jobs j WHERE {state}
   AND (%s::text IS NULL OR j.kind = %s) AND (%s::text IS NULL OR j.owner = %s)
   AND (%s::text IS NULL OR j.lane = %s) AND (%s::text[] IS NULL OR j.error_code = ANY (%s))
@@ -202,7 +202,7 @@ def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Operation[list[JobRef]]:
         key = None
         if privacy == Privacy.PRIVATE.value:
             key = yield from keys.require(owner)
-        yield Query(_NAME, ([owner],))
+        yield Query(SET_OWNERS, ([owner],))
         for batch in _batches(list(group)):
             made |= yield from _replay_batch(batch, owner, privacy, key)
     return [made[job] for job in jobs]
@@ -211,7 +211,7 @@ def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Operation[list[JobRef]]:
 def _listed(which: JobFilter, state: LiteralString) -> Operation[list[PastJob]]:
     # The listed jobs' owners are named, so that it can be seen what of theirs is kept.
     rows = yield which.query("j.id, j.owner", state)
-    yield Query(_NAME, (sorted({row[1] for row in rows}),))
+    yield Query(SET_OWNERS, (sorted({row[1] for row in rows}),))
     return (yield from _past([row[0] for row in rows], named=True))
 
 
@@ -220,7 +220,7 @@ def _past(jobs: Sequence[UUID], *, named: bool = False) -> Operation[list[PastJo
         rows = yield Query(
             "SELECT owner FROM vestry.jobs WHERE id = ANY (%b::uuid[])", (list(jobs),)
         )
-        yield Query(_NAME, ([row[0] for row in rows],))
+        yield Query(SET_OWNERS, ([row[0] for row in rows],))
     rows = yield Query(_PAST, (list(jobs),))
     found = {row[0]: _past_job(row) for row in rows}
     return [found[job] for job in jobs if job in found]

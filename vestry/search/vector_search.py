@@ -19,6 +19,7 @@ from psycopg import sql
 
 from vestry.crypto.envelope import CHUNK, DETAIL
 from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.row_security import owners_setting
 from vestry.errors import InvalidInput, UnknownSpace
 from vestry.jobs.base import JobOptions, privacy_name
 from vestry.jobs.embedding import Embedding
@@ -52,7 +53,7 @@ _RERANKER: Final = """SELECT 1 FROM vestry.routes r
     AND NOT EXISTS (SELECT FROM vestry.routes e WHERE e.kind = 'embedding' AND e.model = r.model)
     AND NOT EXISTS (SELECT FROM vestry.spaces s WHERE s.model = r.model)"""
 _MODEL: Final = "SELECT model FROM vestry.spaces WHERE name = %s"
-_CONTEXT: Final = """SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true),
+_CONTEXT: Final = f"""SELECT {owners_setting("ARRAY[%s::text]")},
   set_config('hnsw.iterative_scan', 'strict_order', true),
   set_config('hnsw.max_scan_tuples', '200000', true),
   set_config('hnsw.ef_search', %s::text, true)"""
