@@ -1,27 +1,33 @@
-"""Breakers, turns under rate limits, spending and routes: what all processes share about backends."""
+"""Shared state of backends: circuit breakers, rate limits, spending and routes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
 
 Connection = psycopg.Connection[Any]
 
+MOVE_BATCH_ROWS: Final = 2000
+"""Jobs examined in one transaction when routes change."""
+MovePosition = tuple[int, UUID]
+"""Position in a (lane, kind) queue: the start tag and the id of a job."""
+QUEUE_START: Final[MovePosition] = (-(2**63), UUID(int=0))
+
 
 @dataclass(frozen=True, slots=True)
 class BreakerState:
-    """A backend that failed lately.
+    """Circuit breaker of a backend that failed recently.
 
     Attributes:
-        open: its breaker is not closed: open, or half-open once `away_s` is over.
-        away_s: seconds until it may be called again; negative or 0 when it may.
-        probed: somebody is trying it just now.
-        reason: the code of its last error.
+        open: it is not closed: open, or half-open once `retry_in_s` is 0.
+        retry_in_s: seconds until a call may be tried; 0 if it may be now.
+        probing: a caller has the half-open probe.
+        reason: the code of the last error.
     """
 
     open: bool
@@ -32,7 +38,7 @@ class BreakerState:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where requests of one sort go; '' stands for any task or tier without a line of its own."""
+    """Pool and model of one sort of request; '' is any task or tier without a route of its own."""
 
     kind: str
     task: str
@@ -45,13 +51,10 @@ class Route:
 
 
 def breaker_states(conn: Connection) -> dict[str, BreakerState]:
-    """Backends that failed lately, by name; the others are well."""
+    """Breakers by backend; those of the backends left out are closed and have no failure."""
     rows = conn.execute(
-        """SELECT backend, open_until IS NOT NULL,
-                  coalesce(extract(epoch FROM open_until - now.t), 0)::float8,
-                  coalesce(probing_until > now.t, false), reason
-           FROM vestry.backend_health, (SELECT vestry.clock() AS t OFFSET 0) now
-           WHERE failures > 0 OR open_until IS NOT NULL""",
+        """SELECT backend, state <> 'closed', coalesce(open_s, 0), probing, reason
+           FROM vestry.breakers_v1()""",
         prepare=True,
     ).fetchall()
     return {row[0]: BreakerState(*row[1:]) for row in rows}
@@ -67,7 +70,7 @@ def record_failure(
     cooldown_s: float,
     max_cooldown_s: float,
 ) -> None:
-    """Note a failed call; see `vestry.backend_failed_v1`."""
+    """Record a failed call; see `vestry.backend_failed_v1`."""
     conn.execute(
         "SELECT vestry.backend_failed_v1(%s, %s, %s, %s, %s, %s)",
         [backend, reason, retry_after_s, threshold, cooldown_s, max_cooldown_s],
@@ -75,17 +78,17 @@ def record_failure(
 
 
 def record_success(conn: Connection, backend: str) -> None:
-    """Close the breaker."""
+    """Record a successful call: close the breaker."""
     conn.execute("SELECT vestry.backend_succeeded_v1(%s)", [backend])
 
 
 def release_probe(conn: Connection, backend: str) -> None:
-    """Give a probe back that told nothing; the next caller may make one."""
+    """Release a half-open probe without a result; the next caller may probe."""
     conn.execute("SELECT vestry.backend_released_v1(%s)", [backend])
 
 
 def try_probe(conn: Connection, backend: str, for_s: float) -> bool:
-    """Take the one probe of a half-open breaker; False where somebody else has it."""
+    """Take the one probe of a half-open breaker; False if another caller has it."""
     row = conn.execute("SELECT vestry.backend_probe_v1(%s, %s)", [backend, for_s]).fetchone()
     return row is not None and bool(row[0])
 
@@ -96,7 +99,7 @@ def acquire_permit(
     """Reserve a call under a rate limit; see `vestry.acquire_permit_v1`.
 
     Returns:
-        Seconds to wait before it; minus the seconds where that is beyond `patience_s`.
+        Seconds to wait before the call; negative, and nothing reserved, if more than `max_wait_s`.
     """
     row = conn.execute(
         "SELECT vestry.acquire_permit_v1(%s, %s, %s, %s)", [backend, limit, window_s, max_wait_s]
@@ -106,7 +109,7 @@ def acquire_permit(
 
 
 def spent_today(conn: Connection) -> Decimal:
-    """What clouds cost today (UTC), in US dollars."""
+    """Cost of cloud calls today (UTC), in US dollars."""
     row = conn.execute(
         """SELECT coalesce(sum(cost), 0) FROM vestry.spending
            WHERE day = (vestry.clock() AT TIME ZONE 'UTC')::date"""
@@ -116,23 +119,23 @@ def spent_today(conn: Connection) -> Decimal:
 
 
 def publish(conn: Connection, routes: Sequence[Route]) -> list[Route]:
-    """Make the published routes these, in the caller's transaction; those that are new or changed."""
+    """Replace the published routes, in the caller's transaction; returns the new and changed ones."""
     before = {
         tuple(row[:6]): Route(*row)
         for row in conn.execute(
             "SELECT kind, task, privacy, latency, quality, tier, pool, model FROM vestry.routes"
         )
     }
-    wanted = {(r.kind, r.task, r.privacy, r.latency, r.quality, r.tier): r for r in routes}
-    changed = [route for key, route in wanted.items() if before.get(key) != route]
-    gone = before.keys() - wanted.keys()
-    if changed or gone:
+    after = {(r.kind, r.task, r.privacy, r.latency, r.quality, r.tier): r for r in routes}
+    changed = [route for key, route in after.items() if before.get(key) != route]
+    removed = before.keys() - after.keys()
+    if changed or removed:
         conn.execute("LOCK TABLE vestry.routes IN SHARE ROW EXCLUSIVE MODE")
     with conn.cursor() as cursor:
         cursor.executemany(
             """DELETE FROM vestry.routes WHERE kind = %s AND task = %s AND privacy = %s
                AND latency = %s AND quality = %s AND tier = %s""",
-            list(gone),
+            list(removed),
         )
         cursor.executemany(
             """INSERT INTO vestry.routes (kind, task, privacy, latency, quality, tier, pool, model)
@@ -147,30 +150,23 @@ def publish(conn: Connection, routes: Sequence[Route]) -> list[Route]:
     return changed
 
 
-MOVE_BATCH_ROWS = 2000
-"""Jobs looked at in one transaction when routes change."""
-MovePosition = tuple[int, UUID]
-"""Where in a line one is: the start tag and the id of a job."""
-BEGINNING: MovePosition = (-(2**63), UUID(int=0))
-
-
 def move_jobs(
     conn: Connection, lane: str, kind: str, after: MovePosition
 ) -> tuple[int, MovePosition | None]:
-    """Have the jobs of one stretch of a line go where the routes now send them.
+    """Move jobs of one page of a queue to the pools of the routes that are published now.
 
     Args:
         conn: a connection.
-        lane: the lane they stand in.
-        kind: their kind.
-        after: where the stretch begins.
+        lane: the lane of the queue.
+        kind: the kind of the queue.
+        after: the position after which the page begins.
 
     Returns:
-        How many went, and where the next stretch begins; None at the end of the line.
+        How many jobs moved, and the position after which the next page begins; None at the end.
     """
     row = conn.execute(
         "SELECT moved, last_start_tag, last_id FROM vestry.move_jobs_v1(%s, %s, %s, %s, %s)",
         [lane, kind, *after, MOVE_BATCH_ROWS],
     ).fetchone()
-    assert row is not None  # noqa: S101 - it returns one row
+    assert row is not None  # noqa: S101 - a function call has one row
     return int(row[0]), None if row[1] is None else (row[1], row[2])

@@ -76,7 +76,7 @@ class RoutePublisher:
         for kind, privacy, latency in _by_line(changed):
             for lane in LANES.values():
                 if (lane.privacy, lane.latency) == (privacy, latency):
-                    self._to_move[lane.name, kind] = backend_health.BEGINNING
+                    self._to_move[lane.name, kind] = backend_health.QUEUE_START
 
     def _move(self, conn: Connection) -> None:
         """A little of what stands in the wrong line: whatever else a dispatcher does must not wait."""

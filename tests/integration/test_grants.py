@@ -1,4 +1,4 @@
-"""Who may do what in the database, in full: a grant or a policy too many or too few is red here."""
+"""Every grant and policy of every role: one too many or too few fails here."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ WORKS = MOVES | {
     "backend_health": {"SELECT"},
 }  # fmt: skip
 LIBRARY = {f"shareable_{name}": {"SELECT"} for name in ("documents", "chunks", "embeddings")}
-"""What a private worker reads of shareable content, for grounded answers."""
+"""Rights of a private worker on shareable content, for grounded answers."""
 SPENDS = {"spending": {"SELECT", "INSERT", "UPDATE"}}
 
 
 def handles(privacy: str) -> dict[str, set[str]]:
-    """What a worker of a class may do with the class's content."""
+    """Rights of a privacy class's worker on the class's content."""
     return {
         f"{privacy}_payloads": {"SELECT", "DELETE"},
         f"{privacy}_blobs": {"SELECT", "DELETE"},
@@ -94,6 +94,7 @@ CALLS: Mapping[str, set[str]] = {
     "reroute_jobs_v1": {"vestry_shareable", "vestry_cloud"},
     "move_jobs_v1": {"vestry_control"},
     **{f"backend_{what}_v1": WORKERS for what in ("failed", "succeeded", "released", "probe")},
+    "breakers_v1": set(ROLES) - {"vestry_owner", "vestry_operator"},
     "acquire_permit_v1": WORKERS,
     "ensure_owner_key_v1": {"vestry_producer"},
     "cancel_jobs_v1": {"vestry_producer", "vestry_operator"},
@@ -113,7 +114,7 @@ OPEN = {
     "alembic_version", "lanes", "spaces", "routes", "backend_health", "rate_permits", "spending",
     "wrapping_keys",
 }  # fmt: skip
-"""Tables without row security: who may read them at all may read all of them."""
+"""Tables without row security: a role that may read them reads all rows."""
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def root(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
         yield conn
 
 
-def test_every_role_has_the_rights_it_needs_and_no_other(root: psycopg.Connection[Any]) -> None:
+def test_roles_have_these_grants_and_no_other(root: psycopg.Connection[Any]) -> None:
     rows = root.execute(
         """SELECT grantee, relname, array_agg(DISTINCT privilege || coalesce('(' || attname || ')', ''))
            FROM (SELECT a.grantee, c.relname, a.privilege_type AS privilege, NULL AS attname
@@ -148,7 +149,9 @@ def test_every_role_has_the_rights_it_needs_and_no_other(root: psycopg.Connectio
         assert found.get(role, {}) == expected, role
 
 
-def test_every_function_is_called_by_those_who_need_it(root: psycopg.Connection[Any]) -> None:
+def test_functions_are_executable_by_these_roles_and_no_other(
+    root: psycopg.Connection[Any],
+) -> None:
     rows = root.execute(
         """SELECT p.proname, coalesce(r.rolname, 'PUBLIC')
            FROM pg_proc p LEFT JOIN aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
@@ -162,7 +165,7 @@ def test_every_function_is_called_by_those_who_need_it(root: psycopg.Connection[
     assert found == CALLS
 
 
-def test_no_role_has_more_through_another(root: psycopg.Connection[Any]) -> None:
+def test_no_role_is_a_member_of_another(root: psycopg.Connection[Any]) -> None:
     members = root.execute(
         """SELECT member::regrole::text, roleid::regrole::text FROM pg_auth_members
            WHERE member::regrole::text LIKE 'vestry%'"""
@@ -175,7 +178,7 @@ def test_no_role_has_more_through_another(root: psycopg.Connection[Any]) -> None
     assert mighty == []
 
 
-def test_row_security_binds_everybody_wherever_rows_are_somebodys(
+def test_row_security_is_forced_on_every_table_with_owners(
     root: psycopg.Connection[Any],
 ) -> None:
     tables = dict(
@@ -241,7 +244,7 @@ def content_policies(named: str, one: str) -> Policies:
     return expected
 
 
-def test_policies_let_each_role_see_its_own(root: psycopg.Connection[Any]) -> None:
+def test_policies_are_these_and_no_other(root: psycopg.Connection[Any]) -> None:
     expected = policies()
     rows = [
         (*row[:2], *(part and " ".join(part.split()) for part in row[2:4]), *row[4:])
@@ -255,7 +258,7 @@ def test_policies_let_each_role_see_its_own(root: psycopg.Connection[Any]) -> No
         ("jobs", "vestry_cloud", "(pool = 'cloud'::text)", None, "RESTRICTIVE"),
         ("leases", "vestry_cloud", "(lane ~~ '%.cloud'::text)", None, "RESTRICTIVE"),
     ]
-    # What is on record of what left is there to be added to and looked at, by its table's owner too.
+    # The record of egress can be appended to and read, by its table's owner too, and nothing else.
     record = {row[5] for row in rows if row[:2] == ("egress", "vestry_owner")}
     assert record == {"SELECT", "INSERT"}
     permissive = [

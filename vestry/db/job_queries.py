@@ -10,6 +10,7 @@ from uuid import UUID
 
 from vestry.crypto.envelope import RESULT, plain_digest
 from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.row_security import SET_OWNERS, owners_setting
 from vestry.errors import (
     InvalidInput,
     JobFailed,
@@ -34,9 +35,7 @@ STATUS_COLUMNS: Final = 17
 """How many `status_of` reads."""
 # The owner context comes from the job's own row: no statement of its own for it.
 _OPEN_JOB: Final = (
-    SELECT_STATUS
-    + """, set_config('vestry.owners', (ARRAY[owner])::text, true)
-  FROM vestry.jobs WHERE id = %b::uuid"""
+    f"{SELECT_STATUS}, {owners_setting('ARRAY[owner]')} FROM vestry.jobs WHERE id = %b::uuid"
 )
 _FLOW: Final = f"""{SELECT_STATUS} FROM vestry.jobs
   WHERE id = %b::uuid OR root_id = (SELECT root_id FROM vestry.jobs WHERE id = %b::uuid)
@@ -84,14 +83,7 @@ class LaneStatus:
     paused: bool
 
 
-_BACKENDS: Final = """
-SELECT backend,
-       CASE WHEN open_until IS NULL THEN 'closed' WHEN open_until > now.t THEN 'open'
-            ELSE 'half_open' END,
-       failures, reason,
-       CASE WHEN open_until > now.t THEN extract(epoch FROM open_until - now.t) END::float8
-FROM vestry.backend_health, (SELECT vestry.clock() AS t OFFSET 0) now
-WHERE failures > 0 OR open_until IS NOT NULL ORDER BY backend"""
+_BACKENDS: Final = "SELECT backend, state, failures, reason, open_s FROM vestry.breakers_v1()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +112,7 @@ def backends() -> Operation[list[BackendStatus]]:
 
 def has_documents(owner: str) -> Operation[bool]:
     """Whether anything is indexed for an owner; in a transaction."""
-    yield Query("SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)", (owner,))
+    yield Query(SET_OWNERS, ([owner],))
     rows = yield Query(
         """SELECT EXISTS (SELECT FROM vestry.private_documents WHERE owner = %s AND NOT deleted)
                OR EXISTS (SELECT FROM vestry.shareable_documents WHERE owner = %s AND NOT deleted)""",

@@ -65,6 +65,24 @@ $$;
 COMMENT ON FUNCTION vestry.backend_probe_v1 IS
   'Take the one probe of a half-open breaker; false if another caller has it.';
 
+CREATE FUNCTION vestry.breakers_v1() RETURNS TABLE (
+  backend text, state text, failures integer, reason text, open_s double precision, probing boolean)
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
+AS $$
+  SELECT h.backend,
+         CASE WHEN h.open_until IS NULL THEN 'closed' WHEN h.open_until > now.t THEN 'open'
+              ELSE 'half_open' END,
+         h.failures, h.reason,
+         CASE WHEN h.open_until > now.t THEN extract(epoch FROM h.open_until - now.t) END,
+         coalesce(h.probing_until > now.t, false)
+  FROM vestry.backend_health h, (SELECT vestry.clock() AS t OFFSET 0) now
+  WHERE h.failures > 0 OR h.open_until IS NOT NULL ORDER BY h.backend
+$$;
+COMMENT ON FUNCTION vestry.breakers_v1 IS
+  'Breakers of the backends that failed recently; those of the others are closed. state: ''closed'', '
+  '''open'' or ''half_open''. open_s: seconds until an open breaker is half-open. probing: a caller has '
+  'the probe.';
+
 CREATE FUNCTION vestry.acquire_permit_v1(
   p_backend text, p_limit integer, p_window_s double precision, p_max_wait_s double precision
 ) RETURNS double precision

@@ -6,6 +6,8 @@ GRANT USAGE ON SCHEMA vestry TO vestry_producer, vestry_private, vestry_shareabl
   vestry_control, vestry_monitor, vestry_operator;
 GRANT EXECUTE ON FUNCTION vestry.clock TO vestry_producer, vestry_private, vestry_shareable, vestry_cloud,
   vestry_control, vestry_monitor, vestry_operator;
+GRANT EXECUTE ON FUNCTION vestry.breakers_v1 TO vestry_producer, vestry_private, vestry_shareable,
+  vestry_cloud, vestry_control, vestry_monitor;
 -- Every process compares the schema's revision with the one that it needs.
 GRANT SELECT ON vestry.alembic_version TO vestry_producer, vestry_private, vestry_shareable, vestry_cloud,
   vestry_control, vestry_monitor, vestry_operator;
