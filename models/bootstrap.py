@@ -1,31 +1,36 @@
-"""What only an administrator can do: roles, schema, extension; then migrations as the owner."""
+"""Roles, schema and extension, which only an administrator can create; then migrations as the owner."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from vestry.db.schema import SchemaError, pgvector_fault, read_revision
 
 # The Postgres roles, one per class of process. Their grants are in the migrations.
 
-SCHEMA_OWNER = "vestry_owner"
-"""Owns the schema and runs migrations. No worker ever connects as it."""
+SCHEMA_OWNER: Final = "vestry_owner"
+"""Owns the schema and runs migrations. No worker connects as it."""
 
-PRODUCER = "vestry_producer"
-PRIVATE_WORKER = "vestry_private"
-SHAREABLE_WORKER = "vestry_shareable"
-CLOUD_WORKER = "vestry_cloud"
-CONTROL = "vestry_control"
+PRODUCER: Final = "vestry_producer"
+PRIVATE_WORKER: Final = "vestry_private"
+SHAREABLE_WORKER: Final = "vestry_shareable"
+CLOUD_WORKER: Final = "vestry_cloud"
+CONTROL: Final = "vestry_control"
 """Dispatcher and reconciler: states and clean-up, never content."""
-MONITOR = "vestry_monitor"
-OPERATOR = "vestry_operator"
+MONITOR: Final = "vestry_monitor"
+OPERATOR: Final = "vestry_operator"
 """`vestry keys`, `forget` and `audit`: wrapped keys and tombstones, never content."""
 
-ROLES: tuple[str, ...] = (
+ROLES: Final[tuple[str, ...]] = (
     SCHEMA_OWNER,
     PRODUCER,
     PRIVATE_WORKER,
@@ -37,18 +42,17 @@ ROLES: tuple[str, ...] = (
 )
 
 
-MINIMUM_PGVECTOR = (0, 8, 3)
-"""pgvector before 0.8.3 can corrupt an HNSW index on vacuum (its changelog, 0.8.3)."""
-
-
-def bootstrap(conn: psycopg.Connection[tuple[object, ...]], passwords: Mapping[str, str]) -> None:
-    """Create or refresh roles, the extension and the schema. Safe to repeat.
+def bootstrap(conn: psycopg.Connection[Any], passwords: Mapping[str, str]) -> None:
+    """Create or refresh roles, the extension and the schema. Idempotent.
 
     The statements hold SCRAM verifiers, not passwords: a server may log them.
 
     Args:
         conn: an autocommit connection with CREATEROLE and the right to create the extension.
         passwords: role name to password, for every name in ROLES.
+
+    Raises:
+        SchemaError: pgvector is missing or too old.
     """
     for role in ROLES:
         name = sql.Identifier(role)
@@ -63,12 +67,23 @@ def bootstrap(conn: psycopg.Connection[tuple[object, ...]], passwords: Mapping[s
                     verb, name, sql.Literal(verifier.decode())
                 )
             )
-    conn.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    _create_extension(conn)
     conn.execute(
         sql.SQL("CREATE SCHEMA IF NOT EXISTS vestry AUTHORIZATION {}").format(
             sql.Identifier(SCHEMA_OWNER)
         )
     )
+
+
+def _create_extension(conn: psycopg.Connection[Any]) -> None:
+    row = conn.execute(
+        """SELECT coalesce(installed_version, default_version)
+           FROM pg_available_extensions WHERE name = 'vector'"""
+    ).fetchone()
+    fault = pgvector_fault(None if row is None else row[0])
+    if fault is not None:
+        raise SchemaError(fault)
+    conn.execute("CREATE EXTENSION IF NOT EXISTS vector")
 
 
 def migrate(url: str, revision: str = "head") -> None:
@@ -77,8 +92,21 @@ def migrate(url: str, revision: str = "head") -> None:
     Args:
         url: `postgresql+psycopg://…` of the schema's owner.
         revision: an Alembic revision, `head` by default.
+
+    Raises:
+        SchemaError: the schema is at a revision that is not in migrations/.
     """
-    command.upgrade(alembic_config(url), revision)
+    config = alembic_config(url)
+    libpq = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(libpq, autocommit=True) as conn:
+        current = read_revision(conn)
+    revisions = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if current is not None and current not in revisions:
+        raise SchemaError(
+            f"the database's schema is at revision {current}, which this version does not have: "
+            "use the version that migrated it, or an empty database"
+        )
+    command.upgrade(config, revision)
 
 
 def alembic_config(url: str) -> Config:

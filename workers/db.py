@@ -18,6 +18,7 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from models.claims import PLANNER_OPTIONS
+from vestry.db.schema import read_revision, revision_fault
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
@@ -80,14 +81,33 @@ def check_connection(conn: Connection) -> None:
         ConnectionPool.check_connection(conn)
 
 
+def check_schema(conn: Connection) -> None:
+    """End the process, with one sentence, unless the schema has the revision that it needs.
+
+    Raises:
+        SystemExit: the schema has another revision.
+    """
+    fault = revision_fault(read_revision(conn))
+    if fault is not None:
+        raise SystemExit(fault)
+
+
 def wait_for_database(pool: ConnectionPool[Connection]) -> None:
-    """Return once the pool has a connection that works; waits as long as that takes."""
+    """Return once the pool has a working connection and the schema is checked; waits without limit.
+
+    Raises:
+        SystemExit: see `check_schema`.
+    """
     while True:
         try:
-            with pool.connection():
+            with pool.connection() as conn:
+                check_schema(conn)
                 return
         except (PoolTimeout, psycopg.OperationalError) as error:
             log.warning("waiting for the database (%s)", type(error).__name__)
+        except SystemExit:
+            pool.close()
+            raise
 
 
 def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[Connection]:
@@ -222,6 +242,8 @@ def run_with_reconnect(
 ) -> None:
     """Call `body` with a fresh autocommit connection, again after every loss of it, until stopped.
 
+    The first connection checks the schema (`check_schema`).
+
     Args:
         settings: where the database is.
         name: what Postgres shows.
@@ -229,6 +251,7 @@ def run_with_reconnect(
         body: runs until `stop` is set or its connection breaks.
     """
     pause = 0.1
+    checked = False
     while not stop.is_set():
         try:
             with psycopg.connect(
@@ -239,6 +262,9 @@ def run_with_reconnect(
                 ),
             ) as conn:
                 pause = 0.1
+                if not checked:
+                    check_schema(conn)
+                    checked = True
                 body(conn)
         except CONNECTION_ERRORS as error:
             log.warning("%s: database away (%s)", name, type(error).__name__)

@@ -1,12 +1,12 @@
 """`python -m workers.migrate`: roles, extension and schema of a database that is not embedded.
 
-Run it before the first start and after every update, as often as you like; it changes nothing that
-is as it should be. It alone needs an administrator's login. From the environment:
+Run it before the first start and after every update. It is idempotent, and the only process that
+needs an administrator's login. From the environment:
 
 * `VESTRY_ADMIN_URL`: a login that may create roles and the extension, naming the database, such as
   `postgresql://postgres@host/vestry`;
 * `VESTRY_ADMIN_PASSWORD_FILE`: a file with its password, where the URL has none;
-* `VESTRY_ROLE_SECRETS`: a directory with one file for each role, named after it, its password.
+* `VESTRY_ROLE_SECRETS`: a directory with one file per role, named after it, that holds its password.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
 from models.bootstrap import ROLES, SCHEMA_OWNER, bootstrap, migrate
+from vestry.db.schema import SchemaError
 
 
 class MissingSettingError(RuntimeError):
@@ -33,6 +34,9 @@ def prepare(admin: str, passwords: Mapping[str, str]) -> None:
     Args:
         admin: libpq connection string of a superuser, password included, naming the database.
         passwords: role name to password, for every name in ROLES.
+
+    Raises:
+        SchemaError: pgvector is missing or too old, or the schema is of an unknown revision.
     """
     with psycopg.connect(admin, autocommit=True) as conn:
         bootstrap(conn, passwords)
@@ -48,7 +52,7 @@ def prepare(admin: str, passwords: Mapping[str, str]) -> None:
 
 
 def admin_login(environment: Mapping[str, str]) -> str:
-    """The administrator's connection string, its password from the file if there is one.
+    """The administrator's connection string, with the password from the file if there is one.
 
     Raises:
         MissingSettingError: VESTRY_ADMIN_URL is not set.
@@ -83,12 +87,11 @@ def _read(file: Path) -> str:
 
 
 def main() -> None:
-    """Migrate as the environment says; exit status 1 where it says too little."""
+    """Migrate as the environment says; exit status 1 and one sentence where that is impossible."""
     try:
-        admin, passwords = admin_login(os.environ), role_passwords(os.environ)
-    except MissingSettingError as error:
+        prepare(admin_login(os.environ), role_passwords(os.environ))
+    except (MissingSettingError, SchemaError) as error:
         sys.exit(f"migrate: {error}")
-    prepare(admin, passwords)
     sys.stdout.write("migrate: roles, extension and schema are up to date\n")
 
 

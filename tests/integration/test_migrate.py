@@ -1,4 +1,4 @@
-"""`python -m workers.migrate`, as compose.yaml runs it, on a database of its own."""
+"""`python -m workers.migrate` on a database of its own, as compose.yaml runs it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def database(stack: DevStack) -> Iterator[str]:
 
 @pytest.fixture
 def secrets(stack: DevStack, tmp_path: Path) -> Path:
-    """A file a role. Roles belong to the whole cluster, so their passwords stay as they are."""
+    """One file per role. Roles belong to the whole cluster, so their passwords are unchanged."""
     for role in ROLES:
         password = conninfo_to_dict(stack.database_url(role))["password"]
         (tmp_path / role).write_text(f"{password}\n", encoding="utf-8")
@@ -46,7 +46,7 @@ def migrate(**variables: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_it_makes_the_schema_and_may_be_repeated(
+def test_migrate_creates_the_schema_and_is_idempotent(
     stack: DevStack, database: str, secrets: Path
 ) -> None:
     parts = conninfo_to_dict(database)
@@ -65,18 +65,18 @@ def test_it_makes_the_schema_and_may_be_repeated(
     assert lanes == (10,)
 
 
-def test_no_password_reaches_the_servers_log(stack: DevStack) -> None:
+def test_bootstrap_logs_no_password(stack: DevStack) -> None:
     passwords = {
         role: str(conninfo_to_dict(stack.database_url(role))["password"]) for role in ROLES
     }
-    told: list[str] = []
+    notices: list[str] = []
     with psycopg.connect(stack.superuser_url, autocommit=True) as conn:
-        # What the server would log, it tells this session too.
+        # The session receives as notices what the server logs.
         conn.execute("SET log_statement = 'ddl'")
         conn.execute("SET client_min_messages = 'log'")
-        conn.add_notice_handler(lambda notice: told.append(notice.message_primary or ""))
+        conn.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
         bootstrap(conn, passwords)
-    logged = "\n".join(told)
+    logged = "\n".join(notices)
     assert all(role in logged for role in ROLES)
     assert not [role for role, password in passwords.items() if password in logged]
     for role in ROLES:
@@ -88,6 +88,32 @@ def test_a_missing_password_is_one_clear_line(database: str, secrets: Path) -> N
     done = migrate(VESTRY_ADMIN_URL=database, VESTRY_ROLE_SECRETS=str(secrets))
     assert done.returncode == 1
     assert PRODUCER in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            "UPDATE pg_extension SET extversion = '0.8.2' WHERE extname = 'vector'",
+            "migrate: pgvector is 0.8.2, and 0.8.3 or newer is needed",
+        ),
+        (
+            "UPDATE vestry.alembic_version SET version_num = '9999_newer'",
+            "migrate: the database's schema is at revision 9999_newer, which this version",
+        ),
+    ],
+)
+def test_a_database_that_cannot_be_migrated_is_refused_with_one_sentence(
+    database: str, secrets: Path, change: str, sentence: str
+) -> None:
+    settings = {"VESTRY_ADMIN_URL": database, "VESTRY_ROLE_SECRETS": str(secrets)}
+    assert migrate(**settings).returncode == 0
+    with psycopg.connect(database) as conn:
+        conn.execute(change)
+    done = migrate(**settings)
+    assert done.returncode == 1
+    assert done.stderr.startswith(sentence)
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -21,14 +21,12 @@ import psycopg
 from vestry.cli.doctor.check import Check
 from vestry.cli.doctor.stack import stack
 from vestry.cli.plugins import checkout_checks
+from vestry.db.schema import pgvector_fault, read_revision, revision_fault
 from vestry.errors import KeyRingError, VestryError
 from vestry.lanes import LANES
 from vestry.settings import ClientSettings, home, resolve
 
 MINIMUM_PYTHON = (3, 11)
-
-MINIMUM_PGVECTOR = (0, 8, 3)
-"""pgvector before 0.8.3 can corrupt an HNSW index on vacuum (its changelog, 0.8.3)."""
 
 REQUIRED = ("psycopg", "cryptography", "typer", "rich")
 OPTIONAL = {
@@ -110,7 +108,7 @@ def settings() -> tuple[ClientSettings | None, tuple[Check, Check]]:
 
 
 def database(found: ClientSettings) -> Iterator[Check]:
-    """Postgres, pgvector, our tables, and whether work moves."""
+    """Postgres, pgvector, the schema, and whether jobs are claimed."""
     try:
         with psycopg.connect(
             found.conninfo, connect_timeout=CONNECT_TIMEOUT_S, autocommit=True
@@ -127,25 +125,17 @@ def database(found: ClientSettings) -> Iterator[Check]:
 def _schema(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Check]:
     row = conn.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
     release = str(row[0]) if row else None
-    wanted = ".".join(map(str, MINIMUM_PGVECTOR))
-    yield Check(
-        "pgvector",
-        release is not None and _numbers(release) >= MINIMUM_PGVECTOR,
-        f"{release or 'not installed'} (at least {wanted})",
-    )
-    row = conn.execute(
-        """SELECT count(*) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-           WHERE n.nspname = 'vestry' AND p.proname = 'enqueue_jobs_v1'"""
-    ).fetchone()
-    migrated = bool(row and row[0])
-    detail = "the schema vestry is there" if migrated else "the schema vestry is not there: migrate"
-    yield Check("migrations", migrated, detail)
-    if migrated:
+    fault = pgvector_fault(release)
+    yield Check("pgvector", fault is None, fault or str(release))
+    revision = read_revision(conn)
+    fault = revision_fault(revision)
+    yield Check("migrations", fault is None, fault or f"schema revision {revision}")
+    if fault is None:
         yield _moving(conn)
 
 
 def _moving(conn: psycopg.Connection[tuple[object, ...]]) -> Check:
-    """Whether a lane has runnable work and nobody at it."""
+    """Whether a lane has ready jobs and no worker that runs one."""
     rows = conn.execute(
         """SELECT l.lane, s.age FROM vestry.lanes l
            CROSS JOIN LATERAL (
@@ -233,10 +223,6 @@ def _versions(names: Iterable[str]) -> str:
 def _absent(names: Iterable[str]) -> str:
     listed = ", ".join(names)
     return f"not installed: {listed}" if listed else ""
-
-
-def _numbers(release: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in release.split(".") if part.isdigit())
 
 
 def _open_to_others(path: Path) -> bool:

@@ -1,0 +1,67 @@
+"""The database schema that this version needs: Alembic's revision, and the release of pgvector."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import psycopg
+
+SCHEMA_REVISION: Final = "0001_initial"
+"""Head of migrations/, which is not in the wheel."""
+MINIMUM_PGVECTOR: Final = (0, 8, 3)
+"""pgvector before 0.8.3 can corrupt an HNSW index on vacuum (its changelog, 0.8.3)."""
+
+
+class SchemaError(RuntimeError):
+    """The database cannot be used by this version; the message says what to do."""
+
+
+def read_revision(conn: psycopg.Connection[Any]) -> str | None:
+    """The schema's revision; None if there is none, or one that this role may not read.
+
+    Args:
+        conn: a connection; a failed read aborts a transaction that it is in.
+    """
+    try:
+        row = conn.execute("SELECT version_num FROM vestry.alembic_version").fetchone()
+    except (
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.InvalidSchemaName,
+        psycopg.errors.InsufficientPrivilege,
+    ):
+        return None
+    return None if row is None else str(row[0])
+
+
+def revision_fault(revision: str | None) -> str | None:
+    """One sentence that says what to do about a schema of another revision; None if it is ours."""
+    if revision == SCHEMA_REVISION:
+        return None
+    if revision is None:
+        return "the database has no schema of this version: run `python -m workers.migrate`"
+    return (
+        f"the database's schema is at revision {revision}, and this version needs "
+        f"{SCHEMA_REVISION}: run `python -m workers.migrate`, or, if the schema is newer, update "
+        "this installation"
+    )
+
+
+def pgvector_fault(release: str | None) -> str | None:
+    """One sentence that says what to do about a missing or old pgvector; None if it is new enough.
+
+    Args:
+        release: such as `0.8.3`; None if the extension is not installed.
+    """
+    if release is not None and _numbers(release) >= MINIMUM_PGVECTOR:
+        return None
+    needed = ".".join(map(str, MINIMUM_PGVECTOR))
+    if release is None:
+        return f"pgvector is not installed: install {needed} or newer on the database server"
+    return (
+        f"pgvector is {release}, and {needed} or newer is needed: install it on the database "
+        "server, then run `ALTER EXTENSION vector UPDATE` in the database"
+    )
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".") if part.isdigit())
