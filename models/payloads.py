@@ -1,4 +1,4 @@
-"""Payloads and results: what a job was given and what came of it."""
+"""Payloads, files and results of jobs, stored sealed or as text."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Connection = psycopg.Connection[Any]
 def read_payloads(
     conn: Connection, content: Content, owners: Mapping[UUID, str]
 ) -> Callable[[], dict[UUID, bytes | str]]:
-    """Ask for the stored payloads of jobs, not yet opened. Row security must name the owners.
+    """Query the stored payloads of jobs, not yet unsealed. Row security must name the owners.
 
     Returns:
-        What takes the answer: in a pipeline, the question may share a round trip with others.
+        A function that fetches the rows. In a pipeline, the query shares a round trip with others.
     """
     rows = conn.execute(
         _on_payloads("SELECT job_id, body FROM {} WHERE job_id = ANY (%b)", content.privacy),
@@ -38,7 +38,7 @@ def read_payloads(
 def read_blobs(
     conn: Connection, content: Content, owners: Mapping[UUID, str]
 ) -> Callable[[], dict[UUID, dict[str, list[bytes]]]]:
-    """Ask for the files of jobs, as `read_payloads`; by job and name, their stored parts in order."""
+    """Query the files of jobs, as `read_payloads`: by job and name, their stored parts in order."""
     rows = conn.execute(
         _on_blobs(
             "SELECT job_id, name, body FROM {} WHERE job_id = ANY (%b) ORDER BY job_id, name, part",
@@ -49,13 +49,13 @@ def read_blobs(
         binary=True,
     )
 
-    def take() -> dict[UUID, dict[str, list[bytes]]]:
-        found: dict[UUID, dict[str, list[bytes]]] = {}
+    def fetch() -> dict[UUID, dict[str, list[bytes]]]:
+        files: dict[UUID, dict[str, list[bytes]]] = {}
         for job_id, name, body in rows:
-            found.setdefault(job_id, {}).setdefault(name, []).append(body)
-        return found
+            files.setdefault(job_id, {}).setdefault(name, []).append(body)
+        return files
 
-    return take
+    return fetch
 
 
 def open_blobs(
@@ -64,7 +64,7 @@ def open_blobs(
     """Unseal one job's files.
 
     Raises:
-        VestryError: one does not unseal.
+        VestryError: a part cannot be unsealed.
     """
     return {
         name: b"".join(
@@ -78,7 +78,7 @@ def open_blobs(
 def read_upstream(
     conn: Connection, content: Content, job_ids: Sequence[UUID]
 ) -> Callable[[], dict[UUID, list[tuple[UUID, bytes | str]]]]:
-    """Ask for the results of the jobs before these in their flows, the nearest first."""
+    """Query the results of the jobs before these in their flows, nearest first."""
     rows = conn.execute(
         _on_results(
             """SELECT u.job_id, r.job_id, r.body FROM vestry.upstream_v1(%b) u
@@ -90,13 +90,13 @@ def read_upstream(
         binary=True,
     )
 
-    def take() -> dict[UUID, list[tuple[UUID, bytes | str]]]:
-        found: dict[UUID, list[tuple[UUID, bytes | str]]] = {}
+    def fetch() -> dict[UUID, list[tuple[UUID, bytes | str]]]:
+        results: dict[UUID, list[tuple[UUID, bytes | str]]] = {}
         for job_id, before, body in rows:
-            found.setdefault(job_id, []).append((before, body))
-        return found
+            results.setdefault(job_id, []).append((before, body))
+        return results
 
-    return take
+    return fetch
 
 
 def upstream_text(
@@ -105,7 +105,7 @@ def upstream_text(
     """The text of the nearest result that has one.
 
     Raises:
-        VestryError: a result does not unseal.
+        VestryError: a result cannot be unsealed.
     """
     for job_id, body in stored:
         text = json.loads(content.decode(owner, RESULT, job_id, body)).get("text")
@@ -118,8 +118,8 @@ def open_payload(content: Content, job_id: UUID, owner: str, stored: bytes | str
     """Unseal and parse one payload.
 
     Raises:
-        ValueError: it is no JSON object. The message holds none of it.
-        VestryError: it does not unseal.
+        ValueError: it is not a JSON object. The message holds none of its content.
+        VestryError: it cannot be unsealed.
     """
     try:
         payload = json.loads(content.decode(owner, PAYLOAD, job_id, stored))
@@ -135,7 +135,7 @@ def store_results(
     content: Content,
     results: Sequence[tuple[UUID, str, int, Mapping[str, Any]]],
 ) -> None:
-    """Write results: (job, owner, seconds to keep it, JSON object) each."""
+    """Write results, each as (job, owner, time to live in seconds, JSON object)."""
     if not results:
         return
     bodies = [
@@ -175,7 +175,7 @@ def _insert_results(privacy: str, *, sealed: bool) -> bytes:
 
 
 def drop_payloads(conn: Connection, privacy: str, job_ids: Sequence[UUID]) -> None:
-    """Delete the payloads of jobs that will not need them again."""
+    """Delete the payloads of jobs that will not run again."""
     if job_ids:
         conn.execute(
             _on_payloads("DELETE FROM {} WHERE job_id = ANY (%b)", privacy),
@@ -185,7 +185,7 @@ def drop_payloads(conn: Connection, privacy: str, job_ids: Sequence[UUID]) -> No
 
 
 def drop_blobs(conn: Connection, privacy: str, job_ids: Sequence[UUID]) -> None:
-    """Delete the files of jobs that will not need them again."""
+    """Delete the files of jobs that will not run again."""
     if job_ids:
         conn.execute(
             _on_blobs("DELETE FROM {} WHERE job_id = ANY (%b)", privacy),

@@ -1,12 +1,13 @@
-"""The tables, as declared. A test holds them against the migrated schema.
+"""The declared tables; a test compares them with the migrated schema.
 
-Private and shareable content live in twin tables: sealed `bytea` with a key id on one side, text on
-the other. The twins are built by one function each, so that they cannot drift apart.
+Private and shareable content have tables of the same shape: sealed `bytea` with a key id in the
+private ones, text in the shareable ones. One function declares both, so that they cannot diverge.
+Comments on tables and columns are in migrations/.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
@@ -32,18 +33,9 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import UserDefinedType
 
-# What every declared table is made with.
-
-SCHEMA = "vestry"
-
-
-class Base(DeclarativeBase):
-    """Holds the metadata that Alembic compares."""
-
-    metadata = MetaData(schema=SCHEMA)
+metadata: Final = MetaData(schema="vestry")
 
 
 class Xid8(UserDefinedType[int]):
@@ -56,27 +48,27 @@ class Xid8(UserDefinedType[int]):
         return "xid8"
 
 
-def now_column(name: str, **kw: Any) -> Column[Any]:
-    """A time that is the database's clock unless given."""
+def _now(name: str, **kw: Any) -> Column[Any]:
+    """A time whose default is the database's clock."""
     return Column(name, DateTime(timezone=True), server_default=func.vestry.clock(), **kw)
 
 
-def time_column(name: str, **kw: Any) -> Column[Any]:
-    """A time with its zone."""
+def _time(name: str, **kw: Any) -> Column[Any]:
+    """A time with time zone."""
     return Column(name, DateTime(timezone=True), **kw)
 
 
 owners = Table(
     "owners",
-    Base.metadata,
+    metadata,
     Column("owner", Text, primary_key=True),
-    now_column("created_at", nullable=False),
-    time_column("forgotten_at"),
+    _now("created_at", nullable=False),
+    _time("forgotten_at"),
 )
 
 owner_keys = Table(
     "owner_keys",
-    Base.metadata,
+    metadata,
     Column("key_id", Uuid, primary_key=True),
     Column(
         "owner",
@@ -88,31 +80,31 @@ owner_keys = Table(
     Column("wrapped", LargeBinary, nullable=False),
     Column("kek_id", Text, nullable=False),
     Column("created_xid", Xid8, nullable=False, server_default=func.pg_current_xact_id()),
-    now_column("created_at", nullable=False),
+    _now("created_at", nullable=False),
 )
 
 wrapping_keys = Table(
     "wrapping_keys",
-    Base.metadata,
+    metadata,
     Column("kek_id", Text, primary_key=True),
-    now_column("created_at", nullable=False),
-    time_column("retired_at"),
+    _now("created_at", nullable=False),
+    _time("retired_at"),
 )
 
 lanes = Table(
     "lanes",
-    Base.metadata,
+    metadata,
     Column("lane", Text, primary_key=True),
     Column("privacy", Text, nullable=False),
     Column("latency", Text, nullable=False),
     Column("pool", Text, nullable=False),
-    time_column("paused_at"),
+    _time("paused_at"),
     Column("virtual_time", BigInteger, nullable=False, server_default=text("0")),
 )
 
 jobs = Table(
     "jobs",
-    Base.metadata,
+    metadata,
     Column("id", Uuid, primary_key=True),
     Column("kind", Text, nullable=False),
     Column("task", Text),
@@ -146,12 +138,12 @@ jobs = Table(
     Column("root_id", Uuid),
     Column("replay_of", Uuid),
     Column("tried_models", JSONB),
-    now_column("run_at", nullable=False),
-    time_column("deadline"),
-    time_column("hinted_at"),
-    now_column("created_at", nullable=False),
-    time_column("started_at"),
-    time_column("finished_at"),
+    _now("run_at", nullable=False),
+    _time("deadline"),
+    _time("hinted_at"),
+    _now("created_at", nullable=False),
+    _time("started_at"),
+    _time("finished_at"),
     postgresql_with={"fillfactor": 85},
 )
 
@@ -192,22 +184,22 @@ Index(
 
 leases = Table(
     "leases",
-    Base.metadata,
+    metadata,
     Column("id", Uuid, primary_key=True, server_default=func.gen_random_uuid()),
     Column("lane", Text, nullable=False),
     Column("privacy", Text, nullable=False),
     Column("worker", Text, nullable=False),
     Column("exclusive", Boolean, nullable=False, server_default=text("false")),
-    now_column("created_at", nullable=False),
-    time_column("expires_at", nullable=False),
-    time_column("max_until", nullable=False),
+    _now("created_at", nullable=False),
+    _time("expires_at", nullable=False),
+    _time("max_until", nullable=False),
     Index("leases_expiry", "expires_at"),
     postgresql_with={"fillfactor": 70},
 )
 
 receipts = Table(
     "receipts",
-    Base.metadata,
+    metadata,
     Column("job_id", Uuid, primary_key=True),
     Column("lease_id", Uuid, primary_key=True),
     Column("privacy", Text, nullable=False),
@@ -224,13 +216,13 @@ receipts = Table(
     Column("input_tokens", BigInteger),
     Column("output_tokens", BigInteger),
     Column("cost", Numeric),
-    time_column("started_at"),
-    now_column("finished_at", nullable=False),
+    _time("started_at"),
+    _now("finished_at", nullable=False),
 )
 
 idempotency_keys = Table(
     "idempotency_keys",
-    Base.metadata,
+    metadata,
     Column("owner", Text, primary_key=True),
     Column("privacy", Text, primary_key=True),
     Column("key_hash", LargeBinary, primary_key=True),
@@ -241,7 +233,7 @@ idempotency_keys = Table(
 
 spaces = Table(
     "spaces",
-    Base.metadata,
+    metadata,
     Column("id", Integer, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("model", Text, nullable=False),
@@ -252,12 +244,12 @@ spaces = Table(
     Column("normalised", Boolean, nullable=False),
     Column("precision", Text, nullable=False),
     Column("library", Text, nullable=False),
-    now_column("created_at", nullable=False),
+    _now("created_at", nullable=False),
 )
 
 job_documents = Table(
     "job_documents",
-    Base.metadata,
+    metadata,
     Column("job_id", Uuid, primary_key=True),
     Column("ordinal", Integer, primary_key=True),
     Column("privacy", Text, nullable=False),
@@ -266,8 +258,65 @@ job_documents = Table(
 )
 
 
+routes = Table(
+    "routes",
+    metadata,
+    *(
+        Column(name, Text, primary_key=True)
+        for name in ("kind", "task", "privacy", "latency", "quality", "tier")
+    ),
+    Column("pool", Text, nullable=False),
+    Column("model", Text, nullable=False),
+)
+
+backend_health = Table(
+    "backend_health",
+    metadata,
+    Column("backend", Text, primary_key=True),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("openings", Integer, nullable=False, server_default=text("0")),
+    Column("reason", Text),
+    _time("open_until"),
+    _time("probing_until"),
+    _now("changed_at", nullable=False),
+)
+
+rate_permits = Table(
+    "rate_permits",
+    metadata,
+    Column("backend", Text, nullable=False),
+    _time("at", nullable=False),
+    Index("rate_permits_window", "backend", "at"),
+)
+
+spending = Table(
+    "spending",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("backend", Text, primary_key=True),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=text("0"))
+        for name in ("calls", "input_tokens", "output_tokens")
+    ),
+    Column("cost", Numeric, nullable=False, server_default=text("0")),
+)
+
+egress = Table(
+    "egress",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _now("at", nullable=False),
+    Column("privacy", Text, nullable=False),
+    Column("locality", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("job_ids", ARRAY(Uuid), nullable=False),
+    Index("egress_at", "at"),
+)
+
+
 def _content(name: str, privacy: str, *, nullable: bool = False) -> list[Column[Any]]:
-    """A column of content: sealed bytes beside their key id, or plain text."""
+    """A content column: sealed bytes with their key id, or text."""
     if privacy == "private":
         return [
             Column("key_id", Uuid, nullable=nullable),
@@ -276,28 +325,28 @@ def _content(name: str, privacy: str, *, nullable: bool = False) -> list[Column[
     return [Column(name, Text, nullable=nullable)]
 
 
-def _twin(privacy: str) -> dict[str, Table]:
-    """The six content tables of one privacy class."""
+def _content_tables(privacy: str) -> dict[str, Table]:
+    """The six content tables of a privacy class."""
     payloads = Table(
         f"{privacy}_payloads",
-        Base.metadata,
+        metadata,
         Column("job_id", Uuid, primary_key=True),
         Column("owner", Text, nullable=False),
         *_content("body", privacy),
     )
     results = Table(
         f"{privacy}_results",
-        Base.metadata,
+        metadata,
         Column("job_id", Uuid, primary_key=True),
         Column("owner", Text, nullable=False),
         *_content("body", privacy),
-        time_column("expires_at", nullable=False),
+        _time("expires_at", nullable=False),
         Index(f"{privacy}_results_expiry", "expires_at"),
     )
     key = [Column("key_id", Uuid, nullable=False)] if privacy == "private" else []
     blobs = Table(
         f"{privacy}_blobs",
-        Base.metadata,
+        metadata,
         Column("job_id", Uuid, primary_key=True),
         Column("name", Text, primary_key=True),
         Column("part", Integer, primary_key=True),
@@ -307,7 +356,7 @@ def _twin(privacy: str) -> dict[str, Table]:
     )
     documents = Table(
         f"{privacy}_documents",
-        Base.metadata,
+        metadata,
         Column("id", Uuid, primary_key=True),
         Column("owner", Text, nullable=False),
         Column("source", Text, nullable=False),
@@ -318,12 +367,12 @@ def _twin(privacy: str) -> dict[str, Table]:
         Column("indexed_hash", LargeBinary),
         Column("indexed_space", Integer, ForeignKey(spaces.c.id)),
         *_content("detail", privacy, nullable=True),
-        now_column("updated_at", nullable=False),
+        _now("updated_at", nullable=False),
         UniqueConstraint("owner", "source", "external_hash"),
     )
     chunks = Table(
         f"{privacy}_chunks",
-        Base.metadata,
+        metadata,
         Column("id", Uuid, primary_key=True),
         Column("document_id", Uuid, ForeignKey(documents.c.id, ondelete="CASCADE"), nullable=False),
         Column("owner", Text, nullable=False),
@@ -340,7 +389,7 @@ def _twin(privacy: str) -> dict[str, Table]:
     )
     embeddings = Table(
         f"{privacy}_embeddings",
-        Base.metadata,
+        metadata,
         Column("chunk_id", Uuid, ForeignKey(chunks.c.id, ondelete="CASCADE"), primary_key=True),
         Column("space_id", Integer, ForeignKey(spaces.c.id), primary_key=True),
         Column("owner", Text, nullable=False),
@@ -354,66 +403,5 @@ def _twin(privacy: str) -> dict[str, Table]:
     return {t.name: t for t in (payloads, results, blobs, documents, chunks, embeddings)}
 
 
-egress = Table(
-    "egress",
-    Base.metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    now_column("at", nullable=False),
-    Column("privacy", Text, nullable=False),
-    Column("locality", Text, nullable=False),
-    Column("backend", Text, nullable=False),
-    Column("bytes", BigInteger, nullable=False),
-    Column("job_ids", ARRAY(Uuid), nullable=False),
-    Index("egress_at", "at"),
-)
-
-CONTENT: dict[str, Table] = {**_twin("private"), **_twin("shareable")}
+CONTENT: Final = _content_tables("private") | _content_tables("shareable")
 """The content tables by name."""
-
-
-# The tables of routing: which model serves what, and what all workers know of its server.
-#
-# Content is in none of them. A test holds them, with `models.tables`, against the migrated schema.
-
-routes = Table(
-    "routes",
-    Base.metadata,
-    *(
-        Column(name, Text, primary_key=True)
-        for name in ("kind", "task", "privacy", "latency", "quality", "tier")
-    ),
-    Column("pool", Text, nullable=False),
-    Column("model", Text, nullable=False),
-)
-
-backend_health = Table(
-    "backend_health",
-    Base.metadata,
-    Column("backend", Text, primary_key=True),
-    Column("failures", Integer, nullable=False, server_default=text("0")),
-    Column("openings", Integer, nullable=False, server_default=text("0")),
-    Column("reason", Text),
-    time_column("open_until"),
-    time_column("probing_until"),
-    now_column("changed_at", nullable=False),
-)
-
-rate_permits = Table(
-    "rate_permits",
-    Base.metadata,
-    Column("backend", Text, nullable=False),
-    time_column("at", nullable=False),
-    Index("rate_permits_window", "backend", "at"),
-)
-
-spending = Table(
-    "spending",
-    Base.metadata,
-    Column("day", Date, primary_key=True),
-    Column("backend", Text, primary_key=True),
-    *(
-        Column(name, BigInteger, nullable=False, server_default=text("0"))
-        for name in ("calls", "input_tokens", "output_tokens")
-    ),
-    Column("cost", Numeric, nullable=False, server_default=text("0")),
-)

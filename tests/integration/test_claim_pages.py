@@ -1,4 +1,4 @@
-"""A claim by a hint touches a handful of pages, whatever the planner believes about the table."""
+"""A claim reads a few pages, whatever the table's statistics say."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKLOG = 20_000
 
 @pytest.fixture
 def backlog(clean: DevStack) -> Iterator[UUID]:
-    """A line that came after the table was analysed; its last job's id."""
+    """A queue that was filled after the table was analysed; its last job's id."""
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute("ALTER TABLE vestry.jobs SET (autovacuum_enabled = false)")
         try:
@@ -41,7 +41,7 @@ def backlog(clean: DevStack) -> Iterator[UUID]:
 
 
 def claimed(conn: Any, kinds: list[str], hint: UUID | None = None) -> tuple[int, int, str]:
-    """Rows and pages of a claim, and how it came about."""
+    """Rows, pages and plan of a claim."""
     parameters: dict[str, Any] = {
         "lane": LANE,
         "kinds": kinds,
@@ -75,7 +75,7 @@ def test_a_hinted_claim_fetches_its_job_by_id(clean: DevStack, backlog: UUID, pl
 
 
 def test_a_claim_of_many_kinds_reads_no_more_than_the_heads(clean: DevStack, backlog: UUID) -> None:
-    """Nor does the last job of a kind, after which nothing is left of it, walk over another's line."""
+    """Nor does a claim of the last job of a kind scan the queue of another kind."""
     with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
         admin.execute("UPDATE vestry.jobs SET kind = 'rerank' WHERE id = %s", [backlog])
     url = clean.database_url("vestry_private")

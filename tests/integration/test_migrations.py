@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, text
 
 from models.bootstrap import alembic_config
 from models.states import TERMINAL, TRANSITIONS, State
-from models.tables import Base
+from models.tables import metadata
 from vestry.ids import uuid7
 from workers.stack.dev_stack import DevStack
 
@@ -39,7 +39,7 @@ def differences(url: str) -> list[Any]:
                 ),
             },
         )
-        found = compare_metadata(context, Base.metadata)
+        found = compare_metadata(context, metadata)
     engine.dispose()
     # Comments are in the database only: `\d+` shows them.
     changes = [
@@ -52,7 +52,7 @@ def test_the_migrated_schema_is_the_declared_one(clean: DevStack) -> None:
     assert differences(owner_url(clean)) == []
 
 
-def test_a_missing_column_would_be_noticed(clean: DevStack) -> None:
+def test_an_undeclared_column_is_a_difference(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute("ALTER TABLE vestry.jobs ADD COLUMN stray integer")
         try:
@@ -61,7 +61,7 @@ def test_a_missing_column_would_be_noticed(clean: DevStack) -> None:
             conn.execute("ALTER TABLE vestry.jobs DROP COLUMN stray")
 
 
-def test_down_and_up_again_with_data_present(clean: DevStack) -> None:
+def test_downgrade_and_upgrade_with_data(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute("INSERT INTO vestry.owners (owner) VALUES ('ann')")
         conn.execute(
@@ -128,7 +128,7 @@ def test_the_database_allows_exactly_the_transitions_declared(
             assert refused.value.sqlstate == "VY005"
 
 
-def test_nothing_in_the_schema_belongs_to_a_superuser(clean: DevStack) -> None:
+def test_everything_in_the_schema_belongs_to_its_owner_role(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url) as conn:
         owners = conn.execute(
             """SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class
@@ -160,7 +160,7 @@ def test_private_content_is_denied_to_every_other_role(
         conn.execute(f"SELECT {column} FROM vestry.private_{table}")
 
 
-def test_a_private_worker_sees_only_the_owners_it_names(clean: DevStack) -> None:
+def test_a_private_worker_sees_only_the_owners_that_it_names(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         for owner in ("ann", "bob"):
             conn.execute(
@@ -174,7 +174,7 @@ def test_a_private_worker_sees_only_the_owners_it_names(clean: DevStack) -> None
         conn.execute("SELECT set_config('vestry.owners', '{bob}', true)")
         assert conn.execute(seen).fetchall() == [("bob",)]
         conn.commit()
-        # The setting is an empty string now, not NULL: still nobody, and no error.
+        # The setting is an empty string now, not NULL: no rows, and no error.
         assert conn.execute(seen).fetchall() == []
 
 
@@ -201,7 +201,7 @@ def test_the_job_tables_show_each_class_its_own(clean: DevStack) -> None:
     }
 
 
-def test_no_row_contradicts_itself(clean: DevStack) -> None:
+def test_contradictory_rows_violate_a_check(clean: DevStack) -> None:
     good = {
         "privacy": "'shareable'", "pool": "'gpu'", "state": "'queued'", "lease_id": "NULL",
         "start_tag": "1", "finished_at": "NULL",
@@ -215,11 +215,11 @@ def test_no_row_contradicts_itself(clean: DevStack) -> None:
         {"privacy": "'private'", "pool": "'cloud'"},
     ]
     with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
-        for given in ({}, *wrong):
-            values = ", ".join((good | given).values())
+        for change in ({}, *wrong):
+            values = ", ".join((good | change).values())
             insert = f"""INSERT INTO vestry.jobs (id, kind, owner, latency, {", ".join(good)})
                          VALUES (gen_random_uuid(), 'embedding', 'ann', 'bulk', {values})"""
-            if not given:
+            if not change:
                 admin.execute(insert)
                 continue
             with pytest.raises(psycopg.errors.CheckViolation):

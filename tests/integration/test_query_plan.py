@@ -1,4 +1,4 @@
-"""The picking query stays flat: same plan and as many pages at a large backlog as at a small one."""
+"""The claim query is flat: same plan and as many pages at a large backlog as at a small one."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_one_index_scan_and_no_more_pages_at_200_times_the_backlog(
 
 
 def test_wrong_statistics_change_no_plan(clean: DevStack, admin: Any) -> None:
-    """Of a table that was empty when it was analysed, and of one that has emptied since."""
+    """Statistics of a table that was empty when it was analysed, and of one that has emptied since."""
     admin.execute("ALTER TABLE vestry.jobs SET (autovacuum_enabled = false)")
     try:
         admin.execute("VACUUM ANALYZE vestry.jobs")
@@ -99,7 +99,7 @@ def test_wrong_statistics_change_no_plan(clean: DevStack, admin: Any) -> None:
         assert not any(n["Node Type"] == "Sort" for n in nodes(plan))
 
 
-def test_every_connection_that_picks_has_the_options(clean: DevStack) -> None:
+def test_every_connection_that_claims_has_the_planner_options(clean: DevStack) -> None:
     options = db.connection_options("test", 60)
     for role in ("vestry_private", "vestry_shareable", "vestry_control"):
         with psycopg.connect(clean.database_url(role), **options) as conn:
@@ -123,7 +123,7 @@ def test_the_mark_keeps_it_flat_under_a_held_snapshot(clean: DevStack, admin: An
     assert from_the_mark <= fresh * 2 + 20
 
 
-def test_the_mark_follows_the_line_and_forgives_late_commits(
+def test_the_mark_advances_and_late_commits_are_found(
     clean: DevStack, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(admin, 1_000)
@@ -143,7 +143,7 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
             clock[0] += FULL_SCAN_EVERY_S + 60
         assert mark.value > 1, "the mark should have moved"
         claim_once()
-        # A job of a transaction that began long ago commits behind the mark.
+        # A job of a transaction that began long ago commits below the mark.
         fill(admin, 1, first_tag=mark.value - 2)
         behind = "SELECT count(*) FROM vestry.jobs WHERE state = 'queued' AND start_tag < %s"
         while claim_once():
@@ -155,7 +155,7 @@ def test_the_mark_follows_the_line_and_forgives_late_commits(
 
 
 def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what a transaction commits late, begun before the last one, is still found."""
+    """So that a job of a transaction that began before the last full scan is still found."""
     clock = [1000.0]
     monkeypatch.setattr("models.claims.time.monotonic", lambda: clock[0])
     mark = LowWaterMark()
@@ -166,13 +166,13 @@ def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> No
     assert mark.start() == 100
     clock[0] += FULL_SCAN_EVERY_S
     assert mark.start() == BEGINNING
-    # A scan that cost much is repeated as rarely as that asks for.
+    # A slow scan is repeated less often.
     mark.update(mark.start(), virtual_time=300, first=None, took_s=1.0)
     clock[0] += FULL_SCAN_EVERY_S
     assert mark.start() == 150
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING
-    # But however long it took, what came late must not wait for ever.
+    # However long the scan took, the next full scan is not put off beyond the limit.
     mark.update(mark.start(), virtual_time=400, first=None, took_s=60.0)
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING

@@ -1,4 +1,4 @@
-"""The SQL functions, called as a careless or hostile producer would, and raced against a worker."""
+"""The SQL functions with invalid arguments, and concurrent with a worker."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
         {"keys": [b"a"], "contents": [b"b"]}, {"keys": [b"a", b"b"]}, {"models": [None] * 3},
     ],
 )  # fmt: skip
-def test_arrays_that_describe_no_jobs_are_refused(
+def test_enqueue_refuses_arrays_that_do_not_match(
     producer: psycopg.Connection[Any], changed: dict[str, Any]
 ) -> None:
     with pytest.raises(psycopg.Error) as refused:
@@ -86,7 +86,7 @@ def test_arrays_that_describe_no_jobs_are_refused(
     assert [row[2] for row in enqueue(producer)] == ["created", "created"]
 
 
-def test_a_document_deleted_while_its_chunks_are_stored_leaves_none(
+def test_a_document_deleted_while_its_chunks_are_stored_has_none(
     clean: DevStack, producer: psycopg.Connection[Any], worker: psycopg.Connection[Any]
 ) -> None:
     row = worker.execute(SPACE).fetchone()
@@ -121,10 +121,10 @@ def test_a_document_deleted_while_its_chunks_are_stored_leaves_none(
     assert left == (0, 0)
 
 
-def test_finishing_and_enqueueing_the_same_documents_lock_in_one_order(
+def test_finish_and_enqueue_lock_documents_in_one_order(
     clean: DevStack, producer: psycopg.Connection[Any], worker: psycopg.Connection[Any]
 ) -> None:
-    # Ids and hashes are made to run in opposite directions.
+    # Ids ascend while hashes descend.
     hashes = [bytes([255 - n]) for n in range(40)]
     for one in hashes:
         document_enqueue(producer, [one])
