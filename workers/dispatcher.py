@@ -59,7 +59,7 @@ class Dispatcher:
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
         self._settings = settings
         self._stop = stop
-        self._window = settings.window * settings.slots
+        self._window = settings.hints_per_slot * settings.slots
         self._routes = RoutePublisher(settings)
         self._marks: dict[tuple[str, str], LowWaterMark] = {}
         self._lanes: set[str] = set()

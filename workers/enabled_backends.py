@@ -53,5 +53,5 @@ def breaker_settings(settings: Settings) -> BreakerSettings:
     return BreakerSettings(
         failures=settings.breaker_failures,
         cooldown_s=settings.breaker_cooldown_s,
-        max_cooldown_s=settings.breaker_longest_s,
+        max_cooldown_s=settings.breaker_max_cooldown_s,
     )

@@ -64,7 +64,7 @@ class Site:
         changed = {
             "VESTRY_LLAMA_PORT": str(self.port("llama-private")),
             "VESTRY_LLAMA_HOST": "127.0.0.1",
-            "VESTRY_DOORS": f"{self.port('door')}=127.0.0.1:{self.stack.postgres.port}",
+            "VESTRY_FORWARD": f"{self.port('door')}=127.0.0.1:{self.stack.postgres.port}",
             "VESTRY_NICE": "0",
         }
         here |= {name: value for name, value in changed.items() if name in here}

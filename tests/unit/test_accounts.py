@@ -77,14 +77,14 @@ def test_one_account_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with temporary_home() as path:
         home = Home(path)
         home.create()
-        one = Accounts(home, "one")
+        one = Accounts(home, "off")
         assert (one.isolated, one.why_not, one.account_of("private")) == (
             False,
-            "VESTRY_ACCOUNTS=one",
+            "VESTRY_ISOLATION=off",
             Account(),
         )
-        with pytest.raises(ValueError, match="auto or one"):
-            Accounts(home, "several")
+        with pytest.raises(ValueError, match="auto or off"):
+            Accounts(home, "one")
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         assert not Accounts(home).isolated
 

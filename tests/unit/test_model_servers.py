@@ -12,9 +12,10 @@ import pytest
 
 from inference.remote.local_network import is_own, networks
 from tests.ollama_fake import VERSION, FakeOllama
+from workers.environment import parse_pairs
 from workers.home import Home
 from workers.model_servers import plan
-from workers.model_servers.plan import ModelServers, ollama_version, pairs
+from workers.model_servers.plan import ModelServers, ollama_version
 from workers.stack.processes import worker_lanes, worker_name
 
 INTERACTIVE, BULK = ["private.interactive.gpu"], ["shareable.bulk.gpu"]
@@ -44,7 +45,7 @@ def servers(
 
 
 def told(made: ModelServers, lanes: list[str], what: str = "BACKENDS") -> Mapping[str, str]:
-    return pairs(made.environment(lanes).get(f"VESTRY_{what}", ""))
+    return parse_pairs(made.environment(lanes).get(f"VESTRY_{what}", ""))
 
 
 def test_on_a_processor_those_who_wait_have_a_server_of_their_own(home: Home) -> None:
@@ -103,7 +104,7 @@ def test_clouds_and_their_keys_are_told_to_cloud_workers_alone(home: Home) -> No
     for lanes in (INTERACTIVE, BULK):
         assert told(made, lanes, "BACKEND_KEYS").keys() == {"llama-cpp", "llama"}
     assert made.environment(["private.bulk.cpu"]) == {}
-    assert pairs(made.overview()["VESTRY_BACKENDS"]).keys() == everything
+    assert parse_pairs(made.overview()["VESTRY_BACKENDS"]).keys() == everything
 
 
 def test_a_server_that_is_not_ours_is_no_business_of_private_workers(home: Home) -> None:

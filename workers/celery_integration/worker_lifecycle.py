@@ -55,7 +55,7 @@ class WorkerLifecycle:
         self._liveness: StallWatchdog | None = None
         self._drain: threading.Thread | None = None
         self._kit: components.WorkerComponents | None = None
-        self._scratch: Scratch | None = None
+        self._temp_dir: Scratch | None = None
 
     def fetcher(self) -> JobFetcher:
         """The process's runtime, once it runs."""
@@ -75,7 +75,7 @@ class WorkerLifecycle:
                 allowed=settings.local_networks,
             )
         try:
-            self._scratch = Scratch(str(sender.hostname), settings.scratch).open()
+            self._temp_dir = Scratch(str(sender.hostname), settings.temp_dir).open()
         except ScratchError as error:
             raise SystemExit(f"no place for temporary files: {error}") from None
 
@@ -98,7 +98,7 @@ class WorkerLifecycle:
         content = content_for(settings)
         keyring = content.keyring if isinstance(content, PrivateContent) else None
         db.wait_for_database(pool)
-        scratch = None if self._scratch is None else self._scratch.path
+        scratch = None if self._temp_dir is None else self._temp_dir.path
         kit = self._kit = components.build_components(settings, pool, keyring, scratch)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
@@ -128,7 +128,7 @@ class WorkerLifecycle:
             lanes,
             list(kit.handlers),
             heart,
-            settings.deaf_s,
+            settings.stall_timeout_s,
         )
         self._runtime = JobFetcher(
             executor, settings, TaskEventPublisher(self._app, name), self._liveness
@@ -167,8 +167,8 @@ class WorkerLifecycle:
             self._drain.join(DRAIN_TIMEOUT_S)
         if self._kit is not None:
             self._kit.close()
-        if self._scratch is not None:
-            self._scratch.close()
+        if self._temp_dir is not None:
+            self._temp_dir.close()
 
 
 def _connector(settings: Settings, name: str) -> Callable[[], psycopg.Connection[Any]]:

@@ -49,7 +49,7 @@ def build_components(
     settings: Settings,
     pool: ConnectionPool[Connection],
     keyring: KeyRing | None = None,
-    scratch: Path | None = None,
+    temp_dir: Path | None = None,
 ) -> WorkerComponents:
     """Load what the process serves and warm it up.
 
@@ -57,7 +57,7 @@ def build_components(
         settings: which backends and models, and for which lanes.
         pool: to declare embedding spaces, and for what all workers know of the backends.
         keyring: private workers': opens what answers are grounded in.
-        scratch: a private directory for temporary files.
+        temp_dir: the process's private temporary directory.
 
     Raises:
         SystemExit: a model cannot be loaded; the message says what to do.
@@ -79,7 +79,7 @@ def build_components(
             threads=settings.threads,
             device=settings.device if Pool.CLOUD not in pools else "cpu",
             nice=settings.nice,
-            temp_dir=scratch,
+            temp_dir=temp_dir,
             local_networks=settings.local_networks
             if settings.privacy == Privacy.PRIVATE.value
             else None,

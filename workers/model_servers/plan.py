@@ -17,6 +17,7 @@ from inference.catalogue.loader import CatalogueError, load
 from inference.catalogue.schema import BackendEntry, Catalogue
 from inference.remote.local_network import is_own, networks
 from vestry.lanes import LANES, Pool, Privacy
+from workers.environment import format_pairs, parse_pairs
 from workers.home import Home
 from workers.llama_server import PACKAGED_ALIAS, NoModelError, model_file
 
@@ -83,8 +84,8 @@ class ModelServers:
         self._wanted = wanted
         self._catalogue = _catalogue(settings)
         self._own = networks(settings.get("VESTRY_LOCAL_NETWORKS", ""))
-        self._urls = pairs(settings.get("VESTRY_BACKENDS", ""))
-        self._keys = pairs(settings.get("VESTRY_BACKEND_KEYS", ""))
+        self._urls = parse_pairs(settings.get("VESTRY_BACKENDS", ""))
+        self._keys = parse_pairs(settings.get("VESTRY_BACKEND_KEYS", ""))
         known = {entry.name for entry in self._catalogue.backends}
         if unknown := (self._urls.keys() | self._keys.keys()) - known:
             raise ValueError(
@@ -102,7 +103,7 @@ class ModelServers:
 
     def overview(self) -> dict[str, str]:
         """What a process is told that decides on routes and calls nobody: all of them, no keys."""
-        told = _joined(dict(self._urls) | self._own_llama())
+        told = format_pairs(dict(self._urls) | self._own_llama())
         return {"VESTRY_BACKENDS": told} if told else {}
 
     def environment(self, lanes: Sequence[str]) -> dict[str, str]:
@@ -134,8 +135,8 @@ class ModelServers:
             told[LLAMA] = f"{server.address}/v1"
             keys[LLAMA] = str(self.key_file)
         environment = {
-            "VESTRY_BACKENDS": _joined(told),
-            "VESTRY_BACKEND_KEYS": _joined(keys),
+            "VESTRY_BACKENDS": format_pairs(told),
+            "VESTRY_BACKEND_KEYS": format_pairs(keys),
             "VESTRY_LOCAL_NETWORKS": self._settings.get("VESTRY_LOCAL_NETWORKS", ""),
         }
         return {name: value for name, value in environment.items() if value}
@@ -250,16 +251,6 @@ def _catalogue(settings: Mapping[str, str]) -> Catalogue:
         return load(Path(file) if file else None)
     except CatalogueError as error:
         raise ValueError(str(error)) from None
-
-
-def pairs(text: str) -> dict[str, str]:
-    """`name` and `name=value`, separated by spaces or commas; a name alone has an empty value."""
-    found = (part.partition("=") for part in text.replace(",", " ").split())
-    return {name: value for name, _, value in found}
-
-
-def _joined(told: Mapping[str, str]) -> str:
-    return " ".join(f"{name}={value}" if value else name for name, value in told.items())
 
 
 # Looks for an Ollama that runs already.

@@ -20,8 +20,8 @@ from workers.home import CHECKOUT, Home, read_json, write_private
 from workers.stack import mount_namespace
 from workers.stack.process import Account, base_environment
 
-SETTING: Final = "VESTRY_ACCOUNTS"
-"""`auto`, or `one` for one account."""
+SETTING: Final = "VESTRY_ISOLATION"
+"""`auto`, or `off` to run everything under one account."""
 ROLES: Final = (
     "private", "shareable", "cloud", "control", "models", "flower-private", "flower-shareable",
 )  # fmt: skip
@@ -36,7 +36,7 @@ class Accounts:
 
     Args:
         home: created and locked.
-        setting: of VESTRY_ACCOUNTS.
+        setting: value of VESTRY_ISOLATION.
         needed: files and directories that workers must be able to read, besides the code.
 
     Attributes:
@@ -60,10 +60,10 @@ class Accounts:
 
     def _reason(self, setting: str, needed: tuple[Path, ...]) -> str:
         """Why processes cannot have accounts of their own; empty where they can."""
-        if setting not in {"auto", "one"}:
-            raise ValueError(f"{SETTING} is auto or one")
-        if setting == "one":
-            return f"{SETTING}=one"
+        if setting not in {"auto", "off"}:
+            raise ValueError(f"{SETTING} is auto or off")
+        if setting == "off":
+            return f"{SETTING}=off"
         if os.geteuid() != 0:
             return "only root can start processes under other accounts"
         if os.environ.get("HF_HUB_OFFLINE") == "0":

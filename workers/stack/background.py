@@ -99,7 +99,10 @@ def start_background(
     argv += [part for pair in (settings or {}).items() for part in ("--set", "=".join(pair))]
     path = place.logs / "supervisor.log"
     path.unlink(missing_ok=True)
-    environment = base_environment() | inherited_environment()
+    try:
+        environment = base_environment() | inherited_environment()
+    except ValueError as error:
+        raise StartError(str(error)) from None
     with open_log(path) as log:
         process = subprocess.Popen(
             argv,

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from vestry.cli.errors import CommandError, ExitCode, explain
 from vestry.cli.output import Output, table
+from workers.environment import parse_pair
 from workers.home import Home, HomeInUseError, default_home
 from workers.stack.background import BackgroundStack, running_in, start_background, sweep
 from workers.stack.dev_stack import ensure_keyring, prepare_database
@@ -158,8 +159,8 @@ def _tell_orphans(output: Output) -> None:
 def _settings(pairs: list[str]) -> dict[str, str]:
     settings = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.startswith("VESTRY_"):
+        name, value = parse_pair(pair)
+        if value is None or not name.startswith("VESTRY_"):
             raise CommandError("usage", f"--set takes VESTRY_NAME=VALUE, not {pair!r}")
         settings[name] = value
     try:

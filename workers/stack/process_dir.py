@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from workers.environment import format_pairs, parse_pairs
 from workers.home import Home, write_private
 from workers.stack.process import Account
 
@@ -59,9 +60,8 @@ class ProcessDir:
             if name in given:
                 given[name] = str(self._copy(Path(given[name])))
         if pairs := given.get(SECRET_FILE_PAIR_VARS):
-            halves = (pair.partition("=") for pair in pairs.split())
-            given[SECRET_FILE_PAIR_VARS] = " ".join(
-                f"{n}={self._copy(Path(file))}" for n, _, file in halves
+            given[SECRET_FILE_PAIR_VARS] = format_pairs(
+                {name: str(self._copy(Path(file))) for name, file in parse_pairs(pairs).items()}
             )
         cache = Path(
             given.get("HF_HOME") or Path(given.get("HOME", "/")) / ".cache" / "huggingface"

@@ -49,7 +49,7 @@ def test_the_queue_is_kept_at_its_window(clean: DevStack, vestry: Vestry, conn: 
     settings = Settings(
         database_url=clean.database_url("vestry_control"), broker_url=clean.broker_url("dispatcher")
     )
-    window = settings.window * settings.slots
+    window = settings.hints_per_slot * settings.slots
     submit(vestry, conn, *map(str, range(200)))
     made = Dispatcher(settings, stop)
     with (
