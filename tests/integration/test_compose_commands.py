@@ -26,7 +26,7 @@ from workers.stack.process import base_environment
 from workers.stack.valkey import USERS
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("dispatcher", "reconciler", "door", "private-bulk-gpu", "private-cpu", "shareable-bulk-gpu",
+SERVICES = ("dispatcher", "reconciler", "port-forwarder", "private-bulk-gpu", "private-cpu", "shareable-bulk-gpu",
             "cloud", "llama-private", "flower-private")  # fmt: skip
 """One of each sort; the others differ from them in their lanes or their class."""
 PATIENCE_S = 120.0
@@ -64,7 +64,7 @@ class Site:
         changed = {
             "VESTRY_LLAMA_PORT": str(self.port("llama-private")),
             "VESTRY_LLAMA_HOST": "127.0.0.1",
-            "VESTRY_FORWARD": f"{self.port('door')}=127.0.0.1:{self.stack.postgres.port}",
+            "VESTRY_FORWARD": f"{self.port('port-forwarder')}=127.0.0.1:{self.stack.postgres.port}",
             "VESTRY_NICE": "0",
         }
         here |= {name: value for name, value in changed.items() if name in here}
@@ -155,7 +155,7 @@ def test_nobody_asks_the_broker_for_more_than_they_may(site: Site, running: Any)
 def test_through_the_door_a_producer_s_private_job_is_done(site: Site, running: Any) -> None:
     assert running
     password = (site.secrets / "vestry_producer").read_text()
-    url = f"postgresql://vestry_producer:{password}@127.0.0.1:{site.port('door')}/vestry"
+    url = f"postgresql://vestry_producer:{password}@127.0.0.1:{site.port('port-forwarder')}/vestry"
     ring = site.secrets / compose_secrets.KEYRING_FILE
     with Vestry(url, ring) as vestry, psycopg.connect(url, autocommit=True) as conn:
         job = vestry.enqueue(conn, Embedding(texts=["hello"]), owner="ann", privacy="private")

@@ -29,8 +29,10 @@ from workers.stack.valkey import USERS
 ROOT = Path(__file__).resolve().parents[2]
 MIGRATION_VARIABLES = {"VESTRY_ADMIN_URL", "VESTRY_ADMIN_PASSWORD_FILE", "VESTRY_ROLE_SECRETS"}
 PROFILES = ("cpu", "gpu")
-WAY_OUT = {"cloud": {"outside"}, "ollama-pull": {"fetching"}, "door": {"front"}}
-"""Who stands on a network with a way out."""
+EXTERNAL = {
+    "cloud": {"outside"}, "ollama-pull": {"downloads"}, "port-forwarder": {"published"},
+}  # fmt: skip
+"""Services with external network access, and the networks that give it."""
 
 SECRETS = {
     "postgres": {"postgres"},
@@ -135,7 +137,7 @@ def test_whatever_a_private_worker_reaches_has_no_way_out(compose: dict[str, Any
         for name, service in compose["services"].items()
         if (found := set(service["networks"]) - internal)
     }
-    assert outside == WAY_OUT
+    assert outside == EXTERNAL
     reached = {
         name for name, service in compose["services"].items() if "private" in service["networks"]
     }
@@ -200,12 +202,12 @@ def test_the_gpu_is_asked_for_in_its_profile_alone(compose: dict[str, Any]) -> N
 
 
 def test_the_door_leads_to_what_is_published_and_nowhere_else(compose: dict[str, Any]) -> None:
-    service = compose["services"]["door"]
+    service = compose["services"]["port-forwarder"]
     led = port_forwarder.parse_forwards(environment(service)[port_forwarder.VARIABLE])
     published = {int(port.rpartition(":")[2]) for port in service["ports"]}
     assert set(led) == published
     assert {host for host, _ in led.values()} == {"postgres", "flower-private", "flower-shareable"}
-    assert {n for n, s in compose["services"].items() if s.get("ports")} == {"door"}
+    assert {n for n, s in compose["services"].items() if s.get("ports")} == {"port-forwarder"}
 
 
 def test_no_secret_stands_in_the_file(compose: dict[str, Any]) -> None:
