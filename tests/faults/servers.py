@@ -37,10 +37,10 @@ class OpenValkey(ValkeyServer):
     def prepare(self) -> Command:
         """As the system's own, with one user more."""
         command = super().prepare()
-        acl = self.place.path / "users.acl"
+        acl = self.directory.path / "users.acl"
         digest = hashlib.sha256(self.home.password(f"valkey.{ADMINISTRATOR}").encode()).hexdigest()
         user = f"user {ADMINISTRATOR} on #{digest} ~* &* +@all\n"
-        self.place.write("users.acl", acl.read_text(encoding="utf-8") + user)
+        self.directory.write("users.acl", acl.read_text(encoding="utf-8") + user)
         return command
 
 

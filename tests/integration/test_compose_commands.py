@@ -26,8 +26,10 @@ from workers.stack.process import base_environment
 from workers.stack.valkey import USERS
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("dispatcher", "reconciler", "port-forwarder", "private-bulk-gpu", "private-cpu", "shareable-bulk-gpu",
-            "cloud", "llama-private", "flower-private")  # fmt: skip
+SERVICES = (
+    "dispatcher", "reconciler", "port-forwarder", "private-bulk-gpu", "private-cpu",
+    "shareable-bulk-gpu", "cloud", "llama-private", "flower-private",
+)  # fmt: skip
 """One of each sort; the others differ from them in their lanes or their class."""
 PATIENCE_S = 120.0
 

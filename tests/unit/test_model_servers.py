@@ -158,7 +158,7 @@ def test_an_ollama_that_does_not_answer_is_used_only_if_it_was_named(
     far = servers(home, OLLAMA="http://192.0.2.7:11434", LLAMA="off")
     assert told(far, INTERACTIVE) == {}
     assert told(far, BULK) == {"ollama": "http://192.0.2.7:11434"}
-    assert any("private workers are not told" in note for note in far.notes)
+    assert any("private workers do not use" in note for note in far.notes)
 
 
 def test_what_is_named_by_hand_goes_before_what_is_found(home: Home) -> None:
