@@ -1,4 +1,4 @@
-"""Claims that were committed, and whose worker never heard of it: nothing ran, nothing is counted."""
+"""Lost claims: a claim whose COMMIT answer was lost is released; nothing ran, nothing is counted."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from tests.echo_stack import eventually
 from tests.one_job import at_once, submit, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
-from workers import db
+from workers import db, failpoints
 from workers.execution.fetcher import JobFetcher
 from workers.execution.lost_claims import UnconfirmedClaims
 from workers.stack.dev_stack import DevStack
 
 
-def claim_unheard(worker: JobFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Claim, commit, and lose the connection before anybody says that it was committed."""
-    commit = psycopg.Connection.commit
+def lose_claim(worker: JobFetcher) -> None:
+    """Claim a batch, and lose the connection after the COMMIT."""
 
-    def committed(self: psycopg.Connection[Any]) -> None:
-        commit(self)
-        db._abort_socket(self)
+    def abort(conn: psycopg.Connection[Any], _: Lease) -> None:
+        db.abort_socket(conn)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(psycopg.Connection, "commit", committed)
-        with pytest.raises(psycopg.OperationalError):
-            worker._executor.claim(LANE, ["embedding"])
+    with (
+        failpoints.installed({failpoints.AFTER_CLAIM_COMMIT: abort}),
+        pytest.raises(psycopg.OperationalError),
+    ):
+        worker._executor.claim(LANE, ["embedding"])
 
 
-def make_suspect(stack: DevStack, control: Any) -> None:
-    """Whatever is queued is lost in a batch, with a worker of which nobody knows more."""
+def quarantine_queued(stack: DevStack, control: Any) -> None:
+    """Claim all queued jobs with a lease that expires, and rescue them."""
     with psycopg.connect(stack.database_url("vestry_shareable")) as lost:
         assert claims.claim(lost, LeasePolicy("lost", "shareable", 0.001, 600), LANE, ["embedding"])
     eventually(lambda: transitions.rescue(control).suspects > 0)
@@ -46,113 +45,111 @@ def crashes(control: Any) -> int:
     return int(control.execute("SELECT max(crashes) FROM vestry.jobs").fetchone()[0])
 
 
-def held(control: Any) -> list[UUID]:
+def leases(control: Any) -> list[UUID]:
     return [row[0] for row in control.execute("SELECT id FROM vestry.leases")]
 
 
-def test_it_is_handed_back_with_the_next_beat(
-    clean: DevStack, vestry: Vestry, conn: Any, control: Any, monkeypatch: pytest.MonkeyPatch
+def test_lost_claim_is_released_by_next_heartbeat(
+    clean: DevStack, vestry: Vestry, conn: Any, control: Any
 ) -> None:
     jobs = submit(vestry, conn, "a", "b")
     with runtime(clean, at_once, heartbeat_s=0.3) as worker:
-        claim_unheard(worker, monkeypatch)
+        lose_claim(worker)
         eventually(lambda: [told(conn, job) for job in jobs] == [("queued", 0)] * 2)
         eventually(lambda: not worker._executor.heartbeat.unconfirmed.pending())
-        assert held(control) == []
+        assert leases(control) == []
 
 
-def test_it_is_handed_back_before_the_next_claim(
-    clean: DevStack, vestry: Vestry, conn: Any, control: Any, monkeypatch: pytest.MonkeyPatch
+def test_lost_claim_is_released_before_next_claim(
+    clean: DevStack, vestry: Vestry, conn: Any, control: Any
 ) -> None:
     (job,) = submit(vestry, conn, "a")
     with runtime(clean, at_once) as worker:
-        claim_unheard(worker, monkeypatch)
+        lose_claim(worker)
         assert told(conn, job) == ("running", 1)
-        opened = worker._executor.claim(LANE, ["embedding"])
-        assert opened is not None
-        # Its old lease is gone, so that nobody counts its end.
-        assert held(control) == [opened.lease.id]
+        batch = worker._executor.claim(LANE, ["embedding"])
+        assert batch is not None
+        # The lost lease is gone: its expiry cannot count as a crash.
+        assert leases(control) == [batch.lease.id]
         assert told(conn, job) == ("running", 1)
-        worker._executor.run(opened)
+        worker._executor.run(batch)
 
 
-def test_it_is_handed_back_by_a_worker_that_ends(
-    clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_claim_is_released_by_drain(clean: DevStack, vestry: Vestry, conn: Any) -> None:
     (job,) = submit(vestry, conn, "a")
     with runtime(clean, at_once) as worker:
-        claim_unheard(worker, monkeypatch)
+        lose_claim(worker)
         assert told(conn, job) == ("running", 1)
         worker.drain()
         assert told(conn, job) == ("queued", 0)
 
 
-def test_a_suspect_that_was_rescued_first_has_its_crash_taken_back_once(
+def test_release_reverts_the_crash_of_a_rescued_exclusive_claim_once(
     clean: DevStack, vestry: Vestry, conn: Any, control: Any
 ) -> None:
     submit(vestry, conn, "a")
-    make_suspect(clean, control)
-    unheard, url = UnconfirmedClaims(60), clean.database_url("vestry_shareable")
-    with psycopg.connect(url, autocommit=True) as heart:
+    quarantine_queued(clean, control)
+    unconfirmed, url = UnconfirmedClaims(60), clean.database_url("vestry_shareable")
+    with psycopg.connect(url, autocommit=True) as heartbeat:
         with psycopg.connect(url) as lost:
             terms = LeasePolicy("lost", "shareable", 0.001, 600)
             lease = claims.claim(lost, terms, LANE, ["embedding"], suspect=True)
         assert lease is not None
         eventually(lambda: transitions.rescue(control).suspects == 1)
         assert crashes(control) == 1
-        # Another that it had before.
+        # One from before that claim.
         control.execute("UPDATE vestry.jobs SET crashes = 2")
         for _ in range(2):
-            unheard.add(lease)
-            unheard.release(heart)
+            unconfirmed.add(lease)
+            unconfirmed.release(heartbeat)
             assert crashes(control) == 1
 
 
-def claimed(conn: psycopg.Connection[Any]) -> Lease:
+def claim(conn: psycopg.Connection[Any]) -> Lease:
     lease = claims.claim(conn, LeasePolicy("test", "shareable", 60, 600), LANE, ["embedding"])
     assert lease is not None
     return lease
 
 
-def test_one_that_is_committed_after_it_was_asked_for_is_handed_back(
+def test_claim_committed_after_a_check_is_released_by_the_next_check(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     (job,) = submit(vestry, conn, "a")
-    unheard, url = UnconfirmedClaims(60), clean.database_url("vestry_shareable")
-    with psycopg.connect(url, autocommit=True) as heart:
+    unconfirmed, url = UnconfirmedClaims(60), clean.database_url("vestry_shareable")
+    with psycopg.connect(url, autocommit=True) as heartbeat:
         with psycopg.connect(url) as slow:
-            unheard.add(claimed(slow))
-            unheard.release(heart)
-            assert unheard.pending()
-            assert not unheard.pending(unchecked=True)
+            unconfirmed.add(claim(slow))
+            unconfirmed.release(heartbeat)
+            assert unconfirmed.pending()
+            assert not unconfirmed.pending(unchecked=True)
         assert told(conn, job) == ("running", 1)
-        unheard.release(heart)
+        unconfirmed.release(heartbeat)
         assert told(conn, job) == ("queued", 0)
-        assert not unheard.pending()
+        assert not unconfirmed.pending()
 
 
-def test_one_that_never_was_is_forgotten_once_its_lease_would_have_run_out(
+def test_uncommitted_claim_is_forgotten_after_its_lease(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     submit(vestry, conn, "a")
-    unheard, url = UnconfirmedClaims(0.5), clean.database_url("vestry_shareable")
-    with psycopg.connect(url, autocommit=True) as heart:
+    unconfirmed, url = UnconfirmedClaims(0.5), clean.database_url("vestry_shareable")
+    with psycopg.connect(url, autocommit=True) as heartbeat:
         with psycopg.connect(url) as broken:
-            unheard.add(claimed(broken))
+            unconfirmed.add(claim(broken))
             broken.rollback()
         time.sleep(0.6)
-        assert unheard.pending(unchecked=True)
-        unheard.release(heart)
-        assert not unheard.pending()
+        assert unconfirmed.pending(unchecked=True)
+        unconfirmed.release(heartbeat)
+        assert not unconfirmed.pending()
 
 
-def test_a_job_that_somebody_holds_delays_none_of_the_others(
+def test_locked_job_delays_the_release_of_no_other(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     jobs = submit(vestry, conn, "a", "b")
-    # Their leases ran out: what cannot be seen may be there all the same.
-    unheard, url = UnconfirmedClaims(0), clean.database_url("vestry_shareable")
-    with psycopg.connect(url, autocommit=True) as heart:
+    # Expired leases: a locked one is still not forgotten.
+    unconfirmed, url = UnconfirmedClaims(0), clean.database_url("vestry_shareable")
+    with psycopg.connect(url, autocommit=True) as heartbeat:
         for job in jobs:
             with psycopg.connect(url) as lost:
                 lease = claims.claim(
@@ -164,12 +161,12 @@ def test_a_job_that_somebody_holds_delays_none_of_the_others(
                     limit=1,
                 )
                 assert lease is not None
-                unheard.add(lease)
+                unconfirmed.add(lease)
         with admin.transaction():
             admin.execute("SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE", [jobs[0]])
-            unheard.release(heart)
+            unconfirmed.release(heartbeat)
             assert told(conn, jobs[1]) == ("queued", 0)
-            assert not unheard.pending(unchecked=True)
-        unheard.release(heart)
+            assert not unconfirmed.pending(unchecked=True)
+        unconfirmed.release(heartbeat)
         assert told(conn, jobs[0]) == ("queued", 0)
-        assert not unheard.pending()
+        assert not unconfirmed.pending()
