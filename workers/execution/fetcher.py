@@ -60,7 +60,7 @@ class JobFetcher:
         events: JobEvents,
         watchdog: StallWatchdog,
     ) -> None:
-        self._executor = executor
+        self.executor = executor
         self._settings = settings
         self._events = events
         self._watchdog = watchdog
@@ -125,7 +125,7 @@ class JobFetcher:
         """
         if lane not in LANES or LANES[lane].latency != Latency.INTERACTIVE:
             return None
-        with session(self._executor.pool, self._settings.lease_s) as conn:
+        with session(self.executor.pool, self._settings.lease_s) as conn:
             row = conn.execute(
                 """SELECT state, error_code FROM vestry.jobs
                    WHERE id = %s AND (finished_at IS NOT NULL
@@ -141,12 +141,12 @@ class JobFetcher:
         self._watchdog.stop()
         for wakeup in self._wakeups.values():
             wakeup.close()
-        for lease in self._executor.heartbeat.held_leases():
+        for lease in self.executor.heartbeat.held_leases():
             try:
-                self._executor.release(lease)
+                self.executor.release(lease)
             except psycopg.Error as error:
                 log.warning("lease not released (%s); it will expire", type(error).__name__)
-        self._executor.heartbeat.release_unconfirmed()
+        self.executor.heartbeat.release_unconfirmed()
 
     def _fetch_lane(self, lane: str) -> None:
         wakeup = self._wakeups[lane]
@@ -212,7 +212,7 @@ class JobFetcher:
 
     def _queues_with_quarantined(self) -> list[tuple[str, str]]:
         """The (lane, kind) queues that hold a runnable quarantined job."""
-        with session(self._executor.pool, self._settings.lease_s) as conn:
+        with session(self.executor.pool, self._settings.lease_s) as conn:
             rows: list[Any] = conn.execute(
                 """SELECT lane, kind
                    FROM unnest(%s::text[]) lane, unnest(%s::text[]) kind
@@ -247,7 +247,7 @@ class JobFetcher:
             else self._settings.batch_jobs
         )
         try:
-            batch = self._executor.claim(
+            batch = self.executor.claim(
                 lane,
                 kinds,
                 hint=hint,
@@ -260,8 +260,8 @@ class JobFetcher:
         if batch is not None:
             self._watchdog.record_progress()
         if batch is not None and self._draining.is_set():
-            self._executor.release(batch.lease)
-            self._executor.heartbeat.remove(batch.lease)
+            self.executor.release(batch.lease)
+            self.executor.heartbeat.remove(batch.lease)
             return None
         return batch
 
@@ -274,7 +274,7 @@ class JobFetcher:
         finished = Finished()
         begun = time.monotonic()
         try:
-            finished = self._executor.run(batch)
+            finished = self.executor.run(batch)
         finally:
             self._watchdog.record_progress()
             self._events.finished(kind, unhinted, finished)

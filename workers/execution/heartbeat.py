@@ -44,6 +44,7 @@ class Heartbeat:
         every_s: interval of rounds.
         max_run_s: longest run of a batch.
         periodic_tasks: quick functions that raise nothing, run each round.
+        stop: ends the thread.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Heartbeat:
         every_s: float,
         max_run_s: float,
         periodic_tasks: Sequence[Callable[[], None]] = (),
+        *,
+        stop: threading.Event | None = None,
     ) -> None:
         self._connect = connect
         self._lease_s = lease_s
@@ -63,7 +66,7 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._leases: dict[UUID, Lease] = {}
         self._lost: set[UUID] = set()
-        self._stop = threading.Event()
+        self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.unconfirmed = UnconfirmedClaims(lease_s)
         self.last_round_at = time.monotonic()

@@ -86,9 +86,9 @@ def test_batch_claimed_while_draining_is_released_unrun(
 
 def run_once(stack: DevStack, handler: Handler) -> None:
     with runtime(stack, handler) as worker:
-        batch = worker._executor.claim(LANE, ["embedding"])
+        batch = worker.executor.claim(LANE, ["embedding"])
         assert batch is not None
-        worker._executor.run(batch)
+        worker.executor.run(batch)
 
 
 def test_handler_that_raises_fails_one_job_and_no_other_of_its_batch(

@@ -31,7 +31,7 @@ def lose_claim(worker: JobFetcher) -> None:
         failpoints.installed({failpoints.AFTER_CLAIM_COMMIT: abort}),
         pytest.raises(psycopg.OperationalError),
     ):
-        worker._executor.claim(LANE, ["embedding"])
+        worker.executor.claim(LANE, ["embedding"])
 
 
 def quarantine_queued(stack: DevStack, control: Any) -> None:
@@ -56,7 +56,7 @@ def test_lost_claim_is_released_by_next_heartbeat(
     with runtime(clean, at_once, heartbeat_s=0.3) as worker:
         lose_claim(worker)
         eventually(lambda: [told(conn, job) for job in jobs] == [("queued", 0)] * 2)
-        eventually(lambda: not worker._executor.heartbeat.unconfirmed.pending())
+        eventually(lambda: not worker.executor.heartbeat.unconfirmed.pending())
         assert leases(control) == []
 
 
@@ -67,12 +67,12 @@ def test_lost_claim_is_released_before_next_claim(
     with runtime(clean, at_once) as worker:
         lose_claim(worker)
         assert told(conn, job) == ("running", 1)
-        batch = worker._executor.claim(LANE, ["embedding"])
+        batch = worker.executor.claim(LANE, ["embedding"])
         assert batch is not None
         # The lost lease is gone: its expiry cannot count as a crash.
         assert leases(control) == [batch.lease.id]
         assert told(conn, job) == ("running", 1)
-        worker._executor.run(batch)
+        worker.executor.run(batch)
 
 
 def test_lost_claim_is_released_by_drain(clean: DevStack, vestry: Vestry, conn: Any) -> None:

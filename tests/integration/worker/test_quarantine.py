@@ -104,18 +104,18 @@ def test_quarantined_job_behind_the_low_water_mark_is_claimed(
         assert claims.claim(lost, LeasePolicy("lost", "shareable", 0.001, 600), LANE, ["embedding"])
     eventually(lambda: transitions.rescue(control).suspects == 1)
     with runtime(clean, at_once) as worker:
-        claim, marks = worker._executor.claim, worker._executor.marks
+        claim, marks = worker.executor.claim, worker.executor.marks
         for _ in range(3):
             submit(vestry, conn, "b")
             batch = claim(LANE, ["embedding"])
             assert batch is not None
-            worker._executor.run(batch)
+            worker.executor.run(batch)
             marks[LANE, "embedding", False]._full_at = 0.0
         assert claim(LANE, ["embedding"]) is None
         batch = claim(LANE, ["embedding"], suspect=True)
         assert batch is not None
         assert [job.id for job in batch.lease.jobs] == [first]
-        worker._executor.run(batch)
+        worker.executor.run(batch)
 
 
 def test_no_batch_begins_during_an_exclusive_run(

@@ -143,7 +143,7 @@ def test_finish_of_a_frozen_process_reverts_its_crash_unless_it_overran(
     crashes = "SELECT crashes FROM vestry.jobs WHERE id = %s"
     with runtime(clean, at_once) as worker:
         for overran in (False, True):
-            batch = worker._executor.claim(LANE, ["embedding"], suspect=True)
+            batch = worker.executor.claim(LANE, ["embedding"], suspect=True)
             assert batch is not None
             admin.execute(
                 """UPDATE vestry.leases SET expires_at = now() - interval '1 s',
@@ -152,7 +152,7 @@ def test_finish_of_a_frozen_process_reverts_its_crash_unless_it_overran(
             )
             assert transitions.rescue(control).suspects == 1
             assert admin.execute(crashes, [job]).fetchone() == (1,)
-            finished = worker._executor.run(batch)
+            finished = worker.executor.run(batch)
             assert finished.states == {job: "refused"}
             # The crash of a job that ran for VESTRY_MAX_RUN_S stays counted.
             assert admin.execute(crashes, [job]).fetchone() == (1 if overran else 0,)
