@@ -174,7 +174,7 @@ CONNECTING = """
 """
 
 
-def test_the_interpreter_refuses_connections_to_elsewhere() -> None:
+def test_network_guard_refuses_external_connections() -> None:
     private, cloud = (run(f"CLOUD = {c}\n" + textwrap.dedent(CONNECTING)) for c in (False, True))
     assert private.split() == ["done", *["refused"] * 3, "tried", "refused"]
     assert cloud.split() == ["done", *["refused"] * 3, "tried", "tried"]
