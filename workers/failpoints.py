@@ -59,15 +59,17 @@ def install(callbacks: Mapping[str, Callback]) -> None:
         ValueError: there is no failpoint of that name.
     """
     if unknown := callbacks.keys() - NAMES:
-        raise ValueError(f"there is no failpoint {min(unknown)!r}")
+        raise ValueError(f"there is no failpoint {min(unknown)!r}; there are: {sorted(NAMES)}")
     _callbacks.update(callbacks)
 
 
 @contextmanager
 def installed(callbacks: Mapping[str, Callback]) -> Iterator[None]:
-    """Install callbacks for a block, and remove all callbacks after it."""
+    """Install callbacks for a block, and restore the earlier ones after it."""
+    earlier = dict(_callbacks)
     install(callbacks)
     try:
         yield
     finally:
         _callbacks.clear()
+        _callbacks.update(earlier)

@@ -46,8 +46,8 @@ def ask(
 
 
 def chat(llama: Llama, **more: Any) -> tuple[int, str]:
-    told = {"messages": [{"role": "user", "content": NEEDLE}], "max_tokens": 4}
-    return ask(llama, "/v1/chat/completions", json.dumps(told | more).encode())
+    body = {"messages": [{"role": "user", "content": NEEDLE}], "max_tokens": 4}
+    return ask(llama, "/v1/chat/completions", json.dumps(body | more).encode())
 
 
 def test_server_requires_its_key(llama: Llama) -> None:
@@ -60,12 +60,12 @@ def test_server_requires_its_key(llama: Llama) -> None:
         c for c in psutil.Process(llama.process.pid).net_connections() if c.status == "LISTEN"
     ]
     assert listening.laddr.ip == "127.0.0.1"
-    told = " ".join(psutil.Process(llama.process.pid).cmdline())
-    told += " ".join(psutil.Process(llama.process.pid).environ().values())
-    assert llama.key not in told
+    visible = " ".join(psutil.Process(llama.process.pid).cmdline())
+    visible += " ".join(psutil.Process(llama.process.pid).environ().values())
+    assert llama.key not in visible
 
 
-def test_it_shows_nobody_what_others_asked(llama: Llama) -> None:
+def test_no_endpoint_shows_the_requests_of_others(llama: Llama) -> None:
     chat(llama)
     for path in ("/slots", "/slots/0", "/"):
         status, text = ask(llama, path)

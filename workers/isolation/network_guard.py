@@ -40,13 +40,13 @@ def block_external_connections(
         allowed: networks that count as local besides the loopback interface.
         cloud: also allow any address while a recorded request is being sent.
     """
-    known = frozenset(host for url in servers if (host := urlsplit(url).hostname))
+    hosts = frozenset(host for url in servers if (host := urlsplit(url).hostname))
     networks = tuple(allowed)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event not in EVENTS or args[0].family not in FAMILIES:
             return
-        if args[1] is None or _is_allowed(str(args[1][0]), known, networks):
+        if args[1] is None or _is_allowed(str(args[1][0]), hosts, networks):
             return
         if cloud and egress.sending():
             return
@@ -56,11 +56,11 @@ def block_external_connections(
     sys.addaudithook(hook)
 
 
-def _is_allowed(host: str, known: frozenset[str], networks: tuple[Network, ...]) -> bool:
-    if is_local(host, networks) or host in known:
+def _is_allowed(host: str, hosts: frozenset[str], networks: tuple[Network, ...]) -> bool:
+    if is_local(host, networks) or host in hosts:
         return True
     # A server's address, by the present answer of the name service.
-    return any(host in _lookup(name) for name in known)
+    return any(host in _lookup(name) for name in hosts)
 
 
 def _lookup(name: str) -> set[str]:
