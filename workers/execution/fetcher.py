@@ -29,6 +29,19 @@ ERROR_PAUSE_S: Final = 1.0
 """Pause of a fetch thread after a failure, such as a lost database connection."""
 PAUSE_RATIO: Final = 3
 """Pause after an exclusive run that timed out, as a multiple of its timeout."""
+SMOOTHING: Final = 0.3
+"""Weight of the newest batch in the moving average of cost units per second."""
+FIRST_BUDGET: Final = 16
+"""Cost units of the first batch, before any measurement."""
+GROWTH: Final = 2.0
+"""Most by which one batch may multiply the average rate, before smoothing."""
+LARGEST_BUDGET: Final = 4096
+"""Most cost units of a batch: its results are held in memory until they are stored."""
+SINGLE_JOB_KINDS: Final = frozenset({"generation"})
+"""Kinds whose batches hold one job. Each takes long, a batch gains nothing, and jobs of a batch that
+have not begun could not run in another slot."""
+INTERACTIVE_BATCH_S: Final = 0.05
+"""Target duration of an interactive batch: it delays the jobs that arrive meanwhile."""
 
 
 class JobEvents(Protocol):
@@ -285,21 +298,6 @@ class JobFetcher:
     def _release(self, lane: str, kinds: Sequence[str]) -> None:
         if self._slots.release(lane, kinds):
             self._wakeups[lane].notify()
-
-
-SMOOTHING: Final = 0.3
-"""Weight of the newest batch in the moving average of cost units per second."""
-FIRST_BUDGET: Final = 16
-"""Cost units of the first batch, before any measurement."""
-GROWTH: Final = 2.0
-"""Most by which one batch may multiply the average rate, before smoothing."""
-LARGEST_BUDGET: Final = 4096
-"""Most cost units of a batch: its results are held in memory until they are stored."""
-SINGLE_JOB_KINDS: Final = frozenset({"generation"})
-"""Kinds whose batches hold one job. Each takes long, a batch gains nothing, and jobs of a batch that
-have not begun could not run in another slot."""
-INTERACTIVE_BATCH_S: Final = 0.05
-"""Target duration of an interactive batch: it delays the jobs that arrive meanwhile."""
 
 
 class BatchSizer:
