@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -10,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import psycopg
@@ -32,16 +32,9 @@ DELICATE: Final = """SELECT EXISTS (SELECT FROM vestry.jobs
 
 
 class OpenValkey(ValkeyServer):
-    """The broker, with an additional user for the laboratory."""
+    """The broker, with a user for the laboratory."""
 
-    def prepare(self) -> Command:
-        """Prepare a start, with that user in the ACL file."""
-        command = super().prepare()
-        acl = self.directory.path / "users.acl"
-        digest = hashlib.sha256(self.home.password(f"valkey.{ADMINISTRATOR}").encode()).hexdigest()
-        user = f"user {ADMINISTRATOR} on #{digest} ~* &* +@all\n"
-        self.directory.write("users.acl", acl.read_text(encoding="utf-8") + user)
-        return command
+    extra_users = MappingProxyType({ADMINISTRATOR: "~* &* +@all"})
 
 
 class LabStack(DevStack):

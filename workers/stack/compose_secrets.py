@@ -17,7 +17,7 @@ from models.bootstrap import ROLES
 from vestry.crypto.keyring import KeyRing
 from workers.home import write_private
 from workers.stack.processes import FLOWER_USER
-from workers.stack.valkey import PRIVACIES, USERS, acl_file
+from workers.stack.valkey import PRIVACIES, USERS, acl_file, permissions
 
 SUPERUSER_FILE = "postgres"
 ACL_FILE = "users.acl"
@@ -58,7 +58,8 @@ def make(directory: Path) -> tuple[int, int]:
     if not (directory / KEYRING_FILE).exists():
         KeyRing.generate(directory / KEYRING_FILE)
     passwords = {user: (directory / f"valkey_{user}").read_text(encoding="utf-8") for user in USERS}
-    write_private(directory / ACL_FILE, acl_file(passwords))
+    acl = acl_file(passwords, {user: permissions(user) for user in USERS})
+    write_private(directory / ACL_FILE, acl)
     for privacy in PRIVACIES:
         password = (directory / f"flower_{privacy}").read_text(encoding="utf-8")
         write_private(directory / f"flower_{privacy}.py", _flower_config(password))

