@@ -1,5 +1,5 @@
-# A worker is a checkout in a container: dispatcher, reconciler, workers, model server, Flower, door and
-# migrations all run from this image, told apart by their command and environment.
+# The checkout as an image. Dispatcher, reconciler, workers, model server, Flower, port forwarder and
+# migrations run from it, each with its own command and environment.
 FROM python:3.11-slim
 
 # PyTorch's CPU builds, as in the Makefile; empty takes pip's default, the CUDA build on x86-64.
@@ -8,7 +8,7 @@ ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLI
     HOME=/tmp USER=vestry
 
 WORKDIR /vestry
-# Dependencies first: a change of code leaves this layer as it is.
+# Dependencies first: a change of code reuses this layer.
 COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
 COPY vestry/__init__.py vestry/
 RUN if [ -n "$TORCH_INDEX" ]; then \

@@ -25,7 +25,7 @@ SHARING: Final = {
 """Files whose tests look at one stack, to the scope that they are of; other files are one each."""
 FIRST: Final = (
     "test_first_run", CANARY, "test_rate_limit", "test_up", ECHO, "test_search",
-    "test_devstack", "test_adversity", "test_no_network",
+    "test_dev_stack", "test_adversity", "test_no_network",
 )  # fmt: skip
 LAST: Final = "unit"
 """The folder of what takes no time: it fills what is left."""

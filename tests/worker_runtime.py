@@ -39,7 +39,7 @@ def runtime(
         )
         life.init(SimpleNamespace(hostname="test"))
     made = life.fetcher()
-    executor = made._executor
+    executor = made.executor
     try:
         yield made
     finally:

@@ -1,1 +1,1 @@
-"""Every long-running process."""
+"""The long-running processes: workers, dispatcher, reconciler, and the stack that runs them."""

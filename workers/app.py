@@ -1,7 +1,7 @@
 """The Celery app of one privacy class: `celery -A workers.app worker -Q private.interactive.gpu`.
 
-Celery carries hints and shows what happens. The jobs themselves, their order, leases, retries and
-results are in Postgres; docs/celery.md says what each of Celery's words means here.
+Celery carries hints, and events for Flower. Jobs, their order, leases, retries and results are in
+Postgres; docs/celery.md defines Celery's terms for this project.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ READ_ONLY_PANEL = frozenset(
         "query_task", "registered", "report", "reserved", "revoked", "scheduled", "stats",
     }
 )  # fmt: skip
-"""Remote-control commands kept: Flower's worker page asks for these. `add_consumer` could subscribe
-a worker to any queue, `pool_restart` and `shutdown` stop it: all others are removed."""
+"""Remote-control commands that Flower's worker page uses. All others are removed: `add_consumer` could
+subscribe a worker to any queue, `pool_restart` and `shutdown` stop it."""
 
 
 def make_app(broker: str, privacy: str, *, remote_control: bool = True) -> Celery:
-    """The app of one privacy class, in that class's broker namespace.
+    """Make the app of one privacy class, in that class's broker namespace.
 
     Args:
         broker: `redis://user:password@host:port/0`.
         privacy: `private` or `shareable`.
-        remote_control: whether a worker of this app answers READ_ONLY_PANEL.
+        remote_control: whether workers of this app answer the commands of READ_ONLY_PANEL.
     """
     transport.install()
     app = Celery("vestry", set_as_current=False)
@@ -45,14 +45,14 @@ def make_app(broker: str, privacy: str, *, remote_control: bool = True) -> Celer
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
             "health_check_interval": 10,
-            # No account in the broker of what was delivered: the lease is the acknowledgement, and a
-            # lost hint costs a second. The account took two round trips a job.
+            # No acknowledgement in the broker: the lease is the acknowledgement, and a lost hint costs
+            # one second. Emulated acknowledgements took two round trips a job.
             "ack_emulation": False,
         },
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # One queue a lane, on the anonymous exchange: a named exchange whose binding table was
-        # wiped with the broker drops messages without a word.
+        # One queue per lane, on the anonymous exchange: a named exchange silently drops messages once
+        # its bindings are wiped with the broker.
         task_queues=[
             Queue(lane.name, Exchange(""), routing_key=lane.name)
             for lane in LANES.values()
@@ -87,21 +87,21 @@ def _from_environment() -> Celery:
     log_redaction.configure(settings.log_level)
     log_redaction.own_process()
     if settings.privacy is None:
-        logging.getLogger(__name__).warning("VESTRY_PRIVACY is not set; taking shareable")
-    # A worker that talks to the world outside takes no word from the broker but hints.
+        logging.getLogger(__name__).warning("VESTRY_PRIVACY is not set; using shareable")
+    # A cloud worker, which has external network access, accepts hints alone from the broker.
     cloud = any(LANES[name].pool == Pool.CLOUD for name in settings.lanes)
-    made = make_app(settings.broker, settings.privacy or "shareable", remote_control=not cloud)
-    made.set_current()
-    worker_lifecycle.attach(made, settings)
-    return made
+    app = make_app(settings.broker, settings.privacy or "shareable", remote_control=not cloud)
+    app.set_current()
+    worker_lifecycle.attach(app, settings)
+    return app
 
 
 _app: Celery | None = None
 
 
 def __getattr__(name: str) -> Any:
-    """`workers.app.app` is made when a Celery command asks for it, not when a module is imported."""
-    global _app  # noqa: PLW0603 - one app a process, made late
+    """Make `workers.app.app` on first access, by a Celery command, instead of on import."""
+    global _app  # noqa: PLW0603 - one app per process
     if name not in {"app", "celery"}:
         raise AttributeError(name)
     if _app is None:

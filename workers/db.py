@@ -1,4 +1,10 @@
-"""A worker process's connections: pooled, named, with every wait bounded below half a lease."""
+"""Database connections of worker processes: options, pool, deadlines, reconnecting loops.
+
+Every wait is bounded below half a lease. The server enforces `statement_timeout`, which does not help a
+client whose statement never arrived: behind a proxy or load balancer that has lost its other side, TCP
+keepalives are answered and a process would wait for ever. `deadline` shuts down the socket of such a
+connection, and the wait fails as for any lost connection.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +30,6 @@ from workers.settings import Settings
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
-
 CONNECTION_ERRORS = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -32,25 +37,37 @@ CONNECTION_ERRORS = (
     psycopg.errors.IdleInTransactionSessionTimeout,
     psycopg.errors.ReadOnlySqlTransaction,
 )
-"""Errors that say nothing of what was asked: the database is away, or has given this session up because
-its process stood still, or it is a standby now. The last three are no `OperationalError`."""
+"""Errors of the connection, not of the statement: the database is unavailable, has ended the session of
+a frozen process, or has become a standby. The last three are no `OperationalError`."""
 POOL_RECONNECT_S = 2.0
-"""How long the pool itself tries to replace a lost connection. Its pauses double without bound; given
-up early, the next request for a connection tries again at once."""
+"""How long the pool tries to replace a lost connection. Its pauses double without bound; after this the
+next request for a connection tries again at once."""
+DEADLINE_CHECK_S: Final = 0.5
+MIN_DEADLINE_S: Final = 3.0
+"""Shortest deadline: on a busy machine, answers are slow."""
+IDLE_SESSION_TIMEOUT_S = 10.0
+"""The server ends a dispatcher's or reconciler's session that is silent for this long; each sends a
+statement every second. The session may hold an advisory lock for which others wait, and belong to a
+process that is frozen, or unreachable behind a proxy."""
+LOOP_DEADLINE_S = 20.0
+"""Deadline of one round of such a loop, its calls to the broker included."""
+MAX_RECONNECT_PAUSE_S = 2.0
+"""Longest pause between two attempts to connect. After an outage a lost job waits for this, a lease's
+grace and a `poll_s`; the promise is a lease and five seconds."""
 
 
 def connection_options(name: str, lease_s: float, idle_s: float = 0.0) -> dict[str, Any]:
     """Connection arguments for psycopg.
 
-    Statement, idle-in-transaction and TCP time-outs stay below half a lease, so that a process
-    hanging on a dead connection gives up before its lease does. The server is told to notice a client
-    that is gone, too: its locks would outlive it. A whole transaction has a lease: in a pipeline, which
-    is most of them, the server does not call a session idle whose client is frozen.
+    Statement, idle-in-transaction and TCP timeouts are at most half a lease, so that a wait on a dead
+    connection fails before the lease expires. Keepalives of the server detect a dead client, whose
+    locks would outlive it. A transaction may take one lease: within a pipeline, which most use, a
+    session with a frozen client does not count as idle.
 
     Args:
-        name: what Postgres shows in pg_stat_activity.
+        name: shown in pg_stat_activity.
         lease_s: the lease, in seconds.
-        idle_s: the server ends a session that says nothing for so long; 0 for never.
+        idle_s: idle_session_timeout in seconds; 0 for none.
     """
     half = max(1.0, lease_s / 2)
     return {
@@ -72,9 +89,9 @@ def connection_options(name: str, lease_s: float, idle_s: float = 0.0) -> dict[s
 
 
 def check_connection(conn: Connection) -> None:
-    """Raise `psycopg.OperationalError` for a connection that its server has closed.
+    """Raise `psycopg.OperationalError` for a connection that the server has closed.
 
-    Costs no round trip: an idle connection has nothing to read, unless it is that it was closed.
+    Costs no round trip: an idle connection is readable only if it was closed.
     """
     readable, _, broken = select.select([conn.fileno()], [], [conn.fileno()], 0)
     if readable or broken:
@@ -93,7 +110,7 @@ def check_schema(conn: Connection) -> None:
 
 
 def wait_for_database(pool: ConnectionPool[Connection]) -> None:
-    """Return once the pool has a working connection and the schema is checked; waits without limit.
+    """Wait, without limit, for the pool's first working connection, and check the schema.
 
     Raises:
         SystemExit: see `check_schema`.
@@ -111,11 +128,11 @@ def wait_for_database(pool: ConnectionPool[Connection]) -> None:
 
 
 def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[Connection]:
-    """A pool that connects in the background and survives the server's restarts.
+    """Open a pool that connects in the background and survives restarts of the server.
 
     Args:
         url: `postgresql://…`.
-        name: what Postgres shows.
+        name: shown in pg_stat_activity.
         lease_s: the lease, in seconds.
         size: most connections.
     """
@@ -132,64 +149,18 @@ def open_pool(url: str, name: str, lease_s: float, size: int) -> ConnectionPool[
     )
 
 
-# No wait for the database is endless: a connection that gives no answer in time is cut.
-#
-# `statement_timeout` is kept by the server; one that never got the statement keeps nothing.
-# Behind a proxy or a load balancer that has lost its other side, TCP sees nothing wrong either,
-# keepalives are answered, and a process would wait for ever, alive and deaf. Cut, the wait ends
-# as a lost connection does, and what handles those handles this.
-
-DEADLINE_CHECK_S: Final = 0.5
-MIN_DEADLINE_S: Final = 3.0
-"""No wait is cut before this: a busy machine is slow, too."""
-
-
-class DeadlineWatcher:
-    """Watches the waits of one process, on a thread that itself waits for nothing."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waits: dict[int, tuple[float, Connection]] = {}
-        self._next = 0
-        self._thread: threading.Thread | None = None
-
-    def begin(self, conn: Connection, limit_s: float) -> int:
-        """Watch from now on; gives what `end` takes."""
-        with self._lock:
-            self._next += 1
-            self._waits[self._next] = (time.monotonic() + max(MIN_DEADLINE_S, limit_s), conn)
-            # Of a forked process it is not alive, either.
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="cutter", daemon=True)
-                self._thread.start()
-            return self._next
-
-    def end(self, number: int) -> None:
-        """The wait is over."""
-        with self._lock:
-            self._waits.pop(number, None)
-
-    def _run(self) -> None:
-        while True:
-            time.sleep(DEADLINE_CHECK_S)
-            now = time.monotonic()
-            with self._lock:
-                # Who waits still holds the connection: its descriptor cannot be another's by now.
-                for number, (until, conn) in list(self._waits.items()):
-                    if now >= until:
-                        del self._waits[number]
-                        log.warning("the database gave no answer in time; the connection is cut")
-                        _abort_socket(conn)
-
-
-_deadline_watcher: Final = DeadlineWatcher()
+@contextmanager
+def session(pool: ConnectionPool[Connection], limit_s: float) -> Iterator[Connection]:
+    """A pool's connection for one transaction, which fails if it takes longer than `limit_s`."""
+    with pool.connection() as conn, deadline(conn, limit_s):
+        yield conn
 
 
 @contextmanager
 def deadline(conn: Connection, limit_s: float) -> Iterator[None]:
-    """Whatever waits on the connection in this block fails once `limit_s` seconds have passed.
+    """Fail any wait on the connection in this block once `limit_s` seconds have passed.
 
-    It fails with `psycopg.OperationalError`, as for any connection that was lost.
+    The wait raises `psycopg.OperationalError`, as for any lost connection.
     """
     number = _deadline_watcher.begin(conn, limit_s)
     try:
@@ -198,32 +169,56 @@ def deadline(conn: Connection, limit_s: float) -> Iterator[None]:
         _deadline_watcher.end(number)
 
 
-@contextmanager
-def session(pool: ConnectionPool[Connection], limit_s: float) -> Iterator[Connection]:
-    """A connection of a pool for one transaction, which is over within `limit_s` seconds or fails."""
-    with pool.connection() as conn, deadline(conn, limit_s):
-        yield conn
+class DeadlineWatcher:
+    """Enforces the deadlines of one process, on a thread that waits for no connection."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waits: dict[int, tuple[float, Connection]] = {}
+        self._next = 0
+        self._thread: threading.Thread | None = None
+
+    def begin(self, conn: Connection, limit_s: float) -> int:
+        """Begin a deadline; returns its number for `end`."""
+        with self._lock:
+            self._next += 1
+            self._waits[self._next] = (time.monotonic() + max(MIN_DEADLINE_S, limit_s), conn)
+            # A fork has the thread object without its thread.
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._run, name="deadline-watcher", daemon=True
+                )
+                self._thread.start()
+            return self._next
+
+    def end(self, number: int) -> None:
+        """End a deadline."""
+        with self._lock:
+            self._waits.pop(number, None)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(DEADLINE_CHECK_S)
+            now = time.monotonic()
+            with self._lock:
+                # Until `end`, the waiting thread holds the connection: its descriptor is not reused.
+                for number, (until, conn) in list(self._waits.items()):
+                    if now >= until:
+                        del self._waits[number]
+                        log.warning("no answer from the database in time; closing the connection")
+                        abort_socket(conn)
 
 
-def _abort_socket(conn: Connection) -> None:
+_deadline_watcher: Final = DeadlineWatcher()
+
+
+def abort_socket(conn: Connection) -> None:
+    """Shut down a connection's socket, so that every wait on it fails. Safe from any thread."""
     with (
         contextlib.suppress(psycopg.Error, OSError),
         socket.socket(fileno=os.dup(conn.fileno())) as end,
     ):
         end.shutdown(socket.SHUT_RDWR)
-
-
-# What the dispatcher and the reconciler have in common: run until told to stop, outlive outages.
-
-IDLE_SESSION_TIMEOUT_S = 10.0
-"""A session of these, which asks something every second, is ended by the server once it is silent for
-this long. It may hold the advisory lock that keeps all others of its sort waiting, and belong to a
-process that is frozen, or gone behind a proxy that has not noticed."""
-LOOP_DEADLINE_S = 20.0
-"""How long one round of such a loop may wait for the database, and for the broker in between."""
-MAX_RECONNECT_PAUSE_S = 2.0
-"""Between two attempts to reach a database that refuses connections. After such an outage a lost job
-waits for this, a lease's grace and a `poll_s`; promised are a lease and five seconds."""
 
 
 def stop_on_signals() -> threading.Event:
@@ -240,15 +235,15 @@ def run_with_reconnect(
     stop: threading.Event,
     body: Callable[[Connection], None],
 ) -> None:
-    """Call `body` with a fresh autocommit connection, again after every loss of it, until stopped.
+    """Run `body` with an autocommit connection, and with a new one after each loss, until stopped.
 
     The first connection checks the schema (`check_schema`).
 
     Args:
-        settings: where the database is.
-        name: what Postgres shows.
+        settings: the database login and the lease.
+        name: shown in pg_stat_activity.
         stop: ends the loop.
-        body: runs until `stop` is set or its connection breaks.
+        body: runs until `stop` is set or its connection is lost.
     """
     pause = 0.1
     checked = False
@@ -267,6 +262,6 @@ def run_with_reconnect(
                     checked = True
                 body(conn)
         except CONNECTION_ERRORS as error:
-            log.warning("%s: database away (%s)", name, type(error).__name__)
+            log.warning("database unavailable (%s); %s reconnects", type(error).__name__, name)
             stop.wait(pause)
             pause = min(MAX_RECONNECT_PAUSE_S, pause * 2)

@@ -1,4 +1,4 @@
-"""The embedded stack's private directory: where everything is, its passwords, ports and lock."""
+"""Home: the embedded stack's data directory, with its paths, passwords, ports and lock."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-"""The checkout these modules were imported from; children start there."""
+"""The checkout of these modules; working directory of child processes."""
 
 PORT_RANGE = (20_000, 29_999)
-"""Below the ephemeral ranges of Linux (32768) and macOS (49152): an outgoing connection never takes
-the port of a server that is being restarted."""
+"""Below the ephemeral ranges of Linux (32768) and macOS (49152): no outgoing connection takes the port
+of a server during its restart."""
 
 
 class HomeInUseError(RuntimeError):
-    """Another stack is running in this home."""
+    """Another stack runs in this home."""
 
 
 def default_home() -> Path:
@@ -29,25 +29,25 @@ def default_home() -> Path:
 
 
 def write_private(path: Path, text: str, owner: tuple[int, int] | None = None) -> None:
-    """Write a file of mode 0600 so that a reader sees the old text or the new, never a part.
+    """Write a file of mode 0600 atomically.
 
     Args:
-        path: its place.
-        text: all of it.
-        owner: user and group that it is to belong to, where that is not who writes it.
+        path: of the file.
+        text: its content.
+        owner: user and group id of the file; None for those of this process.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         if owner is not None:
-            # By descriptor: whoever owns the directory could put a link in the file's place.
+            # By descriptor: the directory's owner could replace the path by a link.
             os.fchown(descriptor, *owner)
     part.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none, or only a torn one."""
+    """The JSON object in a file; empty if the file is missing or incomplete."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def port_is_free(port: int) -> bool:
     """Whether a server could listen on a loopback port now."""
     with socket.socket() as probe:
-        # As the servers do themselves: a port in TIME_WAIT is free.
+        # As the servers themselves: a port in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -71,7 +71,7 @@ class Home:
     """Paths, passwords, ports and the lock of one stack.
 
     Args:
-        path: the directory; made, with what lies in it, by `create`.
+        path: the directory; `create` creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,19 +85,19 @@ class Home:
         self._lock: int | None = None
 
     def create(self) -> None:
-        """Make the directories. Root's may be passed through on the way to what other accounts own."""
-        passed = 0o711 if os.geteuid() == 0 else 0o700
+        """Create the directories. Root's are traversable: other accounts own directories below them."""
+        traversable = 0o711 if os.geteuid() == 0 else 0o700
         self.path.mkdir(parents=True, exist_ok=True)
-        self.path.chmod(passed)
-        for directory, mode in ((self.secrets, 0o700), (self.logs, 0o700), (self.run, passed)):
+        self.path.chmod(traversable)
+        for directory, mode in ((self.secrets, 0o700), (self.logs, 0o700), (self.run, traversable)):
             directory.mkdir(exist_ok=True)
             directory.chmod(mode)
 
     def lock(self) -> None:
-        """Take the home for this process; the kernel gives it back when the process ends.
+        """Lock the home for this process, at most until it ends.
 
         Raises:
-            HomeInUseError: somebody else holds it.
+            HomeInUseError: another process holds the lock.
         """
         descriptor = os.open(self.run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -111,17 +111,17 @@ class Home:
         self._lock = descriptor
 
     def unlock(self) -> None:
-        """Give the home back."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def has_password(self, name: str) -> bool:
-        """Whether a login's password was ever made."""
+        """Whether a login has a password file."""
         return self._password_path(name).exists()
 
     def password_file(self, name: str) -> Path:
-        """The 0600 file with a login's password, made at random where it is missing."""
+        """The 0600 file with a login's password, created with a random one if it is missing."""
         path = self._password_path(name)
         if not path.exists():
             write_private(path, secrets.token_urlsafe(32))
@@ -135,20 +135,20 @@ class Home:
         return self.secrets / f"{name}.password"
 
     def port(self, name: str) -> int:
-        """The port remembered under a name, chosen now where there is none."""
+        """The recorded port of a server; chosen now if there is none."""
         port = read_json(self.path / "ports.json").get(name)
         return port if isinstance(port, int) else self.choose_port(name)
 
     def settle_port(self, name: str) -> int:
-        """Before a server starts: its remembered port, or another where somebody took that one."""
+        """The port for a server about to start: the recorded one if it is free, else a new one."""
         port = self.port(name)
         return port if port_is_free(port) else self.choose_port(name)
 
     def choose_port(self, name: str, free: Callable[[int], bool] = port_is_free) -> int:
-        """Choose a free port and remember it under a name.
+        """Choose a free port for a server and record it.
 
         Raises:
-            OSError: two hundred random ports were all taken.
+            OSError: none of two hundred random ports is free.
         """
         ports = read_json(self.path / "ports.json")
         low, high = PORT_RANGE
@@ -158,4 +158,4 @@ class Home:
                 ports[name] = port
                 write_private(self.path / "ports.json", json.dumps(ports))
                 return port
-        raise OSError("no free port found on 127.0.0.1")
+        raise OSError(f"no free port on 127.0.0.1 among 200 of {low} to {high}")

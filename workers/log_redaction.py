@@ -1,4 +1,4 @@
-"""Logging: one line an event, to stderr, never any content."""
+"""Logging of worker processes: one line per event, to stderr, with content of jobs redacted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from uuid import UUID
 from vestry.lanes import KINDS, LANES
 
 QUIET: Final = ("amqp", "httpx", "httpx2", "urllib3", "filelock", "asyncio", "celery.app.trace")
-"""Other people's loggers whose INFO says nothing an operator needs, or repeats what Flower shows."""
+"""Loggers of libraries whose INFO lines are of no use to an operator, or repeat Flower."""
 
 CARRIERS: Final = ("celery", "kombu", "amqp", "billiard", "redis", "flower")
-"""Loggers of libraries through whose hands messages go: what they log may have come in one."""
-CUT: Final = "…"
+"""Loggers of libraries that handle messages: their lines may quote one."""
+REDACTED: Final = "…"
 _HARMLESS: Final = re.compile(
     r"""[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}      # a job
       | [a-z-]{1,40}@[\w.-]{1,80}                      # a worker
@@ -28,44 +28,11 @@ _HARMLESS: Final = re.compile(
     re.VERBOSE,
 )
 _WARNING: Final = re.compile(r"(?:.*/)?([\w.<>-]+:\d+: \w+):")
-"""How Python tells a warning: file, line, category; then words that may quote a value."""
-
-
-class ContentRedactor(logging.Filter):
-    """Cuts what other libraries might log of a message or a row.
-
-    Celery logs messages that it cannot decode or does not know, their headers, and at DEBUG a task's
-    arguments; drivers and SDKs put values into exceptions. Of what a carrier of messages logs, only
-    words that cannot be content are kept; of an exception, whoever logs it, its type; of a warning of
-    Python's, where it came from.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Strip the record; always lets it pass."""
-        if record.name == "celery.app.trace" and isinstance(record.args, Mapping):
-            # Celery puts the exception's repr into the message, and that may quote a payload.
-            told = f"task {_kept(record.args.get('name'))}[{_kept(record.args.get('id'))}]"
-            error = record.exc_info[1] if record.exc_info else None
-            if getattr(error, "content_free", False):
-                told = f"{told}: {error}"
-            record.msg, record.args = f"{told} ended with an exception", ()
-        elif record.name.partition(".")[0] in CARRIERS:
-            record.msg, record.args = _redacted(record, _kept).split("\n", 1)[0], ()
-        elif record.name == "py.warnings":
-            match = _WARNING.match(record.getMessage())
-            record.msg, record.args = f"a warning: {match[1] if match else CUT}", ()
-        elif _holds_exception(record.args):
-            record.msg, record.args = _redacted(record, _unless_exception), ()
-        if record.exc_info and record.exc_info[0] is not None:
-            first = (record.getMessage().splitlines() or [""])[0]
-            record.msg = f"{first} [{record.exc_info[0].__name__}]"
-            record.args, record.exc_info, record.exc_text = (), None, None
-        record.stack_info = None
-        return True
+"""Start of a Python warning: file, line, category. The text after it may quote a value."""
 
 
 def configure(level: str) -> None:
-    """Log to stderr at a level. Replaces whatever was configured before."""
+    """Log to stderr at a level, with redaction. Replaces any earlier configuration."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
@@ -78,11 +45,11 @@ def configure(level: str) -> None:
 
 
 def own_process() -> None:
-    """Have what nobody caught, and Python's warnings, logged like everything else.
+    """Log uncaught exceptions and Python warnings with redaction, too.
 
-    By itself Python prints both to stderr whole, with the values in them.
+    Python by itself prints both to stderr with the values they quote.
     """
-    # What cannot be formatted would be printed with its arguments.
+    # Python would print a record that cannot be formatted with its arguments.
     logging.raiseExceptions = False
     logging.captureWarnings(True)
     log = logging.getLogger("workers.uncaught")
@@ -93,52 +60,85 @@ def own_process() -> None:
         if issubclass(kind, (KeyboardInterrupt, SystemExit)):
             sys.__excepthook__(kind, error or kind(), trace)
             return
-        log.error("%s at %s", kind.__name__, _place(trace))
+        log.error("%s at %s", kind.__name__, _innermost_line(trace))
 
     sys.excepthook = uncaught
     threading.excepthook = lambda args: uncaught(args.exc_type, args.exc_value, args.exc_traceback)
     sys.unraisablehook = lambda args: uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
-def _redacted(record: logging.LogRecord, keep: Any) -> str:
-    """The record's message with its arguments as `keep` leaves them."""
+class ContentRedactor(logging.Filter):
+    """Redacts the content of messages and rows from the lines of other libraries.
+
+    Celery logs messages that it cannot decode or does not know, their headers, and at DEBUG a task's
+    arguments; drivers and SDKs put values into exceptions. A line of a CARRIERS logger keeps only words
+    that cannot be content; an exception keeps its type, in any line; a Python warning its origin.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Redact the record; always returns True."""
+        if record.name == "celery.app.trace" and isinstance(record.args, Mapping):
+            # Celery's message has the exception's repr, which may quote a payload.
+            text = f"task {_harmless(record.args.get('name'))}[{_harmless(record.args.get('id'))}]"
+            error = record.exc_info[1] if record.exc_info else None
+            if getattr(error, "content_free", False):
+                text = f"{text}: {error}"
+            record.msg, record.args = f"{text} ended with an exception", ()
+        elif record.name.partition(".")[0] in CARRIERS:
+            record.msg, record.args = _formatted(record, _harmless).split("\n", 1)[0], ()
+        elif record.name == "py.warnings":
+            match = _WARNING.match(record.getMessage())
+            record.msg, record.args = f"a warning: {match[1] if match else REDACTED}", ()
+        elif _has_exception(record.args):
+            record.msg, record.args = _formatted(record, _without_message), ()
+        if record.exc_info and record.exc_info[0] is not None:
+            first = (record.getMessage().splitlines() or [""])[0]
+            record.msg = f"{first} [{record.exc_info[0].__name__}]"
+            record.args, record.exc_info, record.exc_text = (), None, None
+        record.stack_info = None
+        return True
+
+
+def _formatted(record: logging.LogRecord, redact: Any) -> str:
+    """The record's message, with `redact` applied to each argument."""
     arguments: Any = record.args
     if isinstance(arguments, Mapping):
-        arguments = {name: keep(value) for name, value in arguments.items()}
+        arguments = {name: redact(value) for name, value in arguments.items()}
     elif arguments:
-        arguments = tuple(keep(value) for value in arguments)
+        arguments = tuple(redact(value) for value in arguments)
     try:
         return str(record.msg) % arguments if arguments else str(record.msg)
     except (TypeError, ValueError, KeyError):
         return str(record.msg)
 
 
-def _kept(value: Any) -> Any:
-    """A value that cannot be content; else three dots."""
+def _harmless(value: Any) -> Any:
+    """The value if it cannot be content, else REDACTED."""
     if value is None or isinstance(value, (bool, int, float, UUID)):
         return value
     if isinstance(value, BaseException):
-        return _unless_exception(value)
+        return _without_message(value)
     if isinstance(value, str) and (
         value in LANES or value in KINDS or value == "" or _HARMLESS.fullmatch(value)
     ):
         return _Word(value)
-    return _Word(CUT)
+    return _Word(REDACTED)
 
 
-def _unless_exception(value: Any) -> Any:
+def _without_message(value: Any) -> Any:
+    """An exception's type, or its message if that is content-free; any other value unchanged."""
     if not isinstance(value, BaseException):
         return value
     return _Word(str(value) if getattr(value, "content_free", False) else type(value).__name__)
 
 
-def _holds_exception(arguments: Any) -> bool:
+def _has_exception(arguments: Any) -> bool:
     values = arguments.values() if isinstance(arguments, Mapping) else arguments or ()
     return any(isinstance(value, BaseException) for value in values)
 
 
 class _Word(str):
-    """Looks the same by %s and %r."""
+    """A string without quotes in %r."""
 
     __slots__ = ()
 
@@ -146,10 +146,10 @@ class _Word(str):
         return str(self)
 
 
-def _place(trace: TracebackType | None) -> str:
+def _innermost_line(trace: TracebackType | None) -> str:
     """File and line of the innermost frame."""
     if trace is None:
-        return "an unknown place"
+        return "an unknown line"
     while trace.tb_next is not None:
         trace = trace.tb_next
     return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

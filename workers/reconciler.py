@@ -1,6 +1,6 @@
-"""`python -m workers.reconciler`: takes jobs back from lost leases, expires, prunes.
+"""`python -m workers.reconciler`: requeues jobs of expired leases, expires jobs, prunes old ones.
 
-Any number may run; an advisory lock lets one work.
+Any number may run; an advisory lock lets one of them work.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, Final
 import psycopg
 
 from models import retention, transitions
-from workers import log_redaction
+from workers import failpoints, log_redaction
 from workers.db import LOOP_DEADLINE_S, deadline, run_with_reconnect, stop_on_signals
+from workers.failpoints import failpoint
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
@@ -24,21 +25,21 @@ log = logging.getLogger(__name__)
 
 PRUNE_EVERY_S: Final = 30.0
 PRUNE_FOR_S: Final = 5.0
-"""Longest pruning round: leases must not wait for it. Some 50,000 jobs go in one."""
+"""Longest pruning round, which delays rescue. It prunes about 50,000 jobs."""
 PRUNE_JOBS: Final = 1000
-"""Jobs pruned by one statement; fewer, for a while, after one that took too long."""
+"""Jobs pruned by one statement; fewer, for a while, after one that timed out."""
 STATEMENT_S: Final = LOOP_DEADLINE_S / 3
-"""Longest statement, ended by the server before `CUT_S` would cost the connection."""
+"""Statement timeout, below LOOP_DEADLINE_S, which would close the connection."""
 RETRYABLE_ERRORS: Final = (
     psycopg.errors.QueryCanceled,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.DeadlockDetected,
 )
-"""Errors of a statement, after which its connection is as good as before."""
+"""Errors of a statement that leave the connection usable."""
 
 
 class Reconciler:
-    """Looks once a `poll_s`.
+    """Runs its duties every `poll_s`.
 
     Args:
         settings: lease and retention times.
@@ -64,8 +65,8 @@ class Reconciler:
         while not self._acquire_leadership(conn):
             if self._stop.wait(self._settings.poll_s):
                 return
-        # Leases could not be extended while the database was away: whoever holds one gets a whole
-        # lease to say so.
+        # Leases could not be extended while the database was unavailable: give their holders a whole
+        # lease to extend them.
         not_before = time.monotonic() + self._grace(conn)
         while not self._stop.wait(self._settings.poll_s):
             if time.monotonic() >= not_before:
@@ -73,37 +74,40 @@ class Reconciler:
             self._try(conn, transitions.expire)
             if time.monotonic() >= self._prune_at:
                 self._prune_at = time.monotonic() + PRUNE_EVERY_S
-                done = self._try(conn, self._prune)
-                # What was too much at once would be so each time.
+                succeeded = self._try(conn, self._prune)
+                # The same number of jobs would time out again.
                 self._prune_jobs = (
-                    min(PRUNE_JOBS, self._prune_jobs * 2) if done else max(1, self._prune_jobs // 4)
+                    min(PRUNE_JOBS, self._prune_jobs * 2)
+                    if succeeded
+                    else max(1, self._prune_jobs // 4)
                 )
 
     def _try(self, conn: Connection, duty: Callable[[Connection], object]) -> bool:
-        """Do it, or put it off where a lock or a busy server kept it waiting for too long.
+        """Run a duty; postpone it if a lock or a busy server delays it for too long.
 
-        Neither says that the database was away: were the connection given up for it, every lease
-        would get its grace again, and a pruning that is too slow each time would end all rescue.
+        The connection is kept: a new one would give every lease its grace again, so that a pruning
+        that always times out would stop all rescue.
         """
         try:
             with deadline(conn, LOOP_DEADLINE_S):
                 duty(conn)
         except RETRYABLE_ERRORS as error:
-            log.warning("%s is put off (%s)", duty.__name__.strip("_"), type(error).__name__)
+            log.warning("%s postponed (%s)", duty.__name__.strip("_"), type(error).__name__)
             return False
         return True
 
     def _rescue(self, conn: Connection) -> None:
-        rescued = transitions.rescue(conn)
+        with conn.transaction():
+            rescued = transitions.rescue(conn)
+            failpoint(failpoints.INSIDE_RESCUE, rescued)
+        failpoint(failpoints.AFTER_RESCUE, rescued)
         if rescued.quarantined or rescued.dead:
             log.warning(
-                "expired leases: %d jobs to be run alone, %d dead",
-                rescued.quarantined,
-                rescued.dead,
+                "expired leases: %d jobs quarantined, %d dead", rescued.quarantined, rescued.dead
             )
 
     def _prune(self, conn: Connection) -> None:
-        """Prune in small transactions until nothing is left to go, or the round is over."""
+        """Prune in small transactions until nothing is left to prune or PRUNE_FOR_S has passed."""
         until = time.monotonic() + PRUNE_FOR_S
         while time.monotonic() < until and not self._stop.is_set():
             results = retention.prune_results(conn)
@@ -119,7 +123,7 @@ class Reconciler:
         return row is not None and bool(row[0])
 
     def _grace(self, conn: Connection) -> float:
-        """Seconds until leases may be called lost: one lease after the database was last away."""
+        """Seconds until leases may count as expired: one lease after the database came back."""
         if self._connected_before:
             return self._settings.lease_s
         self._connected_before = True
@@ -132,7 +136,7 @@ class Reconciler:
 
 
 def main() -> None:
-    """Reconcile until told to stop."""
+    """Reconcile until SIGTERM or SIGINT."""
     settings = Settings()
     log_redaction.configure(settings.log_level)
     log_redaction.own_process()

@@ -1,7 +1,7 @@
-"""Keeps the published routes: which pool's lane each sort of request goes to, as things stand.
+"""Published routes: the pool to which each class of request goes, by the backends' health and budget.
 
-Producers' enqueue reads them, so that a job starts out in the right lane; a worker's Router corrects
-what has changed since. When a route changes, jobs in line are moved along.
+Enqueue reads them, so that a job starts in the right lane; a worker's Router corrects what has changed
+since. When a route changes, queued jobs are moved to the new lane.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
 REFRESH_EVERY_S: Final = 1.0
-"""How soon a breaker that opens or closes, or money that is spent, changes the routes."""
+"""Longest delay until a circuit breaker's change or a spent budget changes the routes."""
 MOVE_TIME_BUDGET_S: Final = 0.1
-"""Time for moving jobs in line, each time the dispatcher looks."""
+"""Time for moving queued jobs, per tick of the dispatcher."""
 ONE_POOL: Final = frozenset(kind for kind, pool in KINDS.items() if pool is Pool.CPU)
+"""Kinds that one pool alone serves."""
 QUALITIES: Final = ("adequate", "best")
 
 
@@ -51,7 +52,7 @@ class RoutePublisher:
         self._to_move: dict[tuple[str, str], backend_health.MovePosition] = {}
 
     def refresh(self, conn: Connection) -> None:
-        """Publish anew if anything changed that decides a route, looking once a LOOK_EVERY_S.
+        """Publish the routes if health or budget has changed, checking every REFRESH_EVERY_S.
 
         Args:
             conn: the dispatcher's, in autocommit.
@@ -60,53 +61,53 @@ class RoutePublisher:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + REFRESH_EVERY_S
-        gate = BackendGuard(
+        guard = BackendGuard(
             lambda: nullcontext(conn),
             self._catalogue,
             breaker_settings(self._settings),
             self._settings.cloud_budget_usd,
         )
-        health, budget = gate.unhealthy(), gate.budget()
-        now = (health, budget.used_up)
-        if now == self._last:
+        health, budget = guard.unhealthy(), guard.budget()
+        current = (health, budget.used_up)
+        if current == self._last:
             return
         with conn.transaction():
             changed = backend_health.publish(conn, list(routes(self._policy, health, budget)))
-        self._last = now
-        for kind, privacy, latency in _by_line(changed):
+        self._last = current
+        for kind, privacy, latency in _movable(changed):
             for lane in LANES.values():
                 if (lane.privacy, lane.latency) == (privacy, latency):
                     self._to_move[lane.name, kind] = backend_health.QUEUE_START
 
     def _move(self, conn: Connection) -> None:
-        """A little of what stands in the wrong line: whatever else a dispatcher does must not wait."""
+        """Move jobs out of lanes that are no longer theirs, for at most MOVE_TIME_BUDGET_S."""
         until = time.monotonic() + MOVE_TIME_BUDGET_S
         while self._to_move and time.monotonic() < until:
-            (lane, kind), after = next(iter(self._to_move.items()))
-            moved, rest = backend_health.move_jobs(conn, lane, kind, after)
-            if rest is None:
+            (lane, kind), position = next(iter(self._to_move.items()))
+            moved, next_position = backend_health.move_jobs(conn, lane, kind, position)
+            if next_position is None:
                 del self._to_move[lane, kind]
             else:
-                self._to_move[lane, kind] = rest
+                self._to_move[lane, kind] = next_position
             if moved:
-                log.info("%d jobs of %s went where the routes lead now", moved, lane)
+                log.info("routes changed: %d jobs moved from %s", moved, lane)
 
     def forget(self) -> None:
-        """Publish again with the next look: the connection is a new one."""
+        """Publish at the next refresh in any case: the connection is a new one."""
         self._last = None
         self._next = 0.0
 
 
 def routes(policy: RoutingPolicy, health: Health, budget: Budget) -> Iterator[Route]:
-    """Every route as things stand: to what may be called now, else to where it is waited for."""
+    """Every route: to the first model that may be called now, else to the intended one."""
     catalogue = policy.catalogue
     for kind, privacy, latency, quality in product(KINDS, Privacy, Latency, QUALITIES):
         for task, tier in product(_tasks(catalogue, kind), _tiers(catalogue)):
-            wish = RoutingRequest(
+            request = RoutingRequest(
                 kind, task or None, privacy.value, latency.value, tier or None, quality
             )
-            found = policy.candidates(wish, health, budget)
-            candidate = found.first or found.intended
+            candidates = policy.candidates(request, health, budget)
+            candidate = candidates.first or candidates.intended
             if candidate is not None:
                 yield Route(
                     kind, task, privacy.value, latency.value, quality, tier,
@@ -122,8 +123,8 @@ def _tiers(catalogue: Catalogue) -> list[str]:
     return ["", *sorted({tier for rule in catalogue.policy for tier in rule.when.tier})]
 
 
-def _by_line(changed: list[Route]) -> set[tuple[str, str, str]]:
-    """Lines in which jobs may stand that now belong elsewhere: private ones have one pool a kind."""
+def _movable(changed: list[Route]) -> set[tuple[str, str, str]]:
+    """(kind, privacy, latency) whose queued jobs may change pools: private kinds have one pool each."""
     return {
         (route.kind, route.privacy, route.latency)
         for route in changed

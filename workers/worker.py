@@ -1,7 +1,7 @@
 """`python -m workers.worker`: a Celery worker for the lanes in VESTRY_LANES.
 
-The same as `celery -A workers.app worker -Q LANES -P threads -n NAME@%h`, with what follows from the
-settings filled in.
+Equal to `celery -A workers.app worker -Q LANES -P threads -n NAME@%h`, with the arguments derived from
+the settings.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from workers.celery_integration import worker_lifecycle
 from workers.settings import Settings
 
 SPARE_THREADS = 2
-"""Pool threads beyond the slots: a stale hint is dismissed without waiting for a running batch."""
+"""Pool threads beyond the slots: a stale hint is dropped without waiting for a running batch."""
 
 
 def argv(settings: Settings) -> list[str]:
-    """The `celery worker` arguments that follow from the settings.
+    """The arguments of `celery worker`, derived from the settings.
 
     Raises:
         SystemExit: the settings name no lane.
@@ -43,11 +43,11 @@ def argv(settings: Settings) -> list[str]:
 
 
 def main() -> None:
-    """Run until told to stop."""
+    """Run until SIGTERM or SIGINT."""
     settings = Settings()
     arguments = argv(settings)
     worker_lifecycle.set_nice(settings.nice)
-    from workers import app  # noqa: PLC0415 - the app reads the settings when it is first asked for
+    from workers import app  # noqa: PLC0415 - reads the settings on first access
 
     app.app.worker_main(arguments)
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import psycopg
 
 from models.bootstrap import CONTROL, PRIVATE_WORKER, SHAREABLE_WORKER
-from tests.faults import control, points, workers
+from tests.faults import control, failpoints, workers
 from tests.faults.checker import check
 from tests.faults.growth import Growth
 from tests.faults.ledger import History, install
@@ -46,8 +46,8 @@ _TOLD: Final = "SELECT count(*), count(*) FILTER (WHERE finished_at IS NULL) FRO
 FROZEN_S: Final = LEASE_S + 0.6
 """Past its lease, and not so long that its own watchdog would end it."""
 CONTROLS: Final = {
-    "reconciler": points.RECONCILER_POINTS,
-    "dispatcher": points.DISPATCHER_POINTS,
+    "reconciler": failpoints.RECONCILER_POINTS,
+    "dispatcher": failpoints.DISPATCHER_POINTS,
 }
 
 
@@ -82,7 +82,12 @@ class Scale:
     hints_only: bool = False
     patience_s: float = PATIENCE_S
     cancels: float = 0.03
-    points: tuple[str, ...] = (*points.POINTS, points.CUT, points.UNHEARD, points.FREEZE)
+    points: tuple[str, ...] = (
+        *failpoints.POINTS,
+        failpoints.COMMIT_ANSWER_LOST,
+        failpoints.CLAIM_ANSWER_LOST,
+        failpoints.FROZEN,
+    )
 
 
 BUG: Final = "a process ended by an error of its own"
@@ -263,9 +268,11 @@ class Laboratory:
         rng = self._rng
         point = rng.choice(self.scale.points) if faults else None
         # Of a worker that hears of no claim at all nothing would come.
-        first, last = {points.FREEZE: (1, 1), points.BURYING: (1, 1), points.UNHEARD: (2, 4)}.get(
-            str(point), (1, 4)
-        )
+        first, last = {
+            failpoints.FROZEN: (1, 1),
+            failpoints.INSIDE_FINISH_DEAD: (1, 1),
+            failpoints.CLAIM_ANSWER_LOST: (2, 4),
+        }.get(str(point), (1, 4))
         return Plan(
             role=rng.choice(("private", "shareable")),
             seed=rng.randrange(2**32),

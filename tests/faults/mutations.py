@@ -26,7 +26,7 @@ import psycopg
 
 from models import documents, transitions
 from models.sql import QUERIES
-from tests.faults import points
+from tests.faults import failpoints
 from tests.faults.forks import BUG, Laboratory, Scale
 from tests.faults.servers import LabStack
 from tests.homes import temporary_home
@@ -175,7 +175,9 @@ MUTATIONS: Final = (
         "finish asks for the state alone: who holds the job is not asked",
         ("a worker that did not hold it", "who did not hold the job"),
         _no_token,
-        scale=replace(SMALL, zombies=15, kills=0, points=(points.FREEZE, points.CLAIMED)),
+        scale=replace(
+            SMALL, zombies=15, kills=0, points=(failpoints.FROZEN, failpoints.AFTER_CLAIM)
+        ),
     ),
     Mutation(
         "the state predicate",

@@ -1,7 +1,7 @@
-"""The laboratory of the real network: workers in a network namespace, whose packets are dropped.
+"""The network laboratory: workers in a network namespace whose packets are dropped.
 
-A proxy can only be silent; here nothing is even acknowledged, as when a cable is pulled. Only root may
-make a namespace; without that the laboratory says so and does nothing.
+A proxy can only stop answering; here no packet is acknowledged, as with an unplugged cable. Only root
+can create a namespace; without one the laboratory notes that, and does nothing.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from workers.stack.process import base_environment, open_log
 HERE: Final = "10.213.7.1"
 THERE: Final = "10.213.7.2"
 SILENCE: Final = ("tbf", "rate", "8bit", "burst", "1", "limit", "1")
-"""A queue that lets nothing through: the kernel drops what is sent, and says nothing of it."""
+"""Queueing discipline that drops every packet."""
 LASTS_S: Final = (1.0, 6.0)
-"""Some shorter than a lease, some longer."""
+"""Range of durations: some shorter than a lease, some longer."""
 ROLES: Final = {"private": PRIVATE_WORKER, "shareable": SHAREABLE_WORKER}
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How many jobs, how fast, and how many silences."""
+    """Number and rate of jobs, and number of silences."""
 
     jobs: int
     a_second: float
@@ -50,14 +50,14 @@ class Scale:
 
 
 class Namespace:
-    """A network of its own, tied to this one by a cable."""
+    """A network namespace, connected to this one by a veth pair."""
 
     def __init__(self) -> None:
         self.name = f"vestry-{secrets.token_hex(3)}"
         self._here, self._there = f"vl{secrets.token_hex(3)}", f"vr{secrets.token_hex(3)}"
 
     def make(self) -> bool:
-        """Make it; False where that is not possible here."""
+        """Create it; False if that is not possible."""
         inside = ("ip", "netns", "exec", self.name, "ip")
         steps: tuple[tuple[str, ...], ...] = (
             ("ip", "netns", "add", self.name),
@@ -70,11 +70,11 @@ class Namespace:
             (*inside, "link", "set", "lo", "up"),
         )
         try:
-            made = all(_run(step) for step in steps)
+            created = all(_run(step) for step in steps)
         except OSError:
             return False
-        # Silence must be possible, too.
-        possible = made and self.silence(silent=True) and self.silence(silent=False)
+        # Dropping packets must be possible, too.
+        possible = created and self.silence(silent=True) and self.silence(silent=False)
         if not possible:
             self.remove()
         return possible
@@ -88,7 +88,7 @@ class Namespace:
         )
 
     def remove(self) -> None:
-        """Leave nothing of it."""
+        """Delete it."""
         _run(("ip", "link", "del", self._here))
         _run(("ip", "netns", "del", self.name))
 
@@ -103,7 +103,7 @@ class Laboratory:
     Args:
         stack: its servers, running.
         seed: of all choices.
-        scale: how much of everything.
+        scale: numbers of jobs and faults.
     """
 
     def __init__(self, stack: LabStack, seed: int, scale: Scale) -> None:
@@ -113,15 +113,15 @@ class Laboratory:
         self._rng = random.Random(seed)
         self.report = Report("network", seed)
         self._history = History(stack.home / "history.jsonl")
-        self._enough = stack.home / "enough"
+        self._stop_file = stack.home / "stop"
         self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self) -> Report:
-        """Enqueue while the network falls silent now and then; then check."""
+        """Enqueue while the network drops all packets at times; then check."""
         namespace = Namespace()
         if not namespace.make():
-            self.report.notes.append("network namespaces are not to be had here")
+            self.report.notes.append("network namespaces are not available here")
             return self.report
         began = time.monotonic()
         install(self._stack.superuser_url)
@@ -131,7 +131,7 @@ class Laboratory:
                 broker = stack.enter_context(Proxy(self._stack.valkey.port, HERE))
                 self._describe(namespace, database.port, broker.port)
                 stack.enter_context(self._processes())
-                self._stir(namespace)
+                self._disturb(namespace)
         finally:
             namespace.remove()
         lines = list(self._history.read())
@@ -149,23 +149,24 @@ class Laboratory:
         inside = ["ip", "netns", "exec", namespace.name]
         for privacy, role in ROLES.items():
             url = self._stack.database_url(role)
-            told = base_environment() | SETTINGS
-            told |= {
+            variables = base_environment() | SETTINGS
+            variables |= {
                 "VESTRY_PRIVACY": privacy,
                 "VESTRY_LANES": f"{privacy}.interactive.gpu,{privacy}.bulk.gpu",
                 "VESTRY_KEYRING_FILE": str(self._stack.keyring),
-                "VESTRY_DATABASE_URL": _elsewhere(url, self._stack.postgres.port, database),
-                "VESTRY_BROKER_URL": _elsewhere(
+                "VESTRY_DATABASE_URL": _through_proxy(url, self._stack.postgres.port, database),
+                "VESTRY_BROKER_URL": _through_proxy(
                     self._stack.broker_url(privacy), self._stack.valkey.port, broker
                 ),
             }
             if privacy != "private":
-                del told["VESTRY_KEYRING_FILE"]
-            self._commands[privacy] = ([*inside, sys.executable, "-m", "workers.worker"], told)
+                del variables["VESTRY_KEYRING_FILE"]
+            argv = [*inside, sys.executable, "-m", "workers.worker"]
+            self._commands[privacy] = (argv, variables)
 
     @contextmanager
     def _processes(self) -> Iterator[None]:
-        """Everything runs, and is started again where it ends."""
+        """Run all processes, and restart those that end."""
         self._supervise()
         try:
             yield
@@ -186,13 +187,13 @@ class Laboratory:
                     stderr=subprocess.STDOUT,
                 )  # fmt: skip
 
-    def _stir(self, namespace: Namespace) -> None:
+    def _disturb(self, namespace: Namespace) -> None:
         producer = threading.Thread(target=self._produce)
         producer.start()
-        left = self._scale.silences
-        pause_s = self._scale.jobs / self._scale.a_second / (left + 1)
+        remaining = self._scale.silences
+        pause_s = self._scale.jobs / self._scale.a_second / (remaining + 1)
         try:
-            while left:
+            while remaining:
                 self._wait(pause_s)
                 self._history.write("mishap", name="the network is silent")
                 assert namespace.silence(silent=True)
@@ -200,9 +201,9 @@ class Laboratory:
                 assert namespace.silence(silent=False)
                 self._history.write("mishap over", name="the network is silent")
                 self.report.mishaps["the network is silent"] += 1
-                left -= 1
+                remaining -= 1
         finally:
-            self._enough.touch()
+            self._stop_file.touch()
         producer.join()
         until = time.monotonic() + 2 * PATIENCE_S
         while not self._ended() and time.monotonic() < until:
@@ -217,7 +218,7 @@ class Laboratory:
     def _produce(self) -> None:
         url = self._stack.database_url()
         order = Order(
-            self._seed * 1000 + 900, self._scale.jobs, self._scale.a_second, {}, self._enough
+            self._seed * 1000 + 900, self._scale.jobs, self._scale.a_second, {}, self._stop_file
         )
         with Vestry(url, self._stack.keyring) as vestry:
             Producer(vestry, url, self._history, order).run()
@@ -230,5 +231,5 @@ class Laboratory:
         return bool(row[0])
 
 
-def _elsewhere(url: str, port: int, proxy: int) -> str:
+def _through_proxy(url: str, port: int, proxy: int) -> str:
     return url.replace(f"127.0.0.1:{port}", f"{HERE}:{proxy}")

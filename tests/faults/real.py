@@ -38,7 +38,7 @@ SETTINGS: Final = {
     "VESTRY_MAX_RUN_S": "6",
     "VESTRY_BATCH_S": "0.5",
     "VESTRY_BACKOFF_CAP_S": "0.2",
-    "VESTRY_DEAF_S": "8",
+    "VESTRY_STALL_TIMEOUT_S": "8",
 }
 PATIENCE_S: Final = 40.0
 """After the last fault some job must end in every such time, until none is left."""

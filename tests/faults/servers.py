@@ -1,8 +1,7 @@
-"""The laboratory's own Postgres and Valkey, and what is done to them."""
+"""The laboratory's Postgres and Valkey, and the faults of these servers."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -10,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import psycopg
@@ -24,45 +24,30 @@ from workers.stack.process import Command
 from workers.stack.valkey import ValkeyServer
 
 ADMINISTRATOR: Final = "laboratory"
-"""A broker user that may do everything; the system's own may not even flush."""
+"""A broker user with all permissions; the system's users may not even flush."""
 LIMITED: Final = (PRIVATE_WORKER, SHAREABLE_WORKER, CONTROL, PRODUCER)
 DELICATE: Final = """SELECT EXISTS (SELECT FROM vestry.jobs
   WHERE crashes >= 1 AND finished_at IS NULL)"""
-"""Whether a job is about that crashed once while it ran alone; twice is what poison looks like."""
+"""Whether any unfinished job has crashed once in an exclusive run; twice is what poison looks like."""
 
 
 class OpenValkey(ValkeyServer):
-    """The broker, with a user of the laboratory's."""
+    """The broker, with a user for the laboratory."""
 
-    def prepare(self) -> Command:
-        """As the system's own, with one user more."""
-        command = super().prepare()
-        acl = self.place.path / "users.acl"
-        digest = hashlib.sha256(self.home.password(f"valkey.{ADMINISTRATOR}").encode()).hexdigest()
-        user = f"user {ADMINISTRATOR} on #{digest} ~* &* +@all\n"
-        self.place.write("users.acl", acl.read_text(encoding="utf-8") + user)
-        return command
+    extra_users = MappingProxyType({ADMINISTRATOR: "~* &* +@all"})
 
 
 class LabStack(DevStack):
     """A stack without workers whose servers can be killed, stopped and started."""
 
-    def start(self) -> LabStack:
-        """As a DevStack, with the laboratory's broker."""
-        system = dev_stack.ValkeyServer
-        dev_stack.ValkeyServer = OpenValkey  # type: ignore[misc]
-        try:
-            super().start()
-        finally:
-            dev_stack.ValkeyServer = system  # type: ignore[misc]
-        return self
+    broker_class = OpenValkey
 
     def restart_postgres(self) -> None:
-        """Immediate: no session is ended in order, recovery at the next start."""
-        self._again(self.postgres, signal.SIGQUIT)
+        """Restart Postgres by an immediate shutdown: sessions are cut, the start recovers."""
+        self._restart(self.postgres, signal.SIGQUIT)
 
     def revive_postgres(self) -> None:
-        """Start it where it has ended, or is about to; returns once it answers."""
+        """Start Postgres if it has ended or is ending; returns once it answers."""
         process, _ = self._process(self.postgres)
         until = time.monotonic() + dev_stack.START_TIMEOUT_S
         while process.poll() is None and not self.postgres.ready():
@@ -70,25 +55,25 @@ class LabStack(DevStack):
                 raise RuntimeError("Postgres neither answers nor ends")
             time.sleep(0.05)
         if process.poll() is not None:
-            self._again(self.postgres, signal.SIGQUIT)
+            self._restart(self.postgres, signal.SIGQUIT)
 
     def restart_broker(self) -> None:
-        """Killed, and started again with nothing in it."""
-        self._again(self.valkey, signal.SIGKILL)
+        """Kill the broker and start it, empty."""
+        self._restart(self.valkey, signal.SIGKILL)
 
     def broker_pid(self) -> int:
-        """The broker's process."""
+        """The broker's process id."""
         return self._process(self.valkey)[0].pid
 
-    def _again(self, server: Any, number: signal.Signals) -> None:
+    def _restart(self, server: Any, number: signal.Signals) -> None:
         process, command = self._process(server)
         process.send_signal(number)
         process.wait()
-        self._running.remove((process, command))
+        self.processes.remove((process, command))
         self._start(server)
 
     def _process(self, server: Any) -> tuple[subprocess.Popen[bytes], Command]:
-        return next(pair for pair in self._running if pair[1].log == server.log)
+        return next(pair for pair in self.processes if pair[1].log == server.log)
 
 
 def administrator(url: str, home_password: str) -> redis.Redis:
@@ -102,7 +87,7 @@ def administrator(url: str, home_password: str) -> redis.Redis:
 
 
 def terminate_backends(superuser_url: str, rng: random.Random, share: float) -> int:
-    """End a share of the system's sessions; how many."""
+    """End a share of the system's sessions; returns how many."""
     with psycopg.connect(superuser_url, autocommit=True) as conn:
         pids = [
             row[0]
@@ -116,7 +101,7 @@ def terminate_backends(superuser_url: str, rng: random.Random, share: float) -> 
 
 
 def limit_connections(superuser_url: str, limit: int) -> None:
-    """Let each of the system's roles have so many connections; -1 for any number."""
+    """Set the connection limit of each of the system's roles; -1 for none."""
     with psycopg.connect(superuser_url, autocommit=True) as conn:
         for role in LIMITED:
             conn.execute(
@@ -127,7 +112,7 @@ def limit_connections(superuser_url: str, limit: int) -> None:
 
 
 def hold_snapshot(superuser_url: str) -> psycopg.Connection[Any]:
-    """A transaction that sees the database as it is now, and keeps the rest from being cleaned up."""
+    """Open a transaction with a snapshot, which prevents the removal of dead rows."""
     conn = psycopg.connect(superuser_url, application_name="a dump")
     conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     conn.execute("SELECT count(*) FROM vestry.jobs")
@@ -135,7 +120,7 @@ def hold_snapshot(superuser_url: str) -> psycopg.Connection[Any]:
 
 
 class Mishaps:
-    """Things that befall servers, one at a time, each over after a while.
+    """Faults of the servers, one at a time, each of limited duration.
 
     Args:
         stack: the servers.
@@ -154,11 +139,11 @@ class Mishaps:
 
     @property
     def busy(self) -> bool:
-        """Whether one goes on."""
+        """Whether one is in progress."""
         return self._over is not None
 
     def happenings(self) -> dict[str, Any]:
-        """By name, what begins each; it gives how long it lasts and what ends it, or None."""
+        """By name, a function that begins each; it returns duration and end function, or None."""
         return {
             "postgres restarts": self._stack.restart_postgres,
             "the broker is emptied": self._flush,
@@ -171,14 +156,14 @@ class Mishaps:
         }
 
     def begin(self, name: str) -> None:
-        """Have it happen."""
-        lasts = self.happenings()[name]()
-        if lasts is not None:
-            seconds, self._over = lasts
+        """Begin one."""
+        lasting = self.happenings()[name]()
+        if lasting is not None:
+            seconds, self._over = lasting
             self._until = time.monotonic() + seconds
 
     def end_if_due(self, *, now: bool = False) -> bool:
-        """End what has lasted long enough; whether something ended."""
+        """End the one in progress once its time is over; whether it ended."""
         if self._over is None or (time.monotonic() < self._until and not now):
             return False
         self._over()

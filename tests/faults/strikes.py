@@ -1,4 +1,4 @@
-"""What befalls a real stack: faults that strike at once, and faults that last."""
+"""Faults of a real stack: instantaneous ones, and lasting ones."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tests.faults.ledger import History
 from tests.faults.proxy import Mode, Proxy
 
 FLAP_S: Final = 0.4
-"""How long a flapping connection is up, and how long down."""
-LOOKS: Final = 40
-LOOK_S: Final = 0.05
-"""How often, and with which pause, a worker is looked for that holds something."""
-BACK_S: Final = 20.0
-"""In which the supervisor must have started again what was killed."""
+"""Duration of each phase of a flapping connection, up and down."""
+ATTEMPTS: Final = 40
+POLL_S: Final = 0.05
+"""Number and interval of attempts to kill a worker that holds a lease."""
+RESTART_S: Final = 20.0
+"""Longest time in which the supervisor must restart a killed process."""
 _HOLDERS: Final = "SELECT DISTINCT split_part(worker, '@', 1) FROM vestry.leases"
 _HELD: Final = "SELECT id::text FROM vestry.leases WHERE worker LIKE %s"
-_ALONE: Final = """SELECT EXISTS (SELECT FROM vestry.leases l JOIN vestry.jobs j ON j.lease_id = l.id
+_CRASHED: Final = """SELECT EXISTS (SELECT FROM vestry.leases l JOIN vestry.jobs j ON j.lease_id = l.id
   WHERE l.worker LIKE %s AND l.exclusive AND j.crashes >= 1)"""
 
 
 @dataclass(slots=True)
 class Site:
-    """The stack and what stands between its parts."""
+    """The stack and the proxies between its parts."""
 
     up: LabUp
     database: Proxy
@@ -43,33 +43,33 @@ class Site:
     rng: random.Random
     forged: int = 0
     stopped: list[int] = field(default_factory=list)
-    """Processes that hang."""
+    """Processes stopped by SIGSTOP."""
 
     def start(self) -> None:
         """Start the supervisor."""
         self.up.start(self.database.port, self.broker.port)
 
     def administrator(self) -> redis.Redis:
-        """A broker client that may do everything, past the proxy."""
+        """A broker client with all permissions, which bypasses the proxy."""
         return servers.administrator(
             f"redis://x@127.0.0.1:{self.up.broker_port}/0", self.up.administrator_password()
         )
 
     def stop(self, pid: int) -> bool:
-        """SIGSTOP; whether it was there."""
-        there = signalled(pid, signal.SIGSTOP)
-        if there:
+        """Send SIGSTOP; whether the process exists."""
+        exists = signalled(pid, signal.SIGSTOP)
+        if exists:
             self.stopped.append(pid)
-        return there
+        return exists
 
     def resume(self, pid: int) -> None:
-        """SIGCONT, if it is still there."""
+        """Send SIGCONT, if the process still runs."""
         self.stopped.remove(pid)
         if pid in {process["pid"] for process in self.up.processes()}:
             signalled(pid, signal.SIGCONT)
 
     def restore(self) -> None:
-        """End whatever goes on."""
+        """End all lasting faults."""
         for pid in list(self.stopped):
             self.resume(pid)
         self.database.mode = self.broker.mode = Mode.OPEN
@@ -78,7 +78,7 @@ class Site:
 
 
 def signalled(pid: int, number: signal.Signals) -> bool:
-    """Whether there was a process to signal: the supervisor may not have written yet that it ended."""
+    """Send a signal; whether the process exists. The state file may still list one that has ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -95,39 +95,39 @@ class Lasting:
     end: Callable[[], object]
 
 
-# -- at once: True where it could be done ----------------------------------------------------------
+# -- instantaneous; each returns whether it could be done ------------------------------------------
 
 
 def _kill_worker(site: Site) -> bool:
-    """One that holds something, if that can be met with: the death of an idle one loses nothing."""
-    for left in reversed(range(LOOKS)):
+    """Kill a worker that holds a lease, if possible: killing an idle one loses nothing."""
+    for remaining in reversed(range(ATTEMPTS)):
         try:
             with psycopg.connect(site.up.superuser_url, autocommit=True) as conn:
-                there = set(site.up.workers())
-                holders = there & {row[0] for row in conn.execute(_HOLDERS)}
-                name = site.rng.choice(sorted(holders or there))
-                if _kill_holder(site, conn, name, even_idle=not left):
+                workers = set(site.up.workers())
+                holders = workers & {row[0] for row in conn.execute(_HOLDERS)}
+                name = site.rng.choice(sorted(holders or workers))
+                if _kill_holder(site, conn, name, even_idle=not remaining):
                     return True
         except psycopg.Error:
             return False
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     return False
 
 
 def _kill_holder(site: Site, conn: psycopg.Connection[Any], name: str, *, even_idle: bool) -> bool:
     pid = site.up.pid(name)
-    # Held still while it is looked at: a suspect that crashed once before is not struck again.
+    # Stopped during the check: a quarantined job that has crashed once is spared.
     if pid is None or not signalled(pid, signal.SIGSTOP):
         return False
     try:
-        held = conn.execute(_HELD, [f"{name}@%"]).fetchall()
-        delicate = conn.execute(_ALONE, [f"{name}@%"]).fetchone()
-        if (not held and not even_idle) or delicate is None or delicate[0]:
+        leases = conn.execute(_HELD, [f"{name}@%"]).fetchall()
+        crashed = conn.execute(_CRASHED, [f"{name}@%"]).fetchone()
+        if (not leases and not even_idle) or crashed is None or crashed[0]:
             return False
-        site.history.write("killed", point="a worker is killed", tokens=[row[0] for row in held])
+        site.history.write("killed", point="a worker is killed", tokens=[row[0] for row in leases])
         return signalled(pid, signal.SIGKILL)
     finally:
-        # Of no effect on one that was killed; one that hangs goes on doing so.
+        # No effect on a killed process; one that a lasting fault has stopped stays stopped.
         if pid not in site.stopped:
             signalled(pid, signal.SIGCONT)
 
@@ -138,15 +138,15 @@ def _kill(name: str) -> Callable[[Site], bool]:
         number = signal.SIGQUIT if name == "postgres" else signal.SIGKILL
         if pid is None or not signalled(pid, number):
             return False
-        # Without these two nobody is rescued: the fault is over when they are back, not when it struck.
+        # No job is rescued without these two: the fault ends when they run again.
         if name in {"postgres", "reconciler"}:
-            until = time.monotonic() + BACK_S
+            until = time.monotonic() + RESTART_S
             while site.up.pid(name) in {None, pid}:
                 if time.monotonic() > until:
-                    told = f"{name} was not back {BACK_S:.0f} s after it was killed"
+                    told = f"{name} did not run {RESTART_S:.0f} s after it was killed"
                     site.history.write("violation", told=told)
                     break
-                time.sleep(LOOK_S)
+                time.sleep(POLL_S)
         return True
 
     return strike
@@ -154,7 +154,7 @@ def _kill(name: str) -> Callable[[Site], bool]:
 
 def _kill_supervisor(site: Site) -> bool:
     site.up.kill()
-    # Nobody but systemd, Compose or a person starts a supervisor again: here the laboratory does.
+    # In production systemd, Compose or a person restarts a supervisor; here the laboratory does.
     site.start()
     return True
 
@@ -213,7 +213,7 @@ def _proxied(name: str, mode: Mode, proxies: tuple[str, ...]) -> Callable[[Site,
 
         def end() -> None:
             for proxy in proxies:
-                # Of held connections half are found dead in the end, the others go on.
+                # Half of the held connections are cut in the end, the others resume.
                 if mode is Mode.HELD and site.rng.random() < 0.5:
                     getattr(site, proxy).mode = Mode.CUT
                 getattr(site, proxy).mode = Mode.OPEN
@@ -241,11 +241,11 @@ def _flap(name: str, proxy: str) -> Callable[[Site, float], Lasting]:
 def _freeze(victim: str) -> Callable[[Site, float], Lasting]:
     def begin(site: Site, seconds: float) -> Lasting:
         name = site.rng.choice(sorted(site.up.workers())) if victim == "worker" else victim
-        what = "a worker hangs" if victim == "worker" else "the broker hangs"
+        fault = "a worker hangs" if victim == "worker" else "the broker hangs"
         pid = site.up.pid(name)
         if pid is None or not site.stop(pid):
-            return Lasting(what, time.monotonic(), lambda: None)
-        return Lasting(what, time.monotonic() + seconds, lambda: site.resume(pid))
+            return Lasting(fault, time.monotonic(), lambda: None)
+        return Lasting(fault, time.monotonic() + seconds, lambda: site.resume(pid))
 
     return begin
 
@@ -266,7 +266,7 @@ def _limit(site: Site, seconds: float) -> Lasting:
         servers.limit_connections(url, 2)
         servers.terminate_backends(url, site.rng, 0.7)
     except psycopg.Error:
-        seconds = 0.0  # some roles may be limited all the same
+        seconds = 0.0  # some roles may be limited nevertheless
     return Lasting("connections run out", time.monotonic() + seconds, end)
 
 

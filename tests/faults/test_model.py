@@ -36,7 +36,7 @@ from tasks.protocol import Failed, Outcome, Succeeded
 from tests.faults import flows
 from tests.faults.expected import Expected, Held, Site
 from tests.faults.flows import Flow
-from workers.execution.finish import finish
+from workers.execution.finish import write_outcomes
 from workers.stack.dev_stack import DevStack
 
 EXAMPLES = int(os.environ.get("VESTRY_MODEL_EXAMPLES", "100"))
@@ -184,7 +184,7 @@ class Machine(RuleBasedStateMachine):
         }
         holds = set(self._holds(token))
         with self.site.worker.transaction():
-            done = finish(
+            done = write_outcomes(
                 self.site.worker,
                 ShareableContent(),
                 lease,

@@ -1,8 +1,7 @@
-"""Cheap workers: forks that claim, run and finish with the real code, and die where they are told to.
+"""Cheap workers: forks that claim, run and finish with the real code, and die at a chosen failpoint.
 
-Each is the worker's own executor on the echo backend, without Celery, so that hundreds can be killed in
-a minute. Like a real one it takes hints from its lanes' queues and looks for work without any. Where it
-dies is wrapped around the code from outside (`points`); the code itself knows of none.
+Each is a worker's executor on the echo backend, without Celery, so that hundreds can be killed in a
+minute. Like a real worker it takes hints from its lanes' queues, and polls.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+from uuid import UUID
 
 import psycopg
 import redis
@@ -29,7 +29,7 @@ from inference.backends.echo import EchoModel
 from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
 from tasks.embedding import EmbeddingHandler
-from tests.faults import points
+from tests.faults.failpoints import arm_worker
 from tests.faults.ledger import History
 from vestry.crypto.keyring import KeyRing
 from workers import db
@@ -46,11 +46,11 @@ HEARTBEAT_S: Final = 0.3
 MAX_RUN_S: Final = 3.0
 OVERRUN_GRACE_S: Final = 1.0
 LIFE_S: Final = 2.5
-"""A worker that is not killed ends in order after this long, and another takes its place."""
-UNHEARD_S: Final = 10.0
-"""So long one stays to hand back what it claimed without an answer, while the database is away."""
+"""A worker that is not killed ends in order after this long, and is replaced."""
+RELEASE_S: Final = 10.0
+"""Longest time that an ending worker tries to release unconfirmed claims."""
 MEMORY_BYTES: Final = 384 * 1024 * 1024
-"""What a worker may take beyond what it begins with."""
+"""Memory that a worker may allocate beyond its initial size."""
 HOUR_S: Final = 3600.0
 PR_SET_PDEATHSIG: Final = 1
 """From linux/prctl.h."""
@@ -58,7 +58,7 @@ PR_SET_PDEATHSIG: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where everything is.
+    """Logins and files of the laboratory.
 
     Attributes:
         url: by privacy class, the database login of its workers.
@@ -66,7 +66,7 @@ class Site:
         control_url: the reconciler's and the dispatcher's login.
         dispatcher_url: the dispatcher's broker login.
         keyring: the private workers' key ring.
-        history: what workers themselves have to tell.
+        history: file in which processes record what they do at their failpoints.
     """
 
     url: dict[str, str]
@@ -79,16 +79,16 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one process is to do, and where it dies.
+    """One process of the laboratory.
 
     Attributes:
         role: a worker's privacy class, `reconciler` or `dispatcher`.
         seed: of its own choices.
-        point: where it dies, freezes or loses an answer; None to end in order.
-        nth: at which time the point is passed.
-        skew_s: how far its clock is off.
-        mutation: which mechanism is missing; None for none.
-        hints_only: it never looks for work without a hint, and takes one job for each.
+        point: where it is killed or frozen, or loses an answer; None to end in order.
+        nth: pass of that point at which it happens.
+        skew_s: error of its clock.
+        mutation: the mechanism that is missing; None for none.
+        hints_only: it does not poll, and claims one job for each hint.
     """
 
     role: str
@@ -101,11 +101,11 @@ class Plan:
 
 
 RAISED: Final = 4
-"""Exit status of a process that ended by an error nobody has a use for."""
+"""Exit status of a process that ended by an unexpected error."""
 
 
 def fork(body: Callable[[], None]) -> int:
-    """Run a function in a forked process; its id. It never returns into the caller's code."""
+    """Run a function in a forked process, and exit there; returns the process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -116,9 +116,9 @@ def fork(body: Callable[[], None]) -> int:
         body()
         status = 0
     except (psycopg.Error, PoolTimeout, redis.RedisError):
-        status = 3  # a server is away: the next one may find it
+        status = 3  # a server is unavailable
     except MemoryError:
-        pass  # poison takes it, and whoever asks next gets none
+        pass  # poison has used up the memory
     except Exception:
         status = RAISED
         traceback.print_exc()
@@ -127,13 +127,13 @@ def fork(body: Callable[[], None]) -> int:
 
 
 def _die_with_parent() -> None:
-    """So that nothing goes on when the laboratory itself is killed; where the kernel offers it."""
+    """End this process with the laboratory, where the kernel offers that."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def set_clock(skew_s: float) -> None:
-    """Put this process's clock so far off."""
+    """Shift this process's clock."""
     if skew_s:
         true_time, true_time_ns = time.time, time.time_ns
         time.time = lambda: true_time() + skew_s
@@ -141,31 +141,31 @@ def set_clock(skew_s: float) -> None:
 
 
 def work(site: Site, plan: Plan) -> None:
-    """Claim and run until the time is over or the point is reached."""
+    """Claim and run batches for LIFE_S, or until the point is reached."""
     set_clock(plan.skew_s)
     limit_memory()
     rng = random.Random(plan.seed)
     name = f"lab-{os.getpid()}"
     executor = _executor(site, plan, name)
-    points.arm(executor, plan.point, plan.nth, History(site.history))
+    arm_worker(executor, plan.point, plan.nth, History(site.history))
     executor.heartbeat.start()
     lanes = [f"{plan.role}.{latency}.gpu" for latency in ("interactive", "bulk")]
     with redis.Redis.from_url(
         site.broker[plan.role], socket_timeout=0.5, socket_connect_timeout=0.5
     ) as broker:
-        taker = Taker(executor, lanes, broker, rng, hints_only=plan.hints_only)
+        fetcher = Fetcher(executor, lanes, broker, rng, hints_only=plan.hints_only)
         until = time.monotonic() + LIFE_S
         while time.monotonic() < until:
-            if not taker.turn():
+            if not fetcher.fetch_each_lane():
                 time.sleep(0.01)
-        until += UNHEARD_S
+        until += RELEASE_S
         while executor.heartbeat.unconfirmed.pending() and time.monotonic() < until:
             executor.heartbeat.release_unconfirmed()
             time.sleep(0.05)
 
 
 def limit_memory() -> None:
-    """Let this process take MEMORY_BYTES more than it has, and leave no core behind."""
+    """Limit this process to MEMORY_BYTES more than it has, and disable core dumps."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
@@ -181,9 +181,9 @@ def _executor(site: Site, plan: Plan, name: str) -> Executor:
     content: Content = (
         PrivateContent(KeyRing.load(site.keyring)) if plan.role == "private" else ShareableContent()
     )
-    heart = Heartbeat(
+    beat = Heartbeat(
         lambda: psycopg.connect(
-            url, autocommit=True, **db.connection_options(f"{name}-heart", LEASE_S)
+            url, autocommit=True, **db.connection_options(f"{name}-heartbeat", LEASE_S)
         ),
         LEASE_S,
         HEARTBEAT_S,
@@ -194,13 +194,13 @@ def _executor(site: Site, plan: Plan, name: str) -> Executor:
         content=content,
         handlers={"embedding": EmbeddingHandler(backend, space)},
         policy=LeasePolicy(name, plan.role, LEASE_S, MAX_RUN_S),
-        heartbeat=heart,
+        heartbeat=beat,
         finisher=Finisher(pool, content, 0.2, MAX_RUN_S, LEASE_S),
     )
 
 
-class Taker:
-    """Takes work as a worker does: by hint, by itself, and suspects alone."""
+class Fetcher:
+    """Fetches batches as a worker does: by hint, by polling, and quarantined jobs exclusively."""
 
     def __init__(
         self,
@@ -217,35 +217,33 @@ class Taker:
         self._rng = rng
         self._hints_only = hints_only
 
-    def turn(self) -> bool:
-        """One batch of each lane, then what is suspected, alone; whether there was anything."""
-        found = False
+    def fetch_each_lane(self) -> bool:
+        """Run one batch of each lane, then a quarantined job of each; whether there was any."""
+        ran = False
         for quarantined in (False, True):
             for lane in self._lanes:
                 try:
-                    found = self._batch(lane, quarantined=quarantined) or found
+                    ran = self._fetch(lane, quarantined=quarantined) or ran
                 except (psycopg.Error, PoolTimeout):
                     time.sleep(0.05)
-        return found
+        return ran
 
-    def _batch(self, lane: str, *, quarantined: bool) -> bool:
+    def _fetch(self, lane: str, *, quarantined: bool) -> bool:
         limit = 1 if self._hints_only else self._rng.choice((1, 8, 32))
-        hinted = not quarantined and (self._hints_only or self._rng.random() < 0.5)
-        hint: dict[str, Any] = {}
-        if hinted:
-            told = self._hint(lane)
-            if told is None and self._hints_only:
+        hint = None
+        if not quarantined and (self._hints_only or self._rng.random() < 0.5):
+            hint = self._hint(lane)
+            if hint is None and self._hints_only:
                 return False
-            hint = {} if told is None else {"hint": told}
-        opened = self._executor.claim(
-            lane, ["embedding"], limit=limit, quarantined=quarantined, **hint
+        batch = self._executor.claim(
+            lane, ["embedding"], hint=hint, limit=limit, quarantined=quarantined
         )
-        if opened is not None:
-            self._executor.run(opened)
-        return opened is not None
+        if batch is not None:
+            self._executor.run(batch)
+        return batch is not None
 
-    def _hint(self, lane: str) -> Any:
-        """The job of a message in a lane's queue, which may be forged; None where there is none."""
+    def _hint(self, lane: str) -> UUID | None:
+        """The job of a message in a lane's queue, which may be forged; None if there is none."""
         try:
             body = self._broker.rpop(key_prefix(lane.partition(".")[0]) + lane)
         except (redis.RedisError, OSError):
@@ -253,7 +251,7 @@ class Taker:
         if not isinstance(body, bytes):
             return None
         try:
-            told = kind_and_job(json.loads(body))
+            parsed = kind_and_job(json.loads(body))
         except (ValueError, RecursionError):
             return None
-        return None if told is None or told[0] != "embedding" else told[1]
+        return None if parsed is None or parsed[0] != "embedding" else parsed[1]

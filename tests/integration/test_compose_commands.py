@@ -1,4 +1,4 @@
-"""The commands that compose.yaml gives its services run, with the secrets made for them."""
+"""The commands of compose.yaml's services run, with the secrets created for them."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ from workers.stack.process import base_environment
 from workers.stack.valkey import USERS
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("dispatcher", "reconciler", "door", "private-bulk-gpu", "private-cpu", "shareable-bulk-gpu",
-            "cloud", "llama-private", "flower-private")  # fmt: skip
-"""One of each sort; the others differ from them in their lanes or their class."""
-PATIENCE_S = 120.0
+SERVICES = (
+    "dispatcher", "reconciler", "port-forwarder", "private-bulk-gpu", "private-cpu",
+    "shareable-bulk-gpu", "cloud", "llama-private", "flower-private",
+)  # fmt: skip
+"""One of each kind; the others have other lanes or another privacy class."""
+HEALTHY_WITHIN_S = 120.0
 
 
 @dataclass
 class Site:
-    """Where things are that containers would have elsewhere."""
+    """Addresses and paths on this machine in place of those in containers."""
 
     stack: DevStack
     secrets: Path
     directory: Path
     compose: dict[str, Any]
 
-    def here(self, service: str, text: str) -> str:
-        """What a container is told, as it is here."""
+    def localized(self, service: str, text: str) -> str:
+        """A text of compose.yaml with addresses and paths of this machine."""
         files = {name: s["file"].rpartition("/")[2] for name, s in self.compose["secrets"].items()}
         text = text.replace("@postgres/", f"@127.0.0.1:{self.stack.postgres.port}/")
         text = text.replace("@valkey:6379", f"@127.0.0.1:{self.stack.valkey.port}")
@@ -59,38 +61,38 @@ class Site:
         return Home(self.directory).port(service)
 
     def environment(self, service: str) -> dict[str, str]:
-        told = self.compose["services"][service].get("environment", {})
-        here = {name: self.here(service, str(value)) for name, value in told.items()}
+        declared = self.compose["services"][service].get("environment", {})
+        variables = {name: self.localized(service, str(v)) for name, v in declared.items()}
         changed = {
             "VESTRY_LLAMA_PORT": str(self.port("llama-private")),
             "VESTRY_LLAMA_HOST": "127.0.0.1",
-            "VESTRY_DOORS": f"{self.port('door')}=127.0.0.1:{self.stack.postgres.port}",
+            "VESTRY_FORWARD": f"{self.port('port-forwarder')}=127.0.0.1:{self.stack.postgres.port}",
             "VESTRY_NICE": "0",
         }
-        here |= {name: value for name, value in changed.items() if name in here}
-        # A model would take long to load; which it is, is no part of a command.
-        return {**base_environment(), **here, "VESTRY_EMBEDDING_BACKEND": "echo"}
+        variables |= {name: value for name, value in changed.items() if name in variables}
+        # The model is no part of a command, and takes long to load.
+        return {**base_environment(), **variables, "VESTRY_EMBEDDING_BACKEND": "echo"}
 
     def command(self, service: str) -> list[str]:
         program, *rest = self.compose["services"][service]["command"]
         path = Path(sys.executable).with_name(program)
-        return [str(path), *(self.here(service, part) for part in rest)]
+        return [str(path), *(self.localized(service, part) for part in rest)]
 
     def healthy(self, service: str) -> bool:
-        """By the service's own check."""
+        """Result of the service's health check."""
         _, program, *rest = self.compose["services"][service]["healthcheck"]["test"]
         path = Path(sys.executable).with_name(program) if program == "python" else Path(program)
-        check = [str(path), *(self.here(service, part) for part in rest)]
+        check = [str(path), *(self.localized(service, part) for part in rest)]
         return subprocess.run(check, capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Servers with the passwords that `compose_secrets` made, migrated by the service's command."""
+    """Servers with the passwords of `compose_secrets`."""
     directory = tmp_path_factory.mktemp("compose")
     secrets = directory / "secrets"
     compose_secrets.make(secrets)
-    (secrets / "openai").write_text("no key of anybody's")
+    (secrets / "openai").write_text("not a real key")
     for path in secrets.iterdir():
         path.chmod(0o600)
     text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
@@ -104,10 +106,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for name, file in names.items():
             write_private(home.secrets / f"{name}.password", (secrets / file).read_text())
         with DevStack(path) as stack:
-            made = Site(stack, secrets, directory, compose)
+            site = Site(stack, secrets, directory, compose)
             flower = secrets / "flower_private.py"
-            flower.write_text(flower.read_text().replace("5555", str(made.port("flower-private"))))
-            yield made
+            flower.write_text(flower.read_text().replace("5555", str(site.port("flower-private"))))
+            yield site
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +138,15 @@ def log_of(site: Site, service: str) -> str:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_each_command_comes_to_be_healthy(site: Site, running: Any, service: str) -> None:
-    until = time.monotonic() + PATIENCE_S
+def test_each_service_becomes_healthy(site: Site, running: Any, service: str) -> None:
+    until = time.monotonic() + HEALTHY_WITHIN_S
     while not site.healthy(service):
         assert running[service].poll() is None, log_of(site, service)
         assert time.monotonic() < until, log_of(site, service)
         time.sleep(0.2)
 
 
-def test_nobody_asks_the_broker_for_more_than_they_may(site: Site, running: Any) -> None:
+def test_no_service_lacks_a_permission_in_the_broker(site: Site, running: Any) -> None:
     time.sleep(1)
     for service in SERVICES:
         assert running[service].poll() is None, log_of(site, service)
@@ -152,10 +154,12 @@ def test_nobody_asks_the_broker_for_more_than_they_may(site: Site, running: Any)
         assert "NoPermission" not in log_of(site, service)
 
 
-def test_through_the_door_a_producer_s_private_job_is_done(site: Site, running: Any) -> None:
+def test_private_job_is_enqueued_through_the_port_forwarder_and_done(
+    site: Site, running: Any
+) -> None:
     assert running
     password = (site.secrets / "vestry_producer").read_text()
-    url = f"postgresql://vestry_producer:{password}@127.0.0.1:{site.port('door')}/vestry"
+    url = f"postgresql://vestry_producer:{password}@127.0.0.1:{site.port('port-forwarder')}/vestry"
     ring = site.secrets / compose_secrets.KEYRING_FILE
     with Vestry(url, ring) as vestry, psycopg.connect(url, autocommit=True) as conn:
         job = vestry.enqueue(conn, Embedding(texts=["hello"]), owner="ann", privacy="private")

@@ -1,4 +1,4 @@
-"""Flower tells the truth about every interactive job, and nothing of what is in it."""
+"""Flower shows the state of every interactive job, and no content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.stack.background import BackgroundStack
 
 PRIVACIES = ("private", "shareable")
 WORD = "quinquereme"
-"""In every text of these jobs; Flower must not know it."""
+"""In every text of these jobs, and never in Flower."""
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def submit(vestry: Vestry, conn: Any, privacy: str, text: str, **options: Any) -
 
 
 def shown(flower: FlowerClient, job: JobRef, state: str, within: float = 40.0) -> dict[str, Any]:
-    """The job as Flower tells it, once it is in a state."""
+    """The job's task in Flower, once it is in a state."""
     until = time.monotonic() + within
     while (task := flower.task(job.id)).get("state") != state:
-        assert time.monotonic() < until, f"Flower says {task.get('state')}, not {state}"
+        assert time.monotonic() < until, f"Flower shows {task.get('state')}, not {state}"
         time.sleep(0.05)
     return task
 
@@ -55,7 +55,7 @@ def is_running(vestry: Vestry, job: JobRef) -> bool:
     return vestry.status(job).state == "running"
 
 
-def says_nothing_but_the_id(task: dict[str, Any], job: JobRef) -> None:
+def shows_the_id_alone(task: dict[str, Any], job: JobRef) -> None:
     assert task["name"] == "embedding"
     assert task["uuid"] == str(job.id)
     assert [part for part in (task["args"] or "").split("'") if part.strip("()[],")] == [
@@ -68,40 +68,40 @@ def says_nothing_but_the_id(task: dict[str, Any], job: JobRef) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/tasks", "/workers", "/broker", "/api/tasks",
                                   "/api/workers", "/api/task/types"])  # fmt: skip
-def test_nobody_looks_without_the_password(flower: FlowerClient, path: str) -> None:
+def test_flower_requires_its_password(flower: FlowerClient, path: str) -> None:
     assert flower.get(path, user=None)[0] == 401
     assert flower.get(path, user="vestry", password="wrong")[0] == 401
     assert flower.get(path)[0] == 200
 
 
-def test_a_flower_is_no_key_to_the_other(up: BackgroundStack) -> None:
+def test_password_of_one_flower_opens_no_other(up: BackgroundStack) -> None:
     private, shareable = (FlowerClient(up.client["flower"][name]) for name in PRIVACIES)
     assert private.password != shareable.password
     assert shareable.get("/api/tasks", password=private.password)[0] == 401
 
 
-def test_a_job_that_succeeds_is_a_success(
+def test_succeeded_job_is_a_success(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     job = submit(vestry, conn, privacy, "to Ophir")
     vestry.wait(job, timeout=60)
     task = shown(flower, job, "SUCCESS")
-    says_nothing_but_the_id(task, job)
+    shows_the_id_alone(task, job)
     assert task["routing_key"] == f"{privacy}.interactive.gpu"
     assert task["worker"].startswith(f"{privacy}-interactive-gpu@")
 
 
-def test_a_running_job_is_started(
+def test_running_job_is_started(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     job = submit(vestry, conn, privacy, "echo!sleep=15")
     eventually(partial(is_running, vestry, job))
-    says_nothing_but_the_id(shown(flower, job, "STARTED", within=14), job)
+    shows_the_id_alone(shown(flower, job, "STARTED", within=14), job)
     vestry.wait(job, timeout=60)
     shown(flower, job, "SUCCESS")
 
 
-def test_a_dead_job_is_a_failure_with_its_code_alone(
+def test_dead_job_is_a_failure_with_its_code_alone(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     at_once = submit(vestry, conn, privacy, "echo!bad-request")
@@ -110,30 +110,30 @@ def test_a_dead_job_is_a_failure_with_its_code_alone(
         task = shown(flower, job, "FAILURE")
         assert vestry.status(job).state == "dead"
         assert code in task["exception"]
-        says_nothing_but_the_id(task, job)
+        shows_the_id_alone(task, job)
 
 
-def test_a_job_that_waits_for_its_next_attempt_is_a_retry(
+def test_job_that_waits_for_its_next_attempt_is_a_retry(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     job = submit(vestry, conn, privacy, "echo!rate-limited=60")
     task = shown(flower, job, "RETRY")
     assert vestry.status(job).state == "queued"
     assert "rate_limited" in task["exception"]
-    says_nothing_but_the_id(task, job)
+    shows_the_id_alone(task, job)
     vestry.cancel(job)
 
 
-def test_a_cancelled_job_is_revoked(
+def test_cancelled_job_is_revoked(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     job = submit(vestry, conn, privacy, "echo!sleep=5")
     eventually(partial(is_running, vestry, job))
     vestry.cancel(job)
-    says_nothing_but_the_id(shown(flower, job, "REVOKED"), job)
+    shows_the_id_alone(shown(flower, job, "REVOKED"), job)
 
 
-def test_jobs_that_a_batch_was_topped_up_with_are_told_of(
+def test_jobs_added_to_a_hinted_batch_are_shown(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     lane = f"{privacy}.interactive.gpu"
@@ -144,18 +144,18 @@ def test_jobs_that_a_batch_was_topped_up_with_are_told_of(
     vestry.resume_lane(lane)
     for job in good:
         vestry.wait(job, timeout=60)
-        says_nothing_but_the_id(shown(flower, job, "SUCCESS"), job)
-    says_nothing_but_the_id(shown(flower, bad, "FAILURE"), bad)
+        shows_the_id_alone(shown(flower, job, "SUCCESS"), job)
+    shows_the_id_alone(shown(flower, bad, "FAILURE"), bad)
 
 
-def test_jobs_that_a_worker_found_without_a_message_are_told_of(
+def test_jobs_fetched_without_a_hint_are_shown(
     up: BackgroundStack, flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     dispatcher = up.pid("dispatcher")
     assert dispatcher is not None
     os.kill(dispatcher, signal.SIGSTOP)
     try:
-        # One after the other: a backend that asks to wait is heard by the whole batch.
+        # One after the other: a retry delay of the backend applies to the whole batch.
         for text, state in (
             ("echo!sleep=0.2", "SUCCESS"), ("echo!bad-request", "FAILURE"),
             ("echo!rate-limited=60", "RETRY"), ("echo!sleep=5", "REVOKED"),
@@ -165,8 +165,8 @@ def test_jobs_that_a_worker_found_without_a_message_are_told_of(
                 eventually(partial(is_running, vestry, job))
                 vestry.cancel(job)
             task = shown(flower, job, state)
-            says_nothing_but_the_id(task, job)
-            assert task["sent"] is None, "it had a message after all"
+            shows_the_id_alone(task, job)
+            assert task["sent"] is None, "it had a hint"
             if state == "SUCCESS":
                 assert 0.2 <= task["runtime"] < 15
             vestry.cancel(job)
@@ -174,18 +174,18 @@ def test_jobs_that_a_worker_found_without_a_message_are_told_of(
         os.kill(dispatcher, signal.SIGCONT)
 
 
-def test_worker_pages_work_and_show_the_lanes(flower: FlowerClient, privacy: str) -> None:
+def test_worker_pages_show_the_lanes(flower: FlowerClient, privacy: str) -> None:
     names = {f"{privacy}-{latency}-gpu": f"{privacy}.{latency}.gpu"
              for latency in ("interactive", "bulk")}  # fmt: skip
 
-    def known() -> dict[str, dict[str, Any]]:
-        # Flower asks each question by itself: a busy worker may have answered some of them.
-        asked = flower.workers().items()
-        return {node: told for node, told in asked if {"stats", "active_queues"} <= told.keys()}
+    def complete() -> dict[str, dict[str, Any]]:
+        # Flower inspects each property in turn: a busy worker may have answered some of them.
+        nodes = flower.workers().items()
+        return {node: info for node, info in nodes if {"stats", "active_queues"} <= info.keys()}
 
     until = time.monotonic() + 60
-    while len(workers := known()) < len(names):
-        assert time.monotonic() < until, f"Flower knows {list(workers)}"
+    while len(workers := complete()) < len(names):
+        assert time.monotonic() < until, f"Flower shows {list(workers)}"
     lanes = {
         node.partition("@")[0]: [queue["name"] for queue in worker["active_queues"]]
         for node, worker in workers.items()
@@ -200,7 +200,7 @@ def test_worker_pages_work_and_show_the_lanes(flower: FlowerClient, privacy: str
     assert all(node in listed for node in workers)
 
 
-def test_nothing_of_a_document_reaches_flower(
+def test_no_content_of_a_document_is_shown(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     document = Document(f"{WORD} of Nineveh", id=WORD, date=WORD, metadata={WORD: WORD})
@@ -209,15 +209,17 @@ def test_nothing_of_a_document_reaches_flower(
     )
     vestry.wait(job, timeout=60)
     vestry.search(f"{WORD} with apes", owner="ann", privacy=privacy)
-    says_nothing_but_the_id(shown(flower, job, "SUCCESS"), job)
+    shows_the_id_alone(shown(flower, job, "SUCCESS"), job)
     pages = ["/api/tasks", "/tasks", "/api/workers", "/workers", "/", f"/task/{job.id}"]
     assert not [path for path in pages if WORD in flower.get(path)[1]]
     assert {task["name"] for task in flower.tasks().values()} <= {"embedding", "generation"}
 
 
-def test_one_class_is_not_seen_in_the_other(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
+def test_jobs_of_one_class_are_not_shown_in_the_other(
+    up: BackgroundStack, vestry: Vestry, conn: Any
+) -> None:
     flowers = {name: FlowerClient(up.client["flower"][name]) for name in PRIVACIES}
-    for mine, other in (PRIVACIES, PRIVACIES[::-1]):
-        job = submit(vestry, conn, mine, "seen by one")
-        shown(flowers[mine], job, "SUCCESS")
+    for own, other in (PRIVACIES, PRIVACIES[::-1]):
+        job = submit(vestry, conn, own, "seen by one")
+        shown(flowers[own], job, "SUCCESS")
         assert flowers[other].task(job.id) == {}

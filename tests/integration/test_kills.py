@@ -29,7 +29,7 @@ from workers.stack.postgres import SUPERUSER, PostgresServer
 from workers.stack.processes import EmbeddedStack, StackOptions
 from workers.stack.valkey import ValkeyServer
 
-KEEPER = "keeper"
+GUARDIAN = "guardian"
 JOBS, PER_JOB = 20, 4
 """Of each lane: jobs, and documents of each."""
 
@@ -57,7 +57,7 @@ def up(echo_up: BackgroundStack) -> BackgroundStack:
 def pids(up: BackgroundStack) -> dict[str, int | None]:
     """Every direct child of the supervisor, by its name."""
     state = up.state()
-    return {p["name"]: p["pid"] for p in state["processes"]} | {KEEPER: state[KEEPER]}
+    return {p["name"]: p["pid"] for p in state["processes"]} | {GUARDIAN: state[GUARDIAN]}
 
 
 def lanes(up: BackgroundStack, victim: str) -> set[str]:
@@ -171,7 +171,7 @@ def nothing_lost_and_nothing_twice(
 
 
 def test_the_victims_are_all_the_children_there_are(up: BackgroundStack) -> None:
-    assert set(pids(up)) == {*CHILDREN, KEEPER}
+    assert set(pids(up)) == {*CHILDREN, GUARDIAN}
     assert {"private-bulk-gpu", "shareable-bulk-gpu", "flower-private", "flower-shareable"} <= set(
         CHILDREN
     )
@@ -180,7 +180,7 @@ def test_the_victims_are_all_the_children_there_are(up: BackgroundStack) -> None
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("victim", [*CHILDREN, KEEPER])
+@pytest.mark.parametrize("victim", [*CHILDREN, GUARDIAN])
 def test_killing_any_child_during_an_index_loses_and_repeats_nothing(
     up: BackgroundStack, vestry: Vestry, conn: Any, victim: str
 ) -> None:

@@ -51,7 +51,7 @@ def admin(up: BackgroundStack) -> Iterator[psycopg.Connection[Any]]:
 def ears(admin: Any) -> int:
     """Connections on which a worker listens."""
     row = admin.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'vestry-%-ear'"
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'vestry-%-listener'"
     ).fetchone()
     return int(row[0])
 
@@ -60,7 +60,7 @@ def deafen(admin: Any) -> None:
     """Cut the worker's ear off; it takes RECONNECT_S to grow again."""
     ended = admin.execute(
         """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-           WHERE application_name LIKE 'vestry-%-ear'"""
+           WHERE application_name LIKE 'vestry-%-listener'"""
     ).fetchall()
     assert ended == [(True,)]
 

@@ -1,4 +1,4 @@
-"""llama.cpp's server as the stack runs it: what it serves, and what it keeps to itself."""
+"""The llama.cpp server as the stack runs it: its API, its log, its end, its place in a stack."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def ask(
 
 
 def chat(llama: Llama, **more: Any) -> tuple[int, str]:
-    told = {"messages": [{"role": "user", "content": NEEDLE}], "max_tokens": 4}
-    return ask(llama, "/v1/chat/completions", json.dumps(told | more).encode())
+    body = {"messages": [{"role": "user", "content": NEEDLE}], "max_tokens": 4}
+    return ask(llama, "/v1/chat/completions", json.dumps(body | more).encode())
 
 
-def test_it_writes_for_whoever_has_the_key(llama: Llama) -> None:
+def test_server_requires_its_key(llama: Llama) -> None:
     status, text = chat(llama)
     assert status == 200
     assert json.loads(text)["model"] == "SmolLM2-135M-Instruct"
@@ -60,12 +60,12 @@ def test_it_writes_for_whoever_has_the_key(llama: Llama) -> None:
         c for c in psutil.Process(llama.process.pid).net_connections() if c.status == "LISTEN"
     ]
     assert listening.laddr.ip == "127.0.0.1"
-    told = " ".join(psutil.Process(llama.process.pid).cmdline())
-    told += " ".join(psutil.Process(llama.process.pid).environ().values())
-    assert llama.key not in told
+    visible = " ".join(psutil.Process(llama.process.pid).cmdline())
+    visible += " ".join(psutil.Process(llama.process.pid).environ().values())
+    assert llama.key not in visible
 
 
-def test_it_shows_nobody_what_others_asked(llama: Llama) -> None:
+def test_no_endpoint_shows_the_requests_of_others(llama: Llama) -> None:
     chat(llama)
     for path in ("/slots", "/slots/0", "/"):
         status, text = ask(llama, path)
@@ -79,8 +79,8 @@ def test_it_shows_nobody_what_others_asked(llama: Llama) -> None:
         assert NEEDLE not in text
 
 
-def test_nothing_that_it_is_asked_reaches_its_log(llama: Llama) -> None:
-    """Its own words would quote each of these, at any verbosity."""
+def test_no_content_of_a_request_is_logged(llama: Llama) -> None:
+    """llama.cpp's own output would quote each of these, at any verbosity."""
     schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": NEEDLE}}}
     assert chat(llama, response_format=schema)[0] == 400
     assert chat(llama, grammar=f'root ::= "{NEEDLE}')[0] == 400
@@ -93,7 +93,7 @@ def test_nothing_that_it_is_asked_reaches_its_log(llama: Llama) -> None:
     assert stat.S_IMODE(llama.log.stat().st_mode) == 0o600
 
 
-def test_it_ends_at_once_though_somebody_waits_for_an_answer() -> None:
+def test_server_ends_at_once_during_a_request() -> None:
     with llama_server() as llama:
         body = json.dumps({"messages": [{"role": "user", "content": "A long story."}],
                            "max_tokens": 900, "stream": True}).encode()  # fmt: skip
@@ -111,21 +111,23 @@ def test_it_ends_at_once_though_somebody_waits_for_an_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("variables", "message"),
     [
         ({"VESTRY_LLAMA_MODEL": "{bad}"}, "invalid magic"),
         ({"VESTRY_LLAMA_MODEL": "/no/such/file.gguf"}, "VESTRY_LLAMA_MODEL names no file"),
         ({"VESTRY_LLAMA_PORT": "no port"}, "VESTRY_LLAMA_PORT"),
     ],
 )
-def test_a_start_that_fails_says_why(tmp_path: Path, given: dict[str, str], told: str) -> None:
+def test_failed_start_gives_its_reason(
+    tmp_path: Path, variables: dict[str, str], message: str
+) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_text("no model")
     key = tmp_path / "key"
     key.write_text("sesame")
     port = Home(tmp_path).settle_port("llama")
     settings = {"VESTRY_LLAMA_PORT": str(port), "VESTRY_LLAMA_KEY_FILE": str(key)}
-    settings |= {name: value.format(bad=bad) for name, value in given.items()}
+    settings |= {name: value.format(bad=bad) for name, value in variables.items()}
     done = subprocess.run(
         [sys.executable, "-m", "workers.llama_server"],
         cwd=CHECKOUT,
@@ -136,11 +138,13 @@ def test_a_start_that_fails_says_why(tmp_path: Path, given: dict[str, str], told
         timeout=60,
     )
     assert done.returncode in {1, 2}
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_model_and_runtime_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert model_file().name.endswith(".gguf")
     with pytest.raises(NoModelError, match="names no file"):
         model_file(tmp_path)
@@ -162,7 +166,9 @@ STACK = (
 
 
 @pytest.mark.slow
-def test_the_stack_runs_it_without_logins_and_keys_go_where_they_belong(tmp_path: Path) -> None:
+def test_stack_runs_servers_without_logins_and_gives_keys_to_their_callers_alone(
+    tmp_path: Path,
+) -> None:
     key = tmp_path / "openai.key"
     key.write_text("a cloud's key")
     settings = {
@@ -176,25 +182,26 @@ def test_the_stack_runs_it_without_logins_and_keys_go_where_they_belong(tmp_path
         start_background(home, settings, flower=False, only=STACK) as running,
     ):
         processes = {p["name"]: psutil.Process(p["pid"]) for p in running.state()["processes"]}
-        told = {name: processes[name].environ() for name in STACK}
+        environments = {name: processes[name].environ() for name in STACK}
         assert [processes[name].nice() for name in ("llama-interactive", "llama-bulk")] == [
             psutil.Process().nice(), 19,
         ]  # fmt: skip
         for name in ("llama-interactive", "llama-bulk"):
-            names = {n for n in told[name] if n.startswith("VESTRY_")}
+            names = {n for n in environments[name] if n.startswith("VESTRY_")}
             assert names
             assert all(n.startswith("VESTRY_LLAMA_") for n in names)
         address = running.client["models"]["backends"]["llama"]
-        assert told["private-interactive-gpu"]["VESTRY_BACKENDS"] == f"llama={address}"
-        assert told["shareable-cloud"]["VESTRY_BACKENDS"] == "openai=http://127.0.0.1:9/v1 llama"
-        keys = {n: each.get("VESTRY_BACKEND_KEYS", "").split() for n, each in told.items()}
+        private, cloud = environments["private-interactive-gpu"], environments["shareable-cloud"]
+        assert private["VESTRY_BACKENDS"] == f"llama={address}"
+        assert cloud["VESTRY_BACKENDS"] == "openai=http://127.0.0.1:9/v1 llama"
+        keys = {n: each.get("VESTRY_BACKEND_KEYS", "").split() for n, each in environments.items()}
         openai = {n: k for n, pairs in keys.items() for k in pairs if k.startswith("openai=")}
         assert list(openai) == ["shareable-cloud"]
-        # Under an account of its own a process is lent a copy.
-        lent = Path(openai["shareable-cloud"].removeprefix("openai="))
-        assert lent.read_text() == key.read_text()
-        assert "VESTRY_BACKEND_KEYS" not in told["dispatcher"]
-        assert set(told["dispatcher"]["VESTRY_BACKENDS"].split()) == {
+        # Under its own account a process gets a copy.
+        copy = Path(openai["shareable-cloud"].removeprefix("openai="))
+        assert copy.read_text() == key.read_text()
+        assert "VESTRY_BACKEND_KEYS" not in environments["dispatcher"]
+        assert set(environments["dispatcher"]["VESTRY_BACKENDS"].split()) == {
             "openai=http://127.0.0.1:9/v1", f"llama={address}",
         }  # fmt: skip
 

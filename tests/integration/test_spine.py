@@ -16,7 +16,7 @@ from models.states import State
 from models.transitions import Settlement
 from tasks.protocol import Failed, Succeeded
 from vestry.ids import uuid7
-from workers.execution.finish import finish
+from workers.execution.finish import write_outcomes
 from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.bulk.gpu"
@@ -80,9 +80,9 @@ def test_a_claimed_batch_finishes_once(producer: Any, worker: Any) -> None:
     outcomes = {i: Succeeded({"vectors": [[1.0]], "space": "s"}) for i in ids[:2]}
     outcomes[ids[2]] = Failed("broken", "it broke", retryable=False)  # type: ignore[assignment]
     with worker.transaction():
-        first = finish(worker, ShareableContent(), lease, outcomes, backoff_cap_s=1)
+        first = write_outcomes(worker, ShareableContent(), lease, outcomes, backoff_cap_s=1)
     with worker.transaction():
-        again = finish(worker, ShareableContent(), lease, outcomes, backoff_cap_s=1)
+        again = write_outcomes(worker, ShareableContent(), lease, outcomes, backoff_cap_s=1)
 
     assert states(producer, ids) == ["succeeded", "succeeded", "dead"]
     assert set(first.states.values()) == {"succeeded", "dead"}
@@ -134,7 +134,7 @@ def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
     with worker.transaction():
         assert claims.claim(worker, short, LANE, ["embedding"]) is None
     with worker.transaction():
-        done = finish(
+        done = write_outcomes(
             worker, ShareableContent(), lease, {ids[0]: Succeeded({"vectors": [], "space": "s"})},
             backoff_cap_s=1,
         )  # fmt: skip
@@ -162,7 +162,7 @@ def test_a_retry_waits_and_is_admitted_to_the_front(
         lease = claims.claim(worker, TERMS, LANE, ["embedding"], limit=1)
     assert lease is not None
     with worker.transaction():
-        finish(
+        write_outcomes(
             worker, ShareableContent(), lease,
             {ids[0]: Failed("later", "later", retryable=True, retry_after=0.0)}, backoff_cap_s=0.01,
         )  # fmt: skip
@@ -197,7 +197,7 @@ def test_cancelling_a_running_job_fences_its_worker(producer: Any, worker: Any) 
     producer.execute("SELECT vestry.cancel_jobs_v1(%s)", [ids])
     assert claims.extend(worker, [lease.id], 60) == frozenset()
     with worker.transaction():
-        done = finish(
+        done = write_outcomes(
             worker, ShareableContent(), lease, {ids[0]: Succeeded({"vectors": [], "space": "s"})},
             backoff_cap_s=1,
         )  # fmt: skip
@@ -229,14 +229,14 @@ def test_who_lost_a_lease_can_do_nothing_to_the_attempt_after_it(
         assert transitions.release(worker, late.id) == 0
         transitions.settle(worker, late.id, [Settlement(job, State.SUCCEEDED)])
     with worker.transaction():
-        done = finish(worker, ShareableContent(), late, {job: DONE}, backoff_cap_s=1)
+        done = write_outcomes(worker, ShareableContent(), late, {job: DONE}, backoff_cap_s=1)
     # Then the job still runs under its new token, and finishes once
     assert done.states == {job: "refused"}
     running = producer.execute("SELECT state, lease_id, attempt FROM vestry.jobs").fetchall()
     assert running == [("running", now.id, 1)]
     assert producer.execute("SELECT count(*) FROM vestry.receipts").fetchone() == (1,)
     with worker.transaction():
-        finish(worker, ShareableContent(), now, {job: DONE}, backoff_cap_s=1)
+        write_outcomes(worker, ShareableContent(), now, {job: DONE}, backoff_cap_s=1)
     # And the receipt of the lost attempt is what that attempt said itself
     kept = producer.execute("SELECT lease_id, outcome FROM vestry.receipts").fetchall()
     assert set(kept) == {(late.id, "refused"), (now.id, "succeeded")}
@@ -312,7 +312,7 @@ def test_a_running_job_past_its_deadline_ends_and_its_worker_is_fenced(
     admin.execute("UPDATE vestry.jobs SET deadline = vestry.clock()")
     assert transitions.expire(control) == 1
     with worker.transaction():
-        done = finish(worker, ShareableContent(), lease, {job: DONE}, backoff_cap_s=1)
+        done = write_outcomes(worker, ShareableContent(), lease, {job: DONE}, backoff_cap_s=1)
     assert done.states == {job: "refused"}
     assert states(producer, [job]) == ["expired"]
 
@@ -330,7 +330,7 @@ def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
     (job,) = lease.jobs
     again = Failed("later", "later", retryable=True, retry_after=0.0)
     with worker.transaction():
-        finish(worker, ShareableContent(), lease, {job.id: again}, backoff_cap_s=0)
+        write_outcomes(worker, ShareableContent(), lease, {job.id: again}, backoff_cap_s=0)
     transitions.schedule_due(control)
     with worker.transaction():
         assert claims.claim(worker, TERMS, LANE, ["embedding"]) is None

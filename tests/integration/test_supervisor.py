@@ -1,4 +1,4 @@
-"""The supervisor with small processes of the tests' own, each really started and killed."""
+"""Supervisor and guardian with small real processes: start, restart, drain, orphans."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.home import CHECKOUT, Home, HomeInUseError, read_json
 from workers.stack.process import Identity, base_environment
 from workers.stack.supervisor import end_orphans
 
-# A stack of three: one well-behaved, one that ignores SIGTERM, one that dies at once at first.
+# A supervisor over the processes of a test.
 PROGRAM = """
 import signal, sys
 from pathlib import Path
@@ -55,7 +55,7 @@ while True: time.sleep(0.05)
 
 home.create()
 home.lock()
-supervised = Supervisor(home, [spec(n, Stage[s], c) for n, s, c in eval(sys.argv[2])], tell=print)
+supervised = Supervisor(home, [spec(n, Stage[s], c) for n, s, c in eval(sys.argv[2])], notify=print)
 supervised.catch_signals()
 try:
     supervised.start(20)
@@ -74,7 +74,7 @@ Starter = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    """A home whose recorded processes are ended after the test, however it ended."""
+    """A home whose recorded processes are ended after the test."""
     home = Home(tmp_path / "home")
     yield home
     state = read_json(home.state)
@@ -85,8 +85,8 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.fixture
 def start(home: Home) -> Iterator[Starter]:
-    """Start the program above over some children."""
-    begun: list[subprocess.Popen[str]] = []
+    """Start PROGRAM over some processes."""
+    started: list[subprocess.Popen[str]] = []
 
     def run(
         children: object = THREE,
@@ -108,13 +108,13 @@ def start(home: Home) -> Iterator[Starter]:
             text=True,
             start_new_session=True,
         )
-        begun.append(process)
+        started.append(process)
         if wait:
             until(lambda: own_state(home, process).get("ready"))
         return process
 
     yield run
-    for process in begun:
+    for process in started:
         process.kill()
         process.wait()
 
@@ -127,7 +127,7 @@ def own_state(home: Home, supervisor: subprocess.Popen[str]) -> dict[str, Any]:
 def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass in time"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.02)
 
 
@@ -142,9 +142,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_drains_last_stage_first_and_leaves_nothing(home: Home, start: Starter) -> None:
+def test_drain_ends_the_last_stage_first_and_every_process(home: Home, start: Starter) -> None:
     supervisor = start()
-    before = [*pids(home).values(), read_json(home.state)["keeper"]]
+    before = [*pids(home).values(), read_json(home.state)["guardian"]]
 
     supervisor.send_signal(signal.SIGTERM)
 
@@ -154,7 +154,7 @@ def test_drains_last_stage_first_and_leaves_nothing(home: Home, start: Starter) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_drains_on_ctrl_c_and_on_a_closed_terminal(
+def test_supervisor_drains_on_ctrl_c_and_on_a_closed_terminal(
     home: Home, start: Starter, number: signal.Signals
 ) -> None:
     supervisor = start()
@@ -165,7 +165,7 @@ def test_drains_on_ctrl_c_and_on_a_closed_terminal(
     assert (home.path / "order").read_text().split() == ["top", "middle", "base"]
 
 
-def test_a_process_that_ignores_the_drain_is_ended(home: Home, start: Starter) -> None:
+def test_drain_ends_a_process_that_ignores_sigterm(home: Home, start: Starter) -> None:
     supervisor = start(STUBBORN, grace_s=1.0)
     stubborn = pids(home)["stubborn"]
 
@@ -175,7 +175,7 @@ def test_a_process_that_ignores_the_drain_is_ended(home: Home, start: Starter) -
     assert not alive(stubborn)
 
 
-def test_a_second_signal_hurries(start: Starter) -> None:
+def test_second_signal_shortens_the_drain(start: Starter) -> None:
     supervisor = start(STUBBORN, grace_s=120)
     supervisor.send_signal(signal.SIGINT)
     time.sleep(2)
@@ -187,9 +187,7 @@ def test_a_second_signal_hurries(start: Starter) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_dies_is_started_again(
-    home: Home, start: Starter, number: signal.Signals
-) -> None:
+def test_killed_process_is_restarted(home: Home, start: Starter, number: signal.Signals) -> None:
     start()
     before = pids(home)
 
@@ -203,10 +201,8 @@ def test_a_process_that_dies_is_started_again(
     }
 
 
-def test_a_process_that_is_never_ready_again_is_started_once_more(
-    home: Home, start: Starter
-) -> None:
-    # It hangs at its second start, and not at its third.
+def test_process_that_is_not_ready_in_time_is_restarted(home: Home, start: Starter) -> None:
+    # It hangs at its second start, not at its third.
     mark = str(home.path / "mark")
     code = (
         f"marks = Path({mark!r}); seen = marks.read_text() if marks.exists() else ''; "
@@ -220,7 +216,7 @@ def test_a_process_that_is_never_ready_again_is_started_once_more(
     assert "slow was ended by SIGKILL" in supervisor.communicate()[0]
 
 
-def test_restarts_come_ever_slower(home: Home, start: Starter) -> None:
+def test_delay_of_restarts_grows(home: Home, start: Starter) -> None:
     supervisor = start([("flapping", "CONTROL", "")])
     for _ in range(4):
         pid = pids(home)["flapping"]
@@ -231,17 +227,15 @@ def test_restarts_come_ever_slower(home: Home, start: Starter) -> None:
         until(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
     supervisor.send_signal(signal.SIGTERM)
 
-    told = supervisor.communicate()[0]
-    assert "flapping was ended by SIGKILL" in told
-    delays = [float(delay) for delay in re.findall(r"starting it again in ([0-9.]+) s", told)]
+    output = supervisor.communicate()[0]
+    assert "flapping was ended by SIGKILL" in output
+    delays = [float(delay) for delay in re.findall(r"restarting it in ([0-9.]+) s", output)]
     assert delays[0] <= 0.3
     assert delays[3] > 2 * delays[0]
     assert waited > 1.0
 
 
-def test_a_start_that_cannot_succeed_ends_with_one_line_and_no_process(
-    home: Home, start: Starter
-) -> None:
+def test_failed_start_ends_with_one_line_and_no_process(home: Home, start: Starter) -> None:
     supervisor = start([*THREE, ("broken", "WORKERS", "sys.exit(7)")], wait=False)
 
     out, _ = supervisor.communicate(timeout=30)
@@ -252,7 +246,7 @@ def test_a_start_that_cannot_succeed_ends_with_one_line_and_no_process(
     assert all(p["pid"] is None for p in read_json(home.state)["processes"])
 
 
-def test_children_end_within_five_seconds_of_a_killed_supervisor(
+def test_guardian_ends_all_processes_within_five_seconds_of_a_killed_supervisor(
     home: Home, start: Starter
 ) -> None:
     supervisor = start(STUBBORN, grace_s=1.0)
@@ -264,13 +258,13 @@ def test_children_end_within_five_seconds_of_a_killed_supervisor(
     until(lambda: not any(alive(pid) for pid in children), timeout_s=5.0)
 
 
-def test_a_killed_keeper_is_replaced_and_the_new_one_knows_everybody(
+def test_killed_guardian_is_replaced_by_one_with_the_whole_register(
     home: Home, start: Starter
 ) -> None:
     supervisor = start()
-    keeper = read_json(home.state)["keeper"]
-    os.kill(keeper, signal.SIGKILL)
-    until(lambda: read_json(home.state)["keeper"] != keeper)
+    guardian = read_json(home.state)["guardian"]
+    os.kill(guardian, signal.SIGKILL)
+    until(lambda: read_json(home.state)["guardian"] != guardian)
     children = list(pids(home).values())
 
     supervisor.kill()
@@ -279,27 +273,27 @@ def test_a_killed_keeper_is_replaced_and_the_new_one_knows_everybody(
     until(lambda: not any(alive(pid) for pid in children), timeout_s=5.0)
 
 
-def test_the_next_start_ends_what_a_killed_supervisor_and_keeper_left(
+def test_next_start_ends_the_orphans_of_a_killed_supervisor_and_guardian(
     home: Home, start: Starter
 ) -> None:
     first = start()
     state = read_json(home.state)
-    os.kill(state["keeper"], signal.SIGSTOP)
+    os.kill(state["guardian"], signal.SIGSTOP)
     try:
         first.kill()
         first.wait()
-        left = [p["pid"] for p in state["processes"]]
-        assert all(alive(pid) for pid in left)
+        orphans = [p["pid"] for p in state["processes"]]
+        assert all(alive(pid) for pid in orphans)
 
         start()
     finally:
-        os.kill(state["keeper"], signal.SIGKILL)
+        os.kill(state["guardian"], signal.SIGKILL)
 
-    assert not any(alive(pid) for pid in left)
-    assert set(pids(home).values()).isdisjoint(left)
+    assert not any(alive(pid) for pid in orphans)
+    assert set(pids(home).values()).isdisjoint(orphans)
 
 
-def test_another_process_with_a_recorded_pid_is_let_live(home: Home, start: Starter) -> None:
+def test_other_process_with_a_recorded_pid_is_not_ended(home: Home, start: Starter) -> None:
     home.create()
     stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
@@ -314,14 +308,14 @@ def test_another_process_with_a_recorded_pid_is_let_live(home: Home, start: Star
         stranger.wait()
 
 
-def test_a_home_in_use_is_refused(home: Home, start: Starter) -> None:
+def test_home_in_use_is_refused(home: Home, start: Starter) -> None:
     supervisor = start()
 
     with pytest.raises(HomeInUseError, match=rf"already running in .*pid {supervisor.pid}"):
         home.lock()
 
 
-def test_a_child_inherits_nothing_that_opens_anything(home: Home, start: Starter) -> None:
+def test_process_inherits_no_secret(home: Home, start: Starter) -> None:
     start(
         OPENAI_API_KEY="planted",
         AWS_SECRET_ACCESS_KEY="planted",

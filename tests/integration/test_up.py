@@ -54,7 +54,7 @@ def sweep_or_zero(home: Path) -> int:
 def until(condition: Callable[[], object], timeout_s: float = 150.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass in time"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.05)
 
 
@@ -66,10 +66,10 @@ def alive(pid: int) -> bool:
 
 
 def family(running: BackgroundStack) -> list[int]:
-    """Every process of the stack, Postgres's own children included."""
-    found = [p.pid for p in psutil.Process(running.supervisor.pid).children(recursive=True)]
-    assert len(found) > 5
-    return found
+    """Every process of the stack, including Postgres's backends."""
+    pids = [p.pid for p in psutil.Process(running.supervisor.pid).children(recursive=True)]
+    assert len(pids) > 5
+    return pids
 
 
 def vestry(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -93,7 +93,7 @@ def write_and_read(running: BackgroundStack, word: str) -> list[str]:
         return [row[0] for row in conn.execute("SELECT word FROM public.kept ORDER BY word")]
 
 
-def test_up_says_what_runs_and_down_leaves_nothing(home: Path) -> None:
+def test_up_reports_its_processes_and_down_ends_them(home: Path) -> None:
     up = vestry("up", "--detach", "--json", "--home", str(home), "--no-flower", "--only",
                 "dispatcher")  # fmt: skip
     assert up.returncode == 0, up.stderr
@@ -123,7 +123,7 @@ def test_up_says_what_runs_and_down_leaves_nothing(home: Path) -> None:
     assert (again.returncode, json.loads(again.stdout)["stopped"]) == (0, False)
 
 
-def test_foreground_shows_one_screen_and_drains_on_ctrl_c(home: Path) -> None:
+def test_up_in_the_foreground_shows_one_screen_and_drains_on_ctrl_c(home: Path) -> None:
     process = subprocess.Popen(
         [
             sys.executable,
@@ -158,7 +158,7 @@ def test_foreground_shows_one_screen_and_drains_on_ctrl_c(home: Path) -> None:
     assert not any(alive(pid) for pid in pids)
 
 
-def test_a_killed_supervisor_takes_everything_along_and_the_next_resumes(home: Path) -> None:
+def test_stack_ends_with_a_killed_supervisor_and_the_next_start_resumes(home: Path) -> None:
     running = start_background(home, flower=False, only=CONTROL)
     write_and_read(running, "kept")
     pids = family(running)
@@ -172,13 +172,13 @@ def test_a_killed_supervisor_takes_everything_along_and_the_next_resumes(home: P
         assert write_and_read(resumed, "more") == ["kept", "more"]
 
 
-def test_the_next_start_resumes_where_even_the_keeper_was_killed(home: Path) -> None:
+def test_next_start_resumes_after_supervisor_and_guardian_were_killed(home: Path) -> None:
     running = start_background(home, flower=False, only=CONTROL)
     write_and_read(running, "kept")
     pids = family(running)
-    os.kill(running.state()["keeper"], signal.SIGSTOP)
+    os.kill(running.state()["guardian"], signal.SIGSTOP)
     os.kill(running.supervisor.pid, signal.SIGKILL)
-    os.kill(running.state()["keeper"], signal.SIGKILL)
+    os.kill(running.state()["guardian"], signal.SIGKILL)
     postgres = running.pid("postgres")
     assert postgres is not None
     assert alive(postgres)
@@ -188,7 +188,7 @@ def test_the_next_start_resumes_where_even_the_keeper_was_killed(home: Path) -> 
         assert write_and_read(resumed, "more") == ["kept", "more"]
 
 
-def test_a_start_that_fails_says_why_in_one_line(home: Path) -> None:
+def test_failed_start_gives_its_reason_in_one_line(home: Path) -> None:
     with pytest.raises(StartError, match="no such process: nonsense; there are dispatcher"):
         start_background(home, only=("nonsense",))
     with pytest.raises(StartError, match=r"dispatcher does not start; see .*dispatcher\.log"):
@@ -201,14 +201,19 @@ def test_a_start_that_fails_says_why_in_one_line(home: Path) -> None:
         assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (2, 1)
         assert unknown in wrong.stderr
         assert "VESTRY_SLOTS" in wrong.stderr
+    for detach in ((), ("--detach",)):
+        wrong = vestry("up", "--home", str(home), *detach, VESTRY_WINDOW="8")
+        assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (3, 1)
+        assert "VESTRY_WINDOW was renamed: set VESTRY_HINTS_PER_SLOT instead" in wrong.stderr
 
 
-def test_what_can_be_set_exists_and_opens_nothing() -> None:
+def test_inherited_settings_exist_and_have_no_secret() -> None:
     assert set(TUNABLES) <= {f"VESTRY_{name.upper()}" for name in Settings.model_fields}
     assert not [name for name in TUNABLES if "URL" in name or "FILE" in name]
+    assert not [name for name in TUNABLES if "KEY" in name or "PASSWORD" in name]
 
 
-def test_a_download_is_allowed_by_a_zero_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_are_permitted_by_a_zero_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, passed in (("0", {"HF_HUB_OFFLINE": "0"}), ("1", {}), ("", {}), ("no", {})):
         monkeypatch.setenv("HF_HUB_OFFLINE", value)
         monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
@@ -216,7 +221,7 @@ def test_a_download_is_allowed_by_a_zero_alone(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_a_download_asked_for_is_allowed_to_every_process(
+def test_permission_to_download_reaches_every_process(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
@@ -228,7 +233,7 @@ def test_a_download_asked_for_is_allowed_to_every_process(
 
 
 @pytest.mark.slow
-def test_everything_runs_each_with_its_own_keys_and_no_others(
+def test_each_process_has_its_own_secrets_alone(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for planted in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "VESTRY_DATABASE_URL", "PYTHONPATH"):
@@ -260,7 +265,7 @@ def test_everything_runs_each_with_its_own_keys_and_no_others(
         assert environment["HF_HUB_OFFLINE"] == "1"
         assert environment["VESTRY_EMBEDDING_BACKEND"] == "echo"
         assert environment["VESTRY_LOG_LEVEL"] == "DEBUG"
-        # The key ring is the private workers' alone, and they cannot name its file.
+        # Only private workers have the key ring, by descriptor.
         private_worker = name.startswith("private-")
         assert ("VESTRY_KEYRING_FD" in environment) == private_worker
         assert "VESTRY_KEYRING_FILE" not in environment
@@ -283,7 +288,7 @@ def test_everything_runs_each_with_its_own_keys_and_no_others(
 
 
 def check_flower(flower: dict[str, Any]) -> None:
-    """Each asks for its password, listens on loopback alone and cannot command workers."""
+    """Each Flower requires its password, listens on loopback and accepts no command for workers."""
     for entry in flower.values():
         assert entry["url"].startswith("http://127.0.0.1:")
         page = f"{entry['url']}/workers"
@@ -302,17 +307,13 @@ def check_flower(flower: dict[str, Any]) -> None:
         assert refused.value.code in {403, 405}
 
 
-def test_settings_handed_down_open_nothing() -> None:
-    assert not [name for name in TUNABLES if any(w in name for w in ("URL", "KEY", "PASSWORD"))]
-
-
 OCR = [
     ("private.interactive.cpu",), ("private.bulk.cpu",),
     ("shareable.interactive.cpu",), ("shareable.bulk.cpu",),
 ]  # fmt: skip
 
 
-def test_a_device_of_its_own_serves_both_latencies_in_one_process() -> None:
+def test_accelerator_serves_both_latencies_in_one_process() -> None:
     assert worker_lanes(accelerator=True) == [
         ("private.interactive.gpu", "private.bulk.gpu"),
         ("shareable.interactive.gpu", "shareable.bulk.gpu"),
@@ -321,21 +322,19 @@ def test_a_device_of_its_own_serves_both_latencies_in_one_process() -> None:
     assert [len(lanes) for lanes in worker_lanes(accelerator=False)] == [1] * 8
 
 
-def test_identity_is_not_fooled_by_a_reused_pid() -> None:
-    mine = Identity.of(os.getpid())
-    assert mine is not None
-    assert mine.alive()
-    assert not replace(mine, started=mine.started - 100).alive()
-    assert not replace(mine, boot="another").alive()
+def test_identity_detects_a_reused_pid() -> None:
+    identity = Identity.of(os.getpid())
+    assert identity is not None
+    assert identity.alive()
+    assert not replace(identity, started=identity.started - 100).alive()
+    assert not replace(identity, boot="another").alive()
 
 
-@pytest.mark.skipif(
-    not psutil.LINUX, reason="elsewhere start times are told by the wall clock alone"
-)
-def test_identity_outlives_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = Identity.of(os.getpid())
+@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere start times depend on the wall clock")
+def test_identity_is_valid_after_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = Identity.of(os.getpid())
     booted, started = psutil.boot_time(), psutil.Process().create_time()
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3600)
     assert psutil.Process().create_time() - started > 1800, "the start time moved"
-    assert mine is not None
-    assert mine.alive()
+    assert identity is not None
+    assert identity.alive()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
@@ -168,7 +169,7 @@ class Lab:
                            USING (pool = 'cloud')"""
                     )
                 if Wall.BROKER in off:
-                    rules = valkey._rules("cloud").split()
+                    rules = valkey.permissions("cloud").split()
                     admin.execute_command(
                         "ACL", "SETUSER", "cloud", "resetkeys", "resetchannels", *rules
                     )
@@ -303,24 +304,31 @@ def _unrecorded(*_: object) -> None:
     pass
 
 
+class ObservedValkey(valkey.ValkeyServer):
+    """A broker with a user that may do everything."""
+
+    extra_users = MappingProxyType({"observer": "~* &* +@all"})
+
+
+class ObservedStack(DevStack):
+    """A stack with that broker."""
+
+    broker_class = ObservedValkey
+
+
 @contextlib.contextmanager
 def laboratory(home: Path, text: str) -> Iterator[Lab]:
     """A stack of its own, so that its walls can be taken down."""
-    rules = valkey._rules
-    users = valkey.USERS
-    valkey.USERS = (*users, "observer")  # type: ignore[assignment]
-    valkey._rules = lambda user: "~* &* +@all" if user == "observer" else rules(user)
     loopback = local_network.LOOPBACK
     local_network.LOOPBACK = (local_network.ipaddress.IPv4Network("127.0.0.1/32"),)  # type: ignore[misc]
     try:
-        with DevStack(home) as stack, Endpoint() as endpoint:
+        with ObservedStack(home) as stack, Endpoint() as endpoint:
             thread = threading.Thread(target=endpoint.serve_forever, args=(0.05,))
             thread.start()
             yield Lab(stack, endpoint, text)
             endpoint.shutdown()
             thread.join()
     finally:
-        valkey.USERS, valkey._rules = users, rules  # type: ignore[assignment]
         local_network.LOOPBACK = loopback  # type: ignore[misc]
 
 

@@ -45,9 +45,7 @@ def start_observed(home: Path, settings: Mapping[str, str]) -> BackgroundStack:
 
 
 def _let_observers_in() -> None:
-    rules = valkey._rules
-    valkey.USERS = (*valkey.USERS, OBSERVER)  # type: ignore[assignment]
-    valkey._rules = lambda user: "~* &* +@all" if user == OBSERVER else rules(user)
+    valkey.ValkeyServer.extra_users = {OBSERVER: "~* &* +@all"}
     postgres.SETTINGS |= {
         "shared_preload_libraries": "pg_stat_statements",
         "track_activity_query_size": "65536",

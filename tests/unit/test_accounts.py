@@ -1,4 +1,4 @@
-"""Processes of a stack under accounts of their own, wherever root's Python lies."""
+"""Accounts of a stack's processes, process directories, and mount namespaces for a closed Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts process
 
 @pytest.fixture
 def shut(tmp_path: Path) -> Path:
-    """A directory that others may not pass through, with what a process needs and what it does not."""
+    """A directory closed to other accounts, with a path that a process needs and one it does not."""
     for parent in (tmp_path, *tmp_path.parents):
         if parent.stat().st_mode & stat.S_IXOTH == 0:
             parent.chmod(0o711)
@@ -33,14 +33,14 @@ def shut(tmp_path: Path) -> Path:
     return shut
 
 
-def test_what_lies_behind_a_shut_door_is_found(shut: Path) -> None:
+def test_closed_directories_are_detected_with_the_paths_below(shut: Path) -> None:
     needed = [shut / "needed" / "lib", shut / "needed", Path("/usr/bin")]
     assert mount_namespace.forbidden_directories(needed) == {shut: (shut / "needed",)}
     assert mount_namespace.forbidden_directories([Path("/usr/bin")]) == {}
 
 
 @as_root
-def test_a_process_sees_what_it_needs_and_nothing_else(shut: Path) -> None:
+def test_process_sees_the_paths_it_needs_and_no_others(shut: Path) -> None:
     views = mount_namespace.forbidden_directories([shut / "needed" / "lib"])
     account = Account(NUMBERS[0], NUMBERS[0], views)
     try:
@@ -54,12 +54,12 @@ def test_a_process_sees_what_it_needs_and_nothing_else(shut: Path) -> None:
     assert sees(shut / "needed" / "lib" / "file")
     assert not sees(shut / "secret" / "file")
     assert not Account(NUMBERS[0], NUMBERS[0]).can_enter(shut / "needed")
-    # Only that process: ours is as it was.
+    # The namespace is that process's alone.
     assert (shut / "secret" / "file").read_text() == "here"
 
 
 @as_root
-def test_each_role_has_a_number_of_its_own_and_keeps_it() -> None:
+def test_each_role_has_its_own_number_and_keeps_it() -> None:
     with temporary_home() as path:
         home = Home(path)
         home.create()
@@ -73,31 +73,31 @@ def test_each_role_has_a_number_of_its_own_and_keeps_it() -> None:
 
 
 @as_root
-def test_one_account_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_isolation_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with temporary_home() as path:
         home = Home(path)
         home.create()
-        one = Accounts(home, "one")
+        one = Accounts(home, "off")
         assert (one.isolated, one.why_not, one.account_of("private")) == (
             False,
-            "VESTRY_ACCOUNTS=one",
+            "VESTRY_ISOLATION=off",
             Account(),
         )
-        with pytest.raises(ValueError, match="auto or one"):
-            Accounts(home, "several")
+        with pytest.raises(ValueError, match="auto or off"):
+            Accounts(home, "one")
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         assert not Accounts(home).isolated
 
 
 @as_root
-def test_a_room_is_its_account_s_alone_with_the_secrets_lent() -> None:
+def test_process_dir_and_its_copies_of_secrets_are_its_account_s_alone() -> None:
     with temporary_home() as path:
         home = Home(path)
         home.create()
-        mine, other = (Account(number, number) for number in (NUMBERS[0], NUMBERS[1]))
-        room = ProcessDir(home, "private-bulk-gpu", mine)
-        room.prepare()
-        lent = room.copy_secrets(
+        account, other = (Account(number, number) for number in (NUMBERS[0], NUMBERS[1]))
+        directory = ProcessDir(home, "private-bulk-gpu", account)
+        directory.prepare()
+        variables = directory.copy_secrets(
             {
                 "VESTRY_DATABASE_PASSWORD_FILE": str(home.password_file("postgres.vestry_private")),
                 "VESTRY_BACKEND_KEYS": f"llama={home.password_file('llama')}",
@@ -105,31 +105,31 @@ def test_a_room_is_its_account_s_alone_with_the_secrets_lent() -> None:
                 "HOME": "/root",
             }
         )
-        files = [lent["VESTRY_DATABASE_PASSWORD_FILE"], lent["VESTRY_BACKEND_KEYS"].split("=")[1]]
-        for file in files:
-            assert mine.run(["cat", file], capture_output=True).stdout
+        key_file = variables["VESTRY_BACKEND_KEYS"].split("=")[1]
+        for file in (variables["VESTRY_DATABASE_PASSWORD_FILE"], key_file):
+            assert account.run(["cat", file], capture_output=True).stdout
             assert other.run(["cat", file], capture_output=True).returncode
-        # What they are copies of, neither reads.
+        # The originals are closed to it.
         for secret in (home.password_file("llama"), home.keyring):
-            assert mine.run(["cat", str(secret)], capture_output=True).returncode
-        assert {lent["TMPDIR"], lent["HOME"]} == {str(room.path)}
+            assert account.run(["cat", str(secret)], capture_output=True).returncode
+        assert {variables["TMPDIR"], variables["HOME"]} == {str(directory.path)}
 
 
 @as_root
-def test_a_link_in_a_room_is_not_followed(tmp_path: Path) -> None:
-    """Its account could put one there; what root writes, or gives away, is in the room all the same."""
+def test_link_in_a_process_dir_is_not_followed(tmp_path: Path) -> None:
+    """The directory's account could put one there; root must not write or chown through it."""
     with temporary_home() as path:
         home = Home(path)
         home.create()
-        mine = Account(NUMBERS[0], NUMBERS[0])
-        room = ProcessDir(home, "cloud", mine)
-        room.prepare()
+        account = Account(NUMBERS[0], NUMBERS[0])
+        directory = ProcessDir(home, "cloud", account)
+        directory.prepare()
         target = tmp_path / "shadow"
         target.write_text("root's")
         for name in ("secret", "ready"):
-            mine.run(["ln", "-s", str(target), str(room.path / name)])
-        room.prepare()
-        room.write("secret", "lent")
+            account.run(["ln", "-s", str(target), str(directory.path / name)])
+        directory.prepare()
+        directory.write("secret", "copy")
         assert target.read_text() == "root's"
         assert target.stat().st_uid == 0
-        assert not room.ready.exists()
+        assert not directory.ready.exists()

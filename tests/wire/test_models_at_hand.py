@@ -99,7 +99,7 @@ def test_a_pull_that_cannot_be_says_why(
 def test_the_doctor_is_content_with_what_is_optional_and_absent() -> None:
     checks = told()
     assert all(check.ok for check in checks.values())
-    assert "not in use; about 2.2 GB; to get it" in checks["model llama3.2:3b"].detail
+    assert "not enabled; about 2.2 GB; to get it" in checks["model llama3.2:3b"].detail
     assert "backend ollama" not in checks
 
 

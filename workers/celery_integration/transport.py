@@ -1,9 +1,8 @@
-"""The Redis transport, letting nothing but hints through to a worker.
+"""The Redis transport, which passes nothing but hints to a worker.
 
-Kombu and Celery trust what they find in a queue: a body that is neither base64 nor a JSON list ends
-the worker, and some such messages are put back to end the next one too (kombu and Celery 5.7.0).
-Here a message in a lane's queue is read for two things, its kind and its job's id; everything else
-of it is left behind.
+Kombu and Celery trust the messages of a queue: a body that is neither base64 nor a JSON list ends the
+worker, and some such messages are requeued to end the next one too (kombu and Celery 5.7.0). Of a
+message in a lane's queue, this transport keeps the kind and the job's id, and rebuilds the rest.
 """
 
 from __future__ import annotations
@@ -22,40 +21,40 @@ log = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Make `redis://` and `rediss://` mean these transports in this process."""
+    """Register this transport for `redis://` and `rediss://` in this process."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:{HintTransport.__name__}"
 
 
 class HintChannel(redis.Channel):  # type: ignore[misc] # kombu ships no types
-    """A channel that survives what it cannot read."""
+    """A channel that drops a message it cannot decode."""
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            # It was popped already, and so is gone: a lost hint costs a second.
-            log.warning("a message that is no JSON was dropped (%s)", type(error).__name__)
+            # It has been popped from the queue: a lost hint costs one second.
+            log.warning("undecodable message dropped (%s)", type(error).__name__)
             return True
 
 
 class HintTransport(redis.Transport):  # type: ignore[misc] # kombu ships no types
-    """Delivers hints as they ought to be, whatever they came as."""
+    """Delivers each hint rebuilt, and drops any other message in a lane's queue."""
 
     Channel = HintChannel
 
     def _deliver(self, message: Any, queue: str) -> None:
         if queue in LANES:
-            told = kind_and_job(message)
-            if told is None:
-                log.warning("a message that is no hint was dropped from %s", queue)
+            parsed = kind_and_job(message)
+            if parsed is None:
+                log.warning("message that is no hint dropped from %s", queue)
                 return
-            message = hint(*told, queue)
+            message = hint(*parsed, queue)
         super()._deliver(message, queue)
 
 
 def kind_and_job(message: Any) -> tuple[str, UUID] | None:
-    """What a message hints at; None where it is no hint."""
+    """Kind and job id of a hint; None for any other message."""
     headers = message.get("headers") if isinstance(message, dict) else None
     if not isinstance(headers, dict) or headers.get("task") not in list(KINDS):
         return None
@@ -66,7 +65,7 @@ def kind_and_job(message: Any) -> tuple[str, UUID] | None:
 
 
 def hint(kind: str, job: UUID, lane: str) -> dict[str, Any]:
-    """A hint in Celery's message protocol 2, as kombu's Redis transport keeps it."""
+    """A hint as a message of Celery's protocol 2, in the form of kombu's Redis transport."""
     name = str(job)
     embed = dict.fromkeys(("callbacks", "errbacks", "chain", "chord"))
     return {

@@ -1,4 +1,4 @@
-"""Ties a Celery worker's start and end to the runtime: load models, beat, feed, drain."""
+"""Lifecycle of a worker process, tied to Celery's signals: isolate, load models, start, drain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from workers.settings import Settings
 log = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 10.0
-"""How long the end of a process waits for its leases to be handed back."""
+"""Longest wait of a process's end for its leases to be released."""
 
 
 class WorkerLifecycle:
@@ -50,21 +50,25 @@ class WorkerLifecycle:
     def __init__(self, app: Celery, settings: Settings) -> None:
         self._app = app
         self._settings = settings
-        self._runtime: JobFetcher | None = None
+        self._fetcher: JobFetcher | None = None
         self._listener: LaneListener | None = None
-        self._liveness: StallWatchdog | None = None
+        self._watchdog: StallWatchdog | None = None
         self._drain: threading.Thread | None = None
-        self._kit: components.WorkerComponents | None = None
-        self._scratch: Scratch | None = None
+        self._components: components.WorkerComponents | None = None
+        self._temp_dir: Scratch | None = None
 
     def fetcher(self) -> JobFetcher:
-        """The process's runtime, once it runs."""
-        if self._runtime is None:
+        """The process's fetcher.
+
+        Raises:
+            RuntimeError: the worker has not started.
+        """
+        if self._fetcher is None:
             raise RuntimeError("the worker has not started")
-        return self._runtime
+        return self._fetcher
 
     def isolate(self, sender: Any, **_: Any) -> None:
-        """What concerns the process as a whole, before anything of a job can be in it."""
+        """Check and isolate the process before it holds any content."""
         settings = self._settings
         if settings.privacy == Privacy.PRIVATE.value:
             preflight.disable_core_dumps()
@@ -75,12 +79,12 @@ class WorkerLifecycle:
                 allowed=settings.local_networks,
             )
         try:
-            self._scratch = Scratch(str(sender.hostname), settings.scratch).open()
+            self._temp_dir = Scratch(str(sender.hostname), settings.temp_dir).open()
         except ScratchError as error:
-            raise SystemExit(f"no place for temporary files: {error}") from None
+            raise SystemExit(f"no temporary directory: {error}") from None
 
     def block_external_connections(self, **_: Any) -> None:
-        """Close the way out. Until now a model may have been fetched, where that was allowed."""
+        """Block external connections, once models are loaded: some may have been downloaded."""
         settings = self._settings
         network_guard.block_external_connections(
             (settings.database_url, settings.broker_url),
@@ -89,7 +93,7 @@ class WorkerLifecycle:
         )
 
     def init(self, sender: Any, **_: Any) -> None:
-        """Load models and start the threads, before the first message is taken."""
+        """Load models and start the heartbeat, before Celery consumes messages."""
         settings = self._settings
         lanes = self._lanes()
         settings = settings.model_copy(update={"lanes": lanes})
@@ -98,55 +102,53 @@ class WorkerLifecycle:
         content = content_for(settings)
         keyring = content.keyring if isinstance(content, PrivateContent) else None
         db.wait_for_database(pool)
-        scratch = None if self._scratch is None else self._scratch.path
-        kit = self._kit = components.build_components(settings, pool, keyring, scratch)
-        heart = Heartbeat(
-            _connector(settings, f"{name}-heart"),
+        temp_dir = None if self._temp_dir is None else self._temp_dir.path
+        parts = components.build_components(settings, pool, keyring, temp_dir)
+        self._components = parts
+        heartbeat = Heartbeat(
+            _connector(settings, f"{name}-heartbeat"),
             settings.lease_s,
             settings.heartbeat_s,
             settings.max_run_s,
-            (content.evict_expired, kit.passage_search.evict_expired),
+            (content.evict_expired, parts.passage_search.evict_expired),
         )
         executor = Executor(
             pool=pool,
             content=content,
-            handlers=kit.handlers,
-            passage_search=kit.passage_search,
+            handlers=parts.handlers,
+            passage_search=parts.passage_search,
             policy=LeasePolicy(
                 worker=name,
                 privacy=str(settings.privacy or "shareable"),
                 lease_s=settings.lease_s,
                 max_run_s=settings.max_run_s,
             ),
-            heartbeat=heart,
+            heartbeat=heartbeat,
             finisher=Finisher(
                 pool, content, settings.backoff_cap_s, settings.max_run_s, settings.lease_s
             ),
         )
-        self._liveness = StallWatchdog(
-            _connector(settings, f"{name}-liveness"),
+        self._watchdog = StallWatchdog(
+            _connector(settings, f"{name}-watchdog"),
             lanes,
-            list(kit.handlers),
-            heart,
-            settings.deaf_s,
+            list(parts.handlers),
+            heartbeat,
+            settings.stall_timeout_s,
         )
-        self._runtime = JobFetcher(
-            executor, settings, TaskEventPublisher(self._app, name), self._liveness
+        self._fetcher = JobFetcher(
+            executor, settings, TaskEventPublisher(self._app, name), self._watchdog
         )
         interactive = [lane for lane in lanes if LANES[lane].latency == Latency.INTERACTIVE]
         if interactive:
-            connect = _connector(settings, f"{name}-ear")
-            self._listener = LaneListener(connect, interactive, self._runtime.notify)
-        heart.start()
-
-    def _lanes(self) -> tuple[str, ...]:
-        return self._settings.lanes or tuple(self._app.amqp.queues.consume_from)
+            connect = _connector(settings, f"{name}-listener")
+            self._listener = LaneListener(connect, interactive, self._fetcher.notify)
+        heartbeat.start()
 
     def ready(self, **_: Any) -> None:
-        """Messages flow: start looking for work, and tell the supervisor."""
+        """Start fetching, once Celery consumes messages, and touch the ready file."""
         self.fetcher().start()
-        if self._liveness is not None:
-            self._liveness.start()
+        if self._watchdog is not None:
+            self._watchdog.start()
         if self._listener is not None:
             self._listener.start()
         if self._settings.ready_file is not None:
@@ -154,25 +156,46 @@ class WorkerLifecycle:
         log.info("worker ready")
 
     def shutting_down(self, **_: Any) -> None:
-        """Drain on a thread: this runs inside a signal handler, where a lock may be held."""
-        if self._runtime is not None and self._drain is None:
+        """Start the drain on a thread: this is a signal handler, during which a lock may be held."""
+        if self._fetcher is not None and self._drain is None:
             if self._listener is not None:
                 self._listener.stop()
-            self._drain = threading.Thread(target=self._runtime.drain, name="drain")
+            self._drain = threading.Thread(target=self._fetcher.drain, name="drain")
             self._drain.start()
 
     def shutdown(self, **_: Any) -> None:
-        """Wait for the drain before the process ends."""
+        """Wait for the drain, then close models and the temporary directory."""
         if self._drain is not None:
             self._drain.join(DRAIN_TIMEOUT_S)
-        if self._kit is not None:
-            self._kit.close()
-        if self._scratch is not None:
-            self._scratch.close()
+        if self._components is not None:
+            self._components.close()
+        if self._temp_dir is not None:
+            self._temp_dir.close()
+
+    def _lanes(self) -> tuple[str, ...]:
+        return self._settings.lanes or tuple(self._app.amqp.queues.consume_from)
+
+
+def attach(app: Celery, settings: Settings) -> WorkerLifecycle:
+    """Register the tasks of all kinds, and connect a lifecycle to Celery's signals."""
+    lifecycle = WorkerLifecycle(app, settings)
+    tasks.register(app, lifecycle.fetcher)
+    for step in (lifecycle.isolate, lifecycle.init, lifecycle.block_external_connections):
+        signals.worker_init.connect(_or_exit(step), weak=False)
+    signals.worker_ready.connect(_or_exit(lifecycle.ready), weak=False)
+    signals.worker_shutting_down.connect(lifecycle.shutting_down, weak=False)
+    signals.worker_shutdown.connect(lifecycle.shutdown, weak=False)
+    return lifecycle
+
+
+def set_nice(level: int) -> None:
+    """Lower this process's priority by `level`."""
+    if level:
+        os.nice(level)
 
 
 def _connector(settings: Settings, name: str) -> Callable[[], psycopg.Connection[Any]]:
-    """Makes connections that commit by themselves, for a thread that needs its own."""
+    """A function that opens autocommit connections, for a thread that needs its own."""
     return lambda: psycopg.connect(
         settings.database,
         autocommit=True,
@@ -181,10 +204,10 @@ def _connector(settings: Settings, name: str) -> Callable[[], psycopg.Connection
 
 
 def content_for(settings: Settings) -> Content:
-    """How the settings' privacy class stores content.
+    """The content store of the settings' privacy class.
 
     Raises:
-        SystemExit: a private worker without a key ring that it can use.
+        SystemExit: a private worker has no usable key ring.
     """
     if settings.privacy != "private":
         return ShareableContent()
@@ -192,18 +215,18 @@ def content_for(settings: Settings) -> Content:
         source = keyring_source.from_environment(settings.keyring)
         if source is None:
             raise SystemExit(
-                "a private worker needs the key ring: VESTRY_KEYRING_FILE names its file"
+                "a private worker needs the key ring: set VESTRY_KEYRING_FILE to its file"
             )
         return PrivateContent(KeyRing.read(source))
     except KeyRingError as error:
         raise SystemExit(f"the key ring cannot be used: {error}") from None
 
 
-def _or_end(step: Callable[..., None]) -> Callable[..., None]:
-    """The step, whose failure ends the process.
+def _or_exit(step: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a step so that its failure ends the process.
 
-    Celery writes down what a signal's receiver raises, and goes on: a worker whose database was away
-    for a moment as it began would take hints for ever and run nothing.
+    Celery logs an error of a signal's receiver and goes on: a worker that failed to start would consume
+    hints for ever and run nothing.
     """
 
     def run(*args: Any, **named: Any) -> None:
@@ -211,25 +234,7 @@ def _or_end(step: Callable[..., None]) -> Callable[..., None]:
             step(*args, **named)
         except Exception as error:
             reason = f"the worker cannot start ({type(error).__name__})"
-            log.critical("%s; its supervisor tries again", reason)
+            log.critical("%s; its supervisor restarts it", reason)
             raise SystemExit(reason) from None
 
     return run
-
-
-def attach(app: Celery, settings: Settings) -> WorkerLifecycle:
-    """Register the kinds' tasks and follow the worker's signals."""
-    life = WorkerLifecycle(app, settings)
-    tasks.register(app, life.fetcher)
-    for step in (life.isolate, life.init, life.block_external_connections):
-        signals.worker_init.connect(_or_end(step), weak=False)
-    signals.worker_ready.connect(_or_end(life.ready), weak=False)
-    signals.worker_shutting_down.connect(life.shutting_down, weak=False)
-    signals.worker_shutdown.connect(life.shutdown, weak=False)
-    return life
-
-
-def set_nice(level: int) -> None:
-    """Lower this process's priority by `level`."""
-    if level:
-        os.nice(level)

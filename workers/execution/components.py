@@ -1,4 +1,4 @@
-"""Builds the handlers a worker serves, from its settings: the one place where models are loaded."""
+"""Components of a worker: its handlers and models, built from its settings."""
 
 from __future__ import annotations
 
@@ -37,49 +37,49 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerComponents:
-    """What a process runs jobs with."""
+    """Handlers by kind, and the search for passages, of one process."""
 
     handlers: Mapping[str, Handler]
     passage_search: PassageSearch
     close: Callable[[], None] = lambda: None
-    """Ends connections to model servers and helper processes."""
+    """Closes connections to model servers and ends helper processes."""
 
 
 def build_components(
     settings: Settings,
     pool: ConnectionPool[Connection],
     keyring: KeyRing | None = None,
-    scratch: Path | None = None,
+    temp_dir: Path | None = None,
 ) -> WorkerComponents:
-    """Load what the process serves and warm it up.
+    """Build the components of a process, and load and warm up its resident models.
 
     Args:
-        settings: which backends and models, and for which lanes.
-        pool: to declare embedding spaces, and for what all workers know of the backends.
-        keyring: private workers': opens what answers are grounded in.
-        scratch: a private directory for temporary files.
+        settings: of the process: backends, models and lanes.
+        pool: connections, for embedding spaces and the shared state of the backends.
+        keyring: of a private worker; opens the passages that answers are grounded in.
+        temp_dir: the process's private temporary directory.
 
     Raises:
         SystemExit: a model cannot be loaded; the message says what to do.
     """
     catalogue = enabled_catalogue(settings)
     pools = {LANES[lane].pool for lane in settings.lanes}
-    gate = BackendGuard(
+    guard = BackendGuard(
         partial(session, pool, settings.lease_s),
         catalogue,
         breaker_settings(settings),
         settings.cloud_budget_usd,
     )
-    fleet = ModelRegistry(
+    registry = ModelRegistry(
         catalogue,
         configuration(
             _keys(settings, catalogue, pools),
             _options(settings),
-            gate.acquire_permit,
+            guard.acquire_permit,
             threads=settings.threads,
             device=settings.device if Pool.CLOUD not in pools else "cpu",
             nice=settings.nice,
-            temp_dir=scratch,
+            temp_dir=temp_dir,
             local_networks=settings.local_networks
             if settings.privacy == Privacy.PRIVATE.value
             else None,
@@ -88,65 +88,67 @@ def build_components(
     )
     policy = RoutingPolicy(catalogue)
     embedding = default_embedding(catalogue)
-    made: dict[str, Handler] = {}
-    for one in pools:
-        router = Router(policy, one, fleet, gate)
-        served = handlers(
+    by_kind: dict[str, Handler] = {}
+    for pool_name in pools:
+        router = Router(policy, pool_name, registry, guard)
+        pool_handlers = handlers(
             router,
-            one,
+            pool_name,
             lambda space: declare_space(pool, space),
             None if embedding is None else embedding.name,
         )
-        made.update({str(kind): handler for kind, handler in served.items()})
-    _warm_up(fleet, catalogue, embedding, pools)
+        by_kind.update({str(kind): handler for kind, handler in pool_handlers.items()})
+    _warm_up(registry, catalogue, embedding, pools)
     if Pool.GPU in pools and embedding is not None:
-        declare_space(pool, fleet.model(embedding).space)
+        declare_space(pool, registry.model(embedding).space)
     return WorkerComponents(
-        made, DatabasePassageSearch(pool, fleet, embedding, keyring, settings.lease_s), fleet.close
+        by_kind,
+        DatabasePassageSearch(pool, registry, embedding, keyring, settings.lease_s),
+        registry.close,
     )
 
 
 def _warm_up(
-    fleet: ModelRegistry, catalogue: Catalogue, embedding: ModelEntry | None, pools: set[Pool]
+    registry: ModelRegistry, catalogue: Catalogue, embedding: ModelEntry | None, pools: set[Pool]
 ) -> None:
-    """Load what is to be resident here: without the embedding model no start, others may come late."""
+    """Load the resident models. A worker starts without any of them but the embedding model."""
     for entry in catalogue.models:
         backend = catalogue.backend(entry.backend)
-        first = entry is embedding and Pool.GPU in pools
-        if not first and not (
+        is_required = entry is embedding and Pool.GPU in pools
+        if not is_required and not (
             entry.resident and {pool_of(k, backend) for k in entry.kinds} & pools
         ):
             continue
         try:
-            fleet.model(entry)
+            registry.model(entry)
         except InferenceError as error:
-            if first and backend.url is None:
+            if is_required and backend.url is None:
                 raise SystemExit(f"the embedding model cannot be used: {error}") from None
-            log.warning("model %s is not ready (%s); it is asked again", entry.name, error.code)
+            log.warning("model %s not loaded (%s); its first job loads it", entry.name, error.code)
 
 
 def _options(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Settings that are some backend's alone."""
-    told: dict[str, Any] = {"tessdata": settings.tessdata, "languages": settings.ocr_languages}
+    """Settings that concern one backend, by its name."""
+    tesseract: dict[str, Any] = {"tessdata": settings.tessdata, "languages": settings.ocr_languages}
     return {
-        "tesseract": {name: str(value) for name, value in told.items() if value},
+        "tesseract": {name: str(value) for name, value in tesseract.items() if value},
         RERANKER: {"path": settings.rerank_model} if settings.rerank_model else {},
     }
 
 
 def _keys(settings: Settings, catalogue: Catalogue, pools: set[Pool]) -> dict[str, str]:
-    """The API keys that this process was given, and all that it needs.
+    """The API keys of the backends that the process calls.
 
     Raises:
         SystemExit: one is missing or cannot be read.
     """
-    needed: list[BackendEntry] = [
+    entries: list[BackendEntry] = [
         entry
         for entry in catalogue.backends
         if entry.key and (entry.locality == "cloud") == (Pool.CLOUD in pools)
     ]
     keys: dict[str, str] = {}
-    for entry in needed:
+    for entry in entries:
         file = settings.backend_keys.get(entry.name)
         if file is None:
             raise SystemExit(f"backend {entry.name} needs VESTRY_BACKEND_KEYS={entry.name}=FILE")
@@ -159,14 +161,14 @@ def _keys(settings: Settings, catalogue: Catalogue, pools: set[Pool]) -> dict[st
 
 
 def declare_space(pool: ConnectionPool[Connection], space: SpaceSpec) -> int:
-    """Have the space, its partition and its index; returns its id.
+    """Create an embedding space with its partition and index, unless it exists; returns its id.
 
     Args:
         pool: connections of a worker role.
-        space: as the model tells it.
+        space: as the model declares it.
 
     Raises:
-        SystemExit: a space of this name exists with another shape.
+        SystemExit: a space of this name exists with another model, revision or dimension.
     """
     connection: AbstractContextManager[Connection] = pool.connection()
     with connection as conn:

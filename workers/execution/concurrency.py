@@ -1,4 +1,4 @@
-"""Who may run now: slots per lane and kind, and the lock that lets a suspect run alone."""
+"""Concurrency of one worker: slots per lane and kind, exclusive runs, and wake-ups of fetch threads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from contextlib import contextmanager
 
 
 class SlotPool:
-    """Batches in flight, counted per lane and kind: a long generation cannot take the slot that a
-    query's embedding needs.
+    """Slots for batches in flight, per lane and kind.
+
+    A long generation does not take the slot of a query's embedding.
 
     Args:
-        size: slots of each lane and kind.
-    """  # noqa: D205
+        size: slots of each (lane, kind).
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -23,18 +24,18 @@ class SlotPool:
         self._lock = threading.Lock()
 
     def acquire(self, lane: str, kind: str) -> None:
-        """Take a slot, when there is one."""
+        """Take a slot, waiting for one if need be."""
         self._semaphore(lane, kind).acquire()
 
     def try_acquire(self, lane: str, kinds: Iterable[str]) -> list[str]:
-        """Take a slot of each kind that has one now; those kinds."""
+        """Take one slot of each kind that has a free one; returns those kinds."""
         return [kind for kind in kinds if self._try_one(lane, kind)]
 
     def release(self, lane: str, kinds: Iterable[str]) -> bool:
-        """Give a slot of each kind back.
+        """Release one slot of each kind.
 
         Returns:
-            Whether somebody did without one of them meanwhile, and should look again.
+            Whether `try_acquire` has missed one of them since, so that a thread should poll again.
         """
         missed = False
         for kind in kinds:
@@ -50,7 +51,7 @@ class SlotPool:
             return True
         with self._lock:
             self._missed.add((lane, kind))
-        # One given back before that was written down would be missed by everybody.
+        # A slot released before the miss was recorded would wake no thread: try again.
         return slot.acquire(blocking=False)
 
     def _semaphore(self, lane: str, kind: str) -> threading.Semaphore:
@@ -59,9 +60,10 @@ class SlotPool:
 
 
 class SharedExclusiveLock:
-    """Shared by ordinary batches, held alone by a suspect. A waiting suspect goes first, else a busy
-    process would never be empty.
-    """  # noqa: D205
+    """Lock that ordinary batches share and a quarantined job holds exclusively.
+
+    A waiting exclusive run blocks new shared ones: a busy process would otherwise never be empty.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -71,7 +73,7 @@ class SharedExclusiveLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Run beside others."""
+        """Hold the lock together with other shared holders."""
         with self._changed:
             self._changed.wait_for(lambda: not self._exclusive and not self._waiting)
             self._running += 1
@@ -84,21 +86,22 @@ class SharedExclusiveLock:
 
     @contextmanager
     def exclusive(self, timeout_s: float) -> Iterator[bool]:
-        """Run while nothing else does; False if what runs was not over after `patience_s`.
+        """Hold the lock alone; yields False if the shared holders have not released it in time.
 
-        Others wait no longer than that: a batch that hangs must not stop the whole process.
+        New shared holders wait no longer than `timeout_s` either: one hanging batch must not stop the
+        whole process.
         """
         with self._changed:
             self._waiting += 1
             try:
-                empty = self._changed.wait_for(
+                acquired = self._changed.wait_for(
                     lambda: not self._exclusive and not self._running, timeout_s
                 )
-                self._exclusive = self._exclusive or empty
+                self._exclusive = self._exclusive or acquired
             finally:
                 self._waiting -= 1
                 self._changed.notify_all()
-        if not empty:
+        if not acquired:
             yield False
             return
         try:
@@ -109,17 +112,15 @@ class SharedExclusiveLock:
                 self._changed.notify_all()
 
 
-# What wakes a lane's feeders: one of them a ring, and one of them now and then without any.
-
-
 class Wakeup:
-    """A ring wakes one sleeper; one that finds nobody asleep is kept for the next to lie down.
+    """Coalescing wake-up for fetch threads.
 
-    Rings that come before anybody has woken are one: who wakes looks at all there is, and rings
-    again if it leaves something. So a burst wakes one feeder, and the next only if work remains.
+    `notify()` releases one waiter; with no waiter it is remembered, and repeated calls collapse into
+    one. A released thread notifies again if it leaves work behind: a burst wakes one thread, and the
+    next only if work remains.
 
     Args:
-        every_s: somebody wakes at least this often, in seconds: one sleeper, however many there are.
+        every_s: longest time without a release, of one waiter, however many wait.
     """
 
     def __init__(self, every_s: float) -> None:
@@ -130,24 +131,24 @@ class Wakeup:
         self._due = time.monotonic() + every_s
 
     def notify(self) -> None:
-        """There may be work."""
+        """Release one waiter, or the next to wait."""
         with self._changed:
             self._notified = True
             self._changed.notify()
 
     def close(self) -> None:
-        """Nobody sleeps here any more."""
+        """Release all waiters, now and later."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Sleep until it is this thread's turn to look."""
+        """Wait until notified, closed, or `every_s` after the last release."""
         with self._changed:
             while not (self._notified or self._closed):
-                left = self._due - time.monotonic()
-                if left <= 0:
+                remaining_s = self._due - time.monotonic()
+                if remaining_s <= 0:
                     break
-                self._changed.wait(left)
+                self._changed.wait(remaining_s)
             self._notified = False
             self._due = time.monotonic() + self._every_s

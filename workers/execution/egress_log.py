@@ -1,4 +1,4 @@
-"""Writes the record of each request to a cloud, before it is made, in a transaction of its own."""
+"""Egress log: records each request to a cloud before it is sent, in its own transaction."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ NO_RUNNING_JOB_SQLSTATE = "VY008"
 
 
 class NotRecorded(InferenceError):
-    """The request to a cloud could not be put on record, and was not made."""
+    """The request to a cloud could not be recorded, and was not sent."""
 
     code = "not_recorded"
     retryable = True
 
 
 def recorder(pool: ConnectionPool[psycopg.Connection[Any]]) -> Recorder:
-    """What a cloud worker's backends write their records with.
+    """The recorder of a cloud worker's backends.
 
     Args:
-        pool: connections of the role vestry_cloud; no other may write one.
+        pool: connections of the role vestry_cloud, the only one that may write records.
     """
 
     def record(backend: str, size: int, jobs: Sequence[UUID]) -> None:
@@ -42,7 +42,7 @@ def recorder(pool: ConnectionPool[psycopg.Connection[Any]]) -> Recorder:
                     prepare=True,
                 )
         except psycopg.Error as error:
-            # Cancelled or taken away since: nobody wants the answer any more.
+            # The jobs were cancelled or lost meanwhile: the call is cancelled too.
             raise (
                 CallCancelled if error.sqlstate == NO_RUNNING_JOB_SQLSTATE else NotRecorded
             ) from None

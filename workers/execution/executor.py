@@ -1,4 +1,4 @@
-"""Runs one batch: claim, open, handle, finish. Knows nothing of Celery."""
+"""Execution of one batch: claim it, open its payloads, run its handler, finish it."""
 
 from __future__ import annotations
 
@@ -29,38 +29,45 @@ from tasks.protocol import (
 from vestry.errors import VestryError
 from vestry.jobs.base import UPSTREAM
 from vestry.lanes import WITH_FILES
+from workers import failpoints
 from workers.db import session
 from workers.execution.finish import Finished, Finisher
 from workers.execution.heartbeat import Heartbeat
+from workers.failpoints import failpoint
 
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
+NO_UPSTREAM_TEXT: Final = Failed(
+    "no_upstream_text", "no job before it in its flow has a result with a text, or it is pruned"
+)
+EMPTY_UPSTREAM_TEXT: Final = Failed("empty_text", "the text of the job before it is empty")
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimedBatch:
-    """A claimed batch with what the database holds for it, read in the claiming transaction."""
+    """A claimed batch with its stored payloads, read in the claiming transaction."""
 
     lease: Lease
     bodies: Mapping[UUID, bytes | str]
     states: Mapping[UUID, list[DocumentState]]
     blobs: Mapping[UUID, Mapping[str, Sequence[bytes]]] = field(default_factory=dict)
     upstream: Mapping[UUID, Sequence[tuple[UUID, bytes | str]]] = field(default_factory=dict)
-    """Results of the jobs before each in its flow, the nearest first."""
+    """By job, the results of the jobs before it in its flow, the nearest first."""
 
 
 @dataclass(slots=True)
 class Executor:
-    """Everything a batch needs. One per process, used by several threads.
+    """Claims and runs batches. One per process, used by several threads.
 
     Args:
         pool: database connections.
         content: how the privacy class stores content.
         handlers: kind to handler.
-        terms: lease terms.
-        heart: the process's heartbeat.
-        finisher: commits what comes of a batch.
-        library: what answers may be grounded in.
+        policy: of the leases it takes.
+        heartbeat: the process's.
+        finisher: commits outcomes.
+        passage_search: finds the passages that answers are grounded in.
     """
 
     pool: ConnectionPool[Connection]
@@ -71,8 +78,8 @@ class Executor:
     finisher: Finisher
     passage_search: PassageSearch = field(default_factory=NoPassageSearch)
     marks: dict[tuple[str, str, bool], LowWaterMark] = field(default_factory=dict)
-    """By lane, kind and line: suspects stand in one of their own, behind where the ordinary line's mark
-    may be by then."""
+    """By lane, kind and whether quarantined: quarantined jobs have their own mark, since they may lie
+    behind the ordinary one."""
 
     def claim(
         self,
@@ -87,24 +94,24 @@ class Executor:
         """Claim a batch of one of the kinds and read its payloads, in one synchronous commit.
 
         Raises:
-            psycopg.Error: the database is away; what may have been claimed is handed back, with the
-                next claim or heartbeat.
+            psycopg.Error: the database is unavailable. A claim whose COMMIT result is unknown is
+                released with the next claim or heartbeat.
         """
         marks = {
             kind: self.marks.setdefault((lane, kind, quarantined), LowWaterMark()) for kind in kinds
         }
-        # Cut while there is time to hand back what it may have claimed, before that runs out.
+        # A claim that takes longer could not be released before its lease expires.
         limit_s = self.policy.lease_s / 2
         if self.heartbeat.unconfirmed.pending(unchecked=True):
-            # What is run next may take the process down, and with it whom it does not know that it has.
+            # If the next batch killed the process, unconfirmed claims would count as crashes.
             with session(self.pool, limit_s) as conn:
                 self.heartbeat.unconfirmed.release(conn)
         lease: Lease | None = None
-        lost: Connection | None = None
+        used: Connection | None = None
         try:
-            # A pipeline: statements whose answers nobody waits for share a round trip.
+            # A pipeline: statements without a result share one round trip.
             with session(self.pool, limit_s) as conn, conn.pipeline():
-                lost = conn
+                used = conn
                 lease = claims.claim(
                     conn,
                     self.policy,
@@ -118,17 +125,40 @@ class Executor:
                 )
                 if lease is None:
                     return None
-                opened = self._commit(conn, lease)
+                batch = self._commit(conn, lease)
         except psycopg.Error:
-            # On a connection that is whole, whatever failed was rolled back.
-            if lease is not None and lost is not None and lost.closed:
+            # On a connection that is still open, the transaction was rolled back.
+            if lease is not None and used is not None and used.closed:
                 self.heartbeat.unconfirmed.add(lease)
             raise
         self.heartbeat.add(lease)
-        return opened
+        failpoint(failpoints.AFTER_CLAIM, lease)
+        return batch
+
+    def run(self, batch: ClaimedBatch) -> Finished:
+        """Run a claimed batch and commit its outcomes.
+
+        A job's fault is an outcome, never an exception.
+
+        Raises:
+            psycopg.Error: the database stayed unavailable; the reconciler will requeue the jobs.
+        """
+        lease = batch.lease
+        try:
+            outcomes = self._handle(batch)
+            failpoint(failpoints.AFTER_INFERENCE, lease)
+            return self.finisher.finish(lease, outcomes)
+        finally:
+            self.heartbeat.remove(lease)
+
+    def release(self, lease: Lease) -> None:
+        """Release a batch, unrun or half run, with no attempt spent."""
+        self.heartbeat.mark_lost(lease)
+        with session(self.pool, self.policy.lease_s) as conn:
+            transitions.release(conn, lease.id)
 
     def _commit(self, conn: Connection, lease: Lease) -> ClaimedBatch:
-        """Commit a claim, with what the database holds for it."""
+        """Commit a claim, and read the payloads of its jobs with it."""
         owners = {job.id: job.owner for job in lease.jobs}
         self.content.begin(conn, set(owners.values()))
         read_bodies = payloads.read_payloads(conn, self.content, owners)
@@ -140,66 +170,47 @@ class Executor:
         if following := [job.id for job in lease.jobs if job.parent_id is not None]:
             read_upstream = payloads.read_upstream(conn, self.content, following)
         conn.commit()
+        failpoint(failpoints.AFTER_CLAIM_COMMIT, conn, lease)
         return ClaimedBatch(lease, read_bodies(), read_states(), read_blobs(), read_upstream())
 
-    def run(self, opened: ClaimedBatch) -> Finished:
-        """Handle a claimed batch and commit what came of it.
-
-        Never raises for a job's fault.
-
-        Raises:
-            psycopg.Error: the database stayed away; the reconciler gives the jobs to somebody else.
-        """
-        lease = opened.lease
-        try:
-            return self.finisher.finish(lease, self._handle(opened))
-        finally:
-            self.heartbeat.remove(lease)
-
-    def release(self, lease: Lease) -> None:
-        """Give a batch back, unrun or half run, with no attempt spent."""
-        self.heartbeat.mark_lost(lease)
-        with session(self.pool, self.policy.lease_s) as conn:
-            transitions.release(conn, lease.id)
-
-    def _handle(self, opened: ClaimedBatch) -> dict[UUID, Outcome]:
-        kind = opened.lease.jobs[0].kind
-        handler = self.handlers[kind]
+    def _handle(self, batch: ClaimedBatch) -> dict[UUID, Outcome]:
+        handler = self.handlers[batch.lease.jobs[0].kind]
         outcomes: dict[UUID, Outcome] = {}
-        batch: list[Job] = []
-        for row in opened.lease.jobs:
-            job = self._open(row, opened)
+        jobs: list[Job] = []
+        for row in batch.lease.jobs:
+            job = self._open(row, batch)
             if isinstance(job, Failed):
                 outcomes[row.id] = job
             else:
-                batch.append(job)
-        if batch:
+                jobs.append(job)
+        if jobs:
             context = Context(
                 cancellation=self.heartbeat,
-                digest={job.owner: self.content.digest(job.owner) for job in batch},
+                digest={job.owner: self.content.digest(job.owner) for job in jobs},
                 passage_search=self.passage_search,
             )
-            outcomes.update(_run_isolated(handler, batch, context))
+            outcomes.update(_run_isolated(handler, jobs, context))
         return outcomes
 
-    def _open(self, row: ClaimedJob, opened: ClaimedBatch) -> Job | Failed:
-        body = opened.bodies.get(row.id)
+    def _open(self, row: ClaimedJob, batch: ClaimedBatch) -> Job | Failed:
+        """Open a job's payload, files and upstream text."""
+        body = batch.bodies.get(row.id)
         if body is None:
             return Failed("payload_missing", "the job's payload is gone; submit it again")
         try:
             payload = payloads.open_payload(self.content, row.id, row.owner, body)
             blobs = payloads.open_blobs(
-                self.content, row.id, row.owner, opened.blobs.get(row.id, {})
+                self.content, row.id, row.owner, batch.blobs.get(row.id, {})
             )
-            if row.parent_id is not None and _awaits_text(payload):
+            if row.parent_id is not None and _has_placeholder(payload):
                 text = payloads.upstream_text(
-                    self.content, row.owner, opened.upstream.get(row.id, ())
+                    self.content, row.owner, batch.upstream.get(row.id, ())
                 )
                 if text is None or not text.strip():
                     return NO_UPSTREAM_TEXT if text is None else EMPTY_UPSTREAM_TEXT
-                payload = _with_text(payload, text)
+                payload = _fill_placeholder(payload, text)
         except VestryError as error:
-            # Another key ring may be mounted, or still to be: worth another attempt.
+            # The key ring may be newer on another worker, or at the next attempt.
             return Failed("unsealable", str(error), retryable=True)
         except ValueError as error:
             return Failed("bad_payload", str(error))
@@ -225,54 +236,48 @@ class Executor:
                     indexed_space=s.indexed_space,
                     current=s.current,
                 )
-                for s in opened.states.get(row.id, ())
+                for s in batch.states.get(row.id, ())
             ),
         )
 
 
-NO_UPSTREAM_TEXT: Final = Failed(
-    "no_upstream_text", "no job before it in its flow has a result with a text, or it is pruned"
-)
-EMPTY_UPSTREAM_TEXT: Final = Failed("empty_text", "the text of the job before it is empty")
-
-
-def _awaits_text(value: Any) -> bool:
-    """Whether `UPSTREAM` is somewhere in a payload: a job may follow with texts of its own."""
+def _has_placeholder(value: Any) -> bool:
+    """Whether a payload holds `UPSTREAM`: a job in a flow may have texts of its own instead."""
     if isinstance(value, dict):
-        return any(map(_awaits_text, value.values()))
+        return any(map(_has_placeholder, value.values()))
     if isinstance(value, list):
-        return any(map(_awaits_text, value))
+        return any(map(_has_placeholder, value))
     return isinstance(value, str) and value == UPSTREAM
 
 
-def _with_text(value: Any, text: str) -> Any:
-    """A payload with `UPSTREAM` replaced, wherever a whole string is it."""
+def _fill_placeholder(value: Any, text: str) -> Any:
+    """A payload with each string that is `UPSTREAM` replaced."""
     if isinstance(value, dict):
-        return {name: _with_text(inner, text) for name, inner in value.items()}
+        return {name: _fill_placeholder(inner, text) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_with_text(inner, text) for inner in value]
+        return [_fill_placeholder(inner, text) for inner in value]
     return text if value == UPSTREAM else value
 
 
-def _run_isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
-    """Run a handler; if it raises, each half by itself, so that one job cannot spoil the others.
+def _run_isolated(handler: Handler, jobs: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
+    """Run a handler; if it raises, run each half alone, so that one job cannot fail the others.
 
-    One job in a batch of 256 is found in 17 calls, where one by one would take 256.
+    One bad job in a batch of 256 costs 17 calls, where job by job would take 256.
     """
     try:
-        with on_behalf_of([job.id for job in batch]):
-            outcomes = handler(batch, context)
-        if len(outcomes) != len(batch):
+        with on_behalf_of([job.id for job in jobs]):
+            outcomes = handler(jobs, context)
+        if len(outcomes) != len(jobs):
             raise RuntimeError("the handler returned another number of outcomes")  # noqa: TRY301
-        return {job.id: outcome for job, outcome in zip(batch, outcomes, strict=True)}
+        return {job.id: outcome for job, outcome in zip(jobs, outcomes, strict=True)}
     except Exception as error:  # the boundary: a handler's bug fails a job, never the worker
         name = type(error).__name__
-        log.error("a handler raised %s for a batch of %d", name, len(batch))  # noqa: TRY400
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            halves = batch[:middle], batch[middle:]
+        log.error("handler raised %s for a batch of %d jobs", name, len(jobs))  # noqa: TRY400
+        if len(jobs) > 1:
+            middle = len(jobs) // 2
+            halves = jobs[:middle], jobs[middle:]
             return {
                 k: v for half in halves for k, v in _run_isolated(handler, half, context).items()
             }
         message = f"the handler raised {name}; see the worker's log"
-        return {batch[0].id: Failed("handler_error", message, retryable=True)}
+        return {jobs[0].id: Failed("handler_error", message, retryable=True)}

@@ -1,4 +1,8 @@
-"""The finishing transaction: effects, results, receipts and new states, or nothing of it."""
+"""Finish: commits the outcomes of a batch, with retries, in one transaction fenced by lease and state.
+
+`Finisher.finish` is the entry. The transaction (`write_outcomes`) writes effects, results, receipts and
+new states, or nothing.
+"""
 
 from __future__ import annotations
 
@@ -28,31 +32,139 @@ from tasks.protocol import (
     Succeeded,
 )
 from vestry.lanes import WITH_FILES, Latency, Pool
+from workers import failpoints
 from workers.db import CONNECTION_ERRORS, session
+from workers.failpoints import failpoint
 
 Connection = psycopg.Connection[Any]
-
-REFUSED = "refused"
-"""The receipt's outcome where the lease was no longer held: the call was made, its effects not."""
-REROUTED = "rerouted"
-"""The receipt's outcome where the job went to another pool."""
-
-
 CurrentDocuments = frozenset[tuple[UUID, int]]
-"""Documents, with the generation, whose effects may be written."""
+"""Documents with their current generation: effects of that generation may be written."""
+log = logging.getLogger(__name__)
+
+REFUSED: Final = "refused"
+"""Outcome of an attempt whose lease was lost: the model was called, the effects are not written."""
+_REROUTED: Final = "rerouted"
+"""Outcome on the receipt of an attempt whose job moved to another pool."""
+RETRY_S: Final = 1.0
+"""Pause before the transaction is repeated after a lost connection."""
+LOCK_TIMEOUT_S: Final = 2.0
+"""Longest wait of a batch for a document that another transaction has locked. The lease's row is locked
+meanwhile, which blocks its heartbeat: never more than a quarter of a lease."""
+SINGLE_JOB_LOCK_TIMEOUT_S: Final = 0.2
+"""The same for each job, once the jobs are finished one by one."""
+LOCKED_RETRY_AFTER_S: Final = 10.0
+"""Delay of a job whose documents stayed locked."""
+
+DOCUMENTS_LOCKED: Final = Failed(
+    "documents_locked",
+    "another transaction holds its documents; it is tried again",
+    uncounted=True,
+    retry_after=LOCKED_RETRY_AFTER_S,
+)
 
 
 @dataclass(slots=True)
 class Finished:
-    """How each job's attempt ended: a state, `queued` for a retry, or `refused`."""
+    """End of each job's attempt: a state, `queued` for a retry, or `refused`."""
 
     states: dict[UUID, str] = field(default_factory=dict)
     failures: dict[UUID, Failed] = field(default_factory=dict)
     worked: set[UUID] = field(default_factory=set)
-    """Jobs for which a model really ran: only those tell how fast it goes."""
+    """Jobs for which a model ran: only these count in the measured rate."""
 
 
-def finish(
+@dataclass(frozen=True, slots=True)
+class Finisher:
+    """Commits outcomes for one process. Used by several threads.
+
+    Args:
+        pool: database connections.
+        content: how the privacy class stores content.
+        backoff_cap_s: longest wait before a retry.
+        retry_for_s: how long to repeat the transaction while the database is unavailable.
+        lease_s: the lease.
+    """
+
+    pool: ConnectionPool[Connection]
+    content: Content
+    backoff_cap_s: float
+    retry_for_s: float
+    lease_s: float
+
+    def finish(self, lease: Lease, outcomes: Mapping[UUID, Outcome]) -> Finished:
+        """Commit the outcomes of a batch.
+
+        Repeats while the database is unavailable: meanwhile, and for one lease after, no reconciler can
+        take the jobs. Repeating is safe after a lost COMMIT answer too, since a committed finish has
+        removed the lease from its jobs. If the batch cannot be stored, each job is finished alone.
+
+        Raises:
+            psycopg.Error: the database was unavailable for `retry_for_s`; the lease will expire.
+        """
+        return self._repeat(lease, outcomes, min(LOCK_TIMEOUT_S, self.lease_s / 4))
+
+    def _repeat(
+        self, lease: Lease, outcomes: Mapping[UUID, Outcome], lock_timeout_s: float
+    ) -> Finished:
+        deadline = time.monotonic() + self.retry_for_s
+        while True:
+            try:
+                return self._finish_once(lease, outcomes, lock_timeout_s)
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
+                if len(outcomes) > 1:
+                    return self._finish_each(lease, outcomes)
+                if outcomes[next(iter(outcomes))] is not DOCUMENTS_LOCKED:
+                    locked = dict.fromkeys(outcomes, DOCUMENTS_LOCKED)
+                    return self._repeat(lease, locked, lock_timeout_s)
+                self._pause(error, deadline)
+            except CONNECTION_ERRORS as error:
+                self._pause(error, deadline)
+            except Exception as error:  # a result that cannot be encoded fails its own job
+                if len(outcomes) > 1:
+                    return self._finish_each(lease, outcomes)
+                code = getattr(error, "sqlstate", None) or type(error).__name__
+                log.error("result cannot be stored (%s); its job fails", code)  # noqa: TRY400
+                failure = Failed("not_storable", f"the database refused its result ({code})")
+                return self._finish_once(lease, dict.fromkeys(outcomes, failure), lock_timeout_s)
+
+    def _finish_once(
+        self, lease: Lease, outcomes: Mapping[UUID, Outcome], lock_timeout_s: float
+    ) -> Finished:
+        # A pipeline: statements without a result share one round trip.
+        with session(self.pool, self.lease_s) as conn, conn.pipeline():
+            conn.execute(
+                "SELECT set_config('lock_timeout', %s, true)",
+                [str(int(lock_timeout_s * 1000))],
+                prepare=True,
+            )
+            finished = write_outcomes(
+                conn, self.content, lease, outcomes, backoff_cap_s=self.backoff_cap_s
+            )
+            failpoint(failpoints.INSIDE_FINISH, lease, finished)
+            failpoint(failpoints.BEFORE_FINISH_COMMIT, conn)
+            conn.commit()
+            failpoint(failpoints.AFTER_FINISH_COMMIT, conn)
+        failpoint(failpoints.AFTER_FINISH, lease)
+        return finished
+
+    def _finish_each(self, lease: Lease, outcomes: Mapping[UUID, Outcome]) -> Finished:
+        """Finish each job in a transaction of its own, so that one fails without the others."""
+        finished = Finished()
+        for job_id, outcome in outcomes.items():
+            part = self._repeat(lease, {job_id: outcome}, SINGLE_JOB_LOCK_TIMEOUT_S)
+            finished.states.update(part.states)
+            finished.failures.update(part.failures)
+            finished.worked.update(part.worked)
+        return finished
+
+    def _pause(self, error: psycopg.Error, deadline: float) -> None:
+        log.warning("finish failed (%s); repeating it", type(error).__name__)
+        if time.monotonic() > deadline:
+            raise error
+        time.sleep(RETRY_S)
+
+
+def write_outcomes(
     conn: Connection,
     content: Content,
     lease: Lease,
@@ -60,13 +172,13 @@ def finish(
     *,
     backoff_cap_s: float,
 ) -> Finished:
-    """Write what a batch came to, in the caller's transaction, fenced by token and state.
+    """Write the outcomes of a batch in the caller's transaction, fenced by lease and state.
 
     Args:
         conn: a connection in a transaction.
-        content: how this privacy class stores content.
-        lease: the token and its jobs.
-        outcomes: one per job that was run; jobs without one keep running.
+        content: how the privacy class stores content.
+        lease: the lease and its jobs.
+        outcomes: one for each job that was run; jobs without one keep running.
         backoff_cap_s: longest wait before a retry.
     """
     jobs = {job.id: job for job in lease.jobs if job.id in outcomes}
@@ -74,60 +186,60 @@ def finish(
     content.begin(conn, owners)
     flows = any(job.root_id is not None for job in jobs.values())
     held = transitions.lock_held(conn, lease.id, list(jobs), owners=owners, flows=flows)
-    standing = _store_effects(conn, content, {i: jobs[i] for i in held}, outcomes)
+    current = _store_effects(conn, content, {i: jobs[i] for i in held}, outcomes)
 
-    done = Finished()
+    finished = Finished()
     settlements: list[Settlement] = []
     results: list[tuple[UUID, str, int, Mapping[str, Any]]] = []
     pools: dict[UUID, tuple[Pool, Mapping[str, str]]] = {}
     for job_id, job in jobs.items():
         outcome = outcomes[job_id]
         if outcome.served is not None and outcome.served.input_tokens:
-            done.worked.add(job_id)
+            finished.worked.add(job_id)
         if job_id not in held:
-            done.states[job_id] = REFUSED
+            finished.states[job_id] = REFUSED
             continue
         if isinstance(outcome, Rerouted):
-            done.states[job_id] = State.QUEUED.value
+            finished.states[job_id] = State.QUEUED.value
             pools[job_id] = outcome.pool, outcome.tried_models
             continue
         if isinstance(outcome, Failed):
-            settlement = _failed(job, outcome, backoff_cap_s)
-            done.failures[job_id] = outcome
+            settlement = _settle_failure(job, outcome, backoff_cap_s)
+            finished.failures[job_id] = outcome
         else:
-            settlement = _succeeded(job_id, outcome, standing)
+            settlement = _settle_success(job_id, outcome, current)
             if settlement.state is State.SUCCEEDED:
-                result = _current_result(outcome, standing)
+                result = _current_result(outcome, current)
                 results.append((job_id, job.owner, job.result_ttl_s, result))
         settlements.append(settlement)
-        done.states[job_id] = settlement.state.value
+        finished.states[job_id] = settlement.state.value
 
-    if lease.exclusive and REFUSED in done.states.values():
+    if lease.exclusive and REFUSED in finished.states.values():
         transitions.revert_crash(conn, lease.id, list(jobs))
     payloads.store_results(conn, content, results)
-    done_with = [
+    dropped = [
         s.job_id
         for s in settlements
-        if _payload_is_dropped(jobs[s.job_id], s.state, sealed=content.sealed)
+        if _drops_payload(jobs[s.job_id], s.state, sealed=content.sealed)
     ]
-    payloads.drop_payloads(conn, content.privacy, done_with)
-    payloads.drop_blobs(conn, content.privacy, [i for i in done_with if jobs[i].kind in WITH_FILES])
+    payloads.drop_payloads(conn, content.privacy, dropped)
+    payloads.drop_blobs(conn, content.privacy, [i for i in dropped if jobs[i].kind in WITH_FILES])
     receipts.insert(
         conn,
         content.privacy,
         lease.id,
-        [_receipt(jobs[i], outcomes[i], done.states[i]) for i in jobs],
+        [_receipt(jobs[i], outcomes[i], finished.states[i]) for i in jobs],
     )
     transitions.reroute(conn, lease.id, pools)
     transitions.settle(conn, lease.id, settlements)
-    return done
+    return finished
 
 
-def _payload_is_dropped(job: ClaimedJob, state: State, *, sealed: bool) -> bool:
-    """Whether a job's payload is to go now that the job is in this state."""
+def _drops_payload(job: ClaimedJob, state: State, *, sealed: bool) -> bool:
+    """Whether a job's payload is deleted when it enters a state."""
     if state in (State.SUCCEEDED, State.SUPERSEDED):
         return sealed or not job.keep_payload
-    # Nobody replays what somebody waited for, such as a search: they heard of it and ask again.
+    # A dead interactive job, such as a search, is not replayed: its caller repeats it after the error.
     return state is State.DEAD and not job.keep_payload and job.latency == Latency.INTERACTIVE
 
 
@@ -137,29 +249,29 @@ def _store_effects(
     jobs: Mapping[UUID, ClaimedJob],
     outcomes: Mapping[UUID, Outcome],
 ) -> CurrentDocuments:
-    """Store the effects that still stand; returns the documents they are of."""
+    """Store the effects of current documents; returns those documents."""
     effects = [
         (jobs[job_id].owner, effect)
         for job_id, outcome in outcomes.items()
         if job_id in jobs and isinstance(outcome, Succeeded)
         for effect in outcome.effects
     ]
-    standing = documents.lock_current(
+    current = documents.lock_current(
         conn, content.privacy, ((e.document_id, e.generation) for _, e in effects)
     )
     documents.store(
         conn,
         content,
-        [_write(content, owner, e) for owner, e in effects if _is_current(e, standing)],
+        [_document_write(content, owner, e) for owner, e in effects if _is_current(e, current)],
     )
-    return standing
+    return current
 
 
-def _is_current(effect: IndexDocument | ConfirmDocument, standing: CurrentDocuments) -> bool:
-    return (effect.document_id, effect.generation) in standing
+def _is_current(effect: IndexDocument | ConfirmDocument, current: CurrentDocuments) -> bool:
+    return (effect.document_id, effect.generation) in current
 
 
-def _write(
+def _document_write(
     content: Content, owner: str, effect: IndexDocument | ConfirmDocument
 ) -> documents.DocumentWrite:
     if isinstance(effect, ConfirmDocument):
@@ -187,12 +299,12 @@ def _write(
     )
 
 
-def _succeeded(job_id: UUID, outcome: Succeeded, standing: CurrentDocuments) -> Settlement:
-    # A job all of whose documents moved on wrote nothing: it did not succeed, it was overtaken.
-    overtaken = outcome.result.get("superseded", 0) + sum(
-        not _is_current(e, standing) for e in outcome.effects
+def _settle_success(job_id: UUID, outcome: Succeeded, current: CurrentDocuments) -> Settlement:
+    # A job none of whose documents is current wrote nothing: it is superseded.
+    superseded = outcome.result.get("superseded", 0) + sum(
+        not _is_current(e, current) for e in outcome.effects
     )
-    if overtaken and overtaken == outcome.result.get("documents"):
+    if superseded and superseded == outcome.result.get("documents"):
         return Settlement(
             job_id, State.SUPERSEDED, "superseded", "its documents were enqueued again or deleted"
         )
@@ -200,11 +312,11 @@ def _succeeded(job_id: UUID, outcome: Succeeded, standing: CurrentDocuments) -> 
     return Settlement(job_id, State.SUCCEEDED, degraded=degraded)
 
 
-def _current_result(outcome: Succeeded, standing: CurrentDocuments) -> dict[str, Any]:
-    """The result with effects that were refused counted as superseded."""
+def _current_result(outcome: Succeeded, current: CurrentDocuments) -> dict[str, Any]:
+    """The result, with effects that were not written counted as superseded."""
     result = dict(outcome.result)
     for effect in outcome.effects:
-        if _is_current(effect, standing):
+        if _is_current(effect, current):
             continue
         result["superseded"] += 1
         if isinstance(effect, ConfirmDocument):
@@ -215,12 +327,12 @@ def _current_result(outcome: Succeeded, standing: CurrentDocuments) -> dict[str,
     return result
 
 
-def _failed(job: ClaimedJob, outcome: Failed, cap_s: float) -> Settlement:
+def _settle_failure(job: ClaimedJob, outcome: Failed, cap_s: float) -> Settlement:
     if outcome.uncounted:
-        wait = max(outcome.retry_after or 0.0, backoff_s(job.attempt, cap_s))
+        wait = max(outcome.retry_after or 0.0, _backoff_s(job.attempt, cap_s))
         return Settlement(job.id, State.QUEUED, outcome.code, outcome.message, wait, uncounted=True)
     if outcome.retryable and job.attempt < job.max_attempts:
-        wait = backoff_s(job.attempt, cap_s, outcome.retry_after)
+        wait = _backoff_s(job.attempt, cap_s, outcome.retry_after)
         return Settlement(job.id, State.QUEUED, outcome.code, outcome.message, wait)
     return Settlement(job.id, State.DEAD, outcome.code, outcome.message)
 
@@ -232,11 +344,14 @@ def _receipt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Receipt:
         reason = outcome.code
     if isinstance(outcome, Rerouted):
         reason = outcome.reason
-    told = "retry" if state == State.QUEUED else state
+    if isinstance(outcome, Rerouted) and state != REFUSED:
+        ended = _REROUTED
+    else:
+        ended = "retry" if state == State.QUEUED else state
     return receipts.Receipt(
         job_id=job.id,
         attempt=job.attempt,
-        outcome=REROUTED if isinstance(outcome, Rerouted) and state != REFUSED else told,
+        outcome=ended,
         started_at=job.started_at,
         reason=reason,
         backend=served.backend,
@@ -252,129 +367,17 @@ def _receipt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Receipt:
     )
 
 
-# How long a failed attempt waits before the next.
-
-
-def backoff_s(attempt: int, cap_s: float, retry_after: float | None = None) -> float:
-    """Exponential backoff with full jitter: uniform in 0 … min(cap, 2**attempt) seconds.
+def _backoff_s(attempt: int, cap_s: float, retry_after: float | None = None) -> float:
+    """Exponential back-off with full jitter: uniform in 0 … min(cap, 2**attempt) seconds.
 
     Full jitter spreads a crowd of retries best (AWS Architecture Blog, "Exponential Backoff And
-    Jitter", 2015). What the backend asked for is never undercut.
+    Jitter", 2015). The wait is never shorter than `retry_after`.
 
     Args:
-        attempt: which attempt just failed, from 1.
+        attempt: number of the failed attempt, from 1.
         cap_s: longest wait.
-        retry_after: seconds the backend asked for.
+        retry_after: seconds that the backend asked for.
     """
     ceiling = min(cap_s, 2.0 ** min(attempt, 30))
     jittered = random.uniform(0, ceiling)  # noqa: S311 - spreading load, not guarding a secret
     return jittered if retry_after is None else max(retry_after, jittered)
-
-
-# Gets a batch's outcomes committed: repeats what is safe to repeat, isolates what cannot be
-# stored.
-
-log = logging.getLogger(__name__)
-
-RETRY_S: Final = 1.0
-"""Pause before a finishing transaction is tried again after the database went away."""
-LOCK_TIMEOUT_S: Final = 2.0
-"""Longest that a batch waits for a document that somebody's open transaction holds. The lease's row
-is locked meanwhile, and its heartbeat with it: never more than a quarter of a lease."""
-SINGLE_JOB_LOCK_TIMEOUT_S: Final = 0.2
-"""The same for each job, once they are finished one by one."""
-LOCKED_RETRY_AFTER_S: Final = 10.0
-"""How long a job waits that could not have its documents."""
-
-DOCUMENTS_LOCKED = Failed(
-    "documents_locked",
-    "another transaction holds its documents; it is tried again",
-    uncounted=True,
-    retry_after=LOCKED_RETRY_AFTER_S,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Finisher:
-    """Finishing transactions of one process.
-
-    Args:
-        pool: database connections.
-        content: how the privacy class stores content.
-        backoff_cap_s: longest wait before a retry.
-        patience_s: how long to go on trying while the database is away.
-        lease_s: the lease.
-    """
-
-    pool: ConnectionPool[psycopg.Connection[Any]]
-    content: Content
-    backoff_cap_s: float
-    retry_for_s: float
-    lease_s: float
-
-    def finish(self, lease: Lease, outcomes: Mapping[UUID, Outcome]) -> Finished:
-        """Commit what a batch came to.
-
-        While the database is away this tries again and again: the lease cannot be taken away in that
-        time, and for one lease after. Repeating is safe also when the answer to a COMMIT was lost,
-        since a finish that did commit has taken the token from the jobs.
-
-        Raises:
-            psycopg.Error: the database stayed away for `patience_s`; the lease will expire.
-        """
-        return self._until_done(lease, outcomes, min(LOCK_TIMEOUT_S, self.lease_s / 4))
-
-    def _until_done(
-        self, lease: Lease, outcomes: Mapping[UUID, Outcome], lock_wait_s: float
-    ) -> Finished:
-        give_up = time.monotonic() + self.retry_for_s
-        while True:
-            try:
-                return self._once(lease, outcomes, lock_wait_s)
-            except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
-                if len(outcomes) > 1:
-                    return self._one_by_one(lease, outcomes)
-                if outcomes[next(iter(outcomes))] is not DOCUMENTS_LOCKED:
-                    return self._until_done(
-                        lease, dict.fromkeys(outcomes, DOCUMENTS_LOCKED), lock_wait_s
-                    )
-                self._pause(error, give_up)
-            except CONNECTION_ERRORS as error:
-                self._pause(error, give_up)
-            except (
-                Exception
-            ) as error:  # a result that cannot even be encoded is the job's own fault
-                if len(outcomes) > 1:
-                    return self._one_by_one(lease, outcomes)
-                code = getattr(error, "sqlstate", None) or type(error).__name__
-                log.error("a result cannot be stored (%s)", code)  # noqa: TRY400
-                failure = Failed("not_storable", f"the database refused what came of it ({code})")
-                return self._once(lease, dict.fromkeys(outcomes, failure), lock_wait_s)
-
-    def _once(self, lease: Lease, outcomes: Mapping[UUID, Outcome], lock_wait_s: float) -> Finished:
-        # A pipeline: statements whose answers nobody waits for share a round trip.
-        with session(self.pool, self.lease_s) as conn, conn.pipeline():
-            conn.execute(
-                "SELECT set_config('lock_timeout', %s, true)",
-                [str(int(lock_wait_s * 1000))],
-                prepare=True,
-            )
-            done = finish(conn, self.content, lease, outcomes, backoff_cap_s=self.backoff_cap_s)
-            conn.commit()
-            return done
-
-    def _one_by_one(self, lease: Lease, outcomes: Mapping[UUID, Outcome]) -> Finished:
-        """Something of the batch cannot be stored, or not now: find out what, and store the rest."""
-        done = Finished()
-        for job_id, outcome in outcomes.items():
-            part = self._until_done(lease, {job_id: outcome}, SINGLE_JOB_LOCK_TIMEOUT_S)
-            done.states.update(part.states)
-            done.failures.update(part.failures)
-            done.worked.update(part.worked)
-        return done
-
-    def _pause(self, error: psycopg.Error, give_up: float) -> None:
-        log.warning("finish waits for the database (%s)", type(error).__name__)
-        if time.monotonic() > give_up:
-            raise error
-        time.sleep(RETRY_S)

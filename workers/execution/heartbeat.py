@@ -1,4 +1,4 @@
-"""Keeps a process's leases alive, on a connection and thread of its own."""
+"""Heartbeat: extends the leases of a process, on a thread and a connection of its own."""
 
 from __future__ import annotations
 
@@ -15,28 +15,36 @@ import psycopg
 
 from models import claims, transitions
 from models.claims import Lease
+from workers import failpoints
 from workers.db import deadline
 from workers.execution.lost_claims import UnconfirmedClaims
+from workers.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
 
 OVERRUN_GRACE_S = 5.0
-"""How far past its longest run time a batch may be before the process is ended."""
+"""Grace of a batch past its longest run, before the process is ended."""
 OVERRUN_EXIT_CODE = 75
 """Exit code of a process that ended itself (EX_TEMPFAIL of sysexits.h); its supervisor restarts it."""
 
 
 class Heartbeat:
-    """Extends every lease the process holds and learns which jobs it has lost.
+    """Extends the process's leases, and records which jobs it has lost.
 
-    It is the watchdog, too: a thread cannot be stopped from outside, so a process with a batch that
-    runs past `max_run_s` ends itself. The other batches are handed back first, at no cost to them.
+    Each round also releases unconfirmed claims, runs the periodic tasks, and ends the process if a
+    batch has run past `max_run_s`: a thread cannot be stopped from outside. The other batches are
+    released first, with no attempt spent.
 
-    With each beat it hands back what was claimed without an answer, and does the process's chores,
-    which are quick and raise nothing.
+    It has its own connection, since all of the pool's may be waiting in finishing transactions.
 
-    A connection of its own, because the pool's may all be waiting in finishing transactions.
+    Args:
+        connect: opens an autocommit connection.
+        lease_s: the lease.
+        every_s: interval of rounds.
+        max_run_s: longest run of a batch.
+        periodic_tasks: quick functions that raise nothing, run each round.
+        stop: ends the thread.
     """
 
     def __init__(
@@ -46,6 +54,8 @@ class Heartbeat:
         every_s: float,
         max_run_s: float,
         periodic_tasks: Sequence[Callable[[], None]] = (),
+        *,
+        stop: threading.Event | None = None,
     ) -> None:
         self._connect = connect
         self._lease_s = lease_s
@@ -56,70 +66,71 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._leases: dict[UUID, Lease] = {}
         self._lost: set[UUID] = set()
-        self._stop = threading.Event()
+        self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.unconfirmed = UnconfirmedClaims(lease_s)
         self.last_round_at = time.monotonic()
-        """When the thread last went round, whatever it met with."""
+        """Monotonic time at which the thread last completed a round, successful or not."""
 
     def start(self) -> None:
-        """Begin beating."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; leases are left as they are."""
+        """End the thread; leases are not released."""
         self._stop.set()
 
     def add(self, lease: Lease) -> None:
-        """Keep a lease alive from now on."""
+        """Extend a lease from now on."""
         with self._lock:
             self._leases[lease.id] = lease
             self._since[lease.id] = time.monotonic()
 
     def remove(self, lease: Lease) -> None:
-        """The batch is over."""
+        """Stop extending a lease: its batch has ended."""
         with self._lock:
             self._leases.pop(lease.id, None)
             self._since.pop(lease.id, None)
             self._lost.difference_update(job.id for job in lease.jobs)
 
     def release_unconfirmed(self) -> None:
-        """Hand back what was claimed without an answer; the process may end before its next beat."""
+        """Release unconfirmed claims now: the process may end before the next round."""
         if not self.unconfirmed.pending():
             return
         try:
             with self._connect() as conn, deadline(conn, self._lease_s / 3):
                 self.unconfirmed.release(conn)
         except psycopg.Error as error:
-            log.warning("a claim without an answer not handed back (%s)", type(error).__name__)
+            log.warning("unconfirmed claims not released (%s)", type(error).__name__)
 
     def held_leases(self) -> list[Lease]:
-        """The leases in the process's hands."""
+        """The leases of batches that have not ended."""
         with self._lock:
             return list(self._leases.values())
 
     def mark_lost(self, lease: Lease) -> None:
-        """The process itself gave these jobs up."""
+        """Mark a lease's jobs as lost: the process releases them."""
         with self._lock:
             self._lost.update(job.id for job in lease.jobs)
 
     def is_lost(self, job_id: UUID) -> bool:
-        """Whether a job is known to be no longer ours."""
+        """Whether the process is known to have lost a job's lease."""
         return job_id in self._lost
 
     def extend_leases(self, conn: psycopg.Connection[Any]) -> None:
-        """Extend all leases once."""
-        held = self.held_leases()
-        if not held:
+        """Extend all leases once, and mark the jobs that are no longer held."""
+        leases = self.held_leases()
+        if not leases:
             return
-        ours = claims.extend(conn, [lease.id for lease in held], self._lease_s)
+        held = claims.extend(conn, [lease.id for lease in leases], self._lease_s)
+        failpoint(failpoints.AFTER_HEARTBEAT, leases)
         with self._lock:
-            for lease in held:
+            for lease in leases:
                 if lease.id in self._leases:
-                    self._lost.update(job.id for job in lease.jobs if job.id not in ours)
+                    self._lost.update(job.id for job in lease.jobs if job.id not in held)
 
     def overruns(self) -> frozenset[UUID]:
-        """Leases whose batch runs longer than any may."""
+        """Leases of batches that have run longer than `max_run_s` and its grace."""
         limit = time.monotonic() - self._max_run_s - OVERRUN_GRACE_S
         with self._lock:
             return frozenset(token for token, since in self._since.items() if since < limit)
@@ -128,7 +139,7 @@ class Heartbeat:
         overrun = self.overruns()
         if not overrun:
             return
-        log.critical("a batch ran longer than VESTRY_MAX_RUN_S; this process ends itself")
+        log.critical("a batch has run longer than VESTRY_MAX_RUN_S; ending this process")
         for lease in self.held_leases():
             if lease.id not in overrun:
                 with contextlib.suppress(psycopg.Error), conn.transaction():
@@ -143,20 +154,20 @@ class Heartbeat:
             try:
                 if conn is None or conn.closed:
                     conn = self._connect()
-                # Cut while there is time for another try before the leases run out.
+                # A third: another try fits before the leases expire.
                 with deadline(conn, self._lease_s / 3):
                     self.extend_leases(conn)
                     self._end_overruns(conn)
                     self.unconfirmed.release(conn)
             except psycopg.Error as error:
-                log.warning("heartbeat failed (%s); trying again", type(error).__name__)
+                log.warning("heartbeat failed (%s); repeating it", type(error).__name__)
                 if conn is not None:
                     conn.close()
                 conn = None
-                # A dead connection must not cost a whole interval: the lease is running.
+                # Sooner than the next interval: the leases may expire meanwhile.
                 pause_s = min(1.0, self._every_s / 4)
-            for chore in self._periodic_tasks:
-                chore()
+            for task in self._periodic_tasks:
+                task()
             self.last_round_at = time.monotonic()
         if conn is not None:
             conn.close()

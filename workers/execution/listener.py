@@ -1,7 +1,7 @@
-"""Hears of interactive work as it is committed, so that an idle worker begins it at once.
+"""Listener: passes on Postgres notifications of interactive jobs, so that idle workers begin at once.
 
-An improvement of latency and nothing else: a worker whose ear is deaf still gets hints through the
-broker and looks for itself every VESTRY_POLL_S.
+It improves latency alone: without it a worker still gets hints from the broker and polls every
+VESTRY_POLL_S.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from workers.db import deadline
 log = logging.getLogger(__name__)
 
 RECONNECT_S: Final = 0.5
-"""Pause before a lost connection is made again: short, since lanes are looked at only after it."""
+"""Pause before reconnecting: short, since notifications are missed meanwhile."""
 CONNECTION_CHECK_S: Final = 10.0
-"""How often it is seen to that somebody is at the other end."""
+"""Interval of connection checks, and their timeout."""
 SHUTDOWN_POLL_S: Final = 1.0
-"""How long the end of the process may go unnoticed."""
+"""Longest delay before a stop is noticed."""
 
 
 class LaneListener:
-    """A thread with a connection of its own that wakes the lanes it hears of.
+    """A thread with its own connection that passes on the notifications of some lanes.
 
     Args:
-        connect: makes a connection that commits by itself.
-        lanes: those of interest.
-        wake: called with a lane in which there may be work; must return at once.
+        connect: opens an autocommit connection.
+        lanes: to listen for.
+        notify: called with a lane in which there may be work; returns at once.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class LaneListener:
         self._lanes = frozenset(lanes)
         self._notify = notify
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ear", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pg-listener", daemon=True)
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread within BREATH_S."""
+        """End the thread within SHUTDOWN_POLL_S."""
         self._stop.set()
 
     def _run(self) -> None:
@@ -61,26 +61,31 @@ class LaneListener:
                 with self._connect() as conn:
                     with deadline(conn, CONNECTION_CHECK_S):
                         conn.execute("LISTEN vestry_lane")
-                    # What came while nobody listened was not heard.
+                    # Notifications sent before LISTEN are lost: assume one for each lane.
                     self._notify_lanes(self._lanes)
                     self._receive(conn)
             except psycopg.Error as error:
-                log.warning("the ear is deaf (%s); hints and polling go on", type(error).__name__)
+                reason = type(error).__name__
+                log.warning(
+                    "LISTEN connection lost (%s); falling back to hints and polling", reason
+                )
                 self._stop.wait(RECONNECT_S)
 
     def _receive(self, conn: psycopg.Connection[Any]) -> None:
-        listened = time.monotonic()
+        checked_at = time.monotonic()
         while not self._stop.is_set():
-            heard = {note.payload for note in conn.notifies(timeout=SHUTDOWN_POLL_S, stop_after=1)}
-            if time.monotonic() - listened > CONNECTION_CHECK_S:
-                # Silence is what a connection to nowhere sounds like, too.
+            notified = {
+                note.payload for note in conn.notifies(timeout=SHUTDOWN_POLL_S, stop_after=1)
+            }
+            if time.monotonic() - checked_at > CONNECTION_CHECK_S:
+                # A half-open connection delivers no notification either.
                 with deadline(conn, CONNECTION_CHECK_S):
                     conn.execute("SELECT 1")
-                listened = time.monotonic()
-            if heard:
-                # Whatever else has arrived, so that a burst wakes a lane once.
-                heard |= {note.payload for note in conn.notifies(timeout=0)}
-                self._notify_lanes(self._lanes & heard)
+                checked_at = time.monotonic()
+            if notified:
+                # With all others that have arrived: a burst notifies a lane once.
+                notified |= {note.payload for note in conn.notifies(timeout=0)}
+                self._notify_lanes(self._lanes & notified)
 
     def _notify_lanes(self, lanes: Iterable[str]) -> None:
         for lane in lanes:

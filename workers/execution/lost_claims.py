@@ -1,4 +1,4 @@
-"""Claims whose answer was lost: leases that may be there, and that nobody runs."""
+"""Lost claims: leases that may have been committed although the COMMIT's answer was lost."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from models import transitions
 from models.claims import Lease
 
 LOCK_TIMEOUT_MS: Final = 200
-"""How long a job is waited for that somebody's open transaction holds. It is asked for again."""
+"""Longest wait for a job that another transaction has locked; the claim is checked again later."""
 LOCK_ERRORS: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
-"""What says that somebody does. The connection is as good as before."""
+"""Errors of that wait. The connection stays usable."""
 
 
 @dataclass(slots=True)
@@ -27,12 +27,12 @@ class _UnconfirmedClaim:
 
 
 class UnconfirmedClaims:
-    """What a process may hold without knowing. One per process, used by several threads.
+    """The process's claims whose COMMIT result is unknown. Used by several threads.
 
-    Left alone such a lease would count as a crash of its jobs, though nothing ran.
+    Such a lease would otherwise expire and count as a crash of its jobs, though nothing ran.
 
     Args:
-        lease_s: how long a lease lasts.
+        lease_s: duration of a lease.
     """
 
     def __init__(self, lease_s: float) -> None:
@@ -41,44 +41,44 @@ class UnconfirmedClaims:
         self._claims: dict[UUID, _UnconfirmedClaim] = {}
 
     def add(self, lease: Lease) -> None:
-        """Whether this lease was committed nobody has told us."""
+        """Record a claim whose COMMIT result is unknown."""
         with self._lock:
             self._claims[lease.id] = _UnconfirmedClaim(lease, time.monotonic())
 
     def pending(self, *, unchecked: bool = False) -> bool:
-        """Whether there may be such a lease.
+        """Whether any claim is unconfirmed.
 
         Args:
-            unchecked: one for which the database was not asked yet.
+            unchecked: count only claims that were never looked up in the database.
         """
         with self._lock:
             return any(not (unchecked and claim.checked) for claim in self._claims.values())
 
     def release(self, conn: psycopg.Connection[Any]) -> None:
-        """Give back those that are there, with no attempt spent.
+        """Release the claims that were committed, with no attempt spent.
 
-        A COMMIT may still be on its way through a network that holds it up: what is not there is asked
-        for again until its lease would have run out.
+        A COMMIT may still be in transit on a slow network: a lease that does not exist is looked up
+        again until it would have expired.
 
         Args:
-            conn: a connection in no transaction; each lease is a transaction of its own.
+            conn: a connection in no transaction; each lease is released in its own.
 
         Raises:
-            psycopg.Error: the database is away.
+            psycopg.Error: the database is unavailable.
         """
         with self._lock:
             claims = list(self._claims.items())
         for token, claim in claims:
-            run_out = time.monotonic() > claim.since + self._lease_s
-            found = _release_unconfirmed(conn, claim.lease)
+            expired = time.monotonic() > claim.since + self._lease_s
+            released = _release_one(conn, claim.lease)
             with self._lock:
                 claim.checked = True
-                if found or (run_out and found is not None):
+                if released or (expired and released is not None):
                     self._claims.pop(token, None)
 
 
-def _release_unconfirmed(conn: psycopg.Connection[Any], lease: Lease) -> bool | None:
-    """Whether there was anything to undo; None where somebody's open transaction hides it."""
+def _release_one(conn: psycopg.Connection[Any], lease: Lease) -> bool | None:
+    """Whether the lease was found and released; None if another transaction locks its jobs."""
     jobs = [job.id for job in lease.jobs]
     try:
         with conn.transaction():

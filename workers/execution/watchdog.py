@@ -1,7 +1,6 @@
-"""Ends a worker that is alive but idle beside work; its supervisor starts it again.
+"""Watchdog: ends a worker that is alive but idle beside runnable jobs; its supervisor restarts it.
 
-Threads can die or wait for each other in ways that nobody foresaw. This one knows nothing of the others
-but when they last did something.
+It detects dead and deadlocked threads by the times of their last poll and progress alone.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
 CHECKS_PER_TIMEOUT: Final = 4
-"""How often it looks within the time that it is patient for."""
+"""Checks within one `stall_timeout_s`."""
 HARD_TIMEOUT_FACTOR: Final = 3
-"""Times its patience, after which a thread that has not moved is taken for dead."""
+"""Multiple of `stall_timeout_s` after which a thread without a round or poll counts as dead."""
 
 
 class StallWatchdog:
-    """Watches one worker.
+    """Watches one worker process.
 
     Args:
-        connect: makes a connection that commits by itself.
-        lanes: those the worker serves.
-        kinds: those it has handlers for.
-        heart: its heartbeat, which knows whether it holds anything.
-        patience_s: how long work may lie there untouched by an idle worker.
+        connect: opens an autocommit connection.
+        lanes: of the worker.
+        kinds: that it has handlers for.
+        heartbeat: the worker's; it has the leases that the worker holds.
+        stall_timeout_s: how long a runnable job may wait beside an idle worker.
         end: ends the process.
     """
 
@@ -60,23 +59,23 @@ class StallWatchdog:
         self._stop = threading.Event()
         self._polled_at = self._progressed_at = time.monotonic()
         self._runnable_since: dict[UUID, float] = {}
-        self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start the thread."""
         self._polled_at = self._progressed_at = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
-        """The worker is to end: nobody is to blame for idleness any more."""
+        """End the thread: a draining worker is idle by design."""
         self._stop.set()
 
     def record_poll(self) -> None:
-        """The worker has just looked for work, whatever it found."""
+        """Record that the worker has just polled for work."""
         self._polled_at = time.monotonic()
 
     def record_progress(self) -> None:
-        """The worker has just taken work, or done with it."""
+        """Record that the worker has just begun or ended a batch."""
         self._progressed_at = time.monotonic()
 
     def _run(self) -> None:
@@ -84,7 +83,7 @@ class StallWatchdog:
         while not self._stop.wait(self._stall_timeout_s / CHECKS_PER_TIMEOUT):
             self.check_threads()
             if self._heartbeat.held_leases():
-                # A batch that never ends is the watchdog's in `heartbeat`.
+                # A batch that does not end is ended by the heartbeat.
                 self._runnable_since.clear()
                 continue
             try:
@@ -93,7 +92,7 @@ class StallWatchdog:
                 with deadline(conn, self._stall_timeout_s):
                     self.check(conn)
             except psycopg.Error:
-                # A database that is away has no work to show.
+                # Without the database no runnable job is known.
                 self._runnable_since.clear()
                 if conn is not None:
                     conn.close()
@@ -102,27 +101,27 @@ class StallWatchdog:
             conn.close()
 
     def check_threads(self) -> None:
-        """End the process if a thread that it cannot do without has not moved for long."""
+        """End the process if its heartbeat or its fetch threads have stopped."""
         limit = time.monotonic() - HARD_TIMEOUT_FACTOR * self._stall_timeout_s
         if self._heartbeat.last_round_at < limit:
-            self._end_process("its heartbeat stands still")
+            self._end_process("the heartbeat has stopped")
         elif (
             not self._heartbeat.held_leases() and max(self._polled_at, self._progressed_at) < limit
         ):
-            self._end_process("nobody in it looks for work")
+            self._end_process("no thread polls")
 
     def check(self, conn: Connection) -> None:
-        """End the process if the same job has been runnable for too long while it did nothing."""
+        """End the process if one job has been runnable for too long while the worker was idle."""
         now = time.monotonic()
-        found = {row[0] for row in claimable_heads(conn, self._lanes, self._kinds)}
-        self._runnable_since = {job: self._runnable_since.get(job, now) for job in found}
+        jobs = {row[0] for row in claimable_heads(conn, self._lanes, self._kinds)}
+        self._runnable_since = {job: self._runnable_since.get(job, now) for job in jobs}
         oldest = min(self._runnable_since.values(), default=now)
         if (
             not self._heartbeat.held_leases()
             and max(oldest, self._progressed_at) <= now - self._stall_timeout_s
         ):
-            self._end_process("jobs lie there, and it takes none")
+            self._end_process("it claims no runnable job")
 
-    def _end_process(self, why: str) -> None:
-        log.critical("this worker is alive but idle (%s); it ends itself", why)
+    def _end_process(self, reason: str) -> None:
+        log.critical("this worker is stalled (%s); ending the process", reason)
         self._end(OVERRUN_EXIT_CODE)

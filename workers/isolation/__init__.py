@@ -1,1 +1,1 @@
-"""Isolation of private workers: checks before start and the network guard."""
+"""Isolation of workers: preflight checks, network guard, temporary directory."""

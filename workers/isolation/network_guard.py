@@ -1,11 +1,11 @@
-"""Connections that this process may open, watched by the interpreter itself.
+"""Network guard: an audit hook that refuses external connections of this process.
 
-Python tells an audit hook of every connection before it is opened, whichever library opens it, and a
-hook cannot be removed. So a private worker cannot be made to call elsewhere by a library's telemetry, a
-model hub, a setting or a proxy; and a cloud worker cannot but by a request that is on record.
+Python calls an audit hook before every connection, whichever library opens it, and a hook cannot be
+removed. A library's telemetry, a model hub, a setting or a proxy cannot make a private worker connect
+elsewhere; a cloud worker can connect elsewhere only for a recorded request.
 
-Not seen are connections that compiled code opens by itself (Postgres's client library does), and child
-processes. That is what the network of its own in compose.yaml is for.
+The hook does not see connections of compiled code, such as Postgres's client library, and of child
+processes. The internal networks in compose.yaml block those.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 
 
 class ExternalConnectionBlocked(PermissionError):
-    """A connection to outside our own network was refused in this process."""
+    """An external connection was refused in this process."""
 
 
 def block_external_connections(
     servers: Sequence[str], allowed: Iterable[Network] = (), *, cloud: bool = False
 ) -> None:
-    """From now on open no connection but to local addresses and the servers named.
+    """Refuse all connections from now on but those to local addresses and some servers.
 
     Args:
         servers: URLs of the database and the broker.
         allowed: networks that count as local besides the loopback interface.
-        cloud: elsewhere, too, while a request that is on record is being sent.
+        cloud: also allow any address while a recorded request is being sent.
     """
-    known = frozenset(host for url in servers if (host := urlsplit(url).hostname))
+    hosts = frozenset(host for url in servers if (host := urlsplit(url).hostname))
     networks = tuple(allowed)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event not in EVENTS or args[0].family not in FAMILIES:
             return
-        if args[1] is None or _is_allowed(str(args[1][0]), known, networks):
+        if args[1] is None or _is_allowed(str(args[1][0]), hosts, networks):
             return
         if cloud and egress.sending():
             return
-        log.error("a connection to outside was about to be opened: refused")
+        log.error("external connection refused")
         raise ExternalConnectionBlocked
 
     sys.addaudithook(hook)
 
 
-def _is_allowed(host: str, known: frozenset[str], networks: tuple[Network, ...]) -> bool:
-    if is_local(host, networks) or host in known:
+def _is_allowed(host: str, hosts: frozenset[str], networks: tuple[Network, ...]) -> bool:
+    if is_local(host, networks) or host in hosts:
         return True
-    # The broker, by what its name leads to just now.
-    return any(host in _lookup(name) for name in known)
+    # A server's address, by the present answer of the name service.
+    return any(host in _lookup(name) for name in hosts)
 
 
 def _lookup(name: str) -> set[str]:

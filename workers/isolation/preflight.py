@@ -1,4 +1,4 @@
-"""What a private worker looks at before it starts: nothing in it may lead to a cloud."""
+"""Preflight of a private worker: no cloud credentials, no cloud backends, no core dumps."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ CLOUD_VARIABLE_PREFIXES: Final = (
     "MISTRAL", "NVIDIA", "OLLAMA", "OPENAI", "OPENROUTER", "PERPLEXITY", "REPLICATE", "SAGEMAKER",
     "TOGETHER", "VERTEX", "VOYAGE", "WANDB", "WATSONX", "XAI",
 )  # fmt: skip
-"""Beginnings of the variables from which these providers' own libraries take their credentials."""
+"""Prefixes of the variables from which the providers' libraries take credentials."""
 _SECRET = re.compile(
     r".*(API_?KEY|ACCESS_?KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS?|CONNECTION_STRING|SESSION)(_.*)?"
 )
 _CLOUD_SECRET = re.compile(rf"({'|'.join(CLOUD_VARIABLE_PREFIXES)})_{_SECRET.pattern}")
 _ANY_KEY = re.compile(r".*_API_?(KEY|TOKEN)(_.*)?")
-"""What looks like a provider's key, of whichever provider."""
+"""Form of any provider's key variable."""
 OTHER_CLOUD_VARIABLES: Final = frozenset(
     {"CO_API_KEY", "AWS_PROFILE", "AWS_ROLE_ARN", "GOOGLE_CLOUD_KEYFILE_JSON"}
 )
+PR_SET_DUMPABLE: Final = 4
+"""prctl(2): if it is 0, the kernel writes no core, and only root can read /proc/PID/mem and environ."""
 
 
 class PrivacyPreflightError(SystemExit):
@@ -36,7 +38,7 @@ class PrivacyPreflightError(SystemExit):
 
 
 def cloud_credentials(environment: Iterable[str]) -> list[str]:
-    """The names among an environment's that stand for credentials of a cloud."""
+    """The variable names that stand for credentials of a cloud."""
     return sorted(
         name
         for name in environment
@@ -56,16 +58,16 @@ def check_private_worker(
     keys: Collection[str],
     allowed: Iterable[Network] = (),
 ) -> None:
-    """See that a private worker has nothing in it that leads to a cloud.
+    """Check that a private worker has no access to a cloud.
 
     Args:
         environment: the process's.
-        catalogue: the backends that are enabled in it, and no others, with their URLs.
-        keys: backends that it was given API keys of.
+        catalogue: of the enabled backends alone, with their URLs.
+        keys: names of the backends of which it has API keys.
         allowed: networks that count as local besides the loopback interface.
 
     Raises:
-        WallBreached: it has; the message names it, and what to do.
+        PrivacyPreflightError: it has; the message names each access, and how to remove it.
     """
     faults = list(_faults(environment, catalogue, keys, tuple(allowed)))
     if faults:
@@ -78,8 +80,8 @@ def _faults(
     keys: Collection[str],
     allowed: tuple[Network, ...],
 ) -> Iterator[str]:
-    if named := cloud_credentials(environment):
-        yield f"its environment has a cloud's credentials, unset {', '.join(named)}"
+    if names := cloud_credentials(environment):
+        yield f"its environment has a cloud's credentials, unset {', '.join(names)}"
     for backend in catalogue.backends:
         if backend.locality != "local":
             yield f"the cloud backend {backend.name} is enabled, take it out of VESTRY_BACKENDS"
@@ -91,19 +93,13 @@ def _faults(
             yield f"backend {backend.name}: {error}"
     local = {backend.name for backend in catalogue.backends if backend.locality == "local"}
     for name in sorted(set(keys) - local):
-        yield f"it was given a key of {name}, take it out of VESTRY_BACKEND_KEYS"
-
-
-# What a process must not leave behind of its memory: no core dump, no look into it by others.
-
-PR_SET_DUMPABLE: Final = 4
-"""prctl(2): without it the kernel writes no core, and /proc/PID/mem and environ are root's alone."""
+        yield f"it has a key of {name}, take it out of VESTRY_BACKEND_KEYS"
 
 
 def disable_core_dumps() -> None:
-    """Have this process, and what it starts, write no core dump; on Linux, let nobody attach to it.
+    """Disable core dumps of this process and its children; on Linux, also debuggers of its account.
 
-    Children that run another program may be attached to again, by their own account.
+    A child that runs another program can be debugged by its account again.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":

@@ -1,1 +1,1 @@
-"""Model servers: which are configured, which answer, what `vestry models` shows."""
+"""Model servers: plan of a stack's servers, inventory of models, `vestry models`, doctor checks."""

@@ -1,4 +1,4 @@
-"""`vestry models`: the catalogue and what of it is at hand; pulling a model through Ollama."""
+"""`vestry models list` and `pull`: the catalogue with the state of each model; Ollama downloads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vestry.cli.output import Output, table
 from workers.home import default_home
 from workers.model_servers.inventory import (
     InventoryError,
-    ModelInventory,
+    Memory,
     ModelState,
     load_settings,
     probe_all,
@@ -31,37 +31,39 @@ from workers.model_servers.plan import DEFAULT_OLLAMA_URL
 GB = 1_000_000_000
 RUNTIME = "ollama_http"
 PULL_S = 3600.0
-"""Between two words of an Ollama that fetches; it may also check what it has fetched."""
+"""Longest pause between two progress reports of Ollama, which also verifies a download in between."""
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the `vestry` command line."""
-    models = typer.Typer(help="The catalogue's models: what is at hand, and getting more.")
+    models = typer.Typer(
+        help="The catalogue's models: which can be used, and how to get the others."
+    )
     models.command("list")(list_models)
     models.command("pull")(pull)
     app.add_typer(models, name="models", rich_help_panel="Workers", no_args_is_help=True)
 
 
 def list_models(as_json: JsonOption = False) -> None:
-    """List the catalogue: what serves each model, and whether it answers, has it, and has room."""
+    """List the catalogue: whether each model's backend is reachable and has it, and its memory."""
     output = Output(as_json=as_json)
     try:
-        found = probe_all(*load_settings(), running_stack(default_home()))
+        inventory = probe_all(*load_settings(), running_stack(default_home()))
     except InventoryError as error:
         raise CommandError("catalogue", str(error)) from None
-    rows = [_row(model) for model in found.models]
+    memory, rows = inventory.memory, [_row(model) for model in inventory.models]
     document = {
         "models": rows,
-        "memory": {"of": found.memory.of, "total": found.memory.total, "free": found.memory.free},
+        "memory": {"of": memory.of, "total": memory.total, "free": memory.free},
     }
-    output.emit(document, lambda console: _show(console, found, rows))
+    output.emit(document, lambda console: _show(console, memory, rows))
 
 
 def pull(
     name: Annotated[str, typer.Argument(help="A model of the catalogue that Ollama serves.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Have Ollama fetch a model of the catalogue."""
+    """Download a model of the catalogue through Ollama."""
     output = Output(as_json=as_json)
     try:
         settings, catalogue = load_settings()
@@ -69,32 +71,32 @@ def pull(
         raise CommandError("catalogue", str(error)) from None
     model = next((entry for entry in catalogue.models if entry.name == name), None)
     if model is None:
-        there = ", ".join(entry.name for entry in catalogue.models)
-        raise CommandError("unknown_model", f"The catalogue has no model {name}; it has: {there}.")
+        names = ", ".join(entry.name for entry in catalogue.models)
+        raise CommandError("unknown_model", f"The catalogue has no model {name}; it has: {names}.")
     backend = catalogue.backend(model.backend)
     if backend.runtime != RUNTIME:
         get = f"; to get it: {model.get}" if model.get else ""
         raise CommandError("not_pulled", f"{name} is not pulled: {backend.name} serves it{get}.")
-    found = running_stack(default_home()).get("backends", {})
+    running = running_stack(default_home()).get("backends", {})
     url = (
         settings.backends.get(backend.name)
-        or found.get(backend.name)
+        or running.get(backend.name)
         or backend.url
         or DEFAULT_OLLAMA_URL
     )
-    told = backend.model_copy(update={"url": url, "timeout_s": PULL_S})
-    made = connect(configuration({}, {})(told))
+    entry = backend.model_copy(update={"url": url, "timeout_s": PULL_S})
+    server = connect(configuration({}, {})(entry))
     try:
-        _pull(made.pull(model), model, output)
+        _pull(server.pull(model), model, output)
     except InferenceError as error:
         missing = isinstance(error, ModelMissing)
         code = ExitCode.USAGE if missing else ExitCode.UNAVAILABLE
         raise CommandError(error.code, f"{name} was not pulled from {url}: {error}", code) from None
     finally:
-        made.close()
+        server.close()
     output.emit(
         {"model": name, "pulled": True, "from": url},
-        lambda console: console.print(Text(f"{name} is there.")),
+        lambda console: console.print(Text(f"{name} is downloaded.")),
     )
 
 
@@ -137,8 +139,8 @@ def _row(model: ModelState) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, found: ModelInventory, rows: list[dict[str, Any]]) -> None:
-    shown = [
+def _show(console: Console, memory: Memory, rows: list[dict[str, Any]]) -> None:
+    cells = [
         (
             row["name"],
             f"{row['backend']} ({row['locality']})",
@@ -149,22 +151,21 @@ def _show(console: Console, found: ModelInventory, rows: list[dict[str, Any]]) -
         )
         for row in rows
     ]
-    console.print(table(("model", "served by", "kinds", "#memory", "fits", "state"), shown))
-    room = found.memory
-    memory = f"Memory of the {room.of}: {room.total / GB:.1f} GB, {room.free / GB:.1f} GB free."
-    console.print(Text(f"\n{memory}"))
-    wanting = [row for row in rows if row["get"] and not row["ready"]]
-    if wanting:
+    console.print(table(("model", "served by", "kinds", "#memory", "fits", "state"), cells))
+    total, free = f"{memory.total / GB:.1f} GB", f"{memory.free / GB:.1f} GB free"
+    console.print(Text(f"\nMemory of the {memory.of}: {total}, {free}."))
+    available = [row for row in rows if row["get"] and not row["ready"]]
+    if available:
         console.print(Text("To get the others:"))
-    for row in wanting:
+    for row in available:
         console.print(Text(f"  {row['name']}: {row['get']}"))
 
 
 def _state(row: dict[str, Any]) -> str:
     if not row["enabled"]:
-        return "not in use"
+        return "not enabled"
     if not row["reachable"]:
-        return "away"
+        return "unreachable"
     if row["present"] is False:
-        return "not there"
+        return "not downloaded"
     return "ready" if row["ready"] else "too large"

@@ -1,4 +1,4 @@
-"""What `vestry doctor` tells of models: which can be used, which fit, and how to get the others."""
+"""Checks of `vestry doctor` on model servers and models: reachable, present, large enough memory."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ GB = 1_000_000_000
 
 
 def checks() -> Iterator[Check]:
-    """The catalogue, each backend that is in use, and each model."""
+    """Check the catalogue, each enabled backend and each model."""
     try:
-        found = probe_all(*load_settings(), running_stack(default_home()))
+        inventory = probe_all(*load_settings(), running_stack(default_home()))
     except InventoryError as error:
         yield Check("catalogue", False, str(error))
         return
-    yield from checks_for(found)
+    yield from checks_for(inventory)
 
 
-def checks_for(found: ModelInventory) -> Iterator[Check]:
-    """Not content only where what somebody asked for cannot work."""
-    for backend in found.backends:
+def checks_for(inventory: ModelInventory) -> Iterator[Check]:
+    """Checks of an inventory; only a backend or model that was configured and cannot work fails."""
+    for backend in inventory.backends:
         if backend.enabled:
-            yield _backend(backend, [m for m in found.models if m.backend is backend])
-    for model in found.models:
-        yield _model(model, found.memory)
+            yield _backend(backend, [m for m in inventory.models if m.backend is backend])
+    for model in inventory.models:
+        yield _model(model, inventory.memory)
 
 
 def _backend(backend: BackendState, models: list[ModelState]) -> Check:
@@ -44,30 +44,30 @@ def _backend(backend: BackendState, models: list[ModelState]) -> Check:
     where = f"{backend.entry.url} " if backend.entry.url else ""
     detail = backend.probe.detail if backend.probe else ""
     if not backend.reachable:
-        return Check(name, not backend.asked_for, f"{where}{detail}")
+        return Check(name, not backend.configured, f"{where}{detail}")
     if models and all(model.present is False for model in models):
         return Check(
-            name, not backend.asked_for, f"{where}answers, and has none of the catalogue's models"
+            name, not backend.configured, f"{where}answers, and has none of the catalogue's models"
         )
     return Check(name, True, f"{where}{detail}")
 
 
-def _model(model: ModelState, room: Memory) -> Check:
+def _model(model: ModelState, memory: Memory) -> Check:
     name = f"model {model.entry.name}"
     size = "" if model.needs is None else f"; about {model.needs / GB:.1f} GB"
     if model.fits is False:
-        # What is not here bothers nobody; what is here, and does not fit, will fail.
-        larger = f"larger than the {room.of}'s {room.total / GB:.1f} GB"
+        # A model that is absent fails no check; one that is present and does not fit does.
+        larger = f"larger than the {memory.of}'s {memory.total / GB:.1f} GB"
         return Check(name, not (model.present and model.backend.enabled), f"{larger}{size}")
-    if model.fits and model.needs is not None and model.needs > room.free:
-        size += f", and {room.free / GB:.1f} GB are free now"
+    if model.fits and model.needs is not None and model.needs > memory.free:
+        size += f", and {memory.free / GB:.1f} GB are free now"
     where = f"on {model.backend.entry.name}"
     if model.ready:
         return Check(name, True, f"{where}{size}")
     if not model.backend.enabled:
-        state = f"{where}, which is not in use"
+        state = f"{where}, which is not enabled"
     elif not model.backend.reachable:
-        state = f"{where}, which cannot be used"
+        state = f"{where}, which is unreachable"
     else:
         state = f"not {where}"
     get = f"; to get it: {model.entry.get}" if model.entry.get else ""

@@ -1,4 +1,4 @@
-"""The whole stack in the background: started, looked at and ended from another process."""
+"""The stack in the background: started, inspected and stopped from another process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.stack.settings import inherited_environment
 from workers.stack.supervisor import StartError, end_orphans
 
 STOP_TIMEOUT_S = 150.0
-"""More than a drain takes whose every stage has to be ended by force."""
+"""Longer than a drain in which every stage is ended by force."""
 
 
 @dataclass(slots=True)
@@ -31,24 +31,24 @@ class BackgroundStack:
 
     @property
     def client(self) -> dict[str, Any]:
-        """What clients need: `database_url`, `keyring`, `flower`, `supervisor_pid`."""
+        """The client file: `database_url`, `keyring`, `flower`, `supervisor_pid`, …."""
         return read_json(Home(self.home).client)
 
     def state(self) -> dict[str, Any]:
-        """`ready`, and the processes with name, pid, state, restarts, lanes, address, log."""
+        """The state file: `ready`, each process's name, pid, state, restarts, lanes, address, log."""
         return read_json(Home(self.home).state)
 
     def pid(self, name: str) -> int | None:
-        """The id of a process now, by its name (`postgres`, `private-bulk-gpu`, …)."""
-        found = [p["pid"] for p in self.state().get("processes", []) if p["name"] == name]
-        return found[0] if found else None
+        """The present id of a process, by its name (`postgres`, `private-bulk-gpu`, …)."""
+        pids = [p["pid"] for p in self.state().get("processes", []) if p["name"] == name]
+        return pids[0] if pids else None
 
     def running(self) -> bool:
         """Whether its supervisor runs."""
         return self.supervisor.alive()
 
     def stop(self) -> None:
-        """Drain it, and return once nothing of it is left. Safe to repeat.
+        """Drain it, and return once all of its processes have ended. Safe to repeat.
 
         Raises:
             TimeoutError: it did not end within STOP_TIMEOUT_S.
@@ -58,7 +58,7 @@ class BackgroundStack:
         until = time.monotonic() + STOP_TIMEOUT_S
         while self.running():
             if time.monotonic() > until:
-                raise TimeoutError(f"process {self.supervisor.pid} does not end")
+                raise TimeoutError(f"the supervisor (pid {self.supervisor.pid}) has not ended")
             time.sleep(0.05)
         if self.process is not None:
             self.process.wait()
@@ -79,27 +79,30 @@ def start_background(
     only: Sequence[str] = (),
     timeout_s: float = 300.0,
 ) -> BackgroundStack:
-    """Run the whole stack in the background, and return once every process is ready.
+    """Start the stack in the background, and return once every process is ready.
 
     Args:
-        home: its private directory; VESTRY_HOME or `.vestry/` by default.
-        settings: `VESTRY_*` settings of every child, over those of the environment.
+        home: its data directory; VESTRY_HOME or `.vestry/` by default.
+        settings: `VESTRY_*` settings of every process, over those of the environment.
         flower: whether to run Flower.
         only: names of the processes to run besides the servers; empty means all.
         timeout_s: for all processes to be ready.
 
     Raises:
-        StartError: it did not start; nothing of it is left. The message is one line.
+        StartError: it did not start, and its processes have ended. The message is one line.
     """
-    place = Home(home or default_home())
-    place.create()
-    argv = [sys.executable, "-m", "workers.stack.commands", "up", "--home", str(place.path)]
+    directory = Home(home or default_home())
+    directory.create()
+    argv = [sys.executable, "-m", "workers.stack.commands", "up", "--home", str(directory.path)]
     argv += ["--flower" if flower else "--no-flower", "--timeout", str(timeout_s)]
     argv += [part for name in only for part in ("--only", name)]
     argv += [part for pair in (settings or {}).items() for part in ("--set", "=".join(pair))]
-    path = place.logs / "supervisor.log"
+    path = directory.logs / "supervisor.log"
     path.unlink(missing_ok=True)
-    environment = base_environment() | inherited_environment()
+    try:
+        environment = base_environment() | inherited_environment()
+    except ValueError as error:
+        raise StartError(str(error)) from None
     with open_log(path) as log:
         process = subprocess.Popen(
             argv,
@@ -111,45 +114,45 @@ def start_background(
             start_new_session=True,
         )
     try:
-        supervisor = _await_ready(process, place)
+        supervisor = _await_ready(process, directory)
     except BaseException:
         process.terminate()
         process.wait(STOP_TIMEOUT_S)
         raise
-    return BackgroundStack(place.path, supervisor, process)
+    return BackgroundStack(directory.path, supervisor, process)
 
 
 def running_in(home: Path) -> BackgroundStack | None:
-    """The stack that runs in a home, whoever started it and however."""
+    """The stack that runs in a home, in the foreground or background."""
     recorded = read_json(Home(home).state).get("supervisor")
     if not recorded:
         return None
-    found = BackgroundStack(home, Identity(**recorded))
-    return found if found.running() else None
+    stack = BackgroundStack(home, Identity(**recorded))
+    return stack if stack.running() else None
 
 
 def sweep(home: Path) -> int:
-    """End what a killed supervisor left running in a home where none runs.
+    """End the processes that a killed supervisor left running in a home.
 
     Returns:
-        How many processes there were.
+        The number of those processes; 0 if a supervisor runs.
     """
-    place = Home(home)
-    if not place.run.is_dir():
+    directory = Home(home)
+    if not directory.run.is_dir():
         return 0
     try:
-        place.lock()
+        directory.lock()
     except HomeInUseError:
         return 0
     try:
-        place.client.unlink(missing_ok=True)
-        return end_orphans(place)
+        directory.client.unlink(missing_ok=True)
+        return end_orphans(directory)
     finally:
-        place.unlock()
+        directory.unlock()
 
 
 def _await_ready(process: subprocess.Popen[bytes], home: Home) -> Identity:
-    # The supervisor itself keeps the time; it ends with an error when that is over.
+    # The supervisor enforces the timeout itself, and ends with an error.
     while process.poll() is None:
         state = read_json(home.state)
         recorded = state.get("supervisor") or {}
@@ -157,5 +160,5 @@ def _await_ready(process: subprocess.Popen[bytes], home: Home) -> Identity:
             return Identity(**recorded)
         time.sleep(0.05)
     text = (home.logs / "supervisor.log").read_text(encoding="utf-8", errors="replace")
-    last = (text.strip().splitlines() or ["it ended without a word"])[-1]
+    last = (text.strip().splitlines() or ["the supervisor ended without a message"])[-1]
     raise StartError(last.removeprefix("Error: "))

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from vestry.cli.errors import CommandError, ExitCode, explain
 from vestry.cli.output import Output, table
+from workers.environment import parse_pair
 from workers.home import Home, HomeInUseError, default_home
 from workers.stack.background import BackgroundStack, running_in, start_background, sweep
 from workers.stack.dev_stack import ensure_keyring, prepare_database
@@ -24,7 +25,7 @@ __all__ = ["BackgroundStack", "register", "start_background"]
 
 HomeOption = Annotated[
     Path | None,
-    typer.Option("--home", help="Private directory; VESTRY_HOME or .vestry/ by default."),
+    typer.Option("--home", help="Data directory; VESTRY_HOME or .vestry/ by default."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -55,7 +56,7 @@ def up(
         typer.Option(
             "--ollama",
             metavar="auto|off|URL",
-            help="An Ollama to use; auto looks for one at its usual place. VESTRY_OLLAMA too.",
+            help="Ollama server to use; auto probes its default URL. Also VESTRY_OLLAMA.",
         ),
     ] = None,
     timeout: Annotated[
@@ -65,34 +66,38 @@ def up(
 ) -> None:
     """Run Postgres, Valkey, dispatcher, workers and Flower; Ctrl-C drains."""
     output = Output(as_json=as_json)
-    place = Home(home or default_home())
-    chosen = _settings(settings or []) | ({"VESTRY_OLLAMA": ollama} if ollama else {})
-    options = StackOptions(chosen, flower, tuple(only or ()))
+    directory = Home(home or default_home())
+    values = _settings(settings or []) | ({"VESTRY_OLLAMA": ollama} if ollama else {})
+    options = StackOptions(values, flower, tuple(only or ()))
     if detach:
         try:
-            started = start_background(
-                place.path, options.settings, flower=flower, only=options.only, timeout_s=timeout
+            stack = start_background(
+                directory.path,
+                options.settings,
+                flower=flower,
+                only=options.only,
+                timeout_s=timeout,
             )
         except StartError as error:
             raise CommandError("not_started", str(error), ExitCode.UNAVAILABLE) from None
-        _tell_orphans(output)
-        state = started.state()
-        output.emit(_document(state, started.client), lambda c: _show(c, state, started.client))
+        report_orphans(output)
+        state = stack.state()
+        output.emit(_document(state, stack.client), lambda c: _show(c, state, stack.client))
     else:
-        _foreground(place, options, timeout, output)
+        _foreground(directory, options, timeout, output)
 
 
 def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Drain and end the stack that runs in a home."""
+    """Drain and stop the stack that runs in a home."""
     output = Output(as_json=as_json)
-    place = (home or default_home()).resolve()
-    running = running_in(place)
+    directory = (home or default_home()).resolve()
+    running = running_in(directory)
     if running is not None:
         running.stop()
-    swept = sweep(place)
+    swept = sweep(directory)
     stopped = running is not None or swept > 0
-    message = f"Stopped {place}." if stopped else f"Nothing runs in {place}."
-    output.emit({"stopped": stopped, "home": str(place)}, lambda c: c.print(Text(message)))
+    message = f"Stopped {directory}." if stopped else f"Nothing runs in {directory}."
+    output.emit({"stopped": stopped, "home": str(directory)}, lambda c: c.print(Text(message)))
 
 
 def _foreground(home: Home, options: StackOptions, timeout: float, output: Output) -> None:
@@ -113,7 +118,7 @@ def _foreground(home: Home, options: StackOptions, timeout: float, output: Outpu
             prepare_database(stack.postgres)
             ensure_keyring(home)
         except Exception as error:
-            # Whatever it was, the start is over; migrations carry no content.
+            # Any error ends the start; errors of migrations have no content.
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise StartError(f"the database could not be prepared: {reason[0]}") from error
         stack.write_client_file()
@@ -124,10 +129,10 @@ def _foreground(home: Home, options: StackOptions, timeout: float, output: Outpu
         prepare_stage=prepare,
         watch=stack.keys.refresh,
         isolation=stack.accounts.why_not,
-        tell=output.note,
+        notify=output.note,
     )
     supervisor.catch_signals()
-    _tell_orphans(output)
+    report_orphans(output)
     for note in stack.models.notes:
         output.note(f"{note}.")
     output.note(f"Starting in {home.path} …")
@@ -147,19 +152,20 @@ def _foreground(home: Home, options: StackOptions, timeout: float, output: Outpu
         home.unlock()
 
 
-def _tell_orphans(output: Output) -> None:
-    for place, home in orphans().items():
+def report_orphans(output: Output) -> None:
+    """Note the server directories whose home no longer exists."""
+    for directory, home in orphans().items():
         output.note(
-            f"{place} holds the data of a home that was at {home} and is gone: "
-            "remove it, unless that home comes back."
+            f"{directory} has the data of the home {home}, which does not exist: "
+            "remove it, unless that home will be restored."
         )
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
     settings = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.startswith("VESTRY_"):
+        name, value = parse_pair(pair)
+        if value is None or not name.startswith("VESTRY_"):
             raise CommandError("usage", f"--set takes VESTRY_NAME=VALUE, not {pair!r}")
         settings[name] = value
     try:
@@ -170,7 +176,7 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 
 def _document(state: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
-    """What `--json` prints: no password in it."""
+    """The document of `--json`, without passwords."""
     processes = [
         {key: value for key, value in process.items() if key != "identity"}
         for process in state["processes"]
@@ -199,12 +205,12 @@ def _show(console: Console, state: dict[str, Any], client: dict[str, Any]) -> No
         where = f"{flower['url']}  user {FLOWER_USER}, password in {flower['password_file']}"
         lines.append(Text(f"Flower, {name}: {where}"))
     lines += [Text(f"Models: {note}") for note in client["models"]["notes"]]
-    lines.append(Text(f"Logs: {Path(state['home']) / 'logs'}    To end: Ctrl-C, or `vestry down`"))
+    lines.append(Text(f"Logs: {Path(state['home']) / 'logs'}    To stop: Ctrl-C, or `vestry down`"))
     console.print(Group(*lines))
 
 
 def main() -> int:
-    """These commands without the rest of the command line: `python -m workers.stack.commands up`."""
+    """Run these two commands alone: `python -m workers.stack.commands up`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     register(app)
     try:

@@ -1,13 +1,12 @@
-"""`python -m workers.stack.compose_secrets DIRECTORY`: the secrets that compose.yaml mounts, made once.
+"""`python -m workers.stack.compose_secrets DIRECTORY`: creates the secrets that compose.yaml mounts.
 
-One 0600 file each, random; files that are there already stay as they are. Back up `keyring.json`
-apart from the database: without it private content cannot be opened.
+One 0600 file each, random; existing files are kept. Back up `keyring.json` separately from the
+database: without it private content cannot be opened.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import secrets
 import sys
@@ -18,7 +17,7 @@ from models.bootstrap import ROLES
 from vestry.crypto.keyring import KeyRing
 from workers.home import write_private
 from workers.stack.processes import FLOWER_USER
-from workers.stack.valkey import PRIVACIES, USERS, _rules
+from workers.stack.valkey import PRIVACIES, USERS, acl_file, permissions
 
 SUPERUSER_FILE = "postgres"
 ACL_FILE = "users.acl"
@@ -34,14 +33,23 @@ PASSWORD_FILES = (
 )
 
 UNPRIVILEGED = 10_001
-"""The account in the containers when root makes the files; otherwise it is whoever makes them."""
+"""Account of the containers when root creates the files; otherwise it is the creator's own."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Create the files and print the command that starts the containers."""
+    parser = argparse.ArgumentParser(description="Create the secrets that compose.yaml mounts.")
+    parser.add_argument("directory", type=Path)
+    directory = parser.parse_args(arguments).directory
+    make(directory)
+    sys.stdout.write(f"docker compose --env-file {directory / ENVIRONMENT_FILE} up --build\n")
 
 
 def make(directory: Path) -> tuple[int, int]:
-    """Make what is missing in `directory`.
+    """Create the secrets that are missing in a directory.
 
     Returns:
-        User and group id that the containers must run as to read the files.
+        User and group id under which the containers can read the files.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in PASSWORD_FILES:
@@ -49,10 +57,12 @@ def make(directory: Path) -> tuple[int, int]:
             write_private(directory / name, secrets.token_urlsafe(32))
     if not (directory / KEYRING_FILE).exists():
         KeyRing.generate(directory / KEYRING_FILE)
-    write_private(directory / ACL_FILE, _acl(directory))
+    passwords = {user: (directory / f"valkey_{user}").read_text(encoding="utf-8") for user in USERS}
+    acl = acl_file(passwords, {user: permissions(user) for user in USERS})
+    write_private(directory / ACL_FILE, acl)
     for privacy in PRIVACIES:
         password = (directory / f"flower_{privacy}").read_text(encoding="utf-8")
-        write_private(directory / f"flower_{privacy}.py", _flower(password))
+        write_private(directory / f"flower_{privacy}.py", _flower_config(password))
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         uid = gid = UNPRIVILEGED
@@ -67,30 +77,12 @@ def make(directory: Path) -> tuple[int, int]:
     return uid, gid
 
 
-def _acl(directory: Path) -> str:
-    """Valkey's users, as the embedded broker has them; passwords as digests."""
-    lines = ["user default off resetkeys resetchannels -@all"]
-    for user in USERS:
-        password = (directory / f"valkey_{user}").read_bytes()
-        lines.append(f"user {user} on #{hashlib.sha256(password).hexdigest()} {_rules(user)}")
-    return "\n".join(lines) + "\n"
-
-
-def _flower(password: str) -> str:
-    """Flower's configuration: a file, since its arguments are for everybody to see."""
+def _flower_config(password: str) -> str:
+    """Flower's configuration file: as an argument, the password would be visible to every account."""
     return (
         f"basic_auth = [{f'{FLOWER_USER}:{password}'!r}]\n"
         f"address = '0.0.0.0'\nport = {FLOWER_PORT}\nread_only = True\npersistent = False\n"
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the files and say how to start."""
-    parser = argparse.ArgumentParser(description="Make the secrets that compose.yaml mounts.")
-    parser.add_argument("directory", type=Path)
-    directory = parser.parse_args(arguments).directory
-    make(directory)
-    sys.stdout.write(f"docker compose --env-file {directory / ENVIRONMENT_FILE} up --build\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The embedded stack without its workers: Postgres, Valkey, roles, schema, keys.
+"""The embedded stack without its workers: Postgres, Valkey, roles, schema, key ring.
 
-Used by `vestry up` through its parts, and whole by tests and benchmarks:
+`vestry up` uses its parts; tests and benchmarks use it whole:
 
     with DevStack(Path("/some/private/dir")) as stack:
         psycopg.connect(stack.database_url("vestry_producer"))
@@ -27,16 +27,16 @@ from workers.stack.process import Command, spawn, stop
 from workers.stack.valkey import ValkeyServer
 
 START_TIMEOUT_S = 60.0
-"""Also the longest crash recovery that is waited for."""
+"""Includes crash recovery."""
 
 
 class Server(Protocol):
-    """What PostgresServer and ValkeyServer have in common."""
+    """Common interface of PostgresServer and ValkeyServer."""
 
     log: Path
 
     def prepare(self) -> Command:
-        """Make ready to start; the command."""
+        """Prepare a start; the command that starts it."""
         ...
 
     def ready(self) -> bool:
@@ -45,19 +45,24 @@ class Server(Protocol):
 
 
 class DevStack:
-    """Postgres and Valkey in a private directory, migrated and ready for clients.
+    """Postgres and Valkey in a home, migrated and ready for clients.
 
     Args:
-        home: the private directory; made where it is missing.
+        home: the data directory; created if it is missing.
+
+    Attributes:
+        processes: the running servers with their commands.
     """
+
+    broker_class: type[ValkeyServer] = ValkeyServer
 
     def __init__(self, home: Path) -> None:
         self._home = Home(home)
-        self._running: list[tuple[subprocess.Popen[bytes], Command]] = []
+        self.processes: list[tuple[subprocess.Popen[bytes], Command]] = []
 
     @property
     def home(self) -> Path:
-        """The private directory."""
+        """The data directory."""
         return self._home.path
 
     @property
@@ -89,7 +94,7 @@ class DevStack:
         self._home.lock()
         try:
             self.postgres = PostgresServer(self._home)
-            self.valkey = ValkeyServer(self._home)
+            self.valkey = self.broker_class(self._home)
             for server in (self.postgres, self.valkey):
                 self._start(server)
             prepare_database(self.postgres)
@@ -100,9 +105,9 @@ class DevStack:
         return self
 
     def stop(self) -> None:
-        """Stop both servers; nothing of them is left but their data. Safe to repeat."""
-        while self._running:
-            process, command = self._running.pop()
+        """Stop both servers. Safe to repeat."""
+        while self.processes:
+            process, command = self.processes.pop()
             stop(process, command)
         self._home.unlock()
 
@@ -115,7 +120,7 @@ class DevStack:
     def _start(self, server: Server) -> None:
         command = server.prepare()
         process = spawn(command)
-        self._running.append((process, command))
+        self.processes.append((process, command))
         wait_until(server.ready, lambda: process.poll() is None, server.log)
 
 
@@ -128,34 +133,34 @@ def wait_until(ready: Callable[[], bool], alive: Callable[[], bool], log: Path) 
     until = time.monotonic() + START_TIMEOUT_S
     while not ready():
         if not alive():
-            raise RuntimeError(f"it ended before it was ready; see {log}")
+            raise RuntimeError(f"the process ended before it was ready; see {log}")
         if time.monotonic() > until:
-            raise RuntimeError(f"it was not ready within {START_TIMEOUT_S:.0f} s; see {log}")
+            raise RuntimeError(f"the process was not ready in {START_TIMEOUT_S:.0f} s; see {log}")
         time.sleep(0.02)
 
 
 def prepare_database(postgres: PostgresServer) -> bool:
     """Bring roles, passwords, extension and schema up to date.
 
-    What was done last time is remembered with the database itself, so that a start with nothing
-    changed costs two queries.
+    A fingerprint of them is stored as the database's comment, so that a start without changes costs
+    two queries.
 
     Returns:
-        Whether anything had to be done.
+        Whether anything was changed.
     """
     passwords = {role: postgres.home.password(f"postgres.{role}") for role in ROLES}
     fingerprint = _fingerprint(passwords)
     with psycopg.connect(postgres.url(SUPERUSER, "postgres"), autocommit=True) as conn:
-        found = conn.execute(
+        comment = conn.execute(
             "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s",
             [DATABASE],
         ).fetchone()
-        if found is not None and found[0] == fingerprint:
+        if comment is not None and comment[0] == fingerprint:
             return False
-        if found is None:
+        if comment is None:
             conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
 
-    # Imported here: a start with nothing to do needs neither SQLAlchemy nor Alembic.
+    # Imported here: a start without changes needs neither SQLAlchemy nor Alembic.
     from models.bootstrap import bootstrap, migrate  # noqa: PLC0415
 
     with psycopg.connect(postgres.url(SUPERUSER), autocommit=True) as conn:
@@ -170,15 +175,15 @@ def prepare_database(postgres: PostgresServer) -> bool:
 
 
 def ensure_keyring(home: Home) -> None:
-    """Make the key ring, unless there is one: a second would open nothing of the first's."""
+    """Create the key ring if there is none: a new one cannot open content of an earlier one."""
     if not home.keyring.exists() and not os.environ.get(COMMAND):
-        from vestry.crypto.keyring import KeyRing  # noqa: PLC0415 - light starts stay light
+        from vestry.crypto.keyring import KeyRing  # noqa: PLC0415 - not needed by most starts
 
         KeyRing.generate(home.keyring)
 
 
 def _fingerprint(passwords: dict[str, str]) -> str:
-    """Of all that bootstrap and migrations depend on. Passwords are random, so a digest is safe."""
+    """Digest of the inputs of bootstrap and migrations. Passwords are random, so a digest is safe."""
     digest = hashlib.sha256()
     files = [CHECKOUT / "models" / "bootstrap.py"]
     files += sorted(

@@ -1,9 +1,9 @@
-"""The keeper: ends the stack's processes when the supervisor is gone without having ended them.
+"""The guardian: ends the stack's processes if the supervisor has ended without ending them.
 
-It reads one JSON object a line from a pipe that the supervisor alone holds open, and keeps a
-register: `{"keep": …}`, an `Identity`, adds a process, `{"forget": pid}` removes it.
-The end of the pipe means that the supervisor ended, however it did: no signal or parent id is
-needed, so this holds on every Unix.
+It reads one JSON object per line from a pipe that only the supervisor holds open, and keeps a
+register: `{"keep": …}`, an `Identity`, adds a process, `{"forget": pid}` removes it. The end of the
+pipe means that the supervisor has ended, in whatever way. This needs no signal and no parent id, and
+works on every Unix.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ from workers.home import CHECKOUT, Home
 from workers.stack.process import Command, Identity, base_environment, end_all, open_log
 
 TERMINATION_TIMEOUT_S = 1.5
-"""For a process's own kill signal before SIGKILL. Twice this stays below the five seconds in which
-everything is to be gone."""
+"""Time for each process's own kill signal before SIGKILL. Twice this is below the five seconds in which
+all processes must have ended."""
 
 
 def main() -> None:
-    """Keep until the pipe ends, then end whatever is still registered."""
+    """Keep the register until the pipe ends, then end the registered processes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     register: dict[int, Identity] = {}
     for line in sys.stdin:
         message = json.loads(line)
-        if kept := message.get("keep"):
-            register[kept["pid"]] = Identity(**kept)
+        if identity := message.get("keep"):
+            register[identity["pid"]] = Identity(**identity)
         else:
             register.pop(message["forget"], None)
     end_all(list(register.values()), TERMINATION_TIMEOUT_S)
 
 
 class OrphanGuardian:
-    """The supervisor's end of the pipe.
+    """The guardian's process, and the supervisor's end of its pipe.
 
     Args:
-        home: where the keeper's log goes.
+        home: for its log.
     """
 
     def __init__(self, home: Home) -> None:
         self._command = Command(
             argv=[sys.executable, "-m", "workers.stack.guardian"],
-            log=home.logs / "keeper.log",
+            log=home.logs / "guardian.log",
             environment=base_environment(),
             cwd=CHECKOUT,
         )
-        self._kept: dict[int, Identity] = {}
+        self._register: dict[int, Identity] = {}
         self._process: subprocess.Popen[str] | None = None
 
     @property
     def pid(self) -> int | None:
-        """The keeper's process id."""
+        """The guardian's process id."""
         return self._process.pid if self._process else None
 
     def ensure(self) -> bool:
-        """Start it where it does not run, and tell it everything again.
+        """Start it if it does not run, and send it the whole register.
 
         Returns:
-            Whether one had died.
+            Whether an earlier one has ended.
         """
         if self._process is not None and self._process.poll() is None:
             return False
@@ -80,29 +80,29 @@ class OrphanGuardian:
                 start_new_session=True,
                 text=True,
             )
-        for identity in self._kept.values():
+        for identity in self._register.values():
             self._send({"keep": asdict(identity)})
         return died
 
     def keep(self, identity: Identity) -> None:
         """Register a process."""
-        self._kept[identity.pid] = identity
+        self._register[identity.pid] = identity
         self._send({"keep": asdict(identity)})
 
     def forget(self, pid: int) -> None:
-        """Take a process that has ended off the register."""
-        if self._kept.pop(pid, None):
+        """Remove a process that has ended."""
+        if self._register.pop(pid, None):
             self._send({"forget": pid})
 
     def close(self) -> None:
-        """End the keeper, and with it whatever is still registered."""
+        """End the guardian, and with it all registered processes."""
         if self._process is not None:
             with contextlib.suppress(OSError):
                 self._pipe().close()
             self._process.wait()
 
     def _send(self, message: dict[str, object]) -> None:
-        # A dead keeper is noticed, replaced and told everything by `ensure`.
+        # `ensure` replaces a guardian that has ended, and sends the whole register.
         with contextlib.suppress(OSError):
             self._pipe().write(json.dumps(message) + "\n")
             self._pipe().flush()

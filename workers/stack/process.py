@@ -1,4 +1,4 @@
-"""Starting and ending operating-system processes with an environment built from nothing."""
+"""Operating-system processes: accounts, minimal environments, start, identity and end."""
 
 from __future__ import annotations
 
@@ -29,32 +29,30 @@ INHERITED = (
     "HIP_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
 )
-"""All that a child gets of its parent's environment: where things are, never what opens them."""
+"""The only variables a child inherits: locations, no secrets."""
 
 LOG_LIMIT = 16 * 1024 * 1024
-"""Bytes after which a log is put aside at the next start, in place of the one put aside before."""
-
+"""Bytes above which a log is rotated at the next start; one earlier log is kept."""
 
 SAME_START_S = 2.0
-"""Start times this close are one process's: an id comes round again much later. Linux says when it
-booted in whole seconds, and may say another one the next time."""
-
+"""Start times this close belong to one process: an id is reused much later. Linux reports its boot time
+in whole seconds, which may differ between two readings."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Linux's name of this boot (random(4))."""
+"""Linux's id of this boot (random(4))."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whom a server runs as. None of both: as whoever starts it."""
+    """User and group of a process; both None for the caller's."""
 
     uid: int | None = None
     gid: int | None = None
     views: Mapping[Path, Sequence[Path]] = field(default_factory=dict, compare=False)
-    """Directories it may not traverse, and what it needs below each: see `mount_namespace`."""
+    """Directories it may not traverse, with the paths it needs below each: see `mount_namespace`."""
 
     def run(self, argv: Sequence[str], **options: object) -> subprocess.CompletedProcess[bytes]:
-        """Run a command to its end as this account, in a minimal environment, from "/"."""
+        """Run a command to its end under this account, in a minimal environment, in "/"."""
         return subprocess.run(  # type: ignore[call-overload,no-any-return]
             list(argv),
             cwd="/",
@@ -66,45 +64,45 @@ class Account:
 
     @property
     def ids(self) -> tuple[int, int] | None:
-        """User and group, where they are not the caller's."""
+        """User and group id; None for the caller's."""
         return None if self.uid is None or self.gid is None else (self.uid, self.gid)
 
     def own(self, path: Path) -> None:
-        """Give a path to this account, in a directory that nobody else may change."""
+        """Make this account the owner of a path, in a directory that no other account may change."""
         if self.ids is not None:
             os.chown(path, *self.ids)
 
     def can_enter(self, path: Path) -> bool:
-        """Whether this account can reach a directory: every parent may forbid it."""
+        """Whether this account can enter a directory, through all of its parents."""
         if self.uid is None:
             return True
         argv = ["/bin/sh", "-c", 'cd "$1"', "sh", str(path)]
         return self.run(argv, stderr=subprocess.DEVNULL).returncode == 0
 
     def popen_options(self) -> dict[str, object]:
-        """What `subprocess.Popen` is told to become this account."""
+        """Options of `subprocess.Popen` for this account."""
         if self.uid is None or self.gid is None:
             return {}
         if self.views:
-            # By hand: the view must be made while it is still root.
+            # In a function: the mount namespace must be set up while the child is still root.
             return {"preexec_fn": partial(_become, self.uid, self.gid, self.views)}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
 
 def _become(uid: int, gid: int, views: Mapping[Path, Sequence[Path]]) -> None:
-    here = Path.cwd()
+    cwd = Path.cwd()
     mount_namespace.bind_views(views)
-    os.chdir(here)
+    os.chdir(cwd)
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
 
 
 def server_account(data: Path) -> Account:
-    """Whom the servers run as: root's run as an unprivileged account, as Postgres insists.
+    """Account of the servers: if the caller is root, an unprivileged one, as Postgres requires.
 
     Args:
-        data: the data directory; where it belongs to somebody already, that account is kept.
+        data: the data directory; its present owner is kept, unless that is root.
     """
     if os.geteuid() != 0:
         return Account()
@@ -114,11 +112,11 @@ def server_account(data: Path) -> Account:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
             return Account(entry.pw_uid, entry.pw_gid)
-    raise OSError("no unprivileged account (nobody, daemon) to run the servers as")
+    raise OSError("the servers need an unprivileged account, nobody or daemon: create one")
 
 
 def base_environment() -> dict[str, str]:
-    """What every child gets: a path, a locale, and the harmless few of INHERITED."""
+    """Environment of every child: a path, a locale, and the INHERITED variables."""
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     venv = str(Path(sys.executable).parent)
     environment["PATH"] = f"{venv}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -129,7 +127,7 @@ def base_environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A process to run: `environment` is all it gets."""
+    """A process to start, with its whole environment."""
 
     argv: Sequence[str]
     log: Path
@@ -140,15 +138,15 @@ class Command:
     pass_fds: tuple[int, ...] = ()
     """Descriptors it inherits, under the same numbers."""
     stop_signal: signal.Signals = signal.SIGTERM
-    """Asks for an orderly end."""
+    """Requests an orderly end."""
     kill_signal: signal.Signals = signal.SIGKILL
-    """Ends it at once, without ruin: Postgres takes SIGQUIT, so that its backends end with it."""
+    """Ends it at once. Postgres has SIGQUIT, which ends its backends too."""
 
 
 def spawn(command: Command) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, its output appended to its 0600 log.
+    """Start a command, its output appended to its 0600 log.
 
-    A session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
+    In its own session, so that Ctrl-C in a terminal reaches the supervisor alone.
     """
     prefix = ["nice", "-n", str(command.nice)] if command.nice else []
     with open_log(command.log) as log:
@@ -166,20 +164,20 @@ def spawn(command: Command) -> subprocess.Popen[bytes]:
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """Open a 0600 log to append to, putting it aside first where it has grown long."""
+    """Open a 0600 log for appending, after rotating it if it exceeds LOG_LIMIT."""
     if path.exists() and path.stat().st_size > LOG_LIMIT:
         path.replace(path.with_suffix(".log.1"))
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def stop(process: subprocess.Popen[bytes], command: Command, grace_s: float = 15.0) -> None:
-    """End a child in order, or after `grace_s` at once."""
-    for number, patience in ((command.stop_signal, grace_s), (command.kill_signal, 5.0)):
+    """End a child in order; after `grace_s` at once."""
+    for number, timeout_s in ((command.stop_signal, grace_s), (command.kill_signal, 5.0)):
         if process.poll() is not None:
             return
         process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+            process.wait(timeout_s)
             return
     process.kill()
     process.wait()
@@ -187,14 +185,14 @@ def stop(process: subprocess.Popen[bytes], command: Command, grace_s: float = 15
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A process for certain: its id may be another's tomorrow, but not with this start time.
+    """A process, identified beyond the reuse of its id by its start time and boot.
 
     Attributes:
         pid: its id.
-        started: seconds from the boot, by a clock that nobody sets; where the system does not tell
-            that, seconds since the epoch as of then.
-        kill_signal: what ends it at once.
-        boot: which boot; empty where the system gives it no name.
+        started: on Linux, seconds from the boot to its start, by a clock that is never set; elsewhere
+            seconds since the epoch.
+        kill_signal: the signal that ends it at once.
+        boot: id of the boot; empty where the system has none.
     """
 
     pid: int
@@ -204,14 +202,14 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int, kill_signal: int = signal.SIGKILL) -> Identity | None:
-        """The process with an id now; None where there is none."""
+        """The process that has an id now; None if there is none."""
         try:
             return cls(pid, _started(psutil.Process(pid)), kill_signal, _boot())
         except psutil.Error:
             return None
 
     def alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
+        """Whether it runs; a zombie does not."""
         try:
             process = psutil.Process(self.pid)
             same = abs(_started(process) - self.started) < SAME_START_S and self.boot == _boot()
@@ -220,16 +218,16 @@ class Identity:
             return False
 
     def signal(self, number: int) -> None:
-        """Signal its process group (it leads one), if it is still itself."""
+        """Signal the process group that it leads, if it still runs."""
         if self.alive():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
 
 def _started(process: psutil.Process) -> float:
-    """A wall clock that is set moves every start time with it; on Linux that of the boot, too."""
-    at = float(process.create_time())
-    return at - float(psutil.boot_time()) if psutil.LINUX else at
+    """Start time. Setting the wall clock shifts it; on Linux it shifts the boot time equally."""
+    created = float(process.create_time())
+    return created - float(psutil.boot_time()) if psutil.LINUX else created
 
 
 def _boot() -> str:
@@ -239,15 +237,15 @@ def _boot() -> str:
         return ""
 
 
-def end_all(identities: Sequence[Identity], patience_s: float = 2.0) -> None:
-    """End processes that are not our children: by their own kill signal, then by SIGKILL.
+def end_all(identities: Sequence[Identity], timeout_s: float = 2.0) -> None:
+    """End processes that are not children of this one: by their kill signal, then by SIGKILL.
 
-    Takes at most `patience_s` and a little; returns once none is left, or nothing more can be done.
+    Returns once all have ended, or `timeout_s` after each of the two signals.
     """
     for number in (None, signal.SIGKILL):
         for identity in identities:
             identity.signal(identity.kill_signal if number is None else number)
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + timeout_s
         while any(identity.alive() for identity in identities):
             if time.monotonic() > until:
                 break

@@ -1,4 +1,4 @@
-"""One process's own directory in a stack's home: its readiness, copies of the secrets it is lent."""
+"""Process directories: a directory per process in a stack's home, with its ready file and secrets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from workers.environment import format_pairs, parse_pairs
 from workers.home import Home, write_private
 from workers.stack.process import Account
 
@@ -16,7 +17,7 @@ SECRET_FILE_VARS: Final = (
 )
 """Variables that name a file with a secret."""
 SECRET_FILE_PAIR_VARS: Final = "VESTRY_BACKEND_KEYS"  # noqa: S105 - a variable's name
-"""The same, `name=FILE` each."""
+"""Variable that names several, as `name=FILE`."""
 
 
 class ProcessDir:
@@ -25,7 +26,8 @@ class ProcessDir:
     Args:
         home: created.
         name: the process's.
-        account: whom it runs as. One of its own could not read the home's secrets, and is lent copies.
+        account: the process's. If it is not the caller's, it cannot read the home's secrets, and gets
+            copies.
     """
 
     def __init__(self, home: Home, name: str, account: Account) -> None:
@@ -34,7 +36,7 @@ class ProcessDir:
         self._account = account
 
     def prepare(self) -> None:
-        """Make it as it is to be before the process starts."""
+        """Create it, and remove the ready file, before a start of the process."""
         self.path.mkdir(exist_ok=True)
         self.path.chmod(0o700)
         self._account.own(self.path)
@@ -47,31 +49,32 @@ class ProcessDir:
         return path
 
     def copy_secrets(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """The environment, with its secrets where this process can read them, and where it is at home.
+        """The environment, with copies of its secret files and with HOME and TMPDIR in this directory.
+
+        Unchanged if the process runs under the caller's account.
 
         Raises:
-            OSError: a secret is not there.
+            OSError: a secret file is missing.
         """
         if self._account.uid is None:
             return dict(environment)
-        given = dict(environment)
+        result = dict(environment)
         for name in SECRET_FILE_VARS:
-            if name in given:
-                given[name] = str(self._copy(Path(given[name])))
-        if pairs := given.get(SECRET_FILE_PAIR_VARS):
-            halves = (pair.partition("=") for pair in pairs.split())
-            given[SECRET_FILE_PAIR_VARS] = " ".join(
-                f"{n}={self._copy(Path(file))}" for n, _, file in halves
+            if name in result:
+                result[name] = str(self._copy(Path(result[name])))
+        if pairs := result.get(SECRET_FILE_PAIR_VARS):
+            result[SECRET_FILE_PAIR_VARS] = format_pairs(
+                {name: str(self._copy(Path(file))) for name, file in parse_pairs(pairs).items()}
             )
         cache = Path(
-            given.get("HF_HOME") or Path(given.get("HOME", "/")) / ".cache" / "huggingface"
+            result.get("HF_HOME") or Path(result.get("HOME", "/")) / ".cache" / "huggingface"
         )
         if cache.is_dir():
-            given["HF_HOME"] = str(cache)
-        given |= {"HOME": str(self.path), "USER": "vestry"}
-        if "TMPDIR" in given:
-            given["TMPDIR"] = str(self.path)
-        return given
+            result["HF_HOME"] = str(cache)
+        result |= {"HOME": str(self.path), "USER": "vestry"}
+        if "TMPDIR" in result:
+            result["TMPDIR"] = str(self.path)
+        return result
 
     def _copy(self, secret: Path) -> Path:
         return self.write(secret.name, secret.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What `vestry up` runs, and what each process is given: nothing that is not written here."""
+"""The processes of `vestry up`: command, account and environment of each."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from workers.stack.valkey import CLOUD, ValkeyServer
 BULK_NICE = 19
 FLOWER_USER = "vestry"
 CLOUD_LANES = tuple(name for name, lane in LANES.items() if lane.pool is Pool.CLOUD)
-"""One worker serves them all: it waits for others' machines."""
+"""All served by one worker, which mostly waits."""
 WORKER_ROLES = {Privacy.PRIVATE: PRIVATE_WORKER, Privacy.SHAREABLE: SHAREABLE_WORKER}
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """How the stack is to be run.
+    """Options of a stack.
 
     Attributes:
-        settings: `VESTRY_*` settings for every child, over those of the environment.
+        settings: `VESTRY_*` settings of every process, over those of the environment.
         flower: whether to run Flower.
         only: names of the processes to run besides the servers; empty means all.
     """
@@ -59,7 +59,7 @@ class EmbeddedStack:
 
     Args:
         home: created and locked.
-        options: how it is to be run.
+        options: of the stack.
     """
 
     def __init__(self, home: Home, options: StackOptions) -> None:
@@ -70,44 +70,45 @@ class EmbeddedStack:
         self.keys = KeyringPipe(home.keyring, home.run)
         for privacy in Privacy:
             home.settle_port(f"flower.{privacy}")
-        given = self._given()
-        self.accounts = Accounts(home, given.get(accounts.SETTING, "auto"), required_paths(given))
+        settings = self._stack_settings()
+        isolation = settings.get(accounts.SETTING, "auto")
+        self.accounts = Accounts(home, isolation, required_paths(settings))
         self._lanes = worker_lanes(has_accelerator(self._settings()))
         workers = {worker_name(lanes): lanes for lanes in self._lanes}
-        self.models = ModelServers(home, given, workers, self._wanted)
+        self.models = ModelServers(home, settings, workers, self._wanted)
         if self.models.clouds:
             self._lanes.append(CLOUD_LANES)
 
     def specs(self) -> list[ProcessSpec]:
-        """Every process.
+        """Specifications of all processes to run.
 
         Raises:
-            ValueError: `only` names one that does not exist.
+            ValueError: `only` names a process that does not exist.
         """
-        chosen = [
+        specs = [
             self._control("dispatcher"),
             self._control("reconciler"),
             *(self._llama(server) for server in self.models.llama),
             *(self._worker(lanes) for lanes in self._lanes),
         ]
         if self.options.flower:
-            chosen += [self._flower(privacy) for privacy in Privacy]
-        if unknown := set(self.options.only) - {spec.name for spec in chosen}:
+            specs += [self._flower(privacy) for privacy in Privacy]
+        if unknown := set(self.options.only) - {spec.name for spec in specs}:
             raise ValueError(
                 f"no such process: {', '.join(sorted(unknown))}; "
-                f"there are {', '.join(spec.name for spec in chosen)}"
+                f"there are {', '.join(spec.name for spec in specs)}"
             )
         return [
             *self._servers(),
-            *(spec for spec in chosen if self._wanted(spec.name)),
+            *(spec for spec in specs if self._wanted(spec.name)),
         ]
 
     def write_client_file(self) -> None:
-        """Write what a client on this machine needs; removed again when the stack ends."""
+        """Write the logins for clients on this machine; the file is removed when the stack ends."""
         write_private(self.home.client, json.dumps(self.client_document(), indent=1) + "\n")
 
     def client_document(self) -> dict[str, Any]:
-        """The client file's content; it holds the producer's password."""
+        """Content of the client file, the producer's password included."""
         flower = {
             privacy.value: {
                 "url": self._flower_url(privacy),
@@ -147,13 +148,13 @@ class EmbeddedStack:
         return self._python(name, Stage.CONTROL, f"workers.{name}", secrets, role="control")
 
     def _worker(self, lanes: Sequence[str]) -> ProcessSpec:
-        privacy, clouds = LANES[lanes[0]].privacy, lanes == CLOUD_LANES
+        privacy, is_cloud = LANES[lanes[0]].privacy, lanes == CLOUD_LANES
         environment = {
             "VESTRY_PRIVACY": privacy.value,
             "VESTRY_LANES": ",".join(lanes),
             "VESTRY_THREADS": str(thread_count()),
-            **self._database(CLOUD_WORKER if clouds else WORKER_ROLES[privacy]),
-            **self._broker(CLOUD if clouds else privacy.value),
+            **self._database(CLOUD_WORKER if is_cloud else WORKER_ROLES[privacy]),
+            **self._broker(CLOUD if is_cloud else privacy.value),
             **self.models.environment(lanes),
         }
         return self._python(
@@ -161,28 +162,28 @@ class EmbeddedStack:
             Stage.WORKERS,
             "workers.worker",
             environment,
-            role=CLOUD if clouds else privacy.value,
+            role=CLOUD if is_cloud else privacy.value,
             lanes=tuple(lanes),
             nice=BULK_NICE if bulk_only(lanes) else 0,
             keyring=privacy is Privacy.PRIVATE,
         )
 
     def _llama(self, server: LlamaServer) -> ProcessSpec:
-        """A llama.cpp server: no login, no key ring, and none of the workers' settings.
+        """A llama.cpp server: without logins, key ring and the workers' settings.
 
-        One core is left to others: its threads wait for each other by spinning, and where one of them
-        does not get a core all stand still (two busy cores, two threads: 0.6 tokens a second instead
-        of 50; one thread: half of what it does alone).
+        It leaves one core free: its threads spin while they wait for each other, so that all are
+        blocked if one of them gets no core (two busy cores, two threads: 0.6 tokens per second instead
+        of 50; one thread: half of its speed alone).
         """
         account = self.accounts.account_of("models")
-        room = ProcessDir(self.home, server.name, account)
+        directory = ProcessDir(self.home, server.name, account)
 
         def prepare() -> Command:
-            room.prepare()
+            directory.prepare()
             return Command(
                 argv=[sys.executable, "-m", "workers.llama_server"],
                 log=self.home.logs / f"{server.name}.log",
-                environment=room.copy_secrets(
+                environment=directory.copy_secrets(
                     {
                         **base_environment(),
                         **OFFLINE,
@@ -216,31 +217,31 @@ class EmbeddedStack:
         keyring: bool = False,
     ) -> ProcessSpec:
         account = self.accounts.account_of(role)
-        room = ProcessDir(self.home, name, account)
+        directory = ProcessDir(self.home, name, account)
 
         def prepare() -> Command:
-            room.prepare()
-            given = {**environment, "VESTRY_READY_FILE": str(room.ready)}
-            handed = (self.keys.descriptor(),) if keyring else ()
-            for descriptor in handed:
-                given["VESTRY_KEYRING_FD"] = str(descriptor)
+            directory.prepare()
+            variables = {**environment, "VESTRY_READY_FILE": str(directory.ready)}
+            descriptors = (self.keys.descriptor(),) if keyring else ()
+            for descriptor in descriptors:
+                variables["VESTRY_KEYRING_FD"] = str(descriptor)
             argv = [sys.executable, "-m", module]
-            command = self._command(name, argv, given, account, room)
-            return replace(command, nice=nice, pass_fds=handed)
+            command = self._command(name, argv, variables, account, directory)
+            return replace(command, nice=nice, pass_fds=descriptors)
 
-        return ProcessSpec(name, stage, prepare, ready_file(room.ready), lanes=lanes)
+        return ProcessSpec(name, stage, prepare, ready_file(directory.ready), lanes=lanes)
 
     def _flower(self, privacy: Privacy) -> ProcessSpec:
         name = f"flower-{privacy}"
         account = self.accounts.account_of(name)
-        room = ProcessDir(self.home, name, account)
+        directory = ProcessDir(self.home, name, account)
 
         def prepare() -> Command:
-            room.prepare()
+            directory.prepare()
             port = self.home.port(f"flower.{privacy}")
             password = self.home.password(f"flower.{privacy}")
-            # A file: Flower would take the password as an argument too, for everybody to see.
-            conf = room.write(
+            # In a file: as an argument, the password would be visible to every account.
+            conf = directory.write(
                 "flower.py",
                 f"basic_auth = [{FLOWER_USER + ':' + password!r}]\n"
                 f"address = '127.0.0.1'\nport = {port}\n"
@@ -248,7 +249,7 @@ class EmbeddedStack:
             )
             argv = [sys.executable, "-m", "celery", "-A", "workers.app", "flower", f"--conf={conf}"]
             environment = {"VESTRY_PRIVACY": privacy.value, **self._broker(privacy.value)}
-            return self._command(name, argv, environment, account, room)
+            return self._command(name, argv, environment, account, directory)
 
         return ProcessSpec(
             name,
@@ -267,23 +268,23 @@ class EmbeddedStack:
         argv: Sequence[str],
         environment: Mapping[str, str],
         account: Account,
-        room: ProcessDir,
+        directory: ProcessDir,
     ) -> Command:
-        given = {**base_environment(), **OFFLINE, **environment, **self._settings()}
+        variables = {**base_environment(), **OFFLINE, **environment, **self._settings()}
         return Command(
             argv=argv,
             log=self.home.logs / f"{name}.log",
-            environment=room.copy_secrets(given),
+            environment=directory.copy_secrets(variables),
             account=account,
             cwd=CHECKOUT,
         )
 
     def _settings(self) -> dict[str, str]:
-        """What every process of ours is told."""
+        """Settings of every process."""
         own = (*plan.SETTINGS, accounts.SETTING)
-        return {name: value for name, value in self._given().items() if name not in own}
+        return {name: value for name, value in self._stack_settings().items() if name not in own}
 
-    def _given(self) -> dict[str, str]:
+    def _stack_settings(self) -> dict[str, str]:
         return {**inherited_environment(), **self.options.settings}
 
     def _wanted(self, name: str) -> bool:
@@ -305,9 +306,9 @@ class EmbeddedStack:
 def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:
     """The lanes of each worker for inference and for OCR.
 
-    On an accelerator one inference process serves both latencies of its class: two would hold the
-    model twice and compete for the device. On a CPU, and for OCR, bulk is a process of its own at the
-    lowest priority: interactive p95 beside it was 34 ms, against 273 ms at equal priority.
+    With an accelerator, one inference process serves both latencies of its class: two would load the
+    model twice and compete for the device. On a CPU, and for OCR, bulk lanes have their own process at
+    the lowest priority: interactive p95 beside it was 34 ms, against 273 ms at equal priority.
     """
     pairs: list[tuple[str, ...]] = [
         (f"{privacy}.interactive.gpu", f"{privacy}.bulk.gpu") for privacy in Privacy
@@ -319,18 +320,18 @@ def worker_lanes(accelerator: bool) -> list[tuple[str, ...]]:
 
 
 def worker_name(lanes: Sequence[str]) -> str:
-    """A worker's name; latencies are named where it serves one of them only."""
+    """A worker's name; it includes the latency if the worker serves one lane."""
     lane = LANES[lanes[0]]
     return lane.name.replace(".", "-") if len(lanes) == 1 else f"{lane.privacy}-{lane.pool}"
 
 
 def bulk_only(lanes: Iterable[str]) -> bool:
-    """Whether nobody waits for what a process does."""
+    """Whether a process serves no interactive lane."""
     return all(LANES[lane].latency is Latency.BULK for lane in lanes)
 
 
 def has_accelerator(settings: Mapping[str, str]) -> bool:
-    """Whether inference will run on a device other than the CPU; told without importing torch."""
+    """Whether inference runs on another device than the CPU; determined without importing torch."""
     device = settings.get("VESTRY_DEVICE", "auto")
     if device != "auto":
         return device != "cpu"
@@ -340,9 +341,9 @@ def has_accelerator(settings: Mapping[str, str]) -> bool:
 
 
 def thread_count() -> int:
-    """Compute threads of each worker: every core this process may use.
+    """Compute threads of each worker: all cores that this process may use.
 
-    Workers share them by priority, not by number: an idle lane's cores are the busy one's.
+    Workers share the cores by priority: those of an idle lane are used by a busy one.
     """
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,10 +1,11 @@
-"""Where the embedded servers' files may lie: their account must be able to reach them.
+"""Server directories: data and programs of the embedded servers, where their account can reach them.
 
-Run as root, the servers are another account, which may be shut out of the checkout (a 0700 parent)
-or of the virtual environment. Data then goes to a place of the system's, programs are copied there.
+If the caller is root, the servers run under another account, which may have no access to the checkout
+(a 0700 parent) or to the virtual environment. Their data is then in a system directory, and programs
+are copied there.
 
-Home and place name each other, by a file in each. So a home that was moved keeps its data, a copy
-of it or a new one at its path meets nobody else's, and a place whose home is gone can be told.
+Home and system directory name each other, by a file in each. A moved home keeps its data; a copy of it,
+or a new home at its path, never gets another's; and a directory whose home is gone can be detected.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from workers.stack.process import Account, server_account
 SYSTEM_DIRS = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108 - a new 0711 directory of root's in it
 PREFIX = "vestry-"
 RECORD = "servers.json"
-"""In a home: its place. Absent where the data lies in the home itself."""
+"""File in a home that names its system directory; absent if the data is in the home."""
 OWNER = "home.json"
-"""In a place: its home."""
+"""File in a system directory that names its home."""
 REMOVAL_S = 10.0
-"""For servers still ending when their home is removed."""
+"""How long a removal is repeated while servers are still ending."""
 
 
 class ServerDir:
@@ -56,11 +57,11 @@ class ServerDir:
         return path
 
     def program(self, package: str, distribution: str, executable: Path) -> Path:
-        """The path of a program that the account can run, copied with its package if need be.
+        """Path of a program that the account can run; the package is copied if necessary.
 
         Args:
-            package: the installed Python package that carries it.
-            distribution: that package's name to pip; its version tells copies apart.
+            package: the installed Python package that contains it.
+            distribution: that package's name in pip; a copy is named for it and its version.
             executable: the program's path in the package.
 
         Raises:
@@ -73,8 +74,8 @@ class ServerDir:
         if not copy.exists():
             self._copies.mkdir(mode=0o755, exist_ok=True)
             part = copy.with_name(f"{copy.name}.{os.getpid()}")
-            # Wheels built for Linux keep their shared libraries in a sibling of the package, where
-            # the programs look for them by a relative path.
+            # Linux wheels have their shared libraries in a sibling directory, which the programs find
+            # by a relative path.
             for directory in (source, source.with_name(f"{package}.libs")):
                 if directory.is_dir():
                     shutil.copytree(directory, part / directory.name, symlinks=True)
@@ -91,86 +92,87 @@ class ServerDir:
 
 
 def package_directory(package: str) -> Path:
-    """Where an installed package lies; it is not imported.
+    """Directory of an installed package, which is not imported.
 
     Raises:
         RuntimeError: it is not installed.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError(f"{package} is not installed; `make setup` brings it")
+        raise RuntimeError(f"{package} is not installed: run `make setup`")
     return Path(spec.submodule_search_locations[0])
 
 
 def orphans() -> dict[Path, str]:
-    """Places that no home names any more, and whose they were; root's own alone.
+    """System directories of root whose home no longer names them, each with that home.
 
-    They are for a person to remove: the home may lie on a disk that is not mounted just now.
+    They are not removed automatically: the home may be on a disk that is not mounted.
     """
     if os.geteuid() != 0:
         return {}
-    found = {}
-    for place in (p for base in SYSTEM_DIRS for p in sorted(base.glob(f"{PREFIX}*"))):
+    homes = {}
+    for path in (p for base in SYSTEM_DIRS for p in sorted(base.glob(f"{PREFIX}*"))):
         # Another stack may remove its own meanwhile.
         with contextlib.suppress(FileNotFoundError):
-            home = read_json(place / OWNER).get("home")
-            if home and _named_by(Path(home)) != place and place.stat().st_uid == 0:
-                found[place] = str(home)
-    return found
+            home = read_json(path / OWNER).get("home")
+            if home and _recorded_dir(Path(home)) != path and path.stat().st_uid == 0:
+                homes[path] = str(home)
+    return homes
 
 
 def remove(home: Path) -> None:
-    """Remove a home for good, with its servers' data where that lies elsewhere.
+    """Remove a home with its servers' data, in the home or in a system directory.
 
     Raises:
-        OSError: something in it cannot be removed, or a server in it goes on.
+        OSError: something in it cannot be removed, or a server still runs in it.
     """
-    for path in (_own_dir(Home(home)), home):
+    for path in (_system_dir(Home(home)), home):
         until = time.monotonic() + REMOVAL_S
         while path is not None and path.exists():
             try:
                 shutil.rmtree(path)
             except OSError:
-                # A server that is just ending takes files away, or adds one.
+                # A server that is ending may still remove or add files.
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.1)
 
 
 def _root(home: Home) -> Path:
-    """The home where every account concerned can reach it, else the home's own system place."""
-    if place := _own_dir(home):
-        return place
+    """The home if the servers' account can enter it, else the home's system directory."""
+    if path := _system_dir(home):
+        return path
     if server_account(home.path).can_enter(home.path):
         return home.path
     for base in SYSTEM_DIRS:
         if not base.is_dir() or not os.access(base, os.W_OK):
             continue
-        place = base / f"{PREFIX}{secrets.token_hex(8)}"
-        place.mkdir()
-        place.chmod(0o711)
-        _write(place / OWNER, {"home": str(home.path)})
-        _write(home.path / RECORD, {"place": str(place)})
-        return place
-    raise OSError(f"no directory for the servers' data that their account can reach ({home.path})")
+        path = base / f"{PREFIX}{secrets.token_hex(8)}"
+        path.mkdir()
+        path.chmod(0o711)
+        _write(path / OWNER, {"home": str(home.path)})
+        _write(home.path / RECORD, {"place": str(path)})
+        return path
+    bases = ", ".join(map(str, SYSTEM_DIRS))
+    raise OSError(f"the servers' account can enter neither {home.path} nor any of {bases}")
 
 
-def _own_dir(home: Home) -> Path | None:
-    """The system place that belongs to a home; None where its data lies within, or is a copy's."""
-    place = _named_by(home.path)
-    if place is None or not place.is_dir() or place.stat().st_uid != os.geteuid():
+def _system_dir(home: Home) -> Path | None:
+    """The system directory of a home; None if it has none, or is a copy of the one that has it."""
+    path = _recorded_dir(home.path)
+    if path is None or not path.is_dir() or path.stat().st_uid != os.geteuid():
         return None
-    owner = read_json(place / OWNER).get("home")
+    owner = read_json(path / OWNER).get("home")
     if owner != str(home.path):
-        if owner is None or _named_by(Path(owner)) == place:
+        if owner is None or _recorded_dir(Path(owner)) == path:
             return None
-        _write(place / OWNER, {"home": str(home.path)})
-    return place
+        _write(path / OWNER, {"home": str(home.path)})
+    return path
 
 
-def _named_by(home: Path) -> Path | None:
-    place = read_json(home / RECORD).get("place")
-    return Path(place) if place else None
+def _recorded_dir(home: Path) -> Path | None:
+    path = read_json(home / RECORD).get("place")
+    return Path(path) if path else None
 
 
 def _write(path: Path, document: dict[str, str]) -> None:

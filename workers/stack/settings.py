@@ -1,4 +1,4 @@
-"""Settings of `vestry up`: which there are, and which of its environment its processes take over."""
+"""Settings of `vestry up`: their names, and those that its processes inherit from its environment."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from workers.environment import reject_renamed
 from workers.model_servers import plan
 from workers.stack import accounts
 
@@ -22,13 +23,13 @@ TUNABLES = (
     "VESTRY_CLOUD_BUDGET_USD",
     "VESTRY_BREAKER_FAILURES",
     "VESTRY_BREAKER_COOLDOWN_S",
-    "VESTRY_BREAKER_LONGEST_S",
+    "VESTRY_BREAKER_MAX_COOLDOWN_S",
     "VESTRY_LEASE_S",
     "VESTRY_HEARTBEAT_S",
     "VESTRY_MAX_RUN_S",
-    "VESTRY_WINDOW",
+    "VESTRY_HINTS_PER_SLOT",
     "VESTRY_POLL_S",
-    "VESTRY_DEAF_S",
+    "VESTRY_STALL_TIMEOUT_S",
     "VESTRY_BATCH_JOBS",
     "VESTRY_BATCH_S",
     "VESTRY_INTERACTIVE_BATCH_JOBS",
@@ -36,7 +37,7 @@ TUNABLES = (
     "VESTRY_KEEP_JOBS_S",
     "VESTRY_LOG_LEVEL",
 )
-"""Settings that everybody may know, taken over from the environment of `vestry up`."""
+"""Settings without secrets, which every process inherits from the environment of `vestry up`."""
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -45,7 +46,7 @@ OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 ONLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""Given as 0 to `vestry up`, they are 0 for every process: a model may then be downloaded."""
+"""Variables that are 0 in every process if `vestry up` has them as 0: models may then be downloaded."""
 PATHS = (
     "VESTRY_CATALOGUE",
     "VESTRY_EMBEDDING_MODEL",
@@ -58,30 +59,36 @@ PATHS = (
 
 def required_paths(settings: Mapping[str, str]) -> tuple[Path, ...]:
     """Files and directories outside the checkout that workers read."""
-    named = (settings[name] for name in PATHS if settings.get(name, "").startswith("/"))
-    return (*map(Path, named), model_cache())
+    paths = (settings[name] for name in PATHS if settings.get(name, "").startswith("/"))
+    return (*map(Path, paths), model_cache())
 
 
 def model_cache() -> Path:
-    """Where the model libraries keep what they fetched."""
+    """Download cache of the model libraries."""
     return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
 
 
 def check_settings(settings: Mapping[str, str]) -> None:
-    """Refuse what is not a setting of the stack: a slip of the pen would change nothing.
+    """Refuse a name that is no setting of the stack: a misspelt one would have no effect.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: a name is unknown, or has changed.
     """
-    known = {*TUNABLES, *plan.SETTINGS, accounts.SETTING}
-    if unknown := sorted(settings.keys() - known):
+    reject_renamed(settings)
+    valid = {*TUNABLES, *plan.SETTINGS, accounts.SETTING}
+    if unknown := sorted(settings.keys() - valid):
         raise ValueError(
-            f"cannot be set: {', '.join(unknown)}; these can: {', '.join(sorted(known))}"
+            f"cannot be set: {', '.join(unknown)}; these can: {', '.join(sorted(valid))}"
         )
 
 
 def inherited_environment() -> dict[str, str]:
-    """The stack's settings in the environment of `vestry up`."""
-    asked = {name: "0" for name in ONLINE if os.environ.get(name) == "0"}
+    """The stack's settings in this process's environment.
+
+    Raises:
+        ValueError: one of them has a former name.
+    """
+    reject_renamed(os.environ)
+    online = {name: "0" for name in ONLINE if os.environ.get(name) == "0"}
     names = (*TUNABLES, *plan.SETTINGS, accounts.SETTING)
-    return asked | {name: os.environ[name] for name in names if name in os.environ}
+    return online | {name: os.environ[name] for name in names if name in os.environ}

@@ -1,4 +1,4 @@
-"""Keeps a set of processes running: starts them in stages, restarts what dies, drains in order."""
+"""Supervisor: starts processes in stages, restarts those that end, drains them in reverse order."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ TICK_S = 0.05
 BACKOFF_FIRST_S = 0.2
 BACKOFF_CAP_S = 30.0
 START_LIMIT_S = 300.0
-"""A process that is not ready so long after its start is ended, and started again."""
+"""A process that is not ready this long after its start is ended and restarted."""
 STABLE_S = 20.0
-"""A process that has been ready for this long has its failures forgiven."""
+"""After this long in readiness, a process's failures no longer count."""
 MAX_START_FAILURES = 4
-"""Failures in a row, without ever having been ready, after which a start is given up."""
+"""Consecutive failures of a process that was never ready, after which the start fails."""
 STOP_TIMEOUT_S = 30.0
-"""For a drain; HURRY_S after a second signal."""
+"""For the drain of one stage; FORCED_STOP_S after a second signal."""
 FORCED_STOP_S = 3.0
 
 
 class StartError(RuntimeError):
-    """A process could not be brought to readiness; the message names it and its log."""
+    """A process did not become ready; the message names it and its log."""
 
 
 class Stage(IntEnum):
-    """The order of starting; draining goes the other way round."""
+    """Order of the start; the drain has the reverse order."""
 
     DATABASE = 0
     BROKER = 1
@@ -49,7 +49,7 @@ class Stage(IntEnum):
 
 
 class ProcessState(StrEnum):
-    """Where a child is."""
+    """State of a supervised process."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -60,10 +60,9 @@ class ProcessState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process to keep running.
+    """A process to keep running.
 
-    `prepare` is called before each start and may do whatever must come before it; `ready` is asked
-    every moment from then on until it says so.
+    `prepare` is called before each start and returns the command; `ready` is polled after it.
     """
 
     name: str
@@ -76,7 +75,7 @@ class ProcessSpec:
 
 @dataclass(slots=True)
 class SupervisedProcess:
-    """A spec's process, now."""
+    """Present state of a process."""
 
     spec: ProcessSpec
     state: ProcessState = ProcessState.WAITING
@@ -105,15 +104,15 @@ class SupervisedProcess:
 
 
 class Supervisor:
-    """Runs children until it is told to drain.
+    """Runs processes until it is signalled to drain.
 
     Args:
         home: created and locked by the caller.
-        specs: the children.
+        specs: of the processes.
         prepare_stage: called once, when the stages before CONTROL are ready.
-        watch: called every moment.
-        isolation: why children cannot have accounts of their own; empty where they have.
-        tell: gets a line whenever a child dies or comes back.
+        watch: called every TICK_S.
+        isolation: why roles do not have their own accounts; empty if they have.
+        notify: gets a line whenever a process ends or is ready again.
     """
 
     def __init__(
@@ -124,69 +123,87 @@ class Supervisor:
         prepare_stage: Callable[[], object] = lambda: None,
         watch: Callable[[], object] = lambda: None,
         isolation: str = "",
-        tell: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.home = home
         self.children = [
             SupervisedProcess(spec) for spec in sorted(specs, key=lambda spec: spec.stage)
         ]
-        self.keeper = OrphanGuardian(home)
+        self.guardian = OrphanGuardian(home)
         self.ready = False
         self._prepare_stage = prepare_stage
         self._watch = watch
         self._isolation = isolation
-        self._tell = tell
+        self._notify = notify
         self._signals = 0
         self._written: str = ""
-        self._trouble: str = ""
+        self._last_error: str = ""
 
     def catch_signals(self) -> None:
-        """Take Ctrl-C, SIGTERM and a closed terminal as requests to drain; a second one hurries."""
+        """Drain on SIGINT, SIGTERM and SIGHUP; a second signal shortens the drain."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
     @property
     def draining(self) -> bool:
-        """Whether it was told to end."""
+        """Whether a signal to drain has arrived."""
         return self._signals > 0
 
     def start(self, timeout_s: float = 300.0) -> None:
-        """Bring every child to readiness.
-
-        Returns early when told to drain.
+        """Start all processes, and return once they are ready or a signal to drain has arrived.
 
         Raises:
-            StartError: a child failed again and again, or `timeout_s` passed.
+            StartError: a process failed repeatedly, or `timeout_s` passed.
         """
         end_orphans(self.home)
-        self.keeper.ensure()
+        self.guardian.ensure()
         until = time.monotonic() + timeout_s
-        self._settle([c for c in self.children if c.spec.stage < Stage.CONTROL], until)
+        self._await_ready([c for c in self.children if c.spec.stage < Stage.CONTROL], until)
         if not self.draining:
             self._prepare_stage()
-            self._settle(self.children, until)
+            self._await_ready(self.children, until)
         self.ready = not self.draining
         self._write_state()
 
     def run(self) -> None:
-        """Restart what dies, until told to drain."""
+        """Restart processes that end, until a signal to drain arrives."""
         while not self.draining:
-            self._tick(self.children)
+            self.tick(self.children)
             time.sleep(TICK_S)
 
     def drain(self) -> None:
-        """End everything, the last stage first. Safe at any moment, also after a failed start."""
+        """End all processes, the last stage first. Safe at any time, also after a failed start."""
         self.ready = False
         for stage in sorted(Stage, reverse=True):
             self._end([child for child in self.children if child.spec.stage == stage])
-        self.keeper.close()
+        self.guardian.close()
         self._write_state()
 
-    def _settle(self, children: Sequence[SupervisedProcess], until: float) -> None:
+    def tick(self, children: Sequence[SupervisedProcess]) -> None:
+        """Ensure the guardian, and advance each process by one step.
+
+        An OSError, such as of an incomplete key ring or a full disk, ends nothing: it is reported once
+        and the step is repeated.
+        """
+        try:
+            if self.guardian.ensure():
+                self._notify("the guardian ended and was replaced")
+            self._watch()
+            self._last_error = ""
+        except OSError as error:
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                self._notify(f"{error}; trying again")
+        for child in children:
+            self._step(child)
+        with suppress(OSError):
+            self._write_state()
+
+    def _await_ready(self, children: Sequence[SupervisedProcess], until: float) -> None:
         while (
             not all(child.state is ProcessState.READY for child in children) and not self.draining
         ):
-            self._tick(children)
+            self.tick(children)
             for child in children:
                 if not child.ever_ready and child.failures >= MAX_START_FAILURES:
                     raise StartError(self._start_problem(child, "does not start"))
@@ -199,22 +216,6 @@ class Supervisor:
         cause = f": {child.last_error}" if child.last_error else ""
         return f"{child.spec.name} {what}{cause}; see {log}"
 
-    def _tick(self, children: Sequence[SupervisedProcess]) -> None:
-        try:
-            if self.keeper.ensure():
-                self._tell("the keeper died and was replaced")
-            self._watch()
-            self._trouble = ""
-        except OSError as error:
-            # A key ring that is just being written, or a disk that is full: no reason to end all.
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                self._tell(f"{error}; trying again")
-        for child in children:
-            self._step(child)
-        with suppress(OSError):
-            self._write_state()
-
     def _step(self, child: SupervisedProcess) -> None:
         now = time.monotonic()
         if child.process is not None and child.process.poll() is not None:
@@ -223,7 +224,7 @@ class Supervisor:
             self._start(child)
         elif child.state is ProcessState.STARTING and child.spec.ready():
             if child.restarts:
-                self._tell(f"{child.spec.name} is back")
+                self._notify(f"{child.spec.name} is ready again")
             child.state, child.since, child.ever_ready = ProcessState.READY, now, True
         elif child.state is ProcessState.STARTING and now - child.since > START_LIMIT_S:
             child.last_error = "it was not ready in time"
@@ -243,25 +244,25 @@ class Supervisor:
         child.state, child.last_error, child.since = ProcessState.STARTING, "", time.monotonic()
         child.identity = Identity.of(child.process.pid, child.command.kill_signal)
         if child.identity:
-            self.keeper.keep(child.identity)
+            self.guardian.keep(child.identity)
 
-    def _on_exit(self, child: SupervisedProcess, how: str) -> None:
+    def _on_exit(self, child: SupervisedProcess, description: str) -> None:
         self._forget(child, ProcessState.WAITING)
         child.failures += 1
         child.restarts += 1
-        # The first restart comes at once: nearly always it is the only one.
+        # The first restart has a short delay: nearly always it is the only one.
         delay = min(BACKOFF_CAP_S, BACKOFF_FIRST_S * 2 ** (child.failures - 1))
         delay *= random.uniform(0.75, 1.25)  # noqa: S311 - spreads restarts, guards nothing
         child.retry_at = time.monotonic() + delay
-        self._tell(f"{child.spec.name} {how}; starting it again in {delay:.1f} s")
+        self._notify(f"{child.spec.name} {description}; restarting it in {delay:.1f} s")
 
     def _forget(self, child: SupervisedProcess, state: ProcessState) -> None:
         if child.process is not None:
-            self.keeper.forget(child.process.pid)
+            self.guardian.forget(child.process.pid)
         child.state, child.process, child.identity = state, None, None
 
     def _end(self, children: Sequence[SupervisedProcess]) -> None:
-        """End the children of one stage together: in order, and where that takes long, at once."""
+        """End the processes of one stage together: in order, after the timeout by force."""
         for child in children:
             if child.process is None or child.command is None:
                 child.state = ProcessState.STOPPED
@@ -290,13 +291,13 @@ class Supervisor:
         self._signals += 1
 
     def document(self) -> dict[str, Any]:
-        """What runs, for the state file and `--json`."""
+        """All processes and their states, for the state file and `--json`."""
         own = Identity.of(os.getpid())
         return {
             "home": str(self.home.path),
             "ready": self.ready,
             "supervisor": asdict(own) if own else None,
-            "keeper": self.keeper.pid,
+            "guardian": self.guardian.pid,
             "one_account": self._isolation,
             "processes": [child.document() for child in self.children],
         }
@@ -309,41 +310,41 @@ class Supervisor:
 
 
 def end_orphans(home: Home) -> int:
-    """End what a supervisor that was killed left running; the caller holds the home's lock.
+    """End the processes that a killed supervisor left running; the caller holds the home's lock.
 
     Returns:
-        How many there were.
+        The number of those processes.
     """
     orphans = []
     for process in read_json(home.state).get("processes", []):
         with suppress(KeyError, TypeError):
             orphans.append(Identity(**process["identity"]))
     orphans = [orphan for orphan in orphans if orphan.alive()]
-    end_all(orphans, patience_s=5.0)
+    end_all(orphans, timeout_s=5.0)
     return len(orphans)
 
 
 def ready_file(path: Path) -> Callable[[], bool]:
-    """Readiness of a child that touches the file in its VESTRY_READY_FILE."""
+    """Readiness check of a process that touches its VESTRY_READY_FILE."""
     return path.exists
 
 
 def http_ready(url: Callable[[], str]) -> Callable[[], bool]:
-    """Readiness of a child that answers requests for a URL on loopback."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Readiness check of a process that serves a URL on loopback."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def ready() -> bool:
         try:
-            with direct.open(url(), timeout=2) as response:
+            with opener.open(url(), timeout=2) as response:
                 return bool(response.status == HTTPStatus.OK)
-        except OSError:  # urllib's errors are of this kind
+        except OSError:  # urllib's errors are among these
             return False
 
     return ready
 
 
 def _exit_description(code: int) -> str:
-    """A return code in words."""
+    """Description of a return code."""
     if code < 0:
         with suppress(ValueError):
             return f"was ended by {signal.Signals(-code).name}"

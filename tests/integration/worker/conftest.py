@@ -1,13 +1,15 @@
-"""What tests of one worker's duties share: the databases' logins, nothing else running."""
+"""Fixtures for tests of single duties of a worker: database logins, with no process of the system."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.faults.proxy import Proxy
 from vestry import Vestry
 from workers.stack.dev_stack import DevStack
 
@@ -34,3 +36,16 @@ def control(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
 def admin(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         yield conn
+
+
+@pytest.fixture
+def proxy(clean: DevStack) -> Iterator[Proxy]:
+    """A proxy in front of Postgres."""
+    with Proxy(clean.postgres.port) as running:
+        yield running
+
+
+@pytest.fixture
+def through_proxy(proxy: Proxy) -> Callable[[str], str]:
+    """Turns a database URL into one that leads through the proxy."""
+    return lambda url: make_conninfo(**(conninfo_to_dict(url) | {"port": str(proxy.port)}))

@@ -1,4 +1,4 @@
-"""The reconciler takes back what is lost, and nothing keeps it from it."""
+"""The reconciler requeues jobs of expired leases, and no lock or slow pruning prevents it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from workers.settings import Settings
 from workers.stack.dev_stack import DevStack
 
 
-def test_leases_are_given_a_whole_lease_once_the_database_was_away(
+def test_leases_get_a_grace_of_one_lease_after_an_outage_of_the_database(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
 ) -> None:
     stop = threading.Event()
     up_s = admin.execute(
         "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8"
     ).fetchone()[0]
-    # A database that was up for longer than a lease when the reconciler came has given its grace.
+    # If the database has been up for longer than a lease, the grace is over.
     assert Reconciler(Settings(lease_s=up_s, heartbeat_s=0.01), stop)._grace(control) == 0
-    # One that was not has some left.
+    # Else its remainder is left.
     longer = Settings(lease_s=up_s + 1000)
     assert 900 < Reconciler(longer, stop)._grace(control) <= 1000
 
@@ -44,7 +44,7 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
     made = Reconciler(settings, stop)
     time.sleep(max(0.0, settings.lease_s + 0.5 - up_s))
     assert made._grace(control) == 0
-    # Now its connection was lost and made again.
+    # As after a reconnection.
     begun = time.monotonic()
     with looping(clean, made.run, stop):
         time.sleep(0.6)
@@ -53,7 +53,7 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
     assert time.monotonic() - begun >= 4.0
 
 
-def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
+def test_pruning_that_waits_for_a_lock_does_not_prevent_rescue(
     clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconciler, "PRUNE_EVERY_S", 0.0)
@@ -72,7 +72,7 @@ def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
             eventually(lambda: told(conn, job)[0] == "queued")
 
 
-def test_a_pruning_that_was_too_slow_takes_smaller_steps_for_a_while(
+def test_pruning_that_timed_out_takes_smaller_steps_for_a_while(
     clean: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[int] = []
@@ -91,7 +91,7 @@ def test_a_pruning_that_was_too_slow_takes_smaller_steps_for_a_while(
     assert limits[:6] == [1000, 250, 62, 124, 248, 496]
 
 
-def test_a_job_that_an_open_transaction_holds_keeps_no_other_from_its_rescue(
+def test_locked_job_does_not_prevent_the_rescue_of_others(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
 ) -> None:
     jobs = submit(vestry, conn, *"abcd")
@@ -100,24 +100,24 @@ def test_a_job_that_an_open_transaction_holds_keeps_no_other_from_its_rescue(
             terms = LeasePolicy("test", "shareable", 0.001, 600)
             assert claims.claim(worker, terms, LANE, ["embedding"], limit=2)
     control.execute("SET lock_timeout = '10s'")
-    left = "SELECT count(*) FROM vestry.leases"
+    leases = "SELECT count(*) FROM vestry.leases"
     with psycopg.connect(clean.superuser_url) as holding:
         holding.execute("SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE", [jobs[0]])
         assert transitions.rescue(control).quarantined == 3
-        assert admin.execute(left).fetchone() == (1,)
+        assert admin.execute(leases).fetchone() == (1,)
         assert transitions.rescue(control).quarantined == 0
     assert transitions.rescue(control).quarantined == 1
-    assert admin.execute(left).fetchone() == (0,)
+    assert admin.execute(leases).fetchone() == (0,)
 
 
-def test_a_process_that_is_frozen_in_a_transaction_keeps_its_locks_no_longer_than_a_lease(
+def test_locks_of_a_process_frozen_in_a_transaction_end_within_a_lease(
     clean: DevStack, vestry: Vestry, conn: Any, control: Any
 ) -> None:
     job = submit(vestry, conn, "a")[0]
     url = clean.database_url("vestry_shareable")
     lock = "SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE"
     control.execute("SET statement_timeout = '30s'")
-    let_go = []
+    acquired = []
 
     def freeze() -> None:
         with (
@@ -127,15 +127,15 @@ def test_a_process_that_is_frozen_in_a_transaction_keeps_its_locks_no_longer_tha
         ):
             frozen.execute(lock, [job]).fetchone()
             control.execute(lock, [job])
-            let_go.append(job)
+            acquired.append(job)
             frozen.execute(lock, [job]).fetchone()
 
     with pytest.raises(psycopg.Error):
         freeze()
-    assert let_go
+    assert acquired
 
 
-def test_a_process_that_comes_back_was_not_ended_by_its_job(
+def test_finish_of_a_frozen_process_reverts_its_crash_unless_it_overran(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any, control: Any
 ) -> None:
     (job,) = submit(vestry, conn, "x")
@@ -143,8 +143,8 @@ def test_a_process_that_comes_back_was_not_ended_by_its_job(
     crashes = "SELECT crashes FROM vestry.jobs WHERE id = %s"
     with runtime(clean, at_once) as worker:
         for overran in (False, True):
-            opened = worker._executor.claim(LANE, ["embedding"], quarantined=True)
-            assert opened is not None
+            batch = worker.executor.claim(LANE, ["embedding"], quarantined=True)
+            assert batch is not None
             admin.execute(
                 """UPDATE vestry.leases SET expires_at = now() - interval '1 s',
                      max_until = CASE WHEN %s THEN now() - interval '1 s' ELSE max_until END""",
@@ -152,8 +152,8 @@ def test_a_process_that_comes_back_was_not_ended_by_its_job(
             )
             assert transitions.rescue(control).quarantined == 1
             assert admin.execute(crashes, [job]).fetchone() == (1,)
-            finished = worker._executor.run(opened)
+            finished = worker.executor.run(batch)
             assert finished.states == {job: "refused"}
-            # Who ran for as long as a job may is not forgiven.
+            # The crash of a job that ran for VESTRY_MAX_RUN_S stays counted.
             assert admin.execute(crashes, [job]).fetchone() == (1 if overran else 0,)
     assert told(conn, job) == ("queued", 2)

@@ -1,4 +1,4 @@
-"""The published routes: a producer's enqueue follows them, and so do jobs in line when one changes."""
+"""Published routes: enqueue follows them, and queued jobs are moved when one changes."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
-def keeper(
+def publisher(
     clean: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[RoutePublisher, psycopg.Connection[Any]]]:
     monkeypatch.setattr(route_publisher, "REFRESH_EVERY_S", 0.0)
     settings = Settings(embedding_backend="echo", backends={"openai": None, "anthropic": None})
     with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
-        made = RoutePublisher(settings)
-        made.refresh(conn)
-        yield made, conn
+        routes = RoutePublisher(settings)
+        routes.refresh(conn)
+        yield routes, conn
 
 
 def lanes(conn: psycopg.Connection[Any]) -> dict[str, int]:
@@ -54,8 +54,9 @@ def enqueue(clean: DevStack, conn: Any, job: Any, **more: Any) -> Any:
         return vestry.enqueue(conn, job, **given)
 
 
-def test_a_job_starts_out_where_the_policy_wants_it(
-    clean: DevStack, conn: psycopg.Connection[Any], keeper: Any
+@pytest.mark.usefixtures("publisher")
+def test_enqueue_puts_a_job_into_the_lane_of_its_route(
+    clean: DevStack, conn: psycopg.Connection[Any]
 ) -> None:
     for job, more, lane in (
         (Generation("x"), {}, "shareable.bulk.cloud"),
@@ -69,22 +70,21 @@ def test_a_job_starts_out_where_the_policy_wants_it(
         enqueue(clean, conn, job, **more)
         after = lanes(conn)
         assert {name for name in after if after[name] != before.get(name, 0)} == {lane}, more
-    del keeper
 
 
-def test_without_routes_everything_starts_out_at_home(
+def test_enqueue_without_routes_uses_the_local_lane(
     clean: DevStack, conn: psycopg.Connection[Any]
 ) -> None:
     enqueue(clean, conn, Generation("x"))
     assert lanes(conn) == {"shareable.bulk.gpu": 1}
 
 
-def test_jobs_in_line_go_along_when_a_cloud_goes_away_and_comes_back(
-    clean: DevStack, conn: psycopg.Connection[Any], worker: Any, keeper: Any,
+def test_queued_jobs_move_when_a_cloud_becomes_unavailable_and_back(
+    clean: DevStack, conn: psycopg.Connection[Any], worker: Any, publisher: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(backend_health, "MOVE_BATCH_ROWS", 3)
-    routes, control = keeper
+    routes, control = publisher
     with Vestry(clean.database_url(), clean.keyring) as vestry:
         common: dict[str, Any] = {"owner": "o", "privacy": "shareable"}
         vestry.enqueue_many(conn, [Generation(f"{n}") for n in range(10)], **common)
@@ -95,7 +95,7 @@ def test_jobs_in_line_go_along_when_a_cloud_goes_away_and_comes_back(
         backend_health.record_failure(worker, backend, "backend_unavailable", **FAILS)
     routes.refresh(control)
     routes.refresh(control)
-    # Those that only the cloud can do wait there, and so do those that ask for a model by name.
+    # Jobs that only the cloud can do wait there, and those that name a model of it.
     assert lanes(conn) == {"shareable.bulk.gpu": 10, "shareable.bulk.cloud": 6}
     for backend in ("openai", "anthropic"):
         backend_health.record_success(worker, backend)
@@ -104,10 +104,10 @@ def test_jobs_in_line_go_along_when_a_cloud_goes_away_and_comes_back(
     assert lanes(conn) == {"shareable.bulk.cloud": 16}
 
 
-def test_nothing_private_has_a_route_to_the_cloud(
-    clean: DevStack, keeper: Any, conn: psycopg.Connection[Any]
+def test_no_private_route_leads_to_the_cloud(
+    clean: DevStack, publisher: Any, conn: psycopg.Connection[Any]
 ) -> None:
-    _, control = keeper
+    _, control = publisher
     rows = conn.execute(
         "SELECT DISTINCT pool FROM vestry.routes WHERE privacy = 'private'"
     ).fetchall()
@@ -122,10 +122,10 @@ def test_nothing_private_has_a_route_to_the_cloud(
         root.execute("UPDATE vestry.jobs SET pool = 'cloud' WHERE privacy = 'private'")
 
 
-def test_what_follows_finds_its_lane_when_it_is_released(
-    clean: DevStack, conn: psycopg.Connection[Any], keeper: Any, worker: Any
+def test_child_job_gets_the_lane_of_its_route_when_it_is_released(
+    clean: DevStack, conn: psycopg.Connection[Any], publisher: Any, worker: Any
 ) -> None:
-    routes, control = keeper
+    routes, control = publisher
     job = enqueue(clean, conn, Flow(Ocr(b"%PDF-1.4 x"), [Generation("then")]))
     with psycopg.connect(clean.superuser_url, autocommit=True) as root:
         backend_health.record_failure(worker, "openai", "x", **FAILS)
@@ -139,13 +139,13 @@ def test_what_follows_finds_its_lane_when_it_is_released(
             "UPDATE vestry.jobs SET state = 'succeeded', lease_id = NULL,"
             " finished_at = vestry.clock() WHERE id = %s", [job.id],
         )  # fmt: skip
-        found = root.execute(
+        child = root.execute(
             "SELECT state, pool FROM vestry.jobs WHERE id = %s", [job.then[0].id]
         ).fetchone()
-    assert found == ("queued", "gpu")
+    assert child == ("queued", "gpu")
 
 
-def test_a_dispatcher_publishes_them(clean: DevStack, conn: psycopg.Connection[Any]) -> None:
+def test_dispatcher_publishes_routes(clean: DevStack, conn: psycopg.Connection[Any]) -> None:
     settings = Settings(
         database_url=clean.database_url("vestry_control"),
         broker_url=clean.broker_url("dispatcher"),

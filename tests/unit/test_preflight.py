@@ -1,4 +1,4 @@
-"""What a private worker refuses to start with, and what its process keeps to itself."""
+"""Isolation of a private worker: preflight checks, network guard, core dumps, temporary files."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ HARMLESS = {
      "REPLICATE_API_TOKEN", "OLLAMA_API_KEY", "VOYAGE_API_KEY", "WANDB_API_KEY",
      "SOME_NEW_PROVIDER_API_KEY", "openai_api_key"],
 )  # fmt: skip
-def test_a_clouds_credentials_are_known_by_their_names(name: str) -> None:
+def test_cloud_credentials_are_detected_by_name(name: str) -> None:
     assert cloud_credentials([*HARMLESS, name]) == [name]
     with pytest.raises(PrivacyPreflightError, match=name) as caught:
         check_private_worker({name: "quartzite"}, load().only({}), keys=())
     assert "quartzite" not in str(caught.value)
 
 
-def test_what_is_no_credential_is_no_reason() -> None:
+def test_other_variables_are_no_credentials() -> None:
     assert cloud_credentials(HARMLESS) == []
 
 
-def test_a_private_worker_of_local_backends_starts() -> None:
+def test_private_worker_of_local_backends_starts() -> None:
     local = load().only({"sentence-transformers": None, "llama": "http://127.0.0.1:9/v1"})
     check_private_worker({}, local, keys=["llama"])
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
-def test_a_cloud_backend_is_a_reason(name: str) -> None:
+def test_cloud_backend_and_cloud_key_are_refused(name: str) -> None:
     with pytest.raises(PrivacyPreflightError, match=f"cloud backend {name} is enabled"):
         check_private_worker({}, load().only({name: None}), keys=())
     with pytest.raises(PrivacyPreflightError, match=f"a key of {name}"):
@@ -68,28 +68,28 @@ def test_a_cloud_backend_is_a_reason(name: str) -> None:
 @pytest.mark.parametrize(
     "url", ["https://8.8.8.8/v1", "http://10.9.8.7:8080", "http://no.invalid/"]
 )
-def test_a_local_backend_elsewhere_is_a_reason(url: str) -> None:
+def test_local_backend_with_an_external_address_is_refused(url: str) -> None:
     with pytest.raises(PrivacyPreflightError, match="backend llama"):
         check_private_worker({}, load().only({"llama": url}), keys=())
 
 
-def test_a_catalogue_that_calls_a_cloud_local_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cloud_that_the_catalogue_calls_local_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     real = SHIPPED.read_text(encoding="utf-8")
     edited = parse(real.replace("openai_http, locality: cloud", "openai_http, locality: local"))
-    away = [(2, 1, 6, "", ("192.0.2.7", 443))]
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: away)
+    external = [(2, 1, 6, "", ("192.0.2.7", 443))]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: external)
     with pytest.raises(
         PrivacyPreflightError, match=r"backend openai: api\.openai\.com is 192\.0\.2\.7"
     ):
         check_private_worker({}, edited.only({"openai": None}), keys=())
 
 
-def test_a_network_of_ones_own_may_be_named() -> None:
-    far = load().only({"llama": "http://10.9.8.7:8080"})
-    check_private_worker({}, far, keys=(), allowed=networks("10.9.0.0/16"))
+def test_backend_in_a_local_network_is_accepted() -> None:
+    catalogue = load().only({"llama": "http://10.9.8.7:8080"})
+    check_private_worker({}, catalogue, keys=(), allowed=networks("10.9.0.0/16"))
 
 
-def test_all_reasons_are_told_at_once() -> None:
+def test_message_has_all_reasons() -> None:
     with pytest.raises(PrivacyPreflightError) as caught:
         check_private_worker(
             {"HF_TOKEN": "x"}, load().only({"openai": None, "ollama": None}), keys=["openai"]
@@ -98,11 +98,11 @@ def test_all_reasons_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "told"),
+    ("extra", "message"),
     [({"OPENAI_API_KEY": "quartzite"}, "OPENAI_API_KEY"), ({"VESTRY_BACKENDS": "openai"}, "cloud"),
      ({"VESTRY_BACKENDS": "llama=http://192.0.2.1/v1"}, "192.0.2.1")],
 )  # fmt: skip
-def test_the_worker_itself_refuses_to_start(extra: dict[str, str], told: str) -> None:
+def test_worker_refuses_to_start(extra: dict[str, str], message: str) -> None:
     environment = {
         "VESTRY_PRIVACY": "private", "VESTRY_LANES": "private.bulk.gpu",
         "VESTRY_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/x",
@@ -113,11 +113,11 @@ def test_the_worker_itself_refuses_to_start(extra: dict[str, str], told: str) ->
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
-    assert told in done.stderr
+    assert message in done.stderr
     assert "quartzite" not in done.stderr
 
 
-# -- in a process of its own: what is closed there stays closed ------------------------------------
+# -- each in its own process, since an audit hook cannot be removed --------------------------------
 
 
 def run(script: str, **environment: str) -> str:
@@ -174,21 +174,21 @@ CONNECTING = """
 """
 
 
-def test_the_interpreter_refuses_connections_to_elsewhere() -> None:
+def test_network_guard_refuses_external_connections() -> None:
     private, cloud = (run(f"CLOUD = {c}\n" + textwrap.dedent(CONNECTING)) for c in (False, True))
     assert private.split() == ["done", *["refused"] * 3, "tried", "refused"]
     assert cloud.split() == ["done", *["refused"] * 3, "tried", "tried"]
 
 
-def test_a_process_that_must_not_leave_its_memory_behind_does_not() -> None:
+def test_core_dumps_and_debuggers_are_disabled() -> None:
     script = """
         import ctypes, resource, sys
         from workers.isolation.preflight import disable_core_dumps
         resource.setrlimit(resource.RLIMIT_CORE, resource.getrlimit(resource.RLIMIT_CORE)[1:] * 2)
         disable_core_dumps()
         get_dumpable = 3
-        told = ctypes.CDLL(None).prctl(get_dumpable) if sys.platform == "linux" else 0
-        print(resource.getrlimit(resource.RLIMIT_CORE), told)
+        dumpable = ctypes.CDLL(None).prctl(get_dumpable) if sys.platform == "linux" else 0
+        print(resource.getrlimit(resource.RLIMIT_CORE), dumpable)
     """
     assert run(script) == "(0, 0) 0\n"
 

@@ -1,11 +1,11 @@
-"""A lane's feeders, woken as the listener wakes them, with nothing else that could find the work."""
+"""Fetch threads of a lane, notified as the listener notifies them, without hints or polling."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -23,12 +23,6 @@ from workers.stack.dev_stack import DevStack
 LANE = "shareable.interactive.gpu"
 DONE = Succeeded({"vectors": [[1.0]], "space": "s"})
 TERMS = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
-
-
-@pytest.fixture
-def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as conn:
-        yield conn
 
 
 def submit(conn: Any, kind: str, count: int = 1, model: str | None = None) -> list[UUID]:
@@ -57,7 +51,7 @@ def at_once(batch: Sequence[Job], _: Context) -> list[Outcome]:
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_every_ring_counts(clean: DevStack, conn: Any, slots: int) -> None:
+def test_each_notification_has_its_job_fetched(clean: DevStack, conn: Any, slots: int) -> None:
     handlers = {"embedding": at_once, "rerank": at_once}
     with runtime(clean, handlers, lanes=(LANE,), slots=slots, poll_s=600) as worker:
         worker.start()
@@ -69,16 +63,16 @@ def test_every_ring_counts(clean: DevStack, conn: Any, slots: int) -> None:
         eventually(lambda: done(conn, jobs))
 
 
-def test_one_ring_is_enough_for_all_that_is_there(clean: DevStack, conn: Any) -> None:
+def test_one_notification_has_all_jobs_fetched(clean: DevStack, conn: Any) -> None:
     jobs = submit(conn, "embedding", 20) + submit(conn, "rerank", 5)
     jobs += submit(conn, "embedding", 3, model="another")
     begun: list[str] = []
-    together = threading.Barrier(4)
+    barrier = threading.Barrier(4)
 
     def slow(batch: Sequence[Job], _: Context) -> list[Outcome]:
         begun.append(batch[0].kind)
-        if len(begun) <= together.parties:
-            together.wait(20)
+        if len(begun) <= barrier.parties:
+            barrier.wait(20)
         return [DONE for _ in batch]
 
     handlers = {"embedding": slow, "rerank": slow}
@@ -86,12 +80,12 @@ def test_one_ring_is_enough_for_all_that_is_there(clean: DevStack, conn: Any) ->
         worker.start()
         worker.notify(LANE)
         eventually(lambda: done(conn, jobs))
-    # Every slot of both kinds was in use before the first was given back.
-    assert not together.broken
+    # Every slot of both kinds was taken before the first was released.
+    assert not barrier.broken
     assert Counter(begun[:4]) == {"embedding": 2, "rerank": 2}
 
 
-def test_long_work_of_one_kind_leaves_another_its_slots(clean: DevStack, conn: Any) -> None:
+def test_long_batches_of_one_kind_leave_the_slots_of_another(clean: DevStack, conn: Any) -> None:
     release = threading.Event()
 
     def long(batch: Sequence[Job], _: Context) -> list[Outcome]:
@@ -115,9 +109,7 @@ def test_long_work_of_one_kind_leaves_another_its_slots(clean: DevStack, conn: A
         eventually(lambda: done(conn, stuck))
 
 
-def test_what_another_is_taking_does_not_hide_a_job_of_another_kind(
-    clean: DevStack, conn: Any
-) -> None:
+def test_claim_skips_a_locked_job_and_takes_one_of_another_kind(clean: DevStack, conn: Any) -> None:
     (first,) = submit(conn, "embedding")
     (second,) = submit(conn, "rerank")
     kinds = ["embedding", "rerank"]
@@ -135,7 +127,7 @@ def test_what_another_is_taking_does_not_hide_a_job_of_another_kind(
         assert claims.claim(one, TERMS, LANE, kinds) is None
 
 
-def test_a_claim_takes_the_first_in_line_whatever_its_kind_and_within_its_budget(
+def test_claim_takes_the_head_of_all_queues_within_the_budget_of_its_kind(
     clean: DevStack, conn: Any
 ) -> None:
     reranks = submit(conn, "rerank", 3)
@@ -149,7 +141,7 @@ def test_a_claim_takes_the_first_in_line_whatever_its_kind_and_within_its_budget
     assert taken == [(reranks[:2], True), (reranks[2:], True), *singles]
 
 
-def test_a_kind_that_this_worker_does_not_know_waits_and_harms_nobody(
+def test_kind_without_a_handler_stays_queued_and_delays_no_other(
     clean: DevStack, conn: Any
 ) -> None:
     unknown = submit(conn, "generation", 2)

@@ -1,5 +1,4 @@
-"""When a job gets its hint; a lane whose queue is broken, or a broker that is away, costs no other
-lane its own."""
+"""Hints of the dispatcher: when a job gets one, lost ones, the window, and failures of the broker."""
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ from kombu.exceptions import OperationalError
 
 from models import claims
 from models.claims import LeasePolicy
+from tests import one_job
 from tests.echo_stack import eventually
 from vestry import Embedding, Vestry
 from vestry.lanes import LANES
@@ -36,12 +36,12 @@ def broker(clean: DevStack) -> Iterator[redis.Redis]:
 @contextmanager
 def dispatching(stack: DevStack) -> Iterator[Dispatcher]:
     stop = threading.Event()
-    made = Dispatcher(Settings(broker_url=stack.broker_url("dispatcher")), stop)
+    dispatcher = Dispatcher(Settings(broker_url=stack.broker_url("dispatcher")), stop)
     with psycopg.connect(stack.database_url("vestry_control"), autocommit=True) as conn:
-        thread = threading.Thread(target=made.run, args=(conn,))
+        thread = threading.Thread(target=dispatcher.run, args=(conn,))
         thread.start()
         try:
-            yield made
+            yield dispatcher
         finally:
             stop.set()
             thread.join(30)
@@ -64,7 +64,43 @@ def hints(broker: redis.Redis, lane: str) -> int:
     return int(broker.llen(queue(lane)))
 
 
-def test_a_lane_whose_key_is_no_list_stops_no_other(clean: DevStack, broker: redis.Redis) -> None:
+@pytest.mark.parametrize("lost", ["the whole queue", "one hint of two"])
+def test_lost_hint_is_published_again(  # noqa: PLR0917 - pytest's, by name
+    clean: DevStack, vestry: Vestry, conn: Any, broker: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch, lost: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(dispatcher, "REHINT_S", 1.0 if lost == "one hint of two" else 3600.0)
+    monkeypatch.setattr(dispatcher, "REHINT_EMPTY_S", 3600.0 if lost == "one hint of two" else 1.0)
+    first, _ = one_job.submit(vestry, conn, "a", "b")
+    with dispatching(clean):
+        eventually(lambda: hints(broker, LATER) >= 2, within=30)
+        if lost == "one hint of two":
+            assert str(first).encode() in broker.rpop(queue(LATER))  # type: ignore[operator]
+        else:
+            broker.delete(queue(LATER))
+        hinted = lambda: b"".join(broker.lrange(queue(LATER), 0, -1))  # noqa: E731
+        eventually(lambda: str(first).encode() in hinted(), within=30)
+
+
+def test_queue_is_kept_at_its_window(
+    clean: DevStack, vestry: Vestry, conn: Any, broker: redis.Redis
+) -> None:
+    settings = Settings()
+    window = settings.hints_per_slot * settings.slots
+    one_job.submit(vestry, conn, *map(str, range(200)))
+    with dispatching(clean):
+        for _ in range(3):
+            eventually(lambda: hints(broker, LATER) == window, within=30)
+            taken = broker.rpop(queue(LATER), 3)
+            assert taken is not None
+        eventually(lambda: hints(broker, LATER) == window, within=30)
+        time.sleep(0.6)
+        assert hints(broker, LATER) == window
+
+
+def test_lane_whose_broker_key_is_no_list_stops_no_other(
+    clean: DevStack, broker: redis.Redis
+) -> None:
     broker.set(queue(FIRST), "not a list")
     with dispatching(clean):
         submit(clean, "interactive")
@@ -74,13 +110,13 @@ def test_a_lane_whose_key_is_no_list_stops_no_other(clean: DevStack, broker: red
         eventually(lambda: hints(broker, FIRST) == 1, within=30)
 
 
-def test_a_key_that_is_spoilt_under_way_stops_no_other(
+def test_broker_key_that_is_replaced_later_stops_no_other(
     clean: DevStack, broker: redis.Redis
 ) -> None:
     with dispatching(clean):
         submit(clean, "interactive")
         eventually(lambda: hints(broker, FIRST) == 1, within=30)
-        # Now it is known that the lane has room, and it is hinted at without being counted.
+        # Replaced once the dispatcher has counted the lane's hints.
         broker.delete(queue(FIRST))
         broker.set(queue(FIRST), "not a list")
         submit(clean, "interactive")
@@ -89,7 +125,7 @@ def test_a_key_that_is_spoilt_under_way_stops_no_other(
 
 
 def hinted(stack: DevStack) -> list[float | None]:
-    """How long after their enqueue jobs were stamped, in seconds."""
+    """Seconds from each job's enqueue to its hint stamp."""
     with psycopg.connect(stack.superuser_url) as conn:
         rows = conn.execute(
             """SELECT extract(epoch FROM hinted_at - created_at)::float8 FROM vestry.jobs
@@ -99,13 +135,13 @@ def hinted(stack: DevStack) -> list[float | None]:
 
 
 def ready(stack: DevStack) -> bool:
-    """Whether the dispatcher listens, and has done its first round."""
+    """Whether the dispatcher has completed its first round."""
     with psycopg.connect(stack.superuser_url) as conn:
         rows = conn.execute("SELECT FROM pg_locks WHERE locktype = 'advisory'").fetchall()
     return len(rows) == len(LANES)
 
 
-def test_a_job_that_a_worker_takes_at_once_gets_no_hint(
+def test_interactive_job_that_a_worker_claims_at_once_gets_no_hint(
     clean: DevStack, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "HEAD_START_S", 3.0)
@@ -119,30 +155,30 @@ def test_a_job_that_a_worker_takes_at_once_gets_no_hint(
         time.sleep(3.2)
         assert hints(broker, FIRST) == 0
         assert hinted(clean) == [None]
-        # A bulk job waits for nobody.
+        # A bulk job has no head start.
         submit(clean, "bulk")
         eventually(lambda: hints(broker, LATER) == 1, within=30)
         assert hinted(clean)[1] < 3.0  # type: ignore[operator]
 
 
-def test_a_job_that_nobody_takes_gets_its_hint_when_its_head_start_is_over(
+def test_interactive_job_that_no_worker_claims_gets_its_hint_after_its_head_start(
     clean: DevStack, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No tick comes to its help.
+    # Without the help of a tick.
     monkeypatch.setattr(dispatcher, "TICK_S", 12.0)
     monkeypatch.setattr(dispatcher, "HEAD_START_S", 0.3)
     with dispatching(clean):
         eventually(lambda: ready(clean), within=30)
         submit(clean, "interactive")
         time.sleep(0.15)
-        # One that comes during another's head start has its own.
+        # A job that arrives during another's head start has its own.
         submit(clean, "interactive")
         eventually(lambda: hints(broker, FIRST) == 2, within=30)
         assert all(0.3 <= after < 10.0 for after in hinted(clean) if after is not None)
 
 
 @pytest.mark.parametrize(
-    ("error", "resting"),
+    ("error", "paused"),
     [
         (redis.ConnectionError(), {FIRST, LATER}),
         (redis.TimeoutError(), {FIRST, LATER}),
@@ -152,15 +188,14 @@ def test_a_job_that_nobody_takes_gets_its_hint_when_its_head_start_is_over(
     ],
 )
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_only_a_broker_that_is_away_gives_every_lane_a_rest(
-    clean: DevStack, error: Exception, resting: set[str], wrapped: bool
+def test_unavailable_broker_pauses_every_lane_and_a_refusal_one(
+    clean: DevStack, error: Exception, paused: set[str], wrapped: bool
 ) -> None:
-    made = Dispatcher(Settings(broker_url=clean.broker_url("dispatcher")), threading.Event())
+    dispatcher = Dispatcher(Settings(broker_url=clean.broker_url("dispatcher")), threading.Event())
     raised: Any = error
     if wrapped:
         raised = OperationalError()
         raised.__cause__ = error
-    with made._with_broker_retry(FIRST):
+    with dispatcher._pausing_on_error(FIRST):
         raise raised
-    left = set(made._round_robin({FIRST, LATER}))
-    assert {FIRST, LATER} - left == resting
+    assert {FIRST, LATER} - set(dispatcher._fillable({FIRST, LATER})) == paused

@@ -1,6 +1,6 @@
-"""What a worker does with jobs, one guarantee at a time, with nothing that could keep it in its stead.
+"""Execution of jobs by one worker, one guarantee per test, without dispatcher and reconciler.
 
-A worker's runtime, the dispatcher and the reconciler run in this process, on handlers of the tests'.
+The worker runs in this process, on handlers of the tests.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-import pytest
 
 from models import transitions
 from tasks.protocol import (
@@ -25,18 +24,18 @@ from tests.echo_stack import eventually
 from tests.one_job import VECTORS, at_once, submit, text_of, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
-from workers.execution.finish import finish
+from workers import failpoints
 from workers.stack.dev_stack import DevStack
 
 
-def test_a_job_without_a_hint_is_found(clean: DevStack, vestry: Vestry, conn: Any) -> None:
+def test_job_without_a_hint_is_fetched(clean: DevStack, vestry: Vestry, conn: Any) -> None:
     with runtime(clean, at_once) as worker:
         worker.start()
         (job,) = submit(vestry, conn, "no dispatcher runs")
         eventually(lambda: told(conn, job) == ("succeeded", 1), within=30)
 
 
-def test_a_job_longer_than_its_lease_is_run_once(
+def test_job_longer_than_its_lease_is_run_once(
     clean: DevStack, vestry: Vestry, conn: Any, control: Any
 ) -> None:
     ran = []
@@ -57,7 +56,7 @@ def test_a_job_longer_than_its_lease_is_run_once(
     assert len(ran) == 1
 
 
-def test_a_hint_for_a_lane_that_is_not_served_is_left_alone(
+def test_hint_for_a_lane_that_is_not_served_is_ignored(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     (job,) = submit(vestry, conn, "x", latency="interactive")
@@ -69,7 +68,7 @@ def test_a_hint_for_a_lane_that_is_not_served_is_left_alone(
     assert told(conn, served) == ("succeeded", 1)
 
 
-def test_a_batch_claimed_while_draining_goes_back_unrun(
+def test_batch_claimed_while_draining_is_released_unrun(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     def never(_: Sequence[Job], __: Context) -> list[Outcome]:
@@ -80,19 +79,19 @@ def test_a_batch_claimed_while_draining_goes_back_unrun(
         worker.drain()
         assert worker.on_hint(LANE, "embedding", job) is None
         assert told(conn, job) == ("queued", 0)
-        # The signal may also come between the look and the claim.
+        # The signal may also arrive between that check and the claim.
         assert worker._claim_and_run(LANE, "embedding") is None
         assert told(conn, job) == ("queued", 0)
 
 
 def run_once(stack: DevStack, handler: Handler) -> None:
     with runtime(stack, handler) as worker:
-        opened = worker._executor.claim(LANE, ["embedding"])
-        assert opened is not None
-        worker._executor.run(opened)
+        batch = worker.executor.claim(LANE, ["embedding"])
+        assert batch is not None
+        worker.executor.run(batch)
 
 
-def test_a_handler_that_raises_fails_one_job_and_spoils_no_neighbour(
+def test_handler_that_raises_fails_one_job_and_no_other_of_its_batch(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     def touchy(batch: Sequence[Job], _: Context) -> list[Outcome]:
@@ -106,7 +105,7 @@ def test_a_handler_that_raises_fails_one_job_and_spoils_no_neighbour(
     assert told(conn, bad) == ("dead", 1)
 
 
-def test_a_handler_that_answers_for_too_few_is_not_believed(
+def test_handler_that_returns_too_few_outcomes_is_run_job_by_job(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     jobs = submit(vestry, conn, "a", "b", max_attempts=1)
@@ -114,7 +113,7 @@ def test_a_handler_that_answers_for_too_few_is_not_believed(
     assert [told(conn, job) for job in jobs] == [("succeeded", 1)] * 2
 
 
-def test_a_result_that_cannot_be_stored_spoils_no_neighbour(
+def test_result_that_cannot_be_stored_fails_no_other_job_of_its_batch(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     def odd(batch: Sequence[Job], _: Context) -> list[Outcome]:
@@ -136,26 +135,27 @@ def test_a_result_that_cannot_be_stored_spoils_no_neighbour(
     assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]
 
 
-def test_a_finish_that_stood_still_is_made_again(
-    clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch
+def test_finish_is_repeated_after_a_transaction_timeout(
+    clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     job = submit(vestry, conn, "a", max_attempts=1)[0]
-    froze = []
+    attempts = []
 
-    def freezing(*args: Any, **named: Any) -> Any:
-        if not froze:
-            froze.append(job)
+    def time_out_once(*_: Any) -> None:
+        attempts.append(job)
+        if len(attempts) == 1:
             raise psycopg.errors.TransactionTimeout
-        return finish(*args, **named)
 
-    with runtime(clean, at_once) as worker:
-        monkeypatch.setattr("workers.execution.finish.finish", freezing)
+    with (
+        failpoints.installed({failpoints.INSIDE_FINISH: time_out_once}),
+        runtime(clean, at_once) as worker,
+    ):
         worker.start()
         eventually(lambda: told(conn, job) == ("succeeded", 1))
-    assert froze
+    assert len(attempts) == 2
 
 
-def test_a_result_that_cannot_even_be_written_spoils_no_neighbour(
+def test_result_that_cannot_be_encoded_fails_no_other_job_of_its_batch(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     def odd(batch: Sequence[Job], _: Context) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""What a careless library would log of a message or a row is cut before it is written."""
+"""Content that libraries log of a message or a row is redacted."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def careless(name: str) -> None:
         log.warning("and again\n%s", SECRET, exc_info=caused)
 
 
-@pytest.mark.parametrize("name", ["somebody.else", "celery.worker.consumer.consumer", "kombu"])
-def test_of_an_exception_its_type_alone_is_logged(
+@pytest.mark.parametrize("name", ["any.library", "celery.worker.consumer.consumer", "kombu"])
+def test_exception_is_logged_by_its_type_alone(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     log_redaction.configure("DEBUG")
     careless(name)
-    said = capsys.readouterr().err
-    assert SECRET not in said
-    assert "it broke [ValueError]" in said
-    assert "and again [RuntimeError]" in said
+    output = capsys.readouterr().err
+    assert SECRET not in output
+    assert "it broke [ValueError]" in output
+    assert "and again [RuntimeError]" in output
 
 
 JOB = "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
 
 
-def test_of_a_message_that_cannot_be_read_nothing_is_logged_but_what_it_is(
+def test_undecodable_message_is_logged_without_its_content(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     log_redaction.configure("DEBUG")
@@ -62,16 +62,16 @@ def test_of_a_message_that_cannot_be_read_nothing_is_logged_but_what_it_is(
         "Can't decode message body: %r [type:%r encoding:%r headers:%s]\n\nbody: %s",
         unreadable, "application/json", "utf-8", {"argsrepr": SECRET, "id": JOB}, SECRET,
     )  # fmt: skip
-    said = capsys.readouterr().err
-    assert SECRET not in said
+    output = capsys.readouterr().err
+    assert SECRET not in output
     assert (
         "Can't decode message body: UnicodeDecodeError [type:application/json encoding:utf-8 headers:…]"
-        in said
+        in output
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "form", "arguments", "told"),
+    ("name", "form", "arguments", "expected"),
     [
         ("celery.pool", "TaskPool: Apply %s (args:%s kwargs:%s)", (SECRET, [SECRET], {}), "Apply …"),
         ("celery.worker.consumer.consumer", "Received unregistered task of type %s.\n%s",
@@ -92,18 +92,18 @@ def test_of_a_message_that_cannot_be_read_nothing_is_logged_but_what_it_is(
          "a warning: model.py:7: UserWarning"),
     ],
 )  # fmt: skip
-def test_what_libraries_say_of_messages_and_errors_is_cut(
-    capsys: pytest.CaptureFixture[str], name: str, form: str, arguments: Any, told: str
+def test_lines_of_libraries_are_redacted(
+    capsys: pytest.CaptureFixture[str], name: str, form: str, arguments: Any, expected: str
 ) -> None:
     log_redaction.configure("DEBUG")
     logging.getLogger(name).error(form, *arguments)
-    said = capsys.readouterr().err
-    assert SECRET not in said
-    assert told in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert SECRET not in output
+    assert expected in output
+    assert output.count("\n") == 1
 
 
-def test_what_nobody_caught_is_told_by_type_and_place() -> None:
+def test_uncaught_exception_is_logged_by_type_and_line() -> None:
     script = f"""
 import sys, threading, warnings
 from workers import log_redaction
@@ -133,14 +133,14 @@ fail()
     assert "a warning: <string>:15: UserWarning" in done.stderr
 
 
-def test_other_lines_are_logged_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_lines_are_logged_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     log_redaction.configure("INFO")
     logging.getLogger("workers.execution.fetcher").info("claimed %d of\n%s", 3, "lane")
     assert "INFO workers.execution.fetcher: claimed 3 of\nlane" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ValueError(SECRET), JobDead("too_long")])
-def test_of_a_task_that_raised_celery_does_not_log_the_message(
+def test_failed_task_is_logged_without_the_message_of_its_error(
     capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     log_redaction.configure("INFO")
@@ -148,7 +148,7 @@ def test_of_a_task_that_raised_celery_does_not_log_the_message(
     logging.getLogger("celery.app.trace").error(
         "Task %(name)s[%(id)s] %(description)s: %(exc)s", context, exc_info=error
     )
-    said = capsys.readouterr().err
-    assert SECRET not in said
-    assert f"embedding[{JOB}]" in said
-    assert ("too_long" in said) is isinstance(error, JobDead)
+    output = capsys.readouterr().err
+    assert SECRET not in output
+    assert f"embedding[{JOB}]" in output
+    assert ("too_long" in output) is isinstance(error, JobDead)

@@ -1,4 +1,4 @@
-"""The embedded servers: start, kill, start again, side by side, as root and as nobody special."""
+"""The embedded servers: start, kill, restart, side by side, as root and as an ordinary user."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def home() -> Iterator[Path]:
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
-    """Every process with the home in its command line or as its working directory's parent."""
-    found = []
+    """Every process with the home in its command line, or its working directory below it."""
+    processes = []
     for process in psutil.process_iter():
         try:
             inside = process.cwd().startswith(str(home))
             if inside or any(str(home) in part for part in process.cmdline()):
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return [process for process in found if process.pid != os.getpid()]
+    return [process for process in processes if process.pid != os.getpid()]
 
 
 def end_processes_of(home: Path) -> None:
@@ -61,7 +61,7 @@ def end_processes_of(home: Path) -> None:
 
 def server(stack: DevStack, name: str) -> psutil.Process:
     port = {"postgres": stack.postgres.port, "valkey": stack.valkey.port}[name]
-    for process, _ in stack._running:
+    for process, _ in stack.processes:
         if any(str(port) in part for part in psutil.Process(process.pid).cmdline()) or (
             name == "valkey" and "valkey" in psutil.Process(process.pid).name()
         ):
@@ -69,18 +69,18 @@ def server(stack: DevStack, name: str) -> psutil.Process:
     raise AssertionError(f"{name} does not run")
 
 
-def remember(stack: DevStack, word: str) -> None:
+def insert(stack: DevStack, word: str) -> None:
     with psycopg.connect(stack.superuser_url) as conn:
         conn.execute("CREATE TABLE IF NOT EXISTS public.kept (word text)")
         conn.execute("INSERT INTO public.kept VALUES (%s)", [word])
 
 
-def remembered(stack: DevStack) -> list[str]:
+def words(stack: DevStack) -> list[str]:
     with psycopg.connect(stack.superuser_url) as conn:
         return [row[0] for row in conn.execute("SELECT word FROM public.kept ORDER BY word")]
 
 
-def test_everything_is_there_and_every_role_can_log_in(stack: DevStack) -> None:
+def test_every_role_can_log_in_to_the_migrated_database(stack: DevStack) -> None:
     for role in ROLES:
         with psycopg.connect(stack.database_url(role)) as conn:
             assert conn.execute("SELECT current_user").fetchone() == (role,)
@@ -91,30 +91,30 @@ def test_everything_is_there_and_every_role_can_log_in(stack: DevStack) -> None:
     KeyRing.load(stack.keyring)
 
 
-def test_second_start_changes_nothing_and_migrates_nothing(
+def test_second_start_neither_bootstraps_nor_migrates(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with DevStack(home) as stack:
-        remember(stack, "first")
+        insert(stack, "first")
         ports = (stack.postgres.port, stack.valkey.port)
         keyring = stack.keyring.read_bytes()
 
     def called(*_: object) -> None:
-        raise AssertionError("roles and schema were gone through again")
+        raise AssertionError("bootstrap or migration was called")
 
     monkeypatch.setattr("models.bootstrap.bootstrap", called)
     monkeypatch.setattr("models.bootstrap.migrate", called)
     with DevStack(home) as stack:
-        assert remembered(stack) == ["first"]
+        assert words(stack) == ["first"]
         assert (stack.postgres.port, stack.valkey.port) == ports
         assert stack.keyring.read_bytes() == keyring
         # A new password is a change: this would migrate.
         stack.postgres.password_file("vestry_producer").unlink()
-        with pytest.raises(AssertionError, match="gone through again"):
+        with pytest.raises(AssertionError, match="was called"):
             prepare_database(stack.postgres)
 
 
-def test_stops_completely(home: Path) -> None:
+def test_stop_ends_every_process_and_closes_the_ports(home: Path) -> None:
     with DevStack(home) as stack:
         ports = (stack.postgres.port, stack.valkey.port)
         assert len(processes_of(home)) > 2
@@ -126,9 +126,9 @@ def test_stops_completely(home: Path) -> None:
             assert client.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_data_outlives_a_postgres_killed_with_its_backends_left_behind(home: Path) -> None:
+def test_data_survives_a_killed_postgres_with_running_backends(home: Path) -> None:
     stack = DevStack(home).start()
-    remember(stack, "kept")
+    insert(stack, "kept")
     busy = psycopg.connect(stack.superuser_url)
     busy.execute("SELECT 1")
     server(stack, "postgres").kill()
@@ -136,24 +136,24 @@ def test_data_outlives_a_postgres_killed_with_its_backends_left_behind(home: Pat
 
     assert (home / "postgres" / "data" / "postmaster.pid").exists()
     with DevStack(home) as again:
-        assert remembered(again) == ["kept"]
+        assert words(again) == ["kept"]
     busy.close()
 
 
-def test_starts_although_the_old_servers_still_run(home: Path) -> None:
-    # What a supervisor and keeper killed together leave behind.
+def test_start_ends_earlier_servers_that_still_run(home: Path) -> None:
+    # As after supervisor and guardian were killed together.
     stack = DevStack(home).start()
-    remember(stack, "kept")
-    old = [process.pid for process, _ in stack._running]
-    orphans = list(stack._running)
-    stack._running.clear()
+    insert(stack, "kept")
+    old = [process.pid for process, _ in stack.processes]
+    orphans = list(stack.processes)
+    stack.processes.clear()
     stack.stop()
 
     with DevStack(home) as again:
-        assert remembered(again) == ["kept"]
+        assert words(again) == ["kept"]
         for process, _ in orphans:
             process.poll()
-        assert {process.pid for process, _ in again._running}.isdisjoint(old)
+        assert {process.pid for process, _ in again.processes}.isdisjoint(old)
         with redis.Redis.from_url(again.broker_url("private")) as broker:
             assert broker.ping()
     for process, _ in orphans:
@@ -161,9 +161,9 @@ def test_starts_although_the_old_servers_still_run(home: Path) -> None:
         process.wait()
 
 
-def test_a_postmaster_pid_that_is_another_process_is_forgotten(home: Path) -> None:
+def test_lock_file_with_the_pid_of_another_process_is_removed(home: Path) -> None:
     with DevStack(home) as stack:
-        remember(stack, "kept")
+        insert(stack, "kept")
     lock = home / "postgres" / "data" / "postmaster.pid"
     status = (home / "postgres" / "data").stat()
     stranger = subprocess.Popen(
@@ -175,7 +175,7 @@ def test_a_postmaster_pid_that_is_another_process_is_forgotten(home: Path) -> No
         os.chown(lock, status.st_uid, status.st_gid)
 
         with DevStack(home) as stack:
-            assert remembered(stack) == ["kept"]
+            assert words(stack) == ["kept"]
 
         assert stranger.poll() is None
     finally:
@@ -183,7 +183,7 @@ def test_a_postmaster_pid_that_is_another_process_is_forgotten(home: Path) -> No
         stranger.wait()
 
 
-def test_a_killed_valkey_comes_back_empty(home: Path) -> None:
+def test_killed_valkey_restarts_empty(home: Path) -> None:
     stack = DevStack(home).start()
     with redis.Redis.from_url(stack.broker_url("private")) as broker:
         broker.lpush("vestry.private.lane", "hint")
@@ -194,7 +194,7 @@ def test_a_killed_valkey_comes_back_empty(home: Path) -> None:
         assert broker.llen("vestry.private.lane") == 0
 
 
-def test_another_port_is_chosen_where_somebody_took_it(home: Path) -> None:
+def test_taken_port_is_replaced_by_another(home: Path) -> None:
     with DevStack(home) as stack:
         port = stack.postgres.port
     with socket.socket() as taker:
@@ -211,7 +211,7 @@ def test_two_homes_run_side_by_side(home: Path, stack: DevStack) -> None:
     with DevStack(home) as other:
         ports = {stack.postgres.port, stack.valkey.port, other.postgres.port, other.valkey.port}
         assert len(ports) == 4
-        remember(other, "other")
+        insert(other, "other")
         with psycopg.connect(stack.superuser_url) as conn:
             assert conn.execute("SELECT to_regclass('public.kept')").fetchone() == (None,)
         assert other.postgres.password_file("vestry_producer").read_text() != (
@@ -219,7 +219,7 @@ def test_two_homes_run_side_by_side(home: Path, stack: DevStack) -> None:
         )
 
 
-def test_a_home_is_used_once_at_a_time(stack: DevStack) -> None:
+def test_home_in_use_is_refused(stack: DevStack) -> None:
     with pytest.raises(HomeInUseError):
         DevStack(stack.home).start()
     with psycopg.connect(stack.superuser_url) as conn:
@@ -237,25 +237,25 @@ def test_new_passwords_take_effect_at_the_next_start(home: Path) -> None:
         assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_data_without_its_password_is_refused_with_a_reason_and_kept(home: Path) -> None:
+def test_data_without_its_password_is_refused_and_kept(home: Path) -> None:
     with DevStack(home) as stack:
-        remember(stack, "kept")
+        insert(stack, "kept")
         file = stack.postgres.password_file("postgres")
     password = file.read_text()
     file.unlink()
 
-    with pytest.raises(RuntimeError, match="whose password is gone from"):
+    with pytest.raises(RuntimeError, match="its password is missing from"):
         DevStack(home).start()
 
     file.write_text(password)
     with DevStack(home) as stack:
-        assert remembered(stack) == ["kept"]
+        assert words(stack) == ["kept"]
 
 
-def test_secrets_are_for_their_owner_alone(stack: DevStack) -> None:
-    # Accounts pass through `run`, each to its own room.
-    passed = 0o711 if os.geteuid() == 0 else 0o700
-    for name, mode in (("secrets", 0o700), ("logs", 0o700), ("run", passed)):
+def test_secrets_are_readable_by_their_owner_alone(stack: DevStack) -> None:
+    # Other accounts traverse `run`, each to its process directory.
+    traversable = 0o711 if os.geteuid() == 0 else 0o700
+    for name, mode in (("secrets", 0o700), ("logs", 0o700), ("run", traversable)):
         assert stat.S_IMODE((stack.home / name).stat().st_mode) == mode
     files = [path for path in (stack.home / "secrets").iterdir() if path.is_file()]
     assert len(files) >= len(ROLES) + 1
@@ -263,13 +263,13 @@ def test_secrets_are_for_their_owner_alone(stack: DevStack) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     passwords = [path.read_text() for path in files]
     every = (process.pid for process in processes_of(stack.home))
-    for line in told_to(every, {process.pid for process, _ in stack._running}):
+    for line in told_to(every, {process.pid for process, _ in stack.processes}):
         assert not any(password in line for password in passwords)
     acl = (stack.home / "valkey" / "users.acl").read_text()
     assert not any(password in acl for password in passwords)
 
 
-def test_postgres_answers_no_wrong_password_and_logs_no_content(stack: DevStack) -> None:
+def test_postgres_refuses_a_wrong_password_and_logs_no_content(stack: DevStack) -> None:
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(stack.database_url("vestry_owner"), password="wrong")
     with psycopg.connect(stack.superuser_url, autocommit=True) as conn:
@@ -290,7 +290,7 @@ def test_postgres_answers_no_wrong_password_and_logs_no_content(stack: DevStack)
 
 
 @pytest.mark.parametrize(("user", "other"), [PRIVACIES, PRIVACIES[::-1]])
-def test_a_broker_user_is_shut_out_of_the_other_class(
+def test_broker_user_has_no_access_to_the_other_class(
     clean: DevStack, user: str, other: str
 ) -> None:
     with redis.Redis.from_url(clean.broker_url(user)) as broker:
@@ -313,7 +313,7 @@ def test_a_broker_user_is_shut_out_of_the_other_class(
             broker.eval(f"return redis.call('llen', '{key_prefix(other)}lane')", 0)
 
 
-def test_the_dispatcher_adds_hints_and_reads_none(clean: DevStack) -> None:
+def test_dispatcher_pushes_hints_and_reads_none(clean: DevStack) -> None:
     with redis.Redis.from_url(clean.broker_url("dispatcher")) as broker:
         for privacy in PRIVACIES:
             assert broker.lpush(f"{key_prefix(privacy)}lane", "id") == 1
@@ -329,7 +329,7 @@ def test_the_dispatcher_adds_hints_and_reads_none(clean: DevStack) -> None:
                     attempt()
 
 
-def test_nobody_enters_the_broker_without_a_password(stack: DevStack) -> None:
+def test_broker_requires_a_password(stack: DevStack) -> None:
     with (
         redis.Redis(port=stack.valkey.port) as broker,
         pytest.raises((AuthenticationError, NoPermissionError)),
@@ -350,8 +350,8 @@ for _ in range(2):
 
 
 def python_for(account: pwd.struct_passwd, place: Path) -> list[str]:
-    """A command that runs this Python's packages as another account: its own may be out of reach."""
-    # Before 3.11.3 redis wants a backport of asyncio's timeout, which this Python did not install.
+    """A command that runs Python with these packages under another account."""
+    # Before 3.11.3 redis needs a backport of asyncio's timeout, which this Python has not installed.
     (place / "async_timeout.py").write_text("from asyncio import timeout\n")
     packages = f"{Path(psycopg.__file__).parent.parent}:{place}"
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -372,7 +372,7 @@ def python_for(account: pwd.struct_passwd, place: Path) -> list[str]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="runs as an ordinary user already")
-def test_works_as_an_ordinary_user(home: Path) -> None:
+def test_stack_runs_under_an_ordinary_account(home: Path) -> None:
     account = pwd.getpwnam("nobody")
     os.chown(home, account.pw_uid, account.pw_gid)
 
@@ -393,7 +393,7 @@ def test_works_as_an_ordinary_user(home: Path) -> None:
     assert processes_of(home) == []
 
 
-def test_free_ports_run_out_with_an_error(tmp_path: Path) -> None:
+def test_lack_of_free_ports_is_an_error(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.create()
     with pytest.raises(OSError, match="no free port"):

@@ -1,4 +1,4 @@
-"""What an attempt may still write, and what of a job's content is left when it has ended."""
+"""Finish: fencing of effects, and deletion of payloads and texts that are not kept."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from models.claims import LeasePolicy
 from models.content import PrivateContent, ShareableContent
 from tasks.protocol import Chunk, Failed, IndexDocument, Succeeded
 from vestry import Document, Embedding, KeyRing, Vestry
-from workers.execution.finish import finish
+from workers.execution.finish import write_outcomes
 from workers.stack.dev_stack import DevStack
 
 
-def test_no_effect_for_an_older_generation_or_a_deleted_document(
+def test_effects_of_an_older_generation_or_a_deleted_document_are_refused(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     def index(name: str) -> UUID:
@@ -35,7 +35,7 @@ def test_no_effect_for_an_older_generation_or_a_deleted_document(
     )
     with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
         assert documents.lock_current(worker, "shareable", rows) == {rows[0]}
-    # And deleting through the contract also moves the generation on.
+    # Deleting through the SQL contract raises the generation too.
     vestry.delete_documents(conn, owner="ann", privacy="shareable", source="s", ids=["stays"])
     (after,) = admin.execute(
         "SELECT generation FROM vestry.shareable_documents WHERE id = %s", [rows[0][0]]
@@ -44,7 +44,7 @@ def test_no_effect_for_an_older_generation_or_a_deleted_document(
 
 
 @pytest.mark.parametrize("keep_text", [True, False])
-def test_what_was_not_to_be_kept_is_gone_once_the_job_succeeded(
+def test_success_deletes_the_payload_and_texts_that_are_not_kept(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any, keep_text: bool
 ) -> None:
     entry = Embedding(documents=[Document("the text", "x")], source="s", keep_text=keep_text)
@@ -66,10 +66,10 @@ def test_what_was_not_to_be_kept_is_gone_once_the_job_succeeded(
             terms = LeasePolicy("test", privacy, 60, 600)
             lease = claims.claim(worker, terms, f"{privacy}.bulk.gpu", ["embedding"])
             assert lease is not None
-            done = finish(
+            finished = write_outcomes(
                 worker, content, lease, {job: Succeeded(count, (effect,))}, backoff_cap_s=1
             )
-        assert done.states == {job: "succeeded"}
+        assert finished.states == {job: "succeeded"}
         (texts,) = admin.execute(f"SELECT count(text) FROM vestry.{privacy}_chunks").fetchone()
         (vectors,) = admin.execute(f"SELECT count(*) FROM vestry.{privacy}_embeddings").fetchone()
         (payloads,) = admin.execute(f"SELECT count(*) FROM vestry.{privacy}_payloads").fetchone()
@@ -78,16 +78,17 @@ def test_what_was_not_to_be_kept_is_gone_once_the_job_succeeded(
 
 
 @pytest.mark.parametrize(
-    ("outcome", "latency", "left"),
+    ("outcome", "latency", "payloads"),
     [
         (Failed("x", "x", retryable=True), "bulk", 1),
         (Failed("x", "x"), "bulk", 1),
         (Failed("x", "x"), "interactive", 0),
     ],
 )
-def test_a_payload_lives_as_long_as_it_may_be_needed(  # noqa: PLR0917 - pytest's, by name
-    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, outcome: Failed, latency: str, left: int
-) -> None:
+def test_failure_deletes_the_payload_of_a_dead_interactive_job_alone(  # noqa: PLR0917 - pytest's, by name
+    clean: DevStack, vestry: Vestry, conn: Any, admin: Any, outcome: Failed, latency: str,
+    payloads: int,
+) -> None:  # fmt: skip
     query = Embedding(texts=["x"], keep_text=False)
     job = vestry.enqueue(conn, query, owner="ann", privacy="private", latency=latency).id
     with psycopg.connect(clean.database_url("vestry_private")) as worker:
@@ -95,5 +96,5 @@ def test_a_payload_lives_as_long_as_it_may_be_needed(  # noqa: PLR0917 - pytest'
         lease = claims.claim(worker, terms, f"private.{latency}.gpu", ["embedding"])
         assert lease is not None
         content = PrivateContent(KeyRing.load(clean.keyring))
-        finish(worker, content, lease, {job: outcome}, backoff_cap_s=1)
-    assert admin.execute("SELECT count(*) FROM vestry.private_payloads").fetchone() == (left,)
+        write_outcomes(worker, content, lease, {job: outcome}, backoff_cap_s=1)
+    assert admin.execute("SELECT count(*) FROM vestry.private_payloads").fetchone() == (payloads,)
