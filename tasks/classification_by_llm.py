@@ -54,8 +54,9 @@ _RULES: Final = (
 
 
 class NoLabel(InferenceError):
-    """The model did not answer with the labels given, also when it was asked again."""
+    """The model chose none of the labels, even after the repair attempt."""
 
+    default_message = "The model did not answer with one of the labels, even when asked again."
     code = "no_label"
     per_text = True
 

@@ -29,14 +29,18 @@ NO_PASSAGES: Final = Failed(
 
 
 class InvalidOutput(InferenceError):
-    """The model's answer does not fit the JSON schema, also when it was asked again."""
+    """The answer does not match the JSON schema, even after the repair attempt."""
 
+    default_message = "The model's answer does not match the JSON schema, even when asked again."
     code = "invalid_output"
 
 
 class CutOutput(InferenceError):
-    """The answer was cut at max_tokens before its JSON was complete; ask for more tokens."""
+    """The answer reached max_tokens before its JSON was complete."""
 
+    default_message = (
+        "The answer was cut at max_tokens before its JSON was complete; ask for more tokens."
+    )
     code = "output_cut"
 
 

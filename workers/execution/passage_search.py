@@ -26,8 +26,11 @@ RETRY_S = 5.0
 
 
 class PassagesUnreadable(InferenceError):
-    """The owner's passages cannot be read; is another key ring mounted?"""
+    """The owner's passages do not open."""
 
+    default_message = (
+        "The owner's passages cannot be read; check that the key ring is the right one."
+    )
     code = "unsealable"
     retryable = True
 
