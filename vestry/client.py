@@ -24,7 +24,7 @@ from vestry.errors import NotFinished, Unavailable, WaitTimeout
 from vestry.jobs.base import RESULT_TTL_S, JobOptions, JobRequest
 from vestry.jobs.embedding import Document
 from vestry.jobs.flow import Flow, followed, has_files
-from vestry.jobs.results import JobRef, JobStatus, Result
+from vestry.jobs.results import JobRef, JobStatus, Result, State
 from vestry.lane_control import LaneControl
 from vestry.operations import Operation, execute, translated
 from vestry.replays import Replays
@@ -276,7 +276,7 @@ class Vestry(Replays, LaneControl):
         """
         return self._do(lambda: job_queries.flow(job_queries.job_id(job)))
 
-    def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, str]:
+    def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, State]:
         """Cancel one job or many, queued or running, and say which state each is in now.
 
         A finished job stays as it is. Raises `UnknownJob` for a single one that does not exist.

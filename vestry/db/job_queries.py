@@ -20,7 +20,7 @@ from vestry.errors import (
 )
 from vestry.jobs.base import privacy_name
 from vestry.jobs.embedding import Document, document_id, external_hash
-from vestry.jobs.results import JobRef, JobStatus, Result, parse_result
+from vestry.jobs.results import JobRef, JobStatus, Result, State, parse_result
 from vestry.lanes import LANES, Privacy
 from vestry.operations import Operation, Query
 from vestry.validation import check_label, check_source
@@ -211,7 +211,7 @@ def outcome(
     state, found = status_of(rows[0]), rows[1:]
     if not state.finished:
         raise NotFinished
-    if state.state != "succeeded":
+    if state.state is not State.SUCCEEDED:
         raise JobFailed.of(state.state, rows[0][9], rows[0][10])
     if not found:
         raise ResultGone
@@ -229,10 +229,10 @@ def result(job: UUID, keys: OwnerKeys) -> Operation[Result]:
     return parse_result(state.kind, body)
 
 
-def cancel(jobs: Sequence[UUID]) -> Operation[dict[UUID, str]]:
+def cancel(jobs: Sequence[UUID]) -> Operation[dict[UUID, State]]:
     """Cancel what is not finished; the state each is in now."""
     rows = yield Query(_CANCEL, (list(jobs),))
-    states = {row[0]: str(row[1]) for row in rows}
+    states = {row[0]: State(row[1]) for row in rows}
     if len(jobs) == 1 and not states:
         raise UnknownJob
     return states
@@ -287,7 +287,7 @@ def status_of(row: tuple[Any, ...]) -> JobStatus:
     return JobStatus(
         job=job,
         kind=kind,
-        state=state,
+        state=State(state),
         owner=owner,
         privacy=privacy,
         latency=latency,

@@ -19,7 +19,7 @@ from vestry.db.job_queries import SELECT_STATUS, STATUS_COLUMNS, status_of
 from vestry.errors import InvalidInput, NotFinished, PayloadGone, UnknownJob
 from vestry.failure_reasons import REASONS, Reason, codes_of, reason_of
 from vestry.ids import uuid7
-from vestry.jobs.results import JobRef, JobStatus
+from vestry.jobs.results import JobRef, JobStatus, State
 from vestry.lanes import KINDS, LANES, Privacy
 from vestry.operations import Operation, Query
 
@@ -232,7 +232,7 @@ def _past_job(row: Sequence[Any]) -> PastJob:
     told = fallback or {}
     return PastJob(
         status=status,
-        reason=reason_of(row[9]) if status.state == "dead" else None,
+        reason=reason_of(row[9]) if status.state is State.DEAD else None,
         replay_of=replay_of,
         replayed_as=replayed_as,
         kept=kept,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from enum import StrEnum
+from typing import Any, Final
 from uuid import UUID
 
 from vestry.errors import InvalidInput
@@ -15,11 +16,30 @@ from vestry.jobs.generation import GenerationResult
 from vestry.jobs.ocr import OcrResult
 from vestry.jobs.rerank import RerankResult
 
-State = Literal[
-    "waiting", "queued", "running", "succeeded", "dead", "cancelled", "expired", "superseded"
-]
-FINAL_STATES: Final = frozenset({"succeeded", "dead", "cancelled", "expired", "superseded"})
 
+class State(StrEnum):
+    """The state of a job, as stored in `jobs.state`; equal to the plain string."""
+
+    WAITING = "waiting"
+    """For its parent to succeed."""
+    QUEUED = "queued"
+    """Ready to run from `run_at` on. A broker message is not part of the state."""
+    RUNNING = "running"
+    """Held by a lease."""
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+    """Out of attempts, or failed in a way that another attempt does not repair."""
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    """The deadline passed before the job finished."""
+    SUPERSEDED = "superseded"
+    """Its documents were enqueued again or deleted while it ran; none of its effects were stored."""
+
+
+TERMINAL: Final[frozenset[State]] = frozenset(
+    {State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED, State.SUPERSEDED}
+)
+"""States that a job never leaves."""
 
 Result = (
     EmbeddingResult
@@ -95,4 +115,4 @@ class JobStatus:
     @property
     def finished(self) -> bool:
         """Whether the state is final."""
-        return self.state in FINAL_STATES
+        return self.state in TERMINAL
