@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from inference.errors import BadAnswer, InferenceError
-from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest, Message
+from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, Router
@@ -17,6 +17,7 @@ from tasks.grounding import Passage, citations, grounded
 from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
 from tasks.structured_output import InvalidJson, parse_json_answer
+from vestry.jobs.generation import Message
 
 MAX_REPAIR_ATTEMPTS: Final = 1
 """How often an answer that does not fit its schema is sent back."""

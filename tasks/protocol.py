@@ -14,7 +14,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from inference.routing.policy import RoutingRequest
-from tasks.grounding import Grounding, Passage
+from tasks.grounding import Passage
+from vestry.jobs.base import Digest
+from vestry.jobs.generation import Grounding
 from vestry.lanes import Kind, Pool
 
 
@@ -214,14 +216,6 @@ class Context:
     digest: Mapping[str, Digest] = field(default_factory=dict)
     """Owner to the content digest of that owner (HMAC where private)."""
     passage_search: PassageSearch = field(default_factory=NoPassageSearch)
-
-
-class Digest(Protocol):
-    """Keyed content digest of one owner; equal content gives equal bytes, and nothing else is told."""
-
-    def __call__(self, purpose: str, data: bytes, /) -> bytes:
-        """32 bytes."""
-        ...
 
 
 class Handler(Protocol):

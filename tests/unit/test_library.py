@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from inference.errors import NoBackendAvailable
-from tasks.grounding import Grounding
 from tasks.protocol import Job
+from vestry.jobs.generation import Grounding
 from workers.execution.passage_search import DatabasePassageSearch
 
 

@@ -11,11 +11,12 @@ from psycopg_pool import ConnectionPool
 from inference.catalogue.schema import ModelEntry
 from inference.errors import InferenceError, ModelMissing, NoBackendAvailable
 from inference.routing.model_registry import ModelRegistry
-from tasks.grounding import Grounding, Passage
+from tasks.grounding import Passage
 from tasks.protocol import Job
 from vestry.crypto.keyring import KeyRing
 from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import UnknownSpace, VestryError
+from vestry.jobs.generation import Grounding
 from vestry.lanes import Latency
 from vestry.operations import execute
 from vestry.search.vector_search import SearchRequest, nearest
@@ -70,6 +71,7 @@ class DatabasePassageSearch:
             raise ModelMissing("no embedding model is enabled to search with")
         model = self._fleet.model(self._embedding)
         urgent = job.latency == Latency.INTERACTIVE
+        assert grounding.query is not None  # noqa: S101 - tasks.generation_payload requires one
         vector = model.embed([grounding.query], "query", urgent=urgent)[0]
         request = SearchRequest(
             owner=job.owner,
