@@ -1,53 +1,47 @@
-"""Receipts: one per attempt, kept also when its effects were refused. The call was made."""
+"""Receipts: one per attempt, written even if its effects were refused: the call was made."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
 from models.arrays import column
+from vestry.db.receipts import Served
 
 Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """One attempt: what was meant to serve it, what did, and how it ended.
+class Attempt:
+    """One finished attempt; its receipt is read as `vestry.db.receipts.Receipt`.
 
-    `outcome` is the job's new state, `retry`, `rerouted`, or `refused` where the lease was no longer
-    held. Nothing intended: what served it was. `cost` is in US dollars.
+    Attributes:
+        outcome: the job's new state, `retry`, `rerouted`, or `refused` if the lease was no longer held.
+        reason: error code of a failed attempt, else why the job is degraded or was rerouted.
+        served: the model call; without an intended model, the one that served was intended.
     """
 
     job_id: UUID
     attempt: int
     outcome: str
     started_at: datetime
-    reason: str | None = None
-    backend: str | None = None
-    model: str | None = None
-    locality: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    intended_backend: str | None = None
-    intended_model: str | None = None
-    degraded: bool = False
-    policy: str | None = None
-    cost: Decimal | None = None
+    reason: str | None
+    served: Served
 
 
-def insert(conn: Connection, privacy: str, token: UUID, receipts: Sequence[Receipt]) -> None:
+def insert(conn: Connection, privacy: str, token: UUID, attempts: Sequence[Attempt]) -> None:
     """Write the receipts of one lease's attempts.
 
-    What the rescued attempt itself says replaces the `lost` that the reconciler noted for it. Nothing
-    else is replaced: a finish repeated after an unclear COMMIT must not turn success into refusal.
+    A rescued attempt that finishes after all replaces the outcome `lost` written by the reconciler.
+    Nothing else is replaced: a finish repeated after an unclear COMMIT must not turn success into
+    refusal.
     """
-    if not receipts:
+    if not attempts:
         return
     conn.execute(
         """INSERT INTO vestry.receipts AS r
@@ -76,31 +70,31 @@ def insert(conn: Connection, privacy: str, token: UUID, receipts: Sequence[Recei
         [
             token,
             privacy,
-            column(r.job_id for r in receipts),
-            column(r.attempt for r in receipts),
-            column(r.outcome for r in receipts),
-            column(r.reason for r in receipts),
-            column(r.intended_backend for r in receipts),
-            column(r.intended_model for r in receipts),
-            column(r.backend for r in receipts),
-            column(r.model for r in receipts),
-            column(r.locality for r in receipts),
-            column(r.degraded for r in receipts),
-            column(r.policy for r in receipts),
-            column(r.input_tokens for r in receipts),
-            column(r.output_tokens for r in receipts),
-            column(r.cost for r in receipts),
-            column(r.started_at for r in receipts),
+            column(a.job_id for a in attempts),
+            column(a.attempt for a in attempts),
+            column(a.outcome for a in attempts),
+            column(a.reason for a in attempts),
+            column(a.served.intended_backend for a in attempts),
+            column(a.served.intended_model for a in attempts),
+            column(a.served.backend for a in attempts),
+            column(a.served.model for a in attempts),
+            column(a.served.locality for a in attempts),
+            column(a.served.degraded for a in attempts),
+            column(a.served.policy for a in attempts),
+            column(a.served.input_tokens for a in attempts),
+            column(a.served.output_tokens for a in attempts),
+            column(a.served.cost for a in attempts),
+            column(a.started_at for a in attempts),
         ],
         prepare=True,
     )
-    _spend(conn, receipts)
+    _spend(conn, [attempt.served for attempt in attempts])
 
 
-def _spend(conn: Connection, receipts: Sequence[Receipt]) -> None:
-    """Add to what clouds cost today."""
-    for receipt in receipts:
-        if receipt.locality == "cloud" and receipt.backend is not None:
+def _spend(conn: Connection, calls: Sequence[Served]) -> None:
+    """Add the calls to clouds to today's spending."""
+    for call in calls:
+        if call.locality == "cloud" and call.backend is not None:
             conn.execute(
                 """INSERT INTO vestry.spending AS s
                      (day, backend, calls, input_tokens, output_tokens, cost)
@@ -110,9 +104,9 @@ def _spend(conn: Connection, receipts: Sequence[Receipt]) -> None:
                        output_tokens = s.output_tokens + excluded.output_tokens,
                        cost = s.cost + excluded.cost""",
                 [
-                    receipt.backend,
-                    receipt.input_tokens or 0,
-                    receipt.output_tokens or 0,
-                    receipt.cost or 0,
+                    call.backend,
+                    call.input_tokens or 0,
+                    call.output_tokens or 0,
+                    call.cost or 0,
                 ],
             )

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
 
 from inference.routing.policy import RoutingRequest
 from tasks.grounding import Passage
+from vestry.db.receipts import Served
 from vestry.jobs.base import Digest
 from vestry.jobs.generation import Grounding
 from vestry.lanes import Kind, Pool
@@ -103,31 +103,6 @@ class ConfirmDocument:
 
     document_id: UUID
     generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What the receipt says of the call.
-
-    Attributes:
-        intended_backend: what would have served it had all been well; None: the one that did.
-        degraded: another model than the intended one served it.
-        reason: why, as one of the policy's words, such as `rate_limited`.
-        cost: in US dollars.
-        policy: version of the policy that decided.
-    """
-
-    backend: str | None
-    model: str | None
-    locality: str | None = "local"
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    intended_backend: str | None = None
-    intended_model: str | None = None
-    degraded: bool = False
-    reason: str | None = None
-    cost: Decimal | None = None
-    policy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
