@@ -96,7 +96,7 @@ def test_many_from_an_asynchronous_source_are_all_or_none(clean: DevStack) -> No
 def test_waiting_is_woken_times_out_and_tells_how_the_job_ended(
     clean: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vestry.aio.READ_AGAIN_S", 30.0)
+    monkeypatch.setattr("vestry.aio.POLL_S", 30.0)
 
     async def work() -> None:
         async with Producer(clean) as (client, conn):

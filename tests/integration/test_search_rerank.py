@@ -15,9 +15,9 @@ import pytest
 
 from vestry import AsyncVestry, Hits, Vestry
 from vestry.crypto.owner_keys import OwnerKeys
-from vestry.operations import execute
+from vestry.db.operations import execute
 from vestry.search import pipeline
-from vestry.search.vector_search import SearchRequest, nearest
+from vestry.search.vector_search import SearchRequest, candidates
 from workers.stack.dev_stack import DevStack
 
 TEXTS = {"near": "a river", "middle": "a king", "far": "some bread"}
@@ -140,17 +140,17 @@ def test_a_published_route_to_a_real_reranker_asks_for_one(
     publish(library, *routes)
     request = SearchRequest("ann", "shareable", limit=1)
 
-    def find(rerank: bool | None) -> Hits:
+    def find(rerank: bool | None) -> tuple[Hits, bool]:
         with psycopg.connect(library.database_url("vestry_producer")) as conn:
             return execute(
-                conn, nearest(request, [1, 0], "tiny-space", OwnerKeys(None), rerank=rerank)
+                conn, candidates(request, [1, 0], "tiny-space", OwnerKeys(None), rerank=rerank)
             )
 
-    assert find(None).to_rerank is wanted
+    hits, to_rerank = find(None)
+    assert to_rerank is wanted
     # More than were asked for, for it to choose among.
-    assert len(find(None)) == (3 if wanted else 1)
-    assert find(True).to_rerank
-    assert not find(False).to_rerank
+    assert len(hits) == (3 if wanted else 1)
+    assert [find(rerank)[1] for rerank in (True, False)] == [True, False]
 
 
 def test_both_clients_have_their_hits_reranked_and_nothing_is_kept(library: DevStack) -> None:
@@ -187,7 +187,7 @@ def test_a_reranker_that_does_not_answer_is_not_waited_for_and_its_job_is_withdr
         began = time.monotonic()
         hits = searched(library, rerank=True)
     assert documents(hits) == ["near", "middle", "far"]
-    assert (hits.degraded, hits.reason) == (True, pipeline.TOO_SLOW)
+    assert (hits.degraded, hits.reason) == (True, pipeline.RERANKER_TOO_SLOW)
     assert time.monotonic() - began < 9
     with psycopg.connect(library.superuser_url) as root:
         states = dict(root.execute("SELECT kind, state FROM vestry.jobs").fetchall())

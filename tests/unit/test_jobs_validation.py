@@ -11,8 +11,8 @@ import pytest
 
 from vestry.crypto.envelope import OwnerKey, new_dek, plain_digest
 from vestry.db.enqueue import BATCH_JOBS, EnqueueBatch, KeyedJobs
+from vestry.db.operations import uuid7
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.ids import uuid7
 from vestry.jobs.base import JobOptions
 from vestry.jobs.embedding import Document, Embedding, EmbeddingResult, FailedDocument, IndexResult
 from vestry.jobs.results import parse_result
@@ -103,7 +103,7 @@ def test_the_same_document_twice_without_an_id_is_named() -> None:
 def test_a_payload_says_what_the_handler_reads() -> None:
     texts = Embedding(texts=["größer", "b"], input="query", model="m").prepare(plain_digest)
     assert json.loads(texts.payload) == {"texts": ["größer", "b"], "input": "query"}
-    assert (texts.kind, texts.pool.value, texts.model, texts.units) == ("embedding", "gpu", "m", 1)
+    assert (texts.kind, texts.pool.value, texts.model, texts.cost) == ("embedding", "gpu", "m", 1)
     job = Embedding(
         documents=[Document("x" * 5000, "a", dt.date(1660, 1, 2), {"k": [1]})],
         source="diary",
@@ -117,7 +117,7 @@ def test_a_payload_says_what_the_handler_reads() -> None:
         "source": "diary",
         "keep_text": False,
     }
-    assert prepared.units == 1 + 5000 // 1024
+    assert prepared.cost == 1 + 5000 // 1024
     assert not prepared.keep_payload
     assert [source for source, _ in prepared.documents] == ["diary"]
 

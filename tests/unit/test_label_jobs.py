@@ -102,9 +102,9 @@ def test_a_classification_says_what_the_handler_reads() -> None:
         "threshold": 1.0,
     }
     assert (prepared.kind, prepared.pool, prepared.model) == ("classification", None, "m")
-    assert (prepared.units, prepared.keep_payload, prepared.documents) == (1, True, ())
+    assert (prepared.cost, prepared.keep_payload, prepared.documents) == (1, True, ())
     long = Classification("x" * 5000, keep_text=False).prepare(plain_digest)
-    assert (long.units, long.keep_payload) == (5, False)
+    assert (long.cost, long.keep_payload) == (5, False)
 
 
 def test_a_reranking_says_what_the_handler_reads() -> None:
@@ -112,9 +112,9 @@ def test_a_reranking_says_what_the_handler_reads() -> None:
     assert json.loads(prepared.payload) == {
         "query": "a query", "passages": ["größer", "b"], "limit": 1
     }  # fmt: skip
-    assert (prepared.kind, prepared.pool, prepared.units) == ("rerank", None, 1)
+    assert (prepared.kind, prepared.pool, prepared.cost) == ("rerank", None, 1)
     # The query is read with each of the passages.
-    assert Rerank("q" * 1024, passages=["a"] * 8).prepare(plain_digest).units == 9
+    assert Rerank("q" * 1024, passages=["a"] * 8).prepare(plain_digest).cost == 9
 
 
 def test_a_payload_too_large_is_told() -> None:

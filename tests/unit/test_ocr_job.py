@@ -107,8 +107,8 @@ def test_what_is_not_said_is_left_to_the_workers() -> None:
 
 
 def test_a_job_costs_as_much_as_its_file_is_long() -> None:
-    assert prepared().units == 1
-    assert Ocr(PNG + bytes(100 * 1024)).prepare(plain_digest).units == 101
+    assert prepared().cost == 1
+    assert Ocr(PNG + bytes(100 * 1024)).prepare(plain_digest).cost == 101
 
 
 @pytest.mark.parametrize(

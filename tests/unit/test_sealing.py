@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from vestry.crypto.envelope import CHUNK, PAYLOAD, OwnerKey, associated_data, new_dek, plain_digest
 from vestry.crypto.keyring import KeyRing
+from vestry.db.operations import uuid7
 from vestry.errors import KeyRingError, SealBroken, UnknownKey
-from vestry.ids import uuid7
 
 
 def owner_key(owner: str = "alice") -> OwnerKey:

@@ -10,8 +10,8 @@ import psycopg
 
 from vestry.client import Vestry
 from vestry.crypto.keyring_source import COMMAND, FILE, KeySource
+from vestry.db.operations import translated
 from vestry.errors import SettingsError
-from vestry.operations import translated
 from vestry.settings import resolve, resolve_operator
 
 CONNECT_TIMEOUT_S = 10

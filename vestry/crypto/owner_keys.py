@@ -9,9 +9,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from vestry.crypto.envelope import OwnerKey, new_dek
+from vestry.db.operations import Operation, Query, uuid7
 from vestry.errors import DatabaseError, KeyRingError, SettingsError, UnknownKey
-from vestry.ids import uuid7
-from vestry.operations import Operation, Query
 
 if TYPE_CHECKING:
     from vestry.crypto.keyring import KeyRing

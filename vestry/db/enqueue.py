@@ -7,17 +7,16 @@ import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from vestry.crypto.envelope import PAYLOAD, OwnerKey, blob_field, plain_digest
 from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.operations import Operation, Query, uuid7
 from vestry.errors import IdempotencyConflict, InvalidInput, PayloadTooLarge, UnknownKey
-from vestry.ids import uuid7
 from vestry.jobs.base import Digest, JobOptions, JobRequest
 from vestry.jobs.flow import Flow, Step, steps_of
 from vestry.jobs.results import JobRef
-from vestry.operations import Operation, Query
 from vestry.validation import PAYLOAD_LIMIT, check_label
 
 BATCH_JOBS: Final = 1000
@@ -191,7 +190,7 @@ class EnqueueBatch:
             [job.kind for job in jobs],
             _column(None if job.pool is None else job.pool.value for job in jobs),
             _column(job.model for job in jobs),
-            [job.units for job in jobs],
+            [job.cost for job in jobs],
             [job.keep_payload for job in jobs],
             [options.result_ttl_s] * len(jobs),
             _column(pair and pair[0] for pair in self._hashes),
@@ -270,14 +269,16 @@ def _meaning(options: JobOptions, steps: Sequence[Step]) -> bytes:
 # Enqueueing one job or many: keys, batches, and the calls they make. No I/O.
 
 
-class KeyedJobs:
-    """Jobs, each with its idempotency key or None, and the place of the one that is in hand."""
+Jobs: TypeAlias = Iterable[JobRequest | Flow]
+"""Any iterable of jobs and flows."""
+AsyncJobs: TypeAlias = Jobs | AsyncIterable[JobRequest | Flow]
+"""`Jobs`, or an asynchronous iterable of them."""
 
-    def __init__(
-        self,
-        jobs: Iterable[JobRequest | Flow] | AsyncIterable[JobRequest | Flow],
-        keys: Iterable[str | None] | None = None,
-    ) -> None:
+
+class KeyedJobs:
+    """Jobs, each with its idempotency key or None, and the position of the current one."""
+
+    def __init__(self, jobs: AsyncJobs, keys: Iterable[str | None] | None = None) -> None:
         self._jobs = jobs
         self._keys = None if keys is None else iter(keys)
         self._place = -1

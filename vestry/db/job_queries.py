@@ -10,6 +10,7 @@ from uuid import UUID
 
 from vestry.crypto.envelope import RESULT, plain_digest
 from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.operations import Operation, Query
 from vestry.errors import (
     InvalidInput,
     JobFailed,
@@ -22,7 +23,6 @@ from vestry.jobs.base import privacy_name
 from vestry.jobs.embedding import Document, document_id, external_hash
 from vestry.jobs.results import JobRef, JobStatus, Result, State, parse_result
 from vestry.lanes import LANES, Privacy
-from vestry.operations import Operation, Query
 from vestry.validation import check_label, check_source
 
 JobLike = JobRef | JobStatus | UUID | str
@@ -155,6 +155,11 @@ def job_ids(jobs: JobLike | Iterable[JobLike]) -> list[UUID]:
     if isinstance(jobs, (UUID, JobRef, JobStatus, str)):
         return [job_id(jobs)]
     return [job_id(job) for job in jobs]
+
+
+def is_many(jobs: object) -> bool:
+    """Whether `jobs` is a sequence of jobs; a str is one job."""
+    return isinstance(jobs, Sequence) and not isinstance(jobs, str)
 
 
 def check_finished(job: UUID) -> Operation[None]:

@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from vestry.db.operations import Operation, Query
 from vestry.errors import UnknownJob
-from vestry.operations import Operation, Query
 
 # The columns from served_backend on are the fields of `Served`, in their order.
 _RECEIPTS: Final = """

@@ -16,12 +16,11 @@ from uuid import UUID
 from vestry.crypto.envelope import PAYLOAD, OwnerKey, blob_field
 from vestry.crypto.owner_keys import OwnerKeys
 from vestry.db.job_queries import SELECT_STATUS, STATUS_COLUMNS, status_of
+from vestry.db.operations import Operation, Query, uuid7
 from vestry.errors import InvalidInput, NotFinished, PayloadGone, UnknownJob
 from vestry.failure_reasons import REASONS, Reason, codes_of, reason_of
-from vestry.ids import uuid7
 from vestry.jobs.results import JobRef, JobStatus, State
 from vestry.lanes import KINDS, LANES, Privacy
-from vestry.operations import Operation, Query
 
 BATCH_JOBS: Final = 32
 """Jobs replayed in one call, whose payloads are in memory together."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.jobs.base import UNIT_BYTES, Digest, Prepared
+from vestry.jobs.base import COST_BYTES, Digest, Prepared
 from vestry.lanes import Kind
 from vestry.validation import PAYLOAD_LIMIT, check_label, check_text, dump_json
 
@@ -110,7 +110,7 @@ class Classification:
             pool=None,
             model=self.model,
             payload=payload,
-            units=1 + len(self.text.encode()) // UNIT_BYTES,
+            cost=1 + len(self.text.encode()) // COST_BYTES,
             keep_payload=self.keep_text,
         )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal
 
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.jobs.base import UNIT_BYTES, UPSTREAM, Digest, Prepared
+from vestry.jobs.base import COST_BYTES, UPSTREAM, Digest, Prepared
 from vestry.lanes import KINDS, Kind
 from vestry.validation import PAYLOAD_LIMIT, check_label, check_source, check_text, dump_json
 
@@ -125,7 +125,7 @@ class Embedding:
             pool=KINDS[self.kind],
             model=self.model,
             payload=payload,
-            units=1 + sum(len(text.encode()) for text in texts) // UNIT_BYTES,
+            cost=1 + sum(len(text.encode()) for text in texts) // COST_BYTES,
             keep_payload=self.keep_text,
             documents=references,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal
 
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.jobs.base import UNIT_BYTES, Digest, Prepared
+from vestry.jobs.base import COST_BYTES, Digest, Prepared
 from vestry.lanes import Kind
 from vestry.validation import PAYLOAD_LIMIT, check_label, check_source, check_text, dump_json
 
@@ -158,7 +158,7 @@ class Generation:
             pool=None,
             model=self.model,
             payload=payload,
-            units=1 + len(payload) // UNIT_BYTES,
+            cost=1 + len(payload) // COST_BYTES,
             keep_payload=self.keep_input,
             sources=sources,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeGuard
 
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.jobs.base import UNIT_BYTES, Digest, Prepared
+from vestry.jobs.base import COST_BYTES, Digest, Prepared
 from vestry.lanes import KINDS, Kind
 from vestry.validation import PAYLOAD_LIMIT, check_label, dump_json
 
@@ -134,7 +134,7 @@ class Ocr:
             pool=KINDS[self.kind],
             model=self.model,
             payload=payload,
-            units=1 + len(self.content) // UNIT_BYTES,
+            cost=1 + len(self.content) // COST_BYTES,
             keep_payload=self.keep_file,
             blobs={FILE: self.content},
         )

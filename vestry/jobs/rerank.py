@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.jobs.base import UNIT_BYTES, Digest, Prepared
+from vestry.jobs.base import COST_BYTES, Digest, Prepared
 from vestry.lanes import Kind
 from vestry.validation import PAYLOAD_LIMIT, check_label, check_text, dump_json
 
@@ -76,7 +76,7 @@ class Rerank:
             pool=None,
             model=self.model,
             payload=payload,
-            units=1 + read // UNIT_BYTES,
+            cost=1 + read // COST_BYTES,
             keep_payload=self.keep_text,
         )
 

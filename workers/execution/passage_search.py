@@ -15,10 +15,10 @@ from tasks.grounding import Passage
 from tasks.protocol import Job
 from vestry.crypto.keyring import KeyRing
 from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.operations import execute
 from vestry.errors import UnknownSpace, VestryError
 from vestry.jobs.generation import Grounding
 from vestry.lanes import Latency
-from vestry.operations import execute
 from vestry.search.vector_search import SearchRequest, nearest
 from workers.db import CONNECTION_ERRORS, session
 

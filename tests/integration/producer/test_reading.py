@@ -55,7 +55,7 @@ def test_who_waits_is_woken_and_gets_the_result(
     worker = threading.Thread(target=work)
     worker.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vestry.client.READ_AGAIN_S", 30.0)
+        patch.setattr("vestry.client.POLL_S", 30.0)
         result = vestry.wait(job, timeout=20)
     late = time.monotonic() - answered[0]
     worker.join()

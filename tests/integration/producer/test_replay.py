@@ -26,7 +26,7 @@ from vestry import (
     Vestry,
 )
 from vestry.crypto.envelope import PAYLOAD, blob_field
-from vestry.ids import uuid7
+from vestry.db.operations import uuid7
 from workers.stack.dev_stack import DevStack
 
 Root = psycopg.Connection[Any]

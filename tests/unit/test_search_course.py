@@ -1,24 +1,26 @@
-"""The course of a search with a reranker: what is asked, in which order, and what may go wrong."""
+"""The course of a search with a reranker: the jobs it runs, their order, and their failures."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from vestry.crypto.owner_keys import OwnerKeys
+from vestry import AsyncVestry, Vestry
 from vestry.errors import JobFailed, SealBroken, Unavailable, WaitTimeout
+from vestry.jobs.base import JobOptions, JobRequest
 from vestry.jobs.embedding import Embedding
 from vestry.jobs.rerank import Rerank
-from vestry.jobs.results import JobStatus
+from vestry.jobs.results import JobStatus, State
 from vestry.search import pipeline
 from vestry.search.hits import Hit, Hits
-from vestry.search.pipeline import Ask, Do, Search, follow, follow_async
-from vestry.search.vector_search import RERANK_MOST, SearchRequest
+from vestry.search.vector_search import RERANK_MAX
 
 SECRET = "sekrit-token"
 
@@ -30,41 +32,47 @@ def hit(number: int, text: str | None = "text") -> Hit:
 def status(kind: str, *, degraded: bool = False) -> JobStatus:
     now = dt.datetime.now(dt.UTC)
     return JobStatus(
-        job=uuid4(), kind=kind, state="succeeded", owner="ann", privacy="private",
+        job=uuid4(), kind=kind, state=State.SUCCEEDED, owner="ann", privacy="private",
         latency="interactive", lane="private.interactive.gpu", attempt=1, degraded=degraded,
         error=None, created_at=now, run_at=now, started_at=now, finished_at=now,
     )  # fmt: skip
 
 
-class Client:
-    """A fake client: hits are given, and what the reranker says."""
+@dataclass
+class Call:
+    job: JobRequest
+    options: JobOptions
+    timeout: float
+
+
+class Client(Vestry):
+    """A client whose database finds these hits, and whose reranker answers with `ranking`."""
 
     def __init__(self, hits: list[Hit], ranking: Any, *, to_rerank: bool = True) -> None:
-        self.hits = Hits(hits, "space")
-        self.hits.to_rerank = to_rerank
+        super().__init__("postgresql://nowhere.invalid/none")
+        self.found = Hits(tuple(hits), "space"), to_rerank
         self.ranking = ranking
-        self.asked: list[Ask] = []
-        self.done = 0
+        self.asked: list[Call] = []
 
-    def __call__(self, wanted: Do | Ask) -> Any:
-        if isinstance(wanted, Do):
-            self.done += 1
-            return None if self.done == 1 else self.hits
-        self.asked.append(wanted)
-        if wanted.job.kind == "embedding":
+    def _run(self, operation: Callable[[], Any], *, atomic: bool = False) -> Any:
+        del operation
+        assert atomic
+        return self.found
+
+    def _ask(self, job: JobRequest, options: JobOptions, timeout: float) -> Any:
+        self.asked.append(Call(job, options, timeout))
+        if job.kind == "embedding":
             return status("embedding"), {"vectors": [[1.0, 0.0]], "space": "space"}
         if isinstance(self.ranking, BaseException):
             raise self.ranking
         if isinstance(self.ranking, tuple):
             return self.ranking
-        rows = [{"index": place, "score": score} for place, score in self.ranking]
+        rows = [{"index": index, "score": score} for index, score in self.ranking]
         return status("rerank"), {"ranking": rows}
 
 
 def search(client: Client, *, limit: int = 10, timeout: float = 30.0) -> Hits:
-    request = SearchRequest("ann", "private", None, None, limit)
-    asked = Search("a query", request, None, timeout, known_owner=False, rerank=None)
-    return follow(asked.course(OwnerKeys(None)), client)
+    return client.search("a query", owner="ann", privacy="private", limit=limit, timeout=timeout)
 
 
 def documents(hits: Hits) -> list[str]:
@@ -99,15 +107,15 @@ def test_the_passages_are_asked_about_as_privately_as_the_query_and_not_kept() -
 @pytest.mark.parametrize(
     ("came", "reason"),
     [
-        (WaitTimeout(), pipeline.TOO_SLOW),
-        (JobFailed("too_long", SECRET), pipeline.FAILED),
-        (Unavailable(), pipeline.FAILED),
-        (SealBroken(), pipeline.FAILED),
-        ([(0, 1.0)], pipeline.FAILED),
-        ([(0, 1.0), (7, 0.0)], pipeline.FAILED),
-        ([(0, 1.0), (0, 0.0)], pipeline.FAILED),
-        ((status("rerank"), {}), pipeline.FAILED),
-        ((status("rerank"), {"ranking": [{"index": "x"}]}), pipeline.FAILED),
+        (WaitTimeout(), pipeline.RERANKER_TOO_SLOW),
+        (JobFailed("too_long", SECRET), pipeline.RERANKER_FAILED),
+        (Unavailable(), pipeline.RERANKER_FAILED),
+        (SealBroken(), pipeline.RERANKER_FAILED),
+        ([(0, 1.0)], pipeline.RERANKER_FAILED),
+        ([(0, 1.0), (7, 0.0)], pipeline.RERANKER_FAILED),
+        ([(0, 1.0), (0, 0.0)], pipeline.RERANKER_FAILED),
+        ((status("rerank"), {}), pipeline.RERANKER_FAILED),
+        ((status("rerank"), {"ranking": [{"index": "x"}]}), pipeline.RERANKER_FAILED),
     ],
 )
 def test_whatever_a_reranker_does_the_search_has_its_hits(came: Any, reason: str) -> None:
@@ -121,7 +129,11 @@ def test_a_fallback_reranks_visibly() -> None:
     body = {"ranking": [{"index": 1, "score": 1.0}, {"index": 0, "score": 0.5}]}
     hits = search(Client([hit(0), hit(1)], (status("rerank", degraded=True), body)))
     assert documents(hits) == ["1", "0"]
-    assert (hits.degraded, hits.reason, hits.reranked) == (True, pipeline.FELL_BACK, True)
+    assert (hits.degraded, hits.reason, hits.reranked) == (
+        True,
+        pipeline.RERANKED_BY_FALLBACK,
+        True,
+    )
 
 
 def test_hits_without_text_stay_behind_those_that_were_read() -> None:
@@ -132,11 +144,11 @@ def test_hits_without_text_stay_behind_those_that_were_read() -> None:
 
 
 def test_no_more_is_read_than_a_reranker_reads_in_time() -> None:
-    client = Client([hit(n) for n in range(300)], [(n, float(-n)) for n in range(RERANK_MOST)])
+    client = Client([hit(n) for n in range(300)], [(n, float(-n)) for n in range(RERANK_MAX)])
     hits = search(client, limit=300)
     job = client.asked[1].job
     assert isinstance(job, Rerank)
-    assert len(job.passages) == RERANK_MOST
+    assert len(job.passages) == RERANK_MAX
     assert documents(hits) == [str(n) for n in range(300)]
 
 
@@ -153,19 +165,45 @@ def test_where_there_is_nothing_to_read_nobody_is_asked(hits: list[Hit]) -> None
 def test_a_search_that_has_used_up_its_time_does_not_wait_again() -> None:
     client = Client([hit(0)], AssertionError())
     hits = search(client, timeout=0.0)
-    assert (hits.reason, len(client.asked)) == (pipeline.TOO_SLOW, 1)
+    assert (hits.reason, len(client.asked)) == (pipeline.RERANKER_TOO_SLOW, 1)
 
 
 def test_the_asynchronous_client_takes_the_same_course() -> None:
-    client = Client([hit(0), hit(1)], [(1, 1.0), (0, 0.0)])
+    sync = Client([hit(0), hit(1)], [(1, 1.0), (0, 0.0)])
 
-    async def carry_out(wanted: Do | Ask) -> Any:
-        await asyncio.sleep(0)
-        return client(wanted)
+    class AsyncClient(AsyncVestry):
+        async def _run(self, operation: Callable[[], Any], *, atomic: bool = False) -> Any:
+            await asyncio.sleep(0)
+            return sync._run(operation, atomic=atomic)
 
-    request = SearchRequest("ann", "private", None, None, 10)
-    asked = Search("a query", request, None, 30.0, known_owner=False, rerank=None)
+        async def _ask(self, *arguments: Any) -> Any:
+            await asyncio.sleep(0)
+            return sync._ask(*arguments)
+
+    async def search() -> Hits:
+        client = AsyncClient("postgresql://nowhere.invalid/none")
+        return await client.search("a query", owner="ann", privacy="private")
+
     began = time.monotonic()
-    hits = asyncio.run(follow_async(asked.course(OwnerKeys(None)), carry_out))
+    hits = asyncio.run(search())
     assert documents(hits) == ["1", "0"]
     assert hits.rerank_s <= time.monotonic() - began
+
+
+def test_hits_are_a_read_only_sequence() -> None:
+    hits = Hits((hit(0), hit(1), hit(2)), "space")
+    assert len(hits) == 3
+    assert documents(hits) == ["0", "1", "2"]
+    assert hits[0] in hits
+    assert [one.document for one in hits[1:]] == ["1", "2"]
+    assert hits.index(hits[2]) == 2
+    assert not Hits((), "space")
+    with pytest.raises(TypeError):
+        hits[0] = hits[1]  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        hits.reason = "other"  # type: ignore[misc]
+
+
+def test_the_first_reason_stays() -> None:
+    hits = Hits((), "space").degrade("first").degrade("second")
+    assert (hits.degraded, hits.reason) == (True, "first")
