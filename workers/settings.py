@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from inference.remote.local_network import Network, networks
-from vestry.crypto.keyring_source import COMMAND, DESCRIPTOR, FILE
+from vestry.crypto.keyring import COMMAND, DESCRIPTOR, FILE
 from vestry.lanes import LANES, Pool
 
 

@@ -15,7 +15,8 @@ from tests.producing import HELLO, count
 from vestry import InvalidInput, KeyRing, UnknownKey, Vestry
 from vestry.admin import key_rotation
 from vestry.crypto.envelope import PAYLOAD
-from vestry.crypto.keyring_source import COMMAND, KeyCommand, KeyFile
+from vestry.crypto.keyring import COMMAND, KeyCommand
+from vestry.crypto.keyring_file import KeyFile
 from workers.stack.dev_stack import DevStack
 
 OWNERS = [f"owner-{number}" for number in range(7)]

@@ -15,7 +15,7 @@ from tests.privacy.scenario import PATIENCE_S
 from vestry import Document, Embedding, OwnerForgotten, UnknownKey, Vestry
 from vestry.admin.erasure import forget
 from vestry.admin.key_rotation import retire, rotate, statuses
-from vestry.crypto.keyring_source import KeyFile
+from vestry.crypto.keyring_file import KeyFile
 from vestry.jobs.results import JobRef
 
 pytestmark = pytest.mark.slow

@@ -17,17 +17,15 @@ import pytest
 from vestry import KeyRing
 from vestry.crypto import keyring_file
 from vestry.crypto.envelope import new_dek
-from vestry.crypto.keyring_source import (
+from vestry.crypto.keyring import (
     COMMAND,
     DESCRIPTOR,
     FILE,
     KeyCommand,
     KeyDescriptor,
-    KeyFile,
-    RingText,
-    dump,
-    from_environment,
+    key_source_from_environment,
 )
+from vestry.crypto.keyring_file import KeyFile, RingText, dump
 from vestry.errors import KeyRingError, UnknownKey
 from workers.stack.keyring_handoff import KeyringPipe
 
@@ -60,24 +58,24 @@ def test_each_source_gives_the_same_ring(path: Path) -> None:
         (FILE, str(path)), (COMMAND, printing(path)), (DESCRIPTOR, str(held)),
         (DESCRIPTOR, str(piped)),
     ):  # fmt: skip
-        source = from_environment({name: value})
+        source = key_source_from_environment({name: value})
         assert source is not None
         assert source.read() == OLD
         assert source.read() == OLD
-    assert from_environment({}) is None
+    assert key_source_from_environment({}) is None
     os.close(held)
     os.close(piped)
 
 
 def test_two_sources_at_once_are_refused(path: Path) -> None:
     with pytest.raises(KeyRingError, match="both set"):
-        from_environment({FILE: str(path), COMMAND: "cat"})
+        key_source_from_environment({FILE: str(path), COMMAND: "cat"})
 
 
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        ("", "no command"), ("'", "no command"), ("/no/such/program", "cannot be run"),
+        ("", "not a command line"), ("'", "not a command line"), ("/no/such/program", "cannot be run"),
         ("false", "exit code 1"), ("echo SECRET", "printed no key ring"),
     ],
 )  # fmt: skip
@@ -91,10 +89,10 @@ def test_a_command_that_fails_is_named_and_not_quoted(command: str, complaint: s
 @pytest.mark.parametrize("value", ["", "x", "-1", "999999", "99999999999999999999"])
 def test_a_descriptor_that_is_none_is_refused(value: str) -> None:
     if not value:
-        assert from_environment({DESCRIPTOR: value}) is None
+        assert key_source_from_environment({DESCRIPTOR: value}) is None
         return
     with pytest.raises(KeyRingError, match=DESCRIPTOR):
-        from_environment({DESCRIPTOR: value})
+        key_source_from_environment({DESCRIPTOR: value})
 
 
 def test_a_descriptor_is_not_handed_on(path: Path) -> None:
@@ -135,10 +133,10 @@ def test_a_child_inherits_the_ring_and_sees_the_next(path: Path, tmp_path: Path)
     descriptor = handing.descriptor()
     script = """
 import sys
-from vestry.crypto import keyring_source
-from vestry.crypto.keyring_source import from_environment
-keyring_source.HANDED_S = 60  # a busy machine writes the next ring when it does
-source = from_environment()
+from vestry.crypto import keyring
+from vestry.crypto.keyring import key_source_from_environment
+keyring.DESCRIPTOR_READ_TIMEOUT_S = 60  # a busy machine writes the next ring when it does
+source = key_source_from_environment()
 print(source.read().current, flush=True)
 print(source.read_with("new").current, flush=True)
 try:

@@ -18,8 +18,8 @@ import psycopg
 
 from vestry.crypto import keyring_file
 from vestry.crypto.envelope import KEY_BYTES
-from vestry.crypto.keyring import KeyRing, new_key_id
-from vestry.crypto.keyring_source import COMMAND, KeyFile, KeySource, RingText
+from vestry.crypto.keyring import COMMAND, KeyRing, KeySource, new_key_id
+from vestry.crypto.keyring_file import KeyFile, RingText
 from vestry.errors import InvalidInput, KeyRingError, SealBroken, UnknownKey
 
 Connection = psycopg.Connection[Any]

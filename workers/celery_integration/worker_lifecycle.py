@@ -14,8 +14,7 @@ from celery import Celery, signals
 
 from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
-from vestry.crypto import keyring_source
-from vestry.crypto.keyring import KeyRing
+from vestry.crypto.keyring import KeyRing, key_source_from_environment
 from vestry.errors import KeyRingError
 from vestry.lanes import LANES, Latency, Pool, Privacy
 from workers import db
@@ -189,7 +188,7 @@ def content_for(settings: Settings) -> Content:
     if settings.privacy != "private":
         return ShareableContent()
     try:
-        source = keyring_source.from_environment(settings.keyring)
+        source = key_source_from_environment(settings.keyring)
         if source is None:
             raise SystemExit(
                 "a private worker needs the key ring: VESTRY_KEYRING_FILE names its file"

@@ -2,7 +2,7 @@
 
 They get it neither by an argument nor by a variable, and need no right to read its file. What they
 inherit is open for reading only; each further line in it is a newer ring, so that a rotation reaches
-workers that run (see `vestry.crypto.keyring_source.KeyDescriptor`).
+workers that run (see `vestry.crypto.keyring.KeyDescriptor`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from vestry.crypto.keyring_source import COMMAND, KeyCommand, KeyFile, KeySource, dump
+from vestry.crypto.keyring import COMMAND, KeyCommand, KeySource
+from vestry.crypto.keyring_file import KeyFile, dump
 from vestry.errors import KeyRingError
 
 
