@@ -166,10 +166,6 @@ class PassageSearch(Protocol):
         """
         ...
 
-    def evict_expired(self) -> None:
-        """Called now and then: drop owners' keys that were kept for long enough."""
-        ...
-
 
 class NoPassageSearch:
     """For handlers that are run without a database."""
@@ -178,9 +174,6 @@ class NoPassageSearch:
         """None."""
         del job, grounding
         return ()
-
-    def evict_expired(self) -> None:
-        """There are no keys."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import pytest
 
 from inference.errors import NoBackendAvailable
 from tasks.protocol import Job
+from vestry.crypto.owner_keys import OwnerKeys
 from vestry.jobs.generation import Grounding
 from workers.execution.passage_search import DatabasePassageSearch
 
@@ -41,7 +42,7 @@ def test_a_search_waits_for_the_database_and_costs_no_attempt() -> None:
         id=uuid4(), kind="generation", task=None, owner="ann", privacy="private",
         latency="interactive", attempt=1, model=None, payload={},
     )  # fmt: skip
-    library = DatabasePassageSearch(nowhere, fleet, model, None, 1.0)
+    library = DatabasePassageSearch(nowhere, fleet, model, OwnerKeys(None), 1.0)
     with pytest.raises(NoBackendAvailable) as waits:
         library.passages(job, Grounding("what?", (), None, 3))
     assert waits.value.retry_after

@@ -15,6 +15,7 @@ from celery import Celery, signals
 from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
 from vestry.crypto.keyring import KeyRing, key_source_from_environment
+from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import KeyRingError
 from vestry.lanes import LANES, Latency, Pool, Privacy
 from workers import db
@@ -95,16 +96,16 @@ class WorkerLifecycle:
         name = str(sender.hostname)
         pool = db.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
         content = content_for(settings)
-        keyring = content.keyring if isinstance(content, PrivateContent) else None
+        keys = content.keys if isinstance(content, PrivateContent) else OwnerKeys(None)
         db.wait_for_database(pool)
         scratch = None if self._scratch is None else self._scratch.path
-        kit = self._kit = components.build_components(settings, pool, keyring, scratch)
+        kit = self._kit = components.build_components(settings, pool, keys, scratch)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
             settings.lease_s,
             settings.heartbeat_s,
             settings.max_run_s,
-            (content.evict_expired, kit.passage_search.evict_expired),
+            (content.evict_expired,),
         )
         executor = Executor(
             pool=pool,

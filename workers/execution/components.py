@@ -23,7 +23,7 @@ from inference.routing.policy import RoutingPolicy, pool_of
 from inference.routing.router import Router
 from tasks.protocol import Handler, PassageSearch
 from tasks.registry import handlers
-from vestry.crypto.keyring import KeyRing
+from vestry.crypto.owner_keys import OwnerKeys
 from vestry.lanes import LANES, Pool, Privacy
 from workers.db import session
 from workers.enabled_backends import RERANKER, breaker_settings, enabled_catalogue
@@ -48,7 +48,7 @@ class WorkerComponents:
 def build_components(
     settings: Settings,
     pool: ConnectionPool[Connection],
-    keyring: KeyRing | None = None,
+    keys: OwnerKeys,
     scratch: Path | None = None,
 ) -> WorkerComponents:
     """Load what the process serves and warm it up.
@@ -56,7 +56,7 @@ def build_components(
     Args:
         settings: which backends and models, and for which lanes.
         pool: to declare embedding spaces, and for what all workers know of the backends.
-        keyring: private workers': opens what answers are grounded in.
+        keys: open the private passages that answers are grounded in.
         scratch: a private directory for temporary files.
 
     Raises:
@@ -102,7 +102,7 @@ def build_components(
     if Pool.GPU in pools and embedding is not None:
         declare_space(pool, fleet.model(embedding).space)
     return WorkerComponents(
-        made, DatabasePassageSearch(pool, fleet, embedding, keyring, settings.lease_s), fleet.close
+        made, DatabasePassageSearch(pool, fleet, embedding, keys, settings.lease_s), fleet.close
     )
 
 

@@ -13,7 +13,6 @@ from inference.errors import InferenceError, ModelMissing, NoBackendAvailable
 from inference.routing.model_registry import ModelRegistry
 from tasks.grounding import Passage
 from tasks.protocol import Job
-from vestry.crypto.keyring import KeyRing
 from vestry.crypto.owner_keys import OwnerKeys
 from vestry.db.operations import execute
 from vestry.errors import UnknownSpace, VestryError
@@ -43,7 +42,7 @@ class DatabasePassageSearch:
         pool: connections of the worker's role, which sees what the role may see.
         fleet: has the model that embeds the query.
         embedding: that model; None where there is none.
-        keyring: private workers': opens private passages.
+        keys: open private passages; the cache of the process.
         patience_s: longest search, in seconds.
     """
 
@@ -52,18 +51,14 @@ class DatabasePassageSearch:
         pool: ConnectionPool[psycopg.Connection[Any]],
         fleet: ModelRegistry,
         embedding: ModelEntry | None,
-        keyring: KeyRing | None,
+        keys: OwnerKeys,
         patience_s: float,
     ) -> None:
         self._pool = pool
         self._patience_s = patience_s
         self._fleet = fleet
         self._embedding = embedding
-        self._keys = OwnerKeys(keyring)
-
-    def evict_expired(self) -> None:
-        """Drop owners' keys that were kept for long enough."""
-        self._keys.evict_expired()
+        self._keys = keys
 
     def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
         """The best passages of the job's owner and of the sources named, best first."""

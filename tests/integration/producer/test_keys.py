@@ -58,7 +58,7 @@ def test_a_rolled_back_key_is_never_used_again(
     used = root.execute("SELECT DISTINCT key_id FROM vestry.private_payloads").fetchall()
     assert stored == used
     assert len(stored) == 1
-    assert list(vestry._keys._keys) == ["alice"]
+    assert list(vestry._keys._cache) == ["alice"]
 
 
 def test_two_producers_agree_on_a_new_owners_key(
