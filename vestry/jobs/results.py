@@ -1,4 +1,4 @@
-"""What a producer gets back: references, states and typed results."""
+"""References, states and typed results of jobs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Result = (
 
 
 def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
-    """The typed result of a job of a kind from its stored JSON."""
+    """The typed result of a job, from its kind and stored JSON."""
     if kind == "embedding":
         if "vectors" in body:
             return EmbeddingResult.from_json(body)
@@ -65,7 +65,7 @@ def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
         return ClassificationResult.from_json(body)
     if kind == "rerank":
         return RerankResult.from_json(body)
-    raise InvalidInput("kind", "this version cannot read results of that kind")
+    raise InvalidInput("kind", "is unknown to this version of the library; upgrade it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class JobRef:
     """An enqueued job.
 
     Attributes:
-        id: its id everywhere: here, in Celery and Flower, in logs.
-        created: False when an earlier job with the same idempotency key and content stands for it.
-        then: the jobs that follow on it, as its `Flow` says.
+        id: its id in the library, in Celery and Flower, and in logs.
+        created: False if an earlier job has the same idempotency key and content.
+        then: its followers, in the order of its `Flow`.
     """
 
     id: UUID
@@ -85,14 +85,14 @@ class JobRef:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """Where a job stands.
+    """The state of a job.
 
     Attributes:
         error: code and message of the last failure, content-free.
-        attempt: how often it was started.
-        degraded: it was served by another model than the one intended.
-        parent: the job that it follows on in its flow.
-        root: the first job of its flow; itself for that one, None outside of flows.
+        attempt: number of attempts started.
+        degraded: another model than the intended one served it.
+        parent: the job that it follows in its flow.
+        root: the first job of its flow, also of that job itself; None outside of flows.
     """
 
     job: UUID
