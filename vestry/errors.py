@@ -197,7 +197,7 @@ class JobFailed(VestryError):
 
     @staticmethod
     def of(state: str, code: str | None, message: str | None) -> JobFailed:
-        """The error for a job that ended in `state`."""
+        """The error of a job that ended in `state`."""
         kind: type[JobFailed] = _BY_STATE.get(state, JobFailed)
         return kind(code or state, message or f"the job is {state}")
 
@@ -235,7 +235,7 @@ class DatabaseError(VestryError):
     """The database refused a statement.
 
     Attributes:
-        sqlstate: Postgres's five-character code, where there is one.
+        sqlstate: Postgres's five-character code, if there is one.
     """
 
     def __init__(self, sqlstate: str | None) -> None:

@@ -81,7 +81,7 @@ def test_every_data_key_is_wrapped_anew_and_opens_what_it_sealed(site: Site) -> 
     # A reader that was there before
     early = KeyRing.load(site.path)
     done = key_rotation.rotate(site.operator, site.source)
-    assert (done.rewrapped, done.left, done.made) == (len(OWNERS), 0, True)
+    assert (done.rewrapped, done.not_rewrapped, done.new_key) == (len(OWNERS), 0, True)
     assert wrapping(site.root) == {done.current: len(OWNERS)}
     assert done.current != old
     assert opened(site.root, site.path) == len(OWNERS)
@@ -116,7 +116,7 @@ def test_a_rotation_that_was_broken_off_is_taken_up_again(
     assert opened(site.root, site.path) == len(OWNERS)
     current = KeyRing.load(site.path).current
     done = key_rotation.rotate(site.operator, site.source)
-    assert (done.current, done.made, done.rewrapped) == (current, False, len(OWNERS) - 3)
+    assert (done.current, done.new_key, done.rewrapped) == (current, False, len(OWNERS) - 3)
     assert wrapping(site.root) == {current: len(OWNERS)}
     assert len(KeyRing.load(site.path).key_ids) == 2
 
@@ -184,7 +184,7 @@ def test_keys_that_the_ring_lacks_are_left_and_told_of(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann", "bob")
     site.root.execute("UPDATE vestry.owner_keys SET kek_id = 'lost' WHERE owner = 'bob'")
     done = key_rotation.rotate(site.operator, site.source)
-    assert (done.rewrapped, done.left) == (1, 1)
+    assert (done.rewrapped, done.not_rewrapped) == (1, 1)
 
 
 def test_the_ring_of_a_command_is_rotated_where_it_is_kept(site: Site) -> None:
@@ -197,7 +197,7 @@ def test_the_ring_of_a_command_is_rotated_where_it_is_kept(site: Site) -> None:
     with key_rotation.keyring_file.changing(site.path) as change:
         change.replace(key_rotation._with_next_current(change.ring))
     done = key_rotation.rotate(site.operator, command)
-    assert (done.rewrapped, done.made) == (1, False)
+    assert (done.rewrapped, done.new_key) == (1, False)
     assert wrapping(site.root) == {done.current: 1}
     assert count(site.root, "wrapping_keys") == 2
 

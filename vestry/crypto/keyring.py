@@ -148,7 +148,7 @@ class KeyRing:
         return nonce + keys[current].encrypt(nonce, dek, aad), current
 
     def unwrap(self, owner: str, key_id: UUID, wrapped: bytes, kek_id: str) -> OwnerKey:
-        """An owner's key from what is stored.
+        """An owner's key from its stored form.
 
         Raises:
             UnknownKey: the ring has no key of that id.
@@ -253,11 +253,11 @@ class KeyDescriptor:
         if not self._is_file:
             self._once = parse(text, keyring_file.MALFORMED)
             return self._once
-        whole = text[: text.rfind(b"\n") + 1].splitlines()
+        complete = text[: text.rfind(b"\n") + 1].splitlines()
         try:
             return parse(text, keyring_file.MALFORMED)
         except KeyRingError:
-            return parse(whole[-1] if whole else b"", keyring_file.MALFORMED)
+            return parse(complete[-1] if complete else b"", keyring_file.MALFORMED)
 
     def changed(self) -> bool:
         """Whether the file grew since it was read."""

@@ -1,4 +1,4 @@
-"""What all kinds of jobs share: options of an enqueue, the prepared job, the upstream placeholder."""
+"""Shared by all kinds of jobs: options of an enqueue, the prepared job, the upstream placeholder."""
 
 from __future__ import annotations
 

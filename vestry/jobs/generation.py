@@ -219,9 +219,9 @@ def _check_messages(messages: object) -> None:
         raise InvalidInput("messages", "must end with a message of the user")
 
 
-def _check_whole(name: str, value: object, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InvalidInput(name, f"must be a whole number from 1 to {most}")
+def _check_whole(name: str, value: object, maximum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+        raise InvalidInput(name, f"must be a whole number from 1 to {maximum}")
 
 
 @dataclass(frozen=True, slots=True)

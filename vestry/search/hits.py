@@ -42,7 +42,7 @@ class Hits(Sequence[Hit]):
 
     Attributes:
         space: name of the embedding space that was searched.
-        reason: what was degraded, as a short name such as `reranker_too_slow`; None if nothing was.
+        reason: why the search is degraded, such as `reranker_too_slow`; None if it is not.
         reranked: a reranker ordered the hits.
         queue_s: seconds that the query waited for a worker; 0 if none was involved.
         embedding_s: seconds from the request for the query's vector to its arrival, queue included.

@@ -1,4 +1,4 @@
-"""The steps of a search around its database work: the jobs it runs, and what it makes of their results.
+"""The steps of a search around its database work: its jobs, and the use of their results.
 
 No I/O: the clients run the jobs and the operations, in the order of `Vestry.search`.
 """
