@@ -1,4 +1,4 @@
-"""Where the key ring comes from: a file, a command, an inherited descriptor; it is followed."""
+"""Sources of the key ring, a file, a command, an inherited descriptor, and rereading them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_command_that_fails_is_named_and_not_quoted(command: str, complaint: s
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "999999", "99999999999999999999"])
-def test_a_descriptor_that_is_none_is_refused(value: str) -> None:
+def test_an_invalid_descriptor_is_refused(value: str) -> None:
     if not value:
         assert key_source_from_environment({DESCRIPTOR: value}) is None
         return
@@ -95,7 +95,7 @@ def test_a_descriptor_that_is_none_is_refused(value: str) -> None:
         key_source_from_environment({DESCRIPTOR: value})
 
 
-def test_a_descriptor_is_not_handed_on(path: Path) -> None:
+def test_a_descriptor_is_not_inherited_by_children(path: Path) -> None:
     held = os.open(path, os.O_RDONLY)
     os.set_inheritable(held, True)
     KeyDescriptor(held)
@@ -103,11 +103,11 @@ def test_a_descriptor_is_not_handed_on(path: Path) -> None:
     os.close(held)
 
 
-def test_a_ring_follows_its_file(path: Path) -> None:
+def test_a_ring_reads_a_replaced_file(path: Path) -> None:
     ring, owner, key_id, dek = KeyRing.load(path), "ann", uuid4(), new_dek()
     assert ring.current == "old"
     renew(path)
-    # Wrapping looks whether the file is another, unwrapping once it lacks a key.
+    # Wrapping checks whether the file was replaced, unwrapping only when a key is missing.
     assert ring.wrap(owner, key_id, dek)[1] == "new"
     late = KeyRing.load(path)
     renew(path, RingText({**BOTH.keys, "newest": b"m" * 32}, "newest"))
@@ -116,7 +116,7 @@ def test_a_ring_follows_its_file(path: Path) -> None:
     assert late.unwrap(owner, key_id, wrapped, kek).key_id == key_id
 
 
-def test_a_key_that_is_nowhere_is_not_sought_again_and_again(
+def test_a_missing_key_does_not_reread_the_source_each_time(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, looked = KeyFile(path), []
@@ -135,7 +135,7 @@ def test_a_child_inherits_the_ring_and_sees_the_next(path: Path, tmp_path: Path)
 import sys
 from vestry.crypto import keyring
 from vestry.crypto.keyring import key_source_from_environment
-keyring.DESCRIPTOR_READ_TIMEOUT_S = 60  # a busy machine writes the next ring when it does
+keyring.DESCRIPTOR_READ_TIMEOUT_S = 60  # a busy machine may write the next ring late
 source = key_source_from_environment()
 print(source.read().current, flush=True)
 print(source.read_with("new").current, flush=True)
@@ -159,7 +159,7 @@ except OSError:
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_rings_file_is_whole_at_every_moment(path: Path) -> None:
+def test_the_file_of_a_ring_is_complete_at_every_moment(path: Path) -> None:
     stop, rings = threading.Event(), []
 
     def read() -> None:
@@ -177,7 +177,7 @@ def test_a_rings_file_is_whole_at_every_moment(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_two_who_change_a_ring_wait_for_each_other(path: Path) -> None:
+def test_concurrent_changes_of_a_ring_are_serialised(path: Path) -> None:
     def add() -> None:
         with keyring_file.changing(path) as change:
             time.sleep(0.02)

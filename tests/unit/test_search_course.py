@@ -88,7 +88,7 @@ def test_hits_are_reordered_then_cut_and_keep_their_similarity() -> None:
     assert (hits.reranked, hits.degraded, hits.reason) == (True, False, None)
 
 
-def test_the_passages_are_asked_about_as_privately_as_the_query_and_not_kept() -> None:
+def test_the_rerank_job_has_the_privacy_of_the_query_and_keeps_nothing() -> None:
     client = Client([hit(n) for n in range(2)], [(0, 1.0), (1, 0.0)])
     search(client, timeout=5)
     first, second = client.asked
@@ -118,14 +118,14 @@ def test_the_passages_are_asked_about_as_privately_as_the_query_and_not_kept() -
         ((status("rerank"), {"ranking": [{"index": "x"}]}), pipeline.RERANKER_FAILED),
     ],
 )
-def test_whatever_a_reranker_does_the_search_has_its_hits(came: Any, reason: str) -> None:
+def test_every_failure_of_the_reranker_leaves_the_hits_degraded(came: Any, reason: str) -> None:
     hits = search(Client([hit(0), hit(1)], came), limit=1)
     assert documents(hits) == ["0"]
     assert (hits.degraded, hits.reason, hits.reranked) == (True, reason, False)
     assert hits[0].rerank_score is None
 
 
-def test_a_fallback_reranks_visibly() -> None:
+def test_a_fallback_reranker_degrades_the_search() -> None:
     body = {"ranking": [{"index": 1, "score": 1.0}, {"index": 0, "score": 0.5}]}
     hits = search(Client([hit(0), hit(1)], (status("rerank", degraded=True), body)))
     assert documents(hits) == ["1", "0"]
@@ -136,14 +136,14 @@ def test_a_fallback_reranks_visibly() -> None:
     )
 
 
-def test_hits_without_text_stay_behind_those_that_were_read() -> None:
+def test_hits_without_text_follow_the_reranked_ones() -> None:
     client = Client([hit(0, None), hit(1), hit(2, None), hit(3)], [(1, 2.0), (0, 1.0)])
     hits = search(client)
     assert documents(hits) == ["3", "1", "0", "2"]
     assert [one.rerank_score for one in hits] == [2.0, 1.0, None, None]
 
 
-def test_no_more_is_read_than_a_reranker_reads_in_time() -> None:
+def test_the_number_of_reranked_passages_is_limited() -> None:
     client = Client([hit(n) for n in range(300)], [(n, float(-n)) for n in range(RERANK_MAX)])
     hits = search(client, limit=300)
     job = client.asked[1].job
@@ -153,7 +153,7 @@ def test_no_more_is_read_than_a_reranker_reads_in_time() -> None:
 
 
 @pytest.mark.parametrize("hits", [[], [hit(0, None)]])
-def test_where_there_is_nothing_to_read_nobody_is_asked(hits: list[Hit]) -> None:
+def test_without_readable_hits_no_rerank_job_is_enqueued(hits: list[Hit]) -> None:
     client = Client(hits, AssertionError())
     assert len(search(client)) == len(hits)
     assert len(client.asked) == 1
@@ -162,7 +162,7 @@ def test_where_there_is_nothing_to_read_nobody_is_asked(hits: list[Hit]) -> None
     assert len(client.asked) == 1
 
 
-def test_a_search_that_has_used_up_its_time_does_not_wait_again() -> None:
+def test_a_search_past_its_deadline_is_not_reranked() -> None:
     client = Client([hit(0)], AssertionError())
     hits = search(client, timeout=0.0)
     assert (hits.reason, len(client.asked)) == (pipeline.RERANKER_TOO_SLOW, 1)

@@ -1,4 +1,4 @@
-"""What answers are grounded in, while the database is away."""
+"""Passage search with an unavailable database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.execution.passage_search import DatabasePassageSearch
 
 
 class Fleet:
-    """One model, which embeds everything as the same."""
+    """One model, with the same vector for every text."""
 
     space = type("Space", (), {"name": "s"})
 
@@ -28,13 +28,13 @@ class Fleet:
 
 
 class Away:
-    """A pool that has no connection to give."""
+    """A pool without a connection."""
 
     def connection(self) -> Any:
         raise psycopg.OperationalError
 
 
-def test_a_search_waits_for_the_database_and_costs_no_attempt() -> None:
+def test_without_a_database_a_search_is_retried_without_an_attempt() -> None:
     nowhere: Any = Away()
     fleet: Any = Fleet()
     model: Any = object()
