@@ -140,7 +140,7 @@ def test_nothing_is_enqueued_for_a_forgotten_owner(site: Site) -> None:
 
 def test_an_unknown_owner_cannot_be_forgotten(site: Site) -> None:
     with pytest.raises(UnknownOwner):
-        forget(site.operator, "nobody")
+        forget(site.operator, "stranger")
     assert count(site.root, "owners") == 0
 
 

@@ -221,7 +221,7 @@ def test_recall_for_an_owner_of_one_percent(
 def test_a_shareable_source_among_others_is_searched_exactly(
     library: Library, vestry: Vestry, source: str
 ) -> None:
-    found, _ = searched(library, vestry, owner="nobody", privacy="shareable", sources=[source])
+    found, _ = searched(library, vestry, owner="stranger", privacy="shareable", sources=[source])
     assert recall(library, found, library.sources == source) >= 0.99
     assert {hit.source for hits in found for hit in hits} == {source}
 
@@ -233,7 +233,7 @@ def test_a_source_that_is_most_of_a_space_is_searched_through_its_index(
     # Given a selection too large to compare row by row
     chosen = (library.sources == "big") & (np.arange(ROWS) < LARGE_ROWS)
     assert chosen.sum() > EXACT_ROWS
-    how: dict[str, Any] = {"owner": "nobody", "privacy": "shareable", "sources": ["big"]}
+    how: dict[str, Any] = {"owner": "stranger", "privacy": "shareable", "sources": ["big"]}
     # When it is searched, then the index is used, with high recall
     plans = spy_on_plans(monkeypatch)
     found, _ = searched(library, vestry, space=LARGE_SPACE, **how)
@@ -292,7 +292,7 @@ def test_own_sources_and_shared_ones_are_searched_together(
 
 @pytest.mark.slow
 def test_another_owners_private_rows_are_never_seen(library: Library, vestry: Vestry) -> None:
-    for owner in ("owner-8", "nobody", "owner-7' OR true --", "{owner-7,owner-8}"):
+    for owner in ("owner-8", "stranger", "owner-7' OR true --", "{owner-7,owner-8}"):
         found, _ = searched(library, vestry, owner=owner, privacy="private")
         assert {hit.owner for hits in found for hit in hits} <= {owner}
         assert bool(found[0]) is (owner == "owner-8")

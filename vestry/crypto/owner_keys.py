@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from vestry.crypto.envelope import OwnerKey, new_dek
-from vestry.db.operations import Operation, Query, uuid7
+from vestry.db.operations import Operation, Query, row_security_owners, uuid7
 from vestry.errors import DatabaseError, KeyRingError, SettingsError, UnknownKey
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ MAX_AGE_S: Final = 600.0
 
 _ENSURE: Final = """SELECT key_id, wrapped, kek_id, fresh
 FROM vestry.ensure_owner_key_v1(%s::text, %s::uuid, %b::bytea, %s::text)"""
-_CONTEXT: Final = "SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)"
 _FIND: Final = """SELECT key_id, wrapped, kek_id,
        created_xid IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()
 FROM vestry.owner_keys WHERE owner = %s"""
@@ -67,7 +66,7 @@ class OwnerKeys:
         if cached is not None:
             return cached
         # Row security shows the key of the named owner; together, they are one transaction.
-        rows = yield Query(_CONTEXT, (owner,)), Query(_FIND, (owner,))
+        rows = yield row_security_owners([owner]), Query(_FIND, (owner,))
         return self._unwrap_row(owner, *rows[1]) if rows[1:] else None
 
     def require(self, owner: str) -> Operation[OwnerKey]:

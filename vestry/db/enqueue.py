@@ -35,7 +35,7 @@ _ENQUEUE: Final = """SELECT ord, job_id, status FROM vestry.enqueue_jobs_v2(
   %b::bytea[], %b::bytea[],
   %b::uuid, %b::bytea[], %b::text[],
   %b::integer[], %b::integer[], %b::text[], %b::bytea[], %b::integer[])"""
-_STORE: Final = """SELECT vestry.store_blobs_v1(
+STORE_BLOBS: Final = """SELECT vestry.store_blobs_v1(
   %s::text, %s::text, %b::uuid, %b::uuid[], %b::text[], %b::integer[], %b::bytea[])"""
 _PRIVATE_SOURCES: Final = "SELECT vestry.private_sources_v1(%s::text, %b::text[])"
 
@@ -135,7 +135,7 @@ class EnqueueBatch:
         remaining = self._blob_parts(enqueued)
         while parts := list(islice(remaining, _PARTS_PER_CALL)):
             yield Query(
-                _STORE,
+                STORE_BLOBS,
                 (
                     self.options.owner,
                     self.options.privacy,

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from vestry.crypto.envelope import RESULT, plain_digest
 from vestry.crypto.owner_keys import OwnerKeys
-from vestry.db.operations import Operation, Query
+from vestry.db.operations import Operation, Query, row_security_owners
 from vestry.errors import (
     InvalidInput,
     JobFailed,
@@ -120,7 +120,7 @@ def backends() -> Operation[list[BackendStatus]]:
 
 def has_documents(owner: str) -> Operation[bool]:
     """Whether anything is indexed for an owner; in a transaction."""
-    yield Query("SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)", (owner,))
+    yield row_security_owners([owner])
     rows = yield Query(
         """SELECT EXISTS (SELECT FROM vestry.private_documents WHERE owner = %s AND NOT deleted)
                OR EXISTS (SELECT FROM vestry.shareable_documents WHERE owner = %s AND NOT deleted)""",

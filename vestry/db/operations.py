@@ -15,7 +15,7 @@ import contextlib
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString, TypeAlias, TypeVar
 from uuid import UUID
@@ -53,6 +53,11 @@ _OPEN: Final = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 def single(query: Query) -> Operation[list[Row]]:
     """The operation of one query; returns its rows."""
     return (yield query)
+
+
+def row_security_owners(owners: Iterable[str]) -> Query:
+    """Set the owners whose rows row security shows to this transaction, until it ends."""
+    return Query("SELECT set_config('vestry.owners', (%s::text[])::text, true)", (list(owners),))
 
 
 def uuid7() -> UUID:

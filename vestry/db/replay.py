@@ -15,8 +15,9 @@ from uuid import UUID
 
 from vestry.crypto.envelope import PAYLOAD, OwnerKey, blob_field
 from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.enqueue import STORE_BLOBS
 from vestry.db.job_queries import SELECT_STATUS, STATUS_COLUMNS, status_of
-from vestry.db.operations import Operation, Query, uuid7
+from vestry.db.operations import Operation, Query, row_security_owners, uuid7
 from vestry.errors import InvalidInput, NotFinished, PayloadGone, UnknownJob
 from vestry.failure_reasons import REASONS, Reason, codes_of, reason_of
 from vestry.jobs.results import JobRef, JobStatus, State
@@ -25,7 +26,6 @@ from vestry.lanes import KINDS, LANES, Privacy
 BATCH_JOBS: Final = 32
 """Most jobs replayed in one call, whose payloads are in memory together."""
 
-_CONTEXT: Final = "SELECT set_config('vestry.owners', (%s::text[])::text, true)"
 _FILTER: Final = """ FROM vestry.jobs j WHERE {state}
   AND (%s::text IS NULL OR j.kind = %s) AND (%s::text IS NULL OR j.owner = %s)
   AND (%s::text IS NULL OR j.lane = %s) AND (%s::text[] IS NULL OR j.error_code = ANY (%s))
@@ -69,8 +69,6 @@ _PART: Final = {
 }
 _REPLAY: Final = """SELECT ord, job_id, status
   FROM vestry.replay_jobs_v1(%b::uuid[], %b::uuid[], %b::uuid, %b::bytea[], %b::text[])"""
-_STORE: Final = """SELECT vestry.store_blobs_v1(
-  %s::text, %s::text, %b::uuid, %b::uuid[], %b::text[], %b::int[], %b::bytea[])"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +199,7 @@ def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Operation[list[JobRef]]:
         key = None
         if privacy == Privacy.PRIVATE.value:
             key = yield from keys.require(owner)
-        yield Query(_CONTEXT, ([owner],))
+        yield row_security_owners([owner])
         for batch in _batches(list(group)):
             references |= yield from _replay_batch(batch, owner, privacy, key)
     return [references[job] for job in jobs]
@@ -210,7 +208,7 @@ def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Operation[list[JobRef]]:
 def _listed(job_filter: JobFilter, state: LiteralString) -> Operation[list[PastJob]]:
     # The row-security context names the owners, so that their stored payloads are visible.
     rows = yield job_filter.query("j.id, j.owner", state)
-    yield Query(_CONTEXT, (sorted({row[1] for row in rows}),))
+    yield row_security_owners(sorted({row[1] for row in rows}))
     return (yield from _past([row[0] for row in rows], in_context=True))
 
 
@@ -219,7 +217,7 @@ def _past(jobs: Sequence[UUID], *, in_context: bool = False) -> Operation[list[P
         rows = yield Query(
             "SELECT owner FROM vestry.jobs WHERE id = ANY (%b::uuid[])", (list(jobs),)
         )
-        yield Query(_CONTEXT, ([row[0] for row in rows],))
+        yield row_security_owners(row[0] for row in rows)
     rows = yield Query(_PAST, (list(jobs),))
     by_id = {row[0]: _past_job(row) for row in rows}
     return [by_id[job] for job in jobs if job in by_id]
@@ -295,5 +293,5 @@ def _copy_files(
             field = blob_field(name, part)
             body = key.seal(field, jobs[old], key.open(field, old, body))
         yield Query(
-            _STORE, (owner, privacy, key and key.key_id, [jobs[old]], [name], [part], [body])
+            STORE_BLOBS, (owner, privacy, key and key.key_id, [jobs[old]], [name], [part], [body])
         )

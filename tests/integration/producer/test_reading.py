@@ -101,7 +101,7 @@ def test_unknown_jobs_and_lanes_raise(vestry: Vestry, conn: psycopg.Connection[A
     with pytest.raises(UnknownLane):
         vestry.pause_lane("private.bulk.cloud")
     removed = vestry.delete_documents(
-        conn, owner="nobody", privacy="private", source="diary", ids=["x"]
+        conn, owner="stranger", privacy="private", source="diary", ids=["x"]
     )
     assert removed == 0
 
@@ -153,7 +153,7 @@ def test_documents_are_deleted_by_id_and_by_content(
 
 
 def test_an_unreachable_database_raises_unavailable() -> None:
-    with Vestry("postgresql://nobody:hunter2@127.0.0.1:1/none?connect_timeout=1") as client:
+    with Vestry("postgresql://stranger:hunter2@127.0.0.1:1/none?connect_timeout=1") as client:
         client._pool.timeout = 1.0
         with pytest.raises(Unavailable) as caught:
             client.lanes()
