@@ -42,9 +42,9 @@ def test_stale_code_is_named_with_its_source_and_the_command(
     monkeypatch.setattr(sys, "argv", ["generate_sync.py", "--check"])
     monkeypatch.setattr(tool, "synchronous", lambda *_: "stale = True\n")
     assert tool.main() == 1
-    told = capsys.readouterr().err
-    assert "vestry/client.py is stale: it is generated from the asynchronous code" in told
-    assert "in vestry/aio.py; run `make generate`." in told
+    printed = capsys.readouterr().err
+    assert "vestry/client.py is stale: it is generated from the asynchronous code" in printed
+    assert "in vestry/aio.py; run `make generate`." in printed
 
 
 @pytest.mark.parametrize(
