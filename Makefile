@@ -21,7 +21,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help setup run up down test check bench faults mutations soak clean
+.PHONY: help setup run up down test check generate bench faults mutations soak clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -58,11 +58,15 @@ test: check ## the checks, then every test
 	  --ignore=tests/faults || failed=1; \
 	exit $$failed
 
-check: $(READY) ## ruff, mypy --strict, import-linter
+check: $(READY) ## generated code, ruff, mypy --strict, import-linter
+	@$(BIN)/python tools/generate_sync.py --check
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+generate: $(READY) ## write the synchronous client from the asynchronous one
+	@$(BIN)/python tools/generate_sync.py
 
 bench: $(READY) ## throughput and latency beside bare Celery and a bare encode loop
 	@$(BIN)/python -m benchmarks

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from vestry.jobs.classification import LabelScore
+from vestry.jobs.generation import Message
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -135,14 +138,6 @@ class ServedModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are chosen. None leaves it to the model; what a provider refuses is left out."""
 
@@ -225,14 +220,6 @@ class RerankModel(Protocol):
     def warm_up(self) -> None:
         """Make the first real call as fast as the later ones."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class LabelScore:
-    """One label and how likely it is, 0 to 1."""
-
-    label: str
-    score: float
 
 
 class BuiltinClassifier(Protocol):

@@ -20,7 +20,7 @@ from psycopg import sql
 from models.content import Content
 from models.sql import QUERIES, column
 from vestry.crypto.envelope import CHUNK, DETAIL
-from vestry.ids import uuid7
+from vestry.db.operations import uuid7
 
 Connection = psycopg.Connection[Any]
 

@@ -1,78 +1,69 @@
-"""Receipts: one per attempt, kept also where its effects were refused: the call was made."""
+"""Receipts: one per attempt, written even if its effects were refused: the call was made."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
 from models.sql import QUERIES, column
+from vestry.db.receipts import Served
 
 Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """Record of one attempt: the intended and the serving model, and how it ended.
+class Attempt:
+    """One finished attempt; its receipt is read as `vestry.db.receipts.Receipt`.
 
     Attributes:
-        outcome: the job's new state, `retry`, `rerouted`, or `refused` where the lease was no longer
-            held.
-        backend: the backend that served the attempt, as `model`.
-        intended_backend: None where it is the serving one, as `intended_model`.
-        cost: in US dollars.
+        outcome: the job's new state, `retry`, `rerouted`, or `refused` if the lease was no longer held.
+        reason: error code of a failed attempt, else why the job is degraded or was rerouted.
+        served: the model call; without an intended model, the one that served was intended.
     """
 
     job_id: UUID
     attempt: int
     outcome: str
     started_at: datetime
-    reason: str | None = None
-    backend: str | None = None
-    model: str | None = None
-    locality: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    intended_backend: str | None = None
-    intended_model: str | None = None
-    degraded: bool = False
-    policy: str | None = None
-    cost: Decimal | None = None
+    reason: str | None
+    served: Served
 
 
-_FIELDS = tuple(field.name for field in fields(Receipt))
+_ATTEMPT = ("job_id", "attempt", "outcome", "reason", "started_at")
+_SERVED = tuple(field.name for field in fields(Served) if field.name != "reason")
 
 
-def insert(conn: Connection, privacy: str, token: UUID, receipts: Sequence[Receipt]) -> None:
+def insert(conn: Connection, privacy: str, token: UUID, attempts: Sequence[Attempt]) -> None:
     """Write the receipts of one lease's attempts.
 
-    A rescued attempt's own receipt replaces the `lost` one that the reconciler wrote for it. No other
-    is replaced: a finish that is repeated after a COMMIT with unknown result must not turn success
-    into refusal.
+    A rescued attempt that finishes after all replaces the outcome `lost` written by the reconciler.
+    Nothing else is replaced: a finish repeated after an unclear COMMIT must not turn success into
+    refusal.
     """
-    if not receipts:
+    if not attempts:
         return
     conn.execute(
         QUERIES["insert_receipts"],
         {
             "token": token,
             "privacy": privacy,
-            **{name: column(getattr(r, name) for r in receipts) for name in _FIELDS},
+            **{name: column(getattr(a, name) for a in attempts) for name in _ATTEMPT},
+            **{name: column(getattr(a.served, name) for a in attempts) for name in _SERVED},
         },
         prepare=True,
     )
-    _spend(conn, receipts)
+    _spend(conn, [attempt.served for attempt in attempts])
 
 
-def _spend(conn: Connection, receipts: Sequence[Receipt]) -> None:
-    """Add the cost of cloud calls to today's spending."""
-    for receipt in receipts:
-        if receipt.locality == "cloud" and receipt.backend is not None:
+def _spend(conn: Connection, calls: Sequence[Served]) -> None:
+    """Add the calls to clouds to today's spending."""
+    for call in calls:
+        if call.locality == "cloud" and call.backend is not None:
             conn.execute(
                 """INSERT INTO vestry.spending AS s
                      (day, backend, calls, input_tokens, output_tokens, cost)
@@ -82,9 +73,9 @@ def _spend(conn: Connection, receipts: Sequence[Receipt]) -> None:
                        output_tokens = s.output_tokens + excluded.output_tokens,
                        cost = s.cost + excluded.cost""",
                 [
-                    receipt.backend,
-                    receipt.input_tokens or 0,
-                    receipt.output_tokens or 0,
-                    receipt.cost or 0,
+                    call.backend,
+                    call.input_tokens or 0,
+                    call.output_tokens or 0,
+                    call.cost or 0,
                 ],
             )

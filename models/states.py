@@ -1,34 +1,14 @@
-"""The states of a job and the moves between them. The drawing is docs/state_machine.md."""
+"""The moves between the states of a job. The drawing is docs/state_machine.md."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from typing import Final
 
+from vestry.jobs.results import TERMINAL, State
 
-class State(StrEnum):
-    """Where a job stands."""
+__all__ = ["TERMINAL", "TRANSITIONS", "State"]
 
-    WAITING = "waiting"
-    """On its parent."""
-    QUEUED = "queued"
-    """Runnable once run_at has passed. Having a broker message is not a state."""
-    RUNNING = "running"
-    """Under a lease."""
-    SUCCEEDED = "succeeded"
-    DEAD = "dead"
-    """Out of attempts, or failed in a way that no further attempt mends."""
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    """Its deadline passed first."""
-    SUPERSEDED = "superseded"
-    """Its documents moved on while it ran: nothing of it was written."""
-
-
-TERMINAL: frozenset[State] = frozenset(
-    {State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED, State.SUPERSEDED}
-)
-
-TRANSITIONS: frozenset[tuple[State, State]] = frozenset(
+TRANSITIONS: Final[frozenset[tuple[State, State]]] = frozenset(
     {
         (State.WAITING, State.QUEUED),
         (State.WAITING, State.CANCELLED),
@@ -45,4 +25,4 @@ TRANSITIONS: frozenset[tuple[State, State]] = frozenset(
         (State.RUNNING, State.SUPERSEDED),
     }
 )
-"""Every move there is. A database trigger refuses all others."""
+"""All allowed moves. A database trigger refuses every other."""

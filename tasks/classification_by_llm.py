@@ -8,17 +8,11 @@ from itertools import zip_longest
 from typing import Any, Final
 
 from inference.errors import InferenceError, Refused
-from inference.protocol import (
-    Cancelled,
-    Generated,
-    GenerationModel,
-    GenerationRequest,
-    LabelScore,
-    Message,
-    Sampling,
-)
+from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest, Sampling
 from tasks.classification_payload import LabelPlan, LabelSpec
 from tasks.structured_output import InvalidJson, parse_json_answer
+from vestry.jobs.classification import LabelScore
+from vestry.jobs.generation import Message
 
 MAX_REPAIR_ATTEMPTS: Final = 1
 """How often an answer that names no label is sent back."""
@@ -54,8 +48,9 @@ _RULES: Final = (
 
 
 class NoLabel(InferenceError):
-    """The model did not answer with the labels given, also when it was asked again."""
+    """The model chose none of the labels, even after the repair attempt."""
 
+    default_message = "The model did not answer with one of the labels, even when asked again."
     code = "no_label"
     per_text = True
 

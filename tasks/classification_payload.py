@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from inference.protocol import LabelScore
 from tasks.protocol import BadPayload, Job
+from vestry.jobs.classification import LabelScore
 
 MULTI_THRESHOLD: Final = 0.5
 """From which score on a label of several is given, where the job names no threshold."""

@@ -20,8 +20,9 @@ from tasks.embedding_payload import (
     plan_of,
 )
 from tasks.outcomes import cancelled_outcome, outcome_of_error, served_of
-from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Rerouted, Served
+from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Rerouted
 from tasks.vector_pool import EmbeddingBatch
+from vestry.db.receipts import Served
 
 KIND = "embedding"
 INTERACTIVE = "interactive"

@@ -20,10 +20,10 @@ from tasks.protocol import (
     IndexDocument,
     Job,
     Outcome,
-    Served,
     Succeeded,
 )
 from tasks.vector_pool import PendingVector
+from vestry.db.receipts import Served
 
 DECIMALS: Final = 8
 """Of a vector's numbers in JSON: float32 has 24 bits, about 7 significant digits."""

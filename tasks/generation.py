@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from inference.errors import BadAnswer, InferenceError
-from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest, Message
+from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, Router
@@ -17,6 +17,7 @@ from tasks.grounding import Passage, citations, grounded
 from tasks.outcomes import outcome_of_error, served_of
 from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
 from tasks.structured_output import InvalidJson, parse_json_answer
+from vestry.jobs.generation import Message
 
 MAX_REPAIR_ATTEMPTS: Final = 1
 """How often an answer that does not fit its schema is sent back."""
@@ -29,14 +30,18 @@ NO_PASSAGES: Final = Failed(
 
 
 class InvalidOutput(InferenceError):
-    """The model's answer does not fit the JSON schema, also when it was asked again."""
+    """The answer does not match the JSON schema, even after the repair attempt."""
 
+    default_message = "The model's answer does not match the JSON schema, even when asked again."
     code = "invalid_output"
 
 
 class CutOutput(InferenceError):
-    """The answer was cut at max_tokens before its JSON was complete; ask for more tokens."""
+    """The answer reached max_tokens before its JSON was complete."""
 
+    default_message = (
+        "The answer was cut at max_tokens before its JSON was complete; ask for more tokens."
+    )
     code = "output_cut"
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from inference.protocol import GenerationRequest, Message, Sampling
-from tasks.grounding import Grounding
+from inference.protocol import GenerationRequest, Sampling
 from tasks.protocol import BadPayload, Job
 from tasks.structured_output import schema_fault
+from vestry.errors import InvalidInput
+from vestry.jobs.generation import Grounding, Message
 
 DEFAULT_MAX_TOKENS: Final = 512
 _ROLES: Final = ("system", "user", "assistant")
@@ -92,15 +93,17 @@ def _schema(value: Any) -> Mapping[str, Any] | None:
 def _grounding(value: Any) -> Grounding | None:
     if value is None:
         return None
-    if not isinstance(value, Mapping) or not isinstance(value.get("query"), str):
+    if not isinstance(value, Mapping) or value.get("query") is None:
         raise BadPayload("grounding has no query")
-    own = value.get("own_sources")
-    return Grounding(
-        query=value["query"],
-        sources=_strings("grounding.sources", value.get("sources") or []),
-        own_sources=None if own is None else _strings("grounding.own_sources", own),
-        limit=_whole("grounding.limit", value.get("limit", 4)),
-    )
+    try:
+        return Grounding(
+            query=value["query"],
+            sources=value.get("sources") or (),
+            own_sources=value.get("own_sources"),
+            limit=value.get("limit", 4),
+        )
+    except InvalidInput as error:
+        raise BadPayload(str(error)) from None
 
 
 def _whole(name: str, value: Any) -> int:

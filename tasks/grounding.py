@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from inference.protocol import GenerationRequest, Message
+from inference.protocol import GenerationRequest
+from vestry.jobs.generation import Message
 
 INSTRUCTION: Final = (
     "Answer from the numbered passages alone, in a few sentences. Put the number of the passage that a "
@@ -16,23 +17,6 @@ INSTRUCTION: Final = (
 _MARK = re.compile(r"\[\s*(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\s*\]")
 CHARACTERS_PER_TOKEN: Final = 3
 """A cautious guess for any language and tokenizer: passages are left out rather than cut."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grounding:
-    """What to search before answering.
-
-    Attributes:
-        query: what to search for.
-        sources: shareable sources, of any owner.
-        own_sources: only these of the owner's own; None for all of them, empty for none.
-        limit: passages at most.
-    """
-
-    query: str = field(repr=False)
-    sources: tuple[str, ...]
-    own_sources: tuple[str, ...] | None
-    limit: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from inference.protocol import LabelScore
+from vestry.jobs.classification import LabelScore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

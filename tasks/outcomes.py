@@ -7,7 +7,8 @@ from typing import Any
 from inference.errors import InferenceError, NoBackendAvailable
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, RoutedResult
-from tasks.protocol import Failed, Rerouted, Served
+from tasks.protocol import Failed, Rerouted
+from vestry.db.receipts import Served
 
 
 def served_of(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
 
 from inference.routing.policy import RoutingRequest
-from tasks.grounding import Grounding, Passage
+from tasks.grounding import Passage
+from vestry.db.receipts import Served
+from vestry.jobs.base import Digest
+from vestry.jobs.generation import Grounding
 from vestry.lanes import Kind, Pool
 
 
@@ -104,31 +106,6 @@ class ConfirmDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What the receipt says of the call.
-
-    Attributes:
-        intended_backend: what would have served it had all been well; None: the one that did.
-        degraded: another model than the intended one served it.
-        reason: why, as one of the policy's words, such as `rate_limited`.
-        cost: in US dollars.
-        policy: version of the policy that decided.
-    """
-
-    backend: str | None
-    model: str | None
-    locality: str | None = "local"
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    intended_backend: str | None = None
-    intended_model: str | None = None
-    degraded: bool = False
-    reason: str | None = None
-    cost: Decimal | None = None
-    policy: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Succeeded:
     """The job's result (a JSON object) and its effects, committed together or not at all.
 
@@ -189,10 +166,6 @@ class PassageSearch(Protocol):
         """
         ...
 
-    def evict_expired(self) -> None:
-        """Called now and then: drop owners' keys that were kept for long enough."""
-        ...
-
 
 class NoPassageSearch:
     """For handlers that are run without a database."""
@@ -201,9 +174,6 @@ class NoPassageSearch:
         """None."""
         del job, grounding
         return ()
-
-    def evict_expired(self) -> None:
-        """There are no keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +184,6 @@ class Context:
     digest: Mapping[str, Digest] = field(default_factory=dict)
     """Owner to the content digest of that owner (HMAC where private)."""
     passage_search: PassageSearch = field(default_factory=NoPassageSearch)
-
-
-class Digest(Protocol):
-    """Keyed content digest of one owner; equal content gives equal bytes, and nothing else is told."""
-
-    def __call__(self, purpose: str, data: bytes, /) -> bytes:
-        """32 bytes."""
-        ...
 
 
 class Handler(Protocol):

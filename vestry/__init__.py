@@ -17,7 +17,7 @@ A job is enqueued in the caller's own transaction: it exists if and only if that
         for hit in vestry.search("an early morning", owner="user-17", privacy="private"):
             print(hit.score, hit.date, hit.text)
 
-`AsyncVestry` is the same for asyncio; both also take SQLAlchemy sessions and connections.
+`AsyncVestry` is the same for asyncio; both also accept SQLAlchemy sessions and connections.
 """
 
 from vestry.aio import AsyncVestry

@@ -1,15 +1,14 @@
-"""The asyncio client. Everything but the I/O is shared with `vestry.client`."""
+"""The asyncio client."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import datetime as dt
+import dataclasses
 import os
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack, overload
 from uuid import UUID
 
 import psycopg
@@ -17,39 +16,47 @@ from psycopg_pool import AsyncConnectionPool
 
 from vestry.crypto.keyring import KeyRing
 from vestry.crypto.owner_keys import OwnerKeys
-from vestry.db import job_queries
-from vestry.db.connection import (
-    CONNECT_S,
+from vestry.db import job_queries, receipts, replay
+from vestry.db.enqueue import AsyncJobs, KeyedJobs, enqueue_one, flush, new_batch
+from vestry.db.job_queries import BackendStatus, JobLike, LaneStatus
+from vestry.db.notifications import POLL_S, AsyncCompletionListener
+from vestry.db.operations import (
+    CONNECT_TIMEOUT_S,
     AsyncConnectionLike,
-    all_or_nothing_async,
-    async_connection,
-    plain_async,
+    Operation,
+    execute_async,
+    no_transaction_async,
+    psycopg_connection_async,
+    savepoint_async,
+    translated,
 )
-from vestry.db.enqueue import KeyedJobs, enqueue_one, flush, new_batch
-from vestry.db.job_queries import JobLike
-from vestry.db.notifications import READ_AGAIN_S, AsyncCompletionListener
-from vestry.errors import NotFinished, Unavailable, WaitTimeout
-from vestry.jobs.base import RESULT_TTL_S, JobOptions, JobRequest
+from vestry.db.receipts import Receipt
+from vestry.db.replay import JobFilter, PastJob
+from vestry.errors import (
+    SEARCH_TIMEOUT,
+    NotFinished,
+    Unavailable,
+    UnknownOwner,
+    VestryError,
+    WaitTimeout,
+)
+from vestry.jobs.base import EnqueueOptions, JobOptions, JobRequest
 from vestry.jobs.embedding import Document
 from vestry.jobs.flow import Flow, followed, has_files
-from vestry.jobs.results import JobRef, JobStatus, Result
-from vestry.lane_control import AsyncLaneControl
-from vestry.operations import Operation, execute_async, translated
-from vestry.replays import AsyncReplays
-from vestry.search import vector_search
+from vestry.jobs.results import JobRef, JobStatus, Result, State
+from vestry.search import pipeline, vector_search
 from vestry.search.hits import Hits
-from vestry.search.pipeline import Ask, Do, Search, follow_async
 from vestry.search.vector_search import SearchRequest
 from vestry.settings import resolve
-from vestry.validation import PAYLOAD_LIMIT
+from vestry.validation import PAYLOAD_LIMIT, check_text
 
 T = TypeVar("T")
 
 
-class AsyncVestry(AsyncReplays, AsyncLaneControl):
-    """A producer: enqueues in the caller's transactions, waits, reads, searches.
+class AsyncVestry:
+    """A producer: enqueues jobs in the caller's transactions, waits for them, reads results, searches.
 
-    It belongs to the event loop it is first used in. Close it, or use it in an `async with`.
+    It belongs to the event loop that first uses it. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -66,11 +73,11 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
             database_url: `postgresql://…` of a producer's login, used for everything that is not
                 done on the caller's own connection. Without it, see `vestry.settings`.
             keyring: for private jobs: a key ring or the path of its file.
-            pool_size: connections at most, besides one that listens.
-            payload_limit: bytes of a job's serialised payload.
+            pool_size: most connections, besides one that listens.
+            payload_limit: most bytes of a job's serialised payload.
 
         Raises:
-            SettingsError: no database is named.
+            SettingsError: no database is configured.
             KeyRingError: the key ring cannot be used.
         """
         settings = resolve(database_url, keyring)
@@ -82,7 +89,7 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
             max_size=pool_size,
             kwargs={"autocommit": True},
             open=False,
-            timeout=CONNECT_S,
+            timeout=CONNECT_TIMEOUT_S,
             name="vestry",
         )
         self._listener = AsyncCompletionListener(settings.conninfo)
@@ -113,57 +120,65 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         conn: AsyncConnectionLike,
         job: JobRequest | Flow,
         *,
-        owner: str,
-        privacy: str,
-        latency: str = "bulk",
-        task: str | None = None,
-        quality: str = "adequate",
-        tier: str | None = None,
         then: Sequence[JobRequest | Flow] = (),
         idempotency_key: str | None = None,
-        run_at: dt.datetime | None = None,
-        deadline: dt.datetime | None = None,
-        max_attempts: int | None = None,
-        result_ttl_s: int = RESULT_TTL_S,
+        **options: Unpack[EnqueueOptions],
     ) -> JobRef:
-        """As `Vestry.enqueue`, in the caller's transaction on an asynchronous connection."""
-        options = JobOptions(
-            owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
-            result_ttl_s,
-        )  # fmt: skip
-        asked = followed(job, then)
-        steps = enqueue_one(asked, options, idempotency_key, self._keys, self._payload_limit)
-        caller = await async_connection(conn)
-        async with all_or_nothing_async(caller) if has_files(asked) else plain_async():
-            return await execute_async(caller, steps)
+        """Enqueue a job in the caller's transaction: it exists if and only if that commits.
+
+        Args:
+            conn: a psycopg 3 `AsyncConnection`, or a SQLAlchemy `AsyncSession` or
+                `AsyncConnection` on one.
+            job: such as `Embedding(texts=[…])`, or a `Flow`.
+            then: jobs or flows that run once it has succeeded; see `Flow`.
+            idempotency_key: unique per owner and privacy. The same key with the same content
+                returns the same job again.
+            **options: see `EnqueueOptions`; `owner` and `privacy` are required.
+
+        Raises:
+            InvalidInput: names the field.
+            IdempotencyConflict: the key belongs to a job with other content; nothing was enqueued,
+                and the transaction is still usable.
+            OwnerForgotten: nothing may be stored for this owner.
+        """
+        validated = JobOptions(**options)
+        root = followed(job, then)
+        operation = enqueue_one(root, validated, idempotency_key, self._keys, self._payload_limit)
+        caller = await psycopg_connection_async(conn)
+        async with savepoint_async(caller) if has_files(root) else no_transaction_async():
+            return await execute_async(caller, operation)
 
     async def enqueue_many(
         self,
         conn: AsyncConnectionLike,
-        jobs: Iterable[JobRequest | Flow] | AsyncIterable[JobRequest | Flow],
+        jobs: AsyncJobs,
         *,
-        owner: str,
-        privacy: str,
-        latency: str = "bulk",
-        task: str | None = None,
-        quality: str = "adequate",
-        tier: str | None = None,
         idempotency_keys: Iterable[str | None] | None = None,
-        run_at: dt.datetime | None = None,
-        deadline: dt.datetime | None = None,
-        max_attempts: int | None = None,
-        result_ttl_s: int = RESULT_TTL_S,
+        **options: Unpack[EnqueueOptions],
     ) -> list[JobRef]:
-        """As `Vestry.enqueue_many`; `jobs` may be an asynchronous iterable too."""
-        options = JobOptions(
-            owner, privacy, latency, task, quality, tier, run_at, deadline, max_attempts,
-            result_ttl_s,
-        )  # fmt: skip
-        caller = await async_connection(conn)
+        """Enqueue thousands of jobs in the caller's transaction, all of them or none.
+
+        Args:
+            conn: as in `enqueue`.
+            jobs: read while they are sent, a thousand at a time.
+            idempotency_keys: one key or None per job.
+            **options: as in `enqueue`, for all jobs.
+
+        Returns:
+            One reference per job, in order.
+
+        Raises:
+            InvalidInput: `jobs[7].…` names the job.
+            IdempotencyConflict: as in `enqueue`.
+            OwnerForgotten: nothing may be stored for this owner.
+        """
+        validated = JobOptions(**options)
+        caller = await psycopg_connection_async(conn)
         references: list[JobRef] = []
         keyed = KeyedJobs(jobs, idempotency_keys)
-        async with all_or_nothing_async(caller):
-            batch = await execute_async(caller, new_batch(options, self._keys, self._payload_limit))
+        async with savepoint_async(caller):
+            empty = new_batch(validated, self._keys, self._payload_limit)
+            batch = await execute_async(caller, empty)
             async for job, key in keyed:
                 with keyed.located():
                     prepared = batch.prepare(job)
@@ -183,51 +198,149 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         source: str,
         ids: Iterable[str | Document],
     ) -> int:
-        """As `Vestry.delete_documents`."""
-        steps = job_queries.delete_documents(owner, privacy, source, ids, self._keys)
-        return await execute_async(await async_connection(conn), steps)
+        """Delete documents with their chunks and vectors, even while they are being embedded.
 
-    # -- jobs that exist --------------------------------------------------------------------------
+        Args:
+            conn: the caller's transaction, as in `enqueue`.
+            owner: owner of the documents.
+            privacy: as they were enqueued.
+            source: their source.
+            ids: their ids; for those indexed without an id, the same `Document` again.
 
-    async def wait(self, job: JobLike, timeout: float | None = None) -> Result:  # noqa: ASYNC109 (as Vestry)
-        """As `Vestry.wait`."""
+        Returns:
+            The number of documents deleted.
+        """
+        operation = job_queries.delete_documents(owner, privacy, source, ids, self._keys)
+        return await execute_async(await psycopg_connection_async(conn), operation)
+
+    # -- existing jobs ----------------------------------------------------------------------------
+
+    async def wait(self, job: JobLike, timeout: float | None = None) -> Result:  # noqa: ASYNC109
+        """Wait for a committed job to end and return its result.
+
+        Args:
+            job: a reference or id.
+            timeout: seconds; None waits without limit.
+
+        Raises:
+            WaitTimeout: the job is not finished; it continues.
+            JobFailed: or a subclass: it ended without a result.
+            UnknownJob, ResultGone: there is nothing to wait for.
+        """
         return await self._wait(job, timeout, lambda: self.result(job))
 
     async def wait_finished(self, job: JobLike, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """As `Vestry.wait_finished`."""
-        name = job_queries.job_id(job)
-        await self._wait(name, timeout, lambda: self._do(lambda: job_queries.check_finished(name)))
+        """Wait until a job is in any final state; a restart of the database does not end the wait.
+
+        Raises:
+            WaitTimeout, UnknownJob: as `wait`.
+            Unavailable: the database was unreachable when the timeout ended.
+        """
+        job_id = job_queries.job_id(job)
+        await self._wait(
+            job_id, timeout, lambda: self._run(lambda: job_queries.check_finished(job_id))
+        )
 
     async def result(self, job: JobLike) -> Result:
-        """A finished job's result; raises as `wait`, and `NotFinished` while it goes on."""
-        return await self._do(lambda: job_queries.result(job_queries.job_id(job), self._keys))
+        """A finished job's result; raises as `wait`, and `NotFinished` before it ends."""
+        job_id = job_queries.job_id(job)
+        return await self._run(lambda: job_queries.result(job_id, self._keys))
 
     async def result_json(self, job: JobLike) -> dict[str, Any]:
         """A finished job's result as the worker wrote it; raises as `result`."""
-        name = job_queries.job_id(job)
-        told = await self._do(lambda: job_queries.outcome(name, self._keys))
-        return told[1]
+        job_id = job_queries.job_id(job)
+        _, body = await self._run(lambda: job_queries.outcome(job_id, self._keys))
+        return body
 
     async def status(self, job: JobLike) -> JobStatus:
-        """Where a job stands. Raises `UnknownJob`."""
-        return await self._do(lambda: job_queries.status(job_queries.job_id(job)))
+        """The state of a job. Raises `UnknownJob`."""
+        return await self._run(lambda: job_queries.status(job_queries.job_id(job)))
 
     async def statuses(self, jobs: Iterable[JobLike]) -> list[JobStatus]:
-        """Where many jobs stand, in order; those that do not exist are left out."""
+        """The states of many jobs, in order; jobs that do not exist are left out."""
         ids = [job_queries.job_id(job) for job in jobs]
-        return await self._do(lambda: job_queries.statuses(ids))
+        return await self._run(lambda: job_queries.statuses(ids))
 
     async def flow(self, job: JobLike) -> list[JobStatus]:
-        """See `Vestry.flow`."""
-        return await self._do(lambda: job_queries.flow(job_queries.job_id(job)))
+        """All jobs of a job's flow, each after the job it follows; a job outside of flows alone.
 
-    async def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, str]:
-        """Cancel one job or many, queued or running, and say which state each is in now.
+        Raises `UnknownJob`.
+        """
+        return await self._run(lambda: job_queries.flow(job_queries.job_id(job)))
 
-        A finished job stays as it is. Raises `UnknownJob` for a single one that does not exist.
+    async def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, State]:
+        """Cancel one job or many, queued or running; returns the state that each is in now.
+
+        A finished job stays as it is. Raises `UnknownJob` for a single job that does not exist.
         """
         ids = job_queries.job_ids(jobs)
-        return await self._do(lambda: job_queries.cancel(ids))
+        return await self._run(lambda: job_queries.cancel(ids))
+
+    # -- finished jobs: receipts, replays ---------------------------------------------------------
+
+    @overload
+    async def replay(self, jobs: JobLike) -> JobRef: ...  # type: ignore[overload-overlap] # a str is one job
+    @overload
+    async def replay(self, jobs: Sequence[JobLike]) -> list[JobRef]: ...
+    async def replay(self, jobs: JobLike | Sequence[JobLike]) -> JobRef | list[JobRef]:
+        """Run a finished job again, or many: each as a new job with the input of the old one.
+
+        For dead jobs, and for those that another model served than the intended one (`degraded`).
+        A new job has the owner, privacy, kind, task, options and input of the old one, and names it
+        in `replay_of`. It runs at once and has no deadline. Its documents are those of the old job
+        at that time: one that was enqueued again or deleted since is skipped. Jobs that died with
+        it, as its followers in a flow, are replayed too. The old job's idempotency key now belongs
+        to the new job. A job is replayed once: a second call returns the same new job, with
+        `created` False.
+
+        Raises:
+            PayloadGone: the input is no longer kept, as after a private job's success.
+            NotFinished: the job has not ended.
+            UnknownJob: it does not exist.
+            OwnerForgotten: nothing may be stored for its owner. Of many jobs, all are replayed or
+                none.
+        """
+        ids = job_queries.job_ids(jobs)
+        references = await self._run(lambda: replay.replay(ids, self._keys), atomic=True)
+        return references if job_queries.is_many(jobs) else references[0]
+
+    async def dead(self, **filters: Any) -> list[PastJob]:
+        """Dead jobs, the latest first, each with its reason; `filters` are those of `JobFilter`."""
+        job_filter = JobFilter(**filters)
+        return await self._run(lambda: replay.dead(job_filter), atomic=True)
+
+    async def degraded(self, **filters: Any) -> list[PastJob]:
+        """Jobs that another model than the intended one served; `filters` as in `dead`."""
+        job_filter = JobFilter(**filters)
+        return await self._run(lambda: replay.degraded(job_filter), atomic=True)
+
+    async def receipts(self, job: JobLike) -> list[Receipt]:
+        """The model behind each attempt of a job, and why that model. Raises `UnknownJob`."""
+        job_id = job_queries.job_id(job)
+        return await self._run(lambda: receipts.receipts(job_id))
+
+    async def past_job(self, job: JobLike) -> PastJob:
+        """A finished job and whether it can be replayed. Raises `UnknownJob`."""
+        job_id = job_queries.job_id(job)
+        return await self._run(lambda: replay.past_job(job_id), atomic=True)
+
+    # -- lanes and backends -----------------------------------------------------------------------
+
+    async def lanes(self) -> list[LaneStatus]:
+        """Queued and running jobs of each lane."""
+        return await self._run(job_queries.lanes)
+
+    async def backends(self) -> list[BackendStatus]:
+        """Backends with recent failures, and their circuit breakers; healthy ones are left out."""
+        return await self._run(job_queries.backends)
+
+    async def pause_lane(self, lane: str) -> None:
+        """Stop claims from a lane; running jobs finish. Raises `UnknownLane`."""
+        await self._run(lambda: job_queries.pause_lane(lane, paused=True))
+
+    async def resume_lane(self, lane: str) -> None:
+        """Allow claims from a lane again. Raises `UnknownLane`."""
+        await self._run(lambda: job_queries.pause_lane(lane, paused=False))
 
     # -- search -----------------------------------------------------------------------------------
 
@@ -245,10 +358,61 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         known_owner: bool = False,
         rerank: bool | None = None,
     ) -> Hits:
-        """As `Vestry.search`."""
+        """Search an owner's documents, and shareable sources on request.
+
+        The query is embedded by an interactive job of the given privacy; neither its text nor its
+        vector is kept.
+
+        Args:
+            query: the text to search for.
+            owner: owner of the documents.
+            privacy: `private` searches all of the owner's documents, `shareable` the shareable ones
+                alone (a cloud model may then read the query).
+            sources: shareable sources, of any owner, to search as well.
+            own_sources: search only these of the owner's sources.
+            limit: most hits, up to 1000.
+            space: name of the embedding space; by default that of the workers' embedding model.
+            timeout: seconds for the whole search.
+            known_owner: raise if nothing is indexed for the owner, instead of returning no hits.
+            rerank: have a reranker read the nearest passages, in a job of the same privacy; by
+                default if the workers have one. If it fails or is slow, the hits are `degraded`.
+
+        Returns:
+            The best passage of each of the nearest documents, nearest first, or as reranked.
+
+        Raises:
+            InvalidInput, UnknownOwner, UnknownSpace, WaitTimeout, JobFailed: as their names say.
+        """
+        began = time.monotonic()
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
-        asked = Search(query, request, space, timeout, known_owner, rerank)
-        return await follow_async(asked.course(self._keys), self._carry_out)
+        check_text("query", query)
+        model = None
+        if space is not None:
+            model = await self._run(lambda: vector_search.embedding_model(space))
+        if known_owner:
+            known = await self._run(lambda: job_queries.has_documents(owner), atomic=True)
+            if not known:
+                raise UnknownOwner
+        options = pipeline.job_options(request)
+        try:
+            status, body = await self._ask(pipeline.embedding_job(query, model), options, timeout)
+        except WaitTimeout:
+            raise WaitTimeout(SEARCH_TIMEOUT) from None
+        embedded = time.monotonic()
+        vector, vector_space = pipeline.query_vector(body, space)
+        hits, to_rerank = await self._run(
+            lambda: vector_search.candidates(
+                request, vector, vector_space, self._keys, rerank=rerank
+            ),
+            atomic=True,
+        )
+        database_s = time.monotonic() - embedded
+        hits = pipeline.with_times(
+            hits, status, embedding_s=embedded - began, database_s=database_s
+        )
+        if to_rerank:
+            hits = await self._rerank(query, hits, options, began + timeout)
+        return dataclasses.replace(hits, hits=hits[:limit])
 
     async def search_by_vector(
         self,
@@ -261,27 +425,59 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         own_sources: Sequence[str] | None = None,
         limit: int = 10,
     ) -> Hits:
-        """As `Vestry.search_by_vector`."""
+        """`search` by a vector instead of a text; needs no worker.
+
+        `vector` has as many finite numbers as its space, `space`, has dimensions.
+        """
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
-        return await self._do(
+        return await self._run(
             lambda: vector_search.nearest(request, vector, space, self._keys), atomic=True
         )
 
-    # -- connections ------------------------------------------------------------------------------
+    async def _rerank(self, query: str, hits: Hits, options: JobOptions, deadline: float) -> Hits:
+        """Hits as a reranker orders them; degraded and in their order if it fails or is slow."""
+        positions = pipeline.readable(hits)
+        if not positions:
+            return hits
+        began = time.monotonic()
+        timeout = min(deadline - began, pipeline.RERANK_TIMEOUT_S)
+        if timeout <= 0:
+            return hits.degrade(pipeline.RERANKER_TOO_SLOW)
+        job = pipeline.rerank_job(query, hits, positions)
+        try:
+            status, body = await self._ask(job, options, timeout)
+            hits = pipeline.reranked(hits, positions, status, body)
+        except WaitTimeout:
+            hits = hits.degrade(pipeline.RERANKER_TOO_SLOW)
+        except (VestryError, LookupError, TypeError, ValueError):
+            hits = hits.degrade(pipeline.RERANKER_FAILED)
+        return dataclasses.replace(hits, rerank_s=time.monotonic() - began)
 
-    async def _carry_out(self, wanted: Do | Ask) -> Any:
-        if isinstance(wanted, Do):
-            return await self._do(wanted.steps, atomic=wanted.atomic)
-        job, options = wanted.job, wanted.options
-        asked = await self._do(
+    async def _ask(
+        self,
+        job: JobRequest,
+        options: JobOptions,
+        timeout: float,  # noqa: ASYNC109
+    ) -> tuple[JobStatus, dict[str, Any]]:
+        """Run a job of a search; returns its status and its result, which is deleted."""
+        reference = await self._run(
             lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
         )
-        answer = lambda: job_queries.outcome(asked.id, self._keys, discard=True)  # noqa: E731
         try:
-            return await self._wait(asked, wanted.timeout, lambda: self._do(answer, atomic=True))
+            return await self._wait(
+                reference,
+                timeout,
+                lambda: self._run(
+                    lambda: job_queries.outcome(reference.id, self._keys, discard=True),
+                    atomic=True,
+                ),
+            )
         except (WaitTimeout, asyncio.CancelledError):
-            await asyncio.shield(self.cancel(asked))
+            # No other caller reads the result; neither query nor result may outlive the search.
+            await asyncio.shield(self.cancel(reference))
             raise
+
+    # -- connections ------------------------------------------------------------------------------
 
     async def _wait(
         self,
@@ -289,10 +485,9 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
         timeout: float | None,  # noqa: ASYNC109
         read: Callable[[], Awaitable[T]],
     ) -> T:
-        """Read until there is something to read, at once when the job is said to be done."""
-        name = job_queries.job_id(job)
-        end = None if timeout is None else time.monotonic() + timeout
-        async with self._listener.watch(name) as done:
+        """Call `read` until it succeeds: once a second, and at once when the job is reported done."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        async with self._listener.watch(job_queries.job_id(job)) as wait:
             while True:
                 lost: Unavailable | None = None
                 try:
@@ -301,23 +496,24 @@ class AsyncVestry(AsyncReplays, AsyncLaneControl):
                     pass
                 except Unavailable as error:
                     lost = error
-                left = READ_AGAIN_S if end is None else min(READ_AGAIN_S, end - time.monotonic())
-                if left <= 0:
+                remaining = POLL_S if deadline is None else deadline - time.monotonic()
+                if remaining <= 0:
                     raise lost or WaitTimeout
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(done.wait(), left)
-                done.clear()
+                await wait(min(POLL_S, remaining))
 
-    async def _do(self, steps: Callable[[], Operation[T]], *, atomic: bool = False) -> T:
-        """Carry out steps on a connection of our own, once more if that turns out to be dead."""
+    async def _run(self, operation: Callable[[], Operation[T]], *, atomic: bool = False) -> T:
+        """Run an operation on a connection of the pool, and once more if that turns out dead."""
         with translated():
             await self._pool.open()
             try:
-                return await self._once(steps(), atomic=atomic)
+                return await self._run_once(operation(), atomic=atomic)
             except Unavailable:
                 await self._pool.check()
-                return await self._once(steps(), atomic=atomic)
+                return await self._run_once(operation(), atomic=atomic)
 
-    async def _once(self, steps: Operation[T], *, atomic: bool) -> T:
-        async with self._pool.connection() as conn, conn.transaction() if atomic else plain_async():
-            return await execute_async(conn, steps)
+    async def _run_once(self, operation: Operation[T], *, atomic: bool) -> T:
+        async with (
+            self._pool.connection() as conn,
+            conn.transaction() if atomic else no_transaction_async(),
+        ):
+            return await execute_async(conn, operation)

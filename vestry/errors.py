@@ -1,6 +1,6 @@
-"""Errors of the producer library: a small family, told apart by class and never by message.
+"""Errors of the producer library: a small family, distinguished by class and never by message.
 
-No message holds a job's content, and none chains a driver error that could: what Postgres says is
+No message holds a job's content, and none chains a driver error that could: Postgres errors are
 translated by SQLSTATE (`from_sqlstate`) and raised `from None`.
 """
 
@@ -13,17 +13,24 @@ from vestry.failure_reasons import Reason, reason_of
 
 
 class VestryError(Exception):
-    """Something in Vestry went wrong."""
+    """Base class of all errors of the library.
+
+    Attributes:
+        default_message: the message of an error that is raised without one.
+    """
+
+    default_message: ClassVar[str] = "Vestry failed."
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        super().__init__(message or self.default_message)
 
 
 class InvalidInput(VestryError):
     """An argument cannot be used.
 
     Attributes:
-        field: which one, with its index: `texts[3]`, `documents[0].metadata`, `privacy`.
+        field: the argument, with its index: `texts[3]`, `documents[0].metadata`, `privacy`.
+        problem: what is wrong with it.
     """
 
     def __init__(self, field: str, problem: str) -> None:
@@ -31,35 +38,37 @@ class InvalidInput(VestryError):
         self.problem = problem
         super().__init__(f"{field}: {problem}")
 
-    def within(self, place: str) -> InvalidInput:
-        """The same fault, seen from outside: `jobs[7]` makes `texts[3]` `jobs[7].texts[3]`."""
-        self.field = f"{place}.{self.field}"
+    def within(self, path: str) -> InvalidInput:
+        """Prefix the field with a path: `jobs[7]` turns `texts[3]` into `jobs[7].texts[3]`."""
+        self.field = f"{path}.{self.field}"
         self.args = (f"{self.field}: {self.problem}",)
         return self
 
 
 class PayloadTooLarge(InvalidInput):
-    """The job's payload is larger than a payload may be.
+    """The payload or file of a job exceeds the size limit.
 
     Attributes:
-        size: bytes of the serialised payload.
-        limit: bytes allowed.
+        size: bytes of the serialised payload, or of the file.
+        limit: bytes allowed in one job.
     """
 
     def __init__(self, field: str, size: int, limit: int) -> None:
         self.size = size
         self.limit = limit
-        super().__init__(field, f"{size} bytes, of which {limit} are allowed in one job")
+        super().__init__(field, f"{size} bytes; at most {limit} are allowed in one job")
 
 
 class IdempotencyConflict(VestryError):
-    """The idempotency key was used before for a job with other content; nothing was enqueued.
-
-    The caller's transaction is still usable.
+    """An idempotency key belongs to a job with other content. The transaction is still usable.
 
     Attributes:
         jobs: the jobs that hold the keys.
     """
+
+    default_message = (
+        "The idempotency key was used before for a job with other content; nothing was enqueued."
+    )
 
     def __init__(self, jobs: tuple[UUID, ...] = ()) -> None:
         self.jobs = jobs
@@ -67,57 +76,88 @@ class IdempotencyConflict(VestryError):
 
 
 class OwnerForgotten(VestryError):
-    """The owner was forgotten: nothing may be stored for them."""
+    """Content for an owner that was forgotten."""
+
+    default_message = "The owner was forgotten: nothing may be stored for this owner."
 
 
 class UnknownKey(VestryError):
-    """A key is missing: the key ring or the database does not know the key this was sealed with."""
+    """A key is missing, from the key ring or from the database."""
+
+    default_message = (
+        "A key is missing: neither key ring nor database has the key that sealed this content."
+    )
 
 
 class KeyRingError(VestryError):
-    """The key ring cannot be used."""
+    """The key ring is missing, unreadable or malformed."""
+
+    default_message = "The key ring cannot be used."
 
 
 class SealBroken(VestryError):
-    """Sealed content does not open: it was changed, or belongs to another row, owner or field."""
+    """Sealed content that does not authenticate."""
+
+    default_message = (
+        "Sealed content does not open: it was changed, or belongs to another row, owner or field."
+    )
 
 
 class SettingsError(VestryError):
-    """The library was not told which database or key ring to use."""
+    """Missing or unreadable settings of the library."""
+
+    default_message = "No usable database or key ring is configured."
 
 
 class UnknownJob(VestryError):
-    """There is no such job."""
+    """No job has this id."""
+
+    default_message = "There is no such job."
 
 
 class UnknownOwner(VestryError):
-    """Nothing is indexed for this owner; check its name, or search a shareable source."""
+    """Nothing is stored for this owner."""
 
+    default_message = (
+        "Nothing is indexed for this owner; check its name, or search a shareable source."
+    )
     code = "unknown_owner"
 
 
 class UnknownSpace(VestryError):
-    """There is no such embedding space."""
+    """No embedding space has this name."""
+
+    default_message = "There is no such embedding space."
 
 
 class UnknownLane(VestryError):
-    """There is no such lane."""
+    """No lane has this name."""
+
+    default_message = "There is no such lane."
 
 
 class NotFinished(VestryError):
-    """The job has no result yet."""
+    """The job is not in a final state."""
+
+    default_message = "The job has no result yet."
 
 
 class ResultGone(VestryError):
-    """The job succeeded, and its result is no longer kept."""
+    """The result was deleted: its time to live is over, or it was taken."""
+
+    default_message = "The job succeeded, and its result is no longer kept."
 
 
 class PayloadGone(VestryError):
-    """What the job was given is no longer kept, so it cannot be replayed; submit it again.
+    """A job cannot be replayed: its payload was deleted.
 
     Attributes:
-        jobs: which jobs.
+        jobs: the jobs without a payload.
     """
+
+    default_message = (
+        "The job's payload is no longer kept, so it cannot be replayed; submit it again."
+    )
 
     def __init__(self, jobs: tuple[UUID, ...] = ()) -> None:
         self.jobs = jobs
@@ -125,11 +165,13 @@ class PayloadGone(VestryError):
 
 
 class WaitTimeout(VestryError):
-    """The job was not finished in the time given; it goes on."""
+    """The wait ended before the job did; the job continues."""
+
+    default_message = "The job was not finished within the timeout; it continues."
 
 
-SEARCH_TIMEOUT: Final = "The query was not embedded in the time given; its job was cancelled."
-"""What `WaitTimeout` says of a search: nobody else could read the answer, so nothing goes on."""
+SEARCH_TIMEOUT: Final = "The query was not embedded within the timeout; its job was cancelled."
+"""Message of `WaitTimeout` from a search, which cancels its job: no other caller reads the result."""
 
 
 class JobFailed(VestryError):
@@ -138,14 +180,14 @@ class JobFailed(VestryError):
     Attributes:
         code: short content-free code, such as `model_unavailable`.
         message: one content-free sentence.
-        state: dead, cancelled, expired or superseded; the subclasses say it by type.
+        state: dead, cancelled, expired or superseded; one subclass each for the last three.
     """
 
     state: ClassVar[str] = "dead"
 
     @property
     def reason(self) -> Reason:
-        """What kind of end a dead job came to."""
+        """The reason that the code belongs to."""
         return reason_of(self.code)
 
     def __init__(self, code: str, message: str) -> None:
@@ -155,7 +197,7 @@ class JobFailed(VestryError):
 
     @staticmethod
     def of(state: str, code: str | None, message: str | None) -> JobFailed:
-        """The error for a job that ended in `state`."""
+        """The error of a job that ended in `state`."""
         kind: type[JobFailed] = _BY_STATE.get(state, JobFailed)
         return kind(code or state, message or f"the job is {state}")
 
@@ -167,13 +209,13 @@ class JobCancelled(JobFailed):
 
 
 class JobExpired(JobFailed):
-    """The job's deadline passed before it was done."""
+    """The job's deadline passed before it finished."""
 
     state = "expired"
 
 
 class JobSuperseded(JobFailed):
-    """The job's documents were enqueued again or deleted meanwhile."""
+    """The job's documents were enqueued again or deleted before it finished."""
 
     state = "superseded"
 
@@ -184,29 +226,30 @@ _BY_STATE: dict[str, type[JobFailed]] = {
 
 
 class Unavailable(VestryError):
-    """The database cannot be reached."""
+    """The database cannot be reached, is shutting down, or is out of resources."""
+
+    default_message = "The database cannot be reached."
 
 
 class DatabaseError(VestryError):
     """The database refused a statement.
 
     Attributes:
-        sqlstate: Postgres's five-character code, where there is one.
+        sqlstate: Postgres's five-character code, if there is one.
     """
 
     def __init__(self, sqlstate: str | None) -> None:
         self.sqlstate = sqlstate
-        super().__init__(f"the database refused a statement (SQLSTATE {sqlstate or 'unknown'})")
+        super().__init__(f"The database refused a statement (SQLSTATE {sqlstate or 'unknown'}).")
 
 
 def from_sqlstate(sqlstate: str | None, own_message: str | None = None) -> VestryError:
-    """Translate what Postgres raised.
+    """The library's error for a Postgres error.
 
     Args:
-        sqlstate: its code. VYxxx are raised by Vestry's own SQL functions; classes 08
-            and 57P and 53 mean that the server is not there, ending or full.
-        own_message: the server's primary message; used for VYxxx alone, whose texts are ours and
-            hold no content.
+        sqlstate: its code. VYxxx are raised by Vestry's own SQL functions; classes 08, 53 and 57P
+            mean that the server is unreachable, out of resources, or shutting down.
+        own_message: the server's primary message; used for VYxxx alone, whose texts hold no content.
     """
     if sqlstate is None or sqlstate[:2] in {"08", "53"} or sqlstate.startswith("57P"):
         return Unavailable()

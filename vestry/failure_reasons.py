@@ -1,7 +1,7 @@
-"""Why a job is dead: its error code, sorted into the few reasons that a person can act on.
+"""Reasons for dead jobs: each error code belongs to one of a few that an operator can act on.
 
-Codes are many and grow with the backends; reasons are few and stay. `docs/guarantees.md` says how
-long a dead job and what it was given are kept.
+Codes are many and grow with the backends; reasons are few and stable. docs/guarantees.md says how long
+a dead job and its payload are kept.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from typing import Final
 
 
 class Reason(StrEnum):
-    """What kind of end it was. `advice` says what to do about it."""
+    """Why a job is dead. `advice` says what to do."""
 
     POISON = "poison"
-    """It took its worker process down, and did it again while nothing else ran there."""
+    """It crashed its worker process, and again when it ran there alone."""
     TIMED_OUT = "timed_out"
-    """It ran for longer than a job may, each time."""
+    """Every attempt exceeded the longest run time."""
     REFUSED = "refused"
-    """The model, or who serves it, would not do it."""
+    """The model or its provider refused it."""
     BAD_INPUT = "bad_input"
-    """What it was given cannot be worked on."""
+    """Its input cannot be processed."""
     BAD_OUTPUT = "bad_output"
-    """What came of it makes no sense, or cannot be stored."""
+    """Its output is malformed, or cannot be stored."""
     OUT_OF_ATTEMPTS = "out_of_attempts"
-    """Each attempt failed for something that might have passed."""
+    """Every attempt failed with an error that may be temporary."""
     NO_MODEL = "no_model"
-    """No model here is good enough for it, or the one it names is not here."""
+    """No enabled model is good enough for it, or the model it names is not installed."""
     UNREADABLE = "unreadable"
-    """What it was given is gone, or sealed with a key that the workers lack."""
+    """Its payload is gone, or sealed with a key that the workers lack."""
     PARENT_FAILED = "parent_failed"
     """It waited for a job that failed, and never ran."""
     OTHER = "other"
-    """A code that this version of the library does not know."""
+    """An error code that this version of the library does not list."""
 
     @property
     def advice(self) -> str:
-        """One sentence: whether and when a replay is of use."""
+        """One clause: whether and when a replay helps."""
         return _ADVICE[self]
 
 
@@ -86,16 +86,16 @@ REASONS: Final[Mapping[str, Reason]] = {
 """Every error code a dead job may carry, as stored in `jobs.error_code`."""
 
 _ADVICE: Final[Mapping[Reason, str]] = {
-    Reason.POISON: "find out what in it ends the process before you replay it",
-    Reason.TIMED_OUT: "cut it into smaller jobs, or raise VESTRY_MAX_RUN_S and replay it",
-    Reason.REFUSED: "a replay will be refused too, unless another model serves it",
-    Reason.BAD_INPUT: "a replay will fail too: submit it again, mended",
-    Reason.BAD_OUTPUT: "replay it once the model or the database was mended",
-    Reason.OUT_OF_ATTEMPTS: "replay it once what failed works again",
-    Reason.NO_MODEL: "replay it once a model for it is there",
-    Reason.UNREADABLE: "bring the key ring back and replay it, or submit it again",
-    Reason.PARENT_FAILED: "replay the job it waited for: it comes along",
-    Reason.OTHER: "see its attempts",
+    Reason.POISON: "find out what in it crashes the process before you replay it",
+    Reason.TIMED_OUT: "split it into smaller jobs, or raise VESTRY_MAX_RUN_S and replay it",
+    Reason.REFUSED: "a replay will be refused too unless another model serves it",
+    Reason.BAD_INPUT: "a replay will fail too; correct the input and submit it again",
+    Reason.BAD_OUTPUT: "replay it once the model or the database is repaired",
+    Reason.OUT_OF_ATTEMPTS: "replay it once the failed component works again",
+    Reason.NO_MODEL: "replay it once a model for it is enabled",
+    Reason.UNREADABLE: "restore the key ring and replay it, or submit it again",
+    Reason.PARENT_FAILED: "replay the job it waited for; that replays this one too",
+    Reason.OTHER: "see its receipts",
 }
 
 
@@ -105,5 +105,5 @@ def reason_of(code: str | None) -> Reason:
 
 
 def codes_of(reason: Reason) -> list[str]:
-    """The codes that belong to a reason; none for `OTHER`, which is all that have no line here."""
-    return [code for code, belongs in REASONS.items() if belongs is reason]
+    """The codes that belong to a reason; none for `OTHER`, which covers all unlisted codes."""
+    return [code for code, code_reason in REASONS.items() if code_reason is reason]

@@ -1,7 +1,7 @@
-"""The lane table: privacy x latency x pool, and which pool a kind runs in.
+"""The lane table, privacy x latency x pool, and the pool of each kind.
 
-A lane is one broker queue and one line of waiting jobs. `private.*.cloud` is not in the table, and
-nothing can put it there: the first privacy wall is that the combination has no name.
+A lane has a broker queue and a queue of jobs per kind. `private.*.cloud` is not in the table, and
+nothing can add it: the first privacy wall is that the combination has no name.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Final, Literal
 
 
 class Privacy(StrEnum):
-    """Who may see a job's content."""
+    """The privacy class of a job's content."""
 
     PRIVATE = "private"
     SHAREABLE = "shareable"
 
 
 class Latency(StrEnum):
-    """Whether somebody is waiting for the answer."""
+    """Interactive jobs, whose result a user waits for, run before bulk jobs."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
 
 
 class Pool(StrEnum):
-    """Which kind of worker runs a job: model inference, other CPU work, or API calls."""
+    """The workers that run a job: for model inference, other CPU work, or API calls."""
 
     GPU = "gpu"
     CPU = "cpu"
@@ -36,7 +36,7 @@ class Pool(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One queue. Its name, `privacy.latency.pool`, is what `celery worker -Q` takes."""
+    """One lane. Its name, `privacy.latency.pool`, is an argument of `celery worker -Q`."""
 
     privacy: Privacy
     latency: Latency
@@ -70,7 +70,7 @@ KINDS: Final[Mapping[Kind, Pool]] = {
     "generation": Pool.GPU,
     "rerank": Pool.GPU,
 }
-"""The kinds, and the pool each runs in on our own hardware."""
+"""The kinds, and the pool that each runs in unless a cloud serves it."""
 
 WITH_FILES: Final[frozenset[Kind]] = frozenset({"ocr"})
 """Kinds whose jobs carry files."""

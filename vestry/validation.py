@@ -1,4 +1,4 @@
-"""What an argument must be. Each fault is one `InvalidInput` that names the field, and no content."""
+"""Validation of arguments. Every fault is an `InvalidInput` that names the field, without content."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 from vestry.errors import InvalidInput, PayloadTooLarge
 
 PAYLOAD_LIMIT: Final = 1024 * 1024
-"""Bytes of a job's serialised payload; larger inputs are split over jobs."""
+"""Most bytes of a job's serialised payload; the caller splits larger inputs over jobs."""
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LABEL_MAX: Final = 200
 
 
 def check_text(name: str, text: object) -> None:
-    """A text a model can be given: str, not blank, storable.
+    """Check a text for a model: str, not blank, storable, within the payload limit.
 
     Raises:
-        InvalidInput: naming the field.
+        InvalidInput: names the field.
     """
     if not isinstance(text, str):
         raise InvalidInput(name, "is not text (str)")
@@ -30,10 +30,10 @@ def check_text(name: str, text: object) -> None:
 
 
 def check_label(name: str, value: object) -> None:
-    """A short name: 1 to 200 characters, storable.
+    """Check a short name: 1 to 200 characters, storable.
 
     Raises:
-        InvalidInput: naming the field.
+        InvalidInput: names the field.
     """
     if not isinstance(value, str):
         raise InvalidInput(name, "is not text (str)")
@@ -43,10 +43,10 @@ def check_label(name: str, value: object) -> None:
 
 
 def check_source(source: object) -> None:
-    """A source's name.
+    """Check the name of a source.
 
     Raises:
-        InvalidInput: it is missing, or no label.
+        InvalidInput: it is missing or malformed.
     """
     if not isinstance(source, str) or not _SOURCE.fullmatch(source):
         raise InvalidInput(
@@ -58,7 +58,7 @@ def dump_json(name: str, body: object) -> bytes:
     """Compact JSON in UTF-8.
 
     Raises:
-        InvalidInput: it holds something that JSON, or a database's text, cannot.
+        InvalidInput: a value cannot be written as JSON, or not as UTF-8.
     """
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from inference.remote.local_network import Network, networks
-from vestry.crypto.keyring_source import COMMAND, DESCRIPTOR, FILE
+from vestry.crypto.keyring import COMMAND, DESCRIPTOR, FILE
 from vestry.lanes import LANES, Pool
 from workers.environment import parse_pairs, reject_renamed
 
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
 
     @property
     def keyring(self) -> dict[str, str]:
-        """Source of the key ring, in the form of `vestry.crypto.keyring_source`."""
+        """Source of the key ring, in the form of `vestry.crypto.keyring`."""
         return {
             FILE: str(self.keyring_file or ""),
             COMMAND: self.keyring_command,

@@ -10,7 +10,8 @@ from inference.catalogue.schema import ModelEntry
 from inference.classifiers.bible_references import books, normalised
 from inference.classifiers.language_id import LanguageClassifier
 from inference.errors import BadRequest, ModelMissing
-from inference.protocol import BackendConfig, BackendProbe, BuiltinClassifier, LabelScore, Locality
+from inference.protocol import BackendConfig, BackendProbe, BuiltinClassifier, Locality
+from vestry.jobs.classification import LabelScore
 
 VALID: Final = "valid"
 INVALID: Final = "invalid"

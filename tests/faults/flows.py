@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 
-from vestry.ids import uuid7
+from vestry.db.operations import uuid7
 
 _ENQUEUE = """SELECT job_id FROM vestry.enqueue_jobs_v1(
   %(owner)s, 'shareable', %(latency)s, p_ids => %(ids)s::uuid[], p_kinds => %(kinds)s::text[],

@@ -17,7 +17,7 @@ import redis
 
 from tests.echo_stack import BULK_S, Handmade, eventually
 from vestry import Document, Embedding, InvalidInput, JobFailed, Vestry
-from vestry.ids import uuid7
+from vestry.db.operations import uuid7
 from vestry.jobs.embedding import EmbeddingResult, IndexResult
 from vestry.jobs.results import JobRef
 from workers.home import Home

@@ -1,4 +1,4 @@
-"""Flows through real workers on the echo backend: text is handed on, and so are their ends."""
+"""Flows through real workers on the echo backend: upstream texts, and ends of followers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def enqueue(
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_each_job_gets_the_text_of_the_nearest_before_it_that_has_one(
+def test_upstream_is_the_text_of_the_nearest_job_before_that_has_one(
     vestry: Vestry, conn: psycopg.Connection[Any], privacy: str
 ) -> None:
     second = Flow(indexing(f"scan-{privacy}"), [Generation(UPSTREAM)])
@@ -61,7 +61,7 @@ def test_each_job_gets_the_text_of_the_nearest_before_it_that_has_one(
     assert [found.job for found in vestry.flow(answer)] == [first.id, index.id, answer.id]
 
 
-def test_what_follows_waits_and_exists_only_with_the_transaction(
+def test_followers_wait_and_exist_only_if_the_transaction_commits(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     with conn.transaction(force_rollback=True):
@@ -73,7 +73,7 @@ def test_what_follows_waits_and_exists_only_with_the_transaction(
 
 
 @pytest.mark.parametrize("state", ["dead", "cancelled"])
-def test_the_end_of_a_job_is_carried_down(
+def test_a_failed_job_ends_its_followers(
     vestry: Vestry, conn: psycopg.Connection[Any], state: str
 ) -> None:
     fault = "echo!bad-request" if state == "dead" else "echo!sleep=30"
@@ -91,7 +91,7 @@ def test_the_end_of_a_job_is_carried_down(
     assert failed.value.code == ("cancelled" if state == "cancelled" else "parent_failed")
 
 
-def test_cancelling_a_finished_first_job_stops_what_still_follows(
+def test_cancelling_a_finished_first_job_cancels_its_unfinished_followers(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     job = enqueue(vestry, conn, Generation(TEXT), then=[Generation("echo!sleep=30")])
@@ -116,14 +116,16 @@ def test_the_same_key_is_the_same_flow(vestry: Vestry, conn: psycopg.Connection[
     assert vestry.wait(first.then[0], timeout=60).embedded == 1
 
 
-def test_a_result_without_a_text_is_told(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
+def test_a_result_without_text_fails_its_follower(
+    vestry: Vestry, conn: psycopg.Connection[Any]
+) -> None:
     job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation(UPSTREAM)])
     with pytest.raises(JobFailed) as failed:
         vestry.wait(job.then[0], timeout=60)
     assert failed.value.code == "no_upstream_text"
 
 
-def test_a_job_with_texts_of_its_own_needs_none_of_another(
+def test_a_follower_without_upstream_needs_no_text(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation("of my own")])
@@ -142,7 +144,7 @@ def test_a_job_with_texts_of_its_own_needs_none_of_another(
         (Flow(Generation(TEXT), [Generation(UPSTREAM)] * 100), "then"),
     ],
 )
-def test_what_makes_no_flow_is_refused_at_enqueue(
+def test_invalid_flows_are_refused_at_enqueue(
     vestry: Vestry, conn: psycopg.Connection[Any], job: Any, field: str
 ) -> None:
     with pytest.raises(InvalidInput, match=f"^{field}: "):

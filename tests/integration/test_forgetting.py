@@ -1,4 +1,4 @@
-"""An owner is forgotten: everything goes, nothing comes back, whoever was in the middle of it."""
+"""Erasure of an owner: everything is deleted, and nothing is stored again, whatever runs meanwhile."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def site(clean: DevStack) -> Iterator[Site]:
 
 
 def fill(site: Site, owner: str) -> dict[str, UUID]:
-    """One of everything, in both classes."""
+    """One row of everything, in both privacy classes."""
     ring, jobs = KeyRing.load(site.stack.keyring), {}
     site.root.execute(
         "SELECT vestry.ensure_space_v1('s.1', 'm', 'r', 3, '', '', true, 'fp32', 'test')"
@@ -104,7 +104,7 @@ def claim(conn: psycopg.Connection[Any], privacy: str) -> Lease:
     return lease
 
 
-def test_everything_of_the_owner_goes_and_nobody_elses(site: Site) -> None:
+def test_erasure_deletes_all_of_the_owner_and_nothing_of_others(site: Site) -> None:
     jobs = fill(site, "ann")
     fill(site, "bob")
     before = left(site.root, "bob")
@@ -122,13 +122,13 @@ def test_everything_of_the_owner_goes_and_nobody_elses(site: Site) -> None:
     assert {s for name, s in states.items() if "done" in name} == {"succeeded"}
 
 
-def test_nothing_is_taken_for_the_owner_afterwards(site: Site) -> None:
+def test_nothing_is_enqueued_for_a_forgotten_owner(site: Site) -> None:
     fill(site, "ann")
     forget(site.operator, "ann")
     with Vestry(site.stack.database_url("vestry_producer"), site.stack.keyring) as late:
         for client in (site.vestry, late):
             for privacy in ("private", "shareable"):
-                # Of the one who still has the key, the sealed payload is refused by the database.
+                # The database refuses a payload sealed with a cached key.
                 with pytest.raises((OwnerForgotten, UnknownKey)):
                     client.enqueue(site.conn, HELLO, owner="ann", privacy=privacy)
         with pytest.raises(OwnerForgotten):
@@ -138,17 +138,15 @@ def test_nothing_is_taken_for_the_owner_afterwards(site: Site) -> None:
     assert not any(again.gone.values())
 
 
-def test_an_unknown_owner_is_no_owner_to_forget(site: Site) -> None:
+def test_an_unknown_owner_cannot_be_forgotten(site: Site) -> None:
     with pytest.raises(UnknownOwner):
-        forget(site.operator, "nobody")
+        forget(site.operator, "stranger")
     assert count(site.root, "owners") == 0
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_a_running_attempt_may_not_finish_once_the_tombstone_stands(
-    site: Site, privacy: str
-) -> None:
-    """The tombstone alone, before any job was cancelled; and of its batch, the others may."""
+def test_a_running_attempt_cannot_finish_after_the_tombstone(site: Site, privacy: str) -> None:
+    """With the tombstone alone, before any job is cancelled; other owners' jobs of the batch finish."""
     for owner in ("ann", "bob"):
         site.vestry.enqueue(site.conn, HELLO, owner=owner, privacy=privacy)
     with psycopg.connect(site.stack.database_url(f"vestry_{privacy}")) as worker:
@@ -161,7 +159,7 @@ def test_a_running_attempt_may_not_finish_once_the_tombstone_stands(
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
-def test_a_producer_in_the_middle_of_a_transaction_is_waited_for(site: Site, level: str) -> None:
+def test_erasure_waits_for_a_producers_open_transaction(site: Site, level: str) -> None:
     site.vestry.enqueue(site.conn, HELLO, owner="ann", privacy="private")
     with psycopg.connect(site.stack.database_url("vestry_producer")) as slow:
         slow.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
@@ -169,7 +167,7 @@ def test_a_producer_in_the_middle_of_a_transaction_is_waited_for(site: Site, lev
         if level == "READ COMMITTED":
             with pytest.raises(Unavailable):
                 forget(site.operator, "ann", timeout_s=0.1)
-            # Others are refused by then, and are not waited for.
+            # New transactions are refused by then, and erasure does not wait for them.
             with pytest.raises((OwnerForgotten, UnknownKey)):
                 site.vestry.enqueue(site.conn, HELLO, owner="ann", privacy="private")
         forgetting = threading.Thread(target=forget, args=(site.operator, "ann"))
@@ -185,7 +183,7 @@ def test_a_producer_in_the_middle_of_a_transaction_is_waited_for(site: Site, lev
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_a_transaction_with_an_old_snapshot_stores_nothing(site: Site, level: str) -> None:
-    """It cannot see the tombstone, and nobody waits for one that has stored nothing yet."""
+    """It cannot see the tombstone, and erasure does not wait for one that has stored nothing."""
     job = site.vestry.enqueue(site.conn, HELLO, owner="ann", privacy="shareable")
     store = "SELECT vestry.store_blobs_v1('ann', 'shareable', NULL, ARRAY[%s], '{f}', '{0}', '{x}')"
     with psycopg.connect(site.stack.database_url("vestry_producer")) as old:
@@ -204,7 +202,7 @@ def is_waiting(root: Any) -> bool:
     return bool(row[0])
 
 
-def test_backups_are_gone_when_they_are_old_enough(site: Site) -> None:
+def test_the_last_backup_date_follows_from_the_retention(site: Site) -> None:
     site.vestry.enqueue(site.conn, HELLO, owner="ann", privacy="shareable")
     done = forget(site.operator, "ann")
     assert backups_until(None, done.forgotten_at) is None

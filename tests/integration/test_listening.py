@@ -1,4 +1,4 @@
-"""Idle interactive workers hear of new work: the broker may be away, and so may their ear."""
+"""Idle interactive workers are notified by Postgres, also without broker, dispatcher or hints."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def up() -> Iterator[BackgroundStack]:
 def admin(up: BackgroundStack) -> Iterator[psycopg.Connection[Any]]:
     url = PostgresServer(Home(up.home)).url(SUPERUSER)
     with psycopg.connect(url, autocommit=True) as conn:
-        eventually(lambda: ears(conn) == 1)
+        eventually(lambda: listeners(conn) == 1)
         yield conn
 
 
-def ears(admin: Any) -> int:
-    """Connections on which a worker listens."""
+def listeners(admin: Any) -> int:
+    """Number of LISTEN connections of workers."""
     row = admin.execute(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'vestry-%-listener'"
     ).fetchone()
     return int(row[0])
 
 
-def deafen(admin: Any) -> None:
-    """Cut the worker's ear off; it takes RECONNECT_S to grow again."""
+def disconnect_listener(admin: Any) -> None:
+    """End the worker's LISTEN connection; it reconnects after RECONNECT_S."""
     ended = admin.execute(
         """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
            WHERE application_name LIKE 'vestry-%-listener'"""
@@ -95,7 +95,7 @@ def took(admin: Any, job: JobRef) -> tuple[float, bool]:
 
 
 @pytest.mark.parametrize("away", [("dispatcher",), ("valkey",), ("dispatcher", "valkey")])
-def test_a_job_is_run_at_once_without_broker_or_dispatcher(
+def test_a_job_runs_at_once_without_broker_or_dispatcher(
     up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any, away: tuple[str, ...]
 ) -> None:
     times = []
@@ -107,9 +107,9 @@ def test_a_job_is_run_at_once_without_broker_or_dispatcher(
     assert median(times) < PROMPT_S
 
 
-def test_a_burst_is_run_at_once(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
+def test_a_burst_runs_at_once(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
     with stopped(up, "dispatcher"):
-        # In one transaction, which is one notification, and one after the other.
+        # In one transaction, which is one notification; then in one transaction each.
         with conn.transaction():
             jobs = [submit(vestry, conn) for _ in range(40)]
         jobs += [submit(vestry, conn) for _ in range(40)]
@@ -117,27 +117,29 @@ def test_a_burst_is_run_at_once(up: BackgroundStack, vestry: Vestry, conn: Any) 
             vestry.wait(job, timeout=20)
 
 
-def test_a_worker_without_an_ear_gets_a_hint(vestry: Vestry, conn: Any, admin: Any) -> None:
+def test_a_worker_without_its_listen_connection_gets_a_hint(
+    vestry: Vestry, conn: Any, admin: Any
+) -> None:
     times = []
     for _ in range(4 * TRIES):
-        eventually(lambda: ears(admin) == 1)
-        deafen(admin)
+        eventually(lambda: listeners(admin) == 1)
+        disconnect_listener(admin)
         job = submit(vestry, conn)
         vestry.wait(job, timeout=20)
         seconds, hinted = took(admin, job)
-        if hinted:  # else the ear had grown again before the job was there
+        if hinted:  # else the listener reconnected before the job was committed
             times.append(seconds)
         if len(times) == TRIES:
             break
-    assert len(times) == TRIES, "it was not a hint that brought them"
+    assert len(times) == TRIES, "the jobs were not claimed on a hint"
     assert median(times) < PROMPT_S
 
 
-def test_who_hears_again_looks_for_what_was_missed(
+def test_a_reconnected_listener_claims_what_it_missed(
     up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     with stopped(up, "dispatcher"):
-        deafen(admin)
+        disconnect_listener(admin)
         job = submit(vestry, conn)
         begun = time.monotonic()
         vestry.wait(job, timeout=20)

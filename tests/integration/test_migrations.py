@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from models.bootstrap import alembic_config
 from models.states import TERMINAL, TRANSITIONS, State
 from models.tables import metadata
-from vestry.ids import uuid7
+from vestry.db.operations import uuid7
 from workers.stack.dev_stack import DevStack
 
 

@@ -1,4 +1,4 @@
-"""The asyncio producer: the same promises on asynchronous connections."""
+"""The asyncio client: the same guarantees on asynchronous connections."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def test_many_from_an_asynchronous_source_are_all_or_none(clean: DevStack) -> No
     assert count(clean, "jobs") == 1 + 1500 + 3
 
 
-def test_waiting_is_woken_times_out_and_tells_how_the_job_ended(
+def test_wait_times_out_and_raises_by_final_state(
     clean: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vestry.aio.READ_AGAIN_S", 30.0)
+    monkeypatch.setattr("vestry.aio.POLL_S", 30.0)
 
     async def work() -> None:
         async with Producer(clean) as (client, conn):
@@ -120,7 +120,7 @@ def test_waiting_is_woken_times_out_and_tells_how_the_job_ended(
     run(work())
 
 
-def test_what_is_wrong_is_said(clean: DevStack) -> None:
+def test_invalid_calls_raise(clean: DevStack) -> None:
     async def work() -> None:
         async with Producer(clean) as (client, conn):
             with psycopg.connect(clean.database_url("vestry_producer")) as synchronous:
@@ -144,7 +144,9 @@ def test_what_is_wrong_is_said(clean: DevStack) -> None:
     run(work())
 
 
-def test_sqlalchemys_asynchronous_session_and_connection_carry_the_job(clean: DevStack) -> None:
+def test_a_job_is_enqueued_by_an_asynchronous_sqlalchemy_session_and_connection(
+    clean: DevStack,
+) -> None:
     pytest.importorskip("greenlet", reason="SQLAlchemy's asyncio needs sqlalchemy[asyncio]")
     from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Key-encryption keys are rotated and retired, and nothing that was sealed stops opening."""
+"""Rotation and retirement of key-encryption keys; sealed content still opens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tests.producing import HELLO, count
 from vestry import InvalidInput, KeyRing, UnknownKey, Vestry
 from vestry.admin import key_rotation
 from vestry.crypto.envelope import PAYLOAD
-from vestry.crypto.keyring_source import COMMAND, KeyCommand, KeyFile
+from vestry.crypto.keyring import COMMAND, KeyCommand
+from vestry.crypto.keyring_file import KeyFile
 from workers.stack.dev_stack import DevStack
 
 OWNERS = [f"owner-{number}" for number in range(7)]
@@ -57,7 +58,7 @@ def enqueue(vestry: Vestry, conn: psycopg.Connection[Any], *owners: str) -> None
 
 
 def opened(root: psycopg.Connection[Any], path: Path) -> int:
-    """How many payloads open with the ring in the file."""
+    """Number of payloads that open with the ring in the file."""
     ring = KeyRing.load(path)
     rows = root.execute(
         """SELECT p.job_id, p.owner, p.body, k.key_id, k.wrapped, k.kek_id
@@ -74,13 +75,13 @@ def wrapping(root: psycopg.Connection[Any]) -> dict[str, int]:
     )
 
 
-def test_every_data_key_is_wrapped_anew_and_opens_what_it_sealed(site: Site) -> None:
+def test_every_data_key_is_rewrapped_and_opens_what_it_sealed(site: Site) -> None:
     enqueue(site.vestry, site.conn, *OWNERS)
     old = KeyRing.load(site.path).current
-    # A reader that was there before
+    # A reader that was opened before
     early = KeyRing.load(site.path)
     done = key_rotation.rotate(site.operator, site.source)
-    assert (done.rewrapped, done.left, done.made) == (len(OWNERS), 0, True)
+    assert (done.rewrapped, done.not_rewrapped, done.new_key) == (len(OWNERS), 0, True)
     assert wrapping(site.root) == {done.current: len(OWNERS)}
     assert done.current != old
     assert opened(site.root, site.path) == len(OWNERS)
@@ -89,14 +90,12 @@ def test_every_data_key_is_wrapped_anew_and_opens_what_it_sealed(site: Site) -> 
     ).fetchone()
     owner = site.root.execute("SELECT owner FROM vestry.owner_keys LIMIT 1").fetchone()[0]
     early.unwrap(owner, *row)
-    # A producer that runs goes on, for old owners and new ones.
+    # A running producer continues, for old and new owners.
     enqueue(site.vestry, site.conn, OWNERS[0], "late")
     assert wrapping(site.root) == {done.current: len(OWNERS) + 1}
 
 
-def test_a_rotation_that_was_broken_off_is_taken_up_again(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_rotation_is_resumed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     enqueue(site.vestry, site.conn, *OWNERS)
     monkeypatch.setattr(key_rotation, "PAGE", 3)
     store, pages = key_rotation._store, []
@@ -115,12 +114,12 @@ def test_a_rotation_that_was_broken_off_is_taken_up_again(
     assert opened(site.root, site.path) == len(OWNERS)
     current = KeyRing.load(site.path).current
     done = key_rotation.rotate(site.operator, site.source)
-    assert (done.current, done.made, done.rewrapped) == (current, False, len(OWNERS) - 3)
+    assert (done.current, done.new_key, done.rewrapped) == (current, False, len(OWNERS) - 3)
     assert wrapping(site.root) == {current: len(OWNERS)}
     assert len(KeyRing.load(site.path).key_ids) == 2
 
 
-def test_a_key_that_was_handed_round_before_is_the_one_taken(site: Site) -> None:
+def test_a_rotation_uses_a_key_distributed_before(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     before = KeyRing.load(site.path).current
     key = key_rotation.add(site.source)
@@ -145,7 +144,7 @@ def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
     assert key_rotation.retire(site.operator, site.source) == [old]
     assert KeyRing.load(site.path).key_ids == (current,)
     assert opened(site.root, site.path) == len(OWNERS)
-    # A producer whose ring is from before cannot wrap with it any more.
+    # A producer with an old ring can no longer wrap with it.
     with (
         Vestry(site.stack.database_url("vestry_producer"), stale) as late,
         pytest.raises(UnknownKey, match="older than the last rotation"),
@@ -154,7 +153,7 @@ def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
     assert wrapping(site.root) == {current: len(OWNERS)}
 
 
-def test_a_key_that_still_wraps_something_stays(site: Site) -> None:
+def test_a_key_that_wraps_data_keys_is_not_retired(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     old = KeyRing.load(site.path).current
     key_rotation.rotate(site.operator, site.source)
@@ -165,7 +164,7 @@ def test_a_key_that_still_wraps_something_stays(site: Site) -> None:
     assert old in KeyRing.load(site.path).key_ids
 
 
-def test_retiring_waits_for_a_producer_that_just_stores_a_key(site: Site) -> None:
+def test_retiring_waits_for_a_producer_that_stores_a_key(site: Site) -> None:
     enqueue(site.vestry, site.conn, "bob")
     old = KeyRing.load(site.path).current
     with psycopg.connect(site.stack.database_url("vestry_producer")) as producer:
@@ -179,14 +178,14 @@ def test_retiring_waits_for_a_producer_that_just_stores_a_key(site: Site) -> Non
         key_rotation.retire(site.operator, site.source, old)
 
 
-def test_keys_that_the_ring_lacks_are_left_and_told_of(site: Site) -> None:
+def test_data_keys_of_missing_keys_are_counted(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann", "bob")
     site.root.execute("UPDATE vestry.owner_keys SET kek_id = 'lost' WHERE owner = 'bob'")
     done = key_rotation.rotate(site.operator, site.source)
-    assert (done.rewrapped, done.left) == (1, 1)
+    assert (done.rewrapped, done.not_rewrapped) == (1, 1)
 
 
-def test_the_ring_of_a_command_is_rotated_where_it_is_kept(site: Site) -> None:
+def test_the_ring_of_a_command_is_rotated_at_its_source(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     command = KeyCommand(f"cat {site.path}")
     assert key_rotation.rotate(site.operator, command).rewrapped == 0
@@ -196,13 +195,13 @@ def test_the_ring_of_a_command_is_rotated_where_it_is_kept(site: Site) -> None:
     with key_rotation.keyring_file.changing(site.path) as change:
         change.replace(key_rotation._with_next_current(change.ring))
     done = key_rotation.rotate(site.operator, command)
-    assert (done.rewrapped, done.made) == (1, False)
+    assert (done.rewrapped, done.new_key) == (1, False)
     assert wrapping(site.root) == {done.current: 1}
     assert count(site.root, "wrapping_keys") == 2
 
 
 @pytest.mark.parametrize("role", ["vestry_producer", "vestry_private", "vestry_cloud"])
-def test_nobody_else_may_change_wrapped_keys(site: Site, role: str) -> None:
+def test_other_roles_cannot_change_wrapped_keys(site: Site, role: str) -> None:
     with psycopg.connect(site.stack.database_url(role), autocommit=True) as conn:
         for statement in (
             "SELECT vestry.rewrap_owner_keys_v1('{}', '{}', '{}', 'k')",

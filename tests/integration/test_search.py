@@ -1,4 +1,4 @@
-"""Search against real pgvector: right neighbours, nobody else's, and nothing kept of the query."""
+"""Search against real pgvector: recall, isolation of owners, and queries that leave nothing behind."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from vestry import (
     Vestry,
     WaitTimeout,
     client,
-    operations,
 )
 from vestry.crypto.envelope import CHUNK, DETAIL, PAYLOAD, RESULT, OwnerKey
-from vestry.ids import uuid7
+from vestry.db import operations
+from vestry.db.operations import uuid7
 from vestry.search.vector_search import EXACT_ROWS
 from workers.stack.dev_stack import DevStack
 
@@ -117,10 +117,10 @@ def library(stack: DevStack) -> Library:
                         (ids[place], space, owner, source, HalfVector(made.vectors[place]))
                     )
         root.execute(
-            """CREATE TEMP TABLE told (
+            """CREATE TEMP TABLE seeds (
                  id uuid, n int, owner text, source text, detail bytea, text bytea, key_id uuid)"""
         )
-        with root.cursor().copy("COPY told FROM STDIN WITH (FORMAT binary)") as rows:
+        with root.cursor().copy("COPY seeds FROM STDIN WITH (FORMAT binary)") as rows:
             rows.set_types(["uuid", "int4", "text", "text", "bytea", "bytea", "uuid"])
             for place in range(ROWS):
                 key = keys[f"owner-{made.owners[place]}"]
@@ -138,28 +138,28 @@ def library(stack: DevStack) -> Library:
                 )
         statements: tuple[LiteralString, ...] = (
             """INSERT INTO vestry.private_documents (id, owner, source, external_hash, key_id, detail)
-               SELECT id, owner, source, uuid_send(id), key_id, detail FROM told""",
+               SELECT id, owner, source, uuid_send(id), key_id, detail FROM seeds""",
             """INSERT INTO vestry.private_chunks
-               SELECT id, id, owner, 0, 0, 10, '', key_id, text FROM told""",
+               SELECT id, id, owner, 0, 0, 10, '', key_id, text FROM seeds""",
             """INSERT INTO vestry.shareable_documents (id, owner, source, external_hash, detail)
                SELECT id, replace(owner, 'owner', 'library'), source, uuid_send(id),
-                      json_build_object('id', n::text)::text FROM told""",
+                      json_build_object('id', n::text)::text FROM seeds""",
             """INSERT INTO vestry.shareable_chunks
-               SELECT id, id, replace(owner, 'owner', 'library'), 0, 0, 10, '', 'text' FROM told""",
+               SELECT id, id, replace(owner, 'owner', 'library'), 0, 0, 10, '', 'text' FROM seeds""",
         )
         for statement in statements:
             root.execute(statement)
         root.execute("SET maintenance_work_mem = '1GB'")
-        # Coarse, for time's sake: here it is only what the planner must not be tempted by.
+        # Coarse, to save time: the planner must not use it.
         root.execute(f"{definition} WITH (m = 4, ef_construction = 16)")
-        # A space whose large source goes through the index that the migration makes.
+        # A space whose large source is searched through the index of the migration.
         large = root.execute(ENSURE_SPACE, [LARGE_SPACE, DIM]).fetchone()[0]  # type: ignore[index]
         index, definition = hnsw(root, large)
         root.execute(f"DROP INDEX {index}")
         root.execute(
             """INSERT INTO vestry.shareable_embeddings
                SELECT chunk_id, %s, e.owner, e.source, vector
-               FROM vestry.shareable_embeddings e JOIN told ON id = chunk_id WHERE n < %s""",
+               FROM vestry.shareable_embeddings e JOIN seeds ON id = chunk_id WHERE n < %s""",
             [large, LARGE_ROWS],
         )
         root.execute(definition)
@@ -194,12 +194,12 @@ def searched(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("privacy", "owner"), [("private", "owner-7"), ("shareable", "library-7")])
-def test_an_owner_of_one_percent_finds_their_nearest(
+def test_recall_for_an_owner_of_one_percent(
     library: Library, vestry: Vestry, privacy: str, owner: str, record_property: Any
 ) -> None:
-    # Given one owner's thousand among a hundred thousand, when they search what is theirs
+    # Given one owner's thousand documents among a hundred thousand, when the owner searches
     found, seconds = searched(library, vestry, owner=owner, privacy=privacy)
-    # Then the ten nearest of theirs are found, best first, as text, with their own scores
+    # Then the ten nearest are found, best first, with text and scores
     assert recall(library, found, library.owners == 7) >= 0.99
     for query, hits in enumerate(found):
         assert len(hits) == 10
@@ -221,7 +221,7 @@ def test_an_owner_of_one_percent_finds_their_nearest(
 def test_a_shareable_source_among_others_is_searched_exactly(
     library: Library, vestry: Vestry, source: str
 ) -> None:
-    found, _ = searched(library, vestry, owner="nobody", privacy="shareable", sources=[source])
+    found, _ = searched(library, vestry, owner="stranger", privacy="shareable", sources=[source])
     assert recall(library, found, library.sources == source) >= 0.99
     assert {hit.source for hits in found for hit in hits} == {source}
 
@@ -233,13 +233,13 @@ def test_a_source_that_is_most_of_a_space_is_searched_through_its_index(
     # Given a selection too large to compare row by row
     chosen = (library.sources == "big") & (np.arange(ROWS) < LARGE_ROWS)
     assert chosen.sum() > EXACT_ROWS
-    how: dict[str, Any] = {"owner": "nobody", "privacy": "shareable", "sources": ["big"]}
-    # When it is searched, then the index is used and its answers are nearly all right
+    how: dict[str, Any] = {"owner": "stranger", "privacy": "shareable", "sources": ["big"]}
+    # When it is searched, then the index is used, with high recall
     plans = spy_on_plans(monkeypatch)
     found, _ = searched(library, vestry, space=LARGE_SPACE, **how)
     assert sum("_hnsw" in plan for plan in plans) == QUERIES
     assert recall(library, found, chosen) >= 0.95
-    # And none of a source that is searched exactly goes through it
+    # And an exact search does not use it
     plans.clear()
     searched(library, vestry, space=LARGE_SPACE, **{**how, "sources": ["small"]})
     assert plans
@@ -247,7 +247,7 @@ def test_a_source_that_is_most_of_a_space_is_searched_through_its_index(
 
 
 def spy_on_plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The plan of every comparison carried out from now on."""
+    """The plan of every comparison from now on."""
     plans: list[str] = []
     carry_out = operations.execute
 
@@ -292,11 +292,11 @@ def test_own_sources_and_shared_ones_are_searched_together(
 
 @pytest.mark.slow
 def test_another_owners_private_rows_are_never_seen(library: Library, vestry: Vestry) -> None:
-    for owner in ("owner-8", "nobody", "owner-7' OR true --", "{owner-7,owner-8}"):
+    for owner in ("owner-8", "stranger", "owner-7' OR true --", "{owner-7,owner-8}"):
         found, _ = searched(library, vestry, owner=owner, privacy="private")
         assert {hit.owner for hits in found for hit in hits} <= {owner}
         assert bool(found[0]) is (owner == "owner-8")
-    # And not by the producer's own login without, or with another, owner context
+    # Nor by the producer's login without an owner context, or with another one
     url = library.stack.database_url("vestry_producer")
     for table in ("embeddings", "chunks", "documents"):
         with psycopg.connect(url) as conn:
@@ -308,7 +308,7 @@ def test_another_owners_private_rows_are_never_seen(library: Library, vestry: Ve
 
 
 @pytest.mark.slow
-def test_what_cannot_be_searched_is_said(library: Library, vestry: Vestry) -> None:
+def test_invalid_searches_raise(library: Library, vestry: Vestry) -> None:
     right = library.queries[0].tolist()
     common: dict[str, Any] = {"owner": "owner-1", "privacy": "private"}
     with pytest.raises(UnknownSpace):
@@ -337,8 +337,8 @@ def test_what_cannot_be_searched_is_said(library: Library, vestry: Vestry) -> No
     assert caught.value.field == "query"
 
 
-def test_the_query_is_a_private_job_of_which_nothing_is_kept(clean: DevStack) -> None:
-    # Given a worker that embeds what it is asked
+def test_the_query_is_embedded_by_a_private_job_that_keeps_nothing(clean: DevStack) -> None:
+    # Given a worker that embeds the query
     ring, asked = KeyRing.load(clean.keyring), []
     with psycopg.connect(clean.superuser_url, autocommit=True) as root:
         root.execute(ENSURE_SPACE, ["tiny", 2])
@@ -372,12 +372,12 @@ def test_the_query_is_a_private_job_of_which_nothing_is_kept(clean: DevStack) ->
 
     worker = threading.Thread(target=work)
     worker.start()
-    # When somebody searches
+    # When an owner searches
     with client_of(clean) as producer:
         hits = producer.search("secret words", owner="alice", privacy="private", timeout=20)
         worker.join()
-        # Then it went through the private interactive lane, and its vector is gone with its text
-        assert hits == []
+        # Then the query ran in the private interactive lane, and its text and vector are deleted
+        assert len(hits) == 0
         assert (hits.space, hits.degraded) == ("tiny", False)
         lane, ttl, payload = asked[0]
         assert (lane, ttl) == ("private.interactive.gpu", 60)
@@ -386,7 +386,7 @@ def test_the_query_is_a_private_job_of_which_nothing_is_kept(clean: DevStack) ->
             for table in ("private_results", "private_payloads"):
                 rows = root.execute(f"SELECT count(*) FROM vestry.{table}").fetchone()  # type: ignore[call-overload]
                 assert rows == (0,), table
-        # And when no worker answers, the question is withdrawn
+        # And when no worker answers, the job is cancelled
         with pytest.raises(WaitTimeout):
             producer.search("more secret words", owner="alice", privacy="private", timeout=0.3)
         with psycopg.connect(clean.superuser_url) as root:

@@ -1,4 +1,4 @@
-"""Search with a reranker against real tables: which routes ask for one, and what is left behind."""
+"""Search with a reranker against real tables: the routes that enable it, and what is deleted after."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 from vestry import AsyncVestry, Hits, Vestry
 from vestry.crypto.owner_keys import OwnerKeys
-from vestry.operations import execute
+from vestry.db.operations import execute
 from vestry.search import pipeline
-from vestry.search.vector_search import SearchRequest, nearest
+from vestry.search.vector_search import SearchRequest, candidates
 from workers.stack.dev_stack import DevStack
 
 TEXTS = {"near": "a river", "middle": "a king", "far": "some bread"}
@@ -27,7 +27,7 @@ ENSURE_SPACE = "SELECT vestry.ensure_space_v1(%s, %s, 'r', 2, '', '', true, 'flo
 
 @pytest.fixture
 def library(clean: DevStack) -> DevStack:
-    """Three shareable documents of Ann's in a space of the model `tiny`."""
+    """Three shareable documents of ann in a space of the model `tiny`."""
     with psycopg.connect(clean.superuser_url) as root:
         space = root.execute(ENSURE_SPACE, ["tiny-space", "tiny"]).fetchone()
         root.execute("INSERT INTO vestry.owners (owner) VALUES ('ann')")
@@ -65,7 +65,7 @@ def publish(stack: DevStack, *routes: tuple[str, str, str]) -> None:
 
 @contextmanager
 def answering(stack: DevStack, answers: dict[str, Any]) -> Iterator[list[tuple[str, Any]]]:
-    """A fake worker: answers shareable jobs by their kind; what is asked is noted."""
+    """A fake worker: answers shareable jobs by their kind, and records them."""
     asked: list[tuple[str, Any]] = []
     over = threading.Event()
 
@@ -129,28 +129,28 @@ def documents(hits: Hits) -> list[str]:
         ([], False),
         ([("rerank", "shareable", "cross-encoder")], True),
         ([("rerank", "private", "cross-encoder")], False),
-        # An embedding model would only say the similarity again.
+        # An embedding model would repeat the similarity.
         ([("rerank", "shareable", "tiny")], False),
         ([("rerank", "shareable", "other"), ("embedding", "shareable", "other")], False),
     ],
 )
-def test_a_published_route_to_a_real_reranker_asks_for_one(
+def test_a_published_route_to_a_reranker_enables_reranking(
     library: DevStack, routes: list[tuple[str, str, str]], wanted: bool
 ) -> None:
     publish(library, *routes)
     request = SearchRequest("ann", "shareable", limit=1)
 
-    def find(rerank: bool | None) -> Hits:
+    def find(rerank: bool | None) -> tuple[Hits, bool]:
         with psycopg.connect(library.database_url("vestry_producer")) as conn:
             return execute(
-                conn, nearest(request, [1, 0], "tiny-space", OwnerKeys(None), rerank=rerank)
+                conn, candidates(request, [1, 0], "tiny-space", OwnerKeys(None), rerank=rerank)
             )
 
-    assert find(None).to_rerank is wanted
-    # More than were asked for, for it to choose among.
-    assert len(find(None)) == (3 if wanted else 1)
-    assert find(True).to_rerank
-    assert not find(False).to_rerank
+    hits, to_rerank = find(None)
+    assert to_rerank is wanted
+    # More hits than the limit, for the reranker to choose from.
+    assert len(hits) == (3 if wanted else 1)
+    assert [find(rerank)[1] for rerank in (True, False)] == [True, False]
 
 
 def test_both_clients_have_their_hits_reranked_and_nothing_is_kept(library: DevStack) -> None:
@@ -179,7 +179,7 @@ def test_both_clients_have_their_hits_reranked_and_nothing_is_kept(library: DevS
             assert root.execute(f"SELECT count(*) FROM vestry.{table}").fetchone() == (0,)  # type: ignore[call-overload]
 
 
-def test_a_reranker_that_does_not_answer_is_not_waited_for_and_its_job_is_withdrawn(
+def test_a_slow_reranker_degrades_the_search_and_its_job_is_cancelled(
     library: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "RERANK_TIMEOUT_S", 0.3)
@@ -187,7 +187,7 @@ def test_a_reranker_that_does_not_answer_is_not_waited_for_and_its_job_is_withdr
         began = time.monotonic()
         hits = searched(library, rerank=True)
     assert documents(hits) == ["near", "middle", "far"]
-    assert (hits.degraded, hits.reason) == (True, pipeline.TOO_SLOW)
+    assert (hits.degraded, hits.reason) == (True, pipeline.RERANKER_TOO_SLOW)
     assert time.monotonic() - began < 9
     with psycopg.connect(library.superuser_url) as root:
         states = dict(root.execute("SELECT kind, state FROM vestry.jobs").fetchall())

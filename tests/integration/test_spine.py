@@ -15,7 +15,7 @@ from models.content import ShareableContent
 from models.states import State
 from models.transitions import Settlement
 from tasks.protocol import Failed, Succeeded
-from vestry.ids import uuid7
+from vestry.db.operations import uuid7
 from workers.execution.finish import write_outcomes
 from workers.stack.dev_stack import DevStack
 

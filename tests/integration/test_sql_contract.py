@@ -14,7 +14,7 @@ import pytest
 from models import documents
 from models.content import ShareableContent
 from models.documents import ChunkRow, DocumentWrite
-from vestry.ids import uuid7
+from vestry.db.operations import uuid7
 from workers.stack.dev_stack import DevStack
 
 SPACE = "SELECT vestry.ensure_space_v1('s', 'm', 'r', 3, '', '', true, 'fp32', 'test')"

@@ -58,7 +58,7 @@ def test_a_file_too_large_is_told_with_its_size(
         stream.truncate(2**33)
     code, error = submit(str(file), capsys=capsys)
     assert code == ExitCode.USAGE
-    assert "8589934592 bytes, of which 67108864" in error["message"]
+    assert "8589934592 bytes; at most 67108864" in error["message"]
 
 
 def test_a_file_comes_through_a_pipe_too(

@@ -1,4 +1,4 @@
-"""Every code that a job can die with has its reason, and every reason its advice."""
+"""Every error code of a dead job has a reason, and every reason has advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMED = re.compile(r"\bFailed\(\s*\"(\w+)\"")
 NEVER_DEAD = frozenset({"expired", "cancelled", "superseded"})
 
 
-def test_what_a_backend_raises_has_a_reason() -> None:
+def test_every_backend_error_has_a_reason() -> None:
     raised = {
         kind.code
         for kind in vars(errors).values()
@@ -22,7 +22,7 @@ def test_what_a_backend_raises_has_a_reason() -> None:
     assert raised <= set(REASONS)
 
 
-def test_what_workers_and_handlers_fail_with_has_a_reason() -> None:
+def test_every_error_code_of_workers_and_handlers_has_a_reason() -> None:
     named = {
         code
         for folder in ("tasks", "workers")

@@ -1,4 +1,4 @@
-"""Bad input: one clear error naming the field, before anything reaches a database."""
+"""Invalid input: one error that names the field, before anything reaches a database."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from vestry.crypto.envelope import OwnerKey, new_dek, plain_digest
 from vestry.db.enqueue import BATCH_JOBS, EnqueueBatch, KeyedJobs
+from vestry.db.operations import uuid7
 from vestry.errors import InvalidInput, PayloadTooLarge
-from vestry.ids import uuid7
 from vestry.jobs.base import JobOptions
 from vestry.jobs.embedding import Document, Embedding, EmbeddingResult, FailedDocument, IndexResult
 from vestry.jobs.results import parse_result
@@ -85,7 +85,7 @@ def test_bad_input_names_its_field_and_quotes_nothing(
     assert caught.value.__cause__ is None
 
 
-def test_a_payload_may_be_just_so_large() -> None:
+def test_a_payload_over_the_limit_is_refused() -> None:
     room = PAYLOAD_LIMIT - len('{"texts":[""],"input":"document"}')
     assert len(Embedding(texts=["x" * room]).prepare(plain_digest).payload) == PAYLOAD_LIMIT
     with pytest.raises(PayloadTooLarge) as caught:
@@ -100,7 +100,7 @@ def test_the_same_document_twice_without_an_id_is_named() -> None:
     assert caught.value.field == "documents[2].id"
 
 
-def test_a_payload_says_what_the_handler_reads() -> None:
+def test_the_payload_has_the_fields_that_the_handler_reads() -> None:
     texts = Embedding(texts=["größer", "b"], input="query", model="m").prepare(plain_digest)
     assert json.loads(texts.payload) == {"texts": ["größer", "b"], "input": "query"}
     assert (texts.kind, texts.pool.value, texts.model, texts.cost) == ("embedding", "gpu", "m", 1)
@@ -122,7 +122,7 @@ def test_a_payload_says_what_the_handler_reads() -> None:
     assert [source for source, _ in prepared.documents] == ["diary"]
 
 
-def test_a_derived_id_depends_on_key_date_and_text_and_tells_none_of_them() -> None:
+def test_a_derived_id_depends_on_key_date_and_text_and_reveals_none() -> None:
     def derived(document: Document, key: OwnerKey) -> str:
         return str(
             json.loads(documents(document).prepare(key.digest).payload)["documents"][0]["id"]
@@ -163,7 +163,7 @@ def test_a_batch_is_bounded_in_jobs_and_bytes() -> None:
     assert len(heavy) == 4
 
 
-def test_a_batch_does_not_take_a_document_twice() -> None:
+def test_a_batch_indexes_a_document_once() -> None:
     one = batch()
     one.add(one.prepare(documents(Document("a", "x"))))
     assert not one.has_room_for(one.prepare(documents(Document("b", "x"))))
@@ -171,7 +171,7 @@ def test_a_batch_does_not_take_a_document_twice() -> None:
 
 
 @pytest.mark.parametrize(("keys", "word"), [(["a"], "fewer"), (["a", "b", "c"], "more")])
-def test_keys_and_jobs_must_be_as_many(keys: list[str], word: str) -> None:
+def test_the_numbers_of_keys_and_jobs_must_match(keys: list[str], word: str) -> None:
     with pytest.raises(InvalidInput, match=word):
         list(KeyedJobs([Embedding(texts=["a"])] * 2, keys))
 

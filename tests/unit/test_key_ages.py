@@ -1,17 +1,20 @@
-"""Owners' keys leave the memory of a process that does nothing, too."""
+"""Owners' unwrapped keys: how long and how many of them stay in the memory of a process."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 
-from models import content
 from models.content import PrivateContent
 from vestry.crypto import owner_keys
+from vestry.crypto.envelope import new_dek
 from vestry.crypto.keyring import KeyRing
-from vestry.crypto.owner_keys import OwnerKeys
+from vestry.crypto.owner_keys import MAX_AGE_S, OwnerKeys
+from vestry.errors import UnknownKey
 from workers.execution.heartbeat import Heartbeat
 
 
@@ -28,38 +31,121 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(owner_keys, "time", made)
-    monkeypatch.setattr(content, "time", made)
     return made
 
 
-def test_a_client_s_keys_go_with_the_first_look_after_their_time(clock: Clock) -> None:
-    keys = OwnerKeys(None)
-    keys._keys["ann"] = (object(), clock.now)  # type: ignore[assignment]
-    clock.now += owner_keys.KEPT_S
+@pytest.fixture
+def ring(tmp_path: Path) -> KeyRing:
+    return KeyRing.generate(tmp_path / "ring.json")
+
+
+class Database:
+    """A connection that finds the wrapped keys of these owners, and counts the reads."""
+
+    def __init__(self, ring: KeyRing, *owners: str) -> None:
+        self.rows = {}
+        for owner in owners:
+            key_id = uuid4()
+            self.rows[owner] = (owner, key_id, *ring.wrap(owner, key_id, new_dek()))
+        self.reads: list[list[str]] = []
+
+    def execute(self, query: str, params: list[Any]) -> list[Any]:
+        if "owner_keys" not in query:
+            return []
+        self.reads.append(sorted(params[0]))
+        return [self.rows[owner] for owner in params[0] if owner in self.rows]
+
+
+def store(keys: OwnerKeys, database: Database, owner: str) -> None:
+    keys.unwrap(*database.rows[owner])
+
+
+def test_a_key_is_dropped_by_the_first_eviction_after_its_time(clock: Clock, ring: KeyRing) -> None:
+    keys = OwnerKeys(ring)
+    store(keys, Database(ring, "ann"), "ann")
+    clock.now += MAX_AGE_S
     keys.evict_expired()
-    assert list(keys._keys) == ["ann"]
+    assert keys.get("ann") is not None
     clock.now += 1
     keys.evict_expired()
-    assert not keys._keys
+    assert not keys._cache
 
 
-def test_a_worker_s_keys_are_gone_after_two_rounds(clock: Clock, tmp_path: Any) -> None:
-    held = PrivateContent(KeyRing.generate(tmp_path / "ring.json"))
-    held._keys["ann"] = object()  # type: ignore[assignment]
-    for _ in range(2):
-        clock.now += content.MAX_CACHED_S + 1
-        held.evict_expired()
-    assert not held._keys
-    assert not held._before
+def test_a_key_is_not_used_after_its_time_without_an_eviction_either(
+    clock: Clock, ring: KeyRing
+) -> None:
+    keys = OwnerKeys(ring)
+    store(keys, Database(ring, "ann"), "ann")
+    clock.now += MAX_AGE_S + 1
+    assert keys.get("ann") is None
+    assert not keys._cache
 
 
-def test_two_threads_that_find_the_keys_old_put_them_aside_once(tmp_path: Any) -> None:
-    held = PrivateContent(KeyRing.generate(tmp_path / "ring.json"))
-    held._keys["ann"] = object()  # type: ignore[assignment]
-    known = held._keys
-    for _ in range(2):  # both looked before either did it
-        held._start_afresh(known)
-    assert list(held._before) == ["ann"]
+def test_use_does_not_prolong_the_life_of_a_key(clock: Clock, ring: KeyRing) -> None:
+    keys = OwnerKeys(ring)
+    store(keys, Database(ring, "ann"), "ann")
+    for _ in range(10):
+        clock.now += MAX_AGE_S / 10
+        assert keys.get("ann") is not None
+    clock.now += 1
+    assert keys.get("ann") is None
+
+
+def test_above_the_limit_the_least_recently_used_key_is_dropped(
+    ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_keys, "MAX_OWNERS", 2)
+    keys, database = OwnerKeys(ring), Database(ring, "ann", "bob", "cid")
+    store(keys, database, "ann")
+    store(keys, database, "bob")
+    assert keys.get("ann") is not None
+    store(keys, database, "cid")
+    assert list(keys._cache) == ["ann", "cid"]
+
+
+def test_a_worker_s_keys_are_dropped_too(clock: Clock, ring: KeyRing) -> None:
+    content: Any = PrivateContent(ring)
+    content.begin(Database(ring, "ann"), ["ann"])
+    clock.now += MAX_AGE_S + 1
+    content.evict_expired()
+    assert not content.keys._cache
+    with pytest.raises(UnknownKey):
+        content.key_id("ann")
+
+
+def test_a_key_lasts_for_half_of_its_time_after_every_begin(clock: Clock, ring: KeyRing) -> None:
+    content: Any = PrivateContent(ring)
+    database = Database(ring, "ann", "bob")
+    content.begin(database, ["ann"])
+    clock.now += MAX_AGE_S / 2
+    content.begin(database, ["ann", "bob"])
+    clock.now += MAX_AGE_S / 2
+    assert content.key_id("ann") == database.rows["ann"][1]
+    clock.now += 1
+    content.begin(database, ["ann"])
+    assert database.reads == [["ann"], ["bob"], ["ann"]]
+
+
+def test_an_owner_who_was_forgotten_gets_no_key_again(clock: Clock, ring: KeyRing) -> None:
+    content: Any = PrivateContent(ring)
+    database = Database(ring, "ann")
+    content.begin(database, ["ann"])
+    database.rows.clear()
+    clock.now += MAX_AGE_S + 1
+    content.begin(database, ["ann"])
+    with pytest.raises(UnknownKey, match="no data key in this database"):
+        content.digest("ann")
+
+
+def test_a_key_of_another_ring_fails_its_owner_alone(ring: KeyRing, tmp_path: Path) -> None:
+    content: Any = PrivateContent(ring)
+    database = Database(ring, "ann")
+    other = Database(KeyRing.generate(tmp_path / "other.json"), "bob")
+    database.rows |= other.rows
+    content.begin(database, ["ann", "bob"])
+    assert content.key_id("ann") == database.rows["ann"][1]
+    with pytest.raises(UnknownKey, match="wrapped with a key that this key ring lacks"):
+        content.key_id("bob")
 
 
 def test_the_heartbeat_does_the_chores_also_without_a_lease() -> None:

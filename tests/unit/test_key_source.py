@@ -1,4 +1,4 @@
-"""Where the key ring comes from: a file, a command, an inherited descriptor; it is followed."""
+"""Sources of the key ring, a file, a command, an inherited descriptor, and rereading them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ import pytest
 from vestry import KeyRing
 from vestry.crypto import keyring_file
 from vestry.crypto.envelope import new_dek
-from vestry.crypto.keyring_source import (
+from vestry.crypto.keyring import (
     COMMAND,
     DESCRIPTOR,
     FILE,
     KeyCommand,
     KeyDescriptor,
-    KeyFile,
-    RingText,
-    dump,
-    from_environment,
+    key_source_from_environment,
 )
+from vestry.crypto.keyring_file import KeyFile, RingText, dump
 from vestry.errors import KeyRingError, UnknownKey
 from workers.stack.keyring_handoff import KeyringPipe
 
@@ -60,24 +58,24 @@ def test_each_source_gives_the_same_ring(path: Path) -> None:
         (FILE, str(path)), (COMMAND, printing(path)), (DESCRIPTOR, str(held)),
         (DESCRIPTOR, str(piped)),
     ):  # fmt: skip
-        source = from_environment({name: value})
+        source = key_source_from_environment({name: value})
         assert source is not None
         assert source.read() == OLD
         assert source.read() == OLD
-    assert from_environment({}) is None
+    assert key_source_from_environment({}) is None
     os.close(held)
     os.close(piped)
 
 
 def test_two_sources_at_once_are_refused(path: Path) -> None:
     with pytest.raises(KeyRingError, match="both set"):
-        from_environment({FILE: str(path), COMMAND: "cat"})
+        key_source_from_environment({FILE: str(path), COMMAND: "cat"})
 
 
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        ("", "no command"), ("'", "no command"), ("/no/such/program", "cannot be run"),
+        ("", "not a command line"), ("'", "not a command line"), ("/no/such/program", "cannot be run"),
         ("false", "exit code 1"), ("echo SECRET", "printed no key ring"),
     ],
 )  # fmt: skip
@@ -89,15 +87,15 @@ def test_a_command_that_fails_is_named_and_not_quoted(command: str, complaint: s
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "999999", "99999999999999999999"])
-def test_a_descriptor_that_is_none_is_refused(value: str) -> None:
+def test_an_invalid_descriptor_is_refused(value: str) -> None:
     if not value:
-        assert from_environment({DESCRIPTOR: value}) is None
+        assert key_source_from_environment({DESCRIPTOR: value}) is None
         return
     with pytest.raises(KeyRingError, match=DESCRIPTOR):
-        from_environment({DESCRIPTOR: value})
+        key_source_from_environment({DESCRIPTOR: value})
 
 
-def test_a_descriptor_is_not_handed_on(path: Path) -> None:
+def test_a_descriptor_is_not_inherited_by_children(path: Path) -> None:
     held = os.open(path, os.O_RDONLY)
     os.set_inheritable(held, True)
     KeyDescriptor(held)
@@ -105,11 +103,11 @@ def test_a_descriptor_is_not_handed_on(path: Path) -> None:
     os.close(held)
 
 
-def test_a_ring_follows_its_file(path: Path) -> None:
+def test_a_ring_reads_a_replaced_file(path: Path) -> None:
     ring, owner, key_id, dek = KeyRing.load(path), "ann", uuid4(), new_dek()
     assert ring.current == "old"
     renew(path)
-    # Wrapping looks whether the file is another, unwrapping once it lacks a key.
+    # Wrapping checks whether the file was replaced, unwrapping only when a key is missing.
     assert ring.wrap(owner, key_id, dek)[1] == "new"
     late = KeyRing.load(path)
     renew(path, RingText({**BOTH.keys, "newest": b"m" * 32}, "newest"))
@@ -118,7 +116,7 @@ def test_a_ring_follows_its_file(path: Path) -> None:
     assert late.unwrap(owner, key_id, wrapped, kek).key_id == key_id
 
 
-def test_a_key_that_is_nowhere_is_not_sought_again_and_again(
+def test_a_missing_key_does_not_reread_the_source_each_time(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, looked = KeyFile(path), []
@@ -135,10 +133,10 @@ def test_process_inherits_the_ring_and_gets_the_next(path: Path, tmp_path: Path)
     descriptor = pipe.descriptor()
     script = """
 import sys
-from vestry.crypto import keyring_source
-from vestry.crypto.keyring_source import from_environment
-keyring_source.HANDED_S = 60  # a busy machine writes the next ring when it does
-source = from_environment()
+from vestry.crypto import keyring
+from vestry.crypto.keyring import key_source_from_environment
+keyring.DESCRIPTOR_READ_TIMEOUT_S = 60  # a busy machine may write the next ring late
+source = key_source_from_environment()
 print(source.read().current, flush=True)
 print(source.read_with("new").current, flush=True)
 try:
@@ -161,7 +159,7 @@ except OSError:
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_rings_file_is_whole_at_every_moment(path: Path) -> None:
+def test_the_file_of_a_ring_is_complete_at_every_moment(path: Path) -> None:
     stop, rings = threading.Event(), []
 
     def read() -> None:
@@ -179,7 +177,7 @@ def test_a_rings_file_is_whole_at_every_moment(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_two_who_change_a_ring_wait_for_each_other(path: Path) -> None:
+def test_concurrent_changes_of_a_ring_are_serialised(path: Path) -> None:
     def add() -> None:
         with keyring_file.changing(path) as change:
             time.sleep(0.02)

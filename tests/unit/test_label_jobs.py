@@ -1,4 +1,4 @@
-"""Jobs of classification and reranking: what they refuse, what the handler gets, what comes back."""
+"""Classification and rerank jobs: validation, payload and result."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_bad_input_names_its_field_and_quotes_nothing(
     assert caught.value.__cause__ is None
 
 
-def test_a_classification_says_what_the_handler_reads() -> None:
+def test_a_classification_payload_has_the_fields_that_the_handler_reads() -> None:
     job = classify("law", Label("poetry", "songs", ["sing!"]), threshold=1, model="m")
     prepared = job.prepare(plain_digest)
     assert json.loads(prepared.payload) == {
@@ -107,17 +107,17 @@ def test_a_classification_says_what_the_handler_reads() -> None:
     assert (long.cost, long.keep_payload) == (5, False)
 
 
-def test_a_reranking_says_what_the_handler_reads() -> None:
+def test_a_rerank_payload_has_the_fields_that_the_handler_reads() -> None:
     prepared = rerank("größer", "b", limit=1).prepare(plain_digest)
     assert json.loads(prepared.payload) == {
         "query": "a query", "passages": ["größer", "b"], "limit": 1
     }  # fmt: skip
     assert (prepared.kind, prepared.pool, prepared.cost) == ("rerank", None, 1)
-    # The query is read with each of the passages.
+    # The model reads the query with each passage.
     assert Rerank("q" * 1024, passages=["a"] * 8).prepare(plain_digest).cost == 9
 
 
-def test_a_payload_too_large_is_told() -> None:
+def test_a_payload_that_is_too_large_is_refused() -> None:
     half = "x" * (PAYLOAD_LIMIT // 2)
     with pytest.raises(PayloadTooLarge):
         Classification(half, labels=["a", Label("b", examples=[half])]).prepare(plain_digest)
@@ -125,7 +125,7 @@ def test_a_payload_too_large_is_told() -> None:
         rerank(half, half).prepare(plain_digest)
 
 
-def test_jobs_show_nothing_of_their_texts() -> None:
+def test_reprs_of_jobs_show_no_text() -> None:
     job = Classification(SECRET, labels=[SECRET, Label("b", SECRET)])
     assert SECRET not in repr(job)
     assert SECRET not in repr(job.labels)

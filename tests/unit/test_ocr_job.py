@@ -1,4 +1,4 @@
-"""The producer's side of OCR: what a job takes, refuses and serialises, and what it gets back."""
+"""OCR jobs: validation, payload and result."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_sparse_file_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
     assert caught.value.size == 2**40
 
 
-def test_a_file_of_somebody_elses_is_refused(
+def test_a_file_without_read_permission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(path: Path) -> bytes:
@@ -74,8 +74,8 @@ def test_a_file_of_somebody_elses_is_refused(
 
     file = tmp_path / f"{SECRET}.png"
     file.write_bytes(PNG)
-    monkeypatch.setattr(Path, "read_bytes", denied)  # root, who runs tests too, may read everything
-    with pytest.raises(InvalidInput, match="may not be read") as caught:
+    monkeypatch.setattr(Path, "read_bytes", denied)  # root may read everything
+    with pytest.raises(InvalidInput, match="permission denied") as caught:
         Ocr(file)
     assert SECRET not in str(caught.value)
 
@@ -84,7 +84,7 @@ def prepared(**options: Any) -> Prepared:
     return Ocr(PNG, **options).prepare(plain_digest)
 
 
-def test_the_file_travels_beside_the_payload(tmp_path: Path) -> None:
+def test_the_file_is_a_blob_beside_the_payload(tmp_path: Path) -> None:
     file = tmp_path / f"{SECRET}.txt"  # the content decides, not the name
     file.write_bytes(PNG)
     job = Ocr(str(file), languages=["eng", "script/Latin"], pages=3, dpi=200, word_boxes=True)
@@ -99,14 +99,14 @@ def test_the_file_travels_beside_the_payload(tmp_path: Path) -> None:
     assert job.prepare(plain_digest) == made
 
 
-def test_what_is_not_said_is_left_to_the_workers() -> None:
+def test_unset_options_are_null_in_the_payload() -> None:
     body = {"languages": None, "pages": None, "dpi": None, "word_boxes": False}
     assert json.loads(prepared().payload) == body
     assert prepared().keep_payload
     assert not prepared(keep_file=False).keep_payload
 
 
-def test_a_job_costs_as_much_as_its_file_is_long() -> None:
+def test_the_cost_of_a_job_follows_the_size_of_its_file() -> None:
     assert prepared().cost == 1
     assert Ocr(PNG + bytes(100 * 1024)).prepare(plain_digest).cost == 101
 
@@ -120,11 +120,11 @@ def test_a_job_costs_as_much_as_its_file_is_long() -> None:
         (b"GIF89a", None), (b"RIFF\0\0\0\0WAVE", None), (b"PK\3\4", None), (b"", None),
     ],
 )  # fmt: skip
-def test_a_kind_is_told_by_the_first_bytes(start: bytes, kind: str | None) -> None:
+def test_the_type_of_a_file_is_detected_by_its_first_bytes(start: bytes, kind: str | None) -> None:
     assert file_kind(start) == kind
 
 
-def test_a_result_comes_back_as_it_was_stored() -> None:
+def test_a_result_survives_a_round_trip() -> None:
     words = (OcrWord(SECRET, (1.0, 2.0, 3.5, 4.0), 0.9),)
     pages = (
         OcrPage(1, f"{SECRET}\n", 0.9, None, "ocr", 90, -2.1, 640.0, 480.0, "px", words),

@@ -24,7 +24,7 @@ import workers
 ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {
     "vestry", "tasks", "inference", "models", "workers", "migrations", "tests", "benchmarks",
-    "samples", "docs", ".ci", ".gitignore", "pyproject.toml", "constraints.txt", "Makefile",
+    "samples", "docs", "tools", ".ci", ".gitignore", "pyproject.toml", "constraints.txt", "Makefile",
     "compose.yaml", "Dockerfile", ".dockerignore", "README.md", "CHANGELOG.md", "LICENSE",
 }  # fmt: skip
 

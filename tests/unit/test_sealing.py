@@ -1,4 +1,4 @@
-"""Sealing and the key ring: what opens, what does not, and what shows nothing."""
+"""Sealing and the key ring: what opens, what does not, and reprs without key material."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from vestry.crypto.envelope import CHUNK, PAYLOAD, OwnerKey, associated_data, new_dek, plain_digest
 from vestry.crypto.keyring import KeyRing
+from vestry.db.operations import uuid7
 from vestry.errors import KeyRingError, SealBroken, UnknownKey
-from vestry.ids import uuid7
 
 
 def owner_key(owner: str = "alice") -> OwnerKey:
@@ -24,7 +24,7 @@ def owner_key(owner: str = "alice") -> OwnerKey:
 
 
 @given(st.binary(max_size=5000))
-def test_what_is_sealed_opens(plaintext: bytes) -> None:
+def test_sealed_content_opens(plaintext: bytes) -> None:
     key, row = owner_key(), uuid4()
     assert key.open(PAYLOAD, row, key.seal(PAYLOAD, row, plaintext)) == plaintext
 
@@ -43,7 +43,7 @@ def test_the_same_text_seals_differently_each_time() -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 16, 17, 28, 29, -1])
-def test_any_changed_byte_is_noticed(position: int) -> None:
+def test_any_changed_byte_breaks_the_seal(position: int) -> None:
     key, row = owner_key(), uuid4()
     sealed = bytearray(key.seal(PAYLOAD, row, b"x"))
     sealed[position] ^= 1
@@ -54,7 +54,7 @@ def test_any_changed_byte_is_noticed(position: int) -> None:
 @pytest.mark.parametrize(
     "sealed", [b"", b"\x01", b"\x02" * 60, b"plain text, not an envelope at all" * 3]
 )
-def test_what_is_no_envelope_does_not_open(sealed: bytes) -> None:
+def test_bytes_that_are_no_envelope_do_not_open(sealed: bytes) -> None:
     with pytest.raises(SealBroken):
         owner_key().open(PAYLOAD, uuid4(), sealed)
 
@@ -75,7 +75,9 @@ def test_sealed_bytes_do_not_open_elsewhere() -> None:
 
 
 @given(st.text(max_size=5), st.text(max_size=5), st.text(max_size=5), st.text(max_size=5))
-def test_no_two_places_read_the_same(owner: str, field: str, owner2: str, field2: str) -> None:
+def test_associated_data_of_two_rows_never_collides(
+    owner: str, field: str, owner2: str, field2: str
+) -> None:
     row = uuid4()
     same = (owner, field) == (owner2, field2)
     assert (associated_data(row, owner, field) == associated_data(row, owner2, field2)) is same
@@ -92,7 +94,7 @@ def test_digests_are_keyed_and_bound_to_their_purpose() -> None:
     assert len(one.digest("a", b"x")) == len(plain_digest("a", b"x")) == 32
 
 
-def test_keys_show_nothing(tmp_path: Path) -> None:
+def test_reprs_of_keys_show_no_key_material(tmp_path: Path) -> None:
     dek = new_dek()
     key, ring = OwnerKey(uuid7(), "alice", dek), KeyRing.generate(tmp_path / "ring")
     secret = json.loads((tmp_path / "ring").read_text())["keys"][ring.current]
@@ -121,7 +123,7 @@ def test_a_generated_ring_is_private_complete_and_never_overwritten(tmp_path: Pa
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
-def test_a_ring_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_ring_file_that_other_users_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "ring.json"
     KeyRing.generate(path)
     path.chmod(mode)
@@ -144,7 +146,7 @@ def test_a_malformed_ring_is_refused_without_quoting_it(tmp_path: Path, text: st
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_a_missing_ring_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_ring_file_raises(tmp_path: Path) -> None:
     with pytest.raises(KeyRingError, match="does not exist"):
         KeyRing.load(tmp_path / "nowhere")
 

@@ -1,4 +1,4 @@
-"""What left for a cloud, from the record that is written before any of it leaves."""
+"""Audit of requests to clouds, from the egress record that is committed before each request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Connection = psycopg.Connection[Any]
 
 @dataclass(frozen=True, slots=True)
 class EgressSummary:
-    """Requests of one class to one backend on one day (UTC)."""
+    """Requests of one privacy class to one backend on one day (UTC)."""
 
     day: dt.date
     privacy: str
@@ -29,14 +29,14 @@ class AuditReport:
     """The answer to "did anything private leave?".
 
     Attributes:
-        since: from when on.
-        until: up to when.
-        departures: by day, class and backend.
-        private_requests: how many requests were for private jobs. The table refuses a row of theirs.
-        private_receipts: attempts of private jobs that a cloud served, by the workers' own account.
-        unrecorded: attempts of shareable jobs that a cloud served, without a request on record.
-        guarded: the constraints that refuse private rows, and the absence of any right to change or
-            delete one, are in place now.
+        since: start of the period.
+        until: end of the period, exclusive.
+        egress: requests by day, class and backend.
+        private_requests: requests for private jobs. The table refuses such rows.
+        private_receipts: attempts of private jobs that a cloud served, by the workers' receipts.
+        unrecorded: attempts of shareable jobs that a cloud served without a recorded request.
+        guarded: the constraints that refuse private rows are in place, and no role may change or
+            delete a row.
     """
 
     since: dt.datetime
@@ -49,13 +49,13 @@ class AuditReport:
 
     @property
     def clean(self) -> bool:
-        """Nothing private left, and everything that left is on record."""
+        """Whether no private content was sent, and every request is recorded."""
         return self.guarded and not (
             self.private_requests or self.private_receipts or self.unrecorded
         )
 
 
-_DEPARTURES = """
+_EGRESS = """
 WITH e AS MATERIALIZED (
   SELECT (at AT TIME ZONE 'UTC')::date AS day, privacy, backend, locality, bytes, job_ids
   FROM vestry.egress WHERE at >= %(since)s AND at < %(until)s),
@@ -86,23 +86,23 @@ FROM pg_class c WHERE c.oid = 'vestry.egress'::regclass"""
 
 
 def report(conn: Connection, since: dt.datetime, until: dt.datetime) -> AuditReport:
-    """What left in a span of time.
+    """The audit of a period.
 
     Args:
         conn: an operator's connection.
-        since: from when on.
-        until: up to when.
+        since: start of the period.
+        until: end of the period, exclusive.
     """
     span = {"since": since, "until": until}
-    departures = tuple(EgressSummary(*row) for row in conn.execute(_DEPARTURES, span).fetchall())
+    egress = tuple(EgressSummary(*row) for row in conn.execute(_EGRESS, span).fetchall())
     receipts = conn.execute(_RECEIPTS, span).fetchone()
     guarded = conn.execute(_GUARDED).fetchone()
     assert receipts is not None  # noqa: S101 - an aggregate always has a row
     return AuditReport(
         since=since,
         until=until,
-        egress=departures,
-        private_requests=sum(d.requests for d in departures if d.privacy != "shareable"),
+        egress=egress,
+        private_requests=sum(row.requests for row in egress if row.privacy != "shareable"),
         private_receipts=receipts[0],
         unrecorded=receipts[1],
         guarded=bool(guarded and guarded[0]),

@@ -1,7 +1,7 @@
-"""Forgetting an owner: key, rows, files, vectors and results go, a tombstone stays.
+"""Erasure of an owner: key, rows, files, vectors and results are deleted, a tombstone stays.
 
-migrations/sql/0001_initial/erasure.sql explains the order. Each step commits by itself and may be
-repeated, so that an interrupted call is made again.
+The SQL of `vestry.forget_owner_v1` explains the order. Each step commits by itself and may
+be repeated, so an interrupted call is repeated.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from vestry.errors import InvalidInput, Unavailable, UnknownOwner
 Connection = psycopg.Connection[Any]
 
 PAGE: Final = 500
-"""Jobs, or documents, in one transaction."""
+"""Most jobs, or documents, in one transaction."""
 
 
 @dataclass(slots=True)
 class ErasureReport:
-    """What went and what did not.
+    """Counts of an erasure: what was deleted, and what stays.
 
     Attributes:
-        owner: who.
-        forgotten_at: the tombstone's time; nothing is stored for the owner after it.
-        gone: how many went, by what: keys, documents, chunks, vectors, payloads, results, files,
+        owner: the owner.
+        forgotten_at: time of the tombstone, after which nothing is stored for the owner.
+        gone: number of deleted keys, documents, chunks, vectors, payloads, results, files and
             idempotency_keys.
         cancelled: jobs that were waiting, queued or running.
-        kept_jobs: job records without content that stay until they are pruned.
+        kept_jobs: job records without content, which stay until they are pruned.
     """
 
     owner: str
@@ -42,28 +42,27 @@ class ErasureReport:
 
 
 def forget(conn: Connection, owner: str, *, timeout_s: float = 30.0) -> ErasureReport:
-    """Forget an owner for good.
+    """Delete all content of an owner, for good.
 
     Args:
         conn: an operator's connection, under autocommit.
-        owner: who.
-        timeout_s: how long producers' open transactions that store something for the owner are
-            waited for.
+        owner: the owner.
+        timeout_s: longest wait for producers' open transactions that store content of the owner.
 
     Raises:
-        UnknownOwner: nothing was ever stored for such an owner.
-        Unavailable: a producer's transaction stayed open. The tombstone stands; call again.
+        UnknownOwner: nothing was ever stored for this owner.
+        Unavailable: a producer's transaction stayed open. The tombstone is set; call again.
     """
     row = conn.execute("SELECT * FROM vestry.forget_owner_v1(%s)", [owner]).fetchone()
     if row is None or row[0] is None:
-        raise UnknownOwner("nothing was ever stored for this owner")
-    done = ErasureReport(owner, row[0], {"keys": row[1]})
-    done.gone["keys"] += _await_enqueues(conn, owner, timeout_s)
-    done.cancelled = _cancel(conn, owner)
-    _delete(conn, done)
+        raise UnknownOwner("Nothing was ever stored for this owner; check its name.")
+    erased = ErasureReport(owner, row[0], {"keys": row[1]})
+    erased.gone["keys"] += _await_enqueues(conn, owner, timeout_s)
+    erased.cancelled = _cancel(conn, owner)
+    _delete(conn, erased)
     kept = conn.execute("SELECT count(*) FROM vestry.jobs WHERE owner = %s", [owner]).fetchone()
-    done.kept_jobs = kept[0] if kept else 0
-    return done
+    erased.kept_jobs = kept[0] if kept else 0
+    return erased
 
 
 def _await_enqueues(conn: Connection, owner: str, timeout_s: float) -> int:
@@ -76,14 +75,14 @@ def _await_enqueues(conn: Connection, owner: str, timeout_s: float) -> int:
             row = conn.execute("SELECT vestry.await_enqueues_v1(%s)", [owner]).fetchone()
     except psycopg.errors.LockNotAvailable:
         raise Unavailable(
-            "A producer's open transaction stores something for this owner. Nothing new is taken for "
-            "them any more; run the command again when that transaction is over."
+            "A producer's open transaction stores content of this owner. New content is refused from "
+            "now on; run the command again when that transaction has ended."
         ) from None
     return int(row[0]) if row else 0
 
 
 def _cancel(conn: Connection, owner: str) -> int:
-    """Cancel all that is not finished. There is nothing new, but a flow's jobs that come free."""
+    """Cancel all unfinished jobs, until none is left: jobs of a flow may be released meanwhile."""
     count = 0
     while ids := [
         row[0]
@@ -103,20 +102,20 @@ def _cancel_page(conn: Connection, ids: list[UUID]) -> int:
     return sum(state == "cancelled" for (state,) in rows)
 
 
-def _delete(conn: Connection, done: ErasureReport) -> None:
+def _delete(conn: Connection, erased: ErasureReport) -> None:
     more = True
     while more:
         rows = conn.execute(
-            "SELECT what, gone, more FROM vestry.forget_content_v1(%s, %s)", [done.owner, PAGE]
+            "SELECT what, gone, more FROM vestry.forget_content_v1(%s, %s)", [erased.owner, PAGE]
         ).fetchall()
         more = any(row[2] for row in rows)
-        for what, gone, _ in rows:
-            name = "files" if what == "blobs" else what
-            done.gone[name] = done.gone.get(name, 0) + gone
+        for content, gone, _ in rows:
+            name = "files" if content == "blobs" else content
+            erased.gone[name] = erased.gone.get(name, 0) + gone
 
 
 def backups_until(days: float | None, forgotten_at: dt.datetime) -> dt.datetime | None:
-    """When the last backup that may hold something of the owner is gone, if it is known.
+    """When the last backup that may hold content of the owner is deleted; None if unknown.
 
     Raises:
         InvalidInput: the days are negative.

@@ -1,8 +1,8 @@
-"""Rotation of key-encryption keys, while producers and workers go on.
+"""Rotation of key-encryption keys, while producers and workers run.
 
-A data key is wrapped anew; what it seals is not touched, so that a rotation takes as long as there are
-owners, whatever they own. The old key stays in the ring, and opens what it wrapped, until nothing is
-wrapped with it and `retire` takes it out.
+Data keys are rewrapped; what they seal is not touched, so the duration of a rotation depends on the
+number of owners alone. The old key stays in the ring, to unwrap, until no data key is wrapped with it
+and `retire` removes it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import psycopg
 
 from vestry.crypto import keyring_file
 from vestry.crypto.envelope import KEY_BYTES
-from vestry.crypto.keyring import KeyRing, new_key_id
-from vestry.crypto.keyring_source import COMMAND, KeyFile, KeySource, RingText
+from vestry.crypto.keyring import COMMAND, KeyRing, KeySource, new_key_id
+from vestry.crypto.keyring_file import KeyFile, RingText
 from vestry.errors import InvalidInput, KeyRingError, SealBroken, UnknownKey
 
 Connection = psycopg.Connection[Any]
 
 PAGE: Final = 500
-"""Data keys wrapped anew in one transaction."""
+"""Most data keys rewrapped in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class KeyStatus:
         key: its id.
         in_ring: the key ring has it.
         current: it wraps new data keys.
-        wraps: how many owners' data keys are wrapped with it.
-        created_at: when it first wrapped one; None for a key not used yet.
-        retired_at: since when it may wrap none.
+        wraps: number of owners' data keys wrapped with it.
+        created_at: when it first wrapped one; None for an unused key.
+        retired_at: when it was retired; it may wrap none since.
     """
 
     key: str
@@ -51,23 +51,23 @@ class KeyStatus:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """What a rotation did.
+    """Result of a rotation.
 
     Attributes:
         current: the key that wraps now.
-        made: it was made, or taken into use, by this rotation; False where one was taken up again.
-        rewrapped: data keys wrapped anew.
-        left: data keys that are still wrapped with another, since the ring lacks that one.
+        new_key: this rotation created it or made it current; False if it resumed an earlier rotation.
+        rewrapped: data keys rewrapped.
+        not_rewrapped: data keys that stay wrapped with a key that the ring lacks.
     """
 
     current: str
-    made: bool
+    new_key: bool
     rewrapped: int
-    left: int
+    not_rewrapped: int
 
 
 def statuses(conn: Connection, source: KeySource) -> list[KeyStatus]:
-    """All keys that ring or database know, oldest first."""
+    """All keys of key ring and database, oldest first."""
     ring = KeyRing.read(source)
     rows = conn.execute(
         """SELECT coalesce(w.kek_id, k.kek_id), coalesce(k.wraps, 0), w.created_at, w.retired_at
@@ -76,18 +76,18 @@ def statuses(conn: Connection, source: KeySource) -> list[KeyStatus]:
              USING (kek_id)
            ORDER BY w.created_at, 1"""
     ).fetchall()
-    known = {row[0]: row[1:] for row in rows}
-    unused = [key for key in ring.key_ids if key not in known]
+    stored = {row[0]: row[1:] for row in rows}
+    unused = [key for key in ring.key_ids if key not in stored]
     return [
-        KeyStatus(key, key in ring.key_ids, key == ring.current, *known.get(key, (0, None, None)))
-        for key in (*known, *unused)
+        KeyStatus(key, key in ring.key_ids, key == ring.current, *stored.get(key, (0, None, None)))
+        for key in (*stored, *unused)
     ]
 
 
 def add(source: KeySource) -> str:
-    """Put a new key into the ring's file that wraps nothing yet; its id.
+    """Add a new key, which wraps nothing yet, to the ring's file; returns its id.
 
-    For rings that reach their readers by other ways than the file itself: hand it round, then rotate.
+    For rings that are distributed other than by the file itself: distribute it, then rotate.
 
     Raises:
         KeyRingError: the ring is not a file.
@@ -101,10 +101,10 @@ def add(source: KeySource) -> str:
 
 
 def rotate(conn: Connection, source: KeySource) -> Rotated:
-    """Have every data key wrapped with a new key. Broken off, the next call takes it up again.
+    """Rewrap every data key with a new key. After an interruption the next call resumes.
 
-    The new key is the ring's youngest where that wraps nothing yet, else made here. Where the ring
-    comes from a command its current key counts, and that is for its keeper to change before.
+    The new key is the ring's youngest if that wraps nothing yet, else it is created. If the ring comes
+    from a command, its current key is used: change that at its source before.
 
     Args:
         conn: an operator's connection, under autocommit.
@@ -114,32 +114,32 @@ def rotate(conn: Connection, source: KeySource) -> Rotated:
         KeyRingError: the ring cannot be read or written.
     """
     if not isinstance(source, KeyFile):
-        return _rewrap_all(conn, KeyRing.read(source), made=False)
+        return _rewrap_all(conn, KeyRing.read(source), new_key=False)
     with keyring_file.changing(source.path) as change:
-        made = not _is_unfinished(conn, change.ring)
-        if made:
+        new_key = not _is_unfinished(conn, change.ring)
+        if new_key:
             change.replace(_with_next_current(change.ring))
-        return _rewrap_all(conn, KeyRing.read(source), made=made)
+        return _rewrap_all(conn, KeyRing.read(source), new_key=new_key)
 
 
 def retire(conn: Connection, source: KeySource, key: str | None = None) -> list[str]:
-    """Take keys that wrap nothing out of use: out of the ring's file, and no row may name them again.
+    """Retire keys that wrap nothing: remove them from the ring's file, and forbid rows that name them.
 
     Args:
         conn: an operator's connection, under autocommit.
         source: of the key ring.
-        key: which; None for all that wrap nothing, but the current one and those after it.
+        key: its id; None for all that wrap nothing and are older than the current one.
 
     Returns:
         The keys retired.
 
     Raises:
-        InvalidInput: the key is current, or unknown, or still wraps something.
+        InvalidInput: the key is current or unknown, or still wraps data keys.
     """
     ring = KeyRing.read(source)
     older = ring.key_ids[: ring.key_ids.index(ring.current)]
     if key is not None and key == ring.current:
-        raise InvalidInput("key", "is the current one; rotate first")
+        raise InvalidInput("key", "is the current key; rotate first")
     if key is not None and key not in {status.key for status in statuses(conn, source)}:
         raise InvalidInput("key", "is in neither key ring nor database; see `vestry keys list`")
     gone = []
@@ -161,14 +161,14 @@ def retire(conn: Connection, source: KeySource, key: str | None = None) -> list[
 def _changing(source: KeySource) -> Iterator[keyring_file.RingChange]:
     if not isinstance(source, KeyFile):
         raise KeyRingError(
-            f"only a key ring in a file can be changed here; one of {COMMAND} where it is kept"
+            f"only a key ring in a file can be changed here; change that of {COMMAND} at its source"
         )
     with keyring_file.changing(source.path) as change:
         yield change
 
 
 def _is_unfinished(conn: Connection, ring: RingText) -> bool:
-    """Whether a rotation to the current key was broken off."""
+    """Whether a rotation to the current key was interrupted."""
     others = [key for key in ring.keys if key != ring.current]
     row = conn.execute(
         "SELECT EXISTS (SELECT FROM vestry.owner_keys WHERE kek_id = ANY (%s))", [others]
@@ -184,23 +184,23 @@ def _with_next_current(ring: RingText) -> RingText:
     return RingText({**ring.keys, key: os.urandom(KEY_BYTES)}, key)
 
 
-def _rewrap_all(conn: Connection, ring: KeyRing, *, made: bool) -> Rotated:
-    """Wrap what is not wrapped with the current key, until a whole round finds nothing it could do.
+def _rewrap_all(conn: Connection, ring: KeyRing, *, new_key: bool) -> Rotated:
+    """Rewrap data keys until a whole pass finds none to rewrap.
 
-    New data keys may be wrapped with the old one as long as a producer has not looked at its ring.
+    A producer wraps new data keys with the old key until it reads its key ring again.
     """
     total = 0
     while True:
-        done, left = 0, 0
+        stored, remaining = 0, 0
         after = None
         while page := _page(conn, ring.current, after):
             after = page[-1][0]
-            anew = [row for old in page if (row := _rewrapped(ring, old)) is not None]
-            done += _store(conn, anew, ring.current)
-            left += len(page) - len(anew)
-        total += done
-        if done == 0:
-            return Rotated(ring.current, made, total, left)
+            rewrapped = [row for old in page if (row := _rewrapped(ring, old)) is not None]
+            stored += _store(conn, rewrapped, ring.current)
+            remaining += len(page) - len(rewrapped)
+        total += stored
+        if stored == 0:
+            return Rotated(ring.current, new_key, total, remaining)
 
 
 def _page(conn: Connection, current: str, after: object) -> list[Any]:
@@ -212,13 +212,13 @@ def _page(conn: Connection, current: str, after: object) -> list[Any]:
 
 
 def _rewrapped(ring: KeyRing, row: Any) -> Any:
-    """Key id, what was read, what is to be in its place; None where the ring cannot open it."""
+    """Key id, old and new wrapped key; None if the ring cannot unwrap the old one."""
     key_id, owner, wrapped, kek_id = row
     try:
-        anew, _ = ring.rewrap(owner, key_id, wrapped, kek_id)
+        rewrapped, _ = ring.rewrap(owner, key_id, wrapped, kek_id)
     except (UnknownKey, SealBroken):
         return None
-    return key_id, wrapped, anew
+    return key_id, wrapped, rewrapped
 
 
 def _store(conn: Connection, rows: list[Any], current: str) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 import psycopg
 
 from vestry.client import Vestry
-from vestry.crypto.keyring_source import COMMAND, FILE, KeySource
+from vestry.crypto.keyring import COMMAND, FILE, KeySource
+from vestry.db.operations import translated
 from vestry.errors import SettingsError
-from vestry.operations import translated
 from vestry.settings import resolve, resolve_operator
 
 CONNECT_TIMEOUT_S = 10

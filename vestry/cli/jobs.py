@@ -17,7 +17,7 @@ from vestry.cli.rerun import list_degraded
 from vestry.cli.results import answer, read_outcome
 from vestry.db.job_queries import job_id
 from vestry.errors import WaitTimeout
-from vestry.jobs.results import JobStatus
+from vestry.jobs.results import JobStatus, State
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
@@ -210,17 +210,6 @@ STYLES = {
 
 # `vestry status` without a job: how many jobs of each lane are in which state.
 
-STATES = (
-    "waiting",
-    "queued",
-    "running",
-    "succeeded",
-    "dead",
-    "cancelled",
-    "expired",
-    "superseded",
-)
-
 _OVERVIEW = """
 SELECT lane, state, count(*),
        percentile_cont(0.5) WITHIN GROUP (ORDER BY
@@ -248,7 +237,7 @@ def overview(out: Output) -> None:
         if not found:
             console.print("No jobs.")
             return
-        shown = [state for state in STATES if any(state in lane["states"] for lane in found)]
+        shown = [state for state in State if any(state in lane["states"] for lane in found)]
         columns = ("lane", *(f"#{state}" for state in shown), "#median wait", "#median run")
         console.print(
             table(

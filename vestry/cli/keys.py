@@ -75,17 +75,18 @@ def rotate(as_json: JsonOption = False) -> None:
         done = key_rotation.rotate(conn, key_source())
     document = {
         "current": done.current,
-        "new": done.made,
+        "new": done.new_key,
         "rewrapped": done.rewrapped,
-        "left": done.left,
+        "left": done.not_rewrapped,
     }
     text = f"{done.rewrapped} data keys were wrapped anew with {done.current}."
-    if done.left:
+    if done.not_rewrapped:
         text += (
-            f" {done.left} are wrapped with keys that the key ring lacks; see `vestry keys list`."
+            f" {done.not_rewrapped} are wrapped with keys that the key ring lacks; "
+            "see `vestry keys list`."
         )
     _tell(as_json, document, text)
-    if done.left:
+    if done.not_rewrapped:
         raise typer.Exit(ExitCode.FAILED)
 
 

@@ -1,6 +1,6 @@
-"""What makes private content unreadable without its owner's key, and comparable without reading it.
+"""Sealing of private content under its owner's key, and digests that compare it unread.
 
-Envelope of sealed content, which the database checks as far as the key id:
+Envelope of sealed content; the database checks it up to the key id:
 
     byte 0       version, 0x01
     bytes 1-16   key id (UUID)
@@ -9,7 +9,7 @@ Envelope of sealed content, which the database checks as far as the key id:
 
 The associated data is row id, owner and field, so that sealed bytes moved to another row, owner or
 column do not open. Random 96-bit nonces are safe for 2**32 seals under one key (NIST SP 800-38D,
-section 8.3); there is one key an owner.
+section 8.3); there is one key per owner.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ BLOB: Final = "blob"
 
 
 def blob_field(name: str, part: int) -> str:
-    """What a part of a file is sealed as: no part opens in another's place."""
+    """The field name that a part of a file is sealed with: no part opens in the position of another."""
     return f"{BLOB}/{name}/{part}"
 
 
 class OwnerKey:
-    """One owner's data key. Seals, opens and digests; shows nothing of itself.
+    """One owner's data key: seals, opens and digests. Its repr shows no key material.
 
     Attributes:
-        key_id: which key this is; the envelope names it.
-        owner: whose it is.
+        key_id: the key's id, which the envelope names.
+        owner: the owner it belongs to.
     """
 
     __slots__ = ("_aead", "_mac_key", "key_id", "owner")
 
     def __init__(self, key_id: UUID, owner: str, dek: bytes) -> None:
-        """Take an owner's 32-byte data key (`new_dek`)."""
+        """Derive the keys from an owner's 32-byte data key (`new_dek`)."""
         if len(dek) != KEY_BYTES:
             raise UnknownKey("a data key is 32 bytes")
         self.key_id = key_id
@@ -75,10 +75,10 @@ class OwnerKey:
         return f"OwnerKey(key_id={self.key_id})"
 
     def __reduce__(self) -> str:
-        raise TypeError("an owner's key is not to be copied out of the process")
+        raise TypeError("an owner's key cannot be pickled or copied")
 
     def seal(self, field: str, row_id: UUID, plaintext: bytes) -> bytes:
-        """Seal content for one field of one row; `HEADER_BYTES + TAG_BYTES` longer than it was."""
+        """Seal content for one field of one row; it grows by `HEADER_BYTES + TAG_BYTES`."""
         nonce = os.urandom(NONCE_BYTES)
         aad = associated_data(row_id, self.owner, field)
         return VERSION + self.key_id.bytes + nonce + self._aead.encrypt(nonce, plaintext, aad)
@@ -88,7 +88,7 @@ class OwnerKey:
 
         Raises:
             UnknownKey: it is sealed with another key.
-            SealBroken: it is no envelope, or was changed, or is of another row, owner or field.
+            SealBroken: it is no envelope, was changed, or belongs to another row, owner or field.
         """
         if len(sealed) < HEADER_BYTES + TAG_BYTES or sealed[:1] != VERSION:
             raise SealBroken("this is not a sealed envelope")
@@ -102,7 +102,7 @@ class OwnerKey:
             raise SealBroken from None
 
     def digest(self, purpose: str, data: bytes) -> bytes:
-        """32 bytes of HMAC-SHA256: equal data tells that it is equal, and nothing else."""
+        """32 bytes of HMAC-SHA256: they reveal whether data are equal, and nothing else."""
         return hmac.digest(self._mac_key, _purposed(purpose, data), hashlib.sha256)
 
 
@@ -117,7 +117,7 @@ def new_dek() -> bytes:
 
 
 def associated_data(row_id: UUID, owner: str, field: str) -> bytes:
-    """Row id, owner and field, each with its length, so that no two triples read the same."""
+    """Row id, owner and field, each prefixed with its length, so that no two triples collide."""
     return b"".join(_sized(part) for part in (row_id.bytes, owner.encode(), field.encode()))
 
 

@@ -1,18 +1,26 @@
-"""The key ring: key-encryption keys, which wrap every owner's data key.
+"""The key ring: key-encryption keys, which wrap every owner's data key, and the sources they come from.
 
-Losing it makes all private content unreadable: back it up, apart from the database's backups. Where it
-comes from is `vestry.key_source`, how its file is changed `vestry.key_file`.
+Without it no private content can be read: back it up, apart from the database's backups.
+
+A key ring comes from a private file, a command's output, or an inherited descriptor. All three give the
+same JSON, `{"current": id, "keys": {id: base64 of 32 bytes}}`. A command is for a key management
+service that unwraps the ring. By a descriptor a supervisor passes it to a child, so that it is neither
+in an argument, nor in the environment, nor in a file that the child could name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shlex
+import stat
+import subprocess
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
@@ -20,22 +28,49 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from vestry.crypto import keyring_file
 from vestry.crypto.envelope import KEY_BYTES, NONCE_BYTES, OwnerKey, associated_data
-from vestry.crypto.keyring_source import KeyFile, KeySource, RingText
+from vestry.crypto.keyring_file import KeyFile, RingText, parse
 from vestry.errors import KeyRingError, SealBroken, UnknownKey
 
-_FIELD = "data key"
-RELOAD_CHECK_S: Final = 5.0
-"""How soon a source that had not the key looked for is asked again."""
+FILE: Final = "VESTRY_KEYRING_FILE"
+COMMAND: Final = "VESTRY_KEYRING_COMMAND"
+DESCRIPTOR: Final = "VESTRY_KEYRING_FD"
+COMMAND_TIMEOUT_S: Final = 30.0
+"""Longest run of a command that prints the key ring."""
+DESCRIPTOR_READ_TIMEOUT_S: Final = 2.0
+"""How long a child waits for a key that its supervisor is about to write."""
+RELOAD_INTERVAL_S: Final = 5.0
+"""Shortest time between two readings of a source that lacks a key."""
+_FIELD: Final = "data key"
+
+
+class KeySource(Protocol):
+    """A source of the key ring."""
+
+    def read(self) -> RingText:
+        """The current ring.
+
+        Raises:
+            KeyRingError: the source cannot be read, is malformed, or is readable by other users.
+        """
+        ...
+
+    def changed(self) -> bool:
+        """Whether the ring may have changed since it was read; cheap, False if undetectable."""
+        ...
+
+    def read_with(self, kek_id: str) -> RingText:
+        """The ring, as soon as it has this key; as it is if that takes too long."""
+        ...
 
 
 class KeyRing:
     """Key-encryption keys by id, one of them current: it wraps, the others only unwrap.
 
-    A ring that was read from a source follows it: a new key is there when it is first needed, so that
-    keys are rotated while everybody goes on working. Threads may share it.
+    A ring with a source reads it again when a key is missing, so that keys are rotated while producers
+    and workers run. Threads may share it.
     """
 
-    __slots__ = ("_barren_at", "_held", "_lock", "_source")
+    __slots__ = ("_held", "_lock", "_miss_at", "_source")
 
     def __init__(
         self, keys: Mapping[str, bytes], current: str, source: KeySource | None = None
@@ -44,13 +79,13 @@ class KeyRing:
         self._held = _opened(RingText(keys, current))
         self._source = source
         self._lock = threading.Lock()
-        self._barren_at = -RELOAD_CHECK_S
+        self._miss_at = -RELOAD_INTERVAL_S
 
     def __repr__(self) -> str:
         return f"KeyRing({len(self._held[0])} keys)"
 
     def __reduce__(self) -> str:
-        raise TypeError("a key ring is not to be copied out of the process")
+        raise TypeError("a key ring cannot be pickled or copied")
 
     @property
     def current(self) -> str:
@@ -64,12 +99,12 @@ class KeyRing:
 
     @classmethod
     def generate(cls, path: str | os.PathLike[str]) -> KeyRing:
-        """Make a key ring of one new key and write it to `path`, mode 0600.
+        """Create a key ring with one new key, in a file of mode 0600.
 
         The file appears complete or not at all.
 
         Raises:
-            KeyRingError: something is there already; a key ring is never overwritten.
+            KeyRingError: the file exists; a key ring is never overwritten.
         """
         kek_id = new_key_id()
         keyring_file.create(Path(path), RingText({kek_id: os.urandom(KEY_BYTES)}, kek_id))
@@ -80,13 +115,13 @@ class KeyRing:
         """Read a key ring from its file.
 
         Raises:
-            KeyRingError: it is absent, malformed, or others than its user may read it.
+            KeyRingError: the file is missing, malformed, or readable by other users.
         """
         return cls.read(KeyFile(path))
 
     @classmethod
     def read(cls, source: KeySource) -> KeyRing:
-        """Read a key ring, and follow its source.
+        """Read a key ring from a source, and again from there when a key is missing.
 
         Raises:
             KeyRingError: as the source says.
@@ -95,7 +130,7 @@ class KeyRing:
         return cls(ring.keys, ring.current, source)
 
     def renew(self) -> None:
-        """Read the source again, where there is one.
+        """Read the source again, if there is one.
 
         Raises:
             KeyRingError: as the source says; the ring stays as it was.
@@ -113,7 +148,7 @@ class KeyRing:
         return nonce + keys[current].encrypt(nonce, dek, aad), current
 
     def unwrap(self, owner: str, key_id: UUID, wrapped: bytes, kek_id: str) -> OwnerKey:
-        """An owner's key from what is stored.
+        """An owner's key from its stored form.
 
         Raises:
             UnknownKey: the ring has no key of that id.
@@ -122,11 +157,11 @@ class KeyRing:
         return OwnerKey(key_id, owner, self._dek(owner, key_id, wrapped, kek_id))
 
     def rewrap(self, owner: str, key_id: UUID, wrapped: bytes, kek_id: str) -> tuple[bytes, str]:
-        """What is stored, wrapped anew with the current key; raises as `unwrap`."""
+        """A stored data key, wrapped with the current key; raises as `unwrap`."""
         return self.wrap(owner, key_id, self._dek(owner, key_id, wrapped, kek_id))
 
     def _dek(self, owner: str, key_id: UUID, wrapped: bytes, kek_id: str) -> bytes:
-        kek = self._held[0].get(kek_id) or self._sought(kek_id)
+        kek = self._held[0].get(kek_id) or self._reloaded(kek_id)
         if kek is None:
             raise UnknownKey("the owner's key is wrapped with a key that this key ring lacks")
         aad = associated_data(key_id, owner, _FIELD)
@@ -135,27 +170,147 @@ class KeyRing:
         except (InvalidTag, ValueError):
             raise SealBroken("the owner's stored key does not open") from None
 
-    def _sought(self, kek_id: str) -> AESGCM | None:
-        """A key that the source may have by now; one thread asks, not too often."""
+    def _reloaded(self, kek_id: str) -> AESGCM | None:
+        """A missing key, after reading the source again; one thread at a time, rate-limited."""
         with self._lock:
-            found = self._held[0].get(kek_id)
-            if found is None and self._source is not None:
-                if time.monotonic() - self._barren_at < RELOAD_CHECK_S:
+            key = self._held[0].get(kek_id)
+            if key is None and self._source is not None:
+                if time.monotonic() - self._miss_at < RELOAD_INTERVAL_S:
                     return None
                 self._held = _opened(self._source.read_with(kek_id))
-                found = self._held[0].get(kek_id)
-                if found is None:
-                    self._barren_at = time.monotonic()
-            return found
+                key = self._held[0].get(kek_id)
+                if key is None:
+                    self._miss_at = time.monotonic()
+            return key
+
+
+class KeyCommand:
+    """A command that prints the ring, run without a shell.
+
+    Args:
+        command: as in a shell: words, quotes, no more.
+    """
+
+    def __init__(self, command: str) -> None:
+        try:
+            self._argv = shlex.split(command)
+        except ValueError:
+            self._argv = []
+        if not self._argv:
+            raise KeyRingError(f"{COMMAND} is not a command line")
+
+    def read(self) -> RingText:
+        """Run the command; its stderr is that of this process."""
+        try:
+            done = subprocess.run(
+                self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False,
+                timeout=COMMAND_TIMEOUT_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            # `from None`: the error holds the output so far.
+            raise KeyRingError(f"{COMMAND} took longer than {COMMAND_TIMEOUT_S:.0f} s") from None
+        except OSError:
+            raise KeyRingError(f"{COMMAND} cannot be run") from None
+        if done.returncode != 0:
+            raise KeyRingError(f"{COMMAND} ended with exit code {done.returncode}")
+        return parse(done.stdout, f"{COMMAND} printed no key ring")
+
+    def changed(self) -> bool:
+        """False: only running the command would show it."""
+        return False
+
+    def read_with(self, kek_id: str) -> RingText:
+        """Run the command again."""
+        del kek_id
+        return self.read()
+
+
+class KeyDescriptor:
+    """A descriptor that the parent process opened.
+
+    A file may grow: each further line is a newer ring, and the last complete line counts. A pipe gives
+    one ring. Children of this process do not inherit the descriptor.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._size = -1
+        self._once: RingText | None = None
+        try:
+            os.set_inheritable(descriptor, False)
+            self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        except (OSError, OverflowError):
+            raise KeyRingError(f"{DESCRIPTOR} does not name an open descriptor") from None
+
+    def read(self) -> RingText:
+        """The latest ring."""
+        if self._once is not None:
+            return self._once
+        try:
+            text = self._content()
+        except OSError:
+            raise KeyRingError(f"the descriptor in {DESCRIPTOR} cannot be read") from None
+        if not self._is_file:
+            self._once = parse(text, keyring_file.MALFORMED)
+            return self._once
+        complete = text[: text.rfind(b"\n") + 1].splitlines()
+        try:
+            return parse(text, keyring_file.MALFORMED)
+        except KeyRingError:
+            return parse(complete[-1] if complete else b"", keyring_file.MALFORMED)
+
+    def changed(self) -> bool:
+        """Whether the file grew since it was read."""
+        with contextlib.suppress(OSError):
+            return self._is_file and os.fstat(self._descriptor).st_size != self._size
+        return False
+
+    def read_with(self, kek_id: str) -> RingText:
+        """The ring, as soon as the parent has written one with this key."""
+        until = time.monotonic() + DESCRIPTOR_READ_TIMEOUT_S
+        while True:
+            ring = self.read()
+            if kek_id in ring.keys or not self._is_file or time.monotonic() > until:
+                return ring
+            time.sleep(0.05)
+
+    def _content(self) -> bytes:
+        if not self._is_file:
+            with os.fdopen(os.dup(self._descriptor), "rb") as pipe:
+                return pipe.read()
+        # pread from the start: other processes share the file position.
+        self._size = os.fstat(self._descriptor).st_size
+        return os.pread(self._descriptor, self._size, 0)
+
+
+def key_source_from_environment(environment: Mapping[str, str] = os.environ) -> KeySource | None:
+    """The source that the environment names; None if it names none.
+
+    Raises:
+        KeyRingError: it names several, or an invalid one.
+    """
+    names = [name for name in (FILE, COMMAND, DESCRIPTOR) if environment.get(name)]
+    if len(names) > 1:
+        raise KeyRingError(f"{' and '.join(names)} are both set; set one")
+    if not names:
+        return None
+    value = environment[names[0]]
+    if names[0] == FILE:
+        return KeyFile(value)
+    if names[0] == COMMAND:
+        return KeyCommand(value)
+    if not value.isdecimal():
+        raise KeyRingError(f"{DESCRIPTOR} is not the number of a descriptor")
+    return KeyDescriptor(int(value))
 
 
 def new_key_id() -> str:
-    """A name for a new key-encryption key."""
+    """An id for a new key-encryption key."""
     return f"kek-{secrets.token_hex(8)}"
 
 
 def _opened(ring: RingText) -> tuple[Mapping[str, AESGCM], str]:
-    """Keys and the current one's id, as one value: threads replace and read it in one stroke."""
+    """Keys and the current one's id, as one value that threads read and replace atomically."""
     if ring.current not in ring.keys:
         raise KeyRingError("the key ring's current key is not among its keys")
     if any(len(key) != KEY_BYTES for key in ring.keys.values()):

@@ -1,1 +1,1 @@
-"""SQL of the producer library: enqueue, job queries, replay, receipts, notifications."""
+"""Database work of the producer library: operations, enqueue, job queries, replay, receipts."""

@@ -1,4 +1,4 @@
-"""Jobs of one owner on their way into `vestry.enqueue_jobs_v1`: hashing, sealing, files. No I/O."""
+"""Enqueue: batches of one owner's jobs, hashed, sealed and passed to SQL with their files. No I/O."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from vestry.crypto.envelope import PAYLOAD, OwnerKey, blob_field, plain_digest
 from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.operations import Operation, Query, uuid7
 from vestry.errors import IdempotencyConflict, InvalidInput, PayloadTooLarge, UnknownKey
-from vestry.ids import uuid7
 from vestry.jobs.base import Digest, JobOptions, JobRequest
 from vestry.jobs.flow import Flow, Step, steps_of
 from vestry.jobs.results import JobRef
-from vestry.operations import Operation, Query
 from vestry.validation import PAYLOAD_LIMIT, check_label
 
 BATCH_JOBS: Final = 1000
 BATCH_BYTES: Final = 4 * 1024 * 1024
 BLOB_PART: Final = 1024 * 1024
-"""Bytes of a file in one row."""
+"""Most bytes of a file in one row."""
 BLOB_LIMIT: Final = 64 * BLOB_PART
-"""Bytes of one file."""
-_PARTS_A_CALL: Final = 8
+"""Most bytes of one file."""
+_PARTS_PER_CALL: Final = 8
 
 _ENQUEUE: Final = """SELECT ord, job_id, status FROM vestry.enqueue_jobs_v1(
   p_owner => %(owner)s::text, p_privacy => %(privacy)s::text, p_latency => %(latency)s::text,
@@ -41,14 +40,14 @@ _ENQUEUE: Final = """SELECT ord, job_id, status FROM vestry.enqueue_jobs_v1(
   p_max_attempts => %(max_attempts)b::integer,
   p_doc_jobs => %(doc_jobs)b::integer[], p_doc_ordinals => %(doc_ordinals)b::integer[],
   p_doc_sources => %(doc_sources)b::text[], p_doc_hashes => %(doc_hashes)b::bytea[])"""
-_STORE: Final = """SELECT vestry.store_blobs_v1(
+STORE_BLOBS: Final = """SELECT vestry.store_blobs_v1(
   %s::text, %s::text, %b::uuid, %b::uuid[], %b::text[], %b::integer[], %b::bytea[])"""
 _PRIVATE_SOURCES: Final = "SELECT vestry.private_sources_v1(%s::text, %b::text[])"
 
 
 @dataclass(slots=True)
 class EnqueueBatch:
-    """Jobs of one owner on their way into one call of the SQL function."""
+    """Jobs of one owner, collected for one call of the SQL function."""
 
     options: JobOptions
     digest: Digest
@@ -64,11 +63,11 @@ class EnqueueBatch:
         return len(self._steps)
 
     def prepare(self, job: JobRequest | Flow) -> list[Step]:
-        """Serialise a job, and what follows on it, for this batch's owner."""
+        """Serialise a job and its followers for this batch's owner."""
         return steps_of(job, self.digest, self.payload_limit)
 
     def has_room_for(self, steps: Sequence[Step]) -> bool:
-        """Whether there is room. One call cannot index the same document twice."""
+        """Whether the steps fit. One call cannot index the same document twice."""
         size = sum(map(_size, steps))
         return (
             len(self._steps) + len(steps) <= BATCH_JOBS
@@ -77,10 +76,11 @@ class EnqueueBatch:
         )
 
     def add(self, steps: Sequence[Step], idempotency_key: str | None = None) -> None:
-        """Take a job and what follows on it up.
+        """Add a job and its followers.
 
         Raises:
-            InvalidInput: the key cannot be used, or a document is indexed twice in the flow.
+            InvalidInput: the idempotency key is malformed, or the flow indexes a document twice.
+            PayloadTooLarge: a file is too large.
         """
         base = len(self._steps)
         for step in steps:
@@ -97,14 +97,14 @@ class EnqueueBatch:
         self._hashes += [None] * len(steps)
         if idempotency_key is not None:
             check_label("idempotency_key", idempotency_key)
-            scope = _bound(self.options)
+            scope = _scope(self.options)
             self._hashes[base] = (
                 self.digest("idempotency-key", scope + idempotency_key.encode()),
-                self.digest("idempotent-content", scope + _meaning(self.options, steps)),
+                self.digest("idempotent-content", scope + _identity(self.options, steps)),
             )
 
     def flush(self) -> Operation[list[JobRef]]:
-        """Enqueue what was taken up, and be empty again; one reference for each job or flow.
+        """Enqueue the jobs and empty the batch; returns one reference per job or flow.
 
         Raises:
             IdempotencyConflict: nothing was enqueued; the transaction is still usable.
@@ -118,29 +118,29 @@ class EnqueueBatch:
         conflicts = tuple(row[1] for row in rows if row[2] == "conflict")
         if conflicts:
             raise IdempotencyConflict(conflicts)
-        found = [(job_id, status == "created") for _, job_id, status in sorted(rows)]
-        yield from self._store_blobs(found)
-        references = _nested(found, self._parents)
+        enqueued = [(job_id, status == "created") for _, job_id, status in sorted(rows)]
+        yield from self._store_blobs(enqueued)
+        references = _nested(enqueued, self._parents)
         self._steps, self._parents, self._hashes = [], [], []
         self._documents, self._bytes = set(), 0
         return references
 
     def _check_sources(self) -> Operation[None]:
-        """Privacy cannot rise after a cloud has read: such a job is refused before it exists."""
-        named = sorted({source for step in self._steps for source in step.prepared.sources})
-        if not named or self.options.private:
+        """Refuse a shareable job that reads private sources: a cloud could read its answer."""
+        sources = sorted({source for step in self._steps for source in step.prepared.sources})
+        if not sources or self.options.private:
             return
-        rows = yield Query(_PRIVATE_SOURCES, (self.options.owner, named))
+        rows = yield Query(_PRIVATE_SOURCES, (self.options.owner, sources))
         if rows:
             raise InvalidInput(
                 "grounding", f"source {rows[0][0]} is private, and the job is shareable"
             )
 
-    def _store_blobs(self, found: Sequence[tuple[UUID, bool]]) -> Operation[None]:
-        waiting = self._blob_parts(found)
-        while parts := list(islice(waiting, _PARTS_A_CALL)):
+    def _store_blobs(self, enqueued: Sequence[tuple[UUID, bool]]) -> Operation[None]:
+        remaining = self._blob_parts(enqueued)
+        while parts := list(islice(remaining, _PARTS_PER_CALL)):
             yield Query(
-                _STORE,
+                STORE_BLOBS,
                 (
                     self.options.owner,
                     self.options.privacy,
@@ -153,9 +153,9 @@ class EnqueueBatch:
             )
 
     def _blob_parts(
-        self, found: Sequence[tuple[UUID, bool]]
+        self, enqueued: Sequence[tuple[UUID, bool]]
     ) -> Iterator[tuple[UUID, str, int, bytes]]:
-        for step, (job_id, created) in zip(self._steps, found, strict=True):
+        for step, (job_id, created) in zip(self._steps, enqueued, strict=True):
             for name, body in step.prepared.blobs.items() if created else ():
                 for number, start in enumerate(range(0, max(1, len(body)), BLOB_PART)):
                     part = body[start : start + BLOB_PART]
@@ -218,7 +218,7 @@ def _size(step: Step) -> int:
 
 
 def _ascending(parents: Sequence[int | None]) -> list[UUID]:
-    """Ids for all steps; those of a flow ascend, which is the order in which it is locked."""
+    """Ids for all steps; those of a flow ascend, which is the order of its locks."""
     ids: list[UUID] = []
     flow: list[UUID] = []
     for parent in parents:
@@ -229,33 +229,33 @@ def _ascending(parents: Sequence[int | None]) -> list[UUID]:
     return ids + sorted(flow)
 
 
-def _nested(found: Sequence[tuple[UUID, bool]], parents: Sequence[int | None]) -> list[JobRef]:
-    """References of first jobs, holding those of what follows on them."""
-    followers: list[list[JobRef]] = [[] for _ in found]
+def _nested(enqueued: Sequence[tuple[UUID, bool]], parents: Sequence[int | None]) -> list[JobRef]:
+    """References of first jobs, with those of their followers inside."""
+    followers: list[list[JobRef]] = [[] for _ in enqueued]
     roots: list[JobRef] = []
-    # From the last: all that follows on a job stands behind it.
-    for place in range(len(found) - 1, -1, -1):
-        job_id, created = found[place]
-        reference = JobRef(job_id, created, tuple(reversed(followers[place])))
-        parent = parents[place]
+    # From the last: the followers of a job come after it.
+    for index in range(len(enqueued) - 1, -1, -1):
+        job_id, created = enqueued[index]
+        reference = JobRef(job_id, created, tuple(reversed(followers[index])))
+        parent = parents[index]
         (roots if parent is None else followers[parent - 1]).append(reference)
     return roots[::-1]
 
 
 def _column(values: Iterable[Any]) -> list[Any] | None:
-    """An array; NULL for one of only NULLs, whose type the driver could not tell."""
+    """An array; NULL for one of only NULLs, whose type the driver cannot infer."""
     column = list(values)
     return column if any(value is not None for value in column) else None
 
 
-def _bound(options: JobOptions) -> bytes:
-    """Ties a plain hash to owner and privacy, so that hashes of two owners never compare equal."""
+def _scope(options: JobOptions) -> bytes:
+    """Prefix of a plain hash: owner and privacy, so that hashes of two owners are never equal."""
     return json.dumps([options.owner, options.privacy]).encode()
 
 
-def _meaning(options: JobOptions, steps: Sequence[Step]) -> bytes:
-    """What a flow asks for. When it is to run is not part of it: a retried call may say later."""
-    told: list[bytes] = []
+def _identity(options: JobOptions, steps: Sequence[Step]) -> bytes:
+    """The content of a flow, without its times: a retried call may have later ones."""
+    parts: list[bytes] = []
     for step in steps:
         prepared = step.prepared
         head: list[Any] = [
@@ -268,31 +268,30 @@ def _meaning(options: JobOptions, steps: Sequence[Step]) -> bytes:
         ]
         if step.parent is not None:
             head.append(step.parent)
-        told += [json.dumps(head).encode(), prepared.payload, *prepared.blobs.values()]
-    return b"".join(told)
+        parts += [json.dumps(head).encode(), prepared.payload, *prepared.blobs.values()]
+    return b"".join(parts)
 
 
-# Enqueueing one job or many: keys, batches, and the calls they make. No I/O.
+Jobs: TypeAlias = Iterable[JobRequest | Flow]
+"""Any iterable of jobs and flows."""
+AsyncJobs: TypeAlias = Jobs | AsyncIterable[JobRequest | Flow]
+"""`Jobs`, or an asynchronous iterable of them."""
 
 
 class KeyedJobs:
-    """Jobs, each with its idempotency key or None, and the place of the one that is in hand."""
+    """Jobs, each with its idempotency key or None, and the position of the current one."""
 
-    def __init__(
-        self,
-        jobs: Iterable[JobRequest | Flow] | AsyncIterable[JobRequest | Flow],
-        keys: Iterable[str | None] | None = None,
-    ) -> None:
+    def __init__(self, jobs: AsyncJobs, keys: Iterable[str | None] | None = None) -> None:
         self._jobs = jobs
         self._keys = None if keys is None else iter(keys)
-        self._place = -1
+        self._index = -1
 
     def __iter__(self) -> Iterator[tuple[JobRequest | Flow, str | None]]:
         if not isinstance(self._jobs, Iterable):
-            raise InvalidInput("jobs", "are not iterable")
+            raise InvalidInput("jobs", "is not iterable")
         for job in self._jobs:
             yield job, self.key()
-        self.spent()
+        self.check_exhausted()
 
     async def __aiter__(self) -> AsyncIterator[tuple[JobRequest | Flow, str | None]]:
         if not isinstance(self._jobs, AsyncIterable):
@@ -301,34 +300,34 @@ class KeyedJobs:
             return
         async for job in self._jobs:
             yield job, self.key()
-        self.spent()
+        self.check_exhausted()
 
     def key(self) -> str | None:
         """The key of the next job."""
-        self._place += 1
+        self._index += 1
         if self._keys is None:
             return None
         try:
             return next(self._keys)
         except StopIteration:
-            raise InvalidInput("idempotency_keys", "are fewer than the jobs") from None
+            raise InvalidInput("idempotency_keys", "has fewer keys than there are jobs") from None
 
-    def spent(self) -> None:
-        """Every key had its job."""
+    def check_exhausted(self) -> None:
+        """Check that no key is left."""
         if self._keys is not None and next(self._keys, self) is not self:
-            raise InvalidInput("idempotency_keys", "are more than the jobs")
+            raise InvalidInput("idempotency_keys", "has more keys than there are jobs")
 
     @contextlib.contextmanager
     def located(self) -> Iterator[None]:
-        """A fault of the job in hand names its place."""
+        """Prefix faults of the current job with its position."""
         try:
             yield
         except InvalidInput as error:
-            raise error.within(f"jobs[{self._place}]") from None
+            raise error.within(f"jobs[{self._index}]") from None
 
 
 def new_batch(options: JobOptions, keys: OwnerKeys, payload_limit: int) -> Operation[EnqueueBatch]:
-    """An empty batch with the owner's key, made in this transaction if need be."""
+    """An empty batch with the owner's key, which is created in this transaction if there is none."""
     if not options.private:
         return EnqueueBatch(options, plain_digest, None, payload_limit)
     key = yield from keys.ensure(options.owner)
@@ -336,7 +335,7 @@ def new_batch(options: JobOptions, keys: OwnerKeys, payload_limit: int) -> Opera
 
 
 def flush(batch: EnqueueBatch, keys: OwnerKeys) -> Operation[list[JobRef]]:
-    """`Batch.flush`; a key the database no longer knows is not used again."""
+    """`EnqueueBatch.flush`; drops a cached key that the database no longer has."""
     try:
         return (yield from batch.flush())
     except UnknownKey:
@@ -351,7 +350,7 @@ def enqueue_one(
     keys: OwnerKeys,
     limit: int,
 ) -> Operation[JobRef]:
-    """One job in the current transaction."""
+    """Enqueue one job in the current transaction."""
     batch = yield from new_batch(options, keys, limit)
     batch.add(batch.prepare(job), idempotency_key)
     return (yield from flush(batch, keys))[0]

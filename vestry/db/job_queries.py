@@ -1,4 +1,4 @@
-"""Reads and changes jobs that exist: states, results, lanes, cancelling, deleting. No I/O."""
+"""Operations on existing jobs, lanes and documents: states, results, cancel, pause, delete. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 
 from vestry.crypto.envelope import RESULT, plain_digest
 from vestry.crypto.owner_keys import OwnerKeys
-from vestry.db.row_security import SET_OWNERS, owners_setting
+from vestry.db.operations import Operation, Query, owners_setting, row_security_owners
 from vestry.errors import (
     InvalidInput,
     JobFailed,
@@ -21,19 +21,18 @@ from vestry.errors import (
 )
 from vestry.jobs.base import privacy_name
 from vestry.jobs.embedding import Document, document_id, external_hash
-from vestry.jobs.results import JobRef, JobStatus, Result, parse_result
+from vestry.jobs.results import JobRef, JobStatus, Result, State, parse_result
 from vestry.lanes import LANES, Privacy
-from vestry.operations import Operation, Query
 from vestry.validation import check_label, check_source
 
 JobLike = JobRef | JobStatus | UUID | str
-"""Anything that names a job."""
+"""Identifies a job."""
 
 SELECT_STATUS: Final = """SELECT id, kind, state, owner, privacy, latency, lane, attempt, degraded,
   error_code, error_message, created_at, run_at, started_at, finished_at, parent_id, root_id"""
 STATUS_COLUMNS: Final = 17
-"""How many `status_of` reads."""
-# The owner context comes from the job's own row: no statement of its own for it.
+"""Number of columns that `status_of` reads."""
+# The row-security context is set from the job's own row: that saves a statement.
 _OPEN_JOB: Final = (
     f"{SELECT_STATUS}, {owners_setting('ARRAY[owner]')} FROM vestry.jobs WHERE id = %b::uuid"
 )
@@ -67,13 +66,13 @@ ORDER BY l.lane"""
 
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
-    """How busy a lane is.
+    """Queued and running jobs of a lane.
 
     Attributes:
-        queued: jobs in line or scheduled for later.
-        running: jobs held by a worker.
-        oldest_age_s: seconds since the longest-waiting job could have run; None where none could.
-        paused: whether picking from it is stopped.
+        queued: jobs that are queued, scheduled ones included.
+        running: jobs under a lease.
+        oldest_age_s: seconds since the oldest queued job became ready; None if none is ready.
+        paused: whether claims from it are stopped.
     """
 
     lane: str
@@ -88,13 +87,13 @@ _BACKENDS: Final = "SELECT backend, state, failures, reason, open_s FROM vestry.
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """A model server that failed lately.
+    """A backend with recent failures.
 
     Attributes:
-        breaker: `closed`, `open` while nobody calls it, `half_open` while one call tries it.
-        failures: in a row.
+        breaker: state of its circuit breaker: `closed`, `open`, or `half_open` during the probe.
+        failures: consecutive failures.
         reason: code of the last error.
-        away_s: seconds until it is tried again; None unless it is open.
+        away_s: seconds until the next probe; None unless the breaker is open.
     """
 
     backend: str
@@ -105,14 +104,14 @@ class BackendStatus:
 
 
 def backends() -> Operation[list[BackendStatus]]:
-    """Model servers that failed lately; the others are well."""
+    """Backends with recent failures; healthy ones are left out."""
     rows = yield Query(_BACKENDS)
     return [BackendStatus(*row) for row in rows]
 
 
 def has_documents(owner: str) -> Operation[bool]:
     """Whether anything is indexed for an owner; in a transaction."""
-    yield Query(SET_OWNERS, ([owner],))
+    yield row_security_owners([owner])
     rows = yield Query(
         """SELECT EXISTS (SELECT FROM vestry.private_documents WHERE owner = %s AND NOT deleted)
                OR EXISTS (SELECT FROM vestry.shareable_documents WHERE owner = %s AND NOT deleted)""",
@@ -122,10 +121,10 @@ def has_documents(owner: str) -> Operation[bool]:
 
 
 def job_id(job: JobLike) -> UUID:
-    """The id of what names a job.
+    """The id of a job.
 
     Raises:
-        InvalidInput: it names none.
+        InvalidInput: `job` identifies none.
     """
     match job:
         case UUID():
@@ -149,8 +148,17 @@ def job_ids(jobs: JobLike | Iterable[JobLike]) -> list[UUID]:
     return [job_id(job) for job in jobs]
 
 
+def is_many(jobs: object) -> bool:
+    """Whether `jobs` is a sequence of jobs; a str is one job."""
+    return isinstance(jobs, Sequence) and not isinstance(jobs, str)
+
+
 def check_finished(job: UUID) -> Operation[None]:
-    """Raise `NotFinished`, or `UnknownJob`, unless the job is in a final state."""
+    """Check that a job is in a final state.
+
+    Raises:
+        NotFinished, UnknownJob: it is not, or does not exist.
+    """
     rows = yield Query(_FINISHED, (job,), prepare=True)
     if not rows:
         raise UnknownJob
@@ -159,22 +167,22 @@ def check_finished(job: UUID) -> Operation[None]:
 
 
 def statuses(jobs: Sequence[UUID]) -> Operation[list[JobStatus]]:
-    """States in the order asked for; those that do not exist are left out."""
+    """States of jobs, in the order of `jobs`; jobs that do not exist are left out."""
     rows = yield Query(_STATUSES, (list(jobs),))
-    found = {row[0]: status_of(row) for row in rows}
-    return [found[job] for job in jobs if job in found]
+    by_id = {row[0]: status_of(row) for row in rows}
+    return [by_id[job] for job in jobs if job in by_id]
 
 
 def status(job: UUID) -> Operation[JobStatus]:
     """One job's state."""
-    found = yield from statuses([job])
-    if not found:
+    known = yield from statuses([job])
+    if not known:
         raise UnknownJob
-    return found[0]
+    return known[0]
 
 
 def flow(job: UUID) -> Operation[list[JobStatus]]:
-    """All jobs of the flow that a job is of, each behind the one it follows on; else the job alone."""
+    """All jobs of a job's flow, each after the job it follows; a job outside of flows alone."""
     rows = yield Query(_FLOW, (job, job))
     if not rows:
         raise UnknownJob
@@ -184,54 +192,54 @@ def flow(job: UUID) -> Operation[list[JobStatus]]:
 def outcome(
     job: UUID, keys: OwnerKeys, *, discard: bool = False
 ) -> Operation[tuple[JobStatus, dict[str, Any]]]:
-    """A finished job's status and result as JSON; in a transaction where it is to be discarded.
+    """A finished job's status and result as JSON; in a transaction if the result is discarded.
 
     Args:
         job: its id.
         keys: open private results.
-        discard: delete the result in the same stroke.
+        discard: delete the result.
 
     Raises:
         UnknownJob, NotFinished, ResultGone: there is nothing to read.
         JobFailed: or its subclasses, by how the job ended.
     """
-    # Both tables are asked, in the round trip that tells which of them it is.
-    bodies = (_TAKE if discard else _READ).values()
-    rows = yield tuple(Query(text, (job,), prepare=True) for text in (_OPEN_JOB, *bodies))
+    # Both tables are read in the round trip that returns the job's privacy class.
+    texts = (_TAKE if discard else _READ).values()
+    rows = yield tuple(Query(text, (job,), prepare=True) for text in (_OPEN_JOB, *texts))
     if not rows:
         raise UnknownJob
-    state, found = status_of(rows[0]), rows[1:]
-    if not state.finished:
+    job_status, bodies = status_of(rows[0]), rows[1:]
+    if not job_status.finished:
         raise NotFinished
-    if state.state != "succeeded":
-        raise JobFailed.of(state.state, rows[0][9], rows[0][10])
-    if not found:
+    if job_status.state is not State.SUCCEEDED:
+        raise JobFailed.of(job_status.state, rows[0][9], rows[0][10])
+    if not bodies:
         raise ResultGone
-    body = found[0][0]
-    if state.privacy == Privacy.PRIVATE.value:
-        key = yield from keys.require(state.owner)
+    body = bodies[0][0]
+    if job_status.privacy == Privacy.PRIVATE.value:
+        key = yield from keys.require(job_status.owner)
         body = key.open(RESULT, job, body)
     opened: dict[str, Any] = json.loads(body)
-    return state, opened
+    return job_status, opened
 
 
 def result(job: UUID, keys: OwnerKeys) -> Operation[Result]:
     """A finished job's typed result; raises as `outcome`."""
-    state, body = yield from outcome(job, keys)
-    return parse_result(state.kind, body)
+    job_status, body = yield from outcome(job, keys)
+    return parse_result(job_status.kind, body)
 
 
-def cancel(jobs: Sequence[UUID]) -> Operation[dict[UUID, str]]:
-    """Cancel what is not finished; the state each is in now."""
+def cancel(jobs: Sequence[UUID]) -> Operation[dict[UUID, State]]:
+    """Cancel the unfinished ones of these jobs; returns the state that each is in now."""
     rows = yield Query(_CANCEL, (list(jobs),))
-    states = {row[0]: str(row[1]) for row in rows}
+    states = {row[0]: State(row[1]) for row in rows}
     if len(jobs) == 1 and not states:
         raise UnknownJob
     return states
 
 
 def lanes() -> Operation[list[LaneStatus]]:
-    """All lanes."""
+    """Queued and running jobs of all lanes."""
     rows = yield Query(_LANES)
     return [
         LaneStatus(lane, queued, running, None if age is None else max(age, 0.0), paused)
@@ -240,16 +248,16 @@ def lanes() -> Operation[list[LaneStatus]]:
 
 
 def pause_lane(lane: str, *, paused: bool) -> Operation[None]:
-    """Stop or resume picking from a lane."""
+    """Stop or resume claims from a lane."""
     if lane not in LANES:
-        raise UnknownLane(f"there is no such lane; the lanes are {', '.join(LANES)}")
+        raise UnknownLane(f"There is no such lane; the lanes are {', '.join(LANES)}.")
     yield Query(_PAUSE, (str(lane), paused))
 
 
 def delete_documents(
     owner: str, privacy: str, source: str, ids: Iterable[str | Document], keys: OwnerKeys
 ) -> Operation[int]:
-    """Delete documents, with their chunks and vectors; how many there were."""
+    """Delete documents with their chunks and vectors; returns how many."""
     check_label("owner", owner)
     privacy = privacy_name(privacy)
     check_source(source)
@@ -262,24 +270,24 @@ def delete_documents(
             return 0
         digest = key.digest
     hashes = []
-    for place, document in enumerate(ids):
+    for index, document in enumerate(ids):
         if not isinstance(document, Document):
-            check_label(f"ids[{place}]", document)
+            check_label(f"ids[{index}]", document)
         name = document_id(document, digest) if isinstance(document, Document) else document
         hashes.append(external_hash(digest, source, name))
-    # In order, so that two callers deleting the same documents do not wait on each other in a ring.
+    # Sorted, so that two callers that delete the same documents do not deadlock.
     rows = yield Query(_DELETE, (owner, privacy, source, sorted(set(hashes))))
     return int(rows[0][0])
 
 
 def status_of(row: tuple[Any, ...]) -> JobStatus:
-    """A row of `SELECT_STATUS`."""
+    """The status in a row of `SELECT_STATUS`."""
     job, kind, state, owner, privacy, latency, lane, attempt, degraded, code, message = row[:11]
     created_at, run_at, started_at, finished_at, parent, root = row[11:17]
     return JobStatus(
         job=job,
         kind=kind,
-        state=state,
+        state=State(state),
         owner=owner,
         privacy=privacy,
         latency=latency,

@@ -1,7 +1,10 @@
-"""Hears that an interactive job is done, on one connection kept for a whole client.
+"""LISTEN for the end of interactive jobs, on one connection per client.
 
-A notification is a hint that saves up to a second: who waits also reads every second, so a lost
-connection, or a pooler that cannot LISTEN, costs latency and nothing else.
+A notification is a hint that saves up to a second: a waiting caller also reads the job's state every
+second, so a lost connection, or a pooler without LISTEN, costs latency and nothing else.
+
+One listener is a thread with a lock, the other a task that is cancelled: neither is generated from the
+other.
 """
 
 from __future__ import annotations
@@ -10,44 +13,56 @@ import asyncio
 import contextlib
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final
 from uuid import UUID
 
 import psycopg
 
-READ_AGAIN_S: Final = 1.0
-"""How often who waits reads the job's state, notified or not."""
+POLL_S: Final = 1.0
+"""How often a waiting caller reads the job's state, notified or not."""
 _LISTEN: Final = "LISTEN vestry_done"
-_SHUTDOWN_POLL_S: Final = 0.5
-"""How long closing may take, and the pause before connecting again."""
-_START_S: Final = 2.0
-"""How long a first waiter waits for the ear to open before it goes on by reading alone."""
+_RETRY_S: Final = 0.5
+"""Pause before connecting again, and half the longest time that closing takes."""
+_START_TIMEOUT_S: Final = 2.0
+"""How long the first caller waits for the listener to connect before it goes on by polling."""
+
+Wait = Callable[[float], None]
+"""Wait for the notification, at most so many seconds."""
+AsyncWait = Callable[[float], Awaitable[None]]
+"""`Wait` for asyncio."""
 
 
 class CompletionListener:
-    """A thread that listens and wakes who waits for a job. Starts when first needed."""
+    """Listens in a daemon thread, started by the first `watch`."""
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
         self._lock = threading.Lock()
         self._waiting: defaultdict[str, set[threading.Event]] = defaultdict(set)
-        self._open = threading.Event()
+        self._connected = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
-    def watch(self, job: UUID) -> Iterator[threading.Event]:
-        """An event set when the job is done. Read its state after entering, not before."""
+    def watch(self, job: UUID) -> Iterator[Wait]:
+        """A way to wait for the end of a job. Read its state after entering, not before."""
         event, name = threading.Event(), str(job)
         with self._lock:
             self._waiting[name].add(event)
             if self._thread is None and not self._closing.is_set():
-                self._thread = threading.Thread(target=self._run, name="vestry-ear", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, name="vestry-listener", daemon=True
+                )
                 self._thread.start()
+
+        def wait(timeout_s: float) -> None:
+            event.wait(timeout_s)
+            event.clear()
+
         try:
-            self._open.wait(_START_S)
-            yield event
+            self._connected.wait(_START_TIMEOUT_S)
+            yield wait
         finally:
             with self._lock:
                 self._waiting[name].discard(event)
@@ -58,49 +73,55 @@ class CompletionListener:
         """Stop listening."""
         self._closing.set()
         if self._thread is not None:
-            self._thread.join(timeout=2 * _SHUTDOWN_POLL_S)
+            self._thread.join(timeout=2 * _RETRY_S)
 
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
                 with psycopg.connect(self._conninfo, autocommit=True) as conn:
                     conn.execute(_LISTEN)
-                    self._open.set()
-                    self._hear(conn)
+                    self._connected.set()
+                    self._listen(conn)
             except psycopg.Error:
-                # Nobody is told: waiters read by themselves, and say so if they cannot.
-                self._open.clear()
-                self._closing.wait(_SHUTDOWN_POLL_S)
+                # Not reported: waiting callers poll, and raise if they cannot.
+                self._connected.clear()
+                self._closing.wait(_RETRY_S)
 
-    def _hear(self, conn: psycopg.Connection[tuple[object, ...]]) -> None:
+    def _listen(self, conn: psycopg.Connection[tuple[object, ...]]) -> None:
         while not self._closing.is_set():
-            for heard in conn.notifies(timeout=_SHUTDOWN_POLL_S):
+            for notification in conn.notifies(timeout=_RETRY_S):
                 with self._lock:
-                    events = tuple(self._waiting.get(heard.payload, ()))
+                    events = tuple(self._waiting.get(notification.payload, ()))
                 for event in events:
                     event.set()
 
 
 class AsyncCompletionListener:
-    """`Listener` as a task of the running event loop."""
+    """Listens in a task of the running event loop, started by the first `watch`."""
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._open = asyncio.Event()
+        self._connected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def watch(self, job: UUID) -> AsyncIterator[asyncio.Event]:
-        """An event set when the job is done. Read its state after entering, not before."""
+    async def watch(self, job: UUID) -> AsyncIterator[AsyncWait]:
+        """A way to wait for the end of a job. Read its state after entering, not before."""
         event, name = asyncio.Event(), str(job)
         self._waiting[name].add(event)
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="vestry-ear")
+            self._task = asyncio.create_task(self._run(), name="vestry-listener")
+
+        async def wait(timeout_s: float) -> None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), timeout_s)
+            event.clear()
+
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._open.wait(), _START_S)
-            yield event
+                await asyncio.wait_for(self._connected.wait(), _START_TIMEOUT_S)
+            yield wait
         finally:
             self._waiting[name].discard(event)
             if not self._waiting[name]:
@@ -121,10 +142,10 @@ class AsyncCompletionListener:
                     self._conninfo, autocommit=True
                 ) as conn:
                     await conn.execute(_LISTEN)
-                    self._open.set()
-                    async for heard in conn.notifies():
-                        for event in tuple(self._waiting.get(heard.payload, ())):
+                    self._connected.set()
+                    async for notification in conn.notifies():
+                        for event in tuple(self._waiting.get(notification.payload, ())):
                             event.set()
             except psycopg.Error:
-                self._open.clear()
-                await asyncio.sleep(_SHUTDOWN_POLL_S)
+                self._connected.clear()
+                await asyncio.sleep(_RETRY_S)

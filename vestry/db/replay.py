@@ -1,7 +1,7 @@
-"""Jobs that are over and may be run once more: dead ones, and ones that another model served. No I/O.
+"""Replay of finished jobs: dead ones, and ones that another model served. No I/O.
 
-A replay is a new job that names the old one. What the old one was given is opened and sealed again for
-the new id, so it must still be there; docs/guarantees.md says for how long it is.
+A replay is a new job that names the old one. The old payload is opened, and sealed again for the new
+id, so it must still be stored; docs/guarantees.md says how long it is.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from uuid import UUID
 
 from vestry.crypto.envelope import PAYLOAD, OwnerKey, blob_field
 from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.enqueue import STORE_BLOBS
 from vestry.db.job_queries import SELECT_STATUS, STATUS_COLUMNS, status_of
-from vestry.db.row_security import SET_OWNERS
+from vestry.db.operations import Operation, Query, row_security_owners, uuid7
 from vestry.errors import InvalidInput, NotFinished, PayloadGone, UnknownJob
 from vestry.failure_reasons import REASONS, Reason, codes_of, reason_of
-from vestry.ids import uuid7
-from vestry.jobs.results import JobRef, JobStatus
+from vestry.jobs.results import JobRef, JobStatus, State
 from vestry.lanes import KINDS, LANES, Privacy
-from vestry.operations import Operation, Query
 
 BATCH_JOBS: Final = 32
-"""Jobs replayed in one call, whose payloads are in memory together."""
+"""Most jobs replayed in one call, whose payloads are in memory together."""
 
-_WHICH: Final = """ FROM vestry.jobs j WHERE {state}
+_FILTER: Final = """ FROM vestry.jobs j WHERE {state}
   AND (%s::text IS NULL OR j.kind = %s) AND (%s::text IS NULL OR j.owner = %s)
   AND (%s::text IS NULL OR j.lane = %s) AND (%s::text[] IS NULL OR j.error_code = ANY (%s))
   AND (%s::text[] IS NULL OR coalesce(j.error_code, '') <> ALL (%s))
@@ -46,7 +45,7 @@ _PAST: Final = (
      WHERE t.job_id = jobs.id AND t.degraded ORDER BY t.finished_at DESC LIMIT 1) f)
   FROM vestry.jobs WHERE id = ANY (%b::uuid[])"""
 )
-# The jobs named, and below each those that died waiting for it; `top` is the one that was named.
+# The jobs, and below each those that died waiting for it; `top` is the job itself.
 _FAMILIES: Final = """WITH RECURSIVE family AS (
     SELECT j.id, j.id AS top, j.owner, j.privacy, j.finished_at, j.state
     FROM vestry.jobs j WHERE j.id = ANY (%b::uuid[])
@@ -70,23 +69,21 @@ _PART: Final = {
 }
 _REPLAY: Final = """SELECT ord, job_id, status
   FROM vestry.replay_jobs_v1(%b::uuid[], %b::uuid[], %b::uuid, %b::bytea[], %b::text[])"""
-_STORE: Final = """SELECT vestry.store_blobs_v1(
-  %s::text, %s::text, %b::uuid, %b::uuid[], %b::text[], %b::int[], %b::bytea[])"""
 
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which dead or degraded jobs are meant; without any of it, all of them.
+    """A filter of dead or degraded jobs; by default all of them, up to `limit`.
 
     Attributes:
-        kind: of this kind.
-        owner: of this owner.
-        lane: that ran in this lane.
-        code: with this error code.
-        reason: with a code that belongs to this reason.
-        since: that ended at this time or later, or so long ago at most.
-        replayed: also those that were replayed already.
-        limit: the latest so many.
+        kind: only this kind.
+        owner: only this owner.
+        lane: only jobs that ran in this lane.
+        code: only this error code.
+        reason: only error codes of this reason.
+        since: only jobs that ended at this time or later, or at most so long ago.
+        replayed: include jobs that were replayed already.
+        limit: most jobs, the latest ones.
     """
 
     kind: str | None = None
@@ -100,31 +97,31 @@ class JobFilter:
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in KINDS:
-            raise InvalidInput("kind", f"is none of {', '.join(KINDS)}")
+            raise InvalidInput("kind", f"must be one of {', '.join(KINDS)}")
         if self.lane is not None and self.lane not in LANES:
-            raise InvalidInput("lane", f"is none of {', '.join(LANES)}")
+            raise InvalidInput("lane", f"must be one of {', '.join(LANES)}")
         if self.reason is not None and self.reason not in set(Reason):
-            raise InvalidInput("reason", f"is none of {', '.join(Reason)}")
+            raise InvalidInput("reason", f"must be one of {', '.join(Reason)}")
         if isinstance(self.since, dt.datetime) and self.since.utcoffset() is None:
             raise InvalidInput("since", "must be a datetime with a time zone")
         if self.limit < 1:
             raise InvalidInput("limit", "must be at least 1")
 
-    def query(self, what: LiteralString, state: LiteralString) -> Query:
-        """`SELECT what` of the jobs meant."""
+    def query(self, columns: LiteralString, state: LiteralString) -> Query:
+        """Select columns of the jobs in a state that pass the filter."""
         codes = None if self.code is None else [self.code]
-        none_of = None
+        excluded = None
         if self.reason is not None:
-            known = codes_of(Reason(self.reason))
+            of_reason = codes_of(Reason(self.reason))
             if Reason(self.reason) is Reason.OTHER:
-                none_of = list(REASONS)
+                excluded = list(REASONS)
             else:
-                codes = known if codes is None else [code for code in codes if code in known]
+                codes = [code for code in of_reason if codes is None or code in codes]
         moment = self.since if isinstance(self.since, dt.datetime) else None
         age = self.since if isinstance(self.since, dt.timedelta) else None
-        pairs = (self.kind, self.owner, self.lane, codes, none_of)
+        pairs = (self.kind, self.owner, self.lane, codes, excluded)
         return Query(
-            "SELECT " + what + _WHICH.replace("{state}", state),
+            "SELECT " + columns + _FILTER.replace("{state}", state),
             (
                 *(value for value in pairs for _ in range(2)),
                 moment,
@@ -140,15 +137,15 @@ class PastJob:
     """A finished job, and whether it can be replayed.
 
     Attributes:
-        status: how it ended.
-        reason: why, where it is dead.
-        replay_of: the job that it is a replay of.
-        replayed_as: the job that is its replay.
-        kept: what it was given is still there, so that it can be replayed.
-        degraded_by: where another model than the intended one served it: why, as one of the policy's
-            words.
-        intended_model: that model.
-        served_model: the one that did.
+        status: its final state.
+        reason: the reason, if it is dead.
+        replay_of: the job that it replays.
+        replayed_as: the job that replays it.
+        kept: its payload is still stored, so that it can be replayed.
+        degraded_by: if another model than the intended one served it: why, as one of the policy's
+            reasons.
+        intended_model: the intended model of a degraded job.
+        served_model: the model that served it.
     """
 
     status: JobStatus
@@ -161,89 +158,89 @@ class PastJob:
     served_model: str | None = None
 
 
-def dead(which: JobFilter) -> Operation[list[PastJob]]:
+def dead(job_filter: JobFilter) -> Operation[list[PastJob]]:
     """Dead jobs, the latest first; in a transaction."""
-    return (yield from _listed(which, _DEAD))
+    return (yield from _listed(job_filter, _DEAD))
 
 
-def degraded(which: JobFilter) -> Operation[list[PastJob]]:
+def degraded(job_filter: JobFilter) -> Operation[list[PastJob]]:
     """Jobs that another model than the intended one served, the latest first; in a transaction."""
-    return (yield from _listed(which, _DEGRADED))
+    return (yield from _listed(job_filter, _DEGRADED))
 
 
 def past_job(job: UUID) -> Operation[PastJob]:
     """One job; in a transaction. Raises `UnknownJob`."""
-    found = yield from _past([job])
-    if not found:
+    known = yield from _past([job])
+    if not known:
         raise UnknownJob
-    return found[0]
+    return known[0]
 
 
 def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Operation[list[JobRef]]:
-    """Run finished jobs once more, each as a new job; all of them or none, in a transaction.
+    """Run finished jobs again, each as a new job; all of them or none, in a transaction.
 
-    Jobs that died waiting for one of them come along.
+    Jobs that died waiting for one of them are replayed too.
 
     Returns:
-        The new job of each, in order; `created` is False where it had been replayed before.
+        The new job of each, in order; `created` is False if it was replayed before.
 
     Raises:
-        UnknownJob: one does not exist.
-        NotFinished: one still goes on.
-        PayloadGone: what one was given is no longer kept.
+        UnknownJob: a job does not exist.
+        NotFinished: a job has not ended.
+        PayloadGone: a job's payload is no longer kept.
     """
     rows = yield Query(_FAMILIES, (list(jobs),))
     if set(jobs) - {row[0] for row in rows}:
         raise UnknownJob
     if not all(row[4] for row in rows):
-        raise NotFinished("the job still goes on; only a finished one can be replayed")
-    made: dict[UUID, JobRef] = {}
+        raise NotFinished("The job has not ended; only a finished job can be replayed.")
+    references: dict[UUID, JobRef] = {}
     for (owner, privacy), group in groupby(rows, key=lambda row: (row[2], row[3])):
         key = None
         if privacy == Privacy.PRIVATE.value:
             key = yield from keys.require(owner)
-        yield Query(SET_OWNERS, ([owner],))
+        yield row_security_owners([owner])
         for batch in _batches(list(group)):
-            made |= yield from _replay_batch(batch, owner, privacy, key)
-    return [made[job] for job in jobs]
+            references |= yield from _replay_batch(batch, owner, privacy, key)
+    return [references[job] for job in jobs]
 
 
-def _listed(which: JobFilter, state: LiteralString) -> Operation[list[PastJob]]:
-    # The listed jobs' owners are named, so that it can be seen what of theirs is kept.
-    rows = yield which.query("j.id, j.owner", state)
-    yield Query(SET_OWNERS, (sorted({row[1] for row in rows}),))
-    return (yield from _past([row[0] for row in rows], named=True))
+def _listed(job_filter: JobFilter, state: LiteralString) -> Operation[list[PastJob]]:
+    # The row-security context names the owners, so that their stored payloads are visible.
+    rows = yield job_filter.query("j.id, j.owner", state)
+    yield row_security_owners(sorted({row[1] for row in rows}))
+    return (yield from _past([row[0] for row in rows], in_context=True))
 
 
-def _past(jobs: Sequence[UUID], *, named: bool = False) -> Operation[list[PastJob]]:
-    if not named:
+def _past(jobs: Sequence[UUID], *, in_context: bool = False) -> Operation[list[PastJob]]:
+    if not in_context:
         rows = yield Query(
             "SELECT owner FROM vestry.jobs WHERE id = ANY (%b::uuid[])", (list(jobs),)
         )
-        yield Query(SET_OWNERS, ([row[0] for row in rows],))
+        yield row_security_owners(row[0] for row in rows)
     rows = yield Query(_PAST, (list(jobs),))
-    found = {row[0]: _past_job(row) for row in rows}
-    return [found[job] for job in jobs if job in found]
+    by_id = {row[0]: _past_job(row) for row in rows}
+    return [by_id[job] for job in jobs if job in by_id]
 
 
 def _past_job(row: Sequence[Any]) -> PastJob:
     status = status_of(tuple(row[:STATUS_COLUMNS]))
     replay_of, replayed_as, kept, fallback = row[STATUS_COLUMNS:]
-    told = fallback or {}
+    receipt = fallback or {}
     return PastJob(
         status=status,
-        reason=reason_of(row[9]) if status.state == "dead" else None,
+        reason=reason_of(row[9]) if status.state is State.DEAD else None,
         replay_of=replay_of,
         replayed_as=replayed_as,
         kept=kept,
-        degraded_by=told.get("reason"),
-        intended_model=told.get("intended_model"),
-        served_model=told.get("served_model"),
+        degraded_by=receipt.get("reason"),
+        intended_model=receipt.get("intended_model"),
+        served_model=receipt.get("served_model"),
     )
 
 
 def _batches(rows: Sequence[Any]) -> Iterator[list[UUID]]:
-    """Jobs in order of their ids, families whole, and some families at a time."""
+    """Batches of jobs in the order of their ids; a job and its followers are in one batch."""
     batch: set[UUID] = set()
     for _, family in groupby(rows, key=lambda row: row[1]):
         members = {row[0] for row in family}
@@ -271,23 +268,23 @@ def _replay_batch(
     else:
         sealed = [key.seal(PAYLOAD, new, key.open(PAYLOAD, old, bodies[old])) for old, new in pairs]
     rows = yield Query(_REPLAY, (list(jobs), ids, key and key.key_id, sealed, texts))
-    made = {
+    references = {
         old: JobRef(row[1], created=row[2] == "created")
         for (old, _), row in zip(pairs, sorted(rows), strict=True)
         if row[2] != "gone"
     }
-    if len(made) < len(jobs):
+    if len(references) < len(jobs):
         raise UnknownJob
     yield from _copy_files(
-        {old: ref.id for old, ref in made.items() if ref.created}, owner, privacy, key
+        {old: ref.id for old, ref in references.items() if ref.created}, owner, privacy, key
     )
-    return made
+    return references
 
 
 def _copy_files(
     jobs: dict[UUID, UUID], owner: str, privacy: str, key: OwnerKey | None
 ) -> Operation[None]:
-    """The old jobs' files for the new ones, a part of at most 1 MiB at a time."""
+    """Copy the old jobs' files to the new ones, one part of at most 1 MiB at a time."""
     parts = (yield Query(_PARTS[privacy], (list(jobs),))) if jobs else []
     for old, name, part in parts:
         rows = yield Query(_PART[privacy], (old, name, part))
@@ -296,5 +293,5 @@ def _copy_files(
             field = blob_field(name, part)
             body = key.seal(field, jobs[old], key.open(field, old, body))
         yield Query(
-            _STORE, (owner, privacy, key and key.key_id, [jobs[old]], [name], [part], [body])
+            STORE_BLOBS, (owner, privacy, key and key.key_id, [jobs[old]], [name], [part], [body])
         )

@@ -1,1 +1,1 @@
-"""The kinds of job: the request and the result of each, and what all of them share."""
+"""Kinds of jobs: request and result of each, flows, and options."""

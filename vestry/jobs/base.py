@@ -1,21 +1,19 @@
-"""What the jobs of one call have in common."""
+"""Shared by all kinds of jobs: options of an enqueue, the prepared job, the upstream placeholder."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol, Required, TypedDict
 
 from vestry.errors import InvalidInput
 from vestry.lanes import Kind, Latency, Pool, Privacy
 from vestry.validation import PAYLOAD_LIMIT, check_label
 
-# What stands, in a job of a flow, for the text of the job before it.
-
 
 class _Upstream(str):
-    """A text that stands for another; shows itself by name."""
+    """A placeholder for a text; its repr is its name."""
 
     __slots__ = ()
 
@@ -23,19 +21,49 @@ class _Upstream(str):
         return "UPSTREAM"
 
 
-# Of Unicode's private use area, so that no text is taken for it.
+# From Unicode's private use area, so that no real text equals it.
 UPSTREAM: Final = _Upstream("\ue000vestry: the text of the job before\ue000")
-"""In a job of a flow: the text of the nearest job before it that has one. Give it wherever a text is
+"""In a job of a flow: the text of the nearest job before it that has one. Pass it where a text is
 expected: `Embedding(documents=[Document(UPSTREAM, id="scan-7")], source="scans")`."""
-
 
 RESULT_TTL_S: Final = 7 * 24 * 3600
 """Seconds a result is kept by default."""
+COST_BYTES: Final = 1024
+"""In fair queueing a job costs 1, and 1 more for so many bytes of text."""
+_MAX_ATTEMPTS_LIMIT: Final = 1000
+
+
+class EnqueueOptions(TypedDict, total=False):
+    """Keywords of `Vestry.enqueue` and `enqueue_many`, for all jobs of the call.
+
+    Attributes:
+        owner: required; opaque id of the content's owner, 1 to 200 characters, stored in the clear.
+        privacy: required; `private` (own hardware only) or `shareable` (a cloud model may read it).
+        latency: `bulk` (default), or `interactive` if a user waits for the result.
+        task: the purpose of the request, an input of routing.
+        quality: `adequate` (default) or `best`.
+        tier: the user's tier, an input of routing.
+        run_at: the earliest time to run, with a time zone.
+        deadline: the job expires unless it is done by this time, with a time zone.
+        max_attempts: attempts before the job is dead, 1 to 1000; 5 by default.
+        result_ttl_s: seconds that the result is kept, 7 days by default.
+    """
+
+    owner: Required[str]
+    privacy: Required[str]
+    latency: str
+    task: str | None
+    quality: str
+    tier: str | None
+    run_at: dt.datetime | None
+    deadline: dt.datetime | None
+    max_attempts: int | None
+    result_ttl_s: int
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """What the jobs of one call have in common; see `Vestry.enqueue`. Validated when made."""
+    """`EnqueueOptions`, validated."""
 
     owner: str
     privacy: str
@@ -50,7 +78,7 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         check_label("owner", self.owner)
-        # Plain strings from here on: the driver has its own ideas about enumerations.
+        # Plain strings from here on: psycopg adapts enumerations in its own way.
         object.__setattr__(self, "privacy", privacy_name(self.privacy))
         if self.latency not in set(Latency):
             raise InvalidInput("latency", "must be interactive or bulk")
@@ -66,8 +94,8 @@ class JobOptions:
                 not isinstance(moment, dt.datetime) or moment.utcoffset() is None
             ):
                 raise InvalidInput(name, "must be a datetime with a time zone")
-        if self.max_attempts is not None and not 1 <= self.max_attempts <= 1000:  # noqa: PLR2004
-            raise InvalidInput("max_attempts", "must be 1 to 1000")
+        if self.max_attempts is not None and not 1 <= self.max_attempts <= _MAX_ATTEMPTS_LIMIT:
+            raise InvalidInput("max_attempts", f"must be 1 to {_MAX_ATTEMPTS_LIMIT}")
         if not 0 < self.result_ttl_s < 2**31:
             raise InvalidInput("result_ttl_s", "must be a positive number of seconds")
 
@@ -78,14 +106,18 @@ class JobOptions:
 
 
 def privacy_name(privacy: object) -> str:
-    """`private` or `shareable`, or `InvalidInput`: it is never guessed."""
+    """`private` or `shareable`; there is no default.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
     if privacy not in set(Privacy):
         raise InvalidInput("privacy", "must be given: private or shareable")
     return Privacy(str(privacy)).value
 
 
 class Digest(Protocol):
-    """`OwnerKey.digest` for private jobs, `plain_digest` for shareable ones."""
+    """Content digest: `OwnerKey.digest` for private jobs, `plain_digest` for shareable ones."""
 
     def __call__(self, purpose: str, data: bytes, /) -> bytes:
         """32 bytes, the same for equal data and purpose."""
@@ -94,14 +126,14 @@ class Digest(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job as it is enqueued, its payload still in the clear.
+    """A serialised job, before its payload is sealed.
 
     Attributes:
         payload: compact JSON in UTF-8.
-        pool: where it runs; None leaves it to the published routes.
+        pool: the pool it runs in; None leaves it to the published routes.
+        cost: its cost in fair queueing: 1, and 1 more for each COST_BYTES of text.
         documents: source and external hash of each document, in the payload's order.
-        cost: its weight in fair queueing, in units of COST_BYTES.
-        blobs: files by name, kept apart from the payload.
+        blobs: files by name, stored apart from the payload.
         sources: collections that it reads.
     """
 
@@ -122,9 +154,9 @@ class JobRequest(Protocol):
     kind: ClassVar[Kind]
 
     def prepare(self, digest: Digest, payload_limit: int = PAYLOAD_LIMIT) -> Prepared:
-        """Serialise. Raises `InvalidInput` where the job cannot be enqueued."""
+        """Serialise the job.
+
+        Raises:
+            InvalidInput: the job cannot be enqueued.
+        """
         ...
-
-
-COST_BYTES: Final = 1024
-"""A job costs 1 in fair queueing, and 1 more for each of these many bytes of text."""

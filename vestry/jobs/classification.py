@@ -1,4 +1,4 @@
-"""What a producer asks for with `Classification`: which of some labels fits a text."""
+"""Classification jobs: which of some labels fit a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vestry.validation import PAYLOAD_LIMIT, check_label, check_text, dump_json
 
 LABELS_MAX: Final = 200
 EXAMPLES_MAX: Final = 100
-"""Of one label."""
+"""Most examples of one label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Label:
     """One of the labels to choose from.
 
     Attributes:
-        name: what the result calls it; 1 to 200 characters, no two alike.
-        description: what it is about, in a sentence; most models choose better with one.
+        name: its name in the result; 1 to 200 characters, unique.
+        description: its meaning, in a sentence; most models choose better with one.
         examples: texts that have this label, up to 100; five already help.
     """
 
@@ -43,17 +43,17 @@ class Label:
 class Classification:
     """Which label fits a text, or which labels do.
 
-    Two tasks, told at enqueue, bring their own labels: `task="language"` answers with ISO 639-1 codes,
-    all that it knows or those given here, and `task="passage-reference"` with `valid` or `invalid`.
+    Two tasks, set at enqueue, have labels of their own: `task="language"` returns ISO 639-1 codes, of
+    all languages or of those in `labels`; `task="passage-reference"` returns `valid` or `invalid`.
 
     Attributes:
-        text: what to classify, of any length.
+        text: the text to classify, of any length.
         labels: names, or `Label`s with descriptions and examples; up to 200.
-        multi: any number of labels may fit, each by itself; otherwise exactly one does.
-        threshold: score, 0 to 1, below which a label is not given. By default the best label is given
-            however low it scores, and with `multi` every label from 0.5 on.
-        model: a name the workers know; by default the one that routing chooses.
-        keep_text: False keeps nothing of text and labels once the job has succeeded.
+        multi: any number of labels may fit, independently; otherwise exactly one does.
+        threshold: lowest score, 0 to 1, of a label in the result. By default the best label is
+            returned whatever its score, and with `multi` every label from 0.5 on.
+        model: a model's name in the catalogue; by default routing chooses.
+        keep_text: False deletes text and labels once the job has succeeded.
     """
 
     text: str
@@ -68,14 +68,14 @@ class Classification:
         check_text("text", self.text)
         if isinstance(self.labels, (str, bytes)) or not isinstance(self.labels, Sequence):
             raise InvalidInput("labels", "is not a list")
-        made = tuple(Label(one) if isinstance(one, str) else one for one in self.labels)
-        object.__setattr__(self, "labels", made)
-        _check_labels(made)
+        labels = tuple(Label(label) if isinstance(label, str) else label for label in self.labels)
+        object.__setattr__(self, "labels", labels)
+        _check_labels(labels)
         for name in ("multi", "keep_text"):
             if not isinstance(getattr(self, name), bool):
-                raise InvalidInput(name, "is neither True nor False")
-        if len(made) == 1 and not self.multi:
-            raise InvalidInput("labels", "needs two to choose from; one is enough with multi=True")
+                raise InvalidInput(name, "must be True or False")
+        if len(labels) == 1 and not self.multi:
+            raise InvalidInput("labels", "must be two or more; one is enough with multi=True")
         if self.threshold is not None:
             object.__setattr__(self, "threshold", _share("threshold", self.threshold))
         if self.model is not None:
@@ -90,11 +90,15 @@ class Classification:
         Raises:
             PayloadTooLarge: over `payload_limit` bytes.
         """
-        del digest  # nothing here is compared unread
+        del digest  # only documents are digested
         labels = [
-            {"name": one.name, "description": one.description, "examples": list(one.examples)}
-            for one in self.labels
-            if isinstance(one, Label)
+            {
+                "name": label.name,
+                "description": label.description,
+                "examples": list(label.examples),
+            }
+            for label in self.labels
+            if isinstance(label, Label)
         ]
         body = {
             "text": self.text,
@@ -117,15 +121,15 @@ class Classification:
 
 def _check_labels(labels: Sequence[object]) -> None:
     if len(labels) > LABELS_MAX:
-        raise InvalidInput("labels", f"are {len(labels)}; there may be {LABELS_MAX}")
+        raise InvalidInput("labels", f"has {len(labels)} labels; at most {LABELS_MAX} are allowed")
     seen: dict[str, int] = {}
-    for place, label in enumerate(labels):
-        name = f"labels[{place}]"
+    for index, label in enumerate(labels):
+        name = f"labels[{index}]"
         if not isinstance(label, Label):
             raise InvalidInput(name, "is neither a name nor a Label")
         check_label(f"{name}.name", label.name)
-        first = seen.setdefault(label.name, place)
-        if first != place:
+        first = seen.setdefault(label.name, index)
+        if first != index:
             raise InvalidInput(f"{name}.name", f"repeats labels[{first}]")
         if label.description is not None:
             check_text(f"{name}.description", label.description)
@@ -133,7 +137,8 @@ def _check_labels(labels: Sequence[object]) -> None:
             raise InvalidInput(f"{name}.examples", "is not a list")
         if len(label.examples) > EXAMPLES_MAX:
             raise InvalidInput(
-                f"{name}.examples", f"are {len(label.examples)}; there may be {EXAMPLES_MAX}"
+                f"{name}.examples",
+                f"has {len(label.examples)} examples; at most {EXAMPLES_MAX} are allowed",
             )
         for number, example in enumerate(label.examples):
             check_text(f"{name}.examples[{number}]", example)
@@ -147,12 +152,9 @@ def _share(name: str, value: object) -> float:
     return float(value)
 
 
-# What a classification job gives back.
-
-
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """A label and how likely it is to fit, 0 to 1."""
+    """A label and its probability, 0 to 1."""
 
     label: str
     score: float
@@ -160,15 +162,15 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True)
 class ClassificationResult:
-    """The labels that fit, and only such as were to choose from.
+    """The labels that fit, all of them from the job's labels.
 
     Attributes:
-        labels: what was given, best first: exactly one, with `multi` any number; none where the model
-            abstained.
+        labels: the labels that fit, best first: exactly one, or any number with `multi`; none if the
+            model abstained.
         abstained: no label reached the threshold.
-        scores: of every label that was looked at, best first, also of those that were not given. A
-            language model tells of none but the given.
-        normalised: of a passage reference, in its usual form; None for other tasks and malformed ones.
+        scores: of every label that was scored, best first. A language model scores only those it
+            returns.
+        normalised: a passage reference in its usual form; None for other tasks and malformed ones.
     """
 
     labels: tuple[LabelScore, ...]
@@ -178,7 +180,7 @@ class ClassificationResult:
 
     @property
     def label(self) -> str | None:
-        """The best label; None where the model abstained."""
+        """The best label; None if the model abstained."""
         return self.labels[0].label if self.labels else None
 
     @classmethod

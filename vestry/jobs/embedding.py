@@ -1,6 +1,6 @@
-"""What a producer asks for: `Embedding` of texts or of `Document`s.
+"""Embedding jobs: vectors of texts, or an index of documents.
 
-Jobs are frozen and validated when they are made: each fault is one `InvalidInput` naming the field.
+Jobs are frozen, and validated on construction: each fault is an `InvalidInput` that names the field.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Document:
     """A text to index.
 
     Attributes:
-        text: the whole of it; it is chunked by the worker.
-        id: the caller's own name for it, up to 200 characters. Indexing the same id again replaces
-            what was there. Without one, the id is a digest of date and text, under the owner's key
-            where private, so that the same entry is the same document.
+        text: the whole text; the worker chunks it.
+        id: the caller's id for it, up to 200 characters. Indexing an id again replaces the document.
+            By default a digest of date and text, under the owner's key if private, so that the same
+            entry is the same document.
         date: shown with a hit; any text, or a date.
-        metadata: any JSON object; kept, sealed where private, never searched.
+        metadata: any JSON object; stored, sealed if private, never searched.
     """
 
     text: str
@@ -48,17 +48,17 @@ class Embedding:
     """Vectors of texts, or an index of documents.
 
     With `texts`, the result holds the vectors. With `documents`, the worker splits each into
-    chunks, stores their vectors for search, and the result counts them.
+    chunks and stores their vectors for search, and the result counts them.
 
     Attributes:
-        texts: what to embed, each whole: one that does not fit the model fails the job.
-        documents: what to index; give this or `texts`.
-        source: label of the collection the documents belong to; search filters by it. Lower-case
-            letters, digits, `.`, `_`, `-`, up to 64; stored in the clear.
-        model: a name the workers know; by default the one they are set up with.
-        input: whether texts are embedded as documents or as a search query.
-        keep_text: False keeps nothing of the text once the job has succeeded: vectors and
-            references only, and hits without text.
+        texts: texts to embed, each whole: one that is too long for the model fails the job.
+        documents: documents to index; give either these or `texts`.
+        source: collection of the documents, by which search filters. Lower-case letters, digits,
+            `.`, `_`, `-`, up to 64; stored in the clear.
+        model: a model's name in the catalogue; by default the workers' embedding model.
+        input: whether texts are embedded as documents or as search queries.
+        keep_text: False deletes the text once the job has succeeded: vectors and references stay,
+            and hits have no text.
     """
 
     texts: Sequence[str] | None = None
@@ -73,7 +73,7 @@ class Embedding:
         if (self.texts is None) == (self.documents is None):
             raise InvalidInput("texts", "give either texts or documents")
         if self.input not in {"document", "query"}:
-            raise InvalidInput("input", "is document or query")
+            raise InvalidInput("input", "must be document or query")
         if self.model is not None:
             check_label("model", self.model)
         if self.texts is not None:
@@ -81,27 +81,27 @@ class Embedding:
             object.__setattr__(self, "texts", tuple(self.texts))
             if self.source is not None:
                 raise InvalidInput("source", "belongs to documents, not to texts")
-            for place, text in enumerate(self.texts):
-                check_text(f"texts[{place}]", text)
+            for index, text in enumerate(self.texts):
+                check_text(f"texts[{index}]", text)
         elif self.documents is not None:
             _check_list("documents", self.documents)
             object.__setattr__(self, "documents", tuple(self.documents))
             check_source(self.source)
-            for place, document in enumerate(self.documents):
-                _check_document(f"documents[{place}]", document)
+            for index, document in enumerate(self.documents):
+                _check_document(f"documents[{index}]", document)
             _check_distinct([document.id for document in self.documents])
 
     def __repr__(self) -> str:
-        many = (
+        count = (
             f"{len(self.texts)} texts" if self.texts else f"{len(self.documents or ())} documents"
         )
-        return f"Embedding({many})"
+        return f"Embedding({count})"
 
     def prepare(self, digest: Digest, payload_limit: int = PAYLOAD_LIMIT) -> Prepared:
         """Serialise: `{"texts", "input"}` or `{"documents", "source", "keep_text"}`.
 
         Raises:
-            InvalidInput: two documents are the same, or metadata is no JSON.
+            InvalidInput: two documents have the same id, or metadata is not JSON.
             PayloadTooLarge: over `payload_limit` bytes.
         """
         if self.texts is not None:
@@ -132,14 +132,14 @@ class Embedding:
 
 
 def document_id(document: Document, digest: Digest) -> str:
-    """The id a document is known by: its own, else a digest of its date and text."""
+    """A document's id: its own, else a digest of its date and text."""
     if document.id is not None:
         return document.id
     return digest(_DERIVED_ID, json.dumps([_date_text(document), document.text]).encode()).hex()
 
 
 def external_hash(digest: Digest, source: str, document_id: str) -> bytes:
-    """How the documents' tables know a document: 32 bytes that do not tell its id."""
+    """A document's key in the tables: 32 bytes that do not reveal its id."""
     return digest(EXTERNAL_ID, f"{source}\n{document_id}".encode())
 
 
@@ -155,7 +155,7 @@ def _check_document(name: str, document: object) -> None:
         raise InvalidInput(name, "is not a Document")
     check_text(f"{name}.text", document.text)
     if document.text == UPSTREAM and document.id is None:
-        raise InvalidInput(f"{name}.id", "is needed where the text is UPSTREAM's")
+        raise InvalidInput(f"{name}.id", "is required if the text is UPSTREAM")
     if document.id is not None:
         check_label(f"{name}.id", document.id)
     if isinstance(document.date, str):
@@ -170,12 +170,12 @@ def _check_document(name: str, document: object) -> None:
 
 def _check_distinct(ids: Sequence[str | None]) -> None:
     seen: dict[str, int] = {}
-    for place, document_id in enumerate(ids):
+    for index, document_id in enumerate(ids):
         if document_id is None:
             continue
-        first = seen.setdefault(document_id, place)
-        if first != place:
-            raise InvalidInput(f"documents[{place}].id", f"repeats documents[{first}]")
+        first = seen.setdefault(document_id, index)
+        if first != index:
+            raise InvalidInput(f"documents[{index}].id", f"repeats documents[{first}]")
 
 
 def _document_row(document: Document, digest: Digest) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _date_text(document: Document) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """Vectors in the order of the texts, each of the space's dimension.
+    """Vectors in the order of the texts, each with the space's dimension.
 
     Attributes:
         space: name of the embedding space; only vectors of one space may be compared.
@@ -214,7 +214,7 @@ class FailedDocument:
     """A document of the job that could not be indexed; its neighbours were.
 
     Attributes:
-        index: its place in the job's documents, from 0.
+        index: its position in the job's documents, from 0.
         code: short content-free code.
         message: one content-free sentence.
     """
@@ -226,15 +226,15 @@ class FailedDocument:
 
 @dataclass(frozen=True, slots=True)
 class IndexResult:
-    """What indexing documents did.
+    """Counts of an indexing job.
 
     Attributes:
-        documents: how many were given.
-        chunks: pieces that this job embedded and stored.
+        documents: documents of the job.
+        chunks: chunks that this job embedded and stored.
         embedded: documents that this job embedded.
         unchanged: documents whose stored chunks were already of this content.
-        superseded: documents enqueued again or deleted meanwhile; left alone.
-        failed: those that could not be indexed.
+        superseded: documents enqueued again or deleted meanwhile, and skipped.
+        failed: documents that could not be indexed.
         space: the embedding space.
     """
 

@@ -1,4 +1,4 @@
-"""Flows: jobs that wait on one another, enqueued together, each given the text of the one before."""
+"""Flows: jobs enqueued together, each waiting for its parent and reading the parent's text."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from vestry.jobs.base import UPSTREAM, Digest, JobRequest, Prepared
 from vestry.lanes import WITH_FILES
 from vestry.validation import PAYLOAD_LIMIT, check_label
 
-STEPS_MOST: Final = 100
-"""Jobs in one flow."""
+MAX_STEPS: Final = 100
+"""Most jobs in one flow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A job, and what follows once it has succeeded.
+    """A job, and the jobs that follow once it has succeeded.
 
-    What follows has its owner, privacy, latency and deadline, waits until then, and ends with it: where
-    it is cancelled, expires or fails for good, so does all that would have followed.
+    The followers have its owner, privacy, latency and deadline, and end with it: if it is cancelled,
+    expires or dies, so do all of them.
 
     Attributes:
-        job: what to do first.
-        then: what each follows directly on it, at once and side by side; flows for more after those.
-        task: what the job is for, as in `Vestry.enqueue`; for the first job, its argument there.
+        job: the first job.
+        then: jobs or flows that follow it directly, all at once.
+        task: the purpose of the job, as in `Vestry.enqueue`; of the first job, the argument there.
     """
 
     job: JobRequest
@@ -45,8 +45,8 @@ class Step:
     """One job of a flow, ready to be enqueued.
 
     Attributes:
-        parent: the place, in the flow, of the job it waits on; None for the first.
-        task: its own, where it has one.
+        parent: position, in the flow, of the job it waits for; None for the first.
+        task: its own task, if it has one.
     """
 
     prepared: Prepared
@@ -55,7 +55,7 @@ class Step:
 
 
 def followed(job: JobRequest | Flow, then: Sequence[JobRequest | Flow]) -> JobRequest | Flow:
-    """A job or flow with more that follows on its first job."""
+    """A job or flow with more followers of its first job."""
     if not then:
         return job
     if isinstance(job, Flow):
@@ -64,7 +64,7 @@ def followed(job: JobRequest | Flow, then: Sequence[JobRequest | Flow]) -> JobRe
 
 
 def has_files(job: JobRequest | Flow) -> bool:
-    """Whether a job, or one that follows on it, carries a file: enqueueing takes several statements."""
+    """Whether a job or a follower carries a file: its enqueue takes several statements."""
     if isinstance(job, Flow):
         return has_files(job.job) or any(map(has_files, job.then))
     return getattr(job, "kind", None) in WITH_FILES
@@ -73,10 +73,10 @@ def has_files(job: JobRequest | Flow) -> bool:
 def steps_of(
     job: JobRequest | Flow, digest: Digest, payload_limit: int = PAYLOAD_LIMIT
 ) -> list[Step]:
-    """A job or flow as steps, each after the one it waits on.
+    """A job or flow as steps, each after its parent.
 
     Raises:
-        InvalidInput: naming the field, with its way through the flow: `then[0].texts[2]`.
+        InvalidInput: names the field by its path through the flow: `then[0].texts[2]`.
     """
     steps: list[Step] = []
 
@@ -84,13 +84,13 @@ def steps_of(
         flow = job if isinstance(job, Flow) else Flow(job)
         prepared = _prepared(flow.job, path, digest, payload_limit)
         if parent is None and UPSTREAM.encode() in prepared.payload:
-            raise InvalidInput("job", "has no job before it: UPSTREAM stands for nothing")
-        if len(steps) == STEPS_MOST:
-            raise InvalidInput("then", f"makes a flow of more than {STEPS_MOST} jobs")
-        place = len(steps)
+            raise InvalidInput("job", "uses UPSTREAM, and has no job before it")
+        if len(steps) == MAX_STEPS:
+            raise InvalidInput("then", f"makes a flow of more than {MAX_STEPS} jobs")
+        position = len(steps)
         steps.append(Step(prepared, parent, flow.task))
         for number, following in enumerate(flow.then):
-            add(following, place, f"{path}.then[{number}]".removeprefix("."))
+            add(following, position, f"{path}.then[{number}]".removeprefix("."))
 
     add(job, None, "")
     return steps

@@ -1,4 +1,4 @@
-"""What a producer asks a language model: `Generation` from a prompt or messages."""
+"""Generation jobs: an answer of a language model to a prompt or messages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vestry.jobs.base import COST_BYTES, Digest, Prepared
 from vestry.lanes import Kind
 from vestry.validation import PAYLOAD_LIMIT, check_label, check_source, check_text, dump_json
 
-MAX_TOKENS_MOST: Final = 131_072
-PASSAGES_MOST: Final = 50
-_STOPS_MOST: Final = 16
+MAX_TOKENS_LIMIT: Final = 131_072
+PASSAGES_MAX: Final = 50
+_STOPS_MAX: Final = 16
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "temperature": (0.0, 5.0),
     "top_p": (0.0, 1.0),
@@ -26,7 +26,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str = field(repr=False)
@@ -34,13 +34,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Grounding:
-    """Have an answer rest on passages that are searched for first.
+    """Search passages first, and have the answer cite them.
 
     Attributes:
-        query: what to search for; by default the last message.
-        sources: shareable sources, of any owner.
-        own_sources: search only these of the owner's own; by default all of them, `()` none.
-        limit: passages at most, 1 to 50.
+        query: the text to search for; by default the last message.
+        sources: shareable sources to search, of any owner.
+        own_sources: search only these of the owner's sources; by default all of them, `()` none.
+        limit: most passages, 1 to 50.
     """
 
     query: str | None = field(default=None, repr=False)
@@ -52,15 +52,15 @@ class Grounding:
         if self.query is not None:
             check_text("grounding.query", self.query)
         for name in ("sources", "own_sources"):
-            named = getattr(self, name)
-            if named is None:
+            sources = getattr(self, name)
+            if sources is None:
                 continue
-            if isinstance(named, (str, bytes)) or not isinstance(named, Sequence):
+            if isinstance(sources, (str, bytes)) or not isinstance(sources, Sequence):
                 raise InvalidInput(f"grounding.{name}", "is not a list of sources")
-            for source in named:
+            for source in sources:
                 check_source(source)
-            object.__setattr__(self, name, tuple(named))
-        _check_whole("grounding.limit", self.limit, PASSAGES_MOST)
+            object.__setattr__(self, name, tuple(sources))
+        _check_whole("grounding.limit", self.limit, PASSAGES_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +69,17 @@ class Generation:
 
     Attributes:
         prompt: a single question; give this or `messages`.
-        messages: a conversation that ends with the user's turn.
-        system: put before `prompt` as the system's turn.
-        schema: a JSON schema (draft 2020-12) that the answer must fit; the result's `value` is valid.
+        messages: a conversation that ends with a message of the user.
+        system: the system message before `prompt`.
+        schema: a JSON schema (draft 2020-12) for the answer; the result's `value` is valid by it.
         stop: strings at which to stop.
         max_tokens: most tokens of the answer.
         temperature, top_p, top_k, min_p, seed, presence_penalty, frequency_penalty, repeat_penalty:
-            how tokens are chosen; left out where the serving provider refuses them.
-        grounding: search the owner's passages first and have the answer rest on them.
-        model: a name of the catalogue; by default routing chooses.
-        keep_input: False deletes what was asked once the job has succeeded, also where it is
-            shareable; it then cannot be asked again at better quality.
+            sampling; those that a provider refuses are not sent to it.
+        grounding: search passages first, and have the answer cite them.
+        model: a model's name in the catalogue; by default routing chooses.
+        keep_input: False deletes the input once the job has succeeded, also if it is shareable; the
+            job then cannot be replayed at better quality.
     """
 
     prompt: str | None = field(default=None, repr=False)
@@ -112,14 +112,14 @@ class Generation:
             _check_messages(self.messages)
             object.__setattr__(self, "messages", tuple(self.messages))
             if self.system is not None:
-                raise InvalidInput("system", "belongs to prompt; put it into messages")
+                raise InvalidInput("system", "is for prompt; put it into messages")
         if self.schema is not None and not isinstance(self.schema, Mapping):
             raise InvalidInput("schema", "is not a JSON schema object")
         if self.grounding is not None and not isinstance(self.grounding, Grounding):
             raise InvalidInput("grounding", "is not a Grounding")
         if self.model is not None:
             check_label("model", self.model)
-        _check_whole("max_tokens", self.max_tokens, MAX_TOKENS_MOST)
+        _check_whole("max_tokens", self.max_tokens, MAX_TOKENS_LIMIT)
         self._check_stop()
         self._check_sampling()
 
@@ -127,13 +127,13 @@ class Generation:
         """Serialise: `{"messages", "max_tokens", "stop", "sampling", "schema", "grounding"}`.
 
         Raises:
-            InvalidInput: the schema is no JSON.
+            InvalidInput: the schema is not JSON.
             PayloadTooLarge: over `payload_limit` bytes.
         """
         del digest
-        turns = self._turns()
+        messages = self._messages()
         body: dict[str, Any] = {
-            "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
+            "messages": [{"role": one.role, "content": one.content} for one in messages],
             "max_tokens": self.max_tokens,
             "stop": list(self.stop),
             "sampling": self._sampling(),
@@ -144,7 +144,7 @@ class Generation:
         if self.grounding is not None:
             own = self.grounding.own_sources
             body["grounding"] = {
-                "query": self.grounding.query or turns[-1].content,
+                "query": self.grounding.query or messages[-1].content,
                 "sources": list(self.grounding.sources),
                 "own_sources": None if own is None else list(own),
                 "limit": self.grounding.limit,
@@ -163,13 +163,13 @@ class Generation:
             sources=sources,
         )
 
-    def _turns(self) -> Sequence[Message]:
+    def _messages(self) -> Sequence[Message]:
         if self.messages is not None:
             return self.messages
-        turns = [Message("user", str(self.prompt))]
+        messages = [Message("user", str(self.prompt))]
         if self.system is not None:
-            turns.insert(0, Message("system", self.system))
-        return turns
+            messages.insert(0, Message("system", self.system))
+        return messages
 
     def _sampling(self) -> dict[str, Any]:
         names = (*_BOUNDS, "top_k", "seed")
@@ -178,11 +178,11 @@ class Generation:
     def _check_stop(self) -> None:
         if isinstance(self.stop, (str, bytes)) or not isinstance(self.stop, Sequence):
             raise InvalidInput("stop", "is not a list of strings")
-        if len(self.stop) > _STOPS_MOST:
-            raise InvalidInput("stop", f"has more than {_STOPS_MOST} strings")
-        for place, text in enumerate(self.stop):
+        if len(self.stop) > _STOPS_MAX:
+            raise InvalidInput("stop", f"has more than {_STOPS_MAX} strings")
+        for index, text in enumerate(self.stop):
             if not isinstance(text, str) or not text:
-                raise InvalidInput(f"stop[{place}]", "is not a string of at least one character")
+                raise InvalidInput(f"stop[{index}]", "is not a string of at least one character")
         object.__setattr__(self, "stop", tuple(self.stop))
 
     def _check_sampling(self) -> None:
@@ -209,33 +209,30 @@ def _check_messages(messages: object) -> None:
         raise InvalidInput("messages", "is not a list")
     if not messages:
         raise InvalidInput("messages", "is empty")
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         if not isinstance(message, Message):
-            raise InvalidInput(f"messages[{place}]", "is not a Message")
+            raise InvalidInput(f"messages[{index}]", "is not a Message")
         if message.role not in {"system", "user", "assistant"}:
-            raise InvalidInput(f"messages[{place}].role", "is system, user or assistant")
-        check_text(f"messages[{place}].content", message.content)
+            raise InvalidInput(f"messages[{index}].role", "must be system, user or assistant")
+        check_text(f"messages[{index}].content", message.content)
     if messages[-1].role != "user":
-        raise InvalidInput("messages", "must end with the user's turn")
+        raise InvalidInput("messages", "must end with a message of the user")
 
 
-def _check_whole(name: str, value: object, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InvalidInput(name, f"must be a whole number from 1 to {most}")
-
-
-# What a generation job gives back.
+def _check_whole(name: str, value: object, maximum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+        raise InvalidInput(name, f"must be a whole number from 1 to {maximum}")
 
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A passage that an answer rests on.
+    """A passage that an answer is based on.
 
     Attributes:
-        passage: its number in the order in which the model was shown the passages, from 1.
-        marked: the answer names it; otherwise it named none, and was shown this one.
-        owner: whose document it is from.
-        source: that document's collection.
+        passage: its number in the model's prompt, from 1.
+        marked: the answer cites it; if an answer cites none, all passages of the prompt are listed.
+        owner: owner of its document.
+        source: the document's collection.
         document: the document's id, as it was indexed.
         date: as it was indexed.
         score: cosine similarity of passage and query.
@@ -254,15 +251,15 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """What was written.
+    """An answer.
 
     Attributes:
         text: the answer; with a schema, the JSON as the model wrote it.
-        value: that JSON, read and valid by the schema; None without one.
-        finish_reason: `stop`, `length` where `max_tokens` cut it, `refusal` where the model declined.
-        input_tokens: read, over all calls that it took; None where the backend does not tell.
-        output_tokens: written.
-        citations: passages that a grounded answer rests on.
+        value: that JSON, parsed and valid by the schema; None without one.
+        finish_reason: `stop`, `length` if `max_tokens` cut it, `refusal` if the model declined.
+        input_tokens: tokens read, over all calls; None if the backend does not report them.
+        output_tokens: tokens written.
+        citations: passages that a grounded answer is based on.
     """
 
     text: str = field(repr=False)

@@ -1,4 +1,4 @@
-"""A job that reads a file: an image of a page, or a document of many."""
+"""OCR jobs: the text of a file, an image of a page or a document of many."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from vestry.jobs.base import COST_BYTES, Digest, Prepared
 from vestry.lanes import KINDS, Kind
 from vestry.validation import PAYLOAD_LIMIT, check_label, dump_json
 
-# What kind a file is, told by its first bytes and never by its name. Decodes nothing.
-
 FileKind = Literal["png", "jpeg", "tiff", "webp", "pdf"]
 
 READ_KINDS: Final = "PNG, JPEG, TIFF, WebP or PDF"
-"""The kinds that pages are read from, for messages."""
+"""The supported types of files, for messages."""
 
 _MAGIC: Final[tuple[tuple[bytes, FileKind], ...]] = (
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -31,11 +29,11 @@ _MAGIC: Final[tuple[tuple[bytes, FileKind], ...]] = (
     (b"MM\0+", "tiff"),
 )
 _PDF_WITHIN: Final = 1024
-"""Bytes among which a PDF may say that it is one; readers have always been that patient."""
+"""Bytes in which a PDF's signature may begin; readers have always accepted that."""
 
 
 def file_kind(content: bytes) -> FileKind | None:
-    """The kind of a file; None for any that pages cannot be read from."""
+    """The type of a file, by its first bytes and never by its name; None if it is not supported."""
     for magic, kind in _MAGIC:
         if content.startswith(magic):
             return kind
@@ -49,7 +47,7 @@ def file_kind(content: bytes) -> FileKind | None:
 FILE: Final = "file"
 """The name of the job's blob."""
 FILE_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes of a file; larger documents are split over jobs."""
+"""Most bytes of a file; the caller splits larger documents over jobs."""
 
 _LANGUAGE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}(?:/[A-Za-z0-9_-]{1,40})?")
 _LANGUAGES_MAX: Final = 8
@@ -61,17 +59,17 @@ class Ocr:
     """The text of an image or a PDF, page by page.
 
     Attributes:
-        file: its content as bytes, or its path, which is read here and now. PNG, JPEG, TIFF (of many
-            pages too), WebP or PDF, told by content; up to 64 MiB.
-        languages: what it is written in, as Tesseract names languages (`eng`, `deu`, …), the main
-            one first; by default what the workers are set up with.
-        pages: read only this page, or these, first and last included; counted from 1.
-        dpi: resolution of a scan that does not tell it, and at which pages of a PDF without text are
-            rendered; 50 to 1200.
-        word_boxes: give each word with its box and confidence too.
-        model: a name the workers know; by default what the task calls for.
-        keep_file: False keeps nothing of the file once the job has succeeded. Private files are
-            never kept.
+        file: its content as bytes, or its path, which is read on construction. PNG, JPEG, TIFF (also
+            of many pages), WebP or PDF, detected by content; up to 64 MiB.
+        languages: languages of the text, by Tesseract's names (`eng`, `deu`, …), the main one first;
+            by default the workers' setting.
+        pages: read only this page, or the pages from the first to the last given; counted from 1.
+        dpi: resolution of a scan that does not record it, and of the rendering of PDF pages without
+            text; 50 to 1200.
+        word_boxes: return each word with its box and confidence.
+        model: a model's name in the catalogue; by default routing chooses.
+        keep_file: False deletes the file once the job has succeeded. Private files are always
+            deleted.
     """
 
     file: bytes | str | os.PathLike[str] = field(repr=False)
@@ -106,13 +104,13 @@ class Ocr:
 
     @property
     def content(self) -> bytes:
-        """The file."""
-        assert isinstance(self.file, bytes)  # noqa: S101 - made so above
+        """The bytes of the file."""
+        assert isinstance(self.file, bytes)  # noqa: S101 - set by __post_init__
         return self.file
 
     def prepare(
         self,
-        digest: Digest,  # noqa: ARG002 - of use to kinds with documents
+        digest: Digest,  # noqa: ARG002 - only documents are digested
         payload_limit: int = PAYLOAD_LIMIT,
     ) -> Prepared:
         """Serialise: `{"languages", "pages", "dpi", "word_boxes"}`, and the file as a blob.
@@ -146,19 +144,19 @@ def _content(file: object) -> bytes:
     if not isinstance(file, (str, os.PathLike)):
         raise InvalidInput(FILE, "is neither bytes nor a path")
     try:
-        found = Path(file).stat()
-        if stat.S_ISDIR(found.st_mode):
+        status = Path(file).stat()
+        if stat.S_ISDIR(status.st_mode):
             raise InvalidInput(FILE, "is a directory")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise InvalidInput(FILE, "is not a regular file")
-        if found.st_size > FILE_LIMIT:
-            raise PayloadTooLarge(FILE, found.st_size, FILE_LIMIT)
+        if status.st_size > FILE_LIMIT:
+            raise PayloadTooLarge(FILE, status.st_size, FILE_LIMIT)
         return Path(file).read_bytes()
-    # `from None`: the error names the file, and a file's name may say what is in it.
+    # `from None`: the error names the file, and a file's name may reveal its content.
     except FileNotFoundError:
         raise InvalidInput(FILE, "does not exist") from None
     except PermissionError:
-        raise InvalidInput(FILE, "may not be read by this account") from None
+        raise InvalidInput(FILE, "cannot be read by this account (permission denied)") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in a path
         raise InvalidInput(FILE, f"cannot be read ({type(error).__name__})") from None
 
@@ -170,27 +168,27 @@ def _languages(languages: object) -> tuple[str, ...] | None:
         raise InvalidInput("languages", "is not a list")
     if not 1 <= len(languages) <= _LANGUAGES_MAX:
         raise InvalidInput("languages", f"must be 1 to {_LANGUAGES_MAX}")
-    for place, language in enumerate(languages):
+    for index, language in enumerate(languages):
         if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
-            raise InvalidInput(f"languages[{place}]", "is no language of Tesseract's, such as eng")
+            raise InvalidInput(
+                f"languages[{index}]", "is not a Tesseract language name, such as eng"
+            )
     return tuple(languages)
 
 
 def _pages(pages: object) -> tuple[int, int] | None:
     if pages is None:
         return None
-    given = (pages, pages) if _is_int(pages) else pages
-    match given:
+    span = (pages, pages) if _is_int(pages) else pages
+    match span:
         case [first, last] if _is_int(first) and _is_int(last) and 1 <= first <= last:
             return first, last
-    raise InvalidInput("pages", "must be a page or the first and the last, counted from 1")
+    raise InvalidInput("pages", "must be one page, or the first and the last page, counted from 1")
 
 
 def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
-
-# What came of reading a file: its text, page by page, and the words' boxes where asked for.
 
 PageSource = Literal["text-layer", "ocr"]
 
@@ -201,8 +199,8 @@ class OcrWord:
 
     Attributes:
         box: left, top, right, bottom in the page's unit, from the upper left corner of the page as
-            it was given, whichever way its text runs.
-        confidence: 0 to 1; None in a text layer, which nobody had to guess.
+            submitted, before any rotation.
+        confidence: 0 to 1; None in a text layer, which is exact.
     """
 
     text: str = field(repr=False)
@@ -217,15 +215,15 @@ class OcrPage:
     Attributes:
         page: its number in the file, from 1.
         text: lines end with a newline, paragraphs with a blank line. Empty for an empty page.
-        confidence: mean over the characters, 0 to 1; None for a text layer, and without a word.
+        confidence: mean over the characters, 0 to 1; None for a text layer or a page without words.
         error: content-free code and message of a page that could not be read; its neighbours were.
-        source: the page's own text layer, or read from its image.
-        rotation: degrees clockwise by which it was turned to be read: 0, 90, 180 or 270.
-        skew: degrees clockwise by which it was straightened after that.
+        source: the page's own text layer, or OCR of its image.
+        rotation: degrees clockwise by which it was rotated before OCR: 0, 90, 180 or 270.
+        skew: degrees clockwise by which it was deskewed after that.
         width: in `unit`.
         height: in `unit`.
-        unit: `px` of an image, `pt` (1/72 inch) of a PDF.
-        words: None unless they were asked for.
+        unit: `px` for an image, `pt` (1/72 inch) for a PDF.
+        words: None unless they were requested.
     """
 
     page: int
@@ -242,7 +240,7 @@ class OcrPage:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> OcrPage:
-        """From the worker's JSON; fields of a newer worker are passed over."""
+        """From the worker's JSON; unknown fields, of a newer worker, are ignored."""
         error, words = body.get("error"), body.get("words")
         return cls(
             page=int(body["page"]),
@@ -259,7 +257,7 @@ class OcrPage:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As it is stored; `words` is left out where they were not asked for."""
+        """The stored form; without `words` unless they were requested."""
         error = None
         if self.error is not None:
             error = {"code": self.error[0], "message": self.error[1]}
@@ -285,12 +283,12 @@ class OcrPage:
 
 @dataclass(frozen=True, slots=True)
 class OcrResult:
-    """What was read.
+    """The text of a file.
 
     Attributes:
         text: of all pages, with a blank line between them.
-        pages: in the file's order, those that failed included.
-        page_count: pages of the file, of which only a range may have been asked for.
+        pages: in the file's order, failed ones included.
+        page_count: pages of the file, of which only a range may have been requested.
     """
 
     text: str = field(repr=False)
@@ -299,7 +297,7 @@ class OcrResult:
 
     @classmethod
     def of(cls, pages: tuple[OcrPage, ...], page_count: int) -> OcrResult:
-        """From the pages alone."""
+        """From pages alone."""
         texts = (page.text.strip() for page in pages)
         return cls("\n\n".join(filter(None, texts)), pages, page_count)
 
@@ -310,7 +308,7 @@ class OcrResult:
         return cls(str(body["text"]), pages, int(body.get("page_count", len(pages))))
 
     def to_json(self) -> dict[str, Any]:
-        """As it is stored."""
+        """The stored form."""
         pages = [page.to_json() for page in self.pages]
         return {"text": self.text, "pages": pages, "page_count": self.page_count}
 

@@ -1,4 +1,4 @@
-"""What a producer asks for with `Rerank`: which passages answer a query best."""
+"""Rerank jobs: the order in which passages answer a query."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PASSAGES_MAX: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
-    """Passages in the order in which they answer a query.
+    """Passages, to be ranked by how well they answer a query.
 
     Attributes:
-        query: what is asked.
-        passages: what may answer it, up to 1000. A model reads a passage together with the query, and
-            never a part of it: one that is too long for the model fails the job.
-        limit: how many of the best the result names; all by default.
-        model: a name the workers know; by default the one that routing chooses.
-        keep_text: False keeps nothing of query and passages once the job has succeeded.
+        query: the question.
+        passages: possible answers, up to 1000. A model reads each passage whole, together with the
+            query: one that is too long for the model fails the job.
+        limit: number of best passages in the result; all by default.
+        model: a model's name in the catalogue; by default routing chooses.
+        keep_text: False deletes query and passages once the job has succeeded.
     """
 
     query: str
@@ -41,16 +41,16 @@ class Rerank:
         object.__setattr__(self, "passages", tuple(self.passages))
         if not 1 <= len(self.passages) <= PASSAGES_MAX:
             raise InvalidInput(
-                "passages", f"are {len(self.passages)}; there may be 1 to {PASSAGES_MAX}"
+                "passages", f"has {len(self.passages)} passages; 1 to {PASSAGES_MAX} are allowed"
             )
-        for place, passage in enumerate(self.passages):
-            check_text(f"passages[{place}]", passage)
+        for index, passage in enumerate(self.passages):
+            check_text(f"passages[{index}]", passage)
         if self.limit is not None and (
             isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1
         ):
             raise InvalidInput("limit", "must be a whole number from 1")
         if not isinstance(self.keep_text, bool):
-            raise InvalidInput("keep_text", "is neither True nor False")
+            raise InvalidInput("keep_text", "must be True or False")
         if self.model is not None:
             check_label("model", self.model)
 
@@ -63,7 +63,7 @@ class Rerank:
         Raises:
             PayloadTooLarge: over `payload_limit` bytes.
         """
-        del digest  # nothing here is compared unread
+        del digest  # only documents are digested
         body = {"query": self.query, "passages": list(self.passages), "limit": self.limit}
         payload = dump_json("passages", body)
         if len(payload) > payload_limit:
@@ -81,14 +81,11 @@ class Rerank:
         )
 
 
-# What a reranking job gives back.
-
-
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A passage by its place in the job's list, from 0, and its score.
+    """A passage, by its position in the job's list, from 0, and its score.
 
-    Scores are comparable within one result; their scale is the model's own.
+    Scores are comparable within one result; their scale depends on the model.
     """
 
     index: int
@@ -97,7 +94,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class RerankResult:
-    """The passages, best first; of equal ones the earlier first."""
+    """The passages, best first; of equal scores the earlier first."""
 
     ranking: tuple[Ranked, ...]
 

@@ -1,11 +1,12 @@
-"""What a producer gets back: references, states and typed results."""
+"""References, states and typed results of jobs."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from enum import StrEnum
+from typing import Any, Final
 from uuid import UUID
 
 from vestry.errors import InvalidInput
@@ -15,11 +16,30 @@ from vestry.jobs.generation import GenerationResult
 from vestry.jobs.ocr import OcrResult
 from vestry.jobs.rerank import RerankResult
 
-State = Literal[
-    "waiting", "queued", "running", "succeeded", "dead", "cancelled", "expired", "superseded"
-]
-FINAL_STATES: Final = frozenset({"succeeded", "dead", "cancelled", "expired", "superseded"})
 
+class State(StrEnum):
+    """The state of a job, as stored in `jobs.state`; equal to the plain string."""
+
+    WAITING = "waiting"
+    """For its parent to succeed."""
+    QUEUED = "queued"
+    """Ready to run from `run_at` on. A broker message is not part of the state."""
+    RUNNING = "running"
+    """Held by a lease."""
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+    """Out of attempts, or failed in a way that another attempt does not repair."""
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    """The deadline passed before the job finished."""
+    SUPERSEDED = "superseded"
+    """Its documents were enqueued again or deleted while it ran; none of its effects were stored."""
+
+
+TERMINAL: Final[frozenset[State]] = frozenset(
+    {State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED, State.SUPERSEDED}
+)
+"""States that a job never leaves."""
 
 Result = (
     EmbeddingResult
@@ -32,7 +52,7 @@ Result = (
 
 
 def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
-    """The typed result of a job of a kind from its stored JSON."""
+    """The typed result of a job, from its kind and stored JSON."""
     if kind == "embedding":
         if "vectors" in body:
             return EmbeddingResult.from_json(body)
@@ -45,7 +65,7 @@ def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
         return ClassificationResult.from_json(body)
     if kind == "rerank":
         return RerankResult.from_json(body)
-    raise InvalidInput("kind", "this version cannot read results of that kind")
+    raise InvalidInput("kind", "is unknown to this version of the library; upgrade it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +73,9 @@ class JobRef:
     """An enqueued job.
 
     Attributes:
-        id: its id everywhere: here, in Celery and Flower, in logs.
-        created: False when an earlier job with the same idempotency key and content stands for it.
-        then: the jobs that follow on it, as its `Flow` says.
+        id: its id in the library, in Celery and Flower, and in logs.
+        created: False if an earlier job has the same idempotency key and content.
+        then: its followers, in the order of its `Flow`.
     """
 
     id: UUID
@@ -65,14 +85,14 @@ class JobRef:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """Where a job stands.
+    """The state of a job.
 
     Attributes:
         error: code and message of the last failure, content-free.
-        attempt: how often it was started.
-        degraded: it was served by another model than the one intended.
-        parent: the job that it follows on in its flow.
-        root: the first job of its flow; itself for that one, None outside of flows.
+        attempt: number of attempts started.
+        degraded: another model than the intended one served it.
+        parent: the job that it follows in its flow.
+        root: the first job of its flow, also of that job itself; None outside of flows.
     """
 
     job: UUID
@@ -95,4 +115,4 @@ class JobStatus:
     @property
     def finished(self) -> bool:
         """Whether the state is final."""
-        return self.state in FINAL_STATES
+        return self.state in TERMINAL

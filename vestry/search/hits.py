@@ -1,10 +1,10 @@
-"""What a search gives back."""
+"""The result of a search."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,16 +12,16 @@ class Hit:
     """One document and its best passage.
 
     Attributes:
-        owner: whose document it is.
+        owner: owner of the document.
         source: its collection.
         document: its id, as it was indexed.
         date: as it was indexed.
         score: cosine similarity of passage and query, 1 for the same direction.
-        text: the passage; None where the text was not kept.
+        text: the passage; None if the text was not kept.
         metadata: as it was indexed.
-        start: where the passage begins in the document, in characters.
-        end: where it ends.
-        rerank_score: the reranker's, on its own scale; None where none has read the passage.
+        start: offset of the passage in the document, in characters.
+        end: offset of its end.
+        rerank_score: the reranker's score, on its own scale; None if it did not read the passage.
     """
 
     owner: str
@@ -36,49 +36,47 @@ class Hit:
     rerank_score: float | None = None
 
 
-class Hits(list[Hit]):
-    """Hits, nearest first, or best first where a reranker has read them.
+@dataclass(frozen=True, slots=True, eq=False)
+class Hits(Sequence[Hit]):
+    """A read-only sequence of hits, nearest first; best first if a reranker ordered them.
 
     Attributes:
         space: name of the embedding space that was searched.
-        reason: what was not done as intended, as a short name such as `reranker_too_slow`.
-        reranked: a reranker has ordered them.
-        queue_s: seconds the query waited for a worker; 0 where none was asked.
-        embedding_s: seconds from asking for the query's vector to having it, the wait included.
-        database_s: seconds the comparison took, as seen from here.
-        rerank_s: seconds that a reranker was waited for.
-        to_rerank: they are more than were asked for, for a reranker to choose among.
+        reason: why the search is degraded, such as `reranker_too_slow`; None if it is not.
+        reranked: a reranker ordered the hits.
+        queue_s: seconds that the query waited for a worker; 0 if none was involved.
+        embedding_s: seconds from the request for the query's vector to its arrival, queue included.
+        database_s: seconds that the comparison took, measured by the client.
+        rerank_s: seconds spent on the reranker.
     """
 
-    queue_s = 0.0
-    embedding_s = 0.0
-    database_s = 0.0
-    rerank_s = 0.0
-    reranked = False
+    hits: tuple[Hit, ...]
+    space: str
     reason: str | None = None
-    to_rerank = False
+    reranked: bool = False
+    queue_s: float = 0.0
+    embedding_s: float = 0.0
+    database_s: float = 0.0
+    rerank_s: float = 0.0
 
-    def __init__(self, hits: Sequence[Hit], space: str) -> None:
-        super().__init__(hits)
-        self.space = space
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        return self.hits[index]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
 
     @property
     def degraded(self) -> bool:
-        """Whether not all of it was done as intended."""
+        """Whether a part of the search was not done as intended."""
         return self.reason is not None
 
-    def degrade(self, reason: str) -> Self:
-        """Note that something was not done as intended; the first reason stays."""
-        self.reason = self.reason or reason
-        return self
-
-    def ordered(self, hits: Sequence[Hit]) -> Self:
-        """Take the order that a reranker has given."""
-        self[:] = hits
-        self.reranked = True
-        return self
-
-    def first(self, limit: int) -> Self:
-        """Leave only so many."""
-        del self[limit:]
-        return self
+    def degrade(self, reason: str) -> Hits:
+        """These hits with a reason; the first reason stays."""
+        return replace(self, reason=self.reason or reason)

@@ -1,198 +1,100 @@
-"""The course of a search, written once for both clients as a generator that does no I/O itself.
+"""The steps of a search around its database work: its jobs, and the use of their results.
 
-It yields what is to be done next: steps on a connection, or a job to be asked; and is sent what came of
-it, or has its error raised inside.
+No I/O: the clients run the jobs and the operations, in the order of `Vestry.search`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from vestry.crypto.owner_keys import OwnerKeys
-from vestry.db import job_queries
-from vestry.errors import SEARCH_TIMEOUT, UnknownOwner, VestryError, WaitTimeout
-from vestry.jobs.base import JobOptions, JobRequest
+from vestry.errors import UnknownSpace
+from vestry.jobs.base import JobOptions
+from vestry.jobs.embedding import Embedding
 from vestry.jobs.rerank import Rerank, RerankResult
 from vestry.jobs.results import JobStatus
-from vestry.operations import Operation
+from vestry.lanes import Latency
 from vestry.search.hits import Hit, Hits
-from vestry.search.vector_search import (
-    RERANK_MOST,
-    SearchRequest,
-    Stopwatch,
-    check_query,
-    model_of,
-    nearest,
-    query_job,
-    query_options,
-    vector_of,
-)
-
-# A search's second look: its hits in the order in which a reranker puts their passages. No I/O.
+from vestry.search.vector_search import RERANK_MAX, SearchRequest
 
 RERANK_TIMEOUT_S: Final = 10.0
-"""Longest that a search waits for a reranker, in seconds: it has its hits already."""
+"""Longest wait for a reranker, in seconds: the search has its hits already."""
+RESULT_TTL_S: Final = 60
+"""Seconds until the results of a search's jobs are pruned if the client does not delete them."""
 
-FELL_BACK: Final = "reranked_by_fallback"
-TOO_SLOW: Final = "reranker_too_slow"
-FAILED: Final = "reranker_failed"
-
-
-def rerankable(hits: Sequence[Hit]) -> list[int]:
-    """Places of the hits that a reranker can read: the nearest, as far as their text was kept."""
-    return [place for place, hit in enumerate(hits) if hit.text and hit.text.strip()][:RERANK_MOST]
+EMBEDDED_BY_FALLBACK: Final = "query_embedded_by_fallback"
+RERANKED_BY_FALLBACK: Final = "reranked_by_fallback"
+RERANKER_TOO_SLOW: Final = "reranker_too_slow"
+RERANKER_FAILED: Final = "reranker_failed"
 
 
-def rerank_job(query: str, hits: Sequence[Hit], places: Sequence[int]) -> Rerank:
-    """The job that ranks hits and keeps nothing of them."""
-    passages = [text for place in places if (text := hits[place].text)]
+def job_options(request: SearchRequest) -> JobOptions:
+    """Options of a search's jobs: the privacy of the search, interactive, a short-lived result."""
+    return JobOptions(
+        owner=request.owner,
+        privacy=request.privacy,
+        latency=Latency.INTERACTIVE.value,
+        result_ttl_s=RESULT_TTL_S,
+    )
+
+
+def embedding_job(query: str, model: str | None) -> Embedding:
+    """The job that embeds the query; its text is not kept."""
+    return Embedding(texts=[query], input="query", model=model, keep_text=False)
+
+
+def query_vector(body: Mapping[str, Any], space: str | None) -> tuple[list[float], str]:
+    """The query's vector and its space, from the result of the embedding job.
+
+    Raises:
+        UnknownSpace: the workers embed queries for another space than the one requested.
+    """
+    embedded_in = str(body["space"])
+    if space is not None and embedded_in != space:
+        raise UnknownSpace("No worker embeds queries for that space.")
+    return [float(number) for number in body["vectors"][0]], embedded_in
+
+
+def with_times(hits: Hits, status: JobStatus, *, embedding_s: float, database_s: float) -> Hits:
+    """Hits with the times of the search, degraded if the query was embedded by another model."""
+    queue_s = 0.0
+    if status.started_at is not None:
+        queue_s = (status.started_at - status.created_at).total_seconds()
+    hits = replace(hits, queue_s=queue_s, embedding_s=embedding_s, database_s=database_s)
+    return hits.degrade(EMBEDDED_BY_FALLBACK) if status.degraded else hits
+
+
+def readable(hits: Sequence[Hit]) -> list[int]:
+    """Positions of the hits that a reranker can read: the nearest ones whose text was kept."""
+    return [index for index, hit in enumerate(hits) if hit.text and hit.text.strip()][:RERANK_MAX]
+
+
+def rerank_job(query: str, hits: Sequence[Hit], positions: Sequence[int]) -> Rerank:
+    """The job that ranks the hits at these positions; their text is not kept."""
+    passages = [text for index in positions if (text := hits[index].text)]
     return Rerank(query, passages, keep_text=False)
 
 
-def reordered(hits: Sequence[Hit], places: Sequence[int], body: Mapping[str, Any]) -> list[Hit]:
-    """The hits with the reranker's scores, best first; behind them, as they were, those it left.
+def reranked(
+    hits: Hits, positions: Sequence[int], status: JobStatus, body: Mapping[str, Any]
+) -> Hits:
+    """Hits in the reranker's order; behind them, in their order, those it did not read.
 
     Args:
         hits: nearest first.
-        places: of those that it read, in the job's order.
-        body: of the job's result.
+        positions: of the hits that it read, in the job's order.
+        status: of the job.
+        body: its result.
 
     Raises:
-        ValueError: it is not a ranking of these.
+        ValueError: the result is not a ranking of these passages.
     """
     ranking = RerankResult.from_json(body).ranking
-    if sorted(one.index for one in ranking) != list(range(len(places))):
+    if sorted(entry.index for entry in ranking) != list(range(len(positions))):
         raise ValueError("not a ranking of these passages")
-    ranked = [replace(hits[places[one.index]], rerank_score=one.score) for one in ranking]
-    unread = set(range(len(hits))).difference(places)
-    return ranked + [hits[place] for place in sorted(unread)]
-
-
-EMBEDDED_BY_FALLBACK: Final = "query_embedded_by_fallback"
-
-
-@dataclass(frozen=True, slots=True)
-class Do:
-    """Carry out steps; the answer is what they return."""
-
-    steps: Callable[[], Operation[Any]]
-    atomic: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Enqueue a job, wait, and take its result away; the answer is its status and its result.
-
-    Whoever gives up on it withdraws it: nobody else will read the answer, and neither question nor
-    answer is to outlive the search.
-    """
-
-    job: JobRequest
-    options: JobOptions
-    timeout: float
-
-
-Course = Generator[Do | Ask, Any, Hits]
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """A search with all that was said of it; see `Vestry.search`."""
-
-    query: str
-    request: SearchRequest
-    space: str | None
-    timeout: float
-    known_owner: bool
-    rerank: bool | None
-
-    def course(self, keys: OwnerKeys) -> Course:
-        """What a client does, in order; returns the hits.
-
-        Args:
-            keys: open private hits.
-        """
-        watch, end = Stopwatch(), time.monotonic() + self.timeout
-        request = self.request
-        model = yield Do(lambda: model_of(self.space))
-        check_query(self.query)
-        if self.known_owner:
-            known = yield Do(lambda: job_queries.has_documents(request.owner), atomic=True)
-            if not known:
-                raise UnknownOwner
-        job = query_job(self.query, model)
-        told, body = yield from _ask(Ask(job, query_options(request), self.timeout))
-        watch.answered()
-        vector, space = vector_of(body, self.space)
-        hits: Hits = yield Do(
-            lambda: nearest(request, vector, space, keys, rerank=self.rerank), atomic=True
-        )
-        watch.note(hits, told)
-        if told.degraded:
-            hits.degrade(EMBEDDED_BY_FALLBACK)
-        places = rerankable(hits) if hits.to_rerank else []
-        if places:
-            hits = yield from self._reranked(hits, places, end)
-        return hits.first(request.limit)
-
-    def _reranked(self, hits: Hits, places: list[int], end: float) -> Course:
-        """The hits as a reranker orders them, or as they are where it does not."""
-        began = time.monotonic()
-        patience = min(end - began, RERANK_TIMEOUT_S)
-        if patience <= 0:
-            return hits.degrade(TOO_SLOW)
-        job = rerank_job(self.query, hits, places)
-        try:
-            told, body = yield Ask(job, query_options(self.request), patience)
-            ranked = hits.ordered(reordered(hits, places, body))
-            if told.degraded:
-                ranked.degrade(FELL_BACK)
-        except WaitTimeout:
-            ranked = hits.degrade(TOO_SLOW)
-        except (VestryError, LookupError, TypeError, ValueError):
-            ranked = hits.degrade(FAILED)
-        ranked.rerank_s = time.monotonic() - began
-        return ranked
-
-
-def _ask(ask: Ask) -> Generator[Do | Ask, Any, tuple[JobStatus, dict[str, Any]]]:
-    try:
-        told, body = yield ask
-    except WaitTimeout:
-        raise WaitTimeout(SEARCH_TIMEOUT) from None
-    return told, body
-
-
-def follow(course: Course, carry_out: Callable[[Do | Ask], Any]) -> Hits:
-    """Go through a search, with a client's way to carry things out."""
-    try:
-        wanted = next(course)
-        while True:
-            try:
-                came = carry_out(wanted)
-            except VestryError as error:
-                wanted = course.throw(error)
-            else:
-                wanted = course.send(came)
-    except StopIteration as end:
-        hits: Hits = end.value
-        return hits
-
-
-async def follow_async(course: Course, carry_out: Callable[[Do | Ask], Awaitable[Any]]) -> Hits:
-    """`follow`, with an asynchronous client."""
-    try:
-        wanted = next(course)
-        while True:
-            try:
-                came = await carry_out(wanted)
-            except VestryError as error:
-                wanted = course.throw(error)
-            else:
-                wanted = course.send(came)
-    except StopIteration as end:
-        hits: Hits = end.value
-        return hits
+    ranked = [replace(hits[positions[entry.index]], rerank_score=entry.score) for entry in ranking]
+    unread = set(range(len(hits))).difference(positions)
+    ordered = (*ranked, *(hits[index] for index in sorted(unread)))
+    hits = replace(hits, hits=ordered, reranked=True)
+    return hits.degrade(RERANKED_BY_FALLBACK) if status.degraded else hits

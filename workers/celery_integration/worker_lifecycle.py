@@ -14,8 +14,8 @@ from celery import Celery, signals
 
 from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
-from vestry.crypto import keyring_source
-from vestry.crypto.keyring import KeyRing
+from vestry.crypto.keyring import KeyRing, key_source_from_environment
+from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import KeyRingError
 from vestry.lanes import LANES, Latency, Pool, Privacy
 from workers import db
@@ -100,17 +100,17 @@ class WorkerLifecycle:
         name = str(sender.hostname)
         pool = db.open_pool(settings.database, name, settings.lease_s, settings.slots * 2 + 3)
         content = content_for(settings)
-        keyring = content.keyring if isinstance(content, PrivateContent) else None
+        keys = content.keys if isinstance(content, PrivateContent) else OwnerKeys(None)
         db.wait_for_database(pool)
         temp_dir = None if self._temp_dir is None else self._temp_dir.path
-        parts = components.build_components(settings, pool, keyring, temp_dir)
+        parts = components.build_components(settings, pool, keys, temp_dir)
         self._components = parts
         heartbeat = Heartbeat(
             _connector(settings, f"{name}-heartbeat"),
             settings.lease_s,
             settings.heartbeat_s,
             settings.max_run_s,
-            (content.evict_expired, parts.passage_search.evict_expired),
+            (content.evict_expired,),
         )
         executor = Executor(
             pool=pool,
@@ -212,7 +212,7 @@ def content_for(settings: Settings) -> Content:
     if settings.privacy != "private":
         return ShareableContent()
     try:
-        source = keyring_source.from_environment(settings.keyring)
+        source = key_source_from_environment(settings.keyring)
         if source is None:
             raise SystemExit(
                 "a private worker needs the key ring: set VESTRY_KEYRING_FILE to its file"

@@ -23,7 +23,7 @@ from inference.routing.policy import RoutingPolicy, pool_of
 from inference.routing.router import Router
 from tasks.protocol import Handler, PassageSearch
 from tasks.registry import handlers
-from vestry.crypto.keyring import KeyRing
+from vestry.crypto.owner_keys import OwnerKeys
 from vestry.lanes import LANES, Pool, Privacy
 from workers.db import session
 from workers.enabled_backends import RERANKER, breaker_settings, enabled_catalogue
@@ -48,7 +48,7 @@ class WorkerComponents:
 def build_components(
     settings: Settings,
     pool: ConnectionPool[Connection],
-    keyring: KeyRing | None = None,
+    keys: OwnerKeys,
     temp_dir: Path | None = None,
 ) -> WorkerComponents:
     """Build the components of a process, and load and warm up its resident models.
@@ -56,7 +56,7 @@ def build_components(
     Args:
         settings: of the process: backends, models and lanes.
         pool: connections, for embedding spaces and the shared state of the backends.
-        keyring: of a private worker; opens the passages that answers are grounded in.
+        keys: open the private passages that answers are grounded in.
         temp_dir: the process's private temporary directory.
 
     Raises:
@@ -103,7 +103,7 @@ def build_components(
         declare_space(pool, registry.model(embedding).space)
     return WorkerComponents(
         by_kind,
-        DatabasePassageSearch(pool, registry, embedding, keyring, settings.lease_s),
+        DatabasePassageSearch(pool, registry, embedding, keys, settings.lease_s),
         registry.close,
     )
 

@@ -20,8 +20,9 @@ NO_RUNNING_JOB_SQLSTATE = "VY008"
 
 
 class NotRecorded(InferenceError):
-    """The request to a cloud could not be recorded, and was not sent."""
+    """The egress record of a cloud request could not be committed."""
 
+    default_message = "The request to a cloud could not be recorded, and was not sent."
     code = "not_recorded"
     retryable = True
 

@@ -22,15 +22,8 @@ from models.claims import ClaimedJob, Lease
 from models.content import Content
 from models.states import State
 from models.transitions import Settlement
-from tasks.protocol import (
-    ConfirmDocument,
-    Failed,
-    IndexDocument,
-    Outcome,
-    Rerouted,
-    Served,
-    Succeeded,
-)
+from tasks.protocol import ConfirmDocument, Failed, IndexDocument, Outcome, Rerouted, Succeeded
+from vestry.db.receipts import Served
 from vestry.lanes import WITH_FILES, Latency, Pool
 from workers import failpoints
 from workers.db import CONNECTION_ERRORS, session
@@ -228,7 +221,7 @@ def write_outcomes(
         conn,
         content.privacy,
         lease.id,
-        [_receipt(jobs[i], outcomes[i], finished.states[i]) for i in jobs],
+        [_attempt(jobs[i], outcomes[i], finished.states[i]) for i in jobs],
     )
     transitions.reroute(conn, lease.id, pools)
     transitions.settle(conn, lease.id, settlements)
@@ -337,34 +330,17 @@ def _settle_failure(job: ClaimedJob, outcome: Failed, cap_s: float) -> Settlemen
     return Settlement(job.id, State.DEAD, outcome.code, outcome.message)
 
 
-def _receipt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Receipt:
+def _attempt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Attempt:
     served = outcome.served or Served(backend=None, model=None, locality=None)
     reason = served.reason
     if isinstance(outcome, Failed):
         reason = outcome.code
     if isinstance(outcome, Rerouted):
         reason = outcome.reason
+    label = "retry" if state == State.QUEUED else state
     if isinstance(outcome, Rerouted) and state != REFUSED:
-        ended = _REROUTED
-    else:
-        ended = "retry" if state == State.QUEUED else state
-    return receipts.Receipt(
-        job_id=job.id,
-        attempt=job.attempt,
-        outcome=ended,
-        started_at=job.started_at,
-        reason=reason,
-        backend=served.backend,
-        model=served.model,
-        locality=served.locality,
-        input_tokens=served.input_tokens,
-        output_tokens=served.output_tokens,
-        intended_backend=served.intended_backend,
-        intended_model=served.intended_model,
-        degraded=served.degraded,
-        policy=served.policy,
-        cost=served.cost,
-    )
+        label = _REROUTED
+    return receipts.Attempt(job.id, job.attempt, label, job.started_at, reason, served)
 
 
 def _backoff_s(attempt: int, cap_s: float, retry_after: float | None = None) -> float:

@@ -1,4 +1,4 @@
-"""The documents that answers are grounded in: a search by the worker itself, under its own role."""
+"""Passage search for grounded generation: by the worker itself, under its own database role."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from psycopg_pool import ConnectionPool
 from inference.catalogue.schema import ModelEntry
 from inference.errors import InferenceError, ModelMissing, NoBackendAvailable
 from inference.routing.model_registry import ModelRegistry
-from tasks.grounding import Grounding, Passage
+from tasks.grounding import Passage
 from tasks.protocol import Job
-from vestry.crypto.keyring import KeyRing
 from vestry.crypto.owner_keys import OwnerKeys
+from vestry.db.operations import execute
 from vestry.errors import UnknownSpace, VestryError
+from vestry.jobs.generation import Grounding
 from vestry.lanes import Latency
-from vestry.operations import execute
 from vestry.search.vector_search import SearchRequest, nearest
 from workers.db import CONNECTION_ERRORS, session
 
 RETRY_S = 5.0
-"""When to search again after the database was away; no attempt is spent."""
+"""Wait before the next try if the database is unavailable; no attempt is spent."""
 
 
 class PassagesUnreadable(InferenceError):
-    """The owner's passages cannot be read; is another key ring mounted?"""
+    """The owner's passages do not open."""
 
+    default_message = (
+        "The owner's passages cannot be read; check that the key ring is the right one."
+    )
     code = "unsealable"
     retryable = True
 
 
 class DatabasePassageSearch:
-    """See `tasks.protocol.Library`.
+    """Searches the database; see `tasks.protocol.PassageSearch`.
 
     Args:
-        pool: connections of the worker's role, which sees what the role may see.
-        fleet: has the model that embeds the query.
-        embedding: that model; None where there is none.
-        keyring: private workers': opens private passages.
-        patience_s: longest search, in seconds.
+        pool: connections of the worker's role, which limits what a search can find.
+        models: provides the model that embeds the query.
+        embedding: that model; None if none is enabled.
+        keys: open private passages; the cache of the process.
+        timeout_s: longest search, in seconds.
     """
 
     def __init__(
         self,
         pool: ConnectionPool[psycopg.Connection[Any]],
-        fleet: ModelRegistry,
+        models: ModelRegistry,
         embedding: ModelEntry | None,
-        keyring: KeyRing | None,
-        patience_s: float,
+        keys: OwnerKeys,
+        timeout_s: float,
     ) -> None:
         self._pool = pool
-        self._patience_s = patience_s
-        self._fleet = fleet
+        self._timeout_s = timeout_s
+        self._models = models
         self._embedding = embedding
-        self._keys = OwnerKeys(keyring)
-
-    def evict_expired(self) -> None:
-        """Drop owners' keys that were kept for long enough."""
-        self._keys.evict_expired()
+        self._keys = keys
 
     def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
-        """The best passages of the job's owner and of the sources named, best first."""
+        """The best passages of the job's owner and of the grounding's sources, best first."""
         if self._embedding is None:
             raise ModelMissing("no embedding model is enabled to search with")
-        model = self._fleet.model(self._embedding)
+        model = self._models.model(self._embedding)
         urgent = job.latency == Latency.INTERACTIVE
+        assert grounding.query is not None  # noqa: S101 - tasks.generation_payload requires one
         vector = model.embed([grounding.query], "query", urgent=urgent)[0]
         request = SearchRequest(
             owner=job.owner,
@@ -75,10 +75,10 @@ class DatabasePassageSearch:
             own_sources=grounding.own_sources,
             limit=grounding.limit,
         )
-        steps = nearest(request, [float(x) for x in vector], model.space.name, self._keys)
+        operation = nearest(request, [float(x) for x in vector], model.space.name, self._keys)
         try:
-            with session(self._pool, self._patience_s) as conn:
-                hits = execute(conn, steps)
+            with session(self._pool, self._timeout_s) as conn:
+                hits = execute(conn, operation)
         except UnknownSpace:
             return ()
         except CONNECTION_ERRORS:

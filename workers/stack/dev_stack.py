@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from models.bootstrap import PRODUCER, ROLES, SCHEMA_OWNER
-from vestry.crypto.keyring_source import COMMAND
+from vestry.crypto.keyring import COMMAND
 from workers.home import CHECKOUT, Home
 from workers.stack.postgres import DATABASE, SUPERUSER, PostgresServer
 from workers.stack.process import Command, spawn, stop

@@ -2,7 +2,7 @@
 
 The key ring is in no argument and no variable, and workers need no permission to read its file. The
 descriptor is read-only; each further line is a newer ring, so that a rotation reaches running workers
-(see `vestry.crypto.keyring_source.KeyDescriptor`).
+(see `vestry.crypto.keyring.KeyDescriptor`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from vestry.crypto.keyring_source import COMMAND, KeyCommand, KeyFile, KeySource, dump
+from vestry.crypto.keyring import COMMAND, KeyCommand, KeySource
+from vestry.crypto.keyring_file import KeyFile, dump
 from vestry.errors import KeyRingError
 
 

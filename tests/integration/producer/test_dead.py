@@ -1,4 +1,4 @@
-"""Dead and degraded jobs: listed by what they are, and kept whole for as long as is said."""
+"""Dead and degraded jobs: lists with filters, and how long their payloads are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.stack.dev_stack import DevStack
 Root = psycopg.Connection[Any]
 
 
-def test_dead_jobs_are_listed_by_what_they_are(
+def test_dead_jobs_are_filtered_by_every_field(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root
 ) -> None:
     made = {
@@ -48,7 +48,7 @@ def test_dead_jobs_are_listed_by_what_they_are(
     with pytest.raises(JobFailed) as failed:
         vestry.result(made["ann", "crashed"])
     assert failed.value.reason is Reason.POISON
-    # What was replayed is off the list, unless it is asked for.
+    # Replayed jobs are left out by default.
     new = vestry.replay(made["ann", "crashed"])
     assert ("ann", "crashed") not in listed()
     assert ("ann", "crashed") in listed(replayed=True)
@@ -60,7 +60,7 @@ def test_dead_jobs_are_listed_by_what_they_are(
         vestry.dead(since=dt.datetime.now())  # noqa: DTZ005 - that is the mistake
 
 
-def test_degraded_results_are_listed_with_their_cause_and_run_again(
+def test_degraded_jobs_are_listed_with_their_reason_and_replayed(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     good, fallen = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="shareable")
@@ -91,12 +91,12 @@ def test_degraded_results_are_listed_with_their_cause_and_run_again(
     new = vestry.replay(fallen)
     assert vestry.degraded() == []
     assert vestry.status(new).state == "queued"
-    # The old result stays for as long as it would have.
+    # The old result keeps its time to live.
     assert vestry.result_json(fallen) == {"vectors": [], "space": "s"}
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_a_dead_job_is_kept_whole_until_its_time_is_over(
+def test_a_dead_job_keeps_its_payload_until_it_is_pruned(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack, privacy: str
 ) -> None:
     job = vestry.enqueue(conn, HELLO, owner="ann", privacy=privacy)

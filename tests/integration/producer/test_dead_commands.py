@@ -1,4 +1,4 @@
-"""`vestry dead`, `vestry rerun` and `vestry status --degraded`, on jobs that ended as told."""
+"""`vestry dead`, `vestry rerun` and `vestry status --degraded`, on jobs with forced ends."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def command(
         out = capsys.readouterr().out
         assert got == code, out
         document = json.loads(out)
-        # The same for a person: it says something, and nothing breaks.
+        # Without --json it prints something, and no traceback.
         if {"status", "list", "show"}.intersection(arguments):
             assert main(list(arguments)) == code
-            told = capsys.readouterr()
-            assert told.out or code
-            assert "Traceback" not in told.err
+            printed = capsys.readouterr()
+            assert printed.out or code
+            assert "Traceback" not in printed.err
         return document
 
     return run
@@ -44,7 +44,7 @@ def command(
 
 @pytest.fixture
 def jobs(vestry: Vestry, conn: psycopg.Connection[Any], root: Root) -> list[UUID]:
-    """Two of ann's that ran out of attempts, one of ben's that is poison."""
+    """Two jobs of ann that ran out of attempts, one of ben that is poison."""
     made = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="private")
     made += vestry.enqueue_many(conn, [HELLO], owner="ben", privacy="shareable")
     conn.commit()
@@ -70,7 +70,9 @@ def test_dead_jobs_are_listed_and_shown(command: Command, jobs: list[UUID]) -> N
     assert command("dead", "list", "--since", "soon", code=2)["error"]["code"] == "usage"
 
 
-def test_one_some_or_all_are_replayed(command: Command, jobs: list[UUID], root: Root) -> None:
+def test_one_several_or_all_dead_jobs_are_replayed(
+    command: Command, jobs: list[UUID], root: Root
+) -> None:
     first = command("dead", "replay", str(jobs[0]))
     assert first["jobs"][0]["job"] == str(jobs[0])
     assert first["jobs"][0]["created"] is True
@@ -86,7 +88,7 @@ def test_one_some_or_all_are_replayed(command: Command, jobs: list[UUID], root: 
         assert command("dead", "replay", *wrong, code=2)["error"]["code"] == "usage"
 
 
-def test_a_job_whose_input_is_gone_is_named_and_stops_no_other(
+def test_a_job_without_payload_is_reported_and_the_others_are_replayed(
     command: Command, jobs: list[UUID], root: Root
 ) -> None:
     root.execute("DELETE FROM vestry.private_payloads WHERE job_id = %s", [jobs[0]])
@@ -95,7 +97,7 @@ def test_a_job_whose_input_is_gone_is_named_and_stops_no_other(
     assert listed(answer) == set(jobs[1:])
 
 
-def test_degraded_results_are_listed_and_run_again(
+def test_degraded_jobs_are_listed_and_replayed(
     command: Command, vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     made = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="shareable")

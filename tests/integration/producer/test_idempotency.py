@@ -35,7 +35,7 @@ def test_the_same_key_and_content_is_the_same_job(
     assert count(root, "jobs") == 1
     generations = root.execute(f"SELECT DISTINCT generation FROM vestry.{privacy}_documents")
     assert generations.fetchall() == [(1,)]
-    # Another owner, and the same owner's other privacy, have keys of their own.
+    # Keys are separate per owner and per privacy class.
     other = {"private": "shareable", "shareable": "private"}[privacy]
     assert vestry.enqueue(conn, job, owner="bob", privacy=privacy, idempotency_key="k").created
     assert vestry.enqueue(conn, job, owner="alice", privacy=other, idempotency_key="k").created
@@ -64,7 +64,7 @@ def test_the_same_key_with_other_content_conflicts_and_leaves_the_transaction_us
                 conn, job, owner="alice", privacy=privacy, idempotency_key="k", **options
             )
         assert caught.value.jobs == (first.id,)
-    # One conflict among many: none of them is enqueued
+    # One conflict among many jobs: none is enqueued
     with pytest.raises(IdempotencyConflict):
         vestry.enqueue_many(
             conn,
@@ -80,7 +80,7 @@ def test_the_same_key_with_other_content_conflicts_and_leaves_the_transaction_us
     assert count(root, "jobs") == count(root, "idempotency_keys") == 2
 
 
-def test_of_two_transactions_with_the_same_key_one_makes_the_job(
+def test_two_transactions_with_the_same_key_create_one_job(
     vestry: Vestry, clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
     url = clean.database_url("vestry_producer")
@@ -107,11 +107,11 @@ def test_of_two_transactions_with_the_same_key_one_makes_the_job(
         )
         thread.start()
         thread.join(0.5)
-        # Then another one waits for it
+        # Then a second transaction waits for it
         assert thread.is_alive()
         getattr(vestry_conn, ending)()
         thread.join(10)
-        # And its job stands if and only if the first was rolled back
+        # And its job exists if and only if the first was rolled back
         assert second[-1].created is (ending == "rollback")
         assert (second[-1].id == first.id) is (ending == "commit")
     vestry_conn.close()

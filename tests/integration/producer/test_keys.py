@@ -1,4 +1,4 @@
-"""What seals private payloads, and what is refused without it."""
+"""Owner keys of private payloads, and what is refused without them."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_private_content_is_stored_sealed_and_opens_with_the_ring(
 def test_a_rolled_back_key_is_never_used_again(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
-    # Given a key made in transactions, and in a savepoint, that rolled back
+    # Given a key created in a transaction, and in a savepoint, that rolled back
     vestry.enqueue(conn, HELLO, owner="alice", privacy="private")
     conn.rollback()
     conn.execute("SAVEPOINT s")
     vestry.enqueue(conn, HELLO, owner="alice", privacy="private")
     conn.execute("ROLLBACK TO s")
-    # When the owner's next job commits, then its key is the one stored, and then it is kept
+    # When the owner's next job commits, then its key is stored and cached
     for _ in range(3):
         vestry.enqueue(conn, HELLO, owner="alice", privacy="private")
         conn.commit()
@@ -58,7 +58,7 @@ def test_a_rolled_back_key_is_never_used_again(
     used = root.execute("SELECT DISTINCT key_id FROM vestry.private_payloads").fetchall()
     assert stored == used
     assert len(stored) == 1
-    assert list(vestry._keys._keys) == ["alice"]
+    assert list(vestry._keys._cache) == ["alice"]
 
 
 def test_two_producers_agree_on_a_new_owners_key(
@@ -91,7 +91,7 @@ def test_two_producers_agree_on_a_new_owners_key(
     assert mismatched == (0,)
 
 
-def test_a_key_the_database_lost_is_looked_up_anew(
+def test_a_key_deleted_from_the_database_is_read_again(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     for _ in range(2):
@@ -105,7 +105,7 @@ def test_a_key_the_database_lost_is_looked_up_anew(
     conn.commit()
 
 
-def test_without_the_ring_only_shareable_jobs_can_be_made(
+def test_without_a_key_ring_only_shareable_jobs_are_enqueued(
     clean: DevStack,
     conn: psycopg.Connection[Any],
     monkeypatch: pytest.MonkeyPatch,

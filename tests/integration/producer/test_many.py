@@ -20,7 +20,7 @@ from vestry import (
 from workers.stack.dev_stack import DevStack
 
 
-def test_one_bad_job_among_many_leaves_none(
+def test_one_invalid_job_of_many_enqueues_none(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     jobs = [HELLO] * 1500 + [Embedding(texts=["x" * 1_048_570])]
@@ -33,7 +33,7 @@ def test_one_bad_job_among_many_leaves_none(
     assert count(root, "jobs") == 0
 
 
-def test_the_same_document_in_two_jobs_of_a_call_is_indexed_in_turn(
+def test_the_same_document_in_two_jobs_of_a_call_goes_into_two_batches(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     jobs = [

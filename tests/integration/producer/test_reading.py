@@ -1,4 +1,4 @@
-"""Waiting, results, cancelling, lanes, and a database that goes away."""
+"""Waiting, results, cancelling, lanes, and an unreachable database."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from workers.stack.dev_stack import DevStack
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_who_waits_is_woken_and_gets_the_result(
+def test_wait_returns_the_result_on_notification(
     vestry: Vestry,
     conn: psycopg.Connection[Any],
     root: psycopg.Connection[Any],
@@ -48,14 +48,14 @@ def test_who_waits_is_woken_and_gets_the_result(
     keyring, answered = KeyRing.load(clean.keyring), [0.0]
 
     def work() -> None:
-        time.sleep(1.0)  # the waiter has read once, and reads no more by itself
+        time.sleep(1.0)  # the waiting call has read once, and polls no more
         answered[0] = time.monotonic()
         succeed(root, keyring, job.id, {"vectors": [[1, 2]], "space": "s"})
 
     worker = threading.Thread(target=work)
     worker.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vestry.client.READ_AGAIN_S", 30.0)
+        patch.setattr("vestry.client.POLL_S", 30.0)
         result = vestry.wait(job, timeout=20)
     late = time.monotonic() - answered[0]
     worker.join()
@@ -67,7 +67,7 @@ def test_who_waits_is_woken_and_gets_the_result(
         vestry.result(job)
 
 
-def test_waiting_ends_in_time_and_says_how_a_job_ended(
+def test_wait_times_out_and_raises_by_final_state(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     job, other = vestry.enqueue_many(conn, [HELLO] * 2, owner="alice", privacy="private")
@@ -92,7 +92,7 @@ def test_waiting_ends_in_time_and_says_how_a_job_ended(
     assert vestry.status(other).error == ("backend", "it broke")
 
 
-def test_what_does_not_exist_is_said_not_to(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
+def test_unknown_jobs_and_lanes_raise(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
     for ask in (vestry.status, vestry.result, vestry.wait, vestry.cancel):
         with pytest.raises(UnknownJob):
             ask(uuid4())
@@ -101,7 +101,7 @@ def test_what_does_not_exist_is_said_not_to(vestry: Vestry, conn: psycopg.Connec
     with pytest.raises(UnknownLane):
         vestry.pause_lane("private.bulk.cloud")
     removed = vestry.delete_documents(
-        conn, owner="nobody", privacy="private", source="diary", ids=["x"]
+        conn, owner="stranger", privacy="private", source="diary", ids=["x"]
     )
     assert removed == 0
 
@@ -152,8 +152,8 @@ def test_documents_are_deleted_by_id_and_by_content(
     assert left == [(1, False), (2, True), (2, True)]
 
 
-def test_a_database_that_is_not_there_is_unavailable() -> None:
-    with Vestry("postgresql://nobody:hunter2@127.0.0.1:1/none?connect_timeout=1") as client:
+def test_an_unreachable_database_raises_unavailable() -> None:
+    with Vestry("postgresql://stranger:hunter2@127.0.0.1:1/none?connect_timeout=1") as client:
         client._pool.timeout = 1.0
         with pytest.raises(Unavailable) as caught:
             client.lanes()
@@ -161,7 +161,7 @@ def test_a_database_that_is_not_there_is_unavailable() -> None:
     assert caught.value.__suppress_context__
 
 
-def test_readers_survive_that_their_connections_are_cut(
+def test_reads_survive_lost_connections(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     job = vestry.enqueue(conn, HELLO, owner="alice", privacy="private")
@@ -198,7 +198,7 @@ def test_settings_come_from_the_environment_or_the_embedded_stack(
     with Vestry() as client, psycopg.connect(url) as mine:
         client.enqueue(mine, HELLO, owner="alice", privacy="private")
         assert len(client.lanes()) == 10
-    # The environment comes first, and a password may be in a file of its own.
+    # The environment takes precedence, and a password may be in a separate file.
     parts = psycopg.conninfo.conninfo_to_dict(url)
     (tmp_path / "password").write_text(f"{parts['password']}\n")
     bare = f"postgresql://{parts['user']}@{parts['host']}:{parts['port']}/{parts['dbname']}"

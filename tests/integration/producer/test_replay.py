@@ -1,4 +1,4 @@
-"""A finished job once more: whole, once, with its flow, and never over what came later."""
+"""Replay of finished jobs: complete, once, with followers, and never over newer documents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vestry import (
     Vestry,
 )
 from vestry.crypto.envelope import PAYLOAD, blob_field
-from vestry.ids import uuid7
+from vestry.db.operations import uuid7
 from workers.stack.dev_stack import DevStack
 
 Root = psycopg.Connection[Any]
@@ -94,7 +94,7 @@ def test_a_replay_is_a_new_job_with_all_that_the_old_one_had(
     assert vestry.status(job).state == "dead"
 
 
-def test_a_job_is_replayed_once_whoever_asks_and_how_often(
+def test_a_job_is_replayed_once(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     jobs = vestry.enqueue_many(conn, [HELLO] * 5, owner="ann", privacy="private")
@@ -115,7 +115,7 @@ def test_a_job_is_replayed_once_whoever_asks_and_how_often(
     assert len({tuple(ref.id for ref in refs) for refs in made}) == 1
     assert sum(ref.created for refs in made for ref in refs) == len(jobs)
     assert count(root, "jobs") == 2 * len(jobs)
-    # A replay that dies too has its own.
+    # A replay that dies can be replayed too.
     again = made[0][0]
     kill(root, again.id)
     assert vestry.replay(again).created
@@ -123,7 +123,7 @@ def test_a_job_is_replayed_once_whoever_asks_and_how_often(
 
 
 @PRIVACIES
-def test_the_idempotency_key_stands_for_the_replay(
+def test_the_idempotency_key_belongs_to_the_replay(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, privacy: str
 ) -> None:
     def enqueue() -> Any:
@@ -140,7 +140,7 @@ def test_the_idempotency_key_stands_for_the_replay(
 
 
 @PRIVACIES
-def test_a_replay_is_for_the_documents_as_they_were(
+def test_a_replay_indexes_the_documents_of_the_old_job(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, privacy: str
 ) -> None:
     def index(text: str) -> Any:
@@ -166,7 +166,7 @@ def test_a_replay_is_for_the_documents_as_they_were(
     assert root.execute(f"SELECT generation FROM vestry.{privacy}_documents").fetchone() == (2,)
 
 
-def test_what_cannot_be_replayed_is_said_to_be_so_and_nothing_is(
+def test_one_job_that_cannot_be_replayed_raises_and_replays_none(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     gone, dead, queued = vestry.enqueue_many(conn, [HELLO] * 3, owner="ann", privacy="private")
@@ -190,7 +190,7 @@ def test_what_cannot_be_replayed_is_said_to_be_so_and_nothing_is(
 
 
 def flow(root: Root, stack: DevStack, privacy: str) -> list[UUID]:
-    """A job, one that waits on it, and one that waits on that."""
+    """A job, its follower, and the follower of that."""
     ids = sorted(uuid7() for _ in range(3))
     sealed = texts = key_id = None
     if privacy == "private":
@@ -222,7 +222,7 @@ def story(root: Root, job: UUID) -> tuple[Any, ...]:
 
 
 @PRIVACIES
-def test_jobs_that_died_waiting_come_along(
+def test_jobs_that_died_waiting_are_replayed_too(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack, privacy: str
 ) -> None:
     vestry.enqueue(conn, HELLO, owner="ann", privacy=privacy)
@@ -245,7 +245,7 @@ def test_jobs_that_died_waiting_come_along(
     end(root, new.id, "succeeded")
     assert story(root, replays[middle])[0] == "queued"
     assert vestry.replay(middle).id == replays[middle]
-    # Now it ends by itself, and its own child with it: the one above stays as it is.
+    # Now it ends alone, and its follower with it; its parent stays as it is.
     kill(root, replays[middle])
     third = vestry.replay(replays[middle])
     assert story(root, third.id) == ("queued", new.id, new.id, None)
@@ -255,7 +255,7 @@ def test_jobs_that_died_waiting_come_along(
 def test_what_follows_a_replay_that_failed_runs_after_the_one_that_did_not(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
-    """Waiting on a job that is over already, it would wait for ever."""
+    """Waiting for a parent that has ended, it would wait for ever."""
     head, middle, tail = flow(root, clean, "shareable")
     for job in (head, middle, tail):
         root.execute("UPDATE vestry.jobs SET started_at = now() WHERE id = %s", [job])
@@ -279,7 +279,7 @@ def test_what_follows_a_replay_that_failed_runs_after_the_one_that_did_not(
     assert story(root, new[tail][0]) == ("waiting", new[middle][0], head, None)
 
 
-def test_the_asynchronous_client_does_the_same(
+def test_the_asynchronous_client_replays_too(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     one, other = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="private")
@@ -300,7 +300,7 @@ def test_the_asynchronous_client_does_the_same(
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
-def test_the_function_believes_no_careless_caller(
+def test_the_sql_function_validates_its_arguments(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root
 ) -> None:
     ann = vestry.enqueue(conn, HELLO, owner="ann", privacy="private")

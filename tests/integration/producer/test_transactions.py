@@ -29,12 +29,12 @@ def test_a_job_exists_if_and_only_if_the_transaction_commits(
     lost = vestry.enqueue(conn, HELLO, owner="alice", privacy=privacy, idempotency_key="k")
     assert count(root, "jobs") == 0
     conn.rollback()
-    # Then nothing at all is left
+    # Then no row is left
     for table in ("jobs", f"{privacy}_payloads", "owner_keys", "owners", "idempotency_keys"):
         assert count(root, table) == 0
     with pytest.raises(UnknownJob):
         vestry.status(lost)
-    # And when another commits, one job is there
+    # And when another commits, there is one job
     kept = vestry.enqueue(conn, HELLO, owner="alice", privacy=privacy, idempotency_key="k")
     conn.commit()
     assert count(root, "jobs") == count(root, f"{privacy}_payloads") == 1
@@ -46,7 +46,7 @@ def test_a_job_exists_if_and_only_if_the_transaction_commits(
     )
 
 
-def test_a_sqlalchemy_session_and_connection_carry_the_job(
+def test_a_job_is_enqueued_by_a_sqlalchemy_session_and_connection(
     vestry: Vestry, clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
     url = clean.database_url("vestry_producer").replace("postgresql:", "postgresql+psycopg:", 1)
@@ -67,7 +67,7 @@ def test_a_sqlalchemy_session_and_connection_carry_the_job(
     assert count(root, "jobs") == 4
 
 
-def test_a_callers_own_cursor_and_row_settings_do_not_matter(
+def test_the_callers_cursor_and_row_factories_have_no_effect(
     vestry: Vestry, clean: DevStack
 ) -> None:
     with psycopg.connect(
@@ -82,7 +82,7 @@ def test_a_callers_own_cursor_and_row_settings_do_not_matter(
     assert [one.state for one in vestry.statuses([job, *many])] == ["queued", "queued"]
 
 
-def test_what_is_no_connection_is_refused(vestry: Vestry) -> None:
+def test_an_object_that_is_no_connection_is_refused(vestry: Vestry) -> None:
     for wrong in (None, object(), "postgresql://"):
         with pytest.raises(InvalidInput) as caught:
             vestry.enqueue(wrong, HELLO, owner="alice", privacy="private")

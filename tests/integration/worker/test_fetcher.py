@@ -17,7 +17,7 @@ from models.claims import LeasePolicy
 from tasks.protocol import Context, Job, Outcome, Succeeded
 from tests.echo_stack import eventually
 from tests.worker_runtime import runtime
-from vestry.ids import uuid7
+from vestry.db.operations import uuid7
 from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.interactive.gpu"

@@ -1,4 +1,4 @@
-"""What answers are grounded in, while the database is away."""
+"""Passage search with an unavailable database."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import psycopg
 import pytest
 
 from inference.errors import NoBackendAvailable
-from tasks.grounding import Grounding
 from tasks.protocol import Job
+from vestry.crypto.owner_keys import OwnerKeys
+from vestry.jobs.generation import Grounding
 from workers.execution.passage_search import DatabasePassageSearch
 
 
 class Fleet:
-    """One model, which embeds everything as the same."""
+    """One model, with the same vector for every text."""
 
     space = type("Space", (), {"name": "s"})
 
@@ -27,13 +28,13 @@ class Fleet:
 
 
 class Away:
-    """A pool that has no connection to give."""
+    """A pool without a connection."""
 
     def connection(self) -> Any:
         raise psycopg.OperationalError
 
 
-def test_a_search_waits_for_the_database_and_costs_no_attempt() -> None:
+def test_without_a_database_a_search_is_retried_without_an_attempt() -> None:
     nowhere: Any = Away()
     fleet: Any = Fleet()
     model: Any = object()
@@ -41,7 +42,7 @@ def test_a_search_waits_for_the_database_and_costs_no_attempt() -> None:
         id=uuid4(), kind="generation", task=None, owner="ann", privacy="private",
         latency="interactive", attempt=1, model=None, payload={},
     )  # fmt: skip
-    library = DatabasePassageSearch(nowhere, fleet, model, None, 1.0)
+    library = DatabasePassageSearch(nowhere, fleet, model, OwnerKeys(None), 1.0)
     with pytest.raises(NoBackendAvailable) as waits:
         library.passages(job, Grounding("what?", (), None, 3))
     assert waits.value.retry_after
