@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import os
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ from inference.ocr.protocol import OcrRequest
 from inference.ocr.tessdata import Installation
 from inference.ocr.worker_pool import WORKER_COMMAND, OcrWorker, OcrWorkerPool
 from inference.protocol import BackendConfig, BackendProbe, Cancelled, Locality, not_cancelled
-from inference.temp_dir import Scratch
+from inference.temp_dir import TempDir, TempDirError, default_parent
 from vestry.jobs.ocr import READ_KINDS, OcrResult, file_kind
 
 DEFAULT_LANGUAGES: Final = ("eng",)
@@ -102,7 +100,7 @@ class TesseractBackend:
     """The processes that read pages. See `inference.protocol.Backend`.
 
     Args:
-        config: `scratch` should be on a file system that forgets, such as a tmpfs.
+        config: `temp_dir` should be in memory, such as on a tmpfs.
         command: what the children run; tests bring one with faults.
     """
 
@@ -115,7 +113,7 @@ class TesseractBackend:
         self._command = command
         self._lock = threading.Lock()
         self._installation: Installation | None = None
-        self._scratch: Scratch | None = None
+        self._temp_dir: TempDir | None = None
         self._children: OcrWorkerPool | None = None
 
     def load(self, model: ModelEntry) -> TesseractModel:
@@ -152,15 +150,15 @@ class TesseractBackend:
         )
 
     def close(self) -> None:
-        """End the children, in the middle of a page too, and remove the scratch directory."""
+        """End the worker processes, in the middle of a page too, and remove the temporary directory."""
         atexit.unregister(self.close)
         with self._lock:
             children, self._children = self._children, None
-            scratch, self._scratch = self._scratch, None
+            temp_dir, self._temp_dir = self._temp_dir, None
         if children is not None:
             children.close()
-        if scratch is not None:
-            scratch.close()
+        if temp_dir is not None:
+            temp_dir.close()
 
     def installation(self) -> Installation:
         """Program and language data.
@@ -173,18 +171,18 @@ class TesseractBackend:
                 self._installation = tessdata.find(self.options.tessdata)
             return self._installation
 
-    def running(self) -> tuple[Scratch, OcrWorkerPool]:
-        """Scratch directory and children, made when first needed; what a killed process left goes then.
+    def running(self) -> tuple[TempDir, OcrWorkerPool]:
+        """Temporary directory and worker pool, made at the first call.
 
         Raises:
             ModelMissing: there is no Tesseract.
         """
         installation = self.installation()
         with self._lock:
-            if self._scratch is None or self._children is None:
-                scratch = self._scratch = self._new_scratch()
+            if self._temp_dir is None or self._children is None:
+                temp_dir = self._temp_dir = self._new_temp_dir()
                 atexit.register(self.close)
-                tessdata = scratch.new_directory()
+                tessdata = temp_dir.new_directory()
                 installation.assemble(tessdata)
                 setup = Setup(
                     tesseract=installation.program,
@@ -193,18 +191,17 @@ class TesseractBackend:
                     limits=self.options.limits,
                 )
                 self._children = OcrWorkerPool(
-                    lambda: OcrWorker(self._command, setup, scratch.new_directory()),
+                    lambda: OcrWorker(self._command, setup, temp_dir.new_directory()),
                     self.options.processes,
                 )
-            return self._scratch, self._children
+            return self._temp_dir, self._children
 
-    def _new_scratch(self) -> Scratch:
-        own = Path(tempfile.gettempdir()) / f"vestry-pages-{os.getuid()}"
+    def _new_temp_dir(self) -> TempDir:
         try:
-            return Scratch(self._config.temp_dir or own)
-        except OSError as error:
+            return TempDir(self._config.temp_dir or default_parent(), "pages")
+        except TempDirError:
             raise BackendUnavailable(
-                f"the scratch directory cannot be used ({type(error).__name__})"
+                "the worker's temporary directory cannot be used; VESTRY_TEMP_DIR names another"
             ) from None
 
 
@@ -239,12 +236,12 @@ class TesseractModel:
             raise BadRequest(
                 f"a language asked for is not here; there is: {', '.join(sorted(here))}"
             )
-        scratch, children = self._backend.running()
+        temp_dir, children = self._backend.running()
         try:
             if len(file) > limits.megabytes * MEGABYTE:
                 most = limits.megabytes * MEGABYTE
                 raise PageError("file_too_large", bytes=len(file), limit=most)  # noqa: TRY301
-            with scratch.file(file) as path:
+            with temp_dir.file(file) as path:
                 order = ReadRequest(
                     path=str(path),
                     kind=kind,
@@ -258,7 +255,7 @@ class TesseractModel:
         except PageError as fault:
             raise _FILE_ERRORS.get(fault.code, UnreadableFile)(fault.message) from None
         except OSError as error:
-            message = f"the scratch directory cannot be used ({type(error).__name__})"
+            message = f"the temporary directory cannot be used ({type(error).__name__})"
             raise BackendUnavailable(message) from None
 
     def warm_up(self) -> None:

@@ -218,7 +218,7 @@ def test_what_is_wrong_with_a_file_is_told_by_type(
         model.read(b"GIF89a", OcrRequest())
     with pytest.raises(BadRequest, match="there is: deu, eng"):
         model.read(sample("phototest.tif"), OcrRequest(languages=("xyz",)))
-    own = tesseract.running()[0].directory / "own"
+    own = tesseract.running()[0].path / "own"
     small = backend(own, pages=2, megabytes=1).load(CATALOGUE.model("tesseract"))
     three = pdf(*[text_page("page")] * 3)
     with pytest.raises(FileTooLarge, match="3 pages, of which 2"):

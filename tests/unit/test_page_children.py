@@ -91,11 +91,11 @@ def test_a_page_that_takes_too_long_is_killed_with_what_it_runs(
 ) -> None:
     monkeypatch.setattr("inference.ocr.document_reader.GRACE_S", 1)
     made = backend(tmp_path / "scratch", page_s=4)
-    scratch, _ = made.running()
+    temp_dir, _ = made.running()
     result = struck(model(made), "hang")
     assert errors(result) == {2: "time_limit"}
     assert neighbours(result) == ALL_BUT_THE_SECOND
-    hung = (scratch.directory / faulty_reader.STRUCK).read_text(encoding="ascii").split()
+    hung = (temp_dir.path / faulty_reader.STRUCK).read_text(encoding="ascii").split()
     assert len(hung) == 2
     assert_gone([int(pid) for pid in hung])
     made.close()
@@ -130,7 +130,7 @@ def test_a_child_knows_no_login_and_no_key(
 ) -> None:
     for name in ("VESTRY_DATABASE_URL", "VESTRY_KEYRING_FILE", "OPENAI_API_KEY", "HOME"):
         monkeypatch.setenv(name, "sekrit")
-    made = backend(reading.running()[0].directory / "own")
+    made = backend(reading.running()[0].path / "own")
     _, children = made.running()
     told = children.ask({"do": "count", "kind": "png", "path": ""}, 60)
     assert "sekrit" not in str(told["environment"])
@@ -161,7 +161,7 @@ import sys
 from pathlib import Path
 from tests.unit.test_page_children import backend, model, struck
 made = backend(Path(sys.argv[1]))
-print(made.running()[0].directory, flush=True)
+print(made.running()[0].path, flush=True)
 struck(model(made), "hang")
 """
 
@@ -180,7 +180,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     assert list(root.iterdir()), "nobody was left to remove it"
     made = backend(root)
     model(made).warm_up()
-    assert not mark.parent.exists()
+    assert not mark.exists()
     made.close()
     assert not root.exists()
 
@@ -202,7 +202,7 @@ def test_a_file_that_nobody_wants_any_more_is_given_up_between_pages(tmp_path: P
 
 def test_closing_does_not_wait_for_a_page(tmp_path: Path) -> None:
     made = backend(tmp_path / "scratch")
-    mark = made.running()[0].directory / faulty_reader.STRUCK
+    mark = made.running()[0].path / faulty_reader.STRUCK
     ended: list[BaseException] = []
 
     def read() -> None:
@@ -255,7 +255,7 @@ def test_a_child_is_replaced_after_many_pages(
 ) -> None:
     monkeypatch.setattr("inference.ocr.worker_pool.REQUESTS", 3)
     pids: set[int] = set()
-    made = backend(reading.running()[0].directory / "own", processes=1)
+    made = backend(reading.running()[0].path / "own", processes=1)
     for _ in range(2):
         assert neighbours(model(made).read(FILE, OcrRequest(pages=(1, 1)))) == ALL[:1]
         pids |= {child.pid for child in made.running()[1]._idle}

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from celery import Celery, signals
 
+from inference.temp_dir import TempDir, TempDirError, default_parent
 from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
 from vestry.crypto import keyring_source
@@ -30,7 +31,6 @@ from workers.execution.heartbeat import Heartbeat
 from workers.execution.listener import LaneListener
 from workers.execution.watchdog import StallWatchdog
 from workers.isolation import network_guard, preflight
-from workers.isolation.temp_dir import Scratch, ScratchError
 from workers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class WorkerLifecycle:
         self._liveness: StallWatchdog | None = None
         self._drain: threading.Thread | None = None
         self._kit: components.WorkerComponents | None = None
-        self._scratch: Scratch | None = None
+        self._temp_dir: TempDir | None = None
 
     def fetcher(self) -> JobFetcher:
         """The process's runtime, once it runs."""
@@ -75,9 +75,10 @@ class WorkerLifecycle:
                 allowed=settings.local_networks,
             )
         try:
-            self._scratch = Scratch(str(sender.hostname), settings.scratch).open()
-        except ScratchError as error:
-            raise SystemExit(f"no place for temporary files: {error}") from None
+            self._temp_dir = TempDir(settings.scratch or default_parent(), str(sender.hostname))
+        except TempDirError as error:
+            raise SystemExit(f"no temporary directory: {error}") from None
+        self._temp_dir.use_for_process()
 
     def block_external_connections(self, **_: Any) -> None:
         """Close the way out. Until now a model may have been fetched, where that was allowed."""
@@ -98,8 +99,8 @@ class WorkerLifecycle:
         content = content_for(settings)
         keyring = content.keyring if isinstance(content, PrivateContent) else None
         db.wait_for_database(pool)
-        scratch = None if self._scratch is None else self._scratch.path
-        kit = self._kit = components.build_components(settings, pool, keyring, scratch)
+        temp_dir = None if self._temp_dir is None else self._temp_dir.path
+        kit = self._kit = components.build_components(settings, pool, keyring, temp_dir)
         heart = Heartbeat(
             _connector(settings, f"{name}-heart"),
             settings.lease_s,
@@ -167,8 +168,8 @@ class WorkerLifecycle:
             self._drain.join(DRAIN_TIMEOUT_S)
         if self._kit is not None:
             self._kit.close()
-        if self._scratch is not None:
-            self._scratch.close()
+        if self._temp_dir is not None:
+            self._temp_dir.close()
 
 
 def _connector(settings: Settings, name: str) -> Callable[[], psycopg.Connection[Any]]:
