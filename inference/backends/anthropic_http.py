@@ -25,13 +25,13 @@ from inference.protocol import (
     FinishReason,
     Generated,
     GenerationRequest,
-    Message,
     not_cancelled,
 )
 from inference.remote.client import PROBE_S, base_url, httpx2_client
 from inference.remote.egress import send_refused_reason
 from inference.remote.response_errors import error_codes, error_for_status, unreachable
 from inference.remote.streaming import MALFORMED, finish_response, raise_if_cancelled, stream_until
+from vestry.jobs.generation import Message
 
 _REASONS: Final[Mapping[str, FinishReason]] = {
     "end_turn": "stop",

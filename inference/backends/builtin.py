@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Final
 
-from inference.catalogue.schema import ModelEntry
+from inference.catalogue.schema import Locality, ModelEntry
 from inference.classifiers.bible_references import books, normalised
 from inference.classifiers.language_id import LanguageClassifier
 from inference.errors import BadRequest, ModelMissing
-from inference.protocol import BackendConfig, BackendProbe, BuiltinClassifier, LabelScore, Locality
+from inference.protocol import BackendConfig, BackendProbe, BuiltinClassifier
+from vestry.jobs.classification import LabelScore
 
 VALID: Final = "valid"
 INVALID: Final = "invalid"

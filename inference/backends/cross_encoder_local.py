@@ -16,14 +16,13 @@ from inference.backends.sentence_transformers_local import (
     GPU_BATCH_TOKENS,
     choose_device,
 )
-from inference.catalogue.schema import ModelEntry
-from inference.device.batching import DeviceBatches
-from inference.device.device_thread import device_thread
+from inference.catalogue.schema import Locality, ModelEntry
+from inference.device.batching import DeviceBatches, device_thread
 from inference.device.model_files import ModelFiles, locate, stay_offline
 from inference.device.threads import set_threads
 from inference.device.tokenizer import ModelTokenizer, break_long_words
 from inference.errors import BadAnswer, ModelMissing, TooLong
-from inference.protocol import BackendConfig, BackendProbe, Locality
+from inference.protocol import BackendConfig, BackendProbe
 
 _QUIET: Final = ("sentence_transformers", "transformers", "huggingface_hub")
 

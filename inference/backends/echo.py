@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from inference.catalogue.schema import Locality
 from inference.errors import (
     BackendUnavailable,
     BadRequest,
@@ -36,7 +37,6 @@ from inference.protocol import (
     Generated,
     GenerationRequest,
     InputType,
-    Locality,
     SpaceSpec,
     not_cancelled,
     space_name,

@@ -32,7 +32,6 @@ from inference.protocol import (
     FinishReason,
     Generated,
     GenerationRequest,
-    Message,
     not_cancelled,
 )
 from inference.remote.client import PROBE_S, base_url, httpx2_client
@@ -40,6 +39,7 @@ from inference.remote.egress import send_refused_reason
 from inference.remote.embedding import RemoteEmbedding
 from inference.remote.response_errors import code_of, error_codes, error_for_status, unreachable
 from inference.remote.streaming import MALFORMED, finish_response, raise_if_cancelled, stream_until
+from vestry.jobs.generation import Message
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

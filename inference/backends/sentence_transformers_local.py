@@ -12,20 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from inference.device.batching import DeviceBatches
-from inference.device.device_thread import device_thread
+from inference.catalogue.schema import Locality
+from inference.device.batching import DeviceBatches, device_thread
 from inference.device.model_files import ModelFiles, locate, stay_offline
 from inference.device.threads import set_threads
 from inference.device.tokenizer import ModelTokenizer, break_long_words
 from inference.errors import BadVectors, DeviceMissing, ModelMissing, TooLong
-from inference.protocol import (
-    BackendConfig,
-    BackendProbe,
-    InputType,
-    Locality,
-    SpaceSpec,
-    space_name,
-)
+from inference.protocol import BackendConfig, BackendProbe, InputType, SpaceSpec, space_name
 
 if TYPE_CHECKING:
     from inference.catalogue.schema import ModelEntry

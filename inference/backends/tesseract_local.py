@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inference.catalogue.schema import ModelEntry
+from inference.catalogue.schema import Locality, ModelEntry
 from inference.device.threads import default_threads
 from inference.errors import (
     BackendUnavailable,
@@ -29,7 +29,7 @@ from inference.ocr.ipc import ConnectionClosed, ReplyTimeout
 from inference.ocr.protocol import OcrRequest
 from inference.ocr.tessdata import Installation
 from inference.ocr.worker_pool import WORKER_COMMAND, OcrWorker, OcrWorkerPool
-from inference.protocol import BackendConfig, BackendProbe, Cancelled, Locality, not_cancelled
+from inference.protocol import BackendConfig, BackendProbe, Cancelled, not_cancelled
 from inference.temp_dir import TempDir, TempDirError, default_parent
 from vestry.jobs.ocr import READ_KINDS, OcrResult, file_kind
 

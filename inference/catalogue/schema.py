@@ -15,8 +15,10 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from inference.protocol import Locality
 from vestry.lanes import Kind, Privacy
+
+Locality = Literal["local", "cloud"]
+"""Whether content stays on the operator's own machines."""
 
 ORDINARY: Final = "ordinary"
 ALL: Final = "all"

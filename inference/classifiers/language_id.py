@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inference.errors import BadRequest, ModelMissing
-from inference.protocol import LabelScore
+from vestry.jobs.classification import LabelScore
 
 READ_CHARACTERS: Final = 10_000
 """Of a longer text the beginning is read: a hundred tell as much, at some 4 µs each."""

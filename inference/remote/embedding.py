@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from inference.catalogue.schema import ModelEntry
+from inference.catalogue.schema import Locality, ModelEntry
 from inference.errors import BadVectors
-from inference.protocol import BackendConfig, InputType, Locality, SpaceSpec, space_name
-from inference.vectors import faulty_rows
+from inference.protocol import BackendConfig, InputType, SpaceSpec, invalid_rows, space_name
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -102,7 +101,7 @@ class RemoteEmbedding(ABC):
         for start, batch in _batches(prepared):
             part = _as_vectors(self._ask(batch))
             try:
-                faulty = faulty_rows(part, len(batch), dimension)
+                faulty = invalid_rows(part, len(batch), dimension)
             except BadVectors:
                 raise BadVectors(indices=range(start, start + len(batch))) from None
             if faulty:

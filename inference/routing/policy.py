@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
 
-from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
-from inference.protocol import Locality
+from inference.catalogue.schema import BackendEntry, Catalogue, Locality, ModelEntry
 from vestry.lanes import Kind, Pool, Privacy
 
 OVER_BUDGET: Final = "over_budget"

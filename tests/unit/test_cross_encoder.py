@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from inference.backends import cross_encoder_local  # noqa: E402
 from inference.backends.cross_encoder_local import CrossEncoderModel  # noqa: E402
 from inference.catalogue.schema import ModelEntry  # noqa: E402
-from inference.device.device_thread import device_thread  # noqa: E402
+from inference.device.batching import device_thread  # noqa: E402
 from inference.errors import (  # noqa: E402
     BadAnswer,
     BadRequest,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from inference.device.device_thread import MAX_PREEMPTIONS, DeviceThread
+from inference.device.batching import MAX_PREEMPTIONS, DeviceThread
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def closed(
 
 def wait_for_queue(device: DeviceThread, length: int) -> None:
     deadline = time.monotonic() + 10
-    while len(device._urgent) + len(device._patient) < length:
+    while len(device._urgent) + len(device._bulk) < length:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 

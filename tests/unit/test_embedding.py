@@ -13,7 +13,7 @@ import pytest
 
 from inference.backends.echo import EchoModel
 from inference.errors import BackendUnavailable
-from tasks.embedding import EmbeddingHandler
+from tasks.embedding import EmbeddingHandler, plan_of
 from tasks.protocol import (
     ConfirmDocument,
     Context,
@@ -391,8 +391,6 @@ def test_an_empty_batch_is_no_work() -> None:
 
 
 def test_reprs_show_no_text() -> None:
-    from tasks.embedding_payload import plan_of  # noqa: PLC0415
-
     for one in (texts_job(SECRET), documents_job(SECRET)):
         assert SECRET not in repr(plan_of(one))
         assert SECRET not in repr(run(EchoModel(), one))

@@ -12,12 +12,11 @@ import pytest
 from inference.errors import BadRequest, CallCancelled, InferenceError
 from inference.protocol import Generated, GenerationRequest
 from tasks.generation import GenerationHandler
-from tasks.grounding import Grounding, Passage
+from tasks.grounding import Passage, PassageQuery
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
 from tasks.structured_output import InvalidJson, parse_json_answer
 from tests.routing import router
-from vestry import Generation
-from vestry import Grounding as AskedGrounding
+from vestry import Generation, Grounding
 from vestry.crypto.envelope import plain_digest
 from vestry.jobs.generation import Message
 from vestry.lanes import Pool
@@ -63,9 +62,9 @@ class CancelledJobs:
 class FakePassageSearch:
     def __init__(self, *passages: Passage) -> None:
         self.found = passages
-        self.asked: list[Grounding] = []
+        self.asked: list[PassageQuery] = []
 
-    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
+    def passages(self, job: Job, grounding: PassageQuery) -> Sequence[Passage]:
         del job
         self.asked.append(grounding)
         return self.found[: grounding.limit]
@@ -184,9 +183,9 @@ def test_a_schema_that_cannot_be_used_is_told_and_nothing_is_fetched(
 
 def test_an_answer_rests_on_passages_that_are_searched_first() -> None:
     model, library = Model("You were ill [2], and then well [3][9]."), FakePassageSearch(*PASSAGES)
-    grounding = AskedGrounding(sources=["kjv"], own_sources=["diary"], limit=3)
+    grounding = Grounding(sources=["kjv"], own_sources=["diary"], limit=3)
     result = succeeded(run(model, Generation("Was I ill?", grounding=grounding), library))
-    assert library.asked == [Grounding("Was I ill?", ("kjv",), ("diary",), 3)]
+    assert library.asked == [PassageQuery("Was I ill?", ("kjv",), ("diary",), 3)]
     (request,) = model.asked
     question = request.messages[-1].content
     assert "[1] (1660-01-01) entry 1" in question
@@ -201,7 +200,7 @@ def test_an_answer_that_names_no_passage_has_all_that_it_was_shown() -> None:
     result = succeeded(
         run(
             Model("No idea."),
-            Generation("?", grounding=AskedGrounding()),
+            Generation("?", grounding=Grounding()),
             FakePassageSearch(*PASSAGES),
         )
     )
@@ -211,7 +210,7 @@ def test_an_answer_that_names_no_passage_has_all_that_it_was_shown() -> None:
 
 def test_passages_that_a_small_model_has_no_room_for_are_left_out() -> None:
     model = Model("[1]")
-    asked = Generation("?", max_tokens=64, grounding=AskedGrounding())
+    asked = Generation("?", max_tokens=64, grounding=Grounding())
     result = succeeded(
         run(model, asked, FakePassageSearch(*PASSAGES), entries={"m": {"context": 256}})
     )
@@ -222,7 +221,7 @@ def test_passages_that_a_small_model_has_no_room_for_are_left_out() -> None:
 
 def test_nothing_to_rest_on_is_told_and_the_model_is_not_asked() -> None:
     model = Model()
-    assert failed(run(model, Generation("?", grounding=AskedGrounding()))).code == "no_passages"
+    assert failed(run(model, Generation("?", grounding=Grounding()))).code == "no_passages"
 
 
 @pytest.mark.parametrize(

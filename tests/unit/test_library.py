@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from inference.errors import NoBackendAvailable
-from tasks.grounding import Grounding
+from tasks.grounding import PassageQuery
 from tasks.protocol import Job
 from workers.execution.passage_search import DatabasePassageSearch
 
@@ -43,5 +43,5 @@ def test_a_search_waits_for_the_database_and_costs_no_attempt() -> None:
     )  # fmt: skip
     library = DatabasePassageSearch(nowhere, fleet, model, None, 1.0)
     with pytest.raises(NoBackendAvailable) as waits:
-        library.passages(job, Grounding("what?", (), None, 3))
+        library.passages(job, PassageQuery("what?", (), None, 3))
     assert waits.value.retry_after

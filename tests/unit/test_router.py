@@ -26,7 +26,7 @@ from inference.errors import (
 )
 from inference.routing.policy import Budget, RoutingPolicy, RoutingRequest
 from inference.routing.router import RerouteRequired, RoutedResult, Router
-from tasks.outcomes import outcome_of_error, served_of
+from tasks.protocol import outcome_of_error, served_of
 from vestry.lanes import Pool
 
 ENABLED = {entry.name: entry.url or "http://127.0.0.1:1" for entry in load().backends}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from inference.catalogue.schema import ModelEntry
-from inference.protocol import BackendConfig, GenerationRequest, Message, Sampling
+from inference.protocol import BackendConfig, GenerationRequest, Sampling
+from vestry.jobs.generation import Message
 
 CLOUD_KEY = "a cloud's key"
 NEEDLE = "quartzite marmalade"

@@ -10,10 +10,11 @@ import pytest
 
 from inference.catalogue.loader import load
 from inference.errors import InferenceError, ModelMissing
-from inference.protocol import GenerationRequest, Message
+from inference.protocol import GenerationRequest
 from inference.routing.model_registry import ModelRegistry, configuration
 from inference.routing.policy import Budget, Health, RoutingPolicy, RoutingRequest
 from inference.routing.router import Router
+from vestry.jobs.generation import Message
 from vestry.lanes import Pool
 
 MODULE = """

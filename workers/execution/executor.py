@@ -27,6 +27,7 @@ from tasks.protocol import (
     Outcome,
     PassageSearch,
 )
+from vestry.bisection import bisect_failures
 from vestry.errors import VestryError
 from vestry.jobs.base import UPSTREAM
 from vestry.lanes import WITH_FILES
@@ -256,24 +257,26 @@ def _with_text(value: Any, text: str) -> Any:
 
 
 def _run_isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
-    """Run a handler; if it raises, each half by itself, so that one job cannot spoil the others.
+    """Run a handler; if it raises, each half by itself, so that one job cannot spoil the others."""
 
-    One job in a batch of 256 is found in 17 calls, where one by one would take 256.
-    """
-    try:
-        with on_behalf_of([job.id for job in batch]):
-            outcomes = handler(batch, context)
-        if len(outcomes) != len(batch):
-            raise RuntimeError("the handler returned another number of outcomes")  # noqa: TRY301
-        return {job.id: outcome for job, outcome in zip(batch, outcomes, strict=True)}
-    except Exception as error:  # the boundary: a handler's bug fails a job, never the worker
-        name = type(error).__name__
-        log.error("a handler raised %s for a batch of %d", name, len(batch))  # noqa: TRY400
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            halves = batch[:middle], batch[middle:]
-            return {
-                k: v for half in halves for k, v in _run_isolated(handler, half, context).items()
-            }
-        message = f"the handler raised {name}; see the worker's log"
-        return {batch[0].id: Failed("handler_error", message, retryable=True)}
+    def call(jobs: Sequence[Job]) -> Sequence[Outcome]:
+        try:
+            with on_behalf_of([job.id for job in jobs]):
+                outcomes = handler(jobs, context)
+            if len(outcomes) != len(jobs):
+                raise RuntimeError("the handler returned another number of outcomes")  # noqa: TRY301
+        except Exception as error:
+            name = type(error).__name__
+            log.error("a handler raised %s for a batch of %d", name, len(jobs))  # noqa: TRY400
+            raise
+        return outcomes
+
+    results: dict[UUID, Outcome] = {}
+    # Every exception: a handler's bug fails a job, never the worker.
+    for jobs, outcomes in bisect_failures(batch, call, (Exception,)):
+        if isinstance(outcomes, Exception):
+            message = f"the handler raised {type(outcomes).__name__}; see the worker's log"
+            results[jobs[0].id] = Failed("handler_error", message, retryable=True)
+        else:
+            results.update(zip((job.id for job in jobs), outcomes, strict=True))
+    return results

@@ -11,7 +11,7 @@ from psycopg_pool import ConnectionPool
 from inference.catalogue.schema import ModelEntry
 from inference.errors import InferenceError, ModelMissing, NoBackendAvailable
 from inference.routing.model_registry import ModelRegistry
-from tasks.grounding import Grounding, Passage
+from tasks.grounding import Passage, PassageQuery
 from tasks.protocol import Job
 from vestry.crypto.keyring import KeyRing
 from vestry.crypto.owner_keys import OwnerKeys
@@ -61,7 +61,7 @@ class DatabasePassageSearch:
         """Drop owners' keys that were kept for long enough."""
         self._keys.evict_expired()
 
-    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
+    def passages(self, job: Job, grounding: PassageQuery) -> Sequence[Passage]:
         """The best passages of the job's owner and of the sources named, best first."""
         if self._embedding is None:
             raise ModelMissing("no embedding model is enabled to search with")
