@@ -61,7 +61,10 @@ class Settings(BaseSettings):
     deaf_s: float = Field(60.0, gt=0)
     """How long work may lie there untouched by an idle worker; then its process ends itself."""
 
-    embedding_backend: Literal["sentence-transformers", "echo"] = "sentence-transformers"
+    embedding_backend: str = Field(
+        "sentence-transformers", pattern=r"^(sentence-transformers|echo|\w+(\.\w+)+)$"
+    )
+    """`echo`, or a runtime module that takes its place, is for tests and benchmarks."""
     embedding_model: str = ""
     device: str = "auto"
 

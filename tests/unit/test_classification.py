@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from inference.backends.builtin import ReferenceClassifier
-from inference.backends.echo import EchoModel
 from inference.backends.sentence_transformers_local import SentenceTransformersModel
 from inference.classifiers.language_id import LanguageClassifier
 from inference.errors import BackendUnavailable, InferenceError
 from inference.routing.router import Router
 from tasks.classification import ClassificationHandler
 from tasks.protocol import Rerouted, Succeeded
+from tests.faulty_echo import FaultyEchoModel
 from tests.labelling import SECRET, TOPICS, a_context, failed, job, result, run
 from tests.routing import NotingGuard, router
 from vestry.jobs.classification import Label
@@ -24,7 +24,7 @@ from vestry.jobs.classification import Label
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Recording(EchoModel):
+class Recording(FaultyEchoModel):
     """Remembers what it was asked to embed."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Recording(EchoModel):
 
 
 def test_the_label_whose_description_is_nearest_is_given_with_its_score() -> None:
-    (outcome,) = run(EchoModel(), job("the doctors gave me medicine"))
+    (outcome,) = run(FaultyEchoModel(), job("the doctors gave me medicine"))
     found = result(outcome)
     assert (found.label, found.abstained, len(found.labels)) == ("health", False, 1)
     assert found.scores[0].label == "health"
@@ -54,13 +54,13 @@ def test_examples_are_as_good_as_a_description() -> None:
         Label("one", examples=["the cat sat on the mat", "a cat and a mat"]),
         Label("two", examples=["stocks and bonds fell", "bonds were sold"]),
     ]
-    found = result(run(EchoModel(), job("bonds fell today", labels))[0])
+    found = result(run(FaultyEchoModel(), job("bonds fell today", labels))[0])
     assert found.label == "two"
 
 
 def test_below_the_threshold_no_label_is_given() -> None:
     sure, unsure = run(
-        EchoModel(),
+        FaultyEchoModel(),
         job("medicine from doctors for pain", threshold=0.8),
         job("nothing of the kind", threshold=0.8),
     )
@@ -73,7 +73,7 @@ def test_below_the_threshold_no_label_is_given() -> None:
 
 def test_with_multi_each_label_is_judged_by_itself() -> None:
     both, none, one = run(
-        EchoModel(),
+        FaultyEchoModel(),
         job("medicine doctors and debts bills", multi=True),
         job("nothing of the kind", multi=True),
         job("trains hotels", [TOPICS[2]], multi=True),
@@ -87,7 +87,7 @@ def test_with_multi_each_label_is_judged_by_itself() -> None:
 
 def test_a_text_longer_than_the_model_reads_is_classified_whole() -> None:
     text = "some words of no account. " * 200 + "doctors medicine illness pain. " * 400
-    assert result(run(EchoModel(), job(text))[0]).label == "health"
+    assert result(run(FaultyEchoModel(), job(text))[0]).label == "health"
 
 
 def test_a_batch_is_embedded_in_one_call_and_each_text_once() -> None:
@@ -116,7 +116,7 @@ def test_a_known_set_of_labels_costs_nothing_more() -> None:
 
 
 def test_nothing_readable_is_kept_of_labels() -> None:
-    handler = ClassificationHandler(router("classification", {"only": EchoModel()}))
+    handler = ClassificationHandler(router("classification", {"only": FaultyEchoModel()}))
     run(handler, job("a text", [Label(SECRET, "what is", ["an example"]), "other"]))
     kept = handler._similarity._sets._sets
     assert len(kept) == 1
@@ -129,12 +129,12 @@ def test_nothing_readable_is_kept_of_labels() -> None:
 
 def test_a_text_at_fault_fails_alone() -> None:
     fine, refused, also_fine = run(
-        EchoModel(), job("doctors"), job(f"echo!refused {SECRET}"), job("bills and debts")
+        FaultyEchoModel(), job("doctors"), job(f"echo!refused {SECRET}"), job("bills and debts")
     )
     assert [result(fine).label, result(also_fine).label] == ["health", "money"]
     assert failed(refused).code == "backend_refused"
     bad_label = job("doctors", [Label(f"echo!refused {SECRET}"), "other"])
-    told = failed(run(EchoModel(), bad_label)[0])
+    told = failed(run(FaultyEchoModel(), bad_label)[0])
     assert (told.code, told.message.startswith("a label's text: ")) == ("backend_refused", True)
 
 
@@ -148,7 +148,7 @@ def test_an_abandoned_job_costs_nothing() -> None:
 
 
 def test_without_labels_there_is_nothing_to_choose_from() -> None:
-    fine, bare = run(EchoModel(), job("doctors"), job("doctors", []))
+    fine, bare = run(FaultyEchoModel(), job("doctors"), job("doctors", []))
     assert result(fine).label == "health"
     assert failed(bare).code == "no_labels"
     assert not failed(bare).retryable
@@ -168,12 +168,12 @@ def test_without_labels_there_is_nothing_to_choose_from() -> None:
     ],
 )  # fmt: skip
 def test_a_bad_payload_fails_alone_and_is_not_quoted(payload: Any) -> None:
-    bad, fine = run(EchoModel(), job("x", payload=payload), job("doctors"))
+    bad, fine = run(FaultyEchoModel(), job("x", payload=payload), job("doctors"))
     assert failed(bad).code == "bad_payload"
     assert result(fine).label == "health"
 
 
-class Broken(EchoModel):
+class Broken(FaultyEchoModel):
     """Cannot be called."""
 
     def __init__(self, error: InferenceError) -> None:
@@ -187,7 +187,9 @@ class Broken(EchoModel):
 def test_a_model_that_is_away_hands_its_batch_to_the_next() -> None:
     gate = NotingGuard()
     both = router(
-        "classification", {"first": Broken(BackendUnavailable()), "second": EchoModel()}, gate=gate
+        "classification",
+        {"first": Broken(BackendUnavailable()), "second": FaultyEchoModel()},
+        gate=gate,
     )
     outcomes = run(both, job("doctors"), job("bills"))
     assert [result(outcome).label for outcome in outcomes] == ["health", "money"]
@@ -200,11 +202,11 @@ def test_a_model_that_is_away_hands_its_batch_to_the_next() -> None:
 
 
 def test_a_batch_that_nothing_serves_waits_or_goes_elsewhere() -> None:
-    away = router("classification", {"only": EchoModel()}, gate=NotingGuard({"only": "open"}))
+    away = router("classification", {"only": FaultyEchoModel()}, gate=NotingGuard({"only": "open"}))
     for outcome in run(away, job("doctors"), job("bills")):
         assert failed(outcome).uncounted
         assert failed(outcome).retry_after == 7
-    elsewhere = router("classification", {"far": EchoModel()}, cloud=("far",))
+    elsewhere = router("classification", {"far": FaultyEchoModel()}, cloud=("far",))
     (moved,) = run(elsewhere, job("doctors"))
     assert isinstance(moved, Rerouted)
     assert moved.pool == "cloud"
@@ -217,7 +219,7 @@ def builtins() -> Router:
     return router(
         "classification",
         {
-            "similarity": EchoModel(),
+            "similarity": FaultyEchoModel(),
             "py3langid": LanguageClassifier(),
             "reference-format": ReferenceClassifier(),
         },

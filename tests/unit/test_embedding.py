@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
-from inference.backends.echo import EchoModel
 from inference.errors import BackendUnavailable
 from tasks.embedding import EmbeddingHandler, plan_of
 from tasks.protocol import (
@@ -24,12 +23,13 @@ from tasks.protocol import (
     Outcome,
     Succeeded,
 )
+from tests.faulty_echo import FaultyEchoModel
 
 SPACE_ID = 17
 SECRET = "sekrit-token"
 
 
-class Recording(EchoModel):
+class Recording(FaultyEchoModel):
     """Remembers what it was asked."""
 
     def __init__(self, model: str | None = None) -> None:
@@ -88,7 +88,7 @@ def documents_job(*texts: Any, refs: Sequence[DocumentRef] = (), **more: Any) ->
     return job(payload, *(refs or [ref() for _ in texts]), **more)
 
 
-def run(backend: EchoModel, *jobs: Job, context: Context = context()) -> list[Outcome]:  # noqa: B008
+def run(backend: FaultyEchoModel, *jobs: Job, context: Context = context()) -> list[Outcome]:  # noqa: B008
     outcomes = list(EmbeddingHandler(backend, SPACE_ID)(jobs, context))
     assert len(outcomes) == len(jobs)
     return outcomes
@@ -116,12 +116,12 @@ def test_texts_come_back_as_vectors_in_their_order() -> None:
     (outcome,) = run(backend, texts_job(*texts))
     result = succeeded(outcome).result
     assert result["space"] == backend.space.name
-    assert np.allclose(result["vectors"], EchoModel().embed(texts), atol=1e-7)
+    assert np.allclose(result["vectors"], FaultyEchoModel().embed(texts), atol=1e-7)
     assert len(json.dumps(result["vectors"][0])) < 384 * 14
     served = succeeded(outcome).served
     assert served is not None
     assert (served.backend, served.model, served.locality) == ("echo", "echo", "local")
-    assert served.input_tokens == sum(EchoModel().count_tokens(texts))
+    assert served.input_tokens == sum(FaultyEchoModel().count_tokens(texts))
 
 
 def test_queries_are_embedded_as_queries_and_interactive_jobs_are_urgent() -> None:
@@ -147,7 +147,7 @@ def test_a_text_is_embedded_once_however_often_it_is_asked_for() -> None:
 
 
 def test_documents_become_chunks_with_offsets_and_detail() -> None:
-    backend = EchoModel()
+    backend = FaultyEchoModel()
     text = "  Up betimes, é and 💡 to the office. " * 60
     metadata = {"weather": "rain"}
     document = {"text": text, "id": "x1", "date": "1660-01-01", "metadata": metadata}
@@ -239,7 +239,7 @@ def test_a_bad_document_spoils_no_neighbour(bad: Any, code: str) -> None:
     payload = documents_job("one", "two", "x", "three", "four").payload
     payload["documents"][2] = {"text": bad, "id": "2"} if isinstance(bad, str) else bad
     outcomes = run(
-        EchoModel(),
+        FaultyEchoModel(),
         documents_job("before"),
         job(payload, *[ref() for _ in texts]),
         texts_job("after"),
@@ -249,13 +249,15 @@ def test_a_bad_document_spoils_no_neighbour(bad: Any, code: str) -> None:
     assert SECRET not in json.dumps(result)
     assert [e.chunks[0].text for e in indexed(outcomes[1])] == ["one", "two", "three", "four"]
     for effect in indexed(outcomes[1]):
-        assert np.allclose(effect.chunks[0].vector, EchoModel().embed([effect.chunks[0].text])[0])
+        assert np.allclose(
+            effect.chunks[0].vector, FaultyEchoModel().embed([effect.chunks[0].text])[0]
+        )
     succeeded(outcomes[0])
     succeeded(outcomes[2])
 
 
 def test_a_job_fails_only_if_all_of_its_documents_do() -> None:
-    (outcome,) = run(EchoModel(), documents_job("echo!nan", " "))
+    (outcome,) = run(FaultyEchoModel(), documents_job("echo!nan", " "))
     assert failed(outcome).code == "bad_vector"
     assert "all 2 documents" in failed(outcome).message
     assert not failed(outcome).retryable
@@ -272,7 +274,9 @@ def test_a_text_that_does_not_fit_names_its_place_and_the_way_out() -> None:
 
 
 def test_a_text_with_a_bad_vector_fails_its_own_job_only() -> None:
-    outcomes = run(EchoModel(), texts_job("ok", "echo!nan"), texts_job("ok"), texts_job("more"))
+    outcomes = run(
+        FaultyEchoModel(), texts_job("ok", "echo!nan"), texts_job("ok"), texts_job("more")
+    )
     assert failed(outcomes[0]).code == "bad_vector"
     assert [type(outcome) for outcome in outcomes[1:]] == [Succeeded, Succeeded]
 
@@ -287,7 +291,7 @@ def test_a_text_with_a_bad_vector_fails_its_own_job_only() -> None:
 def test_a_backend_that_is_away_fails_the_jobs_as_a_whole(
     fault: str, code: str, *, retryable: bool, retry_after: float | None
 ) -> None:
-    outcomes = run(EchoModel(), documents_job("one", f"echo!{fault}"), texts_job("two"))
+    outcomes = run(FaultyEchoModel(), documents_job("one", f"echo!{fault}"), texts_job("two"))
     for outcome in outcomes:
         assert failed(outcome).code == code
         assert failed(outcome).retryable is retryable
@@ -295,7 +299,7 @@ def test_a_backend_that_is_away_fails_the_jobs_as_a_whole(
 
 
 def test_a_text_that_the_backend_refuses_fails_its_own_job_only() -> None:
-    outcomes = run(EchoModel(), texts_job("one"), texts_job("echo!refused"), texts_job("two"))
+    outcomes = run(FaultyEchoModel(), texts_job("one"), texts_job("echo!refused"), texts_job("two"))
     assert [type(outcome) for outcome in outcomes] == [Succeeded, Failed, Succeeded]
     assert failed(outcomes[1]).code == "backend_refused"
     assert not failed(outcomes[1]).retryable
@@ -327,7 +331,7 @@ def test_what_was_embedded_before_an_outage_is_kept() -> None:
     ],
 )  # fmt: skip
 def test_a_malformed_payload_fails_alone(payload: Any) -> None:
-    outcomes = run(EchoModel(), texts_job("before"), job(payload), texts_job("after"))
+    outcomes = run(FaultyEchoModel(), texts_job("before"), job(payload), texts_job("after"))
     assert failed(outcomes[1]).code == "bad_payload"
     assert not failed(outcomes[1]).retryable
     succeeded(outcomes[0])
@@ -335,9 +339,9 @@ def test_a_malformed_payload_fails_alone(payload: Any) -> None:
 
 
 def test_an_unknown_model_fails_and_the_known_one_is_named() -> None:
-    space = EchoModel().space
+    space = FaultyEchoModel().space
     outcomes = run(
-        EchoModel(),
+        FaultyEchoModel(),
         texts_job("a", model=SECRET),
         texts_job("a", model="echo"),
         texts_job("a", model=space.name),
@@ -381,7 +385,7 @@ def test_a_job_abandoned_on_the_way_is_dropped_between_calls() -> None:
 
 def test_an_error_outside_the_family_is_the_runners_to_handle() -> None:
     with pytest.raises(RuntimeError):
-        run(EchoModel(), texts_job("echo!raise"))
+        run(FaultyEchoModel(), texts_job("echo!raise"))
 
 
 def test_an_empty_batch_is_no_work() -> None:
@@ -393,4 +397,4 @@ def test_an_empty_batch_is_no_work() -> None:
 def test_reprs_show_no_text() -> None:
     for one in (texts_job(SECRET), documents_job(SECRET)):
         assert SECRET not in repr(plan_of(one))
-        assert SECRET not in repr(run(EchoModel(), one))
+        assert SECRET not in repr(run(FaultyEchoModel(), one))

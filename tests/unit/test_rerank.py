@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from inference.backends.echo import EchoModel
 from inference.backends.sentence_transformers_local import SentenceTransformersModel
 from inference.errors import BackendUnavailable, InferenceError, TooLong
 from inference.routing.router import Router
 from tasks.protocol import Failed, Job, Outcome, Succeeded
 from tasks.rerank import RerankHandler
+from tests.faulty_echo import FaultyEchoModel
 from tests.labelling import SECRET, a_context, failed
 from tests.routing import NotingGuard, router
 from vestry.crypto.envelope import plain_digest
@@ -42,7 +42,7 @@ class Scoring:
         pass
 
 
-class Embedding(EchoModel):
+class Embedding(FaultyEchoModel):
     """Counts its calls; what it is asked to rerank it embeds."""
 
     calls = 0
@@ -94,7 +94,9 @@ def test_without_a_reranker_similarity_decides() -> None:
     assert places(outcome) == [2, 1, 0]
     assert isinstance(outcome, Succeeded)
     assert outcome.served is not None
-    assert outcome.served.input_tokens == sum(EchoModel().count_tokens(["river rain", *PASSAGES]))
+    assert outcome.served.input_tokens == sum(
+        FaultyEchoModel().count_tokens(["river rain", *PASSAGES])
+    )
     # The query, as a query, and the passages.
     assert model.calls == 2
 
@@ -147,7 +149,7 @@ def test_what_cannot_be_served_now_waits() -> None:
     ],
 )  # fmt: skip
 def test_a_bad_payload_fails_alone_and_is_not_quoted(payload: Any) -> None:
-    bad, fine = run(EchoModel(), job("x", payload=payload), job("river"))
+    bad, fine = run(FaultyEchoModel(), job("x", payload=payload), job("river"))
     assert isinstance(bad, Failed)
     assert failed(bad).code == "bad_payload"
     assert len(places(fine)) == 3
