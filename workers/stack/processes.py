@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from inference.device.threads import default_threads
 from models.bootstrap import (
     CLOUD_WORKER,
     CONTROL,
@@ -151,7 +152,6 @@ class EmbeddedStack:
         environment = {
             "VESTRY_PRIVACY": privacy.value,
             "VESTRY_LANES": ",".join(lanes),
-            "VESTRY_THREADS": str(thread_count()),
             **self._database(CLOUD_WORKER if clouds else WORKER_ROLES[privacy]),
             **self._broker(CLOUD if clouds else privacy.value),
             **self.models.environment(lanes),
@@ -186,7 +186,7 @@ class EmbeddedStack:
                     {
                         **base_environment(),
                         **OFFLINE,
-                        "VESTRY_LLAMA_THREADS": str(max(1, thread_count() - 1)),
+                        "VESTRY_LLAMA_THREADS": str(max(1, default_threads() - 1)),
                         **self.models.llama_environment(server),
                     }
                 ),
@@ -337,12 +337,3 @@ def has_accelerator(settings: Mapping[str, str]) -> bool:
     if sys.platform == "darwin":
         return os.uname().machine == "arm64"
     return any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/kfd"))
-
-
-def thread_count() -> int:
-    """Compute threads of each worker: every core this process may use.
-
-    Workers share them by priority, not by number: an idle lane's cores are the busy one's.
-    """
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
