@@ -82,7 +82,7 @@ class AnthropicBackend:
         except (anthropic.APIConnectionError, httpx2.HTTPError):
             return unreachable()
         except (anthropic.AnthropicError, *MALFORMED):
-            return unreachable(sense=False)
+            return unreachable(malformed=True)
         return BackendProbe(reachable=True, models=models, detail=f"{len(models)} models")
 
     def close(self) -> None:

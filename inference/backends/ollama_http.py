@@ -89,7 +89,7 @@ class OllamaBackend:
         except httpx.HTTPError:
             return unreachable()
         except MALFORMED:
-            return unreachable(sense=False)
+            return unreachable(malformed=True)
         # The tag `latest` may be left out, by people and by the catalogue.
         models = frozenset(names | {_untagged(name) for name in names})
         return BackendProbe(reachable=True, models=models, detail=f"{len(names)} models")

@@ -90,7 +90,7 @@ class OpenAIBackend:
         except openai.APIConnectionError:
             return unreachable()
         except (openai.OpenAIError, *MALFORMED):
-            return unreachable(sense=False)
+            return unreachable(malformed=True)
         return BackendProbe(reachable=True, models=models, detail=f"{len(models)} models")
 
     def close(self) -> None:

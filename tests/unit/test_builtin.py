@@ -12,7 +12,7 @@ import pytest
 from inference.backends import builtin
 from inference.catalogue.loader import load
 from inference.catalogue.schema import ModelEntry
-from inference.classifiers.bible_references import LONGEST, books, normalised
+from inference.classifiers.bible_references import MAX_CHARACTERS, books, normalised
 from inference.classifiers.language_id import READ_CHARACTERS, LanguageClassifier
 from inference.errors import BadRequest, ModelMissing
 from inference.protocol import BackendConfig
@@ -84,11 +84,11 @@ def test_labels_restrict_the_languages_and_share_out_the_whole(
 
 
 def test_every_language_has_an_english_name(languages: LanguageClassifier) -> None:
-    assert sorted(languages._named.values()) == sorted(languages.labels)
+    assert sorted(languages._by_name.values()) == sorted(languages.labels)
 
 
 def test_an_unknown_language_is_named_by_its_place(languages: LanguageClassifier) -> None:
-    with pytest.raises(BadRequest, match="label 1 is no language") as caught:
+    with pytest.raises(BadRequest, match="label 1 is not a language") as caught:
         languages.classify("some text", ["en", "sekrit"])
     assert "sekrit" not in str(caught.value)
 
@@ -178,7 +178,7 @@ def test_the_canon_is_that_of_the_king_james_version() -> None:
 
 
 def test_a_reference_is_short() -> None:
-    assert normalised("Ps 23" + " " * LONGEST) is None
+    assert normalised("Ps 23" + " " * MAX_CHARACTERS) is None
 
 
 # -- the backend ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import inference.backends
 from inference.protocol import BackendConfig
 from inference.remote import egress
 from inference.remote.client import httpx2_client, httpx_client, transport_for
-from inference.remote.egress import EgressTransport, asking, on_behalf_of, sending
+from inference.remote.egress import EgressTransport, on_behalf_of, probing, sending
 
 LIBRARIES = [httpx, httpx2]
 JOB = uuid4()
@@ -126,7 +126,7 @@ def test_a_process_without_a_recorder_calls_no_cloud(library: ModuleType) -> Non
     transport = transport_for(BackendConfig("openai", "cloud"), library, library.Limits())
     with (
         on_behalf_of([JOB]), library.Client(transport=transport, trust_env=False) as client,
-        pytest.raises(library.ConnectError, match="no cloud is called from here"),
+        pytest.raises(library.ConnectError, match="no request to a cloud is allowed here"),
     ):  # fmt: skip
         client.get("https://cloud.example/")
 
@@ -136,7 +136,7 @@ def test_where_no_jobs_run_a_cloud_may_be_asked_how_it_is(library: ModuleType) -
         inner = library.MockTransport(lambda _: library.Response(200))
         return library.Client(transport=EgressTransport(library, "openai", record, inner))
 
-    with asking(), client(None) as outside:
+    with probing(), client(None) as outside:
         assert outside.get("https://cloud.example/v1/models").status_code == 200
         for method, url, body in (
             ("GET", "/v1/models?q=dear+diary", b""), ("GET", "/v1/models", b"dear diary"),
@@ -144,7 +144,7 @@ def test_where_no_jobs_run_a_cloud_may_be_asked_how_it_is(library: ModuleType) -
         ):  # fmt: skip
             with pytest.raises(library.ConnectError):
                 outside.request(method, f"https://cloud.example{url}", content=body)
-    with asking(), client(lambda *_: None) as worker, pytest.raises(library.ConnectError):
+    with probing(), client(lambda *_: None) as worker, pytest.raises(library.ConnectError):
         worker.get("https://cloud.example/v1/models")
 
 

@@ -31,7 +31,7 @@ def ask(
 
 
 def names(found: Candidates) -> list[str]:
-    return [candidate.model.name for candidate in found.open]
+    return [candidate.model.name for candidate in found.available]
 
 
 def test_study_content_goes_to_the_cloud_and_a_journal_stays_at_home() -> None:
@@ -41,7 +41,7 @@ def test_study_content_goes_to_the_cloud_and_a_journal_stays_at_home() -> None:
     assert shareable.first is not None
     assert shareable.first.pool == "cloud"
     assert names(private) == ["llama3.2:3b", "phi-3-mini", "SmolLM2-135M-Instruct"]
-    assert {candidate.pool for candidate in private.open} == {"gpu"}
+    assert {candidate.pool for candidate in private.available} == {"gpu"}
 
 
 def test_no_wish_health_or_rule_leads_private_work_to_a_cloud() -> None:
@@ -55,10 +55,10 @@ def test_no_wish_health_or_rule_leads_private_work_to_a_cloud() -> None:
             for health in (WELL, {"ollama": "x", "llama": "x", "sentence-transformers": "x"}):
                 found = ask(made, health, privacy="private", kind=kind, task=task, model=model,
                             quality=quality, tier=tier)  # fmt: skip
-                assert all(candidate.locality == "local" for candidate in found.open)
+                assert all(candidate.locality == "local" for candidate in found.available)
                 assert found.intended is None or found.intended.locality == "local"
     # A privacy that nobody knows is no less private.
-    assert all(c.locality == "local" for c in ask(policy(), privacy="Shareable ").open)
+    assert all(c.locality == "local" for c in ask(policy(), privacy="Shareable ").available)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_demanding_task_waits_for_the_one_model_that_can(task: str) -> None:
     away = ask(policy(), {"anthropic": "rate_limited"}, task=task)
     assert away.first is None
     assert away.intended is not None
-    assert away.away == {"claude-opus-4-8": "rate_limited"}
+    assert away.unavailable == {"claude-opus-4-8": "rate_limited"}
     assert ask(policy(), task=task, privacy="private").intended is None
     assert ask(policy("anthropic"), task=task).intended is None
 
@@ -94,22 +94,22 @@ def test_a_cloud_that_is_not_enabled_is_nothing_anybody_intended() -> None:
 def test_money_that_is_spent_keeps_clouds_away_and_nothing_else() -> None:
     spent = Budget(Decimal(5), Decimal(5))
     found = ask(policy(), budget=spent)
-    assert set(found.away.values()) == {"over_budget"}
-    assert set(found.away) == {"gpt-4o-mini", "claude-opus-4-8"}
+    assert set(found.unavailable.values()) == {"over_budget"}
+    assert set(found.unavailable) == {"gpt-4o-mini", "claude-opus-4-8"}
     assert names(found)[0] == "llama3.2:3b"
-    assert ask(policy(), budget=Budget(Decimal(5), Decimal("4.99"))).away == {}
-    assert ask(policy(), budget=Budget(None, Decimal(10**6))).away == {}
+    assert ask(policy(), budget=Budget(Decimal(5), Decimal("4.99"))).unavailable == {}
+    assert ask(policy(), budget=Budget(None, Decimal(10**6))).unavailable == {}
 
 
 def test_tier_quality_and_kind_choose_the_rule() -> None:
     made = policy()
-    assert all(c.locality == "local" for c in ask(made, tier="offline").open)
+    assert all(c.locality == "local" for c in ask(made, tier="offline").available)
     local_first = ask(made, kind="classification")
     assert names(local_first)[0] == "all-MiniLM-L6-v2"
     assert names(ask(made, kind="classification", quality="best"))[0] == "gpt-4o-mini"
     assert names(ask(made, kind="embedding")) == ["all-MiniLM-L6-v2", "nomic-embed-text"]
     ocr = ask(made, kind="ocr")
-    assert [(c.model.name, c.pool) for c in ocr.open] == [("tesseract", "cpu")]
+    assert [(c.model.name, c.pool) for c in ocr.available] == [("tesseract", "cpu")]
 
 
 def test_a_model_made_for_a_task_goes_before_one_that_is_good_for_anything() -> None:

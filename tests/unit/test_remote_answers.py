@@ -8,7 +8,7 @@ import pytest
 
 from inference.backends.openai_http import closed
 from inference.remote.embedding import estimate_tokens
-from inference.remote.response_errors import LONGEST_S, code_of, error_codes, retry_after
+from inference.remote.response_errors import MAX_RETRY_AFTER_S, code_of, error_codes, retry_after
 
 NOW = 1_800_000_000.0
 
@@ -23,7 +23,7 @@ NOW = 1_800_000_000.0
         ({"retry-after": "inf"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "soon"}, None),
-        ({"retry-after": "1e9"}, LONGEST_S),
+        ({"retry-after": "1e9"}, MAX_RETRY_AFTER_S),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": formatdate(NOW + 30, usegmt=True)}, 30.0),
         ({"retry-after": formatdate(NOW - 30, usegmt=True)}, 0.0),

@@ -21,7 +21,7 @@ from inference.catalogue.loader import CatalogueError, load
 from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
 from inference.errors import InferenceError
 from inference.protocol import BackendProbe
-from inference.remote.egress import asking
+from inference.remote.egress import probing
 from inference.remote.local_network import is_own
 from inference.routing.model_registry import ModelRegistry, configuration
 from workers.home import read_json
@@ -164,7 +164,7 @@ def _probes(catalogue: Catalogue, key_files: Mapping[str, str]) -> dict[str, Bac
 
     def ask(name: str) -> BackendProbe:
         try:
-            with asking():
+            with probing():
                 return fleet.backend(name).probe()
         except InferenceError as error:
             return BackendProbe(reachable=False, models=None, detail=str(error))
