@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inference.ocr import worker_main
-from inference.ocr.config import Setup
+from inference.ocr.config import WorkerSetup
 
 STRUCK: Final = "struck"
 """File in the parent's scratch directory that remembers the first blow, and pids of helpers."""
@@ -75,7 +75,7 @@ FAULTS: Final = {
 }  # fmt: skip
 
 
-def answer(request: dict[str, Any], setup: Setup) -> dict[str, Any]:
+def serve(request: dict[str, Any], setup: WorkerSetup) -> dict[str, Any]:
     """As the real one, but for the fault."""
     if request["do"] == "page" and request["page"] == 2 and request["dpi"] in FAULTS:
         FAULTS[request["dpi"]]()
@@ -86,8 +86,8 @@ def answer(request: dict[str, Any], setup: Setup) -> dict[str, Any]:
             "memory": resource.getrlimit(resource.RLIMIT_AS),
             "core": resource.getrlimit(resource.RLIMIT_CORE),
         }
-    return worker_main.answer(request, setup)
+    return worker_main.serve(request, setup)
 
 
 if __name__ == "__main__":
-    worker_main.main(answer)
+    worker_main.main(serve)

@@ -89,7 +89,7 @@ def test_a_page_whose_child_died_is_tried_once_more(reading: TesseractBackend) -
 def test_a_page_that_takes_too_long_is_killed_with_what_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.ocr.document_reader.GRACE_S", 1)
+    monkeypatch.setattr("inference.ocr.document_reader.REPLY_MARGIN_S", 1)
     made = backend(tmp_path / "scratch", page_s=4)
     temp_dir, _ = made.running()
     result = struck(model(made), "hang")
@@ -105,14 +105,14 @@ def test_a_page_that_takes_too_long_is_killed_with_what_it_runs(
 def test_computing_for_ever_is_ended_by_the_kernel_too(tmp_path: Path) -> None:
     made = backend(tmp_path / "scratch", page_s=0.5)
     _, children = made.running()
-    children.ask({"do": "warm", "languages": "eng"}, 60)
+    children.call({"do": "warm", "languages": "eng"}, 60)
     [child] = children._idle
     request = {"do": "page", "page": 2, "dpi": DPI["burn"], "kind": "pdf", "languages": "eng"}
     ended: list[BaseException] = []
 
     def ask() -> None:
         try:
-            child.ask(request, 60)
+            child.call(request, 60)
         except BaseException as error:
             ended.append(error)
 
@@ -132,7 +132,7 @@ def test_a_child_knows_no_login_and_no_key(
         monkeypatch.setenv(name, "sekrit")
     made = backend(reading.running()[0].path / "own")
     _, children = made.running()
-    told = children.ask({"do": "count", "kind": "png", "path": ""}, 60)
+    told = children.call({"do": "count", "kind": "png", "path": ""}, 60)
     assert "sekrit" not in str(told["environment"])
     assert set(told["environment"]) <= {
         "LANG", "PATH", "PYTHONPATH", "TMPDIR", "TESSDATA_PREFIX", "OMP_THREAD_LIMIT",
@@ -228,14 +228,14 @@ def test_urgent_pages_go_before_those_that_wait_already(reading: TesseractBacken
     names = ["bulk", "bulk", "urgent"]
 
     def ask(name: str) -> None:
-        with children._turn(urgent=name == "urgent"):
+        with children._slot(urgent=name == "urgent"):
             order.append(name)
 
-    with children._turn(urgent=False), children._turn(urgent=False):  # both children are busy
+    with children._slot(urgent=False), children._slot(urgent=False):  # both children are busy
         waiting = [threading.Thread(target=ask, args=(name,)) for name in names]
         for number, thread in enumerate(waiting, 1):
             thread.start()
-            eventually(lambda number=number: len(children._line) == number)
+            eventually(lambda number=number: len(children._queue) == number)
     for thread in waiting:
         thread.join(10)
     assert order[0] == "urgent"
@@ -253,7 +253,7 @@ def test_a_program_that_does_not_start_is_told_from_a_page_that_crashes(tmp_path
 def test_a_child_is_replaced_after_many_pages(
     reading: TesseractBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.ocr.worker_pool.REQUESTS", 3)
+    monkeypatch.setattr("inference.ocr.worker_pool.MAX_REQUESTS", 3)
     pids: set[int] = set()
     made = backend(reading.running()[0].path / "own", processes=1)
     for _ in range(2):

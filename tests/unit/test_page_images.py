@@ -99,14 +99,14 @@ def test_one_shade_is_blank_and_a_dot_is_not() -> None:
 def test_a_fault_tells_numbers_and_nothing_else() -> None:
     for code in MESSAGES:
         numbers = dict.fromkeys(_named(MESSAGES[code]), 7)
-        fault = PageError.from_json({"fault": code, "numbers": numbers})
+        fault = PageError.from_json({"error": code, "numbers": numbers})
         assert fault.message
     for bad in (
-        {"fault": "the text of the page", "numbers": {}},
-        {"fault": "time_limit", "numbers": {"seconds": "the text of the page"}},
-        {"fault": "time_limit", "numbers": {}},
-        {"fault": ["time_limit"], "numbers": {}},
-        {"fault": "time_limit", "numbers": ["the text"]},
+        {"error": "the text of the page", "numbers": {}},
+        {"error": "time_limit", "numbers": {"seconds": "the text of the page"}},
+        {"error": "time_limit", "numbers": {}},
+        {"error": ["time_limit"], "numbers": {}},
+        {"error": "time_limit", "numbers": ["the text"]},
     ):
         with pytest.raises((KeyError, TypeError, ValueError)):
             PageError.from_json(bad)

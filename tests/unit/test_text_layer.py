@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference.ocr.text_layer import cleaned, is_garbage, is_the_pages_text
+from inference.ocr.text_layer import clean_text, is_garbage, text_layer_is_usable
 
 PROSE = "In the beginning God created the heaven and the earth. And the earth was without form. "
 
@@ -27,7 +27,7 @@ PROSE = "In the beginning God created the heaven and the earth. And the earth wa
 def test_a_layer_is_taken_where_it_is_what_the_page_shows(
     text: str, pictures: float, visible: float, *, taken: bool
 ) -> None:
-    assert is_the_pages_text(text, pictures, visible) is taken
+    assert text_layer_is_usable(text, pictures, visible) is taken
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,6 @@ def test_garbage_is_told_from_languages_and_numbers(text: str, *, garbage: bool)
 
 
 def test_a_layer_is_cleaned() -> None:
-    assert cleaned(" a\r\nb\rc\x00\x01\ufffe \u00adshy\n") == "a\nb\nc shy"
-    assert cleaned("\ud83d\udca1 in halves") == "💡 in halves"
-    assert cleaned("a lone \ud83d") == "a lone"
+    assert clean_text(" a\r\nb\rc\x00\x01\ufffe \u00adshy\n") == "a\nb\nc shy"
+    assert clean_text("\ud83d\udca1 in halves") == "💡 in halves"
+    assert clean_text("a lone \ud83d") == "a lone"
