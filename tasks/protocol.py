@@ -157,8 +157,8 @@ class Served:
 class Succeeded:
     """The job's result (a JSON object) and its effects, committed together or not at all.
 
-    `result["superseded"]` and the like are corrected by the finishing transaction, which alone
-    knows which effects applied.
+    The finishing transaction corrects `result["superseded"]` and the like: only there it is known which
+    effects applied.
     """
 
     result: dict[str, Any] = field(repr=False)

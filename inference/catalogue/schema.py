@@ -176,11 +176,11 @@ class When(_Entry):
     def _one(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    def matches(self, **asked: str | None) -> bool:
-        """Whether every value given is among those named here."""
+    def matches(self, **fields: str | None) -> bool:
+        """Whether the condition holds for the fields of a request."""
         return all(
-            not (named := getattr(self, field)) or asked[field] in named
-            for field in type(self).model_fields
+            not (allowed := getattr(self, name)) or fields[name] in allowed
+            for name in type(self).model_fields
         )
 
 

@@ -103,7 +103,7 @@ class RemoteEmbedding(ABC):
         prepared = [self._prefixes[input] + text for text in texts]
         vectors = np.empty((len(texts), dimension), dtype=np.float32)
         for start, batch in _batches(prepared):
-            part = _as_vectors(self._ask(batch))
+            part = _as_vectors(self._embed_batch(batch))
             try:
                 invalid = invalid_rows(part, len(batch), dimension)
             except BadVectors:
@@ -114,7 +114,7 @@ class RemoteEmbedding(ABC):
         return vectors
 
     @abstractmethod
-    def _ask(self, texts: list[str]) -> ArrayLike:
+    def _embed_batch(self, texts: list[str]) -> ArrayLike:
         """The server's vectors of one batch, in order."""
 
     @abstractmethod

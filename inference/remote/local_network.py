@@ -172,9 +172,9 @@ class _GuardedNetwork:
             failure = self._refusal()
         raise failure
 
-    def connect_unix_socket(self, *given: Any, **named: Any) -> Any:
+    def connect_unix_socket(self, *args: Any, **kwargs: Any) -> Any:
         """Connect to a Unix socket, which is local."""
-        return self._inner.connect_unix_socket(*given, **named)
+        return self._inner.connect_unix_socket(*args, **kwargs)
 
     def sleep(self, seconds: float) -> None:
         """Wait."""

@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from inference.backends.openai_http import closed
+from inference.backends.openai_http import strict_mode_accepts
 from inference.remote.embedding import estimate_tokens
 from inference.remote.response_errors import MAX_RETRY_AFTER_S, code_of, error_codes, retry_after
 
@@ -68,7 +68,7 @@ def test_an_errors_codes_are_found_wherever_servers_put_them() -> None:
 def test_a_schema_is_enforced_only_where_it_is_closed(
     schema: dict[str, object], strict: bool
 ) -> None:
-    assert closed(schema) is strict
+    assert strict_mode_accepts(schema) is strict
 
 
 def test_tokens_are_estimated_rather_too_many() -> None:
