@@ -1,4 +1,4 @@
-"""`vestry models` and what the doctor says of models: servers that answer, misbehave or are away."""
+"""`vestry models` and the doctor's checks of models, with servers that respond, fail or are absent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workers.model_servers.inventory import (
 )
 
 GB = 1_000_000_000
-NOBODY = "http://127.0.0.1:9"
+UNREACHABLE = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -45,22 +45,28 @@ def models(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
 
 
-def told() -> dict[str, Check]:
+def model_checks() -> dict[str, Check]:
     """The doctor's checks of models, by name."""
     return {check.name: check for check in checkout_checks()}
 
 
-def test_the_list_says_what_is_there_and_how_to_get_the_rest(
+def test_list_shows_present_models_and_how_to_get_others(
     ollama: FakeOllama, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={ollama.url} llama-cpp={NOBODY}/v1")
+    monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={ollama.url} llama-cpp={UNREACHABLE}/v1")
     rows = models(capsys)
-    there, absent, away = rows["llama3.2:3b"], rows["nomic-embed-text"], rows["phi-3-mini"]
-    assert (there["reachable"], there["present"], there["fits"], there["ready"]) == (True,) * 4
-    assert 2 * GB < there["bytes"] < 3 * GB
+    present, absent, unreachable = (
+        rows["llama3.2:3b"], rows["nomic-embed-text"], rows["phi-3-mini"]
+    )  # fmt: skip
+    assert [present[name] for name in ("reachable", "present", "fits", "ready")] == [True] * 4
+    assert 2 * GB < present["bytes"] < 3 * GB
     assert (absent["reachable"], absent["present"], absent["ready"]) == (True, False, False)
     assert absent["get"] == "vestry models pull nomic-embed-text"
-    assert (away["enabled"], away["reachable"], away["present"]) == (True, False, None)
+    assert (unreachable["enabled"], unreachable["reachable"], unreachable["present"]) == (
+        True,
+        False,
+        None,
+    )
     assert (rows["gpt-4o-mini"]["enabled"], rows["gpt-4o-mini"]["reachable"]) == (False, None)
     assert main(["models", "list"]) == 0
     shown = capsys.readouterr().out
@@ -68,7 +74,7 @@ def test_the_list_says_what_is_there_and_how_to_get_the_rest(
     assert "llama3.2:3b:" not in shown
 
 
-def test_a_pull_shows_how_far_it_is_and_ends_with_the_model_there(
+def test_pull_shows_progress_and_installs_the_model(
     ollama: FakeOllama, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={ollama.url}")
@@ -87,23 +93,23 @@ def test_a_pull_shows_how_far_it_is_and_ends_with_the_model_there(
         ("llama3.2:3b", 3, "cannot be reached"),
     ],
 )
-def test_a_pull_that_cannot_be_says_why(
+def test_failed_pull_names_the_reason(
     name: str, code: int, says: str,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={NOBODY}")
+    monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={UNREACHABLE}")
     assert main(["models", "pull", name]) == code
     assert says in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_doctor_is_content_with_what_is_optional_and_absent() -> None:
-    checks = told()
+def test_doctor_accepts_absent_optional_models() -> None:
+    checks = model_checks()
     assert all(check.ok for check in checks.values())
     assert "not in use; about 2.2 GB; to get it" in checks["model llama3.2:3b"].detail
     assert "backend ollama" not in checks
 
 
-def test_the_doctor_is_not_content_with_what_was_asked_for_and_cannot_work(
+def test_doctor_rejects_configured_backends_that_cannot_work(
     ollama: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = tmp_path / "key"
@@ -113,8 +119,8 @@ def test_the_doctor_is_not_content_with_what_was_asked_for_and_cannot_work(
             "VESTRY_BACKENDS", f"openai={cloud.url}/v1 anthropic={cloud.url} ollama={ollama.url}"
         )
         monkeypatch.setenv("VESTRY_BACKEND_KEYS", f"openai={key}")
-        checks = told()
-        # No key for one; the other answers, without the catalogue's model.
+        checks = model_checks()
+        # One has no key; the other responds, without the catalogue's models.
         assert not checks["backend anthropic"].ok
         assert "VESTRY_BACKEND_KEYS=anthropic=FILE" in checks["backend anthropic"].detail
         assert not checks["backend openai"].ok
@@ -124,52 +130,50 @@ def test_the_doctor_is_not_content_with_what_was_asked_for_and_cannot_work(
         assert "not on ollama" in checks["model nomic-embed-text"].detail
 
         cloud.fault = status(401)
-        assert "answers with status 401" in told()["backend openai"].detail
+        assert "answers with status 401" in model_checks()["backend openai"].detail
         assert not cloud.was_offered("messages"), "a probe costs nothing"
 
 
-def test_what_a_running_stack_found_is_looked_at_but_not_demanded(
-    home: Path, ollama: FakeOllama
-) -> None:
-    def stack(url: str, *found: str) -> None:
-        document = {"models": {"backends": {"ollama": url}, "keys": {}, "found": found}}
+def test_discovered_backend_of_running_stack_is_optional(home: Path, ollama: FakeOllama) -> None:
+    def stack(url: str, *discovered: str) -> None:
+        document = {"models": {"backends": {"ollama": url}, "keys": {}, "found": discovered}}
         write_private(home / "client.json", json.dumps(document))
 
     stack(ollama.url, "ollama")
-    assert told()["model llama3.2:3b"].detail.startswith("on ollama")
-    stack(NOBODY, "ollama")
-    assert told()["backend ollama"].ok
-    stack(NOBODY)
-    assert not told()["backend ollama"].ok
+    assert model_checks()["model llama3.2:3b"].detail.startswith("on ollama")
+    stack(UNREACHABLE, "ollama")
+    assert model_checks()["backend ollama"].ok
+    stack(UNREACHABLE)
+    assert not model_checks()["backend ollama"].ok
 
 
-def test_a_model_that_does_not_fit_is_a_fault_only_where_it_is_there(
+def test_model_over_the_memory_is_an_error_only_if_present(
     ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "workers.model_servers.inventory.model_memory", lambda _: Memory("machine", GB, GB // 2)
     )
     monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={ollama.url}")
-    checks = told()
+    checks = model_checks()
     assert not checks["model llama3.2:3b"].ok
     assert checks["model llama3.2:3b"].detail == "larger than the machine's 1.0 GB; about 2.2 GB"
     assert checks["model phi-3-mini"].ok
-    room = Memory("machine", 9 * GB, GB)
-    monkeypatch.setattr("workers.model_servers.inventory.model_memory", lambda _: room)
-    assert "and 1.0 GB are free now" in told()["model llama3.2:3b"].detail
+    enough = Memory("machine", 9 * GB, GB)
+    monkeypatch.setattr("workers.model_servers.inventory.model_memory", lambda _: enough)
+    assert "and 1.0 GB are free now" in model_checks()["model llama3.2:3b"].detail
 
 
-def test_memory_is_the_cards_where_models_run_on_one() -> None:
+def test_model_memory_is_that_of_the_graphics_card() -> None:
     cards = "24564, 20000\n8192, 1000\n"
     assert model_memory("auto", lambda: cards) == Memory("graphics card", 24564 << 20, 20000 << 20)
     assert model_memory("cuda:1", lambda: cards) == Memory("graphics card", 8192 << 20, 1000 << 20)
     for device, printed in (("cpu", cards), ("auto", None), ("auto", "nonsense")):
-        found = model_memory(device, lambda printed=printed: printed)
-        assert found.of == "machine"
-        assert 0 < found.free <= found.total
+        memory = model_memory(device, lambda printed=printed: printed)
+        assert memory.of == "machine"
+        assert 0 < memory.free <= memory.total
 
 
-def test_settings_that_cannot_be_used_are_named(
+def test_invalid_setting_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value, says in (
@@ -181,6 +185,6 @@ def test_settings_that_cannot_be_used_are_named(
             patch.setenv(name, value)
             with pytest.raises(InventoryError, match=says):
                 probe_all(*load_settings(), {})
-            assert not told()["catalogue"].ok
+            assert not model_checks()["catalogue"].ok
             assert main(["models", "list"]) == 2
             assert says in capsys.readouterr().err

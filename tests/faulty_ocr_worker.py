@@ -1,7 +1,7 @@
-"""OCR worker process with one optional fault on the second page; reads as `ocr.worker_main` does.
+"""OCR worker process with an optional fault on the second page; reads as `ocr.worker_main` does.
 
-The fake is the fault alone: it strikes where a decoder of a hostile page would have it. What to do is
-said by the job's `dpi`, which pages with text of their own have no other use for.
+The fault occurs where the decoder of a hostile page would have it. The job's `dpi` selects it: pages
+with a text layer do not use their `dpi`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from inference.ocr import worker_main
 from inference.ocr.config import WorkerSetup
 
 STRUCK: Final = "struck"
-"""File in the parent's scratch directory that remembers the first blow, and pids of helpers."""
+"""File in the parent's temporary directory that marks a fault, and holds process ids."""
 
 
 def crash() -> None:
-    """Read where nothing is, as a decoder's bug does."""
+    """Read an invalid address, as a decoder's bug does."""
     ctypes.string_at(0)
 
 
 def crash_once() -> None:
-    """The same, but for the second child."""
+    """Crash, but not in the second worker."""
     mark = Path.cwd().parent / STRUCK
     if not mark.exists():
         mark.touch()
@@ -38,32 +38,32 @@ def crash_once() -> None:
 
 
 def killed() -> None:
-    """Be ended by the kernel, as when memory runs out."""
+    """Be killed, as by the kernel when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def eat_memory() -> None:
-    """Take more than there is to be had."""
-    eaten = []
+    """Allocate memory without end."""
+    blocks = []
     while True:
-        eaten.append(bytearray(64 * 1024 * 1024))
+        blocks.append(bytearray(64 * 1024 * 1024))
 
 
 def hang() -> None:
-    """Never answer, with a program running as Tesseract does."""
+    """Never reply, with a child process, as Tesseract is one."""
     helper = subprocess.Popen(["sleep", "600"])
     (Path.cwd().parent / STRUCK).write_text(f"{os.getpid()} {helper.pid}", encoding="ascii")
     time.sleep(600)
 
 
 def burn() -> None:
-    """Compute for ever."""
+    """Compute without end."""
     while True:
         pass
 
 
 def babble() -> None:
-    """Answer what is no answer."""
+    """Send a malformed reply."""
     for descriptor in range(3, 20):  # the pipe to the parent is one of them
         with contextlib.suppress(OSError):
             os.write(descriptor, b"\x00\x00\x00\x05[1,2]")
@@ -76,10 +76,12 @@ FAULTS: Final = {
 
 
 def serve(request: dict[str, Any], setup: WorkerSetup) -> dict[str, Any]:
-    """As the real one, but for the fault."""
+    """Serve as the real worker does, with the fault."""
     if request["do"] == "page" and request["page"] == 2 and request["dpi"] in FAULTS:
         FAULTS[request["dpi"]]()
-    if request["do"] == "count" and request["kind"] == "png":  # for who asks what a child knows
+    if (
+        request["do"] == "count" and request["kind"] == "png"
+    ):  # for the test of a worker's environment
         return {
             "environment": dict(os.environ),
             "modules": list(sys.modules),

@@ -1,4 +1,4 @@
-"""Classification jobs as their handler gets them, and what comes of them: for tests."""
+"""Claimed classification jobs, and their outcomes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from inference.routing.router import Router
 from tasks.classification import ClassificationHandler
 from tasks.protocol import Context, Failed, Job, Outcome, Succeeded
-from tests.routing import router
+from tests.handler_fakes import CancelledJobs, router
 from vestry.crypto.envelope import plain_digest
 from vestry.jobs.classification import Classification, ClassificationResult, Label
 
@@ -23,29 +23,20 @@ TOPICS = [
 ]
 
 
-class CancelledJobs:
-    """These jobs nobody wants any more."""
-
-    def __init__(self, *gone: UUID) -> None:
-        self.gone = set(gone)
-
-    def is_lost(self, job_id: UUID) -> bool:
-        return job_id in self.gone
+def context_of(*cancelled: UUID) -> Context:
+    """The context of a batch of Alice's and Bob's jobs."""
+    digest = {owner: _digest_of(owner) for owner in ("alice", "bob")}
+    return Context(CancelledJobs(*cancelled), digest)
 
 
-def a_context(*gone: UUID) -> Context:
-    """Of a batch of Alice's and Bob's."""
-    return Context(CancelledJobs(*gone), {owner: _keyed(owner) for owner in ("alice", "bob")})
-
-
-def _keyed(owner: str) -> Callable[[str, bytes], bytes]:
+def _digest_of(owner: str) -> Callable[[str, bytes], bytes]:
     return lambda purpose, data: hashlib.sha256(f"{owner}\0{purpose}\0".encode() + data).digest()
 
 
 def job(text: str, labels: Sequence[Any] = TOPICS, *, task: str | None = None, **more: Any) -> Job:
     """A claimed job; `multi` and `threshold` are the request's, other fields the job's."""
-    asked = {name: more.pop(name) for name in ("multi", "threshold") if name in more}
-    prepared = Classification(text, labels=labels, **asked).prepare(plain_digest)
+    options = {name: more.pop(name) for name in ("multi", "threshold") if name in more}
+    prepared = Classification(text, labels=labels, **options).prepare(plain_digest)
     fields: dict[str, Any] = {
         "id": uuid4(), "kind": "classification", "task": task, "owner": "alice",
         "privacy": "shareable", "latency": "bulk", "attempt": 1, "model": None,
@@ -57,25 +48,25 @@ def job(text: str, labels: Sequence[Any] = TOPICS, *, task: str | None = None, *
 def run(
     by: Any | Router | ClassificationHandler, *jobs: Job, context: Context | None = None
 ) -> list[Outcome]:
-    """What comes of a batch, served by a handler, by a router, or by one model."""
+    """The outcomes of a batch, served by a handler, a Router or one model."""
     handler = by
     if not isinstance(handler, ClassificationHandler):
-        made = by if isinstance(by, Router) else router("classification", {"only": by})
-        handler = ClassificationHandler(made)
-    outcomes = list(handler(jobs, context or a_context()))
+        one = by if isinstance(by, Router) else router("classification", {"only": by})
+        handler = ClassificationHandler(one)
+    outcomes = list(handler(jobs, context or context_of()))
     assert len(outcomes) == len(jobs)
     return outcomes
 
 
 def result(outcome: Outcome) -> ClassificationResult:
-    """As the producer reads it."""
+    """The result as the producer reads it."""
     assert isinstance(outcome, Succeeded), outcome
     json.dumps(outcome.result, allow_nan=False)
     return ClassificationResult.from_json(outcome.result)
 
 
 def failed(outcome: Outcome) -> Failed:
-    """A failure that tells nothing of the text."""
+    """A failure, whose message holds nothing of the text."""
     assert isinstance(outcome, Failed), outcome
     assert SECRET not in outcome.message
     return outcome

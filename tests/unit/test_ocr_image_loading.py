@@ -1,4 +1,4 @@
-"""Image files become grey images: odd ones too, and none that are too large."""
+"""Image files are loaded as grey images within the limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = OcrLimits()
 
 
 @pytest.mark.parametrize(("name", "content"), list(odd_images()))
-def test_odd_images_show_what_they_show(name: str, content: bytes, tmp_path: Path) -> None:
+def test_unusual_images_are_loaded(name: str, content: bytes, tmp_path: Path) -> None:
     del name
     kind = file_kind(content)
     assert kind is not None
@@ -34,24 +34,24 @@ def test_odd_images_show_what_they_show(name: str, content: bytes, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("name", "content"), list(odd_pdfs()))
-def test_odd_pdfs_say_what_they_say(name: str, content: bytes, tmp_path: Path) -> None:
+def test_text_layer_of_unusual_pdf_is_read(name: str, content: bytes, tmp_path: Path) -> None:
     del name
     file = tmp_path / "page"
     file.write_bytes(content)
-    found = pdf.page(str(file), 1, LIMITS, words=True, dpi=None).content
-    assert isinstance(found, pdf.TextLayer)
-    assert found.text == LINE
-    assert [word for word, _ in found.words or ()] == LINE.split()
+    layer = pdf.page(str(file), 1, LIMITS, words=True, dpi=None).content
+    assert isinstance(layer, pdf.TextLayer)
+    assert layer.text == LINE
+    assert [word for word, _ in layer.words or ()] == LINE.split()
 
 
-def test_what_a_scanner_says_of_its_resolution_is_believed_where_it_can_be(tmp_path: Path) -> None:
-    for stated, believed in ((300, 300), (72, None), (96, None), (10**6, None)):
+def test_plausible_resolution_is_used(tmp_path: Path) -> None:
+    for stated, used in ((300, 300), (72, None), (96, None), (10**6, None)):
         file = tmp_path / "page"
         file.write_bytes(encoded(drawn_line(), "TIFF", dpi=(stated, stated)))
-        assert image_loading.page(str(file), "tiff", 1, LIMITS)[1] == believed
+        assert image_loading.page(str(file), "tiff", 1, LIMITS)[1] == used
 
 
-def test_every_page_of_a_tiff_is_counted_and_found(tmp_path: Path) -> None:
+def test_tiff_pages_are_counted_and_loaded(tmp_path: Path) -> None:
     shades = [Image.new("L", (20 + n, 10), 10 * n) for n in range(5)]
     file = tmp_path / "pages"
     file.write_bytes(encoded(shades[0], "TIFF", save_all=True, append_images=shades[1:]))
@@ -61,7 +61,7 @@ def test_every_page_of_a_tiff_is_counted_and_found(tmp_path: Path) -> None:
         assert image.size == (19 + number, 10)
 
 
-def test_limits_are_held_before_anything_is_decoded() -> None:
+def test_page_size_is_limited() -> None:
     limits = OcrLimits(megapixels=1)
     image_loading.check_size(1000, 1000, limits)
     for width, height in ((1001, 1000), (32_768, 1), (1, 40_000)):
@@ -72,7 +72,7 @@ def test_limits_are_held_before_anything_is_decoded() -> None:
         image_loading.check_size(0, 10, limits)
 
 
-def test_a_shadow_is_taken_off_the_paper() -> None:
+def test_uneven_lighting_is_corrected() -> None:
     page = np.asarray(drawn(*[LINE] * 12, size=(1000, 800)), dtype=np.float32)
     ramp = np.linspace(0.25, 1, page.shape[1], dtype=np.float32)
     shaded = Image.fromarray((page * ramp).astype(np.uint8))
@@ -89,18 +89,18 @@ def test_a_shadow_is_taken_off_the_paper() -> None:
     ), "light on dark"
 
 
-def test_one_shade_is_blank_and_a_dot_is_not() -> None:
+def test_image_of_one_shade_is_blank() -> None:
     assert image_loading.is_blank(Image.new("L", (50, 50), 17))
     dotted = Image.new("L", (50, 50), 255)
     dotted.putpixel((3, 3), 0)
     assert not image_loading.is_blank(dotted)
 
 
-def test_a_fault_tells_numbers_and_nothing_else() -> None:
+def test_page_error_from_worker_has_known_code_and_numbers_only() -> None:
     for code in MESSAGES:
-        numbers = dict.fromkeys(_named(MESSAGES[code]), 7)
-        fault = PageError.from_json({"error": code, "numbers": numbers})
-        assert fault.message
+        numbers = dict.fromkeys(_fields(MESSAGES[code]), 7)
+        error = PageError.from_json({"error": code, "numbers": numbers})
+        assert error.message
     for bad in (
         {"error": "the text of the page", "numbers": {}},
         {"error": "time_limit", "numbers": {"seconds": "the text of the page"}},
@@ -112,5 +112,5 @@ def test_a_fault_tells_numbers_and_nothing_else() -> None:
             PageError.from_json(bad)
 
 
-def _named(message: str) -> list[str]:
+def _fields(message: str) -> list[str]:
     return [part.partition("}")[0] for part in message.split("{")[1:]]

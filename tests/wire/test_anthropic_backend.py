@@ -1,4 +1,4 @@
-"""The `anthropic` client against a real server of its protocol (llama.cpp's), well and misbehaving."""
+"""The `anthropic` client against a server of its protocol (llama.cpp's), with and without faults."""
 
 from __future__ import annotations
 
@@ -37,32 +37,32 @@ from tests.faultserver import (
     status,
     until,
 )
-from tests.wire.making import LABELS, NEEDLE, ask, config, entry
+from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
 
 
 @pytest.fixture
 def backend(faulty: FaultServer) -> Iterator[AnthropicBackend]:
-    made = anthropic_http.connect(config(faulty.url))
-    yield made
-    made.close()
+    backend = anthropic_http.connect(config(faulty.url))
+    yield backend
+    backend.close()
 
 
-def fails(
+def assert_raises(
     backend: AnthropicBackend, kind: type[InferenceError], **request: object
 ) -> InferenceError:
     with pytest.raises(kind) as caught:
-        backend.load(entry()).generate(ask(**request))
+        backend.load(entry()).generate(prompt(**request))
     assert type(caught.value) is kind
     assert NEEDLE not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return caught.value
 
 
-def test_an_answer_streams_in_and_the_system_prompt_stands_apart(
+def test_answer_is_streamed_and_system_prompt_is_separate(
     backend: AnthropicBackend, faulty: FaultServer
 ) -> None:
     sampling = Sampling(temperature=0.1, top_p=0.9, top_k=5, seed=3)
-    answer = backend.load(entry()).generate(ask(sampling=sampling, stop=("xyzzy",)))
+    answer = backend.load(entry()).generate(prompt(sampling=sampling, stop=("xyzzy",)))
     assert answer.text.strip()
     assert answer.finish_reason in {"stop", "length"}
     assert answer.input_tokens is not None
@@ -75,23 +75,21 @@ def test_an_answer_streams_in_and_the_system_prompt_stands_apart(
     assert body.keys() == {"model", "max_tokens", "messages", "system", "stop_sequences", "stream"}
 
 
-def test_a_schema_goes_where_the_api_takes_it_or_into_the_prompt(
-    backend: AnthropicBackend, faulty: FaultServer
-) -> None:
-    backend.load(entry()).generate(ask(schema=LABELS))
-    backend.load(entry(options={"schema": "instruct"})).generate(ask(schema=LABELS))
+def test_schema_is_native_or_in_the_prompt(backend: AnthropicBackend, faulty: FaultServer) -> None:
+    backend.load(entry()).generate(prompt(schema=LABELS))
+    backend.load(entry(options={"schema": "instruct"})).generate(prompt(schema=LABELS))
     native, instructed = (offer.json() for offer in faulty.calls())
-    asked = native["output_config"]["format"]
-    assert asked["type"] == "json_schema"
-    assert asked["schema"]["properties"] == LABELS["properties"]
+    output_format = native["output_config"]["format"]
+    assert output_format["type"] == "json_schema"
+    assert output_format["schema"]["properties"] == LABELS["properties"]
     assert "output_config" not in instructed
     assert json.dumps(LABELS) in instructed["system"]
 
 
-def test_a_schema_that_it_cannot_be_held_to_is_a_bad_request(
+def test_unsupported_schema_is_a_bad_request(
     backend: AnthropicBackend, faulty: FaultServer
 ) -> None:
-    fails(backend, BadRequest, schema={"properties": {NEEDLE: {}}})
+    assert_raises(backend, BadRequest, schema={"properties": {NEEDLE: {}}})
     assert faulty.calls() == []
 
 
@@ -114,73 +112,71 @@ def test_a_schema_that_it_cannot_be_held_to_is_a_bad_request(
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else value.__name__,
 )
-def test_every_misfortune_is_one_of_ours(
+def test_server_faults_are_mapped(
     backend: AnthropicBackend, faulty: FaultServer, fault: Fault, kind: type[InferenceError]
 ) -> None:
     faulty.fault = fault
-    fails(backend, kind)
-    assert len(faulty.calls()) == 1, "nothing is tried twice"
+    assert_raises(backend, kind)
+    assert len(faulty.calls()) == 1, "calls are not retried"
 
 
-def test_an_error_inside_a_stream_is_what_it_says(
-    backend: AnthropicBackend, faulty: FaultServer
-) -> None:
+def test_error_inside_a_stream_is_mapped(backend: AnthropicBackend, faulty: FaultServer) -> None:
     event = b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error"}}\n\n'
     faulty.fault = rewrite(b"event: content_block_stop\n", event)
-    fails(backend, BackendUnavailable)
+    assert_raises(backend, BackendUnavailable)
 
 
-def test_a_rate_limit_says_how_long(backend: AnthropicBackend, faulty: FaultServer) -> None:
-    # A date is in whole seconds, and is made when it is told.
-    for told, seconds, give in (
+def test_rate_limit_has_retry_after(backend: AnthropicBackend, faulty: FaultServer) -> None:
+    # A date has whole seconds, and is relative to the time at which it is other.
+    for value, seconds, tolerance in (
         (lambda: "7", 7.0, 0.01), (lambda: until(60), 60.0, 5), (lambda: None, None, 0),
     ):  # fmt: skip
-        faulty.fault = rate_limited(told())
-        assert fails(backend, RateLimited).retry_after == pytest.approx(seconds, abs=give)
+        faulty.fault = rate_limited(value())
+        assert assert_raises(backend, RateLimited).retry_after == pytest.approx(
+            seconds, abs=tolerance
+        )
 
 
-def test_a_model_that_will_not_answer_says_so(
-    backend: AnthropicBackend, faulty: FaultServer
-) -> None:
+def test_refusal_is_a_finish_reason(backend: AnthropicBackend, faulty: FaultServer) -> None:
     faulty.fault = rewrite(b'"stop_reason":"', b'"stop_reason":"refusal","was":"')
-    assert backend.load(entry()).generate(ask()).finish_reason == "refusal"
+    assert backend.load(entry()).generate(prompt()).finish_reason == "refusal"
 
 
-def test_a_prompt_beyond_the_context_is_not_cut(
+def test_too_long_prompt_is_refused_not_truncated(
     backend: AnthropicBackend, faulty: FaultServer
 ) -> None:
-    fails(backend, TooLong, text="word " * 1200)
-    # Anthropic's own API has no code for it: a request that it does not take is counted.
+    assert_raises(backend, TooLong, text="word " * 1200)
+    # Anthropic's own API has no code for it: the tokens of a refused request are counted.
     faulty.next(status(400), None, status(400), None)
-    fails(backend, TooLong, text="word " * 1200)
-    fails(backend, BadRequest)
+    assert_raises(backend, TooLong, text="word " * 1200)
+    assert_raises(backend, BadRequest)
     assert [offer.path for offer in faulty.calls("count_tokens")] == [
         "/v1/messages/count_tokens"
     ] * 2
 
 
-def test_what_hangs_or_only_trickles_is_given_up() -> None:
+def test_hanging_or_slow_stream_times_out() -> None:
     with FaultServer() as canned:
-        made = anthropic_http.connect(config(canned.url, timeout_s=3.0))
-        for fault, told in (
+        other = anthropic_http.connect(config(canned.url, timeout_s=3.0))
+        for fault, message in (
             (hang(), "no answer within 3 s"),
             (slow(1.4), "not complete after 3 s"),
         ):
             canned.fault = fault
-            with pytest.raises(BackendUnavailable, match=told):
-                made.load(entry()).generate(ask())
+            with pytest.raises(BackendUnavailable, match=message):
+                other.load(entry()).generate(prompt())
         canned.fault = None
-        assert made.load(entry()).generate(ask()).text == CANNED
-        made.close()
+        assert other.load(entry()).generate(prompt()).text == CANNED
+        other.close()
 
 
-def test_an_answer_that_nobody_wants_is_given_up(backend: AnthropicBackend) -> None:
-    asked = iter([False, False, False, True])
+def test_cancelled_call_ends(backend: AnthropicBackend) -> None:
+    polls = iter([False, False, False, True])
     with pytest.raises(CallCancelled):
-        backend.load(entry()).generate(ask("Tell a story.", max_tokens=400), lambda: next(asked))
+        backend.load(entry()).generate(prompt("Tell a story.", max_tokens=400), lambda: next(polls))
 
 
-def test_the_probe_tells_what_is_there_and_warming_up_costs_nothing(
+def test_probe_lists_models_and_cloud_is_not_warmed_up(
     backend: AnthropicBackend, faulty: FaultServer
 ) -> None:
     backend.load(entry()).warm_up()
@@ -190,7 +186,7 @@ def test_the_probe_tells_what_is_there_and_warming_up_costs_nothing(
     assert backend.probe().detail == "answers with status 401"
     assert faulty.calls() == []
     faulty.fault = None
-    made = anthropic_http.connect(config(faulty.url, locality="local"))
-    made.load(entry()).warm_up()
+    other = anthropic_http.connect(config(faulty.url, locality="local"))
+    other.load(entry()).warm_up()
     assert faulty.calls()[0].json()["max_tokens"] == 1
-    made.close()
+    other.close()

@@ -1,4 +1,4 @@
-"""When the text in a PDF page is taken for the page's text."""
+"""Whether the text layer of a PDF page is usable as its text."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ PROSE = "In the beginning God created the heaven and the earth. And the earth wa
 
 
 @pytest.mark.parametrize(
-    ("text", "pictures", "visible", "taken"),
+    ("text", "image_share", "visible", "usable"),
     [
         pytest.param(PROSE, 0.0, 1.0, True, id="born digital"),
-        pytest.param("Contents 7", 0.0, 1.0, True, id="hardly any text, and no picture"),
-        pytest.param("", 0.0, 0.0, False, id="nothing: outlines, or blank"),
+        pytest.param("Contents 7", 0.0, 1.0, True, id="little text, no image"),
+        pytest.param("", 0.0, 0.0, False, id="no text: outlines, or blank"),
         pytest.param(" \n", 0.0, 1.0, False, id="white space"),
         pytest.param(PROSE, 0.5, 1.0, True, id="illustrated"),
         pytest.param("Downloaded 2026-11-26", 1.0, 1.0, False, id="a scan with a stamp"),
-        pytest.param(PROSE * 20, 1.0, 0.0, False, id="a scan with invisible text of another's"),
+        pytest.param(PROSE * 20, 1.0, 0.0, False, id="a scan with invisible OCR text"),
         pytest.param(PROSE * 20, 1.0, 0.02, False, id="the same, and a visible stamp"),
-        pytest.param(PROSE * 20, 1.0, 1.0, True, id="text over a background picture"),
+        pytest.param(PROSE * 20, 1.0, 1.0, True, id="text over a background image"),
         pytest.param("\ufffd" * 30 + PROSE, 0.0, 1.0, False, id="lost characters"),
     ],
 )
-def test_a_layer_is_taken_where_it_is_what_the_page_shows(
-    text: str, pictures: float, visible: float, *, taken: bool
+def test_text_layer_is_usable_unless_page_is_a_scan(
+    text: str, image_share: float, visible: float, *, usable: bool
 ) -> None:
-    assert text_layer_is_usable(text, pictures, visible) is taken
+    assert text_layer_is_usable(text, image_share, visible) is usable
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_a_layer_is_taken_where_it_is_what_the_page_shows(
         ("\x01\x02\x03\x04 text", True),
     ],
 )
-def test_garbage_is_told_from_languages_and_numbers(text: str, *, garbage: bool) -> None:
+def test_garbage_is_distinguished_from_languages_and_numbers(text: str, *, garbage: bool) -> None:
     assert is_garbage(text) is garbage
 
 
-def test_a_layer_is_cleaned() -> None:
+def test_text_is_cleaned() -> None:
     assert clean_text(" a\r\nb\rc\x00\x01\ufffe \u00adshy\n") == "a\nb\nc shy"
     assert clean_text("\ud83d\udca1 in halves") == "💡 in halves"
     assert clean_text("a lone \ud83d") == "a lone"

@@ -1,4 +1,4 @@
-"""A new backend is one module and one entry of the catalogue; a new model is an entry alone."""
+"""A new backend is one module and one catalogue entry; a new model is one catalogue entry."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from inference.catalogue.loader import load
-from inference.errors import InferenceError, ModelMissing
+from inference.errors import ModelMissing
 from inference.protocol import GenerationRequest
 from inference.routing.model_registry import ModelRegistry, configuration
-from inference.routing.policy import Budget, Health, RoutingPolicy, RoutingRequest
+from inference.routing.policy import RoutingPolicy, RoutingRequest
 from inference.routing.router import Router
+from tests.handler_fakes import FakeGuard
 from vestry.jobs.generation import Message
 from vestry.lanes import Pool
 
@@ -66,26 +67,6 @@ policy:
 """
 
 
-class FakeGuard:
-    """A fake: nothing is known against any backend."""
-
-    def health(self) -> Health:
-        return {}
-
-    def budget(self) -> Budget:
-        return Budget()
-
-    def before_call(self, backend: object) -> None:
-        del backend
-
-    def after_call(self, backend: object, error: InferenceError | None) -> None:
-        del backend, error
-
-    def wait_s(self, backend: object) -> float:
-        del backend
-        return 0.0
-
-
 @pytest.fixture
 def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package = tmp_path / "acme_inference"
@@ -97,28 +78,28 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def served(catalogue: Path, text: str, task: str | None = None) -> tuple[str, str]:
-    """The answer, and the model that gave it."""
+    """The answer, and the name of the model that served it."""
     catalogue.write_text(text)
     declared = load(catalogue)
-    fleet = ModelRegistry(declared, configuration({}, {}))
-    router = Router(RoutingPolicy(declared), Pool.GPU, fleet, FakeGuard())
+    registry = ModelRegistry(declared, configuration({}, {}))
+    router = Router(RoutingPolicy(declared), Pool.GPU, registry, FakeGuard())
     request = GenerationRequest([Message("user", "be quiet")], max_tokens=9)
 
     def call(model: Any, _candidate: object) -> str:
         return str(model.generate(request).text)
 
-    answer = router.serve(RoutingRequest("generation", task, "private", "interactive"), call)
-    return answer.value, answer.served.model.name
+    result = router.serve(RoutingRequest("generation", task, "private", "interactive"), call)
+    return result.value, result.served.model.name
 
 
-def test_a_module_and_an_entry_make_a_backend(catalogue: Path) -> None:
+def test_module_and_catalogue_entry_make_a_backend(catalogue: Path) -> None:
     assert served(catalogue, ENTRIES + REST) == ("BE QUIET!", "loud")
 
 
-def test_an_entry_makes_a_model_and_a_capable_one_gets_the_demanding_tasks(catalogue: Path) -> None:
+def test_catalogue_entry_makes_a_model_for_demanding_tasks(catalogue: Path) -> None:
     assert served(catalogue, ENTRIES + ONE_MORE + REST, "study-guide") == ("BE QUIET!!", "louder")
 
 
-def test_a_module_that_is_not_there_is_named(catalogue: Path) -> None:
+def test_missing_module_is_named(catalogue: Path) -> None:
     with pytest.raises(ModelMissing, match=r"acme_inference\.silent cannot be imported"):
         served(catalogue, ENTRIES.replace(".shouting", ".silent") + REST)

@@ -1,4 +1,4 @@
-"""The `ollama` client against a fake Ollama before a real llama.cpp server, well and misbehaving."""
+"""The `ollama` client against a fake Ollama with a real llama.cpp server, with and without faults."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from tests.faultserver import (
 )
 from tests.llama import Llama
 from tests.ollama_fake import DIMENSION, FakeOllama
-from tests.wire.making import LABELS, NEEDLE, ask, config, entry
+from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
 
 MODELS = {
     "llama3.2:3b": {},
     "nomic-embed-text:latest": {},
-    "elsewhere:70b": {"remote_host": "https://ollama.com:443", "remote_model": "elsewhere:70b"},
+    "remote:70b": {"remote_host": "https://ollama.com:443", "remote_model": "remote:70b"},
 }
 
 
@@ -56,16 +56,16 @@ def ollama(llama: Llama) -> Iterator[FakeOllama]:
 
 @pytest.fixture
 def faulty(ollama: FakeOllama) -> Iterator[FaultServer]:
-    ollama.asked.clear()
+    ollama.requests.clear()
     with FaultServer(ollama.url) as running:
         yield running
 
 
 @pytest.fixture
 def backend(faulty: FaultServer) -> Iterator[OllamaBackend]:
-    made = ollama_http.connect(config(faulty.url, locality="local", key=None))
-    yield made
-    made.close()
+    backend = ollama_http.connect(config(faulty.url, locality="local", key=None))
+    yield backend
+    backend.close()
 
 
 CHAT = entry(name="llama3.2:3b", context=1024)
@@ -74,20 +74,22 @@ EMBED = entry(name="nomic-embed-text", kinds="embedding", dimension=DIMENSION, c
               quantization="fp16")  # fmt: skip
 
 
-def fails(backend: OllamaBackend, kind: type[InferenceError], **request: object) -> InferenceError:
+def assert_raises(
+    backend: OllamaBackend, kind: type[InferenceError], **request: object
+) -> InferenceError:
     with pytest.raises(kind) as caught:
-        backend.load(CHAT).generate(ask(**request))
+        backend.load(CHAT).generate(prompt(**request))
     assert type(caught.value) is kind
     assert NEEDLE not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return caught.value
 
 
-def test_an_answer_streams_in_and_nothing_may_be_cut(
+def test_answer_is_streamed_and_truncation_is_off(
     backend: OllamaBackend, ollama: FakeOllama
 ) -> None:
     sampling = Sampling(temperature=0.0, top_k=1, seed=7, min_p=0.1, repeat_penalty=1.1)
-    answer = backend.load(CHAT).generate(ask(sampling=sampling, stop=("xyzzy",)))
+    answer = backend.load(CHAT).generate(prompt(sampling=sampling, stop=("xyzzy",)))
     assert answer.text.strip()
     assert answer.finish_reason in {"stop", "length"}
     assert answer.input_tokens is not None
@@ -101,62 +103,60 @@ def test_an_answer_streams_in_and_nothing_may_be_cut(
     }  # fmt: skip
 
 
-def test_a_schema_is_kept_to(backend: OllamaBackend) -> None:
-    answer = backend.load(CHAT).generate(ask(schema=LABELS, max_tokens=60))
+def test_answer_fits_the_schema(backend: OllamaBackend) -> None:
+    answer = backend.load(CHAT).generate(prompt(schema=LABELS, max_tokens=60))
     assert json.loads(answer.text)["label"] in {"psalm", "law"}
 
 
-def test_what_is_to_stay_loaded_is_kept_by_plan(backend: OllamaBackend, ollama: FakeOllama) -> None:
-    for model, kept in (
+def test_keep_alive_follows_the_catalogue(backend: OllamaBackend, ollama: FakeOllama) -> None:
+    for model, keep_alive in (
         (CHAT, "5m"),
         (CHAT.model_copy(update={"resident": True}), -1),
         (CHAT.model_copy(update={"options": {"keep_alive": "30m"}}), "30m"),
     ):
-        ollama.asked.clear()
+        ollama.requests.clear()
         loaded = backend.load(model)
         loaded.warm_up()
         (body,) = ollama.bodies("/api/chat")
-        assert (body["messages"], body["keep_alive"]) == ([], kept)
+        assert (body["messages"], body["keep_alive"]) == ([], keep_alive)
         assert body["options"] == {"num_ctx": 1024}
-        loaded.generate(ask(max_tokens=1))
-        assert ollama.bodies("/api/chat")[1]["keep_alive"] == kept
+        loaded.generate(prompt(max_tokens=1))
+        assert ollama.bodies("/api/chat")[1]["keep_alive"] == keep_alive
 
 
-def test_a_model_that_runs_elsewhere_is_refused_before_it_sees_anything(
+def test_remote_model_is_refused_before_any_content_is_sent(
     backend: OllamaBackend, ollama: FakeOllama, faulty: FaultServer
 ) -> None:
-    for name in ("elsewhere:70b", "gpt-oss:120b-cloud", "anything:cloud"):
+    for name in ("remote:70b", "gpt-oss:120b-cloud", "anything:cloud"):
         model = entry(name="short", served_as=name, kinds=["generation", "embedding"], dimension=8)
         loaded = backend.load(model)
-        for call in (lambda it=loaded: it.generate(ask()), lambda it=loaded: it.embed([NEEDLE]),
+        for call in (lambda it=loaded: it.generate(prompt()), lambda it=loaded: it.embed([NEEDLE]),
                      loaded.warm_up):  # fmt: skip
-            with pytest.raises(ModelMissing, match="somebody else's machines"):
+            with pytest.raises(ModelMissing, match="machines of others"):
                 call()
-    with pytest.raises(ModelMissing, match="somebody else's machines"):
+    with pytest.raises(ModelMissing, match="machines of others"):
         list(backend.pull(entry(name="gpt-oss:120b-cloud")))
     assert not faulty.was_offered(NEEDLE)
-    assert {path for path, _ in ollama.asked} == {"/api/show"}
+    assert {path for path, _ in ollama.requests} == {"/api/show"}
 
 
-def test_a_name_that_comes_to_mean_a_remote_model_is_found_out(
+def test_model_that_becomes_remote_is_refused(
     backend: OllamaBackend, ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = backend.load(CHAT)
-    loaded.generate(ask(max_tokens=1))
-    monkeypatch.setattr(ollama_http, "_LOOK_AGAIN_S", 0.0)
+    loaded.generate(prompt(max_tokens=1))
+    monkeypatch.setattr(ollama_http, "_LOCALITY_TTL_S", 0.0)
     monkeypatch.setitem(ollama.models, "llama3.2:3b", {"remote_host": "https://ollama.com:443"})
     with pytest.raises(ModelMissing):
-        loaded.generate(ask(max_tokens=1))
+        loaded.generate(prompt(max_tokens=1))
 
 
-def test_an_ollama_that_is_declared_a_cloud_may_run_models_there(
-    faulty: FaultServer, ollama: FakeOllama
-) -> None:
-    made = ollama_http.connect(config(faulty.url, locality="cloud"))
-    made.load(entry(name="elsewhere:70b")).generate(ask(max_tokens=1))
+def test_cloud_backend_may_run_remote_models(faulty: FaultServer, ollama: FakeOllama) -> None:
+    other = ollama_http.connect(config(faulty.url, locality="cloud"))
+    other.load(entry(name="remote:70b")).generate(prompt(max_tokens=1))
     assert ollama.bodies("/api/show") == []
     assert faulty.calls()[0].headers["authorization"] == "Bearer a cloud's key"
-    made.close()
+    other.close()
 
 
 @pytest.mark.parametrize(
@@ -178,43 +178,41 @@ def test_an_ollama_that_is_declared_a_cloud_may_run_models_there(
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else value.__name__,
 )
-def test_every_misfortune_is_one_of_ours(
+def test_server_faults_are_mapped(
     backend: OllamaBackend, faulty: FaultServer, fault: Fault, kind: type[InferenceError]
 ) -> None:
-    faulty.next(None)  # the model's description
+    faulty.next(None)  # the request of the model's details
     faulty.fault = fault
-    fails(backend, kind)
-    assert len(faulty.calls("/api/chat")) == 1, "nothing is tried twice"
+    assert_raises(backend, kind)
+    assert len(faulty.calls("/api/chat")) == 1, "calls are not retried"
 
 
-def test_a_rate_limit_says_how_long(backend: OllamaBackend, faulty: FaultServer) -> None:
+def test_rate_limit_has_retry_after(backend: OllamaBackend, faulty: FaultServer) -> None:
     faulty.fault = rate_limited("7")
-    assert fails(backend, RateLimited).retry_after == 7
+    assert assert_raises(backend, RateLimited).retry_after == 7
 
 
-def test_a_prompt_beyond_the_context_is_not_cut(backend: OllamaBackend) -> None:
-    fails(backend, TooLong, text="word " * 1200)
+def test_too_long_prompt_is_refused_not_truncated(backend: OllamaBackend) -> None:
+    assert_raises(backend, TooLong, text="word " * 1200)
 
 
-def test_an_answer_that_nobody_wants_or_that_never_comes_is_given_up(
+def test_cancelled_hanging_or_refused_call_ends(
     backend: OllamaBackend, faulty: FaultServer
 ) -> None:
-    asked = iter([False, False, False, True])
+    polls = iter([False, False, False, True])
     with pytest.raises(CallCancelled):
-        backend.load(CHAT).generate(ask("Tell a story.", max_tokens=400), lambda: next(asked))
-    impatient = ollama_http.connect(config(faulty.url, locality="local", timeout_s=0.5))
+        backend.load(CHAT).generate(prompt("Tell a story.", max_tokens=400), lambda: next(polls))
+    short_timeout = ollama_http.connect(config(faulty.url, locality="local", timeout_s=0.5))
     faulty.next(None, hang())
-    began = time.monotonic()
-    fails(impatient, BackendUnavailable)
-    assert time.monotonic() - began < 5
-    impatient.close()
+    start = time.monotonic()
+    assert_raises(short_timeout, BackendUnavailable)
+    assert time.monotonic() - start < 5
+    short_timeout.close()
     faulty.stop_listening()
-    fails(backend, BackendUnavailable)
+    assert_raises(backend, BackendUnavailable)
 
 
-def test_texts_become_vectors_with_the_models_prefixes(
-    backend: OllamaBackend, ollama: FakeOllama
-) -> None:
+def test_texts_are_embedded_with_prefixes(backend: OllamaBackend, ollama: FakeOllama) -> None:
     model = backend.load(EMBED)
     vectors = model.embed(["bread", "wine"], "document")
     assert vectors.shape == (2, DIMENSION)
@@ -227,19 +225,17 @@ def test_texts_become_vectors_with_the_models_prefixes(
     assert documents["truncate"] is False
 
 
-def test_its_space_is_named_by_the_models_files(backend: OllamaBackend) -> None:
+def test_space_name_has_the_digest_of_the_model(backend: OllamaBackend) -> None:
     space = backend.load(EMBED).space
     digest = space.revision
     assert len(digest) == 64
     assert space.name == f"nomic-embed-text.{digest[:8]}.{DIMENSION}.fp16"
     assert (space.query_prefix, space.document_prefix) == ("search_query: ", "search_document: ")
-    with pytest.raises(ModelMissing, match="ask for it"):
+    with pytest.raises(ModelMissing, match="install it"):
         _ = backend.load(EMBED.model_copy(update={"name": "not-there"})).space
 
 
-def test_texts_that_do_not_become_vectors_say_why(
-    backend: OllamaBackend, faulty: FaultServer
-) -> None:
+def test_embedding_errors_are_mapped(backend: OllamaBackend, faulty: FaultServer) -> None:
     model = backend.load(EMBED)
     with pytest.raises(TooLong):
         model.embed([f"{NEEDLE} " * 400])

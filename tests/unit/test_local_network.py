@@ -1,4 +1,4 @@
-"""A local backend is called on our own network or not at all, whatever its name leads to by then."""
+"""Local backends are called at local addresses only, whatever their names resolve to."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LIBRARIES = [httpx, httpx2]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers OK, and notes what it was asked."""
+    """Responds with OK or a redirect, and records the paths."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[str] = []
+        self.paths: list[str] = []
 
     @property
     def port(self) -> int:
@@ -42,9 +42,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        self.send_response(302 if self.path == "/away" else 200)
-        self.send_header("Location", "http://away.example/secret")
+        self.server.paths.append(self.path)
+        self.send_response(302 if self.path == "/redirect" else 200)
+        self.send_header("Location", "http://cloud.example/secret")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -62,14 +62,14 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def leads_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Have every name lead to these."""
+def resolve_names_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Resolve every host name to these addresses."""
     real = socket.getaddrinfo
 
-    def lookup(host: str, port: int, *given: Any, **named: Any) -> Any:
+    def lookup(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
         if host[0].isdigit() or ":" in host:
-            return real(host, port, *given, **named)
-        return [entry for a in addresses for entry in real(a, port, *given, **named)]
+            return real(host, port, *args, **kwargs)
+        return [entry for a in addresses for entry in real(a, port, *args, **kwargs)]
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
 
@@ -84,12 +84,12 @@ def leads_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
         ("fe80::1%lo", False), ("", False),
     ],
 )  # fmt: skip
-def test_local_is_loopback_and_what_is_listed(address: str, local: bool) -> None:
+def test_loopback_and_listed_networks_are_local(address: str, local: bool) -> None:
     assert is_local(address, networks("10.20.0.0/16, fd00:1::/32")) is local
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0/0", "::/0", "0.0.0.0/1", "home", "10.0.0.1/8", "1.2.3"])
-def test_a_list_of_networks_is_no_way_out(text: str) -> None:
+def test_invalid_or_too_wide_network_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="VESTRY_LOCAL_NETWORKS"):
         networks(text)
 
@@ -97,85 +97,85 @@ def test_a_list_of_networks_is_no_way_out(text: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://8.8.8.8/v1", "https://away.example/v1", "http://127.0.0.1@away.example/", "ftp://127.0.0.1",
+        "http://8.8.8.8/v1", "https://cloud.example/v1", "http://127.0.0.1@cloud.example/", "ftp://127.0.0.1",
         "127.0.0.1:80", "http://", "http://[::1", "http://127.0.0.1:99999", "", "file:///etc/passwd",
-        "http://away.example\\@127.0.0.1/", "http://key@127.0.0.1/", "http://0.0.0.0/",
+        "http://cloud.example\\@127.0.0.1/", "http://key@127.0.0.1/", "http://0.0.0.0/",
     ],
 )  # fmt: skip
-def test_a_url_that_leads_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    leads_to(monkeypatch, "93.184.216.34")
+def test_url_of_another_network_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    resolve_names_to(monkeypatch, "93.184.216.34")
     with pytest.raises(NotLocal):
         check_url(url)
 
 
 @pytest.mark.parametrize("url", ["http://localhost:8080/v1", "http://127.1/", "https://[::1]:1/"])
-def test_a_url_on_loopback_is_taken(url: str) -> None:
+def test_loopback_url_is_accepted(url: str) -> None:
     check_url(url)
 
 
-def test_one_stranger_among_a_names_addresses_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    leads_to(monkeypatch, "127.0.0.1", "93.184.216.34")
+def test_host_with_one_foreign_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_names_to(monkeypatch, "127.0.0.1", "93.184.216.34")
     with pytest.raises(NotLocal, match=r"93\.184\.216\.34"):
         check_url("http://models.lan/")
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_name_is_looked_at_again_for_every_connection(
+def test_host_name_is_checked_for_every_connection(
     library: ModuleType, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"http://models.lan:{server.port}"
-    leads_to(monkeypatch, "127.0.0.1")
+    resolve_names_to(monkeypatch, "127.0.0.1")
     check_url(url)
     with library.Client(transport=guarded_transport(library), trust_env=False) as client:
         assert client.get(f"{url}/one").status_code == 200
-    # The same name leads elsewhere now. (That this is our server again shows who refuses.)
-    leads_to(monkeypatch, "127.0.0.1", "93.184.216.34")
+    # The name resolves to a foreign address too. (The server is reachable, so the client refuses.)
+    resolve_names_to(monkeypatch, "127.0.0.1", "93.184.216.34")
     with (
         library.Client(transport=guarded_transport(library), trust_env=False) as client,
         pytest.raises(library.ConnectError, match="not a local address"),
     ):
         client.get(f"{url}/two")
-    assert server.asked == ["/one"]
+    assert server.paths == ["/one"]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_the_address_looked_at_is_the_one_connected_to(
+def test_connection_is_made_to_the_checked_address(
     library: ModuleType, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second lookup, which might give another answer, does not happen."""
-    leads_to(monkeypatch, "127.0.0.1")
-    answers = [socket.getaddrinfo]
+    """There is no second lookup, which might have another result."""
+    resolve_names_to(monkeypatch, "127.0.0.1")
+    lookups = [socket.getaddrinfo]
 
-    def once(*given: Any, **named: Any) -> Any:
-        if given[0] == "models.lan":
-            return answers.pop()(*given, **named)
-        return socket.getaddrinfo.__wrapped__(*given, **named)  # type: ignore[attr-defined]
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if args[0] == "models.lan":
+            return lookups.pop()(*args, **kwargs)
+        return socket.getaddrinfo.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
 
-    once.__wrapped__ = answers[0]  # type: ignore[attr-defined]
+    once.__wrapped__ = lookups[0]  # type: ignore[attr-defined]
     monkeypatch.setattr(socket, "getaddrinfo", once)
     with library.Client(transport=guarded_transport(library), trust_env=False) as client:
         assert client.get(f"http://models.lan:{server.port}/").status_code == 200
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_redirects_and_proxies_are_no_way_round(
+def test_redirects_and_proxies_do_not_bypass_the_check(
     library: ModuleType, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://93.184.216.34:3128")
-    leads_to(monkeypatch, "93.184.216.34")
+    resolve_names_to(monkeypatch, "93.184.216.34")
     with library.Client(transport=guarded_transport(library), trust_env=False) as client:
         assert client.get(f"http://127.0.0.1:{server.port}/").status_code == 200
         with pytest.raises(library.ConnectError):
-            client.get(f"http://127.0.0.1:{server.port}/away", follow_redirects=True)
-    assert server.asked == ["/", "/away"]
+            client.get(f"http://127.0.0.1:{server.port}/redirect", follow_redirects=True)
+    assert server.paths == ["/", "/redirect"]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_server_that_does_not_answer_is_a_connect_error(library: ModuleType) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+def test_unreachable_server_is_a_connect_error(library: ModuleType) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
         with (
             library.Client(transport=guarded_transport(library), trust_env=False) as client,
             pytest.raises(library.ConnectError),

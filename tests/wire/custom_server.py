@@ -1,4 +1,4 @@
-"""A FastAPI server of one's own, as docs/models.md has it: embeddings, and reranking."""
+"""A custom FastAPI server as in docs/models.md: embeddings and reranking."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from workers.home import port_is_free
 DIMENSION = 48
 
 
-class Own:
-    """The application, and what it was asked. `spoil` changes its answers on the way out."""
+class CustomServer:
+    """The application and its requests; `spoil` changes its responses."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.spoil: Any = lambda answer: answer
+        self.requests: list[dict[str, Any]] = []
+        self.spoil: Any = lambda response: response
         self.url = ""
         self._echo = EchoModel(f"echo-{DIMENSION}")
         self.app = FastAPI()
@@ -31,8 +31,8 @@ class Own:
         self.app.post("/v1/rerank")(self.rerank)
 
     def embeddings(self, body: dict[str, Any]) -> Any:
-        """OpenAI's; in base64 where that is asked for."""
-        self.asked.append(body)
+        """OpenAI's endpoint, with base64 on request."""
+        self.requests.append(body)
         if any(len(text) > 1000 for text in body["input"]):
             raise HTTPException(400, {"code": "context_length_exceeded"})
         rows = 2 * self._echo.embed(body["input"])
@@ -41,13 +41,13 @@ class Own:
         else:
             vectors = rows.tolist()
         data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(vectors)]
-        # The order is not the input's: `index` says which is which.
+        # Not in the order of the input: `index` is the input's position.
         return self.spoil({"object": "list", "model": body["model"], "data": data[::-1],
                            "usage": {"prompt_tokens": 1, "total_tokens": 1}})  # fmt: skip
 
     def rerank(self, body: dict[str, Any]) -> Any:
-        """Jina's: the more words of the query a document has, the better."""
-        self.asked.append(body)
+        """Jina's endpoint: the score is the number of the query's words in a document."""
+        self.requests.append(body)
         words = set(body["query"].split())
         scores = [len(words & set(document.split())) for document in body["documents"]]
         order = sorted(range(len(scores)), key=lambda n: -scores[n])
@@ -55,19 +55,19 @@ class Own:
 
 
 @contextmanager
-def own_server() -> Iterator[Own]:
+def custom_server() -> Iterator[CustomServer]:
     """Serve on a free port of loopback."""
-    own = Own()
-    server = uvicorn.Server(uvicorn.Config(own.app, port=0, log_level="critical"))
+    custom = CustomServer()
+    server = uvicorn.Server(uvicorn.Config(custom.app, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     assert not port_is_free(port)
-    own.url = f"http://127.0.0.1:{port}/v1"
+    custom.url = f"http://127.0.0.1:{port}/v1"
     try:
-        yield own
+        yield custom
     finally:
         server.should_exit = True
         thread.join(10)

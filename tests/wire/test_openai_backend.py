@@ -1,4 +1,4 @@
-"""The `openai` client against a real llama.cpp server, well and misbehaving."""
+"""The `openai` client against a real llama.cpp server, with and without faults."""
 
 from __future__ import annotations
 
@@ -40,27 +40,29 @@ from tests.faultserver import (
     until,
 )
 from tests.llama import Llama
-from tests.wire.making import LABELS, NEEDLE, ask, config, entry
+from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
 
 
 @pytest.fixture
 def backend(faulty: FaultServer) -> Iterator[OpenAIBackend]:
-    made = openai_http.connect(config(f"{faulty.url}/v1"))
-    yield made
-    made.close()
+    backend = openai_http.connect(config(f"{faulty.url}/v1"))
+    yield backend
+    backend.close()
 
 
-def fails(backend: OpenAIBackend, kind: type[InferenceError], **request: object) -> InferenceError:
+def assert_raises(
+    backend: OpenAIBackend, kind: type[InferenceError], **request: object
+) -> InferenceError:
     with pytest.raises(kind) as caught:
-        backend.load(entry()).generate(ask(**request))
+        backend.load(entry()).generate(prompt(**request))
     assert type(caught.value) is kind
     assert NEEDLE not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return caught.value
 
 
-def test_an_answer_streams_in_with_its_usage(backend: OpenAIBackend, faulty: FaultServer) -> None:
-    answer = backend.load(entry()).generate(ask())
+def test_answer_is_streamed_with_usage(backend: OpenAIBackend, faulty: FaultServer) -> None:
+    answer = backend.load(entry()).generate(prompt())
     assert answer.text.strip()
     assert answer.finish_reason in {"stop", "length"}
     assert answer.input_tokens is not None
@@ -71,22 +73,22 @@ def test_an_answer_streams_in_with_its_usage(backend: OpenAIBackend, faulty: Fau
     assert [message["role"] for message in sent.json()["messages"]] == ["system", "user"]
 
 
-def test_a_schema_is_kept_to(backend: OpenAIBackend, faulty: FaultServer) -> None:
-    answer = backend.load(entry()).generate(ask(schema=LABELS, max_tokens=60))
+def test_answer_fits_the_schema(backend: OpenAIBackend, faulty: FaultServer) -> None:
+    answer = backend.load(entry()).generate(prompt(schema=LABELS, max_tokens=60))
     assert json.loads(answer.text)["label"] in {"psalm", "law"}
-    asked = faulty.calls()[0].json()["response_format"]["json_schema"]
-    assert (asked["schema"], asked["strict"]) == (LABELS, True)
+    json_schema = faulty.calls()[0].json()["response_format"]["json_schema"]
+    assert (json_schema["schema"], json_schema["strict"]) == (LABELS, True)
 
 
-def test_a_stop_string_ends_it_and_is_left_out(backend: OpenAIBackend) -> None:
-    whole = backend.load(entry()).generate(ask(max_tokens=20)).text
+def test_stop_string_ends_the_answer_and_is_left_out(backend: OpenAIBackend) -> None:
+    whole = backend.load(entry()).generate(prompt(max_tokens=20)).text
     stop = whole[6:9]
-    answer = backend.load(entry()).generate(ask(max_tokens=20, stop=(stop,)))
+    answer = backend.load(entry()).generate(prompt(max_tokens=20, stop=(stop,)))
     assert answer.finish_reason == "stop"
     assert answer.text == whole[: whole.index(stop)]
 
 
-def test_what_a_provider_refuses_is_left_out(faulty: FaultServer) -> None:
+def test_unsupported_parameters_are_left_out(faulty: FaultServer) -> None:
     sampling = Sampling(temperature=0.5, top_k=3, min_p=0.1, seed=1, repeat_penalty=1.1)
     for locality, options, expected in (
         ("cloud", {}, {"temperature": 0.5, "seed": 1, "max_completion_tokens": 2}),
@@ -97,12 +99,12 @@ def test_what_a_provider_refuses_is_left_out(faulty: FaultServer) -> None:
          {"repetition_penalty": 1.1, "max_tokens": 2}),
     ):  # fmt: skip
         faulty.offers.clear()
-        made = openai_http.connect(config(f"{faulty.url}/v1", locality=locality))
-        made.load(entry(options=options)).generate(ask(sampling=sampling, max_tokens=2))
+        other = openai_http.connect(config(f"{faulty.url}/v1", locality=locality))
+        other.load(entry(options=options)).generate(prompt(sampling=sampling, max_tokens=2))
         sent = faulty.calls()[0].json()
         own = {"model", "messages", "stream", "stream_options"}
         assert {name: sent[name] for name in sent.keys() - own} == expected
-        made.close()
+        other.close()
 
 
 @pytest.mark.parametrize(
@@ -129,100 +131,96 @@ def test_what_a_provider_refuses_is_left_out(faulty: FaultServer) -> None:
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else value.__name__,
 )
-def test_every_misfortune_is_one_of_ours(
+def test_server_faults_are_mapped(
     backend: OpenAIBackend, faulty: FaultServer, fault: Fault, kind: type[InferenceError]
 ) -> None:
     faulty.fault = fault
-    fails(backend, kind)
-    assert len(faulty.calls()) == 1, "nothing is tried twice"
+    assert_raises(backend, kind)
+    assert len(faulty.calls()) == 1, "calls are not retried"
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
+    ("value", "seconds"),
     [("7", 7.0), ("0.5", 0.5), (lambda: until(90), 90.0), (None, None), ("soon", None)],
     ids=["seconds", "half", "date", "nothing", "nonsense"],
 )
-def test_a_rate_limit_says_how_long(
+def test_rate_limit_has_retry_after(
     backend: OpenAIBackend,
     faulty: FaultServer,
-    told: str | Callable[[], str] | None,
+    value: str | Callable[[], str] | None,
     seconds: float | None,
 ) -> None:
-    faulty.fault = rate_limited(told() if callable(told) else told)
-    error = fails(backend, RateLimited)
-    assert error.retry_after == pytest.approx(seconds, abs=5 if callable(told) else 0.01)
+    faulty.fault = rate_limited(value() if callable(value) else value)
+    error = assert_raises(backend, RateLimited)
+    assert error.retry_after == pytest.approx(seconds, abs=5 if callable(value) else 0.01)
 
 
-def test_a_server_that_is_overloaded_says_how_long_too(
-    backend: OpenAIBackend, faulty: FaultServer
-) -> None:
+def test_overloaded_server_has_retry_after(backend: OpenAIBackend, faulty: FaultServer) -> None:
     faulty.fault = status(503, retry_after="4")
-    assert fails(backend, BackendUnavailable).retry_after == 4
+    assert assert_raises(backend, BackendUnavailable).retry_after == 4
 
 
-def test_a_model_that_will_not_answer_says_so(backend: OpenAIBackend, faulty: FaultServer) -> None:
+def test_refusal_is_a_finish_reason(backend: OpenAIBackend, faulty: FaultServer) -> None:
     faulty.fault = rewrite(b'"finish_reason":"', b'"finish_reason":"content_filter","was":"')
-    answer = backend.load(entry()).generate(ask())
+    answer = backend.load(entry()).generate(prompt())
     assert answer.finish_reason == "refusal"
     assert answer.input_tokens is not None
 
 
-def test_a_prompt_beyond_the_context_is_not_cut(backend: OpenAIBackend) -> None:
-    fails(backend, TooLong, text="word " * 1200)
+def test_too_long_prompt_is_refused_not_truncated(backend: OpenAIBackend) -> None:
+    assert_raises(backend, TooLong, text="word " * 1200)
 
 
-def test_a_server_that_hangs_is_given_up(faulty: FaultServer) -> None:
+def test_hanging_server_times_out(faulty: FaultServer) -> None:
     faulty.fault = hang()
-    made = openai_http.connect(config(f"{faulty.url}/v1", timeout_s=0.5))
-    began = time.monotonic()
-    fails(made, BackendUnavailable)
-    assert time.monotonic() - began < 5
-    made.close()
+    other = openai_http.connect(config(f"{faulty.url}/v1", timeout_s=0.5))
+    start = time.monotonic()
+    assert_raises(other, BackendUnavailable)
+    assert time.monotonic() - start < 5
+    other.close()
 
 
-def test_an_answer_that_only_trickles_is_given_up() -> None:
+def test_slow_stream_times_out() -> None:
     with FaultServer() as canned:
         canned.fault = slow(1.4)
-        made = openai_http.connect(config(f"{canned.url}/v1", timeout_s=3.0))
+        other = openai_http.connect(config(f"{canned.url}/v1", timeout_s=3.0))
         with pytest.raises(BackendUnavailable, match="not complete after 3 s"):
-            made.load(entry()).generate(ask())
-        made.close()
+            other.load(entry()).generate(prompt())
+        other.close()
 
 
-def test_nobody_there_is_unavailable(faulty: FaultServer, backend: OpenAIBackend) -> None:
+def test_unreachable_server_is_unavailable(faulty: FaultServer, backend: OpenAIBackend) -> None:
     faulty.stop_listening()
     try:
-        fails(backend, BackendUnavailable)
+        assert_raises(backend, BackendUnavailable)
         assert not backend.probe().reachable
     finally:
         faulty.listen()
-    assert backend.load(entry()).generate(ask()).text
+    assert backend.load(entry()).generate(prompt()).text
 
 
-def test_the_probe_tells_what_is_there_and_costs_nothing(
-    backend: OpenAIBackend, faulty: FaultServer
-) -> None:
+def test_probe_lists_models_without_generating(backend: OpenAIBackend, faulty: FaultServer) -> None:
     probe = backend.probe()
     assert probe.reachable
     assert probe.models == {"SmolLM2-135M-Instruct"}
-    for fault, told in ((status(401), "401"), (malformed(), "sense"), (status(500), "500")):
+    for fault, detail in ((status(401), "401"), (malformed(), "malformed"), (status(500), "500")):
         faulty.fault = fault
         probe = backend.probe()
         assert not probe.reachable
-        assert told in probe.detail
+        assert detail in probe.detail
     assert faulty.calls() == []
 
 
-def test_a_cloud_is_not_warmed_up_and_a_server_of_ones_own_is(faulty: FaultServer) -> None:
+def test_local_server_is_warmed_up_and_cloud_is_not(faulty: FaultServer) -> None:
     for locality, calls in (("cloud", 0), ("local", 1)):
-        made = openai_http.connect(config(f"{faulty.url}/v1", locality=locality))
-        made.load(entry()).warm_up()
+        other = openai_http.connect(config(f"{faulty.url}/v1", locality=locality))
+        other.load(entry()).warm_up()
         assert len(faulty.calls()) == calls
-        made.close()
+        other.close()
 
 
-def test_an_answer_that_nobody_wants_is_stopped_at_the_server(llama: Llama) -> None:
-    made = openai_http.connect(config(f"{llama.url}/v1", locality="local", key=llama.key))
+def test_cancelled_call_stops_the_server(llama: Llama) -> None:
+    other = openai_http.connect(config(f"{llama.url}/v1", locality="local", key=llama.key))
     pieces = 0
 
     def enough() -> bool:
@@ -231,20 +229,20 @@ def test_an_answer_that_nobody_wants_is_stopped_at_the_server(llama: Llama) -> N
         return pieces > 4
 
     with pytest.raises(CallCancelled):
-        made.load(entry()).generate(ask("Tell a story.", max_tokens=900), enough)
-    patience = time.monotonic() + 5
-    while _at_work(llama):
-        assert time.monotonic() < patience, "the server goes on with what nobody reads"
+        other.load(entry()).generate(prompt("Tell a story.", max_tokens=900), enough)
+    deadline = time.monotonic() + 5
+    while _is_generating(llama):
+        assert time.monotonic() < deadline, "the server still generates"
         time.sleep(0.05)
     with pytest.raises(CallCancelled):
-        made.load(entry()).generate(ask(), lambda: True)
-    made.close()
+        other.load(entry()).generate(prompt(), lambda: True)
+    other.close()
 
 
-def _at_work(llama: Llama) -> bool:
+def _is_generating(llama: Llama) -> bool:
     request = urllib.request.Request(  # noqa: S310 - loopback
         f"{llama.url}/metrics", headers={"Authorization": f"Bearer {llama.key}"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - loopback
-        lines = answer.read().decode().splitlines()
+    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - loopback
+        lines = response.read().decode().splitlines()
     return "llamacpp:requests_processing 0" not in lines

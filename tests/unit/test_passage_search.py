@@ -1,4 +1,4 @@
-"""What answers are grounded in, while the database is away."""
+"""The search for passages while the database is unreachable."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from tasks.protocol import Job
 from workers.execution.passage_search import DatabasePassageSearch
 
 
-class Fleet:
-    """One model, which embeds everything as the same."""
+class SingleModelRegistry:
+    """One model, which embeds all texts to the same vector."""
 
     space = type("Space", (), {"name": "s"})
 
-    def model(self, _: Any) -> Fleet:
+    def model(self, _: Any) -> SingleModelRegistry:
         return self
 
     def embed(self, texts: list[str], *_: Any, **__: Any) -> list[list[float]]:
         return [[1.0] for _ in texts]
 
 
-class Away:
-    """A pool that has no connection to give."""
+class BrokenPool:
+    """A connection pool that always fails."""
 
     def connection(self) -> Any:
         raise psycopg.OperationalError
 
 
-def test_a_search_waits_for_the_database_and_costs_no_attempt() -> None:
-    nowhere: Any = Away()
-    fleet: Any = Fleet()
+def test_search_without_database_spends_no_attempt() -> None:
+    pool: Any = BrokenPool()
+    registry: Any = SingleModelRegistry()
     model: Any = object()
     job = Job(
         id=uuid4(), kind="generation", task=None, owner="ann", privacy="private",
         latency="interactive", attempt=1, model=None, payload={},
     )  # fmt: skip
-    library = DatabasePassageSearch(nowhere, fleet, model, None, 1.0)
-    with pytest.raises(NoBackendAvailable) as waits:
-        library.passages(job, PassageQuery("what?", (), None, 3))
-    assert waits.value.retry_after
+    search = DatabasePassageSearch(pool, registry, model, None, 1.0)
+    with pytest.raises(NoBackendAvailable) as caught:
+        search.passages(job, PassageQuery("what?", (), None, 3))
+    assert caught.value.retry_after

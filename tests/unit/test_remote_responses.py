@@ -1,4 +1,4 @@
-"""The small parts that backends on other machines share."""
+"""Responses of remote servers: retry delay, error codes, schemas, token estimates."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ NOW = 1_800_000_000.0
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": formatdate(NOW + 30, usegmt=True)}, 30.0),
         ({"retry-after": formatdate(NOW - 30, usegmt=True)}, 0.0),
-        # The server's clock is an hour ahead of ours, and it means a minute.
+        # The server's clock is an hour ahead; the wait is a minute.
         ({"retry-after": formatdate(NOW + 3660, usegmt=True),
           "date": formatdate(NOW + 3600, usegmt=True)}, 60.0),
         ({"retry-after": "Mon, 99 Nov 2026 99:99:99 GMT"}, None),
     ],
 )  # fmt: skip
-def test_how_long_a_server_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_read_from_headers(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers, lambda: NOW) == seconds
 
 
-def test_an_errors_codes_are_found_wherever_servers_put_them() -> None:
+def test_error_codes_are_found_at_every_level() -> None:
     assert error_codes(
         {"error": {"code": "a", "type": "b", "param": "c", "message": "not me"}}
     ) == set("abc")
@@ -65,13 +65,11 @@ def test_an_errors_codes_are_found_wherever_servers_put_them() -> None:
         ({"allOf": [{"type": "string"}]}, False),
     ],
 )
-def test_a_schema_is_enforced_only_where_it_is_closed(
-    schema: dict[str, object], strict: bool
-) -> None:
+def test_strict_mode_accepts_closed_schemas_only(schema: dict[str, object], strict: bool) -> None:
     assert strict_mode_accepts(schema) is strict
 
 
-def test_tokens_are_estimated_rather_too_many() -> None:
+def test_token_estimate_is_not_too_low() -> None:
     """Real counts by MiniLM's tokenizer, without its two special tokens."""
     for text, real in (
         ("Up betimes, and to the office.", 8),

@@ -1,4 +1,4 @@
-"""What the SDKs would take from the environment, tell of this machine, log, or carry to other hosts."""
+"""SDK clients take nothing from the environment, log no content and call one host only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference.remote.client import SENT, httpx2_client, httpx_client
 from tests.faultserver import FaultServer, redirect, status
 from tests.llama import Llama
 from tests.ollama_fake import FakeOllama
-from tests.wire.making import CLOUD_KEY, NEEDLE, ask, config, entry
+from tests.wire.factories import CLOUD_KEY, NEEDLE, config, entry, prompt
 
 CONNECT: dict[str, tuple[Callable[[BackendConfig], Backend], str]] = {
     "openai": (openai_http.connect, "/v1"),
@@ -41,27 +41,27 @@ PLANTED = {
     "http_proxy": NOWHERE,
     "ALL_PROXY": NOWHERE,
 }
-"""The proxies answer nobody, as the hosts do: whoever takes one of them gets no answer."""
+"""Proxies and hosts that do not respond: a call through one of them fails."""
 
 
 @pytest.fixture(params=CONNECT)
-def made(
+def backend_factory(
     request: pytest.FixtureRequest, llama: Llama, faulty: FaultServer
 ) -> Iterator[tuple[Callable[..., Backend], FaultServer]]:
-    """Makes a backend, and the server that it calls."""
+    """Makes a backend; with the server that it calls."""
     connect, path = CONNECT[request.param]
     if request.param != "ollama":
-        yield lambda **given: connect(config(f"{faulty.url}{path}", **given)), faulty
+        yield lambda **fields: connect(config(f"{faulty.url}{path}", **fields)), faulty
         return
     models = {"SmolLM2-135M-Instruct": {}}
     with FakeOllama(llama, models) as ollama, FaultServer(ollama.url) as server:
-        yield lambda **given: connect(config(server.url, **given)), server
+        yield lambda **fields: connect(config(server.url, **fields)), server
 
 
-def test_nothing_of_the_environment_reaches_a_local_server(
-    made: tuple[Callable[..., Backend], FaultServer], monkeypatch: pytest.MonkeyPatch
+def test_environment_does_not_reach_a_local_server(
+    backend_factory: tuple[Callable[..., Backend], FaultServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, server = made
+    make, server = backend_factory
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -71,7 +71,7 @@ def test_nothing_of_the_environment_reaches_a_local_server(
         server.key = key
         backend = make(locality="local", key=key)
         loaded: Any = backend.load(entry())
-        assert loaded.generate(ask(max_tokens=2)).text
+        assert loaded.generate(prompt(max_tokens=2)).text
         assert backend.probe().reachable
         for offer in server.offers:
             assert offer.headers.keys() <= SENT
@@ -81,44 +81,44 @@ def test_nothing_of_the_environment_reaches_a_local_server(
     server.key = CLOUD_KEY
 
 
-def test_no_library_logs_a_text_or_a_key(
-    made: tuple[Callable[..., Backend], FaultServer],
+def test_libraries_log_no_text_and_no_key(
+    backend_factory: tuple[Callable[..., Backend], FaultServer],
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    make, server = made
+    make, server = backend_factory
     with caplog.at_level(logging.DEBUG):
         loaded: Any = make(locality="local").load(entry())
-        loaded.generate(ask(max_tokens=2))
+        loaded.generate(prompt(max_tokens=2))
         server.fault = status(400, {"error": {"message": NEEDLE}})
         with pytest.raises(InferenceError) as caught:
-            loaded.generate(ask())
+            loaded.generate(prompt())
         assert NEEDLE not in str(caught.value)
     written = caplog.text + "".join(capfd.readouterr())
     assert NEEDLE not in written
     assert CLOUD_KEY not in written
 
 
-def test_a_redirect_carries_nothing_to_another_server(
-    made: tuple[Callable[..., Backend], FaultServer],
+def test_redirect_to_another_server_is_not_followed(
+    backend_factory: tuple[Callable[..., Backend], FaultServer],
 ) -> None:
-    make, server = made
+    make, server = backend_factory
     with FaultServer() as other:
         server.fault = redirect(f"{other.url}/v1/chat/completions")
         loaded: Any = make(locality="cloud").load(entry())
         with pytest.raises(InferenceError, match="another address"):
-            loaded.generate(ask())
+            loaded.generate(prompt())
         assert other.offers == []
 
 
 @pytest.mark.parametrize("url", [None, "", "127.0.0.1:8080", "file:///etc/passwd", "http://"])
-def test_a_backend_without_a_usable_url_says_how_to_name_one(url: str | None) -> None:
+def test_backend_without_valid_url_names_the_setting(url: str | None) -> None:
     for connect, _ in CONNECT.values():
-        with pytest.raises(ModelMissing, match="VESTRY_BACKENDS=there=URL"):
+        with pytest.raises(ModelMissing, match="VESTRY_BACKENDS=remote=URL"):
             connect(config(url))
 
 
-def test_a_client_goes_to_its_own_host_alone() -> None:
+def test_client_refuses_other_hosts() -> None:
     with FaultServer() as other:
         for client in (
             httpx2_client(config("http://localhost:1")),

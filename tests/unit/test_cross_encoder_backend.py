@@ -32,7 +32,7 @@ QUERY = "Where did the king walk?"
 PASSAGES = [
     "The king walked along the river in the rain.",
     "We had roast beef and wine for dinner.",
-    "She was ill with a fever for three days, and nobody came.",
+    "She was ill with a fever for three days, and no one came.",
     "Rain.",
 ]
 ENTRY = ModelEntry(name="tiny", backend="cross-encoder", kinds=("rerank",))
@@ -47,11 +47,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(directory: Path) -> CrossEncoderModel:
     before = dict(os.environ)
     config = BackendConfig("cross-encoder", "local", device="cpu", options={"path": str(directory)})
-    made = cross_encoder_local.connect(config).load(ENTRY)
+    loaded = cross_encoder_local.connect(config).load(ENTRY)
     os.environ.clear()
     os.environ.update(before)
-    made.warm_up()
-    return made
+    loaded.warm_up()
+    return loaded
 
 
 @pytest.fixture
@@ -60,15 +60,15 @@ def batches(model: CrossEncoderModel, monkeypatch: pytest.MonkeyPatch) -> Iterat
     sizes: list[int] = []
     run = model._run_model
 
-    def watched(pairs: list[tuple[str, str]]) -> list[float]:
+    def recording(pairs: list[tuple[str, str]]) -> list[float]:
         sizes.append(len(pairs))
         return run(pairs)
 
-    monkeypatch.setattr(model, "_run_model", watched)
+    monkeypatch.setattr(model, "_run_model", recording)
     return sizes
 
 
-def test_scores_are_those_of_the_library_itself_in_the_passages_order(
+def test_scores_equal_the_librarys_in_order(
     model: CrossEncoderModel,
 ) -> None:
     expected = model._model.predict([(QUERY, one) for one in PASSAGES], show_progress_bar=False)
@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_library_itself_in_the_passages_order(
     assert model.rerank(QUERY, []) == []
 
 
-def test_passages_go_through_in_small_batches_of_like_length(
+def test_passages_are_computed_in_small_batches_of_similar_length(
     model: CrossEncoderModel, batches: list[int]
 ) -> None:
     many = [f"{one} {'again ' * (n % 30)}" for n, one in enumerate(PASSAGES * 20)]
@@ -93,40 +93,40 @@ def test_passages_go_through_in_small_batches_of_like_length(
     assert batches == [1]
 
 
-def test_nothing_is_ever_cut_off(model: CrossEncoderModel) -> None:
+def test_too_long_pair_is_refused_not_truncated(model: CrossEncoderModel) -> None:
     # [CLS] query [SEP] passage [SEP]
-    room = tiny_cross_encoder.MAX_TOKENS - 3 - 2
-    fits, over = "word " * room, "word " * (room + 1)
+    most = tiny_cross_encoder.MAX_TOKENS - 3 - 2
+    fits, over = "word " * most, "word " * (most + 1)
     with pytest.raises(TooLong) as caught:
         model.rerank("two words", ["short", over, fits, over])
     assert caught.value.indices == (1, 3)
-    # The last word of a pair that just fits still counts.
-    a, b = model.rerank("two words", [fits, "word " * (room - 1) + "rain"])
+    # The last word of a pair that just fits changes the score.
+    a, b = model.rerank("two words", [fits, "word " * (most - 1) + "rain"])
     assert not math.isclose(a, b, abs_tol=1e-5)
 
 
-def test_a_word_too_long_for_the_tokenizer_is_still_read(model: CrossEncoderModel) -> None:
+def test_long_word_is_not_lost(model: CrossEncoderModel) -> None:
     a, b = model.rerank("q", ["sunshine" * 13, "mortgage" * 13])
     assert not math.isclose(a, b, abs_tol=1e-5)
 
 
-def test_all_models_of_a_device_share_its_one_thread(model: CrossEncoderModel) -> None:
+def test_models_of_a_device_share_its_thread(model: CrossEncoderModel) -> None:
     ran: list[str] = []
     work = model._batches.run([3], lambda _: ran.append(_thread_name()))
     list(work)
     assert ran == [device_thread("cpu").run(_thread_name)]
 
 
-def test_out_of_memory_halves_the_batch_until_it_fits(
+def test_out_of_memory_halves_the_batch(
     model: CrossEncoderModel, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = model.rerank(QUERY, PASSAGES * 4)
-    watched = model._run_model
+    recording = model._run_model
 
     def scarce(pairs: list[tuple[str, str]]) -> list[float]:
         if len(pairs) > 3:
             raise torch.OutOfMemoryError("tried to allocate")
-        return watched(pairs)
+        return recording(pairs)
 
     monkeypatch.setattr(model, "_run_model", scarce)
     batches.clear()
@@ -134,7 +134,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits(
     assert sum(batches) == 4 * len(PASSAGES)
 
 
-def test_an_error_of_the_model_names_the_passage_and_shows_nothing_of_it(
+def test_model_error_names_the_passage_without_quoting_it(
     model: CrossEncoderModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = model._run_model
@@ -151,7 +151,7 @@ def test_an_error_of_the_model_names_the_passage_and_shows_nothing_of_it(
     assert str(caught.value) == "the model raised ValueError"
 
 
-def test_a_score_that_is_not_finite_is_no_answer(
+def test_infinite_score_is_a_bad_answer(
     model: CrossEncoderModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "_run_model", lambda pairs: [math.nan] * len(pairs))
@@ -159,19 +159,19 @@ def test_a_score_that_is_not_finite_is_no_answer(
         model.rerank(QUERY, PASSAGES)
 
 
-def test_half_a_surrogate_pair_is_refused(model: CrossEncoderModel) -> None:
+def test_lone_surrogate_is_refused(model: CrossEncoderModel) -> None:
     with pytest.raises(BadRequest) as caught:
         model.rerank(QUERY, ["fine", "sekrit \ud800"])
     assert caught.value.indices == (1,)
     assert "sekrit" not in str(caught.value)
 
 
-def test_a_model_that_is_not_here_or_no_reranker_is_missing(tmp_path: Path) -> None:
+def test_absent_model_or_other_architecture_is_missing(tmp_path: Path) -> None:
     backend = cross_encoder_local.connect(BackendConfig("cross-encoder", "local", device="cpu"))
     assert backend.probe().reachable
-    nowhere = ENTRY.model_copy(update={"options": {"path": str(tmp_path / "nothing")}})
+    absent = ENTRY.model_copy(update={"options": {"path": str(tmp_path / "nothing")}})
     with pytest.raises(ModelMissing, match="VESTRY_RERANK_MODEL"):
-        backend.load(nowhere)
+        backend.load(absent)
     three = tiny_cross_encoder.make(tmp_path / "three", outputs=3)
     with pytest.raises(ModelMissing, match="no reranker"):
         backend.load(ENTRY.model_copy(update={"options": {"path": str(three)}}))

@@ -1,4 +1,4 @@
-"""Turning and straightening pages, and finding the way back."""
+"""Rotated and deskewed images, and the mapping of boxes back to the page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def page() -> PageImage:
 
 
 def ink(image: Image.Image) -> Box:
-    found = image.point(lambda value: 255 if value < 128 else 0).getbbox()
-    assert found is not None
-    left, top, right, bottom = found
+    box = image.point(lambda value: 255 if value < 128 else 0).getbbox()
+    assert box is not None
+    left, top, right, bottom = box
     return float(left), float(top), float(right), float(bottom)
 
 
 @pytest.mark.parametrize(
-    ("placed", "off"),
+    ("image", "off"),
     [
         (page(), 0),
         (page().rotated(0), 0),
@@ -39,17 +39,17 @@ def ink(image: Image.Image) -> Box:
         (page().enlarged(2).rotated(90).deskewed(5), 5),
     ],
 )
-def test_a_box_finds_its_way_back_to_the_page(placed: PageImage, off: float) -> None:
-    box = placed.box(ink(placed.image))
+def test_box_is_mapped_back_to_the_page(image: PageImage, off: float) -> None:
+    box = image.box(ink(image.image))
     assert all(abs(is_ - was) <= off for is_, was in zip(box, INK, strict=True)), box
 
 
-def test_turning_is_clockwise() -> None:
+def test_rotation_is_clockwise() -> None:
     assert page().rotated(90).image.size == (200, 300)
     assert ink(page().rotated(90).image) == (129.0, 50.0, 140.0, 81.0)
 
 
-def test_a_page_in_points_gets_boxes_in_points() -> None:
+def test_boxes_are_in_the_unit_of_the_page() -> None:
     in_points = PageImage(page().image, 72, 48, (0.24, 0, 0, 0, 0.24, 0))
     assert in_points.rotated(180).box(ink(in_points.rotated(180).image)) == pytest.approx(
         [0.24 * side for side in INK]
@@ -57,7 +57,7 @@ def test_a_page_in_points_gets_boxes_in_points() -> None:
     assert in_points.box((-10, -10, 9999, 9999)) == (0, 0, 72, 48)
 
 
-def test_two_ways_are_one() -> None:
+def test_mappings_are_composed() -> None:
     assert compose((2, 0, 1, 0, 2, 1), (0, 1, 5, 1, 0, 7)) == (0, 2, 11, 2, 0, 15)
 
 
@@ -68,7 +68,7 @@ def test_skew_is_measured(degrees: float) -> None:
     assert skew(slanted) == pytest.approx(degrees, abs=0.35)
 
 
-def test_no_skew_is_made_up() -> None:
+def test_image_without_horizontal_lines_has_no_skew() -> None:
     lines = drawn(*["The quick brown dog jumped over the lazy fox."] * 12, size=(900, 900))
     assert abs(skew(lines.rotate(90))) < 1
     assert skew(Image.new("L", (500, 500), 255)) == 0

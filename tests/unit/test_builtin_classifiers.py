@@ -1,4 +1,4 @@
-"""The built-in classifiers: languages on real sentences, references against the real canon."""
+"""The built-in classifiers: languages of real sentences, references of the real canon."""
 
 from __future__ import annotations
 
@@ -27,15 +27,12 @@ TEN = sorted({row["language"] for row in SENTENCES})
 
 @pytest.fixture(scope="module")
 def languages() -> LanguageClassifier:
-    made = LanguageClassifier()
-    made.warm_up()
-    return made
+    classifier = LanguageClassifier()
+    classifier.warm_up()
+    return classifier
 
 
-# -- languages ------------------------------------------------------------------------------------
-
-
-def test_the_language_of_ten_words_is_right_in_95_of_100(languages: LanguageClassifier) -> None:
+def test_language_of_ten_words_is_right_in_95_percent(languages: LanguageClassifier) -> None:
     assert len(TEN) == 10
     assert all(len(row["text"].split()) >= 10 for row in SENTENCES)
     right = sum(
@@ -44,7 +41,7 @@ def test_the_language_of_ten_words_is_right_in_95_of_100(languages: LanguageClas
     assert right / len(SENTENCES) >= 0.95
 
 
-def test_a_score_of_a_short_text_claims_no_more_than_it_hits(
+def test_scores_of_short_texts_do_not_exceed_accuracy(
     languages: LanguageClassifier,
 ) -> None:
     hits: dict[int, list[tuple[bool, float]]] = defaultdict(list)
@@ -56,22 +53,20 @@ def test_a_score_of_a_short_text_claims_no_more_than_it_hits(
             if scores:
                 hits[length].append((scores[0].label == row["language"], scores[0].score))
     means = {}
-    for length, told in hits.items():
-        right, claimed = (sum(column) / len(told) for column in zip(*told, strict=True))
+    for length, rows in hits.items():
+        right, claimed = (sum(column) / len(rows) for column in zip(*rows, strict=True))
         assert claimed <= right + 0.03, length
         means[length] = claimed
     assert means[1] < means[2] < means[3]
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "12:30!!", "ok", "x" * 20_000])
-def test_a_text_that_tells_nothing_gets_no_language(
-    languages: LanguageClassifier, text: str
-) -> None:
+def test_text_without_evidence_has_no_language(languages: LanguageClassifier, text: str) -> None:
     assert languages.classify(text, ()) == ()
     assert languages.classify(text, ["en", "de"]) == ()
 
 
-def test_labels_restrict_the_languages_and_share_out_the_whole(
+def test_labels_restrict_languages_and_scores_add_up_to_one(
     languages: LanguageClassifier,
 ) -> None:
     scores = languages.classify("Guten Morgen", ["French", "German", "en"])
@@ -87,13 +82,13 @@ def test_every_language_has_an_english_name(languages: LanguageClassifier) -> No
     assert sorted(languages._by_name.values()) == sorted(languages.labels)
 
 
-def test_an_unknown_language_is_named_by_its_place(languages: LanguageClassifier) -> None:
+def test_unknown_language_is_named_by_its_index(languages: LanguageClassifier) -> None:
     with pytest.raises(BadRequest, match="label 1 is not a language") as caught:
         languages.classify("some text", ["en", "sekrit"])
     assert "sekrit" not in str(caught.value)
 
 
-def test_a_text_is_read_no_further_than_needed(languages: LanguageClassifier) -> None:
+def test_only_the_beginning_of_a_long_text_is_read(languages: LanguageClassifier) -> None:
     german = "Das ist ein schöner Tag. " * (READ_CHARACTERS // 25)
     english = "This is a lovely day, is it not? " * 100_000
     assert languages.classify(german + english, ())[0].label == "de"
@@ -143,18 +138,18 @@ MALFORMED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "usual"), WELL_FORMED.items())
-def test_well_formed_references_come_back_in_their_usual_form(text: str, usual: str) -> None:
-    assert normalised(text) == usual
-    assert normalised(usual) == usual
+@pytest.mark.parametrize(("text", "canonical"), WELL_FORMED.items())
+def test_well_formed_reference_is_normalised(text: str, canonical: str) -> None:
+    assert normalised(text) == canonical
+    assert normalised(canonical) == canonical
 
 
 @pytest.mark.parametrize("text", MALFORMED)
-def test_malformed_references(text: str) -> None:
+def test_malformed_reference_is_none(text: str) -> None:
     assert normalised(text) is None
 
 
-def test_no_name_stands_for_two_books() -> None:
+def test_book_names_are_unique() -> None:
     rows = json.loads(
         (ROOT / "inference" / "classifiers" / "canon.json").read_text(encoding="utf-8")
     )
@@ -169,22 +164,19 @@ def test_no_name_stands_for_two_books() -> None:
     assert len(names) == len(books())
 
 
-def test_the_canon_is_that_of_the_king_james_version() -> None:
+def test_canon_is_the_king_james_version() -> None:
     assert sum(sum(book.verses) for book in set(books().values())) == 31_102
-    # Each verse of the sample is where its reference says.
+    # The references of all sample verses are well formed.
     for line in (ROOT / "samples" / "verses.txt").read_text(encoding="utf-8").splitlines():
         reference = line.split(" ")[0]
         assert normalised(reference) is not None, reference
 
 
-def test_a_reference_is_short() -> None:
+def test_long_text_is_no_reference() -> None:
     assert normalised("Ps 23" + " " * MAX_CHARACTERS) is None
 
 
-# -- the backend ----------------------------------------------------------------------------------
-
-
-def test_the_catalogue_names_what_there_is() -> None:
+def test_catalogue_lists_all_builtin_classifiers() -> None:
     backend = builtin.connect(BackendConfig("builtin", "local"))
     served = [model for model in load().models if model.backend == "builtin"]
     assert backend.probe().models == {model.served_name for model in served}
@@ -193,13 +185,13 @@ def test_the_catalogue_names_what_there_is() -> None:
     backend.close()
 
 
-def test_an_unknown_classifier_is_missing() -> None:
+def test_unknown_classifier_is_missing() -> None:
     backend = builtin.connect(BackendConfig("builtin", "local"))
     with pytest.raises(ModelMissing):
         backend.load(ModelEntry(name="none", backend="builtin", kinds=("classification",)))
 
 
-def test_a_reference_is_valid_or_invalid() -> None:
+def test_reference_classifier_scores_valid_and_invalid() -> None:
     classifier = builtin.ReferenceClassifier()
     assert [(s.label, s.score) for s in classifier.classify("Ps 23", ())] == [
         ("valid", 1.0), ("invalid", 0.0)

@@ -1,4 +1,4 @@
-"""Prototypes: what similarities are worth, and how long a set of labels is kept."""
+"""Prototypes of labels: scores from similarities, and the cache of label sets."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ NAMES = ("a", "b", "c")
 NONE = np.zeros((0, 8))
 
 
-def at(*places: int) -> Any:
-    """A direction: the mean of some axes of eight."""
+def at(*axes: int) -> Any:
+    """A unit vector: the mean of some of eight axes."""
     vector = np.zeros(8)
-    vector[list(places)] = 1
+    vector[list(axes)] = 1
     return unit(vector)
 
 
 def labels(*examples: Any, **options: Any) -> LabelSet:
-    described = [(np.array([at(place)]), DESCRIPTION_WEIGHT) for place in range(3)]
+    described = [(np.array([at(axis)]), DESCRIPTION_WEIGHT) for axis in range(3)]
     return LabelSet.of(described, examples or [NONE] * 3, options)
 
 
-def test_what_is_embedded_for_a_label_reads_like_words() -> None:
+def test_label_texts_are_words() -> None:
     assert label_texts("prayer_requests", None) == [
         "prayer requests", "This text is about prayer requests."
     ]  # fmt: skip
@@ -41,43 +41,43 @@ def test_what_is_embedded_for_a_label_reads_like_words() -> None:
     assert label_texts("_", None)[0] == "_"
 
 
-def test_single_scores_share_out_one_whole_and_multi_scores_stand_alone() -> None:
-    made = labels()
-    single = made.scores(NAMES, at(0, 1), multi=False)
+def test_single_scores_add_up_to_one_and_multi_scores_are_independent() -> None:
+    label_set = labels()
+    single = label_set.scores(NAMES, at(0, 1), multi=False)
     assert sum(one.score for one in single) == pytest.approx(1)
     assert single[0].score == pytest.approx(single[1].score, abs=1e-9)
     assert single[2].label == "c"
-    multi = made.scores(NAMES, at(0, 1), multi=True)
+    multi = label_set.scores(NAMES, at(0, 1), multi=True)
     assert [one.score > 0.5 for one in multi] == [True, True, False]
-    assert all(one.score < 0.5 for one in made.scores(NAMES, at(7), multi=True))
+    assert all(one.score < 0.5 for one in label_set.scores(NAMES, at(7), multi=True))
     assert all(0 <= one.score <= 1 for one in [*single, *multi])
 
 
-def test_without_examples_the_measured_constants_hold_or_the_models_own() -> None:
+def test_constants_are_measured_ones_or_the_models_options() -> None:
     assert (labels().temperature, labels().midpoint) == (TEMPERATURE, MIDPOINT)
-    told = labels(temperature=0.1, midpoint=0.4)
-    assert (told.temperature, told.midpoint) == (0.1, 0.4)
+    own = labels(temperature=0.1, midpoint=0.4)
+    assert (own.temperature, own.midpoint) == (0.1, 0.4)
 
 
-def test_examples_that_are_hard_to_tell_apart_make_scores_less_sure() -> None:
+def test_similar_examples_raise_the_temperature() -> None:
     rng = np.random.default_rng(0)
 
-    def around(place: int, noise: float) -> Any:
-        return unit(at(place) + noise * rng.normal(size=(12, 8)))
+    def around(axis: int, noise: float) -> Any:
+        return unit(at(axis) + noise * rng.normal(size=(12, 8)))
 
-    clear = labels(*(around(place, 0.1) for place in range(3)))
-    blurred = labels(*(around(place, 1.5) for place in range(3)))
+    clear = labels(*(around(axis, 0.1) for axis in range(3)))
+    blurred = labels(*(around(axis, 1.5) for axis in range(3)))
     assert clear.temperature == pytest.approx(TEMPERATURE, rel=0.1)
     assert blurred.temperature > 2 * TEMPERATURE
-    # Few examples hardly move what was measured on many.
+    # Few examples hardly change the measured constant.
     few = labels(around(0, 1.5)[:1], NONE, NONE)
     assert few.temperature == pytest.approx(TEMPERATURE, rel=0.35)
 
 
-def test_an_example_moves_its_label_and_a_description_weighs_three() -> None:
-    made = labels(np.array([at(5)]), NONE, NONE)
-    assert made.prototypes[0] == pytest.approx(unit(3 * at(0) + at(5)))
-    assert made.prototypes[1] == pytest.approx(at(1))
+def test_description_weighs_three_examples() -> None:
+    label_set = labels(np.array([at(5)]), NONE, NONE)
+    assert label_set.prototypes[0] == pytest.approx(unit(3 * at(0) + at(5)))
+    assert label_set.prototypes[1] == pytest.approx(at(1))
 
 
 class Clock:
@@ -87,7 +87,7 @@ class Clock:
         return self.now
 
 
-def test_sets_are_bounded_by_their_prototypes_the_longest_unused_goes() -> None:
+def test_cache_drops_least_recently_used_set_over_limit() -> None:
     sets = LabelSetCache(most=7)
     for name in (b"1", b"2"):
         sets.put(name, labels())
@@ -95,11 +95,11 @@ def test_sets_are_bounded_by_their_prototypes_the_longest_unused_goes() -> None:
     sets.put(b"3", labels())
     assert (sets.get(b"2"), len(sets)) == (None, 2)
     assert sets.get(b"1") is not None
-    # One that is too large by itself is not kept at all.
+    # A set over the limit by itself is not kept.
     LabelSetCache(most=2).put(b"large", labels())
 
 
-def test_a_set_that_nobody_asks_for_is_dropped() -> None:
+def test_cache_drops_idle_set() -> None:
     clock = Clock()
     sets = LabelSetCache(idle_s=600, clock=clock)
     sets.put(b"1", labels())

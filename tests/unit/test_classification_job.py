@@ -1,4 +1,4 @@
-"""Jobs of classification and reranking: what they refuse, what the handler gets, what comes back."""
+"""Classification and rerank jobs of the producer: validation, payload, result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rerank(*passages: Any, **more: Any) -> Rerank:
     return Rerank("a query", passages=passages or ("one",), **more)
 
 
-BAD: list[tuple[str, Callable[[], object]]] = [
+INVALID: list[tuple[str, Callable[[], object]]] = [
     ("text", lambda: Classification(" ")),
     ("text", lambda: Classification(f"{SECRET}\x00")),
     ("text", lambda: Classification(f"{SECRET}\udce9")),
@@ -78,8 +78,8 @@ BAD: list[tuple[str, Callable[[], object]]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "make"), BAD)
-def test_bad_input_names_its_field_and_quotes_nothing(
+@pytest.mark.parametrize(("field", "make"), INVALID)
+def test_invalid_input_names_its_field_without_quoting_it(
     field: str, make: Callable[[], object]
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -89,7 +89,7 @@ def test_bad_input_names_its_field_and_quotes_nothing(
     assert caught.value.__cause__ is None
 
 
-def test_a_classification_says_what_the_handler_reads() -> None:
+def test_classification_payload() -> None:
     job = classify("law", Label("poetry", "songs", ["sing!"]), threshold=1, model="m")
     prepared = job.prepare(plain_digest)
     assert json.loads(prepared.payload) == {
@@ -107,7 +107,7 @@ def test_a_classification_says_what_the_handler_reads() -> None:
     assert (long.units, long.keep_payload) == (5, False)
 
 
-def test_a_reranking_says_what_the_handler_reads() -> None:
+def test_rerank_payload() -> None:
     prepared = rerank("größer", "b", limit=1).prepare(plain_digest)
     assert json.loads(prepared.payload) == {
         "query": "a query", "passages": ["größer", "b"], "limit": 1
@@ -117,7 +117,7 @@ def test_a_reranking_says_what_the_handler_reads() -> None:
     assert Rerank("q" * 1024, passages=["a"] * 8).prepare(plain_digest).units == 9
 
 
-def test_a_payload_too_large_is_told() -> None:
+def test_payload_over_the_limit_is_refused() -> None:
     half = "x" * (PAYLOAD_LIMIT // 2)
     with pytest.raises(PayloadTooLarge):
         Classification(half, labels=["a", Label("b", examples=[half])]).prepare(plain_digest)
@@ -125,23 +125,23 @@ def test_a_payload_too_large_is_told() -> None:
         rerank(half, half).prepare(plain_digest)
 
 
-def test_jobs_show_nothing_of_their_texts() -> None:
+def test_repr_shows_no_text() -> None:
     job = Classification(SECRET, labels=[SECRET, Label("b", SECRET)])
     assert SECRET not in repr(job)
     assert SECRET not in repr(job.labels)
     assert SECRET not in repr(Rerank(SECRET, [SECRET]))
 
 
-def test_results_are_read() -> None:
-    given = ClassificationResult.from_json(
+def test_results_are_parsed() -> None:
+    chosen = ClassificationResult.from_json(
         {
             "labels": [{"label": "law", "score": 0.75}],
             "abstained": False,
             "scores": [{"label": "law", "score": 0.75}, {"label": "poetry", "score": 0.25}],
         }
     )
-    assert (given.label, given.abstained, len(given.scores)) == ("law", False, 2)
-    assert given.normalised is None
+    assert (chosen.label, chosen.abstained, len(chosen.scores)) == ("law", False, 2)
+    assert chosen.normalised is None
     none = ClassificationResult.from_json({"labels": [], "abstained": True})
     assert (none.label, none.abstained, none.scores) == (None, True, ())
     ranked = RerankResult.from_json(
