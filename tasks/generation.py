@@ -12,7 +12,7 @@ from inference.protocol import Cancelled, Generated, GenerationModel, Generation
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, Router
-from tasks.grounding import Passage, PassageQuery, citations, grounded
+from tasks.grounding import Passage, citations, grounded
 from tasks.protocol import (
     BadPayload,
     Context,
@@ -24,7 +24,8 @@ from tasks.protocol import (
     served_of,
 )
 from tasks.structured_output import generate_json, schema_error, total_tokens
-from vestry.jobs.generation import Message
+from vestry.errors import InvalidInput
+from vestry.jobs.generation import Grounding, Message
 
 DEFAULT_MAX_TOKENS: Final = 512
 _ROLES: Final = ("system", "user", "assistant")
@@ -67,7 +68,7 @@ class GenerationPlan:
     """One job's request, read from its payload."""
 
     request: GenerationRequest = field(repr=False)
-    grounding: PassageQuery | None
+    grounding: Grounding | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,18 +221,20 @@ def _schema(value: Any) -> Mapping[str, Any] | None:
     return checked
 
 
-def _grounding(value: Any) -> PassageQuery | None:
+def _grounding(value: Any) -> Grounding | None:
     if value is None:
         return None
-    if not isinstance(value, Mapping) or not isinstance(value.get("query"), str):
+    if not isinstance(value, Mapping) or value.get("query") is None:
         raise BadPayload("grounding has no query")
-    own = value.get("own_sources")
-    return PassageQuery(
-        query=value["query"],
-        sources=_strings("grounding.sources", value.get("sources") or []),
-        own_sources=None if own is None else _strings("grounding.own_sources", own),
-        limit=_positive("grounding.limit", value.get("limit", 4)),
-    )
+    try:
+        return Grounding(
+            query=value["query"],
+            sources=value.get("sources") or (),
+            own_sources=value.get("own_sources"),
+            limit=value.get("limit", 4),
+        )
+    except InvalidInput as error:
+        raise BadPayload(str(error)) from None
 
 
 def _positive(name: str, value: Any) -> int:

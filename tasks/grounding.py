@@ -20,23 +20,6 @@ CHARACTERS_PER_TOKEN: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class PassageQuery:
-    """The search for passages of one job, from its payload.
-
-    Attributes:
-        query: text to search for.
-        sources: shareable sources, of any owner.
-        own_sources: sources of the owner's own documents; None for all of them, empty for none.
-        limit: most passages.
-    """
-
-    query: str = field(repr=False)
-    sources: tuple[str, ...]
-    own_sources: tuple[str, ...] | None
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
 class Passage:
     """A piece of a document, as a search returned it."""
 

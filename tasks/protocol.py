@@ -16,8 +16,9 @@ from uuid import UUID
 from inference.errors import InferenceError, NoBackendAvailable
 from inference.routing.policy import Candidate, RoutingRequest
 from inference.routing.router import RerouteRequired, RoutedResult
-from tasks.grounding import Passage, PassageQuery
+from tasks.grounding import Passage
 from vestry.jobs.base import Digest
+from vestry.jobs.generation import Grounding
 from vestry.lanes import Kind, Pool
 
 
@@ -215,7 +216,7 @@ class CancellationSource(Protocol):
 class PassageSearch(Protocol):
     """Search in the documents that a job's answer may be grounded in."""
 
-    def passages(self, job: Job, grounding: PassageQuery) -> Sequence[Passage]:
+    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
         """The best passages of the job's owner, and of the shareable sources named.
 
         A shareable job gets no private passage: its process cannot read any.
@@ -233,7 +234,7 @@ class PassageSearch(Protocol):
 class NoPassageSearch:
     """A `PassageSearch` for handlers that run without a database."""
 
-    def passages(self, job: Job, grounding: PassageQuery) -> Sequence[Passage]:
+    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
         """None."""
         del job, grounding
         return ()

@@ -13,8 +13,9 @@ from inference.protocol import BackendConfig
 from inference.routing.model_registry import ModelRegistry
 from inference.routing.policy import Budget, Health, RoutingPolicy
 from inference.routing.router import Router
-from tasks.grounding import Passage, PassageQuery
+from tasks.grounding import Passage
 from tasks.protocol import Job
+from vestry.jobs.generation import Grounding
 from vestry.lanes import Kind, Pool
 
 
@@ -81,9 +82,9 @@ class FakePassageSearch:
 
     def __init__(self, *passages: Passage) -> None:
         self.results = passages
-        self.queries: list[PassageQuery] = []
+        self.queries: list[Grounding] = []
 
-    def passages(self, job: Job, grounding: PassageQuery) -> Sequence[Passage]:
+    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
         del job
         self.queries.append(grounding)
         return self.results[: grounding.limit]

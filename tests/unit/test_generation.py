@@ -12,7 +12,7 @@ import pytest
 from inference.errors import BadRequest, CallCancelled, InferenceError
 from inference.protocol import Generated, GenerationRequest
 from tasks.generation import GenerationHandler
-from tasks.grounding import Passage, PassageQuery
+from tasks.grounding import Passage
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
 from tasks.structured_output import InvalidJson, parse_json_answer
 from tests.handler_fakes import CancelledJobs, FakePassageSearch, router
@@ -171,7 +171,7 @@ def test_answer_cites_the_passages_in_its_prompt() -> None:
     )
     grounding = Grounding(sources=["kjv"], own_sources=["diary"], limit=3)
     result = succeeded(run(model, Generation("Was I ill?", grounding=grounding), search))
-    assert search.queries == [PassageQuery("Was I ill?", ("kjv",), ("diary",), 3)]
+    assert search.queries == [Grounding("Was I ill?", ("kjv",), ("diary",), 3)]
     (request,) = model.requests
     question = request.messages[-1].content
     assert "[1] (1660-01-01) entry 1" in question

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from inference.errors import NoBackendAvailable
-from tasks.grounding import PassageQuery
 from tasks.protocol import Job
+from vestry.jobs.generation import Grounding
 from workers.execution.passage_search import DatabasePassageSearch
 
 
@@ -43,5 +43,5 @@ def test_search_without_database_spends_no_attempt() -> None:
     )  # fmt: skip
     search = DatabasePassageSearch(pool, registry, model, None, 1.0)
     with pytest.raises(NoBackendAvailable) as caught:
-        search.passages(job, PassageQuery("what?", (), None, 3))
+        search.passages(job, Grounding("what?", (), None, 3))
     assert caught.value.retry_after

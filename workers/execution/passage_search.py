@@ -11,11 +11,12 @@ from psycopg_pool import ConnectionPool
 from inference.catalogue.schema import ModelEntry
 from inference.errors import InferenceError, ModelMissing, NoBackendAvailable
 from inference.routing.model_registry import ModelRegistry
-from tasks.grounding import Passage, PassageQuery
+from tasks.grounding import Passage
 from tasks.protocol import Job
 from vestry.crypto.keyring import KeyRing
 from vestry.crypto.owner_keys import OwnerKeys
 from vestry.errors import UnknownSpace, VestryError
+from vestry.jobs.generation import Grounding
 from vestry.lanes import Latency
 from vestry.operations import execute
 from vestry.search.vector_search import SearchRequest, nearest
@@ -61,11 +62,12 @@ class DatabasePassageSearch:
         """Drop owners' keys that were kept for long enough."""
         self._keys.evict_expired()
 
-    def passages(self, job: Job, grounding: PassageQuery) -> Sequence[Passage]:
+    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
         """The best passages of the job's owner and of the sources named, best first."""
         if self._embedding is None:
             raise ModelMissing("no embedding model is enabled to search with")
         model = self._fleet.model(self._embedding)
+        assert grounding.query is not None  # noqa: S101 - tasks.generation requires one
         urgent = job.latency == Latency.INTERACTIVE
         vector = model.embed([grounding.query], "query", urgent=urgent)[0]
         request = SearchRequest(
