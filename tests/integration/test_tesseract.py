@@ -221,7 +221,7 @@ def test_what_is_wrong_with_a_file_is_told_by_type(
     own = tesseract.running()[0].path / "own"
     small = backend(own, pages=2, megabytes=1).load(CATALOGUE.model("tesseract"))
     three = pdf(*[text_page("page")] * 3)
-    with pytest.raises(FileTooLarge, match="3 pages, of which 2"):
+    with pytest.raises(FileTooLarge, match="3 pages requested, at most 2"):
         small.read(three, OcrRequest())
     assert len(small.read(three, OcrRequest(pages=(2, 3))).pages) == 2
     with pytest.raises(FileTooLarge, match="bytes"):
