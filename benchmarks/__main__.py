@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--rounds", type=int, default=3, help="of each side, taking turns")
     parser.add_argument("--share", type=float, default=1.0, help="of the full counts, 0 to 1")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: every core")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="torch threads; 0: the workers' default"
+    )
     parser.add_argument(
         "--texts",
         type=Path,

@@ -16,8 +16,9 @@ from benchmarks.bare_encode import bare_encoder
 from benchmarks.options import Options
 from benchmarks.report import Outcome, paired_ratio
 from benchmarks.stand import Stand, drained, stand, worker_settled
+from inference.device.threads import default_threads
 from vestry import Document, Embedding
-from workers.stack.processes import BULK_NICE, thread_count
+from workers.stack.processes import BULK_NICE
 
 AIM = 0.90
 TEXTS = 2_000
@@ -29,7 +30,7 @@ WARM = 256
 def run(options: Options) -> Outcome:
     """Alternate rounds of all sides."""
     outcome = Outcome("Embedding, from enqueue to committed vectors")
-    threads = options.threads or thread_count()
+    threads = options.threads or default_threads()
     texts = read(options.texts, options.scaled(TEXTS))
     sides = {
         f"private, {PER_JOB} texts a job": ("private", PER_JOB),

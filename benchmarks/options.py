@@ -18,7 +18,7 @@ class Options:
         rounds: how often each side is measured, taking turns.
         share: of the full counts, for a quick look.
         texts: `REFERENCE text` lines to embed.
-        threads: for both sides of the embedding benchmark; 0 means every core.
+        threads: for both sides of the embedding benchmark; 0 means the workers' default.
     """
 
     rounds: int = 3

@@ -22,13 +22,13 @@ import psycopg
 from benchmarks.embedding import read
 from benchmarks.options import Options
 from benchmarks.report import Outcome
+from inference.device.threads import default_threads
 from vestry import Document, Embedding, Vestry
 from vestry.crypto.envelope import OwnerKey
 from workers.app import make_app
 from workers.celery_integration.worker_lifecycle import WorkerLifecycle
 from workers.settings import Settings
 from workers.stack.dev_stack import DevStack
-from workers.stack.processes import thread_count
 from workers.stack.server_dir import remove
 
 AIM = 0.05
@@ -71,7 +71,7 @@ def _worker(stack: DevStack, threads: int) -> Iterator[Callable[[list[str], str]
         keyring_file=stack.keyring,
         privacy="private",
         lanes=("private.bulk.gpu",),
-        threads=threads or thread_count(),
+        threads=threads or default_threads(),
         device="cpu",
     )
     life = WorkerLifecycle(make_app(settings.broker, "private"), settings)

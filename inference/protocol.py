@@ -1,7 +1,7 @@
-"""What backends offer: one protocol for a runtime, and one for a model of each kind that it serves.
+"""Protocols of a backend and of its models, one for each kind of job; OCR's is in `inference.ocr`.
 
-All methods raise the errors of `inference.errors` only, but for bugs, and may be called from several
-threads. Every wait is bounded, and nothing is tried twice: retries belong to the queue.
+All methods raise the errors of `inference.errors` only, except for bugs, and may be called from several
+threads. Every wait is bounded, and nothing is retried: retries belong to the queue.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from inference.errors import BadVectors
 from vestry.jobs.classification import LabelScore
 from vestry.jobs.generation import Message
 
@@ -19,49 +20,50 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from inference.catalogue.schema import ModelEntry
+    from inference.catalogue.schema import Locality, ModelEntry
     from inference.remote.egress import Recorder
     from inference.remote.local_network import Network
+    from vestry.jobs.classification import LabelScore
+    from vestry.jobs.generation import Message
 
     Vectors = NDArray[np.float32]
 
 InputType = Literal["query", "document"]
-Locality = Literal["local", "cloud"]
 FinishReason = Literal["stop", "length", "refusal"]
 Cancelled = Callable[[], bool]
-"""Asked now and then during a long call: True once nobody wants its outcome any more."""
+"""Cancellation callback, polled during long calls; once it returns True, the outcome is discarded."""
 
 
 def no_wait() -> None:
-    """A `BackendConfig.turn` where there is no limit of calls a minute."""
+    """`BackendConfig.acquire_permit` of a backend without a rate limit."""
 
 
 def not_cancelled() -> bool:
-    """A `Cancelled` for calls that nobody cancels."""
+    """`Cancelled` for calls that are never cancelled."""
     return False
 
 
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
-    """What a process was told of one backend: its catalogue entry, with URL and key filled in.
+    """One backend as a process uses it: its catalogue entry, with URL and key filled in.
 
     Attributes:
-        name: the backend's, as in the catalogue and on receipts.
-        locality: whether what it is sent stays on our own machines.
-        url: base URL, where it is a server.
-        key: API key, where it wants one.
-        timeout_s: longest that a call may take, in seconds.
-        connect_s: longest that its server may take to accept a connection, in seconds.
-        threads: compute threads, for models in this process; None for the physical cores.
+        name: as in the catalogue and on receipts.
+        locality: whether content stays on the operator's own machines.
+        url: base URL of a server.
+        key: API key, if the server requires one.
+        timeout_s: longest duration of a call, in seconds.
+        connect_s: longest time for its server to accept a connection, in seconds.
+        threads: compute threads of models in this process; None for `default_threads()`.
         device: as VESTRY_DEVICE.
-        nice: of helper processes it starts, 0 to 19.
-        scratch: a private directory for temporary files; None where it needs none.
-        networks: what counts as local besides the loopback interface; None in a process whose jobs
-            may be seen by others, which calls a server wherever it is.
-        egress: writes the record of each request to a cloud; None in a process that may call none.
+        nice: priority of helper processes that it starts, 0 to 19.
+        temp_dir: a private directory for temporary files; None for the default one.
+        local_networks: networks that count as local besides the loopback interface; None in a process
+            of the shareable class, which may call servers anywhere.
+        egress: writes the record of each request to a cloud; None in a process that may call no cloud.
         options: further settings of this runtime, from the catalogue.
-        turn: called right before each request that costs a call under a limit of calls a minute; waits
-            for its turn, and raises `OverLimit` where that is too far off.
+        acquire_permit: called right before each request that counts against the backend's calls a
+            minute; waits for a permit, or raises `LocalRateLimit` if the wait would be too long.
     """
 
     name: str
@@ -82,12 +84,12 @@ class BackendConfig:
 
 @dataclass(frozen=True, slots=True)
 class BackendProbe:
-    """What `vestry doctor` is told of a backend.
+    """State of a backend, for `vestry doctor`.
 
     Attributes:
-        reachable: it answers.
-        models: what it has ready, as it names them; None where it does not tell.
-        detail: one line for a person, without content.
+        reachable: whether it responds.
+        models: models ready for use, by the backend's own names; None if it cannot list them.
+        detail: one line for a reader, without content.
     """
 
     reachable: bool
@@ -96,7 +98,7 @@ class BackendProbe:
 
 
 class Backend(Protocol):
-    """One model runtime. Making one connects to nothing and loads nothing."""
+    """One model runtime. Constructing one connects to nothing and loads nothing."""
 
     @property
     def name(self) -> str:
@@ -105,41 +107,41 @@ class Backend(Protocol):
 
     @property
     def locality(self) -> Locality:
-        """Whether content stays on our own machines."""
+        """Whether content stays on the operator's own machines."""
         ...
 
     def load(self, model: ModelEntry) -> ServedModel:
-        """A model of it, ready to be called; `warm_up` makes the first call as fast as later ones.
+        """Load one of its models; `warm_up` makes the first call as fast as later ones.
 
         The returned object implements the protocol of every kind in `model.kinds` that the runtime
-        serves. A server is not asked whether it has the model: the first call tells.
+        serves. A server is not asked for the model: the first call fails if it is missing.
 
         Raises:
-            ModelMissing: it is not here; the message says what to do.
-            DeviceMissing: the device is not here.
+            ModelMissing: it is not on this machine; the message says what to do.
+            DeviceMissing: the device is not on this machine.
         """
         ...
 
     def probe(self) -> BackendProbe:
-        """Ask it how it is. Never raises, takes a few seconds at most."""
+        """Check whether it can be used. Never raises, takes a few seconds at most."""
         ...
 
     def close(self) -> None:
-        """Give up connections and helper processes. Safe to repeat."""
+        """Close connections and end helper processes. Safe to repeat."""
         ...
 
 
 class ServedModel(Protocol):
-    """A model that a backend serves. It also is an EmbeddingModel, a GenerationModel, …."""
+    """A loaded model. It also implements EmbeddingModel, GenerationModel, …."""
 
     def warm_up(self) -> None:
-        """Make the first real call as fast as the later ones."""
+        """Make the first real call as fast as later ones."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. None leaves it to the model; what a provider refuses is left out."""
+    """Sampling parameters. None is the model's default; those that a provider rejects are omitted."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -153,15 +155,15 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What is to be written.
+    """A request for an answer to messages.
 
     Attributes:
         messages: at least one.
         max_tokens: most tokens of the answer.
-        stop: strings at which to stop; they are not part of the answer.
-        sampling: how tokens are chosen.
-        schema: a JSON schema that the answer is to fit, where the backend can be held to it. The
-            caller validates all the same.
+        stop: strings at which the answer ends; they are not part of it.
+        sampling: sampling parameters.
+        schema: a JSON schema for the answer. Backends that can enforce one do so; the caller validates
+            in any case.
     """
 
     messages: Sequence[Message]
@@ -173,7 +175,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What a model wrote. Token counts are None where the backend does not tell."""
+    """A model's answer. Token counts are None if the backend does not report them."""
 
     text: str = field(repr=False)
     finish_reason: FinishReason
@@ -182,25 +184,25 @@ class Generated:
 
 
 class GenerationModel(Protocol):
-    """A model that writes text."""
+    """A model that generates text."""
 
     def generate(
         self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
     ) -> Generated:
-        """Write an answer.
+        """Generate an answer.
 
         Args:
-            request: what is to be written.
-            cancelled: where it turns True, the call ends soon with `Abandoned`.
+            request: messages and limits.
+            cancelled: once it returns True, the call soon ends with `CallCancelled`.
 
         Raises:
             TooLong: the prompt is longer than the model's context.
-            RateLimited, Unavailable, Refused, BadRequest, ModelMissing: as their names say.
+            RateLimited, BackendUnavailable, Refused, BadRequest, ModelMissing: as their names say.
         """
         ...
 
     def warm_up(self) -> None:
-        """Make the first real call as fast as the later ones."""
+        """Make the first real call as fast as later ones."""
         ...
 
 
@@ -213,21 +215,21 @@ class RerankModel(Protocol):
         """A finite score for each passage, in order; higher is better, comparable within the call.
 
         Raises:
-            TooLong: with `indices`; a passage together with the query is never cut.
+            TooLong: with `indices`; a passage together with the query is never truncated.
         """
         ...
 
     def warm_up(self) -> None:
-        """Make the first real call as fast as the later ones."""
+        """Make the first real call as fast as later ones."""
         ...
 
 
 class BuiltinClassifier(Protocol):
-    """A classifier with labels of its own, such as languages."""
+    """A classifier with a fixed set of labels, such as languages."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """All labels it can give."""
+        """All its labels."""
         ...
 
     def classify(self, text: str, labels: Sequence[str]) -> Sequence[LabelScore]:
@@ -238,7 +240,7 @@ class BuiltinClassifier(Protocol):
             labels: some of its own; empty for all of them.
 
         Returns:
-            Nothing where there is nothing in the text to tell by.
+            Nothing if the text has no evidence for any label.
 
         Raises:
             BadRequest: a label is not one of its own.
@@ -246,20 +248,20 @@ class BuiltinClassifier(Protocol):
         ...
 
     def normalised(self, text: str) -> str | None:
-        """The text in its usual form, where this is about form and the text has it; else None."""
+        """The text in canonical form; None if the classifier defines none, or the text has none."""
         ...
 
     def warm_up(self) -> None:
-        """Make the first real call as fast as the later ones."""
+        """Make the first real call as fast as later ones."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SpaceSpec:
-    """One vector space; the fields are the arguments of `vestry.ensure_space_v1`, in its order.
+    """One embedding space; the fields are the arguments of `vestry.ensure_space_v1`, in its order.
 
     Attributes:
-        name: see `space_name`; the same on every machine that makes the same vectors.
+        name: see `space_name`; the same on every machine that computes the same vectors.
         model: the model's short name.
         revision: hex digest of the model's files.
         dimension: numbers in a vector.
@@ -267,7 +269,7 @@ class SpaceSpec:
         document_prefix: put before every document.
         normalised: vectors have length 1.
         precision: of the computation: `fp32`, `fp16`, `bf16`.
-        library: what computed the vectors, with its version; told, not compared.
+        library: library and version that computed the vectors; informative, not compared.
     """
 
     name: str
@@ -282,7 +284,7 @@ class SpaceSpec:
 
 
 def space_name(model: str, revision: str, dimension: int, precision: str) -> str:
-    """A readable name that differs whenever vectors may not be compared.
+    """A readable name that differs whenever vectors are not comparable.
 
     Device, thread count and batch size are no part of it: they do not change a vector beyond
     rounding.
@@ -295,21 +297,21 @@ def space_name(model: str, revision: str, dimension: int, precision: str) -> str
 
 
 class EmbeddingModel(Protocol):
-    """One embedding model, loaded."""
+    """A loaded embedding model."""
 
     @property
     def name(self) -> str:
-        """The backend's name, as receipts have it."""
+        """The backend's name, as on receipts."""
         ...
 
     @property
     def locality(self) -> Locality:
-        """Whether texts stay on our own machines."""
+        """Whether texts stay on the operator's own machines."""
         ...
 
     @property
     def space(self) -> SpaceSpec:
-        """The space all of its vectors lie in."""
+        """The embedding space of all of its vectors."""
         ...
 
     @property
@@ -319,23 +321,23 @@ class EmbeddingModel(Protocol):
 
     @property
     def call_tokens(self) -> int:
-        """Tokens a caller best hands over in one `embed`: about a second of work.
+        """Recommended tokens of one `embed` call: about a second of work.
 
-        A caller that looks after cancelled jobs does so between such calls.
+        Callers check for cancelled jobs between such calls.
         """
         ...
 
     @property
     def tokenizer(self) -> Any | None:
-        """A `tokenizers.Tokenizer` that neither cuts nor pads, or None where there is none."""
+        """A `tokenizers.Tokenizer` that neither truncates nor pads, or None if there is none."""
         ...
 
     @property
     def longest_word(self) -> int | None:
-        """Characters from which the tokenizer gives a word up as unknown; None for no limit.
+        """Characters in a word beyond which the tokenizer makes it one unknown token; None: no limit.
 
-        `embed` and `count_tokens` break such words (`inference.device.tokenizer`); who uses `tokenizer`
-        directly must do the same.
+        `embed` and `count_tokens` break such words (`inference.device.tokenizer`); callers that use
+        `tokenizer` directly must do the same.
         """
         ...
 
@@ -357,16 +359,37 @@ class EmbeddingModel(Protocol):
         """Vectors of texts, as float32 of shape (len(texts), space.dimension).
 
         Args:
-            texts: any number, in any order; the backend cuts them into batches of its own.
-            input: decides the prefix.
-            urgent: someone waits; goes before work that is not urgent, at the next batch.
+            texts: any number, in any order; the backend forms its own batches.
+            input: selects the prefix.
+            urgent: of an interactive job; runs before work that is not urgent, at the next batch.
 
         Raises:
-            TooLong: with `indices`; a text is never cut.
+            TooLong: with `indices`; a text is never truncated.
             InferenceError: any other of the family.
         """
         ...
 
     def warm_up(self) -> None:
-        """Make the first real call as fast as the later ones."""
+        """Make the first real call as fast as later ones."""
         ...
+
+
+def invalid_rows(vectors: Vectors, count: int, dimension: int) -> list[int]:
+    """Indices of the vectors that must not be stored: not finite, or all zeros.
+
+    A zero vector has no direction, so its cosine similarity to anything is undefined.
+
+    Args:
+        vectors: returned by `EmbeddingModel.embed`.
+        count: number of texts that were embedded.
+        dimension: of the space.
+
+    Raises:
+        BadVectors: the array has another shape, so no row can be attributed to a text.
+    """
+    import numpy as np  # noqa: PLC0415 - slow to import; the dispatcher needs this module without it
+
+    if vectors.shape != (count, dimension):
+        raise BadVectors
+    valid = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+    return [int(row) for row in np.flatnonzero(~valid)]

@@ -1,61 +1,64 @@
-"""A private directory for temporary files that outlives no process by long.
+"""A private directory for temporary files, of which nothing outlives its process by long.
 
-A process that is killed leaves its directory behind; the next one that starts on the same root
-removes it. A lock tells the living from the dead: the kernel lets go of it with its process.
+A killed process leaves its directory behind; the next `TempDir` of that parent and name removes it.
+Directories in use are locked: the kernel releases a lock with the process that holds it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
+import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
-_LOCK: Final = ".lock"
+MIN_FREE_BYTES: Final = 512 * 1024 * 1024
+"""Bytes that must be free in memory for temporary files to be kept there."""
 
 
-class Scratch:
-    """One process's directory below `root`, 0700; names in it say nothing.
+class TempDirError(Exception):
+    """There is no private directory for temporary files."""
+
+
+class TempDir:
+    """One process's directory `path` below `parent`, 0700 and empty at first, as a context manager.
 
     Args:
-        root: made where it is not there; may be shared with other processes of this account.
-            Whatever lies in it that no living process holds is removed at once.
+        parent: created if missing, and made 0700. Other processes of this account may use it too.
+        name: of the directory, with a number appended while other processes hold that name. What
+            begins with `name` in `parent` and is not held by a process is removed.
 
     Raises:
-        OSError: it cannot be made, or somebody else may write to it.
+        TempDirError: `parent` belongs to another account, others may write to it, or it cannot be
+            used.
     """
 
-    def __init__(self, root: Path) -> None:
-        while True:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = root.lstat()
-            if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise PermissionError
-            _sweep(root)
-            name = secrets.token_hex(8)
-            lock = _locked(root / f"{name}{_LOCK}", os.O_CREAT | os.O_EXCL)
-            if lock is not None:
-                break  # else another process swept it away between its making and its locking
+    def __init__(self, parent: Path, name: str) -> None:
+        self._parent = parent
+        self._name = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:80] or "vestry"
+        try:
+            self.path, lock = self._acquire()
+        except OSError:
+            raise TempDirError(f"{parent} cannot be used for temporary files") from None
         self._lock: int | None = lock
-        self._lock_file = root / f"{name}{_LOCK}"
-        self.directory = root / name
-        self.directory.mkdir(mode=0o700)
 
     def new_directory(self) -> Path:
-        """An empty directory in it."""
-        made = self.directory / secrets.token_hex(8)
-        made.mkdir(mode=0o700)
-        return made
+        """Create an empty directory of a random name in it."""
+        directory = self.path / secrets.token_hex(8)
+        directory.mkdir(mode=0o700)
+        return directory
 
     @contextlib.contextmanager
     def file(self, content: bytes) -> Iterator[Path]:
-        """A 0600 file of this content, gone at the end."""
-        path = self.directory / secrets.token_hex(8)
+        """A 0600 file of a random name and this content, removed at the end of the block."""
+        path = self.path / secrets.token_hex(8)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as stream:
@@ -64,48 +67,83 @@ class Scratch:
         finally:
             path.unlink(missing_ok=True)
 
+    def use_for_process(self) -> None:
+        """Make it the directory of `tempfile`, and of child processes through TMPDIR."""
+        os.environ["TMPDIR"] = tempfile.tempdir = str(self.path)
+
     def close(self) -> None:
-        """Remove all of it. Safe to repeat."""
-        if self._lock is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            self._lock_file.unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = None
-            with contextlib.suppress(OSError):  # others are in it
-                self._lock_file.parent.rmdir()
+        """Remove it with its content. Safe to repeat."""
+        if self._lock is None:
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+        self._lock = None
+        with contextlib.suppress(OSError):  # other processes use it
+            self._parent.rmdir()
 
+    def __enter__(self) -> Self:
+        return self
 
-def _sweep(root: Path) -> None:
-    """Remove what no living process holds."""
-    for path in list(root.iterdir()):
-        if path.name.endswith(_LOCK):
-            lock = _locked(path)
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _acquire(self) -> tuple[Path, int]:
+        """Create and lock a directory; the first name that no other process holds."""
+        _make_private(self._parent)
+        for path in self._parent.glob(f"{self._name}*"):
+            _sweep(path)
+        for number in itertools.count():
+            path = self._parent / (f"{self._name}.{number}" if number else self._name)
+            _make_private(path)
+            lock = _lock(path)
             if lock is not None:
-                _remove(path.with_name(path.name.removesuffix(_LOCK)))
-                path.unlink(missing_ok=True)
-                os.close(lock)
-        elif not path.with_name(f"{path.name}{_LOCK}").exists():
-            _remove(path)
+                return path, lock
+        raise AssertionError
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+def default_parent() -> Path:
+    """Where temporary directories go by default: TMPDIR, else memory with enough space, else /tmp."""
+    memory = Path("/dev/shm")  # noqa: S108 - a private directory in it
+    root = Path(tempfile.gettempdir())
+    if "TMPDIR" not in os.environ and os.access(memory, os.W_OK):
+        free = os.statvfs(memory)
+        if free.f_bavail * free.f_frsize >= MIN_FREE_BYTES:
+            root = memory
+    return root / f"vestry-{os.geteuid()}"
+
+
+def _make_private(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise TempDirError(f"{path} is not a directory of this account")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise TempDirError(f"{path} is writable by other accounts; set its mode to 0700")
+    path.chmod(0o700)
+
+
+def _sweep(path: Path) -> None:
+    """Remove a directory that no process holds, or a stray file."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
+    elif (lock := _lock(path)) is not None:
+        try:
+            shutil.rmtree(path)
+        finally:
+            os.close(lock)
 
 
-def _locked(path: Path, flags: int = 0) -> int | None:
-    """Open a lock file and take its lock; None where a living process has it, or removed it."""
+def _lock(path: Path) -> int | None:
+    """Open and lock a directory; None if another process holds or has just removed it."""
     try:
-        descriptor = os.open(path, os.O_RDWR | flags, 0o600)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.stat().st_ino == os.fstat(descriptor).st_ino:
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:
             return descriptor
-    except OSError:
+    except (BlockingIOError, FileNotFoundError):
         pass
     os.close(descriptor)
     return None

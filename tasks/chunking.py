@@ -1,4 +1,4 @@
-"""Cuts a text into pieces that fit an embedding model, at sentence and paragraph ends where it can.
+"""Chunking: cuts a text into pieces that fit an embedding model, at sentence and paragraph ends.
 
 Every character that is not white space at a piece's edge is in exactly one piece: pieces do not
 overlap, since each overlapping token would be embedded twice.
@@ -17,14 +17,14 @@ from inference.errors import TooLong
 from inference.protocol import EmbeddingModel
 
 CHUNKING_VERSION: Final = 1
-"""To be raised when the same text would be cut otherwise; documents are then indexed again."""
+"""Raise it when the same text would be cut differently; documents are then indexed again."""
 
 SLACK_TOKENS: Final = 2
 """Tokens kept free: a piece may count one or two more with its prefix than without."""
 
 WINDOW: Final = 16_384
-"""Characters handed to the splitter at once. It holds Python's lock for up to a microsecond a
-character, and its time grows faster than the text does."""
+"""Characters passed to the splitter at once. It holds the GIL for up to a microsecond a character, and
+its time grows faster than the text does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class Span:
 
 
 class Chunker:
-    """Cuts for one backend. Safe to call from several threads."""
+    """Cuts texts for one model. Safe to call from several threads."""
 
     def __init__(self, backend: EmbeddingModel) -> None:
         self._backend = backend
         (overhead,) = backend.count_tokens([""])
         self._capacity = max(1, backend.max_tokens - overhead - SLACK_TOKENS)
         tokenizer = backend.tokenizer
-        # The splitter counts without special tokens; `overhead` has them, and the prefix.
+        # The splitter counts without special tokens and prefix; `overhead` has both.
         self._splitter = (
             TextSplitter.from_huggingface_tokenizer(tokenizer, self._capacity)
             if tokenizer is not None
@@ -65,15 +65,15 @@ class Chunker:
             BadRequest: a text is not valid Unicode.
         """
         edges = [_trimmed(text, 0, len(text)) for text in texts]
-        short = [place for place, (a, b) in enumerate(edges) if 0 < b - a <= WINDOW]
-        counts = self._backend.count_tokens([texts[place][slice(*edges[place])] for place in short])
+        short = [index for index, (a, b) in enumerate(edges) if 0 < b - a <= WINDOW]
+        counts = self._backend.count_tokens([texts[index][slice(*edges[index])] for index in short])
         tokens = dict(zip(short, counts, strict=True))
         spans: list[list[Span]] = []
-        for place, (text, (start, end)) in enumerate(zip(texts, edges, strict=True)):
+        for index, (text, (start, end)) in enumerate(zip(texts, edges, strict=True)):
             if start == end:
                 spans.append([])
-            elif tokens.get(place, self._backend.max_tokens + 1) <= self._backend.max_tokens:
-                spans.append([Span(start, end, text[start:end], tokens[place])])
+            elif tokens.get(index, self._backend.max_tokens + 1) <= self._backend.max_tokens:
+                spans.append([Span(start, end, text[start:end], tokens[index])])
             else:
                 spans.append(self._split_long(text, start, end))
         return spans
@@ -83,7 +83,7 @@ class Chunker:
             piece for window in _windows(text, start, end) for piece in self._cut(text, *window)
         ]
         spans: list[Span] = []
-        # Counted again, whole and with the prefix: a piece that came out too long is halved.
+        # Counted again, whole and with the prefix: a piece that is too long is halved.
         while pieces:
             counts = self._backend.count_tokens([text[a:b] for a, b in pieces])
             spans += [
@@ -103,7 +103,7 @@ class Chunker:
     def _cut(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
         broken = break_long_words(text[start:end], self._backend.longest_word)
         try:
-            found = self._splitter.chunk_indices(broken.text)
+            chunks = self._splitter.chunk_indices(broken.text)
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # Rust's, and no subclass of Exception
                 raise
@@ -113,7 +113,7 @@ class Chunker:
                 start + broken.original(offset),
                 start + broken.original(offset + len(piece)),
             )
-            for offset, piece in found
+            for offset, piece in chunks
         ]
         return [span for a, b in pieces if (span := _trimmed(text, a, b))[0] < span[1]]
 
@@ -134,10 +134,10 @@ def _windows(text: str, start: int, end: int) -> list[tuple[int, int]]:
     windows: list[tuple[int, int]] = []
     while end - start > WINDOW:
         stop = start + WINDOW
-        for mark in ("\n\n", "\n", ". ", " "):
-            found = text.rfind(mark, start + WINDOW // 2, stop)
-            if found >= 0:
-                stop = found + len(mark)
+        for separator in ("\n\n", "\n", ". ", " "):
+            position = text.rfind(separator, start + WINDOW // 2, stop)
+            if position >= 0:
+                stop = position + len(separator)
                 break
         windows.append((start, stop))
         start = stop

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from typing import Any, Final
 
 from inference.errors import InferenceError, Refused
-from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest, Sampling
+from inference.protocol import Cancelled, GenerationModel, GenerationRequest, Sampling
 from tasks.classification_payload import LabelPlan, LabelSpec
-from tasks.structured_output import InvalidJson, parse_json_answer
+from tasks.structured_output import InvalidJson, generate_json
 from vestry.jobs.classification import LabelScore
 from vestry.jobs.generation import Message
-
-MAX_REPAIR_ATTEMPTS: Final = 1
-"""How often an answer that names no label is sent back."""
 
 CONFIDENCE: Final[Mapping[str, float]] = {
     "certain": 0.95,
@@ -23,16 +21,16 @@ CONFIDENCE: Final[Mapping[str, float]] = {
     "unsure": 0.5,
     "guess": 0.25,
 }
-"""A model's own word for how sure it is, as a score. Models choose among four words more soberly than
-they write a percentage; what the words are worth differs from model to model."""
+"""Score of each confidence that a model may state. Models are better calibrated with four words than
+with a percentage; the true probability of each word differs from model to model."""
 
 _EXAMPLES_SHARE: Final = 4
-"""Examples fill this part of the model's context at most."""
-_CONTEXT: Final = 2048
-"""Tokens, for a model whose catalogue entry does not tell."""
+"""Examples fill at most one part in so many of the model's context."""
+_DEFAULT_CONTEXT: Final = 2048
+"""Tokens, for a model whose catalogue entry names no context."""
 _CHARACTERS_PER_TOKEN: Final = 3
-_TOKENS_A_LABEL: Final = 24
-"""Of an answer, around a label's own: braces, keys and the confidence."""
+_TOKENS_PER_LABEL: Final = 24
+"""Tokens of an answer besides a label's own: braces, keys and the confidence."""
 
 _ONE: Final = (
     "You label texts. Choose the one label that fits the text best, and say how confident you are. "
@@ -56,8 +54,8 @@ class NoLabel(InferenceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """Labels a model chose, the most confident first, and what its calls took."""
+class LabelChoice:
+    """Labels that a model chose, the most confident first, and the tokens of its calls."""
 
     scores: tuple[LabelScore, ...] = field(repr=False)
     input_tokens: int | None
@@ -66,8 +64,8 @@ class Chosen:
 
 def classify_by_llm(
     model: GenerationModel, plan: LabelPlan, context: int | None, cancelled: Cancelled
-) -> Chosen:
-    """Have a text labelled.
+) -> LabelChoice:
+    """Choose labels for a text.
 
     Args:
         model: writes the answer.
@@ -76,45 +74,44 @@ def classify_by_llm(
         cancelled: as in `GenerationModel.generate`.
 
     Raises:
-        NoLabel: its second answer was no choice either.
-        Refused: it declined.
-        InferenceError: whatever else the model raises.
+        NoLabel: the second answer is invalid too.
+        Refused: the model declined.
+        InferenceError: any other that the model raises.
     """
     schema = schema_of(plan)
-    messages: tuple[Message, ...] = (
-        Message("system", _instruction(plan, context or _CONTEXT)),
-        Message("user", plan.text),
+    system = Message("system", _instruction(plan, context or _DEFAULT_CONTEXT))
+    request = GenerationRequest(
+        (system, Message("user", plan.text)),
+        _max_tokens(plan),
+        sampling=Sampling(temperature=0.0, seed=0),
+        schema=schema,
     )
-    answers: list[Generated] = []
-    while True:
-        request = GenerationRequest(
-            messages, _room(plan), sampling=Sampling(temperature=0.0, seed=0), schema=schema
-        )
-        generated = model.generate(request, cancelled)
-        answers.append(generated)
-        if generated.finish_reason == "refusal":
-            raise Refused("the model declined to label this text").with_usage(*_usage(answers))
-        try:
-            scores = _scores(parse_json_answer(generated.text, schema), multi=plan.multi)
-        except InvalidJson as fault:
-            if len(answers) > MAX_REPAIR_ATTEMPTS:
-                raise NoLabel().with_usage(*_usage(answers)) from None
-            told = f"That is no answer: {fault}. Answer again, with JSON alone."
-            answered = Message("assistant", generated.text.strip() or "(nothing)")
-            messages = (*messages, answered, Message("user", told))
-            continue
-        return Chosen(scores, *_usage(answers))
+    output = generate_json(
+        model,
+        request,
+        cancelled,
+        schema=schema,
+        objection="That is no answer",
+        repair_cut=True,
+        convert=partial(_scores, multi=plan.multi),
+    )
+    tokens = output.input_tokens, output.output_tokens
+    if output.generated.finish_reason == "refusal":
+        raise Refused("the model declined to label this text").with_usage(*tokens)
+    if output.value is None:
+        raise NoLabel().with_usage(*tokens)
+    return LabelChoice(output.value, *tokens)
 
 
 def schema_of(plan: LabelPlan) -> dict[str, Any]:
     """The JSON schema of an answer: `{"label", "confidence"}`, or a list of those in `labels`."""
-    one = _object(
+    choice = _object(
         label={"type": "string", "enum": list(plan.names)},
         confidence={"type": "string", "enum": list(CONFIDENCE)},
     )
     if not plan.multi:
-        return one
-    return _object(labels={"type": "array", "items": one, "maxItems": len(plan.labels)})
+        return choice
+    return _object(labels={"type": "array", "items": choice, "maxItems": len(plan.labels)})
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -129,14 +126,14 @@ def _object(**properties: Any) -> dict[str, Any]:
 def _scores(value: Mapping[str, Any], *, multi: bool) -> tuple[LabelScore, ...]:
     rows = value["labels"] if multi else [value]
     if len({row["label"] for row in rows}) < len(rows):
-        # A schema cannot say it: two rows of one label with another confidence each are not equal.
+        # Not expressible in a schema: rows of one label and different confidences are unequal items.
         raise InvalidJson("labels: one is named twice")
     scores = [LabelScore(row["label"], CONFIDENCE[row["confidence"]]) for row in rows]
     return tuple(sorted(scores, key=lambda one: one.score, reverse=True))
 
 
 def _instruction(plan: LabelPlan, context: int) -> str:
-    """What the model is told before the text; the same for all texts of a set of labels."""
+    """The system prompt; the same for all texts of a set of labels."""
     examples = _examples(plan.labels, context * _CHARACTERS_PER_TOKEN // _EXAMPLES_SHARE)
     lines: list[str] = []
     for label in plan.labels:
@@ -145,30 +142,18 @@ def _instruction(plan: LabelPlan, context: int) -> str:
     return (_MANY if plan.multi else _ONE) + _RULES + "\n".join(lines)
 
 
-def _examples(labels: Sequence[LabelSpec], room: int) -> dict[str, list[str]]:
-    """Whole examples for which there is room, in characters: first one of each label, then another."""
-    taken: dict[str, list[str]] = {label.name: [] for label in labels}
+def _examples(labels: Sequence[LabelSpec], remaining: int) -> dict[str, list[str]]:
+    """Whole examples that fit in `remaining` characters: the first of each label, then the second …."""
+    examples: dict[str, list[str]] = {label.name: [] for label in labels}
     for row in zip_longest(*(label.examples for label in labels)):
         for label, example in zip(labels, row, strict=True):
-            if example is not None and len(example) <= room:
-                taken[label.name].append(" ".join(example.split()))
-                room -= len(example)
-    return taken
+            if example is not None and len(example) <= remaining:
+                examples[label.name].append(" ".join(example.split()))
+                remaining -= len(example)
+    return examples
 
 
-def _room(plan: LabelPlan) -> int:
-    """Tokens that an answer may take: no token is shorter than a byte."""
-    sizes = [len(name.encode()) + _TOKENS_A_LABEL for name in plan.names]
-    return _TOKENS_A_LABEL + (sum(sizes) if plan.multi else max(sizes))
-
-
-def _usage(answers: Sequence[Generated]) -> tuple[int | None, int | None]:
-    return (
-        _total([answer.input_tokens for answer in answers]),
-        _total([answer.output_tokens for answer in answers]),
-    )
-
-
-def _total(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+def _max_tokens(plan: LabelPlan) -> int:
+    """Most tokens of an answer: no token is shorter than a byte."""
+    sizes = [len(name.encode()) + _TOKENS_PER_LABEL for name in plan.names]
+    return _TOKENS_PER_LABEL + (sum(sizes) if plan.multi else max(sizes))

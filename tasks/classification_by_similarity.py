@@ -1,4 +1,11 @@
-"""Classifies the texts of many jobs with an embedding model, all vectors of a batch in one go."""
+"""Classification by an embedding model: all texts of a batch and their labels in one embedding.
+
+The prototypes of label sets are cached between batches, so that the next text of a set costs only its
+own vector. The cache holds vectors under a digest: no name, no description, no example. A private
+job's digest is keyed with its owner's key, so that an owner's labels can neither be found through
+another owner's nor be guessed; and as vectors of private text can be inverted, a set that was unused
+for ten minutes is dropped with the next batch.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +29,7 @@ from tasks.label_scoring import (
     LabelSet,
     label_texts,
 )
-from tasks.outcomes import cancelled_outcome, failure_of
-from tasks.protocol import Context, Failed
+from tasks.protocol import Context, Failed, cancelled_outcome, failure_of
 from tasks.vector_pool import (
     Chunkers,
     EmbeddingBatch,
@@ -36,11 +42,14 @@ from tasks.vector_pool import (
 
 LABEL_SET: Final = "label-set"
 """Digest purpose of a set of labels."""
+MAX_PROTOTYPES: Final = 4_000
+"""Cached, over all label sets: about 12 MB at 384 dimensions."""
+IDLE_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """A job's result, and what it took."""
+    """A job's result, and the tokens of its calls."""
 
     result: dict[str, Any] = field(repr=False)
     input_tokens: int | None = None
@@ -49,14 +58,14 @@ class Classified:
 
 @dataclass(slots=True)
 class _Label:
-    """The pieces of what a label is told by: its own texts, and its examples."""
+    """The pieces of a label's own texts and of its examples."""
 
     described: list[list[PendingVector]]
     weight: float
     examples: list[list[PendingVector]]
 
     def vectors(self, dimension: int) -> tuple[Any, Any] | None:
-        """Of both; None where the jobs that wanted them were abandoned."""
+        """Vectors of its texts and its examples; None if all jobs that requested them are cancelled."""
         described = [vector_of(pieces) for pieces in self.described]
         examples = [vector_of(pieces) for pieces in self.examples]
         if any(vector is None for vector in (*described, *examples)):
@@ -65,18 +74,18 @@ class _Label:
 
 
 @dataclass(slots=True)
-class _Asked:
-    """One job on its way: exactly one of `known` and `labels` says what to compare with."""
+class _Request:
+    """One job in a batch: its label set is cached, or its `labels` are embedded with its text."""
 
     plan: LabelPlan
     key: bytes
     pieces: list[PendingVector]
-    known: LabelSet | None
+    cached: LabelSet | None
     labels: list[_Label] = field(default_factory=list)
 
 
 class SimilarityClassifier:
-    """Classifies by similarity; keeps label sets between batches. Thread-safe."""
+    """Classifies by similarity; caches label sets between batches. Thread-safe."""
 
     def __init__(self) -> None:
         self._sets = LabelSetCache()
@@ -91,27 +100,27 @@ class SimilarityClassifier:
         *,
         urgent: bool,
     ) -> dict[UUID, Classified | Failed]:
-        """What comes of each job.
+        """Classify the texts of some jobs.
 
         Args:
-            model: makes the vectors.
+            model: computes the vectors.
             options: of its catalogue entry.
             plans: with at least one label each.
-            context: the batch's.
-            urgent: somebody waits.
+            context: of the batch.
+            urgent: as in `EmbeddingModel.embed`.
 
         Raises:
             InferenceError: the model cannot be called; no single text is at fault.
         """
         pool, texts = EmbeddingBatch(), LongTextEmbedder(self._chunkers.of(model))
-        asked: list[_Asked] = []
+        requests: list[_Request] = []
         outcomes: dict[UUID, Classified | Failed] = {}
         for plan in plans:
             if context.cancellation.is_lost(plan.job.id):
                 outcomes[plan.job.id] = cancelled_outcome()
                 continue
             try:
-                asked.append(self._ask(plan, model, pool, texts, context))
+                requests.append(self._request(plan, model, pool, texts, context))
             except InferenceError as error:
                 if not error.per_text:
                     raise
@@ -119,24 +128,25 @@ class SimilarityClassifier:
         pool.embed(model, context.cancellation.is_lost, urgent=urgent)
         if pool.backend_error is not None:
             raise pool.backend_error
-        for one in asked:
-            outcomes[one.plan.job.id] = self._outcome(one, model, options)
+        for request in requests:
+            outcomes[request.plan.job.id] = self._outcome(request, model, options)
         return outcomes
 
-    def _ask(
+    def _request(
         self,
         plan: LabelPlan,
         model: EmbeddingModel,
         pool: EmbeddingBatch,
         texts: LongTextEmbedder,
         context: Context,
-    ) -> _Asked:
+    ) -> _Request:
+        """Add a job's text to the pool, and its labels unless their set is cached."""
         digest = context.digest[plan.job.owner]
         key = digest(LABEL_SET, _canonical(plan.labels, model.space.name))
         job = plan.job.id
-        asked = _Asked(plan, key, texts.request(pool, job, plan.text), self._sets.get(key))
-        if asked.known is None:
-            asked.labels = [
+        request = _Request(plan, key, texts.request(pool, job, plan.text), self._sets.get(key))
+        if request.cached is None:
+            request.labels = [
                 _Label(
                     [
                         texts.request(pool, job, text)
@@ -147,79 +157,67 @@ class SimilarityClassifier:
                 )
                 for label in plan.labels
             ]
-        return asked
+        return request
 
     def _outcome(
-        self, asked: _Asked, model: EmbeddingModel, options: Mapping[str, Any]
+        self, request: _Request, model: EmbeddingModel, options: Mapping[str, Any]
     ) -> Classified | Failed:
-        error = error_of(asked.pieces)
+        error = error_of(request.pieces)
         if error is not None:
             return failure_of(error, "text")
-        labels = asked.known or self._made(asked, model.space.dimension, options)
+        labels = request.cached or self._label_set(request, model.space.dimension, options)
         if isinstance(labels, InferenceError):
             return failure_of(labels, "a label's text")
-        vector = vector_of(asked.pieces)
+        vector = vector_of(request.pieces)
         if labels is None or vector is None:
             return cancelled_outcome()
-        scores = labels.scores(asked.plan.names, vector, multi=asked.plan.multi)
-        return Classified(asked.plan.result(scores), tokens_of(asked.pieces))
+        scores = labels.scores(request.plan.names, vector, multi=request.plan.multi)
+        return Classified(request.plan.result(scores), tokens_of(request.pieces))
 
-    def _made(
-        self, asked: _Asked, dimension: int, options: Mapping[str, Any]
+    def _label_set(
+        self, request: _Request, dimension: int, options: Mapping[str, Any]
     ) -> LabelSet | InferenceError | None:
-        """The job's set of labels, from now on known; None where it was abandoned."""
-        made = self._sets.get(asked.key)  # by a job before it in the batch
-        if made is not None:
-            return made
+        """Make and cache the job's label set; None if the job was cancelled."""
+        label_set = self._sets.get(request.key)  # of an earlier job of this batch
+        if label_set is not None:
+            return label_set
         vectors = []
-        for label in asked.labels:
+        for label in request.labels:
             for pieces in (*label.described, *label.examples):
                 error = error_of(pieces)
                 if error is not None:
                     return error
-            found = label.vectors(dimension)
-            if found is None:
+            label_vectors = label.vectors(dimension)
+            if label_vectors is None:
                 return None
-            vectors.append((found, label.weight))
-        made = LabelSet.of(
+            vectors.append((label_vectors, label.weight))
+        label_set = LabelSet.of(
             [(described, weight) for (described, _), weight in vectors],
             [examples for (_, examples), _ in vectors],
             options,
         )
-        self._sets.put(asked.key, made)
-        return made
+        self._sets.put(request.key, label_set)
+        return label_set
 
 
 def _canonical(labels: Sequence[LabelSpec], space: str) -> bytes:
-    """Everything that decides a set of labels' vectors."""
+    """Canonical bytes of everything that the vectors of a label set depend on."""
     rows = [[label.name, label.description, label.examples] for label in labels]
     return json.dumps([space, rows], separators=(",", ":")).encode("ascii")
 
 
-# Label sets kept between batches: the next text of the same set costs only its own vector.
-#
-# What is kept is prototypes, under a digest: no name, no description, no example. A private job's
-# digest is keyed with its owner's key, so that one owner's labels can neither be found through
-# another's nor be guessed; and as vectors of private text can be inverted, a set that was not used
-# for ten minutes is dropped with the next batch.
-
-PROTOTYPES_MOST: Final = 4_000
-"""Over all sets: some 12 MB at 384 dimensions."""
-IDLE_S: Final = 600.0
-
-
 class LabelSetCache:
-    """Bounded; the set that was not asked for longest goes first. Threads share it.
+    """Bounded LRU cache of label sets. Threads share it.
 
     Args:
         most: prototypes over all sets.
-        idle_s: seconds without being asked for, after which a set is dropped.
-        clock: of seconds.
+        idle_s: seconds without use, after which a set is dropped.
+        clock: in seconds.
     """
 
     def __init__(
         self,
-        most: int = PROTOTYPES_MOST,
+        most: int = MAX_PROTOTYPES,
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -236,23 +234,23 @@ class LabelSetCache:
         """A set by its key."""
         with self._lock:
             self._drop_idle()
-            found = self._sets.pop(key, None)
-            if found is None:
+            entry = self._sets.pop(key, None)
+            if entry is None:
                 return None
-            self._sets[key] = (found[0], self._clock())
-            return found[0]
+            self._sets[key] = (entry[0], self._clock())
+            return entry[0]
 
-    def put(self, key: bytes, made: LabelSet) -> None:
-        """Keep a set; others may have to go."""
+    def put(self, key: bytes, label_set: LabelSet) -> None:
+        """Add a set; the least recently used ones are dropped to make space."""
         with self._lock:
             self._drop_idle()
             self._sets.pop(key, None)
-            self._sets[key] = (made, self._clock())
+            self._sets[key] = (label_set, self._clock())
             while self._sets and self._size() > self._most:
                 self._sets.popitem(last=False)
 
     def _size(self) -> int:
-        return sum(len(made.prototypes) for made, _ in self._sets.values())
+        return sum(len(label_set.prototypes) for label_set, _ in self._sets.values())
 
     def _drop_idle(self) -> None:
         oldest = self._clock() - self._idle_s

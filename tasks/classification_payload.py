@@ -1,4 +1,4 @@
-"""One classification job from payload to result: what it may be given, and which of it is given."""
+"""Payload and result of a classification job, whatever kind of model serves it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tasks.protocol import BadPayload, Job
+from tasks.protocol import BadPayload, Job, text_of
 from vestry.jobs.classification import LabelScore
 
 MULTI_THRESHOLD: Final = 0.5
-"""From which score on a label of several is given, where the job names no threshold."""
-SCORES_TOLD: Final = 20
-"""Scores that a result keeps: of 140 languages, most are next to nothing."""
+"""Least score of a label with `multi`, if the job names no threshold."""
+MAX_SCORES: Final = 20
+"""Scores that a result keeps: of 140 languages, most are close to zero."""
 DECIMALS: Final = 6
 
 
@@ -28,7 +28,7 @@ class LabelSpec:
 
 @dataclass(frozen=True, slots=True)
 class LabelPlan:
-    """What one job wants classified. Without labels, its task must bring them."""
+    """One job's request, read from its payload. Without labels, the model of its task defines them."""
 
     job: Job
     text: str = field(repr=False)
@@ -46,22 +46,22 @@ class LabelPlan:
         scores: Sequence[LabelScore],
         *,
         normalised: str | None = None,
-        all_given: bool = False,
+        all_chosen: bool = False,
     ) -> dict[str, Any]:
-        """The job's result: of what was scored, the labels that are given.
+        """The job's result: the labels whose score reaches the threshold.
 
         Args:
-            scores: the best first; empty where there is nothing to tell by.
-            normalised: of a passage reference.
-            all_given: they are the model's choice already; only the job's own threshold counts.
+            scores: the best first; empty if the text has no evidence for any label.
+            normalised: canonical form of a passage reference.
+            all_chosen: the model has chosen these labels; only the job's own threshold applies.
         """
         threshold = self.threshold
         if threshold is None:
-            threshold = MULTI_THRESHOLD if self.multi and not all_given else 0.0
-        offered = scores if self.multi else scores[:1]
-        given = [one for one in offered if one.score >= threshold]
-        result = {"labels": _told(given), "abstained": not given}
-        result["scores"] = _told(scores[:SCORES_TOLD])
+            threshold = MULTI_THRESHOLD if self.multi and not all_chosen else 0.0
+        candidates = scores if self.multi else scores[:1]
+        chosen = [one for one in candidates if one.score >= threshold]
+        result = {"labels": _to_json(chosen), "abstained": not chosen}
+        result["scores"] = _to_json(scores[:MAX_SCORES])
         if normalised is not None:
             result["normalised"] = normalised
         return result
@@ -71,7 +71,7 @@ def plan_of(job: Job) -> LabelPlan:
     """Read a job's payload.
 
     Raises:
-        BadPayload: it is malformed; the message names the field and nothing of it.
+        BadPayload: it is malformed; the message names the field and nothing of its content.
     """
     payload = job.payload
     if not isinstance(payload, Mapping):
@@ -79,7 +79,7 @@ def plan_of(job: Job) -> LabelPlan:
     labels = payload.get("labels", [])
     if not isinstance(labels, list):
         raise BadPayload("labels is not a list")
-    specs = tuple(_spec(f"labels[{place}]", label) for place, label in enumerate(labels))
+    specs = tuple(_spec(f"labels[{index}]", label) for index, label in enumerate(labels))
     if len({spec.name for spec in specs}) < len(specs):
         raise BadPayload("two labels have the same name")
     multi = payload.get("multi", False)
@@ -92,23 +92,6 @@ def plan_of(job: Job) -> LabelPlan:
         multi,
         _threshold(payload.get("threshold")),
     )
-
-
-def text_of(name: str, value: Any) -> str:
-    """A text that a model can be given.
-
-    Raises:
-        BadPayload: it is none.
-    """
-    if not isinstance(value, str) or not value.strip():
-        raise BadPayload(f"{name} is not a text, or is empty")
-    if "\0" in value:
-        raise BadPayload(f"{name} holds a NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadPayload(f"{name} is not valid Unicode") from None
-    return value
 
 
 def _spec(name: str, value: Any) -> LabelSpec:
@@ -134,5 +117,5 @@ def _threshold(value: Any) -> float | None:
     return float(value)
 
 
-def _told(scores: Sequence[LabelScore]) -> list[dict[str, Any]]:
+def _to_json(scores: Sequence[LabelScore]) -> list[dict[str, Any]]:
     return [{"label": one.label, "score": round(one.score, DECIMALS)} for one in scores]

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
 from inference.errors import BadAnswer, InferenceError
-from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest
+from inference.protocol import Cancelled, Generated, GenerationModel, GenerationRequest, Sampling
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, Router
-from tasks.generation_payload import GenerationPlan, plan_of
 from tasks.grounding import Passage, citations, grounded
-from tasks.outcomes import outcome_of_error, served_of
-from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
-from tasks.structured_output import InvalidJson, parse_json_answer
-from vestry.jobs.generation import Message
+from tasks.protocol import (
+    BadPayload,
+    Context,
+    Failed,
+    Job,
+    Outcome,
+    Succeeded,
+    outcome_of_error,
+    served_of,
+)
+from tasks.structured_output import generate_json, schema_error, total_tokens
+from vestry.errors import InvalidInput
+from vestry.jobs.generation import Grounding, Message
 
-MAX_REPAIR_ATTEMPTS: Final = 1
-"""How often an answer that does not fit its schema is sent back."""
+DEFAULT_MAX_TOKENS: Final = 512
+_ROLES: Final = ("system", "user", "assistant")
+_SAMPLING: Final[Mapping[str, type]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "seed": int,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "repeat_penalty": float,
+}
 
 NO_PASSAGES: Final = Failed(
     "no_passages",
-    "nothing is indexed in what the answer is to be grounded in: index it first, or ask without "
-    "grounding",
+    "nothing is indexed in the sources that the answer is to be grounded in: index something first, or "
+    "ask without grounding",
 )
 
 
@@ -46,10 +64,19 @@ class CutOutput(InferenceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """An answer, what all its calls took, and the passages that were put before it.
+class GenerationPlan:
+    """One job's request, read from its payload."""
 
-    `value` is what the text says as JSON, where a schema was to be fitted.
+    request: GenerationRequest = field(repr=False)
+    grounding: Grounding | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, the tokens of all its calls, and the passages put before the question.
+
+    Attributes:
+        value: the JSON in the answer, if a schema was given.
     """
 
     generated: Generated
@@ -82,73 +109,141 @@ class GenerationHandler:
                 if not passages:
                     return NO_PASSAGES
 
-            def call(model: GenerationModel, candidate: Candidate) -> Written:
+            def call(model: GenerationModel, candidate: Candidate) -> Answer:
                 if not passages:
-                    return _write(model, plan.request, cancelled)
+                    return _generate(model, plan.request, cancelled)
                 request, used = grounded(plan.request, passages, candidate.model.context)
-                return replace(_write(model, request, cancelled), passages=used)
+                return replace(_generate(model, request, cancelled), passages=used)
 
             with on_behalf_of([job.id]):
-                answer = self._router.serve(job.routing_request, call)
+                result = self._router.serve(job.routing_request, call)
         except (InferenceError, RerouteRequired) as error:
             return outcome_of_error(error)
-        written = answer.value
-        served = served_of(answer, written.input_tokens, written.output_tokens)
-        return Succeeded(_result(plan, written), served=served)
+        answer = result.value
+        served = served_of(result, answer.input_tokens, answer.output_tokens)
+        return Succeeded(_result(plan, answer), served=served)
 
 
-def _write(model: GenerationModel, request: GenerationRequest, cancelled: Cancelled) -> Written:
-    """Ask, and once more with what was wrong where a schema is to be fitted.
+def _generate(model: GenerationModel, request: GenerationRequest, cancelled: Cancelled) -> Answer:
+    """Ask a model, twice if the answer has to fit a schema and does not.
 
     Raises:
-        InvalidOutput: it was wrong again.
-        CutOutput: it was cut off.
+        InvalidOutput: the second answer does not fit either.
+        CutOutput: an answer that does not fit was cut at `max_tokens`.
+        BadAnswer: the answer is empty.
     """
-    calls: list[Generated] = []
-    messages = tuple(request.messages)
-    while True:
-        generated = model.generate(replace(request, messages=messages), cancelled)
-        calls.append(generated)
-        if request.schema is None or generated.finish_reason == "refusal":
-            if not generated.text.strip() and generated.finish_reason == "stop":
-                raise _paid(BadAnswer("the model answered nothing"), calls)
-            return _written(calls)
-        try:
-            return replace(_written(calls), value=parse_json_answer(generated.text, request.schema))
-        except InvalidJson as fault:
-            if generated.finish_reason == "length":
-                raise _paid(CutOutput(), calls) from None
-            if len(calls) > MAX_REPAIR_ATTEMPTS:
-                raise _paid(InvalidOutput(), calls) from None
-            told = f"That does not fit the JSON schema: {fault}. Answer again, with JSON alone."
-            answered = Message("assistant", generated.text.strip() or "(nothing)")
-            messages = (*messages, answered, Message("user", told))
-
-
-def _paid(error: InferenceError, calls: Sequence[Generated]) -> InferenceError:
-    written = _written(calls)
-    return error.with_usage(written.input_tokens, written.output_tokens)
-
-
-def _written(calls: Sequence[Generated]) -> Written:
-    return Written(
-        calls[-1],
-        _total([call.input_tokens for call in calls]),
-        _total([call.output_tokens for call in calls]),
+    if request.schema is None:
+        generated = model.generate(request, cancelled)
+        tokens = total_tokens([generated])
+        if not generated.text.strip() and generated.finish_reason == "stop":
+            raise BadAnswer("the model answered nothing").with_usage(*tokens)
+        return Answer(generated, *tokens)
+    output = generate_json(
+        model,
+        request,
+        cancelled,
+        schema=request.schema,
+        objection="That does not fit the JSON schema",
+        repair_cut=False,
+        convert=lambda value: value,
     )
+    answer = Answer(output.generated, output.input_tokens, output.output_tokens, output.value)
+    if output.fits or output.generated.finish_reason == "refusal":
+        return answer
+    was_cut = output.generated.finish_reason == "length"
+    error = CutOutput() if was_cut else InvalidOutput()
+    raise error.with_usage(answer.input_tokens, answer.output_tokens)
 
 
-def _total(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
-
-
-def _result(plan: GenerationPlan, written: Written) -> dict[str, Any]:
-    text = written.generated.text
+def _result(plan: GenerationPlan, answer: Answer) -> dict[str, Any]:
+    text = answer.generated.text
     return {
         "text": text,
-        **({} if plan.request.schema is None else {"json": written.value}),
-        "finish_reason": written.generated.finish_reason,
-        "usage": {"input_tokens": written.input_tokens, "output_tokens": written.output_tokens},
-        "citations": citations(text, written.passages) if written.passages else [],
+        **({} if plan.request.schema is None else {"json": answer.value}),
+        "finish_reason": answer.generated.finish_reason,
+        "usage": {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens},
+        "citations": citations(text, answer.passages) if answer.passages else [],
     }
+
+
+def plan_of(job: Job) -> GenerationPlan:
+    """Read a job's payload.
+
+    Raises:
+        BadPayload: it is malformed; the message names the field and nothing of its content.
+    """
+    payload = job.payload
+    messages = payload.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadPayload("messages is not a list of at least one")
+    request = GenerationRequest(
+        messages=tuple(_message(index, value) for index, value in enumerate(messages)),
+        max_tokens=_positive("max_tokens", payload.get("max_tokens", DEFAULT_MAX_TOKENS)),
+        stop=_strings("stop", payload.get("stop", [])),
+        sampling=_sampling(payload.get("sampling") or {}),
+        schema=_schema(payload.get("schema")),
+    )
+    if request.messages[-1].role != "user":
+        raise BadPayload("the last message is not the user's")
+    return GenerationPlan(request, _grounding(payload.get("grounding")))
+
+
+def _message(index: int, value: Any) -> Message:
+    if not isinstance(value, Mapping) or value.get("role") not in _ROLES:
+        raise BadPayload(f"messages[{index}] has no role of {', '.join(_ROLES)}")
+    content = value.get("content")
+    if not isinstance(content, str) or not content.strip():
+        raise BadPayload(f"messages[{index}] has no content")
+    return Message(value["role"], content)
+
+
+def _sampling(value: Any) -> Sampling:
+    if not isinstance(value, Mapping) or set(value) - set(_SAMPLING):
+        raise BadPayload("sampling has an unknown parameter")
+    parameters: dict[str, Any] = {}
+    for name, kind in _SAMPLING.items():
+        number = value.get(name)
+        if number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, (int, kind)):
+            raise BadPayload(f"sampling.{name} is not a number")
+        parameters[name] = number
+    return Sampling(**parameters)
+
+
+def _schema(value: Any) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    error = schema_error(value)
+    if error is not None:
+        raise BadPayload(f"schema {error}")
+    checked: Mapping[str, Any] = value
+    return checked
+
+
+def _grounding(value: Any) -> Grounding | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or value.get("query") is None:
+        raise BadPayload("grounding has no query")
+    try:
+        return Grounding(
+            query=value["query"],
+            sources=value.get("sources") or (),
+            own_sources=value.get("own_sources"),
+            limit=value.get("limit", 4),
+        )
+    except InvalidInput as error:
+        raise BadPayload(str(error)) from None
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadPayload(f"{name} is not a whole number from 1")
+    return value
+
+
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise BadPayload(f"{name} is not a list of strings")
+    return tuple(value)

@@ -1,4 +1,4 @@
-"""Answers from passages: what is put before the model, and which passages its answer rests on."""
+"""Grounded answers: passages put before the question, and citations read from the answer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ INSTRUCTION: Final = (
 )
 _MARK = re.compile(r"\[\s*(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\s*\]")
 CHARACTERS_PER_TOKEN: Final = 3
-"""A cautious guess for any language and tokenizer: passages are left out rather than cut."""
+"""A low estimate for any language and tokenizer: passages are left out rather than cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document, as a search found it."""
+    """A piece of a document, as a search returned it."""
 
     owner: str
     source: str
@@ -34,31 +34,33 @@ class Passage:
 def grounded(
     request: GenerationRequest, passages: Sequence[Passage], context: int | None
 ) -> tuple[GenerationRequest, Sequence[Passage]]:
-    """The request with its passages put before the question, and those that it has room for.
+    """Put passages before the question, as many as fit.
 
     Args:
         request: the question.
         passages: the best first; at least one.
         context: tokens that the model reads and writes in all, if known.
+
+    Returns:
+        The request, and the passages in it.
     """
     used = _that_fit(request, passages, context)
     numbered = "\n\n".join(f"[{n}] {_titled(passage)}" for n, passage in enumerate(used, 1))
     *before, question = request.messages
-    asked = replace(question, content=f"Passages:\n\n{numbered}\n\nQuestion: {question.content}")
-    return replace(request, messages=(Message("system", INSTRUCTION), *before, asked)), used
+    prompt = Message(question.role, f"Passages:\n\n{numbered}\n\nQuestion: {question.content}")
+    return replace(request, messages=(Message("system", INSTRUCTION), *before, prompt)), used
 
 
 def citations(text: str, used: Sequence[Passage]) -> list[dict[str, Any]]:
-    """The passages that an answer names by their numbers, as a result shows them.
+    """The passages that an answer cites by number, as a result shows them.
 
-    Of one that names none, as small models forget to, all that were put before it, not `marked`.
+    An answer without a number, common with small models, cites all of them, with `marked` false.
     """
-    named = {int(n) for marks in _MARK.findall(text) for n in re.findall(r"\d+", marks)}
-    marked = sorted(named & set(range(1, len(used) + 1)))
-    numbers = marked or range(1, len(used) + 1)
+    numbers = {int(n) for marks in _MARK.findall(text) for n in re.findall(r"\d+", marks)}
+    marked = sorted(numbers & set(range(1, len(used) + 1)))
     return [
         {"passage": number, "marked": bool(marked), **asdict(used[number - 1])}
-        for number in numbers
+        for number in marked or range(1, len(used) + 1)
     ]
 
 
@@ -72,12 +74,12 @@ def _that_fit(
 ) -> Sequence[Passage]:
     if context is None:
         return passages
-    taken = sum(len(message.content) for message in request.messages) + len(INSTRUCTION)
-    room = (context - request.max_tokens) * CHARACTERS_PER_TOKEN - taken
+    prompt = sum(len(message.content) for message in request.messages) + len(INSTRUCTION)
+    remaining = (context - request.max_tokens) * CHARACTERS_PER_TOKEN - prompt
     used: list[Passage] = []
     for passage in passages:
-        room -= len(_titled(passage)) + CHARACTERS_PER_TOKEN * 4
-        if room < 0 and used:
+        remaining -= len(_titled(passage)) + CHARACTERS_PER_TOKEN * 4
+        if remaining < 0 and used:
             break
         used.append(passage)
     return used

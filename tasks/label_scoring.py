@@ -1,11 +1,11 @@
-"""Classification by similarity: which label's prototype is nearest to the text's vector.
+"""Scores of labels by similarity: each label's prototype is compared with the text's vector.
 
-A label's prototype is the direction of its description and its examples, the description counting as
-three of them. Descriptions alone do for topics; for what a description hardly tells, such as style,
-a dozen examples help. What similarities are worth as probabilities is learnt from the examples: each
-is compared with prototypes made without it. Where there are few or none, it is what was measured with
-all-MiniLM-L6-v2 (`docs/classification.md`); another model's catalogue entry may say otherwise in its
-options `temperature` and `midpoint`.
+A label's prototype is the direction of its description and its examples; the description counts as
+three examples. Descriptions alone suffice for topics; for properties that are hard to describe, such as
+style, a dozen examples help. The mapping of similarities to probabilities is fitted to the examples,
+each compared with prototypes made without it. With few or no examples it is the one measured with
+all-MiniLM-L6-v2 (`docs/classification.md`); another model's catalogue entry may set the options
+`temperature` and `midpoint`.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 DESCRIPTION_WEIGHT: Final = 3.0
-"""Examples that a description counts as; measured flat between 2 and 5."""
+"""Examples that a description counts as; accuracy was measured flat between 2 and 5."""
 NAME_WEIGHT: Final = 1.0
-"""The same for a label that has a name alone."""
+"""The same for a label without a description."""
 
 TEMPERATURE: Final = 0.04
 """Of the softmax over a text's similarities."""
 MIDPOINT: Final = 0.135
-"""Excess similarity at which a label of several is as likely to fit as not."""
-ELSEWHERE: Final = 0.045
-"""Similarity of a text to a label that has nothing to do with it."""
+"""Excess similarity at which a label fits with probability 0.5, with `multi`."""
+UNRELATED: Final = 0.045
+"""Similarity of a text to an unrelated label."""
 
 _SLOPE: Final = 0.025
 _OTHERS: Final = 0.6
-"""How much of a text's similarity to the other labels counts as common to all it could be about."""
+"""Share of a text's mean similarity to the other labels that is subtracted as common to all labels."""
 _PRIOR: Final = 10
-"""Examples that the measured constants count as, where a set of labels has examples of its own."""
+"""Examples that the measured constants count as when they are fitted to a label set's own examples."""
 _GRID: Final = np.geomspace(0.015, 0.15, 24)
 _SPREAD: Final = 0.5
-"""Standard deviation of the temperature's logarithm from one set of labels to another."""
+"""Standard deviation of the temperature's logarithm between label sets."""
 
 
 def label_texts(name: str, description: str | None) -> list[str]:
-    """What is embedded for a label itself."""
+    """The texts embedded for a label itself."""
     readable = name.replace("_", " ").replace("-", " ").strip() or name
     if description is None:
         return [readable, f"This text is about {readable}."]
@@ -55,12 +55,12 @@ def label_texts(name: str, description: str | None) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """Labels as vectors: all that is kept of them between batches.
+    """The vectors of a set of labels, as cached between batches.
 
     Attributes:
         prototypes: a row of length 1 for each label.
         temperature: of the softmax.
-        midpoint: excess similarity at which a label of several is as likely to fit as not.
+        midpoint: excess similarity at which a label fits with probability 0.5, with `multi`.
     """
 
     prototypes: Floats = field(repr=False)
@@ -74,10 +74,10 @@ class LabelSet:
         examples: Sequence[Floats],
         options: Mapping[str, Any],
     ) -> LabelSet:
-        """Make prototypes, and learn from the examples what similarities are worth.
+        """Make prototypes, and fit temperature and midpoint to the examples.
 
         Args:
-            described: of each label, the vectors of `label_texts` and what they weigh together.
+            described: of each label, the vectors of `label_texts` and their total weight.
             examples: of each label, the vectors of its examples; may have no rows.
             options: of the model's catalogue entry.
         """
@@ -96,12 +96,12 @@ class LabelSet:
         return cls(unit(sums), temperature, midpoint)
 
     def scores(self, names: Sequence[str], vector: Floats, *, multi: bool) -> list[LabelScore]:
-        """How likely each label is, the most likely first.
+        """The probability of each label, the most likely first.
 
         Args:
             names: of the labels, in order.
             vector: the text's, of length 1.
-            multi: each by itself, else shares of one whole.
+            multi: independent probabilities; otherwise they add up to 1.
         """
         similar = self.prototypes @ vector
         if multi:
@@ -113,49 +113,49 @@ class LabelSet:
 
 
 def unit(vectors: Floats) -> Floats:
-    """The same directions with length 1; what has none stays zero."""
+    """The same directions with length 1; a zero vector stays zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     scaled: Floats = vectors / np.where(lengths > 0, lengths, 1)
     return scaled
 
 
 def _left_out(sums: Floats, examples: Sequence[Floats]) -> tuple[Floats, NDArray[np.int64]]:
-    """Similarities of each example to prototypes made without it, and which label it is of."""
+    """Similarities of each example to prototypes made without it, and the index of its label."""
     prototypes = unit(sums)
     rows: list[Floats] = []
     own: list[int] = []
-    for place, vectors in enumerate(examples):
+    for label, vectors in enumerate(examples):
         for vector in vectors:
             similar = prototypes @ vector
-            similar[place] = unit(sums[place] - vector) @ vector
+            similar[label] = unit(sums[label] - vector) @ vector
             rows.append(similar)
-            own.append(place)
+            own.append(label)
     return np.array(rows), np.array(own, dtype=np.int64)
 
 
-def _fitted_temperature(similar: Floats, own: NDArray[np.int64], usual: float) -> float:
-    """The temperature under which the examples are likeliest, near the usual one if they are few."""
+def _fitted_temperature(similar: Floats, own: NDArray[np.int64], prior: float) -> float:
+    """The temperature of greatest posterior probability, given the examples and `prior`."""
     costs = [
         -np.log(_softmax(similar, t)[np.arange(len(own)), own] + 1e-12).sum()
-        + _PRIOR * (np.log(t / usual) / _SPREAD) ** 2 / 2
+        + _PRIOR * (np.log(t / prior) / _SPREAD) ** 2 / 2
         for t in _GRID
     ]
     return float(_GRID[int(np.argmin(costs))])
 
 
-def _fitted_midpoint(similar: Floats, own: NDArray[np.int64], usual: float) -> float:
+def _fitted_midpoint(similar: Floats, own: NDArray[np.int64], prior: float) -> float:
     """Half way between the examples' excess similarity to their own label and to the others."""
     excess = _excess(similar)
-    mine = np.zeros(excess.shape, dtype=bool)
-    mine[np.arange(len(own)), own] = True
-    between = (excess[mine].mean() + excess[~mine].mean()) / 2
-    return float((_PRIOR * usual + len(own) * between) / (_PRIOR + len(own)))
+    is_own = np.zeros(excess.shape, dtype=bool)
+    is_own[np.arange(len(own)), own] = True
+    between = (excess[is_own].mean() + excess[~is_own].mean()) / 2
+    return float((_PRIOR * prior + len(own) * between) / (_PRIOR + len(own)))
 
 
 def _excess(similar: Floats) -> Floats:
-    """Similarities less a part of what the others have: texts of one field resemble all its labels."""
+    """Similarities less a share of the other labels': a text of one field resembles all its labels."""
     labels = similar.shape[1]
-    others = ELSEWHERE if labels == 1 else (similar.sum(1, keepdims=True) - similar) / (labels - 1)
+    others = UNRELATED if labels == 1 else (similar.sum(1, keepdims=True) - similar) / (labels - 1)
     return similar - _OTHERS * others
 
 

@@ -11,14 +11,22 @@ from inference.errors import InferenceError
 from inference.ocr.protocol import OcrModel, OcrRequest
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, Router
-from tasks.outcomes import outcome_of_error, served_of
-from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
+from tasks.protocol import (
+    BadPayload,
+    Context,
+    Failed,
+    Job,
+    Outcome,
+    Succeeded,
+    outcome_of_error,
+    served_of,
+)
 from vestry.jobs.ocr import FILE, OcrResult
 from vestry.lanes import Latency
 
-AT_ONCE: Final = 8
-"""Files of a batch that are read at a time: one of a single page would leave the other cores idle. How
-many pages are, the backend decides."""
+MAX_PARALLEL_FILES: Final = 8
+"""Files of a batch read in parallel: a file of a single page would leave the other cores idle. The
+backend limits the pages read in parallel."""
 
 
 class OcrHandler:
@@ -29,7 +37,7 @@ class OcrHandler:
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
         """One outcome a job, in the batch's order."""
-        with ThreadPoolExecutor(min(len(batch), AT_ONCE) or 1, "ocr-file") as pool:
+        with ThreadPoolExecutor(min(len(batch), MAX_PARALLEL_FILES) or 1, "ocr-file") as pool:
             return list(pool.map(lambda job: self._run(job, context), batch))
 
     def _run(self, job: Job, context: Context) -> Outcome:
@@ -44,21 +52,22 @@ class OcrHandler:
             return model.read(file, request, urgent=urgent, cancelled=cancelled)
 
         try:
-            answer = self._router.serve(job.routing_request, call)
+            result = self._router.serve(job.routing_request, call)
         except (InferenceError, RerouteRequired) as error:
             return outcome_of_error(error)
-        served = served_of(answer)
-        faults = [page.error for page in answer.value.pages if page.error is not None]
-        if faults and len(faults) == len(answer.value.pages):
-            code, message = faults[0]
-            if len(faults) > 1:
-                message = f"none of {len(faults)} pages could be read, the first: {message}"
+        served = served_of(result)
+        pages = result.value.pages
+        errors = [page.error for page in pages if page.error is not None]
+        if errors and len(errors) == len(pages):
+            code, message = errors[0]
+            if len(errors) > 1:
+                message = f"none of {len(errors)} pages could be read, the first: {message}"
             return Failed(code, message, served=served)
-        return Succeeded(answer.value.to_json(), served=served)
+        return Succeeded(result.value.to_json(), served=served)
 
 
 def request_of(job: Job) -> tuple[OcrRequest, bytes]:
-    """Read a job's payload, as `vestry.jobs.ocr.Ocr` makes it, and find its file.
+    """Read a job's payload, as `vestry.jobs.ocr.Ocr` writes it, and its file.
 
     Raises:
         BadPayload: it is malformed.

@@ -1,8 +1,8 @@
-"""What a handler of one kind gets and gives back. No Celery, no SQL.
+"""The contract between the worker and the handlers of the kinds. No Celery, no SQL.
 
 A handler is a function `run(batch, context) -> outcomes`, one outcome a job, in the batch's order.
-It must not raise for one job's fault: a bad job gets `Failed` and its neighbours their results. What
-it raises anyway is taken as a fault of the whole batch, which is then halved until that job is alone.
+It must not raise for the fault of one job: a bad job gets `Failed`, its neighbours their results. An
+exception counts as a fault of the whole batch, which is then bisected until that job is isolated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
-from inference.routing.policy import RoutingRequest
+from inference.errors import InferenceError, NoBackendAvailable
+from inference.routing.policy import Candidate, RoutingRequest
+from inference.routing.router import RerouteRequired, RoutedResult
 from tasks.grounding import Passage
 from vestry.db.receipts import Served
 from vestry.jobs.base import Digest
@@ -21,27 +23,51 @@ from vestry.lanes import Kind, Pool
 
 
 class BadPayload(Exception):
-    """The payload is not what the kind takes; the message names the field and nothing of it."""
+    """The payload is not one of the kind; the message names the field and nothing of its content."""
+
+
+def text_of(name: str, value: Any) -> str:
+    """A payload's field that a model reads as text.
+
+    Raises:
+        BadPayload: it is not a text, is empty, or is not valid Unicode.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise BadPayload(f"{name} is not a text, or is empty")
+    if "\0" in value:
+        raise BadPayload(f"{name} holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadPayload(f"{name} is not valid Unicode") from None
+    return value
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentRef:
-    """The document a job's `ordinal`-th input is, at the generation the job was enqueued for."""
+    """The document of a job's `ordinal`-th input, at the generation the job was enqueued for.
+
+    Attributes:
+        indexed_hash: content hash of the stored chunks, read after the claim; None if there are none.
+        indexed_space: their embedding space.
+        current: False if a later generation exists: the embedding would be discarded.
+    """
 
     document_id: UUID
     generation: int
-    # What is stored now, as read after the claim; None where nothing is.
     indexed_hash: bytes | None
     indexed_space: str | None
     current: bool
-    """False when the document moved on since: embedding it would be work for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One claimed job with its payload opened.
 
-    `payload` is the JSON object the producer library made; its keys depend on the kind.
+    Attributes:
+        payload: the JSON object that the producer library wrote; its keys depend on the kind.
+        blobs: files of the job by name, opened.
+        tried_models: models that this attempt tried in another pool, with why they did not serve.
     """
 
     id: UUID
@@ -57,13 +83,11 @@ class Job:
     quality: str = "adequate"
     tier: str | None = None
     blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    """Files given with the job, by name, opened."""
     tried_models: Mapping[str, str] = field(default_factory=dict)
-    """Models that this attempt tried in another pool, with why they did not serve."""
 
     @property
     def routing_request(self) -> RoutingRequest:
-        """What routing looks at."""
+        """The fields that routing depends on."""
         return RoutingRequest(
             self.kind, self.task, self.privacy, self.latency, self.tier, self.quality, self.model,
             tuple(sorted(self.tried_models.items())),
@@ -78,13 +102,13 @@ class Chunk:
     start: int
     end: int
     text: str = field(repr=False)
-    """Always given (it is hashed); stored only where the job keeps text."""
+    """Always set (it is hashed); stored only if the job keeps text."""
     vector: Sequence[float] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexDocument:
-    """Effect: replace a document's chunks and vectors, if its generation still stands."""
+    """Effect: replace a document's chunks and vectors, if its generation is still the current one."""
 
     document_id: UUID
     generation: int
@@ -99,7 +123,7 @@ class IndexDocument:
 
 @dataclass(frozen=True, slots=True)
 class ConfirmDocument:
-    """Effect: the stored chunks are already of this content; only move indexed_generation on."""
+    """Effect: the stored chunks already have this content; only indexed_generation is raised."""
 
     document_id: UUID
     generation: int
@@ -109,8 +133,8 @@ class ConfirmDocument:
 class Succeeded:
     """The job's result (a JSON object) and its effects, committed together or not at all.
 
-    `result["superseded"]` and the like are filled in by the finishing transaction, which alone
-    knows whether an effect still stood.
+    The finishing transaction corrects `result["superseded"]` and the like: only there it is known which
+    effects applied.
     """
 
     result: dict[str, Any] = field(repr=False)
@@ -120,46 +144,57 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The attempt failed. `code` and `message` are content-free: they are stored in the clear."""
+    """The attempt failed.
+
+    Attributes:
+        code: short stable name.
+        message: content-free, since it is stored in the clear.
+        retryable: a later attempt may succeed.
+        retry_after: least seconds until then.
+        uncounted: the job waits for a backend; the retry spends no attempt.
+        served: calls that were paid for all the same.
+    """
 
     code: str
     message: str
     retryable: bool = False
     retry_after: float | None = None
     uncounted: bool = False
-    """Nobody's fault: tried again, however often, without spending an attempt."""
     served: Served | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rerouted:
-    """The job belongs into another pool: it goes there, and no attempt is spent."""
+    """The job moves to another pool; no attempt is spent.
+
+    Attributes:
+        tried_models: with why they did not serve; the other pool does not route back to them.
+    """
 
     pool: Pool
     reason: str
     served: Served | None = None
     tried_models: Mapping[str, str] = field(default_factory=dict)
-    """Models that were tried, with why they did not serve: the other pool does not send it back."""
 
 
 Outcome = Succeeded | Failed | Rerouted
 
 
 class CancellationSource(Protocol):
-    """What a long handler asks between sub-batches."""
+    """Cancellation check of a long handler, between sub-batches."""
 
     def is_lost(self, job_id: UUID) -> bool:
-        """The job was cancelled, expired or handed back: its effects would be refused."""
+        """Whether the job was cancelled, expired or released: its effects would be refused."""
         ...
 
 
 class PassageSearch(Protocol):
-    """The documents that a job may be grounded in."""
+    """Search in the documents that a job's answer may be grounded in."""
 
     def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
         """The best passages of the job's owner, and of the shareable sources named.
 
-        A shareable job is never shown a private passage: its process cannot read any.
+        A shareable job gets no private passage: its process cannot read any.
 
         Raises:
             InferenceError: the query cannot be embedded.
@@ -168,7 +203,7 @@ class PassageSearch(Protocol):
 
 
 class NoPassageSearch:
-    """For handlers that are run without a database."""
+    """A `PassageSearch` for handlers that run without a database."""
 
     def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
         """None."""
@@ -178,11 +213,14 @@ class NoPassageSearch:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a handler may use besides its arguments."""
+    """What a handler may use besides its batch.
+
+    Attributes:
+        digest: content digest by owner (HMAC if private).
+    """
 
     cancellation: CancellationSource
     digest: Mapping[str, Digest] = field(default_factory=dict)
-    """Owner to the content digest of that owner (HMAC where private)."""
     passage_search: PassageSearch = field(default_factory=NoPassageSearch)
 
 
@@ -192,3 +230,73 @@ class Handler(Protocol):
     def __call__(self, batch: Sequence[Job], context: Context, /) -> Sequence[Outcome]:
         """One outcome a job, in order."""
         ...
+
+
+def served_of(
+    result: RoutedResult[Any], input_tokens: int | None = None, output_tokens: int | None = None
+) -> Served:
+    """The receipt's entry for a call that succeeded."""
+    model, intended = result.served.model, result.intended
+    price = model.price
+    return Served(
+        backend=model.backend,
+        model=model.name,
+        locality=result.served.locality,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        intended_backend=intended.model.backend,
+        intended_model=intended.model.name,
+        degraded=result.degraded,
+        reason=result.reason,
+        cost=None if price is None else price.of(input_tokens, output_tokens),
+        policy=result.policy,
+    )
+
+
+def outcome_of_error(
+    error: InferenceError | RerouteRequired, subject: str | None = None
+) -> Failed | Rerouted:
+    """The outcome of a job whose request was not served.
+
+    Args:
+        error: raised by the Router.
+        subject: the part of the job that it is about, such as `text 3`; no content.
+    """
+    if isinstance(error, RerouteRequired):
+        served = None if error.error is None else _paid_calls(error.error)
+        return Rerouted(error.pool, error.reason, served, error.tried_models)
+    return failure_of(error, subject)
+
+
+def failure_of(error: InferenceError, subject: str | None = None) -> Failed:
+    """An error as a job's failure; see `outcome_of_error`."""
+    message = str(error) if subject is None else f"{subject}: {error}"
+    return Failed(
+        error.code,
+        message,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        uncounted=isinstance(error, NoBackendAvailable),
+        served=_paid_calls(error),
+    )
+
+
+def _paid_calls(error: InferenceError) -> Served | None:
+    """The receipt's entry for calls that were answered and paid for, but did not serve the job."""
+    candidate: Candidate | None = error.served_by
+    if candidate is None or error.usage is None:
+        return None
+    model, price = candidate.model, candidate.model.price
+    return Served(
+        backend=model.backend,
+        model=model.name,
+        locality=candidate.locality,
+        input_tokens=error.usage[0],
+        output_tokens=error.usage[1],
+        cost=None if price is None else price.of(*error.usage),
+    )
+
+
+def cancelled_outcome() -> Failed:
+    """The outcome of a job whose effects would be refused."""
+    return Failed("abandoned", "the job was cancelled or released while it ran", retryable=True)

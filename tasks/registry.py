@@ -1,4 +1,4 @@
-"""Which handler runs which kind. A new kind is one module beside this one and one line here."""
+"""The handler of each kind. A new kind is one module beside this one and one line here."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vestry.lanes import Kind, Pool
 def handlers(
     router: Router, pool: Pool, spaces: Spaces, embedding: str | None
 ) -> Mapping[Kind, Handler]:
-    """Kind name to handler, for the kinds that a pool runs.
+    """Kind to handler, for the kinds that a pool runs.
 
     Args:
         router: of this process.
-        pool: whose lanes it serves.
+        pool: of the process's lanes.
         spaces: declares embedding spaces.
-        embedding: the model that embeds where a job names none.
+        embedding: embedding model for jobs that name none.
     """
     if pool is Pool.CPU:
         return MappingProxyType({"ocr": OcrHandler(router)})

@@ -1,4 +1,4 @@
-"""The `rerank` kind: passages in the order in which they answer a query."""
+"""The `rerank` kind: passages ordered by how well they answer a query."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from inference.protocol import EmbeddingModel
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, Router
-from tasks.classification_payload import text_of
-from tasks.outcomes import outcome_of_error, served_of
-from tasks.protocol import BadPayload, Context, Failed, Job, Outcome, Succeeded
+from tasks.protocol import (
+    BadPayload,
+    Context,
+    Failed,
+    Job,
+    Outcome,
+    Succeeded,
+    outcome_of_error,
+    served_of,
+    text_of,
+)
 from tasks.vector_pool import (
     Chunkers,
     EmbeddingBatch,
@@ -23,14 +31,14 @@ from tasks.vector_pool import (
     error_of,
     tokens_of,
 )
+from vestry.lanes import Latency
 
-INTERACTIVE: Final = "interactive"
 DECIMALS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
 class RerankPlan:
-    """What one job wants ranked."""
+    """One job's request, read from its payload."""
 
     job: Job
     query: str = field(repr=False)
@@ -40,7 +48,7 @@ class RerankPlan:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A score for each passage, in order, and the tokens that were read, if known."""
+    """A score for each passage, in order, and the input tokens, if known."""
 
     scores: Sequence[float]
     input_tokens: int | None = None
@@ -65,21 +73,21 @@ class RerankHandler:
         try:
             plan = plan_of(job)
             with on_behalf_of([job.id]):
-                answer = self._router.serve(
+                result = self._router.serve(
                     job.routing_request, partial(self._score, plan, context)
                 )
         except BadPayload as error:
             return Failed("bad_payload", str(error))
         except (InferenceError, RerouteRequired) as error:
             return outcome_of_error(error, _subject(error))
-        ranking = ranked(answer.value.scores, plan.limit)
-        return Succeeded({"ranking": ranking}, served=served_of(answer, answer.value.input_tokens))
+        ranking = ranked(result.value.scores, plan.limit)
+        return Succeeded({"ranking": ranking}, served=served_of(result, result.value.input_tokens))
 
     def _score(
         self, plan: RerankPlan, context: Context, model: Any, candidate: Candidate
     ) -> Scored:
-        """By the model's own scores, or by similarity where it is an embedding model."""
-        urgent = plan.job.latency == INTERACTIVE
+        """Score by a reranker, or by similarity if the model is an embedding model."""
+        urgent = plan.job.latency == Latency.INTERACTIVE
         if context.cancellation.is_lost(plan.job.id):
             raise CallCancelled
         if "embedding" in candidate.model.kinds:
@@ -94,49 +102,49 @@ class RerankHandler:
         job = plan.job.id
         (tokens,) = model.count_tokens([plan.query], "query")
         if tokens > model.max_tokens:
-            raise TooLong("the query is longer than the model reads; nothing was cut off")
+            raise TooLong("the query is longer than the model reads; nothing was truncated")
         query = pool.request(job, plan.query, tokens, "query")
         passages: list[list[PendingVector]] = []
-        for place, passage in enumerate(plan.passages):
+        for index, passage in enumerate(plan.passages):
             try:
                 passages.append(texts.request(pool, job, passage))
             except InferenceError as error:
-                raise _about(error, place) from None
+                raise _at(error, index) from None
         pool.embed(model, context.cancellation.is_lost, urgent=urgent)
         if pool.backend_error is not None:
             raise pool.backend_error
         if query.error is not None:
-            raise _about(query.error)
-        scores = [_nearest(query, pieces, place) for place, pieces in enumerate(passages)]
+            raise _at(query.error)
+        scores = [_nearest(query, pieces, index) for index, pieces in enumerate(passages)]
         return Scored(scores, tokens + sum(map(tokens_of, passages)))
 
 
-def _nearest(query: PendingVector, pieces: Sequence[PendingVector], place: int) -> float:
+def _nearest(query: PendingVector, pieces: Sequence[PendingVector], index: int) -> float:
     error = error_of(pieces)
     if error is not None:
-        raise _about(error, place)
+        raise _at(error, index)
     vectors = [piece.vector for piece in pieces if piece.vector is not None]
     if query.vector is None or len(vectors) < len(pieces):
         raise CallCancelled
     return max(float(vector @ query.vector) for vector in vectors)
 
 
-def _about(error: InferenceError, *places: int) -> InferenceError:
-    """The same error, its places those of the job's own passages."""
-    return type(error)(str(error), retry_after=error.retry_after, indices=places)
+def _at(error: InferenceError, *passages: int) -> InferenceError:
+    """The same error, its indices those of the job's passages."""
+    return type(error)(str(error), retry_after=error.retry_after, indices=passages)
 
 
 def ranked(scores: Sequence[float], limit: int | None) -> list[dict[str, Any]]:
-    """Places and scores, best first; of equal ones the earlier first."""
-    order = sorted(range(len(scores)), key=lambda place: -scores[place])
-    return [{"index": p, "score": round(float(scores[p]), DECIMALS)} for p in order[:limit]]
+    """Indices and scores, best first; of equal scores the earlier index first."""
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return [{"index": n, "score": round(float(scores[n]), DECIMALS)} for n in order[:limit]]
 
 
 def plan_of(job: Job) -> RerankPlan:
     """Read a job's payload.
 
     Raises:
-        BadPayload: it is malformed; the message names the field and nothing of it.
+        BadPayload: it is malformed; the message names the field and nothing of its content.
     """
     payload = job.payload
     if not isinstance(payload, Mapping):
@@ -149,11 +157,11 @@ def plan_of(job: Job) -> RerankPlan:
     return RerankPlan(
         job,
         text_of("query", payload.get("query")),
-        tuple(text_of(f"passages[{place}]", text) for place, text in enumerate(passages)),
+        tuple(text_of(f"passages[{index}]", text) for index, text in enumerate(passages)),
         limit,
     )
 
 
 def _subject(error: InferenceError | RerouteRequired) -> str | None:
-    places = getattr(error, "indices", ())
-    return f"passage {places[0]}" if places else None
+    indices = getattr(error, "indices", ())
+    return f"passage {indices[0]}" if indices else None

@@ -1,31 +1,31 @@
-"""The texts of a batch of jobs, each embedded once, with faults kept to the texts they belong to."""
+"""Vectors of the texts of a batch of jobs: each distinct text is embedded once, and fails alone.
+
+A text of any length has one vector: the mean of the vectors of those pieces that fit the model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import numpy as np
 
 from inference.errors import BadRequest, BadVectors, InferenceError
-from inference.protocol import EmbeddingModel, InputType
-from inference.vectors import faulty_rows
+from inference.protocol import EmbeddingModel, InputType, invalid_rows
 from tasks.chunking import Chunker, Span
+from vestry.bisection import bisect_failures
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
-
-    from inference.protocol import Vectors
 
 
 @dataclass(slots=True, eq=False)
 class PendingVector:
-    """One text's vector, or why there is none.
+    """One text's vector, or the reason for its absence.
 
-    With neither vector nor error, all jobs that wanted it were abandoned.
+    With neither vector nor error, all jobs that requested it were cancelled.
     """
 
     text: str = field(repr=False)
@@ -39,99 +39,93 @@ class EmbeddingBatch:
     """Collects texts of many jobs, then embeds them together."""
 
     def __init__(self) -> None:
-        self._wanted: dict[tuple[InputType, str], PendingVector] = {}
+        self._requested: dict[tuple[InputType, str], PendingVector] = {}
         self.backend_error: InferenceError | None = None
-        """The last error that says something of the backend rather than of a text."""
+        """The last error that is about the backend rather than about a text."""
 
     def request(self, job_id: UUID, text: str, tokens: int, input: InputType) -> PendingVector:  # noqa: A002
-        """Ask for a text's vector; the same text asked for twice is embedded once."""
-        wanted = self._wanted.setdefault((input, text), PendingVector(text, tokens))
-        wanted.jobs.add(job_id)
-        return wanted
+        """Request a text's vector; equal texts share one."""
+        pending = self._requested.setdefault((input, text), PendingVector(text, tokens))
+        pending.jobs.add(job_id)
+        return pending
 
     def embed(
-        self, backend: EmbeddingModel, abandoned: Callable[[UUID], bool], *, urgent: bool
+        self, backend: EmbeddingModel, is_cancelled: Callable[[UUID], bool], *, urgent: bool
     ) -> None:
-        """Fill in every vector or error. Raises only what is outside the errors' family.
+        """Fill in every vector or error. Raises only errors other than `InferenceError`.
 
         Args:
-            backend: whose space the vectors are of.
-            abandoned: asked for each job before each call; a text that no job wants any more is
-                left out.
+            backend: the vectors are of its space.
+            is_cancelled: called for each job before each call of the backend; a text is left out
+                once all jobs that requested it are cancelled.
             urgent: as in `EmbeddingModel.embed`.
         """
         inputs: tuple[InputType, InputType] = ("query", "document")
         for kind in inputs:
-            texts = [wanted for (way, _), wanted in self._wanted.items() if way == kind]
-            for call in _calls(texts, backend.call_tokens):
-                gone = {job for wanted in call for job in wanted.jobs if abandoned(job)}
-                alive = [wanted for wanted in call if not wanted.jobs <= gone]
-                self._fill(backend, alive, kind, urgent=urgent)
+            texts = [pending for (input_, _), pending in self._requested.items() if input_ == kind]
 
-    def _fill(
+            def call(part: Sequence[PendingVector], kind: InputType = kind) -> None:
+                self._embed_part(backend, part, kind, urgent=urgent)
+
+            for part in _by_tokens(texts, backend.call_tokens):
+                cancelled = {job for text in part for job in text.jobs if is_cancelled(job)}
+                remaining = [text for text in part if not text.jobs <= cancelled]
+                if remaining:
+                    for failed, error in bisect_failures(remaining, call, (InferenceError,)):
+                        if error is not None:
+                            failed[0].error = error
+
+    def _embed_part(
         self,
         backend: EmbeddingModel,
-        texts: list[PendingVector],
+        texts: Sequence[PendingVector],
         input: InputType,  # noqa: A002
         *,
         urgent: bool,
     ) -> None:
-        """Embed; on a fault of single texts, without them or half by half until they are found."""
-        if not texts:
+        """Embed texts; those that the backend names as faulty get its error, the others a vector.
+
+        Raises:
+            InferenceError: some text is at fault, and the backend does not say which.
+        """
+        while texts:
+            try:
+                vectors = backend.embed([text.text for text in texts], input, urgent=urgent)
+                invalid = set(invalid_rows(vectors, len(texts), backend.space.dimension))
+            except InferenceError as error:
+                if not error.per_text:
+                    self.backend_error = error
+                elif not error.indices:
+                    raise
+                faulty = set(error.indices) if error.per_text else set(range(len(texts)))
+                for index in faulty:
+                    texts[index].error = error
+                texts = [text for index, text in enumerate(texts) if index not in faulty]
+                continue
+            for index, text in enumerate(texts):
+                if index in invalid:
+                    text.error = BadVectors()
+                else:
+                    text.vector = vectors[index]
             return
-        try:
-            vectors = backend.embed([wanted.text for wanted in texts], input, urgent=urgent)
-            faulty = set(faulty_rows(vectors, len(texts), backend.space.dimension))
-        except InferenceError as error:
-            if not error.per_text:
-                self.backend_error = error
-            if not error.per_text or len(texts) == 1:
-                for wanted in texts:
-                    wanted.error = error
-                return
-            blamed = set(error.indices)
-            for place in blamed:
-                texts[place].error = error
-            rest = [wanted for place, wanted in enumerate(texts) if place not in blamed]
-            parts = (rest,) if blamed else (rest[: len(rest) // 2], rest[len(rest) // 2 :])
-            for part in parts:
-                self._fill(backend, part, input, urgent=urgent)
-            return
-        _take(texts, vectors, faulty)
 
 
-def _calls(texts: Sequence[PendingVector], budget: int) -> Iterator[list[PendingVector]]:
-    """Cut by tokens, texts of like length together: the backend pads a batch to its longest."""
-    call: list[PendingVector] = []
+def _by_tokens(texts: Sequence[PendingVector], budget: int) -> Iterator[list[PendingVector]]:
+    """Parts of at most `budget` tokens, of texts of similar length: a backend pads to the longest."""
+    part: list[PendingVector] = []
     tokens = 0
-    for wanted in sorted(texts, key=lambda wanted: wanted.tokens, reverse=True):
-        if call and tokens + wanted.tokens > budget:
-            yield call
-            call, tokens = [], 0
-        call.append(wanted)
-        tokens += wanted.tokens
-    if call:
-        yield call
-
-
-def _take(texts: Sequence[PendingVector], vectors: Vectors, faulty: set[int]) -> None:
-    for place, wanted in enumerate(texts):
-        if place in faulty:
-            wanted.error = BadVectors()
-        else:
-            wanted.vector = vectors[place]
-
-
-# Texts of any length as one vector each: the mean of the pieces that fit the model.
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-_DOCUMENT: Final = "document"
+    for text in sorted(texts, key=lambda text: text.tokens, reverse=True):
+        if part and tokens + text.tokens > budget:
+            yield part
+            part, tokens = [], 0
+        part.append(text)
+        tokens += text.tokens
+    if part:
+        yield part
 
 
 class LongTextEmbedder:
-    """Asks a pool for the vectors of whole texts; each distinct text is cut once. For one batch.
+    """Requests the vectors of whole texts; each distinct text is chunked once. For one batch.
 
     Args:
         chunker: of the model.
@@ -142,10 +136,10 @@ class LongTextEmbedder:
         self._spans: dict[str, list[Span]] = {}
 
     def request(self, pool: EmbeddingBatch, job_id: UUID, text: str) -> list[PendingVector]:
-        """Ask for the vectors of a text's pieces.
+        """Request the vectors of a text's pieces.
 
         Raises:
-            InferenceError: it cannot be cut.
+            InferenceError: it cannot be chunked.
         """
         spans = self._spans.get(text)
         if spans is None:
@@ -153,31 +147,31 @@ class LongTextEmbedder:
             self._spans[text] = spans
         if not spans:
             raise BadRequest("a text is only white space")
-        return [pool.request(job_id, span.text, span.tokens, _DOCUMENT) for span in spans]
+        return [pool.request(job_id, span.text, span.tokens, "document") for span in spans]
 
 
 class Chunkers:
-    """A chunker for each model, made when it is first wanted."""
+    """The chunker of each model, made at first use."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Chunker] = {}
+        self._chunkers: dict[str, Chunker] = {}
 
     def of(self, model: EmbeddingModel) -> Chunker:
-        """The model's."""
+        """The chunker of a model."""
         name = model.space.name
-        made = self._made.get(name)
-        if made is None:
-            made = self._made[name] = Chunker(model)
-        return made
+        chunker = self._chunkers.get(name)
+        if chunker is None:
+            chunker = self._chunkers[name] = Chunker(model)
+        return chunker
 
 
 def error_of(pieces: Sequence[PendingVector]) -> InferenceError | None:
-    """The first piece's error, if any has one."""
+    """The error of the first piece that has one."""
     return next((piece.error for piece in pieces if piece.error is not None), None)
 
 
 def vector_of(pieces: Sequence[PendingVector]) -> NDArray[np.float64] | None:
-    """A text's vector, of length 1; None where the jobs that wanted it were abandoned."""
+    """A text's vector, of length 1; None if all jobs that requested it were cancelled."""
     vectors = [piece.vector for piece in pieces if piece.vector is not None]
     if len(vectors) < len(pieces):
         return None
@@ -188,5 +182,5 @@ def vector_of(pieces: Sequence[PendingVector]) -> NDArray[np.float64] | None:
 
 
 def tokens_of(pieces: Sequence[PendingVector]) -> int:
-    """What a text takes."""
+    """Tokens of a text, over its pieces."""
     return sum(piece.tokens for piece in pieces)

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from tests import faulty_echo
 from tests.homes import temporary_home
 from vestry.jobs.base import Prepared
 from vestry.lanes import Pool
 from workers.stack.background import BackgroundStack, start_background
 
 SETTINGS = {
-    "VESTRY_EMBEDDING_BACKEND": "echo",
+    "VESTRY_EMBEDDING_BACKEND": faulty_echo.RUNTIME,
     "VESTRY_LEASE_S": "3",
     "VESTRY_HEARTBEAT_S": "0.5",
     "VESTRY_BACKOFF_CAP_S": "0.2",

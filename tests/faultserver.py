@@ -1,16 +1,16 @@
-"""A server that misbehaves on request, in front of a real one, and remembers all that it was offered.
+"""A proxy in front of a real server that injects faults on request and records all requests.
 
     with FaultServer(llama.url, upstream_key=llama.key, key="sesame") as cloud:
-        …                                     # clients at cloud.url, with the key, are served
-        cloud.fault = rate_limited("7")       # from now on
-        cloud.next(status(500), cut(2))       # the next two requests, before what is set above
-        cloud.fault = None                    # all is well again
+        …                                     # serves clients at cloud.url with the key
+        cloud.fault = rate_limited("7")       # for all requests from now on
+        cloud.next(status(500), cut(2))       # for the next two requests, before `fault`
+        cloud.fault = None                    # no fault
         cloud.stop_listening()                # connections are refused, until .listen()
         assert not cloud.was_offered("text")
         [offer.at for offer in cloud.offers]
 
-Without an upstream it gives a canned answer in OpenAI's or Anthropic's protocol, and is a fake then.
-A fault knows no protocol: it works on the lines of whatever the real server answers.
+Without an upstream it is a fake with a canned answer in OpenAI's or Anthropic's protocol. A fault is
+independent of the protocol: it changes the lines of the real server's response.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-PATIENCE_S = 60.0
-"""Longest that the upstream may take, and that a hanging request is held."""
+TIMEOUT_S = 60.0
+"""Longest response of the upstream, and longest hanging request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One request, as it arrived.
+    """One recorded request.
 
     Attributes:
-        at: when, in seconds of `time.monotonic()`.
-        path: that was asked for.
-        body: all of it.
-        fault: name of the fault it met; None where it was served.
+        at: time of arrival, in seconds of `time.monotonic()`.
+        path: of the request.
+        body: the whole body.
+        fault: name of its fault; None if it was served.
         headers: by lower-case name.
     """
 
@@ -62,18 +62,18 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What goes back: lines are sent as they come, each as a chunk of its own."""
+    """A response; each line is sent as one chunk when it is produced."""
 
     status: int
     headers: dict[str, str]
     lines: Iterable[bytes]
     cut: bool = False
-    """Drop the connection after the last line instead of ending the answer in order."""
+    """Close the connection after the last line, without the end of the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is done instead of, or to, the real server's reply."""
+    """Replaces or changes the real server's response."""
 
     name: str
     reply: Callable[[Callable[[], Reply], threading.Event], Reply]
@@ -81,14 +81,14 @@ class Fault:
 
 def status(code: int, body: object = None, **headers: str) -> Fault:
     """An error of this status; headers with underscores for hyphens."""
-    text = json.dumps(body if body is not None else {"error": {"message": "a fault was asked for"}})
-    told = {"content-type": "application/json"}
-    told |= {name.replace("_", "-"): value for name, value in headers.items()}
-    return Fault(f"status {code}", lambda _real, _gone: Reply(code, told, [text.encode()]))
+    text = json.dumps(body if body is not None else {"error": {"message": "an injected fault"}})
+    fields = {"content-type": "application/json"}
+    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+    return Fault(f"status {code}", lambda _real, _closed: Reply(code, fields, [text.encode()]))
 
 
 def rate_limited(retry_after: str | float | None = None) -> Fault:
-    """429, with Retry-After as given: text as it is, a number as that many seconds."""
+    """429, with a Retry-After of this text or number of seconds."""
     return status(429, **({} if retry_after is None else {"retry_after": str(retry_after)}))
 
 
@@ -98,52 +98,56 @@ def until(seconds: float) -> str:
 
 
 def redirect(url: str) -> Fault:
-    """Send the caller elsewhere."""
+    """Redirect to a URL."""
     return status(307, location=url)
 
 
 def hang() -> Fault:
-    """Read the request and say nothing, until the caller has gone."""
+    """Read the request and never respond."""
 
-    def reply(_real: Callable[[], Reply], gone: threading.Event) -> Reply:
-        gone.wait(PATIENCE_S)
+    def reply(_real: Callable[[], Reply], closed: threading.Event) -> Reply:
+        closed.wait(TIMEOUT_S)
         return Reply(504, {}, [], cut=True)
 
     return Fault("hang", reply)
 
 
 def cut(after: int = 2) -> Fault:
-    """Drop the connection after so many lines of the answer."""
-    return Fault("cut", lambda real, _gone: _with_lines(real(), lambda ls: _first(ls, after), True))
+    """Close the connection after so many lines of the response."""
+    return Fault(
+        "cut", lambda real, _closed: _with_lines(real(), lambda ls: _first(ls, after), True)
+    )
 
 
 def end_early(after: int = 2) -> Fault:
-    """End the answer, in good order, after so many lines."""
-    return Fault("end early", lambda real, _gone: _with_lines(real(), lambda ls: _first(ls, after)))
+    """End the response regularly after so many lines."""
+    return Fault(
+        "end early", lambda real, _closed: _with_lines(real(), lambda ls: _first(ls, after))
+    )
 
 
 def empty() -> Fault:
-    """200, and nothing."""
+    """200 with an empty body."""
     return end_early(0)
 
 
 def malformed() -> Fault:
-    """Every line that is worth breaking has its second half missing."""
+    """Remove the second half of every line with JSON."""
 
     def broken(lines: Iterable[bytes]) -> Iterator[bytes]:
         for line in lines:
             yield line[: len(line) // 2] + b"\n" if b"{" in line else line
 
-    return Fault("malformed", lambda real, _gone: _with_lines(real(), broken))
+    return Fault("malformed", lambda real, _closed: _with_lines(real(), broken))
 
 
 def rewrite(old: bytes, new: bytes) -> Fault:
-    """Say something else: for a model's refusal, or another reason for which it stopped."""
+    """Replace a text in the response, for example for a model's refusal."""
 
     def rewritten(lines: Iterable[bytes]) -> Iterator[bytes]:
         return (line.replace(old, new) for line in lines)
 
-    return Fault("rewrite", lambda real, _gone: _with_lines(real(), rewritten))
+    return Fault("rewrite", lambda real, _closed: _with_lines(real(), rewritten))
 
 
 def slow(seconds: float) -> Fault:
@@ -154,16 +158,16 @@ def slow(seconds: float) -> Fault:
             time.sleep(seconds)
             yield line
 
-    return Fault("slow", lambda real, _gone: _with_lines(real(), delayed))
+    return Fault("slow", lambda real, _closed: _with_lines(real(), delayed))
 
 
 class FaultServer:
-    """See this module's text.
+    """See the module's docstring.
 
     Args:
         upstream: base URL of the real server; None for canned answers.
         upstream_key: its key, sent in place of the caller's.
-        key: that callers must send; None lets everybody in.
+        key: key that callers must send; None for no check.
     """
 
     def __init__(
@@ -180,7 +184,7 @@ class FaultServer:
         self._upstream_key = upstream_key
         self._next: deque[Fault | None] = deque()
         self._lock = threading.Lock()
-        self._gone = threading.Event()
+        self._closed = threading.Event()
         self._port = 0
         self._server: ThreadingHTTPServer | None = None
 
@@ -195,29 +199,29 @@ class FaultServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
         self._server.daemon_threads = True
         self._port = self._server.server_address[1]
-        self._gone.clear()
+        self._closed.clear()
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop_listening(self) -> None:
-        """Refuse connections, and let go of whoever hangs."""
-        self._gone.set()
+        """Refuse connections, and end hanging requests."""
+        self._closed.set()
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def next(self, *faults: Fault | None) -> None:
-        """What the next requests meet, one each; None serves one."""
+        """Faults of the next requests, one each; None for no fault."""
         with self._lock:
             self._next.extend(faults)
 
     def was_offered(self, text: str) -> bool:
-        """Whether any request held this text, as it is or as JSON writes it."""
+        """Whether any request contained this text, plain or escaped as in JSON."""
         forms = {text.encode(), json.dumps(text)[1:-1].encode()}
         return any(form in offer.body for offer in list(self.offers) for form in forms)
 
     def calls(self, path: str = "/") -> list[Offer]:
-        """The requests with a body whose path ends so: not the questions of `probe`."""
+        """The requests with a body, without those of `probe`, whose path ends with `path`."""
         return [
             o for o in list(self.offers) if o.body and o.path.rstrip("/").endswith(path.rstrip("/"))
         ]
@@ -234,36 +238,36 @@ class FaultServer:
             fault = self._next.popleft() if self._next else self.fault
             name = fault.name if fault else None
             self.offers.append(Offer(time.monotonic(), path, body, name, headers))
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
-        if self.key is not None and given != self.key:
-            return status(401).reply(lambda: Reply(401, {}, []), self._gone)
+        key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        if self.key is not None and key != self.key:
+            return status(401).reply(lambda: Reply(401, {}, []), self._closed)
 
         def real() -> Reply:
             if self._upstream is None:
                 return _canned(path)
             return self._forward(path, method, headers, body)
 
-        return fault.reply(real, self._gone) if fault else real()
+        return fault.reply(real, self._closed) if fault else real()
 
     def _forward(self, path: str, method: str, headers: dict[str, str], body: bytes) -> Reply:
         assert self._upstream is not None
         connection = http.client.HTTPConnection(
-            self._upstream.hostname or "", self._upstream.port, timeout=PATIENCE_S
+            self._upstream.hostname or "", self._upstream.port, timeout=TIMEOUT_S
         )
-        passed = {name: headers[name] for name in ("content-type", "accept") if name in headers}
+        fields = {name: headers[name] for name in ("content-type", "accept") if name in headers}
         if self._upstream_key is not None:
-            passed["authorization"] = f"Bearer {self._upstream_key}"
-        connection.request(method, path, body or None, passed)
+            fields["authorization"] = f"Bearer {self._upstream_key}"
+        connection.request(method, path, body or None, fields)
         response = connection.getresponse()
 
         def lines() -> Iterator[bytes]:
             try:
                 yield from response
-            finally:  # the caller has gone, or all was read: the real server is not kept at it
+            finally:  # also when the caller has closed its connection: the real server stops then
                 connection.close()
 
-        kept = {"content-type": response.headers.get("content-type", "text/plain")}
-        return Reply(response.status, kept, lines())
+        fields = {"content-type": response.headers.get("content-type", "text/plain")}
+        return Reply(response.status, fields, lines())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -279,7 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         try:
             self._send(reply, lines)
-        except OSError:  # the caller has gone
+        except OSError:  # the caller has closed the connection
             pass
         finally:
             getattr(lines, "close", lambda: None)()
@@ -300,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: object) -> None:
-        """Tests have enough to read."""
+        """No log."""
 
 
 def _with_lines(
@@ -310,7 +314,7 @@ def _with_lines(
 
 
 def _first(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
-    """The first lines that say something."""
+    """The first non-empty lines."""
     for line in lines:
         if line.strip():
             if not count:

@@ -1,6 +1,6 @@
-"""Files that are made to hurt a reader, and odd ones that are to be read all the same.
+"""Hostile files for OCR, and unusual files that must be readable.
 
-Every one that can hold text holds MARK, which no error may repeat.
+Each file that can contain text contains MARK, which no error may repeat.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def drawn_line() -> Image.Image:
-    """The page of the odd images."""
+    """The page in the unusual images."""
     return drawn(LINE, size=(1200, 400))
 
 
 def hostile() -> Iterator[tuple[str, bytes]]:
-    """Name and content of files of which nothing can be read."""
+    """Name and content of files that cannot be read."""
     yield from _impostors()
     yield from _cut_off()
     yield from _bad_png()

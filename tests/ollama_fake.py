@@ -1,8 +1,7 @@
-"""A fake Ollama: its protocol, in front of a real llama.cpp server that does the writing.
+"""A fake Ollama: its protocol in front of a real llama.cpp server, which generates.
 
-It has the models that it is given. Texts are embedded as the echo backend does, and are too long from
-so many words on. A pull adds a model. It says of some models that they run elsewhere, as the real one
-does of its cloud's.
+Texts are embedded by the echo backend, and are too long beyond `TOO_MANY_WORDS`. A pull adds a model.
+Some models may be declared remote, as those of Ollama's cloud are.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ Answer = tuple[int, Iterator[dict[str, Any]]]
 
 
 class FakeOllama:
-    """See this module's text.
+    """See the module's docstring.
 
     Args:
-        llama: what writes; without one there is no chat.
-        models: that it has, tags included; with what /api/show adds for each.
+        llama: generates; None for no chat.
+        models: its models, tags included, with the fields that /api/show adds.
     """
 
     def __init__(self, llama: Llama | None, models: Mapping[str, Mapping[str, Any]]) -> None:
         self.models = dict(models)
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, dict[str, Any]]] = []
         self._llama = llama
         self._echo = EchoModel(f"echo-{DIMENSION}")
 
@@ -56,12 +55,12 @@ class FakeOllama:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def bodies(self, path: str) -> list[dict[str, Any]]:
-        """What it was asked at a path."""
-        return [body for asked, body in list(self.asked) if asked == path]
+        """The bodies of the requests to a path."""
+        return [body for requested, body in list(self.requests) if requested == path]
 
     def answer(self, path: str, body: dict[str, Any]) -> Answer:
-        """Status, and the JSON documents of an answer."""
-        self.asked.append((path, body))
+        """Status and JSON documents of a response."""
+        self.requests.append((path, body))
         name = str(body.get("model", ""))
         tagged = (name, f"{name}:latest")
         model = next((self.models[name] for name in tagged if name in self.models), None)
@@ -108,20 +107,20 @@ class FakeOllama:
             return _one({**common, "message": message, "done": True, "done_reason": "load"})
         assert self._llama is not None
         options = body.get("options", {})
-        asked = {
+        request = {
             "model": "any", "messages": body["messages"], "stream": True,
             "stream_options": {"include_usage": True}, "max_tokens": options.get("num_predict"),
             **{n: options[n] for n in ("temperature", "top_k", "seed", "stop") if n in options},
         }  # fmt: skip
         if body.get("format"):
             schema = {"name": "answer", "schema": body["format"]}
-            asked["response_format"] = {"type": "json_schema", "json_schema": schema}
+            request["response_format"] = {"type": "json_schema", "json_schema": schema}
         at = urlsplit(self._llama.url)
         connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=60)
         headers = {"authorization": f"Bearer {self._llama.key}", "content-type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", json.dumps(asked), headers)
+        connection.request("POST", "/v1/chat/completions", json.dumps(request), headers)
         response = connection.getresponse()
-        if response.status != 200:  # as 0.34 and later do: llama.cpp's own error, as text
+        if response.status != 200:  # as since 0.34: llama.cpp's own error, as text
             return _one({"error": json.dumps(json.loads(response.read()))}, response.status)
         return 200, _as_ollama(response, common)
 
@@ -164,10 +163,10 @@ class _Handler(BaseHTTPRequestHandler):
             for document in documents:
                 self.wfile.write(json.dumps(document).encode() + b"\n")
                 self.wfile.flush()
-        except OSError:  # the caller has gone
+        except OSError:  # the caller has closed the connection
             pass
 
     do_GET = do_POST = _serve  # noqa: N815 - as the base class has them
 
     def log_message(self, *_: object) -> None:
-        """Tests have enough to read."""
+        """No log."""

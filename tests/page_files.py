@@ -1,4 +1,4 @@
-"""Files with pages, made from nothing: PDFs written by hand, and images of text to put into them."""
+"""PDF and image files for OCR tests, written from scratch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 A4 = (595, 842)
 PAD = bytes.fromhex("28BF4E5E4E758A4164004E56FFFA01082E2E00B6D0683E802F0CA9FE6453697A")
-"""What PDF fills passwords up with."""
+"""PDF's padding of passwords."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page of a PDF: its content stream, and the objects that its resources name."""
+    """A page of a PDF: its content stream and resources."""
 
     content: bytes
     image: bytes | None = None
@@ -29,7 +29,7 @@ class Page:
 
 
 def text_page(*lines: str, rotate: int = 0, invisible: bool = False, size: int = 12) -> Page:
-    """A born-digital page."""
+    """A page with a text layer and no image."""
     return Page(_text(lines, invisible=invisible, size=size), rotate=rotate)
 
 
@@ -40,7 +40,7 @@ def scanned_page(
     invisible: Sequence[str] = (),
     dpi: int = 150,
 ) -> Page:
-    """An image over the whole page; with a visible stamp, or invisible text of another's guess."""
+    """An image over the whole page, with a visible stamp or invisible text of an OCR program."""
     data = io.BytesIO()
     image.convert("L").save(data, "JPEG", quality=85)
     width, height = (round(side * 72 / dpi) for side in image.size)
@@ -59,8 +59,8 @@ def _text(lines: Sequence[str], *, invisible: bool = False, size: int = 12) -> b
 
 
 def pdf(*pages: Page, encrypted_with: bytes | None = None) -> bytes:
-    """A whole file, with its cross-reference table."""
-    objects: list[bytes] = [b"", b""]  # the catalog and the page tree, when all is known
+    """A complete file, with its cross-reference table."""
+    objects: list[bytes] = [b"", b""]  # the catalog and the page tree, filled in at the end
     kids = []
     for page in pages:
         resources = b"/Font << /F0 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica "
@@ -90,7 +90,7 @@ def pdf(*pages: Page, encrypted_with: bytes | None = None) -> bytes:
 
 
 def assemble(objects: Sequence[bytes], trailer: bytes = b"/Root 1 0 R") -> bytes:
-    """Numbered objects with a table of where they are."""
+    """A file of numbered objects with a table of their offsets."""
     out = bytearray(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n")
     places = []
     for number, body in enumerate(objects, 1):
@@ -109,7 +109,7 @@ def _stream(head: bytes, data: bytes) -> bytes:
 
 
 def _encryption(password: bytes) -> bytes:
-    """The standard handler, revision 2: what it takes for a reader to ask for a password."""
+    """The standard security handler, revision 2: enough for a reader to require a password."""
     padded = (password + PAD)[:32]
     owner = _rc4(hashlib.md5(padded, usedforsecurity=False).digest()[:5], padded)
     permissions = -4
@@ -138,7 +138,7 @@ def _rc4(key: bytes, data: bytes) -> bytes:
 
 
 def drawn(*lines: str, size: tuple[int, int] = (1240, 1754), height: int = 36) -> Image.Image:
-    """Lines of text as a scan at 150 dpi has them."""
+    """Lines of text as in a scan at 150 dpi."""
     image = Image.new("L", size, 255)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(height)
     for number, line in enumerate(lines):
@@ -147,14 +147,14 @@ def drawn(*lines: str, size: tuple[int, int] = (1240, 1754), height: int = 36) -
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    """An image as a file."""
+    """The content of an image file."""
     data = io.BytesIO()
     image.save(data, kind, **options)
     return data.getvalue()
 
 
 def accuracy(read: str, gold: str) -> float:
-    """Share of characters that are right, white space counted as one: 1 less the edit distance."""
+    """1 minus the edit distance as a share of the characters, with white space collapsed."""
     read, gold = " ".join(read.split()), " ".join(gold.split())
     row = list(range(len(gold) + 1))
     for i, one in enumerate(read, 1):

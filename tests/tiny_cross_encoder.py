@@ -1,4 +1,4 @@
-"""A cross-encoder with random weights: real code all the way, no download, no sense in its scores."""
+"""A small cross-encoder with random weights: no download, meaningless scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MAX_TOKENS = 64
 def make(path: Path, *, outputs: int = 1) -> Path:
     """Write a model of 64 tokens and `outputs` outputs into a new directory.
 
-    It reads with the packaged embedding model's tokenizer. Its weights are wide enough for scores to
-    differ with the text.
+    It has the packaged embedding model's tokenizer. The range of its weights is wide enough for scores
+    to depend on the text.
     """
     stay_offline()
     import torch  # noqa: PLC0415 - after the environment

@@ -63,7 +63,10 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(60.0, gt=0)
     """How long a runnable job may wait beside an idle worker before the watchdog ends the process."""
 
-    embedding_backend: Literal["sentence-transformers", "echo"] = "sentence-transformers"
+    embedding_backend: str = Field(
+        "sentence-transformers", pattern=r"^(sentence-transformers|echo|\w+(\.\w+)+)$"
+    )
+    """`echo`, or a runtime module that takes its place, is for tests and benchmarks."""
     embedding_model: str = ""
     device: str = "auto"
 

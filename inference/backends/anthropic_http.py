@@ -1,9 +1,9 @@
-"""Anthropic's Messages API. It writes; it neither embeds nor reranks.
+"""Anthropic's Messages API: generation, neither embedding nor reranking.
 
-Options of the backend, or of one of its models over those:
+Options of the backend, overridden by those of a model:
 
-* `schema`: `native` (default) has the API hold the answer to a JSON schema; `instruct` puts it into
-  the system prompt, for models and servers that know nothing else.
+* `schema`: with `native` (default) the API enforces a JSON schema; `instruct` puts it into the system
+  prompt, for models and servers without that feature.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _REASONS: Final[Mapping[str, FinishReason]] = {
     "refusal": "refusal",
 }
 _NO_KEY: Final = "none"
-"""Sent where a server wants no key: given nothing, the SDK would look for one in many places."""
+"""Sent if no key is configured: without one, the SDK would search several places for a key."""
 _INSTRUCTION: Final = (
     "Answer with one JSON document that is valid under this JSON schema, and with nothing else:\n"
 )
@@ -69,11 +69,11 @@ class AnthropicBackend:
         )
 
     def load(self, model: ModelEntry) -> AnthropicModel:
-        """See `Backend.load`; the server is not asked."""
+        """See `Backend.load`; no request is made."""
         return AnthropicModel(self._client, self._config, model)
 
     def probe(self) -> BackendProbe:
-        """Ask for the list of models, which costs nothing."""
+        """Request the list of models, which is free of charge."""
         try:
             listed = self._client.models.list(limit=1000, timeout=PROBE_S)
             models = frozenset(model.id for model in listed.data)
@@ -82,7 +82,7 @@ class AnthropicBackend:
         except (anthropic.APIConnectionError, httpx2.HTTPError):
             return unreachable()
         except (anthropic.AnthropicError, *MALFORMED):
-            return unreachable(sense=False)
+            return unreachable(malformed=True)
         return BackendProbe(reachable=True, models=models, detail=f"{len(models)} models")
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class AnthropicBackend:
 class AnthropicModel:
     """One model. See `inference.protocol.GenerationModel`.
 
-    The API has no parameters for sampling any more, so none of them is sent.
+    The API no longer has sampling parameters, so none is sent.
     """
 
     def __init__(
@@ -110,38 +110,38 @@ class AnthropicModel:
         """See `GenerationModel.generate`. Closing the stream ends the server's work."""
         raise_if_cancelled(cancelled)
         prompt = self._prompt(request)
-        answer = _Answer()
+        answer = _PartialAnswer()
         self._config.acquire_permit()
         try:
             with self._client.messages.create(
                 **prompt, **self._limits(request), stream=True
             ) as stream:
                 for event in stream_until(stream, cancelled, self._config.timeout_s):
-                    answer.take(event)
+                    answer.add(event)
         except (anthropic.APITimeoutError, httpx2.TimeoutException):
             raise BackendUnavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
         except anthropic.APIConnectionError as error:
-            if not_sent := send_refused_reason(error):
-                raise not_sent from None
+            if refusal := send_refused_reason(error):
+                raise refusal from None
             raise BackendUnavailable(f"backend {self._config.name} cannot be reached") from None
         except anthropic.APIError as error:
             raise self._mapped(error, prompt) from None
-        # Inside a stream the SDK lets its HTTP library's own errors through.
+        # Inside a stream the SDK does not map its HTTP library's errors.
         except (anthropic.AnthropicError, httpx2.HTTPError, *MALFORMED):
-            raise BadAnswer("the answer broke off, or makes no sense") from None
+            raise BadAnswer("the answer broke off, or is malformed") from None
         reason = answer.reason if answer.ended else None
         return finish_response(
             request, answer.text, reason, answer.input_tokens, answer.output_tokens
         )
 
     def warm_up(self) -> None:
-        """Have a server of one's own load the model; Anthropic's are warm, and calls cost money."""
+        """Have a local server load the model; Anthropic's are loaded, and calls cost money."""
         if self._config.locality == "local":
-            with suppress(BadAnswer):  # a single token may be half a character, and that is nothing
+            with suppress(BadAnswer):  # a single token may be half a character: an empty answer
                 self.generate(GenerationRequest([Message("user", "Hello")], max_tokens=1))
 
     def _prompt(self, request: GenerationRequest) -> dict[str, Any]:
-        """What the model reads; also what its tokens are counted of."""
+        """The parts of a request that the model reads, and that count as its input tokens."""
         system = [m.content for m in request.messages if m.role == "system"]
         if request.schema is not None and not self._native:
             system.append(_INSTRUCTION + json.dumps(request.schema, ensure_ascii=False))
@@ -158,7 +158,7 @@ class AnthropicModel:
         return prompt
 
     def _limits(self, request: GenerationRequest) -> dict[str, Any]:
-        """What the answer is held to."""
+        """The parts of a request that limit the answer."""
         limits: dict[str, Any] = {"max_tokens": request.max_tokens}
         if request.stop:
             limits["stop_sequences"] = list(request.stop)
@@ -166,9 +166,7 @@ class AnthropicModel:
             try:
                 schema = anthropic.transform_schema(dict(request.schema))
             except MALFORMED:
-                raise BadRequest(
-                    "the schema has parts that this backend cannot be held to"
-                ) from None
+                raise BadRequest("the schema has parts that this backend cannot enforce") from None
             limits["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
         return limits
 
@@ -179,27 +177,27 @@ class AnthropicModel:
     def _mapped(self, error: anthropic.APIError, prompt: Mapping[str, Any]) -> InferenceError:
         if not isinstance(error, anthropic.APIStatusError):
             return BadAnswer()
-        told = error_codes(error.body)
-        # An error inside a stream comes with the stream's own status.
+        codes = error_codes(error.body)
+        # An error inside a stream has the stream's own status.
         status = error.status_code if error.status_code >= 300 else None  # noqa: PLR2004
-        found = error_for_status(status, told, error.response.headers, self._entry)
-        if type(found) is BadRequest and self._is_too_long(prompt):
+        mapped = error_for_status(status, codes, error.response.headers, self._entry)
+        if type(mapped) is BadRequest and self._is_too_long(prompt):
             return TooLong()
-        return found
+        return mapped
 
     def _is_too_long(self, prompt: Mapping[str, Any]) -> bool:
-        """Whether a refused prompt exceeds the context: the API has no code for that, but it counts."""
+        """Whether a refused prompt exceeds the context: counted, since the API has no code for that."""
         if self._entry.context is None:
             return False
         try:
-            counted = self._client.messages.count_tokens(**prompt).input_tokens
+            tokens = self._client.messages.count_tokens(**prompt).input_tokens
         except (anthropic.AnthropicError, httpx2.HTTPError, *MALFORMED):
             return False
-        return counted > self._entry.context
+        return tokens > self._entry.context
 
 
-class _Answer:
-    """An answer as far as its events have arrived."""
+class _PartialAnswer:
+    """The part of an answer that has arrived."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -212,10 +210,10 @@ class _Answer:
     def text(self) -> str:
         return "".join(self._parts)
 
-    def take(self, event: anthropic.types.RawMessageStreamEvent) -> None:
+    def add(self, event: anthropic.types.RawMessageStreamEvent) -> None:
         if event.type == "message_start":
             usage = event.message.usage
-            # What a cache held is reported apart, and was read all the same.
+            # Cached tokens are reported separately; they are input tokens too.
             cached = (usage.cache_creation_input_tokens, usage.cache_read_input_tokens)
             self.input_tokens = usage.input_tokens + sum(count or 0 for count in cached)
         elif event.type == "content_block_delta" and event.delta.type == "text_delta":

@@ -1,4 +1,4 @@
-"""Reranking with a sentence-transformers cross-encoder: it reads query and passage together.
+"""Reranking by a sentence-transformers cross-encoder, which reads query and passage together.
 
 Importing this module does not import torch; loading a model does.
 """
@@ -16,14 +16,13 @@ from inference.backends.sentence_transformers_local import (
     GPU_BATCH_TOKENS,
     choose_device,
 )
-from inference.catalogue.schema import ModelEntry
-from inference.device.batching import DeviceBatches
-from inference.device.device_thread import device_thread
+from inference.catalogue.schema import Locality, ModelEntry
+from inference.device.batching import DeviceBatches, device_thread
 from inference.device.model_files import ModelFiles, locate, stay_offline
 from inference.device.threads import set_threads
 from inference.device.tokenizer import ModelTokenizer, break_long_words
 from inference.errors import BadAnswer, ModelMissing, TooLong
-from inference.protocol import BackendConfig, BackendProbe, Locality
+from inference.protocol import BackendConfig, BackendProbe
 
 _QUIET: Final = ("sentence_transformers", "transformers", "huggingface_hub")
 
@@ -39,11 +38,11 @@ class CrossEncoderBackend:
     def load(self, model: ModelEntry) -> CrossEncoderModel:
         """A model by its directory: `path` of its own options, else of the backend's.
 
-        Without either, the name it is served as is looked up in the local cache of the hub.
+        Without either, its served name is searched in the local cache of the hub.
 
         Raises:
-            ModelMissing: it is not here, or no reranker.
-            DeviceMissing: no such device here.
+            ModelMissing: it is not on this machine, or no reranker.
+            DeviceMissing: the device is not on this machine.
         """
         path = model.options.get("path") or self._config.options.get("path") or model.served_name
         return CrossEncoderModel(
@@ -52,22 +51,22 @@ class CrossEncoderBackend:
 
     def probe(self) -> BackendProbe:
         """Whether its library is installed; loads nothing."""
-        there = find_spec("sentence_transformers") is not None
+        installed = find_spec("sentence_transformers") is not None
         return BackendProbe(
-            there, None, "installed" if there else "pip install sentence-transformers"
+            installed, None, "installed" if installed else "pip install sentence-transformers"
         )
 
     def close(self) -> None:
-        """Models go with the process."""
+        """Models are freed with the process."""
 
 
 def connect(config: BackendConfig) -> CrossEncoderBackend:
-    """The backend that a configuration describes."""
+    """The backend of a configuration."""
     return CrossEncoderBackend(config)
 
 
 class CrossEncoderModel:
-    """One cross-encoder with a single output, loaded. See `inference.protocol.RerankModel`."""
+    """A loaded cross-encoder with a single output. See `inference.protocol.RerankModel`."""
 
     def __init__(self, model: str, *, device: str = "auto", threads: int | None = None) -> None:
         """Load the model.
@@ -78,13 +77,13 @@ class CrossEncoderModel:
             threads: as `inference.device.threads.set_threads` takes it.
 
         Raises:
-            ModelMissing: no such model here, its files cannot be loaded, or it is no reranker.
-            DeviceMissing: no such device here.
+            ModelMissing: it is not on this machine, cannot be loaded, or is no reranker.
+            DeviceMissing: the device is not on this machine.
         """
         set_threads(threads)
         stay_offline()
         files = _located(model)
-        import torch  # noqa: PLC0415 - seconds; the dispatcher and the command line go without
+        import torch  # noqa: PLC0415 - takes seconds; the dispatcher and the command line do not need it
 
         set_threads(threads)
         self.device = choose_device(torch, device)
@@ -96,7 +95,7 @@ class CrossEncoderModel:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens in query and passage together; beyond it the model's own code would cut."""
+        """Most tokens in query and passage together; the model's own code would truncate more."""
         return int(self._model.max_seq_length or self._tokenizer.max_tokens)
 
     def rerank(
@@ -105,34 +104,34 @@ class CrossEncoderModel:
         """A score for each passage, on the model's own scale: logits, or 0 to 1.
 
         Raises:
-            TooLong: with the places of the passages that do not fit together with the query.
-            OutOfMemory: not even one passage at a time fits the device.
-            InferenceFailed: the model raised, also for one passage alone.
-            BadRequest: a text is no valid Unicode.
+            TooLong: with the indices of the passages that do not fit together with the query.
+            OutOfMemory: not even a single passage fits the device.
+            InferenceFailed: the model raised for a single passage.
+            BadRequest: a text is not valid Unicode.
             BadAnswer: a score is not finite.
-            Unavailable: the device is lost to this process.
+            BackendUnavailable: this process has lost the device.
         """
         longest = self._tokenizer.longest_word
         query = break_long_words(query, longest).text
         pairs = [(query, break_long_words(passage, longest).text) for passage in passages]
         tokens = self._tokenizer.count_pairs(pairs)
-        too_long = [place for place, count in enumerate(tokens) if count > self.max_tokens]
+        too_long = [index for index, count in enumerate(tokens) if count > self.max_tokens]
         if too_long:
             raise TooLong(
                 "a passage is longer, together with the query, than the model reads; "
-                "nothing was cut off",
+                "nothing was truncated",
                 indices=too_long,
             )
         scores = [0.0] * len(pairs)
 
-        def forward(places: list[int]) -> list[float]:
-            return self._run_model([pairs[place] for place in places])
+        def forward(indices: list[int]) -> list[float]:
+            return self._run_model([pairs[index] for index in indices])
 
-        for places, part in self._batches.run(tokens, forward, urgent=urgent):
+        for indices, part in self._batches.run(tokens, forward, urgent=urgent):
             if not all(map(math.isfinite, part)):
                 raise BadAnswer("the model's scores are not finite")
-            for place, score in zip(places, part, strict=True):
-                scores[place] = score
+            for index, score in zip(indices, part, strict=True):
+                scores[index] = score
         return scores
 
     def warm_up(self) -> None:
@@ -159,9 +158,9 @@ def _located(model: str) -> ModelFiles:
 
 
 def _load(files: ModelFiles, device: str, dtype: Any) -> Any:
-    # Their warnings name texts and lengths, and their bars write to stderr.
-    for noisy in _QUIET:
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Their warnings contain texts and lengths, and their progress bars write to stderr.
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
     from sentence_transformers import CrossEncoder  # noqa: PLC0415 - see __init__
     from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - see __init__
 
@@ -172,8 +171,8 @@ def _load(files: ModelFiles, device: str, dtype: Any) -> Any:
         )
     except Exception as error:
         raise ModelMissing(
-            f"reranking model {files.name!r} is there but cannot be loaded "
-            f"({type(error).__name__}): is its directory complete?"
+            f"reranking model {files.name!r} cannot be loaded ({type(error).__name__}); check that its "
+            "directory is complete"
         ) from error
     task = getattr(model[0], "transformer_task", None)
     if model.num_labels != 1 or task != "sequence-classification":

@@ -1,9 +1,9 @@
-"""Ollama's own API: chat, embeddings, the models it has, and pulling more.
+"""Ollama's own API: chat, embeddings, list of models, pulling models.
 
-Options of one of its models:
+Options of a model:
 
-* `keep_alive`: how long it stays loaded after a call, as Ollama takes it (`30m`; -1 for ever). By
-  default a resident model stays, another one for five minutes.
+* `keep_alive`: how long it stays loaded after a call, in Ollama's format (`30m`; -1 without limit). By
+  default a resident model stays loaded, others for five minutes.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ T = TypeVar("T")
 
 _REASONS: Final[Mapping[str, FinishReason]] = {"stop": "stop", "length": "length"}
 _INPUT_TOO_LONG: Final = "the input length exceeds the context length"
-"""All that Ollama says of it before 0.34: it has no error codes. Later ones pass llama.cpp's on."""
+"""Error message before Ollama 0.34, which has no error codes; later versions pass on llama.cpp's."""
 _REMOTE_NAME: Final = re.compile(r".*[-:]cloud")
 _REMOTE_FIELDS: Final = ("remote_host", "remote_model")
-_LOOK_AGAIN_S: Final = 60.0
-"""A name may come to mean another model."""
+_LOCALITY_TTL_S: Final = 60.0
+"""How long a check that a model is local is valid: its name may later denote another model."""
 _FIVE_MINUTES: Final = "5m"
-_FOR_EVER: Final = -1
+_NO_LIMIT: Final = -1
 
 
 def connect(config: BackendConfig) -> OllamaBackend:
@@ -64,7 +64,7 @@ def connect(config: BackendConfig) -> OllamaBackend:
 
 
 class OllamaBackend:
-    """One Ollama. See `inference.protocol.Backend`."""
+    """One Ollama server. See `inference.protocol.Backend`."""
 
     def __init__(self, config: BackendConfig) -> None:
         self.name = config.name
@@ -72,42 +72,42 @@ class OllamaBackend:
         self._config = config
         headers = {"Authorization": f"Bearer {config.key}"} if config.key else {}
         self._http = httpx_client(config, headers)
-        self._http.event_hooks = {**self._http.event_hooks, "response": [_refused]}
+        self._http.event_hooks = {**self._http.event_hooks, "response": [_raise_for_error]}
         self._client = _Client(self._http)
 
     def load(self, model: ModelEntry) -> OllamaModel:
-        """See `Backend.load`; the server is not asked."""
+        """See `Backend.load`; no request is made."""
         return OllamaModel(self._client, self._config, model)
 
     def probe(self) -> BackendProbe:
-        """Ask which models it has."""
+        """Request the list of models."""
         try:
-            answer = self._http.get("/api/tags", timeout=PROBE_S).json()
-            names = {str(model["name"]) for model in answer["models"]}
-        except _Refused as error:
+            response = self._http.get("/api/tags", timeout=PROBE_S).json()
+            names = {str(model["name"]) for model in response["models"]}
+        except _ErrorResponse as error:
             return unreachable(error.status)
         except httpx.HTTPError:
             return unreachable()
         except MALFORMED:
-            return unreachable(sense=False)
-        # The tag `latest` may be left out, by people and by the catalogue.
+            return unreachable(malformed=True)
+        # The tag `latest` may be omitted, also in the catalogue.
         models = frozenset(names | {_untagged(name) for name in names})
         return BackendProbe(reachable=True, models=models, detail=f"{len(names)} models")
 
     def pull(self, model: ModelEntry) -> Iterator[tuple[str, int, int]]:
-        """Have it fetch a model.
+        """Have the server download a model.
 
         Yields:
-            What it does, and bytes done and in all: 0 where it does not say.
+            The current step, bytes done and bytes in all; 0 if unknown.
 
         Raises:
-            ModelMissing: there is no such model, or it would run elsewhere.
+            ModelMissing: there is no such model, or it is not local.
             InferenceError: any other of the family.
         """
         _refuse_remote_name(model, self._config)
         steps = self._client.pull(model.served_name, stream=True)
         while True:
-            step = _asked(lambda: next(steps, None), model, self._config)
+            step = _mapping_errors(lambda: next(steps, None), model, self._config)
             if step is None:
                 return
             yield step.status or "", step.completed or 0, step.total or 0
@@ -118,16 +118,16 @@ class OllamaBackend:
 
 
 class OllamaModel(RemoteEmbedding):
-    """One model of it: generation and embedding."""
+    """One model: generation and embedding."""
 
     def __init__(self, client: _Client, config: BackendConfig, entry: ModelEntry) -> None:
         super().__init__(entry, config)
         self._client = client
         self._config = config
-        default = _FOR_EVER if entry.resident else _FIVE_MINUTES
+        default = _NO_LIMIT if entry.resident else _FIVE_MINUTES
         self._keep_alive = {**config.options, **entry.options}.get("keep_alive", default)
-        self._looked_at: float | None = None
-        self._looking = threading.Lock()
+        self._checked_at: float | None = None
+        self._check_lock = threading.Lock()
 
     def generate(
         self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
@@ -150,19 +150,19 @@ class OllamaModel(RemoteEmbedding):
                         reason = _REASONS[piece.done_reason or "stop"]
                         tokens = (piece.prompt_eval_count, piece.eval_count)
 
-        self._ask_server(read, begun=lambda: bool(text))
-        # Before 0.12.6 it does not heed `truncate`, and a prompt that it cut fills the context.
+        self._mapping_errors(read, begun=lambda: bool(text))
+        # Before 0.12.6 `truncate` is ignored, and a truncated prompt fills the context.
         if self._entry.context is not None and (tokens[0] or 0) >= self._entry.context:
             raise TooLong
         return finish_response(request, "".join(text), reason, *tokens)
 
     def warm_up(self) -> None:
-        """Have it load the model, for as long as is planned."""
+        """Have the server load the model, for `keep_alive`."""
         self._refuse_remote()
         kinds = set(self._entry.kinds)
         if kinds & {"generation", "classification"}:
             body = {**self._common(), "messages": []}
-            self._ask_server(lambda: list(self._client.stream_chat(body)))
+            self._mapping_errors(lambda: list(self._client.stream_chat(body)))
         if "embedding" in kinds:
             self.embed(["warm"], "query", urgent=True)
 
@@ -175,11 +175,11 @@ class OllamaModel(RemoteEmbedding):
             body["options"]["stop"] = list(request.stop)
         if request.schema is not None:
             body["format"] = dict(request.schema)
-        # By default it silently leaves out what does not fit the context.
+        # By default messages that do not fit the context are dropped silently.
         return {**body, "truncate": False, "shift": False}
 
     def _common(self) -> dict[str, Any]:
-        """The same in every call: for another context the model would be loaded anew."""
+        """Parameters of every call; they are the same, since another context reloads the model."""
         options = {} if self._entry.context is None else {"num_ctx": self._entry.context}
         return {
             "model": self._entry.served_name,
@@ -187,17 +187,17 @@ class OllamaModel(RemoteEmbedding):
             "options": options,
         }
 
-    def _ask(self, texts: list[str]) -> ArrayLike:
+    def _embed_batch(self, texts: list[str]) -> ArrayLike:
         self._refuse_remote()
         self._config.acquire_permit()
-        answer = self._ask_server(
+        response = self._mapping_errors(
             lambda: self._client.embed(input=texts, truncate=False, **self._common())
         )
-        return cast("ArrayLike", answer.embeddings)
+        return cast("ArrayLike", response.embeddings)
 
     def _revision(self) -> str:
-        """The digest that Ollama has of the model's files."""
-        listed = self._ask_server(self._client.list)
+        """Ollama's digest of the model's files."""
+        listed = self._mapping_errors(self._client.list)
         for model in listed.models:
             if _untagged(model.model or "") == _untagged(self._entry.served_name) and model.digest:
                 return str(model.digest).removeprefix("sha256:")
@@ -206,48 +206,53 @@ class OllamaModel(RemoteEmbedding):
     def _library(self) -> str:
         return f"{self.name} (Ollama)"
 
-    def _ask_server(self, call: Callable[[], T], begun: Callable[[], bool] = lambda: False) -> T:
-        return _asked(call, self._entry, self._config, begun)
+    def _mapping_errors(
+        self, call: Callable[[], T], begun: Callable[[], bool] = lambda: False
+    ) -> T:
+        return _mapping_errors(call, self._entry, self._config, begun)
 
     def _refuse_remote(self) -> None:
-        """See that the model runs where its backend is said to be.
+        """Check that the model of a local backend runs on the backend's machine.
 
         Raises:
-            ModelMissing: it does not, or is not there.
+            ModelMissing: it does not, or does not exist.
         """
         if self.locality != "local":
             return
         _refuse_remote_name(self._entry, self._config)
-        with self._looking:
+        with self._check_lock:
             now = time.monotonic()
-            if self._looked_at is not None and now - self._looked_at < _LOOK_AGAIN_S:
+            if self._checked_at is not None and now - self._checked_at < _LOCALITY_TTL_S:
                 return
-            described = self._ask_server(lambda: self._client.describe(self._entry.served_name))
-            if any(described.get(field) for field in _REMOTE_FIELDS):
-                raise _runs_elsewhere(self._entry, self._config)
-            self._looked_at = now
+            details = self._mapping_errors(lambda: self._client.details(self._entry.served_name))
+            if any(details.get(field) for field in _REMOTE_FIELDS):
+                raise _not_local(self._entry, self._config)
+            self._checked_at = now
 
 
 class _Client(ollama.Client):
-    """The SDK's client on an HTTP client of ours: its own takes host and key from the environment."""
+    """The SDK's client on an HTTP client from `inference.remote.client`.
+
+    The SDK's own HTTP client would take host and key from the environment.
+    """
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
 
-    def describe(self, model: str) -> Mapping[str, Any]:
-        """What /api/show says, also what the SDK's type leaves out."""
+    def details(self, model: str) -> Mapping[str, Any]:
+        """The response of /api/show, with the fields that the SDK's type omits."""
         return dict(self._client.post("/api/show", json={"model": model}).json())
 
     def stream_chat(self, body: Mapping[str, Any]) -> Generator[ollama.ChatResponse, None, None]:
-        """`chat`, with what its signature has no place for."""
+        """`chat`, with parameters that the SDK's method does not have."""
         pieces = self._request(
             ollama.ChatResponse, "POST", "/api/chat", json={**body, "stream": True}, stream=True
         )
         return cast("Generator[ollama.ChatResponse, None, None]", pieces)
 
 
-class _Refused(Exception):
-    """An answer that is an error, with the headers that the SDK's own exception leaves out."""
+class _ErrorResponse(Exception):
+    """An error response, with the headers that the SDK's own exception omits."""
 
     def __init__(self, response: httpx.Response) -> None:
         super().__init__(response.status_code)
@@ -259,26 +264,33 @@ class _Refused(Exception):
             self.body = None
 
 
-def _refused(response: httpx.Response) -> None:
-    """Asked of every response before the SDK sees it."""
+def _raise_for_error(response: httpx.Response) -> None:
+    """Event hook for each response, before the SDK reads it."""
     if not response.is_success:
         response.read()
-        raise _Refused(response)
+        raise _ErrorResponse(response)
 
 
-def _asked(
+def _mapping_errors(
     call: Callable[[], T],
     model: ModelEntry,
     config: BackendConfig,
     begun: Callable[[], bool] = lambda: False,
 ) -> T:
-    """Make a call, and have whatever goes wrong with it as an error of ours."""
+    """Make a call, with its errors mapped to `InferenceError`.
+
+    Args:
+        call: makes the request.
+        model: that is called.
+        config: of the backend.
+        begun: whether a part of the answer has arrived.
+    """
     try:
         return call()
-    except _Refused as error:
-        raise _meaning(error.body, error.status, error.headers, model) from None
+    except _ErrorResponse as error:
+        raise _mapped(error.body, error.status, error.headers, model) from None
     except ollama.ResponseError as error:  # inside a stream
-        raise _meaning({"error": error.error}, None, {}, model) from None
+        raise _mapped({"error": error.error}, None, {}, model) from None
     except httpx.TimeoutException:
         raise BackendUnavailable(f"no answer within {config.timeout_s:.0f} s") from None
     except (httpx.HTTPError, ConnectionError):
@@ -289,15 +301,15 @@ def _asked(
         raise BadAnswer from None
 
 
-def _meaning(
+def _mapped(
     body: Any, status: int | None, headers: Mapping[str, Any], model: ModelEntry
 ) -> InferenceError:
-    told = body.get("error") if isinstance(body, Mapping) else None
-    if told == _INPUT_TOO_LONG:
+    message = body.get("error") if isinstance(body, Mapping) else None
+    if message == _INPUT_TOO_LONG:
         return TooLong()
-    if isinstance(told, str):  # llama.cpp's own answer, as text in Ollama's
+    if isinstance(message, str):  # llama.cpp's own response, as text in Ollama's
         try:
-            body = json.loads(told)
+            body = json.loads(message)
         except ValueError:
             body = None
     return error_for_status(status or code_of(body), error_codes(body), headers, model)
@@ -305,13 +317,13 @@ def _meaning(
 
 def _refuse_remote_name(model: ModelEntry, config: BackendConfig) -> None:
     if config.locality == "local" and _REMOTE_NAME.fullmatch(model.served_name):
-        raise _runs_elsewhere(model, config)
+        raise _not_local(model, config)
 
 
-def _runs_elsewhere(model: ModelEntry, config: BackendConfig) -> ModelMissing:
+def _not_local(model: ModelEntry, config: BackendConfig) -> ModelMissing:
     return ModelMissing(
-        f"backend {config.name} has {model.served_name} run on somebody else's machines, and is "
-        "said to be local: take a model that it runs itself, or declare a backend of locality cloud"
+        f"backend {config.name} is declared local, but runs {model.served_name} on machines of others: "
+        "use a model that it runs itself, or declare a backend of locality cloud"
     )
 
 

@@ -1,13 +1,14 @@
-"""Servers of OpenAI's protocol: OpenAI, llama.cpp, LM Studio, vLLM, a FastAPI server of one's own.
+"""Servers of OpenAI's protocol: OpenAI, llama.cpp, LM Studio, vLLM, a custom FastAPI server.
 
-Options of a backend, or of one of its models over those:
+Options of a backend, overridden by those of a model:
 
-* `sampling`: the parameters it takes, as a list, or as a mapping from our names to the server's. By
-  default OpenAI's five for a cloud, all of `Sampling` for a server of one's own.
-* `max_tokens`: the parameter's name; by default `max_completion_tokens` for a cloud.
+* `sampling`: the parameters that the server supports, as a list, or as a mapping from the names in
+  `Sampling` to the server's. By default OpenAI's five for a cloud, all of `Sampling` for a local
+  server.
+* `max_tokens`: the name of that parameter; by default `max_completion_tokens` for a cloud.
 * `dimensions`: true has the server shorten its vectors to the entry's dimension.
 * `revision`: of an embedding model's weights; see `inference.remote.embedding`.
-* `rerank_path`: below the base URL; `rerank` by default, which llama.cpp and vLLM serve.
+* `rerank_path`: below the base URL; by default `rerank`, as in llama.cpp and vLLM.
 """
 
 from __future__ import annotations
@@ -53,7 +54,14 @@ _REASONS: Final[Mapping[str, FinishReason]] = {
     "content_filter": "refusal",
 }
 _NO_KEY: Final = "none"
-"""Sent where a server wants no key: given nothing, the SDK would look for one in the environment."""
+"""Sent if no key is configured: without one, the SDK would search the environment for a key."""
+_BEYOND_STRICT: Final = frozenset(
+    {
+        "allOf", "not", "if", "then", "else",
+        "dependentRequired", "dependentSchemas", "patternProperties",
+    }
+)  # fmt: skip
+"""Keywords of JSON schema that OpenAI's strict mode does not accept."""
 
 
 def connect(config: BackendConfig) -> OpenAIBackend:
@@ -77,11 +85,11 @@ class OpenAIBackend:
         )
 
     def load(self, model: ModelEntry) -> OpenAIModel:
-        """See `Backend.load`; the server is not asked."""
+        """See `Backend.load`; no request is made."""
         return OpenAIModel(self._client, self._config, model)
 
     def probe(self) -> BackendProbe:
-        """Ask for the list of models, which costs nothing anywhere."""
+        """Request the list of models, which is free of charge."""
         try:
             listed = self._client.models.list(timeout=PROBE_S)
             models = frozenset(model.id for model in listed.data)
@@ -90,7 +98,7 @@ class OpenAIBackend:
         except openai.APIConnectionError:
             return unreachable()
         except (openai.OpenAIError, *MALFORMED):
-            return unreachable(sense=False)
+            return unreachable(malformed=True)
         return BackendProbe(reachable=True, models=models, detail=f"{len(models)} models")
 
     def close(self) -> None:
@@ -99,7 +107,7 @@ class OpenAIBackend:
 
 
 class OpenAIModel(RemoteEmbedding):
-    """One model of a server: generation, embedding and reranking, as far as the server does them."""
+    """One model of a server: generation, embedding and reranking, if the server supports them."""
 
     def __init__(self, client: openai.OpenAI, config: BackendConfig, entry: ModelEntry) -> None:
         super().__init__(entry, config)
@@ -127,7 +135,7 @@ class OpenAIModel(RemoteEmbedding):
                         usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
 
         self._config.acquire_permit()
-        self._asked(read, begun=lambda: bool(text))
+        self._mapping_errors(read, begun=lambda: bool(text))
         return finish_response(request, "".join(text), reason, *usage)
 
     def rerank(
@@ -135,7 +143,7 @@ class OpenAIModel(RemoteEmbedding):
         query: str,
         passages: Sequence[str],
         *,
-        urgent: bool = False,  # noqa: ARG002 - the server has an order of its own
+        urgent: bool = False,  # noqa: ARG002 - the server orders its requests itself
     ) -> Sequence[float]:
         """See `RerankModel.rerank`."""
         if not passages:
@@ -148,17 +156,17 @@ class OpenAIModel(RemoteEmbedding):
         }
         path = f"/{self._options.get('rerank_path', 'rerank')}"
         self._config.acquire_permit()
-        return self._asked(
+        return self._mapping_errors(
             lambda: _scores(self._client.post(path, body=body, cast_to=object), len(passages))
         )
 
     def warm_up(self) -> None:
-        """Have a server of one's own load the model; a cloud's is warm, and calls cost money."""
+        """Have a local server load the model; a cloud's is loaded, and calls cost money."""
         if self.locality == "cloud":
             return
         kinds = set(self._entry.kinds)
         if kinds & {"generation", "classification"}:
-            with suppress(BadAnswer):  # a single token may be half a character, and that is nothing
+            with suppress(BadAnswer):  # a single token may be half a character: an empty answer
                 self.generate(GenerationRequest([Message("user", "Hello")], max_tokens=1))
         if "embedding" in kinds:
             self.embed(["warm"], "query", urgent=True)
@@ -192,12 +200,16 @@ class OpenAIModel(RemoteEmbedding):
             schema = dict(request.schema)
             arguments["response_format"] = {
                 "type": "json_schema",
-                "json_schema": {"name": "answer", "schema": schema, "strict": closed(schema)},
+                "json_schema": {
+                    "name": "answer",
+                    "schema": schema,
+                    "strict": strict_mode_accepts(schema),
+                },
             }
         return arguments
 
-    def _ask(self, texts: list[str]) -> ArrayLike:
-        # Numbers, where the server is one's own: every one of them can send those.
+    def _embed_batch(self, texts: list[str]) -> ArrayLike:
+        # Numbers from a local server: every server supports those.
         arguments: dict[str, Any] = {
             "model": self._entry.served_name,
             "input": texts,
@@ -206,13 +218,13 @@ class OpenAIModel(RemoteEmbedding):
         if self._options.get("dimensions"):
             arguments["dimensions"] = self._dimension
 
-        def ask() -> ArrayLike:
-            answer = self._client.embeddings.create(**arguments)
-            rows = sorted(answer.data, key=lambda row: row.index)
+        def call() -> ArrayLike:
+            response = self._client.embeddings.create(**arguments)
+            rows = sorted(response.data, key=lambda row: row.index)
             return [_numbers(row.embedding) for row in rows]
 
         self._config.acquire_permit()
-        return self._asked(ask)
+        return self._mapping_errors(call)
 
     def _revision(self) -> str:
         return self._declared_revision()
@@ -220,15 +232,22 @@ class OpenAIModel(RemoteEmbedding):
     def _library(self) -> str:
         return f"{self.name} (OpenAI protocol)"
 
-    def _asked(self, call: Callable[[], T], begun: Callable[[], bool] = lambda: False) -> T:
-        """Make a call, and have whatever goes wrong with it as an error of ours."""
+    def _mapping_errors(
+        self, call: Callable[[], T], begun: Callable[[], bool] = lambda: False
+    ) -> T:
+        """Make a call, with its errors mapped to `InferenceError`.
+
+        Args:
+            call: makes the request.
+            begun: whether a part of the answer has arrived.
+        """
         try:
             return call()
         except openai.APITimeoutError:
             raise BackendUnavailable(f"no answer within {self._config.timeout_s:.0f} s") from None
         except openai.APIConnectionError as error:
-            if not_sent := send_refused_reason(error):
-                raise not_sent from None
+            if refusal := send_refused_reason(error):
+                raise refusal from None
             if begun():
                 raise BadAnswer("the answer broke off before its end") from None
             raise BackendUnavailable(f"backend {self.name} cannot be reached") from None
@@ -238,10 +257,10 @@ class OpenAIModel(RemoteEmbedding):
             raise BadAnswer from None
 
     def _mapped(self, error: openai.APIError) -> InferenceError:
-        told = error_codes(error.body)
+        codes = error_codes(error.body)
         if isinstance(error, openai.APIStatusError):
-            return error_for_status(error.status_code, told, error.response.headers, self._entry)
-        return error_for_status(code_of(error.body), told, {}, self._entry)  # inside a stream
+            return error_for_status(error.status_code, codes, error.response.headers, self._entry)
+        return error_for_status(code_of(error.body), codes, {}, self._entry)  # inside a stream
 
 
 def _content(chunk: ChatCompletionChunk) -> str:
@@ -253,63 +272,52 @@ def _reason(chunk: ChatCompletionChunk) -> FinishReason | None:
         return None
     if chunk.choices[0].delta.refusal:
         return "refusal"
-    told = chunk.choices[0].finish_reason
-    return None if told is None else _REASONS[told]
+    reason = chunk.choices[0].finish_reason
+    return None if reason is None else _REASONS[reason]
 
 
 def _numbers(embedding: Any) -> Any:
-    """A vector as a server sent it: numbers, or their little-endian bytes in base64."""
+    """A vector from numbers, or from their little-endian bytes in base64."""
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
     return embedding
 
 
-def _scores(answer: Any, count: int) -> list[float]:
-    """Scores by place, of the shape that Jina's API set: `results` of `index` and `relevance_score`."""
-    scores = {int(row["index"]): float(row["relevance_score"]) for row in answer["results"]}
-    ordered = [scores[place] for place in range(count)]
+def _scores(response: Any, count: int) -> list[float]:
+    """Scores in order, from the format of Jina's API: `results` of `index` and `relevance_score`."""
+    scores = {int(row["index"]): float(row["relevance_score"]) for row in response["results"]}
+    ordered = [scores[index] for index in range(count)]
     if not all(map(math.isfinite, ordered)):
         raise BadAnswer("a score is not a finite number")
     return ordered
 
 
-# What can be told of a caller's JSON schema before a provider sees it.
+def strict_mode_accepts(schema: Mapping[str, Any]) -> bool:
+    """Whether OpenAI's strict mode accepts a schema: each object requires all of its properties.
 
-_BEYOND: Final = frozenset(
-    {
-        "allOf", "not", "if", "then", "else",
-        "dependentRequired", "dependentSchemas", "patternProperties",
-    }
-)  # fmt: skip
-"""Keywords that OpenAI's strict mode does not take."""
-
-
-def closed(schema: Mapping[str, Any]) -> bool:
-    """Whether OpenAI's strict mode takes it: each object names all of its properties as required.
-
-    A schema that is not closed is asked for without being enforced.
+    Any other schema is sent without being enforced.
     """
-    return all(_closed(part) for part in _parts(schema))
+    return all(_is_closed(part) for part in _parts(schema))
 
 
-def _closed(part: Mapping[str, Any]) -> bool:
-    if _BEYOND & part.keys():
+def _is_closed(part: Mapping[str, Any]) -> bool:
+    if _BEYOND_STRICT & part.keys():
         return False
     if part.get("type") != "object" and "properties" not in part:
         return True
-    named = set(part.get("properties") or ())
-    return part.get("additionalProperties") is False and set(part.get("required") or ()) == named
+    names = set(part.get("properties") or ())
+    return part.get("additionalProperties") is False and set(part.get("required") or ()) == names
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
     """The schema and every schema within it."""
-    waiting = [schema]
-    while waiting:
-        part = waiting.pop()
+    remaining = [schema]
+    while remaining:
+        part = remaining.pop()
         if isinstance(part, Mapping):
             yield part
             for name in ("properties", "$defs", "definitions"):
-                waiting += (part.get(name) or {}).values()
+                remaining += (part.get(name) or {}).values()
             for name in ("anyOf", "oneOf", "prefixItems"):
-                waiting += part.get(name) or ()
-            waiting.append(part.get("items"))
+                remaining += part.get(name) or ()
+            remaining.append(part.get("items"))

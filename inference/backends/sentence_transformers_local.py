@@ -1,6 +1,6 @@
-"""Embedding with sentence-transformers on CUDA, ROCm, MPS or CPU.
+"""Embedding by sentence-transformers on CUDA, ROCm, MPS or CPU.
 
-Importing this module does not import torch; making a backend does.
+Importing this module does not import torch; loading a model does.
 """
 
 from __future__ import annotations
@@ -12,20 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from inference.device.batching import DeviceBatches
-from inference.device.device_thread import device_thread
+from inference.catalogue.schema import Locality
+from inference.device.batching import DeviceBatches, device_thread
 from inference.device.model_files import ModelFiles, locate, stay_offline
 from inference.device.threads import set_threads
 from inference.device.tokenizer import ModelTokenizer, break_long_words
 from inference.errors import BadVectors, DeviceMissing, ModelMissing, TooLong
-from inference.protocol import (
-    BackendConfig,
-    BackendProbe,
-    InputType,
-    Locality,
-    SpaceSpec,
-    space_name,
-)
+from inference.protocol import BackendConfig, BackendProbe, InputType, SpaceSpec, space_name
 
 if TYPE_CHECKING:
     from inference.catalogue.schema import ModelEntry
@@ -34,12 +27,12 @@ if TYPE_CHECKING:
 NAME: Final = "sentence-transformers"
 
 CPU_BATCH_TOKENS: Final = 512
-"""Padded tokens in one batch on a CPU: measured on two cores, larger ones are no faster, and one
-keeps an urgent text waiting for about 0.13 s."""
+"""Padded tokens of one batch on a CPU: measured on two cores, larger ones are no faster, and one delays
+an urgent text by about 0.13 s."""
 GPU_BATCH_TOKENS: Final = 16_384
-"""The same on a GPU, meant for about 50 ms of a small model; not measured here."""
+"""The same on a GPU, intended for about 50 ms of a small model; not measured."""
 BATCHES_PER_CALL: Final = 8
-"""How many of them make up `call_tokens`."""
+"""Batches of `call_tokens`."""
 
 
 class SentenceTransformersBackend:
@@ -51,7 +44,7 @@ class SentenceTransformersBackend:
         self._config = config
 
     def load(self, model: ModelEntry) -> SentenceTransformersModel:
-        """An embedding model: the directory in its `options.path`, else by the name it is served as."""
+        """An embedding model: the directory in its `options.path`, else by its served name."""
         return SentenceTransformersModel(
             str(model.options.get("path") or model.served_name),
             device=self._config.device,
@@ -61,22 +54,22 @@ class SentenceTransformersBackend:
 
     def probe(self) -> BackendProbe:
         """Whether its library is installed; loads nothing."""
-        there = find_spec("sentence_transformers") is not None
+        installed = find_spec("sentence_transformers") is not None
         return BackendProbe(
-            there, None, "installed" if there else "pip install sentence-transformers"
+            installed, None, "installed" if installed else "pip install sentence-transformers"
         )
 
     def close(self) -> None:
-        """Models go with the process."""
+        """Models are freed with the process."""
 
 
 def connect(config: BackendConfig) -> SentenceTransformersBackend:
-    """The backend that a configuration describes."""
+    """The backend of a configuration."""
     return SentenceTransformersBackend(config)
 
 
 class SentenceTransformersModel:
-    """One SentenceTransformer, loaded. See `inference.protocol.EmbeddingModel`."""
+    """A loaded SentenceTransformer. See `inference.protocol.EmbeddingModel`."""
 
     locality: Locality = "local"
 
@@ -97,14 +90,14 @@ class SentenceTransformersModel:
             name: the backend's, for receipts.
 
         Raises:
-            ModelMissing: no such model here, or its files cannot be loaded.
-            DeviceMissing: no such device here.
+            ModelMissing: it is not on this machine, or cannot be loaded.
+            DeviceMissing: the device is not on this machine.
         """
         self.name = name
         set_threads(threads)
         stay_offline()
         files = locate(model)
-        import torch  # noqa: PLC0415 - seconds; the dispatcher and the command line go without
+        import torch  # noqa: PLC0415 - takes seconds; the dispatcher and the command line do not need it
 
         self.threads = set_threads(threads)
         self._torch = torch
@@ -124,7 +117,7 @@ class SentenceTransformersModel:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens in one text; beyond it the model's own code would cut."""
+        """Most tokens in one text; the model's own code would truncate more."""
         return int(self._model.max_seq_length or self._tokenizer.max_tokens)
 
     @property
@@ -160,27 +153,27 @@ class SentenceTransformersModel:
         """Vectors of length 1, float32 of shape (len(texts), dimension).
 
         Raises:
-            TooLong: with the places of the texts over `max_tokens`.
-            OutOfMemory: not even one text at a time fits the device.
-            InferenceFailed: the model raised, also for one text alone.
-            BadRequest: a text is no valid Unicode.
-            BadVectors: the model's vectors are not of the space's dimension.
-            Unavailable: the device is lost to this process.
+            TooLong: with the indices of the texts over `max_tokens`.
+            OutOfMemory: not even a single text fits the device.
+            InferenceFailed: the model raised for a single text.
+            BadRequest: a text is not valid Unicode.
+            BadVectors: the model's vectors have another dimension than the space.
+            BackendUnavailable: this process has lost the device.
         """
         prepared = self._prepared(texts)
         tokens = self._count(prepared, input)
-        too_long = [place for place, count in enumerate(tokens) if count > self.max_tokens]
+        too_long = [index for index, count in enumerate(tokens) if count > self.max_tokens]
         if too_long:
             raise TooLong(indices=too_long)
         vectors = np.empty((len(texts), self.space.dimension), dtype=np.float32)
 
-        def forward(places: list[int]) -> Vectors:
-            return self._run_model([prepared[place] for place in places], input)
+        def forward(indices: list[int]) -> Vectors:
+            return self._run_model([prepared[index] for index in indices], input)
 
-        for places, part in self._batches.run(tokens, forward, urgent=urgent):
-            if part.shape != (len(places), self.space.dimension):
-                raise BadVectors(indices=places)
-            vectors[places] = part
+        for indices, part in self._batches.run(tokens, forward, urgent=urgent):
+            if part.shape != (len(indices), self.space.dimension):
+                raise BadVectors(indices=indices)
+            vectors[indices] = part
         return vectors
 
     def warm_up(self) -> None:
@@ -197,7 +190,7 @@ class SentenceTransformersModel:
         return self._tokenizer.count([prefix + text for text in prepared])
 
     def _run_model(self, texts: list[str], input: InputType) -> Vectors:  # noqa: A002
-        """One batch. `encode` of the library does the same, and sorts, stacks and copies around it."""
+        """Run one batch, as the library's `encode` does, without its sorting, stacking and copying."""
         from sentence_transformers.util import batch_to_device  # noqa: PLC0415 - see __init__
 
         torch = self._torch
@@ -217,7 +210,7 @@ class SentenceTransformersModel:
 
         dimension = self._model.get_embedding_dimension()
         if dimension is None:
-            raise ModelMissing(f"embedding model {files.name!r} does not tell its dimension")
+            raise ModelMissing(f"embedding model {files.name!r} does not state its dimension")
         return SpaceSpec(
             name=space_name(files.name, files.revision, dimension, precision),
             model=files.name,
@@ -231,34 +224,34 @@ class SentenceTransformersModel:
         )
 
 
-def choose_device(torch: Any, wanted: str) -> str:
-    """The torch device for VESTRY_DEVICE: CUDA or ROCm, else MPS, else CPU for `auto`.
+def choose_device(torch: Any, setting: str) -> str:
+    """The torch device for VESTRY_DEVICE; for `auto` CUDA or ROCm, else MPS, else CPU.
 
     Raises:
-        DeviceMissing: it is not there.
+        DeviceMissing: it is not on this machine.
     """
-    has = {
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if wanted == "auto":
-        return next(name for name, there in has.items() if there)
-    kind, _, number = wanted.partition(":")
-    if not has.get(kind) or (
+    names = [name for name, present in available.items() if present]
+    if setting == "auto":
+        return names[0]
+    kind, _, number = setting.partition(":")
+    if kind not in names or (
         number and not (number.isdecimal() and int(number) < torch.cuda.device_count())
     ):
-        there = ", ".join(name for name, present in has.items() if present)
         raise DeviceMissing(
-            f"VESTRY_DEVICE={wanted} is not on this machine; there is: {there} (or auto)"
+            f"VESTRY_DEVICE={setting} is not on this machine; there is: {', '.join(names)} (or auto)"
         )
-    return wanted
+    return setting
 
 
 def _load(files: ModelFiles, device: str, dtype: Any) -> Any:
-    # Their warnings name texts and lengths, and their bars write to stderr.
-    for noisy in ("sentence_transformers", "transformers", "huggingface_hub"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Their warnings contain texts and lengths, and their progress bars write to stderr.
+    for name in ("sentence_transformers", "transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - see __init__
     from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - see __init__
 
@@ -269,8 +262,8 @@ def _load(files: ModelFiles, device: str, dtype: Any) -> Any:
         )
     except Exception as error:
         raise ModelMissing(
-            f"embedding model {files.name!r} is there but cannot be loaded "
-            f"({type(error).__name__}): is its directory complete?"
+            f"embedding model {files.name!r} cannot be loaded ({type(error).__name__}); check that its "
+            "directory is complete"
         ) from error
     model.eval()
     return model

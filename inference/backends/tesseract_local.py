@@ -1,18 +1,16 @@
-"""Tesseract, pdfium and Pillow in child processes of the worker: pages of images and PDFs as text."""
+"""OCR of images and PDFs by Tesseract, pdfium and Pillow, in child processes of the worker."""
 
 from __future__ import annotations
 
 import atexit
 import dataclasses
-import os
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inference.catalogue.schema import ModelEntry
+from inference.catalogue.schema import Locality, ModelEntry
 from inference.device.threads import default_threads
 from inference.errors import (
     BackendUnavailable,
@@ -24,20 +22,20 @@ from inference.errors import (
     UnreadableFile,
 )
 from inference.ocr import tessdata
-from inference.ocr.config import MEGABYTE, OcrLimits, Setup
+from inference.ocr.config import MEGABYTE, OcrLimits, WorkerSetup
 from inference.ocr.document_reader import DocumentReader, ReadRequest
 from inference.ocr.errors import PageError
 from inference.ocr.ipc import ConnectionClosed, ReplyTimeout
 from inference.ocr.protocol import OcrRequest
 from inference.ocr.tessdata import Installation
 from inference.ocr.worker_pool import WORKER_COMMAND, OcrWorker, OcrWorkerPool
-from inference.protocol import BackendConfig, BackendProbe, Cancelled, Locality, not_cancelled
-from inference.temp_dir import Scratch
+from inference.protocol import BackendConfig, BackendProbe, Cancelled, not_cancelled
+from inference.temp_dir import TempDir, TempDirError, default_parent
 from vestry.jobs.ocr import READ_KINDS, OcrResult, file_kind
 
 DEFAULT_LANGUAGES: Final = ("eng",)
-MAX_PARALLEL_FILES: Final = 64
-"""Children, however many cores there are."""
+MAX_PROCESSES: Final = 64
+"""Most OCR processes, on any number of cores."""
 
 _FILE_ERRORS: Final[dict[str, type[InferenceError]]] = {
     "encrypted_file": EncryptedFile,
@@ -46,18 +44,18 @@ _FILE_ERRORS: Final[dict[str, type[InferenceError]]] = {
     "page_too_large": FileTooLarge,
     "too_many_pages": FileTooLarge,
 }
-"""Faults of a whole file; the others are `UnreadableFile`."""
+"""Errors of a whole file, by code; others are `UnreadableFile`."""
 
 
 @dataclass(frozen=True, slots=True)
 class TesseractOptions:
-    """The backend's options in the catalogue, checked.
+    """The backend's options in the catalogue, validated.
 
     Attributes:
-        languages: what files are written in that do not say so, the main one first.
-        tessdata: a directory of traineddata that goes before the packaged.
-        processes: pages read at a time; by default the cores.
-        limits: see `inference.ocr.config.Limits`, whose fields are options too.
+        languages: of files whose job names none, the main one first.
+        tessdata: a directory of traineddata that takes precedence over the packaged data.
+        processes: pages read in parallel; by default `default_threads()`.
+        limits: see `inference.ocr.config.OcrLimits`, whose fields are options too.
     """
 
     languages: tuple[str, ...]
@@ -70,40 +68,44 @@ class TesseractOptions:
         """From a configuration.
 
         Raises:
-            ModelMissing: an option is unknown, or not what it should be.
+            ModelMissing: an option is unknown or invalid.
         """
-        given = dict(config.options)
-        bounds: dict[str, Any] = {"page_s": config.timeout_s}
+        options = dict(config.options)
+        fields: dict[str, Any] = {"page_s": config.timeout_s}
         try:
-            languages = language_names(given.pop("languages", None) or DEFAULT_LANGUAGES)
-            tessdata = given.pop("tessdata", None)
-            processes = int(given.pop("processes", None) or config.threads or default_threads())
-            for name, usual in dataclasses.asdict(OcrLimits()).items():
-                if name in given:
-                    bounds[name] = type(usual)(given.pop(name))
-            limits = OcrLimits(**bounds)
+            languages = language_names(options.pop("languages", None) or DEFAULT_LANGUAGES)
+            tessdata = options.pop("tessdata", None)
+            processes = int(options.pop("processes", None) or config.threads or default_threads())
+            for name, default in dataclasses.asdict(OcrLimits()).items():
+                if name in options:
+                    fields[name] = type(default)(options.pop(name))
+            limits = OcrLimits(**fields)
         except (TypeError, ValueError):
-            raise ModelMissing(f"backend {config.name}: an option is not of its kind") from None
-        if given:
-            raise ModelMissing(f"backend {config.name}: unknown option {min(given)}")
+            raise ModelMissing(
+                f"backend {config.name}: an option has a value of wrong type"
+            ) from None
+        if options:
+            raise ModelMissing(f"backend {config.name}: unknown option {min(options)}")
         if min(processes, *dataclasses.astuple(limits)) <= 0:
-            raise ModelMissing(f"backend {config.name}: limits and processes are more than 0")
+            raise ModelMissing(
+                f"backend {config.name}: limits and processes must be greater than 0"
+            )
         path = Path(tessdata).expanduser() if tessdata else None
-        return cls(languages, path, min(processes, MAX_PARALLEL_FILES), limits)
+        return cls(languages, path, min(processes, MAX_PROCESSES), limits)
 
 
-def language_names(given: str | Sequence[str]) -> tuple[str, ...]:
-    """`eng+deu`, `eng,deu` or a list of them."""
-    names = given.replace(",", "+").split("+") if isinstance(given, str) else given
+def language_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Language names from `eng+deu`, `eng,deu` or a list of them."""
+    names = value.replace(",", "+").split("+") if isinstance(value, str) else value
     return tuple(name.strip() for name in names)
 
 
 class TesseractBackend:
-    """The processes that read pages. See `inference.protocol.Backend`.
+    """Tesseract in OCR processes. See `inference.protocol.Backend`.
 
     Args:
-        config: `scratch` should be on a file system that forgets, such as a tmpfs.
-        command: what the children run; tests bring one with faults.
+        config: `temp_dir` should be in memory, such as on a tmpfs.
+        command: command line of an OCR process; replaced by tests of faults.
     """
 
     locality: Locality = "local"
@@ -115,17 +117,17 @@ class TesseractBackend:
         self._command = command
         self._lock = threading.Lock()
         self._installation: Installation | None = None
-        self._scratch: Scratch | None = None
-        self._children: OcrWorkerPool | None = None
+        self._temp_dir: TempDir | None = None
+        self._workers: OcrWorkerPool | None = None
 
     def load(self, model: ModelEntry) -> TesseractModel:
-        """A model: a set of languages, of the model's own options or else the backend's.
+        """A model: a set of languages, from the model's options or else the backend's.
 
         Raises:
-            ModelMissing: no Tesseract, or not the language data; the message says what to do.
+            ModelMissing: Tesseract or its language data is missing; the message says what to do.
         """
-        wanted = model.options.get("languages")
-        languages = language_names(wanted) if wanted else self.options.languages
+        names = model.options.get("languages")
+        languages = language_names(names) if names else self.options.languages
         missing = set(languages) - self.installation().languages
         if missing:
             hint = f": {model.get}" if model.get else ""
@@ -133,78 +135,78 @@ class TesseractBackend:
         return TesseractModel(self, languages)
 
     def probe(self) -> BackendProbe:
-        """Which Tesseract there is, and the languages it reads."""
+        """Version and languages of the installed Tesseract."""
         try:
-            found = self.installation()
-            program = tessdata.version(found.program)
+            installation = self.installation()
+            program = tessdata.version(installation.program)
         except ModelMissing as error:
             return BackendProbe(reachable=False, models=None, detail=str(error))
         except OSError:
             return BackendProbe(
-                reachable=False, models=None, detail="Tesseract is here and does not run"
+                reachable=False, models=None, detail="Tesseract is installed but does not run"
             )
-        languages = ", ".join(sorted(found.languages)) or "no language"
-        turned = "" if tessdata.ORIENTATION in found.files else "; no osd: pip install tessdata"
+        languages = ", ".join(sorted(installation.languages)) or "no language"
+        osd = "" if tessdata.ORIENTATION in installation.files else "; no osd: pip install tessdata"
         return BackendProbe(
-            reachable=bool(found.languages),
-            models=found.languages,
-            detail=f"Tesseract {program}: {languages}{turned}",
+            reachable=bool(installation.languages),
+            models=installation.languages,
+            detail=f"Tesseract {program}: {languages}{osd}",
         )
 
     def close(self) -> None:
-        """End the children, in the middle of a page too, and remove the scratch directory."""
+        """End the OCR processes, busy ones too, and remove the temporary directory."""
         atexit.unregister(self.close)
         with self._lock:
-            children, self._children = self._children, None
-            scratch, self._scratch = self._scratch, None
-        if children is not None:
-            children.close()
-        if scratch is not None:
-            scratch.close()
+            workers, self._workers = self._workers, None
+            temp_dir, self._temp_dir = self._temp_dir, None
+        if workers is not None:
+            workers.close()
+        if temp_dir is not None:
+            temp_dir.close()
 
     def installation(self) -> Installation:
         """Program and language data.
 
         Raises:
-            ModelMissing: they are not here.
+            ModelMissing: they are not installed.
         """
         with self._lock:
             if self._installation is None:
                 self._installation = tessdata.find(self.options.tessdata)
             return self._installation
 
-    def running(self) -> tuple[Scratch, OcrWorkerPool]:
-        """Scratch directory and children, made when first needed; what a killed process left goes then.
+    def running(self) -> tuple[TempDir, OcrWorkerPool]:
+        """Temporary directory and worker pool, made at the first call.
 
         Raises:
-            ModelMissing: there is no Tesseract.
+            ModelMissing: Tesseract is not installed.
+            BackendUnavailable: there is no temporary directory.
         """
         installation = self.installation()
         with self._lock:
-            if self._scratch is None or self._children is None:
-                scratch = self._scratch = self._new_scratch()
+            if self._temp_dir is None or self._workers is None:
+                temp_dir = self._temp_dir = self._new_temp_dir()
                 atexit.register(self.close)
-                tessdata = scratch.new_directory()
+                tessdata = temp_dir.new_directory()
                 installation.assemble(tessdata)
-                setup = Setup(
+                setup = WorkerSetup(
                     tesseract=installation.program,
                     tessdata=str(tessdata),
                     nice=self._config.nice,
                     limits=self.options.limits,
                 )
-                self._children = OcrWorkerPool(
-                    lambda: OcrWorker(self._command, setup, scratch.new_directory()),
+                self._workers = OcrWorkerPool(
+                    lambda: OcrWorker(self._command, setup, temp_dir.new_directory()),
                     self.options.processes,
                 )
-            return self._scratch, self._children
+            return self._temp_dir, self._workers
 
-    def _new_scratch(self) -> Scratch:
-        own = Path(tempfile.gettempdir()) / f"vestry-pages-{os.getuid()}"
+    def _new_temp_dir(self) -> TempDir:
         try:
-            return Scratch(self._config.temp_dir or own)
-        except OSError as error:
+            return TempDir(self._config.temp_dir or default_parent(), "pages")
+        except TempDirError:
             raise BackendUnavailable(
-                f"the scratch directory cannot be used ({type(error).__name__})"
+                "the worker's temporary directory cannot be used; VESTRY_TEMP_DIR names another"
             ) from None
 
 
@@ -212,8 +214,8 @@ class TesseractModel:
     """Tesseract with some languages. See `inference.ocr.protocol.OcrModel`.
 
     Args:
-        backend: whose processes read.
-        languages: of files that do not say theirs.
+        backend: runs the OCR processes.
+        languages: of files whose job names none.
     """
 
     def __init__(self, backend: TesseractBackend, languages: tuple[str, ...]) -> None:
@@ -234,18 +236,18 @@ class TesseractModel:
         if kind is None:
             raise UnreadableFile(f"the file is not a {READ_KINDS} file")
         languages = request.languages or self._languages
-        if not set(languages) <= (here := self._backend.installation().languages):
-            # What was asked for is the caller's word and stays out of the message.
+        if not set(languages) <= (installed := self._backend.installation().languages):
+            # The requested name is the caller's text and stays out of the message.
             raise BadRequest(
-                f"a language asked for is not here; there is: {', '.join(sorted(here))}"
+                f"a requested language is not installed; there is: {', '.join(sorted(installed))}"
             )
-        scratch, children = self._backend.running()
+        temp_dir, workers = self._backend.running()
         try:
             if len(file) > limits.megabytes * MEGABYTE:
-                most = limits.megabytes * MEGABYTE
-                raise PageError("file_too_large", bytes=len(file), limit=most)  # noqa: TRY301
-            with scratch.file(file) as path:
-                order = ReadRequest(
+                limit = limits.megabytes * MEGABYTE
+                raise PageError("file_too_large", bytes=len(file), limit=limit)  # noqa: TRY301
+            with temp_dir.file(file) as path:
+                read_request = ReadRequest(
                     path=str(path),
                     kind=kind,
                     languages="+".join(languages),
@@ -254,25 +256,25 @@ class TesseractModel:
                     words=request.word_boxes,
                     urgent=urgent,
                 )
-                return DocumentReader(order, children, limits, cancelled).read()
-        except PageError as fault:
-            raise _FILE_ERRORS.get(fault.code, UnreadableFile)(fault.message) from None
+                return DocumentReader(read_request, workers, limits, cancelled).read()
+        except PageError as error:
+            raise _FILE_ERRORS.get(error.code, UnreadableFile)(error.message) from None
         except OSError as error:
-            message = f"the scratch directory cannot be used ({type(error).__name__})"
+            message = f"the temporary directory cannot be used ({type(error).__name__})"
             raise BackendUnavailable(message) from None
 
     def warm_up(self) -> None:
-        """Start a child, and have it load the language data."""
-        _, children = self._backend.running()
+        """Start an OCR process, and have it load the language data."""
+        _, workers = self._backend.running()
         request = {"do": "warm", "languages": "+".join(self._languages)}
         try:
-            answer = children.ask(request, self._backend.options.limits.page_s)
+            reply = workers.call(request, self._backend.options.limits.page_s)
         except (ConnectionClosed, ReplyTimeout):
-            raise BackendUnavailable("the process that reads pages does not answer") from None
-        if "fault" in answer:
-            raise ModelMissing("Tesseract cannot use its language data; install or copy it again")
+            raise BackendUnavailable("the OCR process does not reply") from None
+        if "error" in reply:
+            raise ModelMissing("Tesseract cannot read its language data; install or copy it again")
 
 
 def connect(config: BackendConfig) -> TesseractBackend:
-    """The backend; nothing is started."""
+    """The backend; no process is started."""
     return TesseractBackend(config)

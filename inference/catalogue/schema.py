@@ -1,6 +1,6 @@
-"""The catalogue: which models there are, where each runs, what it is good enough for, what it costs.
+"""Schema of the catalogue: models with their backend, quality, tasks and price; the routing policy.
 
-`inference.catalogue.loader` reads it.
+`inference.catalogue.loader` reads it from a file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from inference.protocol import Locality
 from vestry.lanes import Kind, Privacy
+
+Locality = Literal["local", "cloud"]
+"""Whether content stays on the operator's own machines."""
 
 ORDINARY: Final = "ordinary"
 ALL: Final = "all"
@@ -34,7 +36,7 @@ _BITS: Final = {
     "q4": 4.5,
     "int8": 8.0,
 }
-"""Bits a weight, with what block formats spend on scales (llama.cpp's Q4 and Q8 families)."""
+"""Bits of a weight, with the scales of block formats (llama.cpp's Q4 and Q8 families)."""
 
 
 class _Entry(BaseModel):
@@ -45,14 +47,14 @@ class BackendEntry(_Entry):
     """A model runtime.
 
     Attributes:
-        name: what models and settings call it.
-        runtime: the module in `inference.backends` that talks to it, or a dotted module name.
-        locality: whether content stays on our own machines.
-        enabled: used unless VESTRY_BACKENDS says otherwise; the others must be named there.
+        name: its name in models and settings.
+        runtime: its module in `inference.backends`, or a dotted module name.
+        locality: whether content stays on the operator's own machines.
+        enabled: used by default; others only if VESTRY_BACKENDS names them.
         url: base URL of a server; VESTRY_BACKENDS may name another.
-        key: it wants an API key (VESTRY_BACKEND_KEYS).
+        key: an API key is required (VESTRY_BACKEND_KEYS).
         requests_per_minute: most calls in any 60 seconds, over all workers together.
-        timeout_s: longest that a call may take, in seconds.
+        timeout_s: longest duration of a call, in seconds.
         about: one line for a reader.
         options: further settings of the runtime.
     """
@@ -76,7 +78,7 @@ class Price(_Entry):
     output: Decimal = Field(Decimal(0), ge=0)
 
     def of(self, input_tokens: int | None, output_tokens: int | None) -> Decimal:
-        """What a call cost, in US dollars."""
+        """The price of a call, in US dollars."""
         million = Decimal(1_000_000)
         return (self.input * (input_tokens or 0) + self.output * (output_tokens or 0)) / million
 
@@ -85,22 +87,22 @@ class ModelEntry(_Entry):
     """A model.
 
     Attributes:
-        name: what jobs, receipts and readers call it; unique.
-        backend: the runtime that serves it.
-        kinds: kinds of job it can do.
-        served_as: what its backend calls it, where that is another name.
-        tasks: what it is good enough for: `ordinary` is every task that is not demanding, `all` is
-            every task; or a list of tasks.
+        name: its name in jobs and on receipts; unique.
+        backend: the backend that serves it.
+        kinds: kinds of job that it can serve.
+        served_as: its backend's name for it, if that is another one.
+        tasks: tasks that it is good enough for: `ordinary` is every task that is not demanding, `all`
+            is every task; or a list of tasks.
         dimension: of its vectors, for embedding.
-        context: tokens it reads at once.
-        parameters: how many it has, such as 3.2B.
+        context: tokens that it reads at once.
+        parameters: their number, such as 3.2B.
         quantization: of its weights, such as fp16 or Q4.
-        price: per million tokens; none for what runs on our own machines.
-        resident: loaded and warmed up when a worker starts, else with its first job.
+        price: per million tokens; none for local models.
+        resident: loaded and warmed up when a worker starts; others at their first job.
         query_prefix: put before every query that it embeds.
         document_prefix: put before every document.
         about: one line for a reader.
-        get: the command that makes it available, told by `vestry doctor`.
+        get: the command that installs it, shown by `vestry doctor`.
         options: further settings for its backend.
     """
 
@@ -128,12 +130,12 @@ class ModelEntry(_Entry):
 
     @property
     def served_name(self) -> str:
-        """What its backend calls it."""
+        """Its backend's name for it."""
         return self.served_as or self.name
 
     @property
     def weight_bytes(self) -> int | None:
-        """Bytes of its weights at its quantization; None where the catalogue does not tell."""
+        """Bytes of its weights at its quantization; None if the catalogue does not say."""
         bits = next(
             (b for q, b in _BITS.items() if (self.quantization or "").lower().startswith(q)), None
         )
@@ -144,12 +146,12 @@ class ModelEntry(_Entry):
 
 
 class TaskEntry(_Entry):
-    """What a request can be for.
+    """A task: the purpose of a request, which decides the models that are good enough.
 
     Attributes:
-        name: what jobs call it.
-        kinds: kinds of job it occurs with.
-        demanding: only a model that says so by name, or `all`, is good enough for it.
+        name: its name in jobs.
+        kinds: kinds of job that may have it.
+        demanding: only models whose `tasks` name it, or are `all`, are good enough.
         about: one line for a reader.
     """
 
@@ -160,7 +162,7 @@ class TaskEntry(_Entry):
 
 
 class When(_Entry):
-    """What a rule is about; what is not given matches everything."""
+    """Condition of a rule; an empty field matches every request."""
 
     kind: tuple[Kind, ...] = ()
     task: tuple[str, ...] = ()
@@ -174,19 +176,19 @@ class When(_Entry):
     def _one(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    def matches(self, **asked: str | None) -> bool:
-        """Whether every value given is among those named here."""
+    def matches(self, **fields: str | None) -> bool:
+        """Whether the condition holds for the fields of a request."""
         return all(
-            not (named := getattr(self, field)) or asked[field] in named
-            for field in type(self).model_fields
+            not (allowed := getattr(self, name)) or fields[name] in allowed
+            for name in type(self).model_fields
         )
 
 
 class Rule(_Entry):
-    """Where a request goes first, and where else it may go. The first rule that matches counts.
+    """A rule of the routing policy: localities by preference. The first rule that matches applies.
 
     Attributes:
-        when: which requests.
+        when: condition on the request.
         prefer: localities in order; one that is not named is never used.
         because: one line for a reader.
     """
@@ -197,7 +199,7 @@ class Rule(_Entry):
 
 
 class Catalogue(_Entry):
-    """Everything in the file, checked."""
+    """The content of the file, validated."""
 
     backends: tuple[BackendEntry, ...]
     models: tuple[ModelEntry, ...]
@@ -207,20 +209,20 @@ class Catalogue(_Entry):
     @cached_property
     def version(self) -> str:
         """Twelve hex digits that change with anything that decides a route."""
-        told = self.model_dump(mode="json", exclude={"backends": {"__all__": {"url"}}})
-        content = json.dumps(told, sort_keys=True)
+        fields = self.model_dump(mode="json", exclude={"backends": {"__all__": {"url"}}})
+        content = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def backend(self, name: str) -> BackendEntry:
-        """A backend by name; KeyError where there is none."""
+        """A backend by name; KeyError if there is none."""
         return _named(self.backends, name)
 
     def model(self, name: str) -> ModelEntry:
-        """A model by name; KeyError where there is none."""
+        """A model by name; KeyError if there is none."""
         return _named(self.models, name)
 
     def adequate(self, model: ModelEntry, task: str | None) -> bool:
-        """Whether a model is good enough for a task; one that is not declared is ordinary."""
+        """Whether a model is good enough for a task; an undeclared task is ordinary."""
         if model.tasks == ALL:
             return True
         if isinstance(model.tasks, tuple):
@@ -228,7 +230,7 @@ class Catalogue(_Entry):
         return not any(entry.demanding for entry in self.tasks if entry.name == task)
 
     def only(self, backends: Mapping[str, str | None]) -> Catalogue:
-        """The part of it that these backends serve, with their URLs where one is given."""
+        """The part of it that these backends serve, with their URLs replaced by those named here."""
         return self.model_copy(
             update={
                 "backends": tuple(
@@ -241,9 +243,9 @@ class Catalogue(_Entry):
         )
 
     def adding(self, backend: BackendEntry | None, model: ModelEntry) -> Catalogue:
-        """With a model before all others, and its backend where it is new.
+        """With a model before all others, and its backend if that is new.
 
-        Others that embed are no longer resident: one default embeds, and it is this.
+        Other embedding models are no longer resident: this one is the default.
         """
         backends = self.backends if backend is None else (*self.backends, backend)
         rest = tuple(

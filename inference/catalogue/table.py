@@ -1,4 +1,4 @@
-"""The catalogue as a table for readers: which model serves what, where, and what if it is away."""
+"""The catalogue as a table for the README: where each model runs, what it serves, and its fallback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from inference.catalogue.schema import ALL, ORDINARY, Catalogue, ModelEntry
 
-HEADINGS: Final = ("model", "where", "serves", "good enough for", "when it is away")
+HEADINGS: Final = ("model", "where", "serves", "good enough for", "while unavailable")
 
 
 def rows(catalogue: Catalogue) -> list[tuple[str, ...]]:
@@ -17,7 +17,7 @@ def rows(catalogue: Catalogue) -> list[tuple[str, ...]]:
             _where(catalogue, model),
             ", ".join(model.kinds),
             _tasks(model),
-            _away(catalogue, model),
+            _fallback(catalogue, model),
         )
         for model in catalogue.models
     ]
@@ -30,14 +30,13 @@ def markdown(catalogue: Catalogue) -> str:
 
 
 def _size(model: ModelEntry) -> str:
-    told = " ".join(part for part in (model.parameters, model.quantization) if part)
-    return f" ({told})" if told else ""
+    size = " ".join(part for part in (model.parameters, model.quantization) if part)
+    return f" ({size})" if size else ""
 
 
 def _where(catalogue: Catalogue, model: ModelEntry) -> str:
     backend = catalogue.backend(model.backend)
-    place = "at home" if backend.locality == "local" else "cloud"
-    return f"{place}, {backend.name}{'' if backend.enabled else ' (once named)'}"
+    return f"{backend.locality}, {backend.name}{'' if backend.enabled else ' (if enabled)'}"
 
 
 def _tasks(model: ModelEntry) -> str:
@@ -48,14 +47,14 @@ def _tasks(model: ModelEntry) -> str:
     return ", ".join(model.tasks)
 
 
-def _away(catalogue: Catalogue, model: ModelEntry) -> str:
-    """What happens meanwhile to the jobs that it would serve."""
+def _fallback(catalogue: Catalogue, model: ModelEntry) -> str:
+    """What happens to a model's jobs while it is unavailable."""
     if model.tasks == ALL:
-        return "demanding tasks wait, the next serves the others"
+        return "demanding tasks wait, others are served by the next model"
     waits = [
         kind
         for kind in model.kinds
-        # An index is of one model: what it would have embedded is never another's.
+        # Vectors of one model only are in an index: no other model embeds for it.
         if kind == "embedding"
         or not any(
             kind in other.kinds and _covers(catalogue, other, model)
@@ -64,23 +63,23 @@ def _away(catalogue: Catalogue, model: ModelEntry) -> str:
         )
     ]
     if not waits:
-        return "the next serves"
+        return "served by the next model"
     if len(waits) == len(model.kinds):
         return "waits"
-    return f"{' and '.join(waits)} waits, the next serves the rest"
+    return f"{' and '.join(waits)} waits, other kinds are served by the next model"
 
 
 def _covers(catalogue: Catalogue, other: ModelEntry, model: ModelEntry) -> bool:
-    """Whether another is good enough for what this one serves, at least where it is ordinary."""
+    """Whether another model is good enough for a model's tasks, at least the ordinary ones."""
     if isinstance(model.tasks, tuple):
-        home = (
+        same_locality = (
             catalogue.backend(other.backend).locality == catalogue.backend(model.backend).locality
         )
-        return home and all(catalogue.adequate(other, task) for task in model.tasks)
+        return same_locality and all(catalogue.adequate(other, task) for task in model.tasks)
     return other.tasks in {ALL, ORDINARY}
 
 
 if __name__ == "__main__":
     from inference.catalogue.loader import load
 
-    print(markdown(load()))  # noqa: T201 - for whoever changed the catalogue
+    print(markdown(load()))  # noqa: T201 - for the README

@@ -1,9 +1,9 @@
-"""Passage references in English, such as `1 Cor 13:4-7`: read, checked, and written in one form.
+"""Bible references in English, such as `1 Cor 13:4-7`: parsed, checked, and written in canonical form.
 
-The canon is that of 66 books, chapters and verses as the King James Version counts them
-(`canon.json`). Books go by their English names and usual abbreviations, a period after them or not;
-numbered ones by `1`, `I`, `1st` or `First`. Chapter and verse stand apart by a colon or a period,
-verses by commas, passages by semicolons.
+The canon has 66 books, with chapters and verses numbered as in the King James Version (`canon.json`).
+Books may have their English names or usual abbreviations, with or without a period; numbered ones `1`,
+`I`, `1st` or `First`. A colon or a period separates chapter and verse, commas separate verses,
+semicolons passages.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-LONGEST: Final = 200
-"""Characters of a reference; beyond, it is some other text."""
+MAX_CHARACTERS: Final = 200
+"""Of a reference; a longer text is none."""
 
 _CANON: Final = Path(__file__).with_name("canon.json")
 _ORDINALS: Final = {
@@ -49,15 +49,15 @@ class Book:
     """A book of the canon.
 
     Attributes:
-        name: as a reference names it.
-        verses: of each chapter.
+        name: in a canonical reference.
+        verses: number of verses of each chapter.
     """
 
     name: str
     verses: tuple[int, ...]
 
     def has(self, chapter: int, verse: int = 1) -> bool:
-        """Whether there is such a chapter and verse."""
+        """Whether the book has a chapter and verse."""
         return 1 <= chapter <= len(self.verses) and 1 <= verse <= self.verses[chapter - 1]
 
 
@@ -67,23 +67,23 @@ class _Malformed(Exception):
 
 @cache
 def books() -> dict[str, Book]:
-    """The books by every name they go by: lower case, without spaces and periods."""
-    found: dict[str, Book] = {}
+    """The books by each of their names, in lower case without spaces and periods."""
+    by_name: dict[str, Book] = {}
     for row in json.loads(_CANON.read_text(encoding="utf-8")):
         book = Book(row.get("cited", row["name"]), tuple(row["verses"]))
         number = row["name"][0] if row["name"][0].isdigit() else ""
         for name in (row["name"], *(number + other for other in row["also"])):
-            found[_key(name)] = book
-    return found
+            by_name[_key(name)] = book
+    return by_name
 
 
 def normalised(text: str) -> str | None:
-    """A reference in its usual form, such as `1 Corinthians 13:4-7`; None if it is none.
+    """A reference in canonical form, such as `1 Corinthians 13:4-7`; None if it is malformed.
 
-    Nothing is guessed: a book there is not, a chapter or verse beyond the last, and a range that runs
+    Nothing is guessed: an unknown book, a chapter or verse beyond the last, or a range that runs
     backwards make it malformed.
     """
-    if len(text) > LONGEST:
+    if len(text) > MAX_CHARACTERS:
         return None
     plain = unicodedata.normalize("NFKC", text).strip().lower()
     plain = re.sub(r"\s*[\u2010-\u2015\u2212]\s*", "-", plain)
@@ -98,46 +98,48 @@ def _passages(plain: str) -> Iterator[str]:
     book, piece, chapter = _passage(first, None, None)
     yield piece
     for separator, item in zip(rest[::2], rest[1::2], strict=True):
-        # After a comma a bare number is another verse, if verses were the subject, else a chapter.
-        follows = chapter if separator == "," else None
-        named, piece, chapter = _passage(item, book, follows)
-        joined = separator == "," and named is book and ":" not in piece.partition("-")[0]
+        # After a comma a bare number is another verse if a verse precedes it, else a chapter.
+        previous_chapter = chapter if separator == "," else None
+        next_book, piece, chapter = _passage(item, book, previous_chapter)
+        joined = separator == "," and next_book is book and ":" not in piece.partition("-")[0]
         yield ("," if joined else "; ") + piece
-        book = named
+        book = next_book
 
 
-def _passage(item: str, book: Book | None, follows: int | None) -> tuple[Book, str, int | None]:
-    """One passage: its book, how it is written, and the chapter that a verse after it would be of."""
+def _passage(
+    item: str, book: Book | None, previous_chapter: int | None
+) -> tuple[Book, str, int | None]:
+    """One passage: its book, its canonical form, and the chapter that a following verse belongs to."""
     match = _PASSAGE.fullmatch(item)
     if match is None:
         raise _Malformed
     if match["book"] is not None:
-        named = _ORDINALS.get(match["ordinal"] or "", "") + match["book"]
-        book, follows = books().get(_key(named)), None
+        name = _ORDINALS.get(match["ordinal"] or "", "") + match["book"]
+        book = books().get(_key(name))
         if book is None:
             raise _Malformed
         written, chapter = _numbers(match["numbers"], book, None)
         return book, f"{book.name} {written}", chapter
     if book is None:
         raise _Malformed
-    written, chapter = _numbers(match["numbers"], book, follows)
+    written, chapter = _numbers(match["numbers"], book, previous_chapter)
     return book, written, chapter
 
 
-def _numbers(text: str, book: Book, follows: int | None) -> tuple[str, int | None]:
+def _numbers(text: str, book: Book, previous_chapter: int | None) -> tuple[str, int | None]:
     match = _NUMBERS.fullmatch(text)
     if match is None:
         raise _Malformed
     a, b, c, d = (None if match[name] is None else int(match[name]) for name in "abcd")
     part, end = match["part"] or "", match["end"] or ""
     assert a is not None  # noqa: S101 - the pattern's
-    alone = len(book.verses) == 1 and b is None and max(a, c or 0) > 1
+    single_chapter = len(book.verses) == 1 and b is None and max(a, c or 0) > 1
     if b is not None:
         chapter, verse, prefix = a, b, f"{a}:"
-    elif follows is not None or alone:
-        # A further verse; or a verse of a book that has one chapter.
-        chapter, verse = follows or 1, a
-        prefix = "" if follows is not None else "1:"
+    elif previous_chapter is not None or single_chapter:
+        # A further verse, or a verse of a book that has one chapter.
+        chapter, verse = previous_chapter or 1, a
+        prefix = "" if previous_chapter is not None else "1:"
     elif d is None:
         return _chapters(book, a, c, marks=part + end), None
     else:  # from the beginning of a chapter

@@ -1,4 +1,4 @@
-"""What language a text is in, by py3langid: a small model inside its package, no network."""
+"""Language identification by py3langid: a small model inside its package, no network."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from inference.errors import BadRequest, ModelMissing
 from vestry.jobs.classification import LabelScore
 
 READ_CHARACTERS: Final = 10_000
-"""Of a longer text the beginning is read: a hundred tell as much, at some 4 µs each."""
+"""Only so much of a text is read: a hundred characters are as accurate, at about 4 µs each."""
 
 _NAMES: Final = Path(__file__).with_name("languages.json")
-_NOTHING: Final = 2.5
-"""A best score of so many times an even share says that nothing in the text was recognised: with no
-evidence at all the model gives each of its classes the same, and two of them share a label."""
+_NO_EVIDENCE: Final = 2.5
+"""A best score below so many times an even share means that nothing in the text was recognised: without
+evidence the model gives each of its classes the same score, and two classes share a label."""
 
 
 class LanguageClassifier:
-    """See `inference.protocol.BuiltinClassifier`. Labels are ISO 639 codes, of two letters if they can.
+    """See `inference.protocol.BuiltinClassifier`. Labels are ISO 639 codes, of two letters if possible.
 
-    Scores are py3langid's own probabilities, which it tempers by the length of the text: of one to
-    three words they claim less than they hit (measured in `docs/classification.md`), and from ten
-    words on they are near 1.
+    Scores are py3langid's own probabilities, which depend on the length of the text: for one to three
+    words they are lower than the accuracy (measured in `docs/classification.md`), and from ten words on
+    they are near 1.
     """
 
     def __init__(self) -> None:
-        """Name the model; it is read when it is first used.
+        """Import the package; the model is read at first use.
 
         Raises:
             ModelMissing: py3langid is not installed.
@@ -38,29 +38,29 @@ class LanguageClassifier:
             from py3langid import langid  # noqa: PLC0415 - optional package
         except ImportError:
             raise ModelMissing(
-                "the language classifier needs a package: pip install py3langid"
+                "the language classifier requires a package: pip install py3langid"
             ) from None
         self._langid = langid
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """All languages it knows."""
+        """All its languages."""
         return tuple(sorted(self._identifier.labels))
 
     def classify(self, text: str, labels: Sequence[str]) -> Sequence[LabelScore]:
-        """A score for each label; empty where the text has nothing to tell a language by.
+        """A score for each label; empty if the text has no evidence for a language.
 
         Args:
             text: any; ten words are enough.
-            labels: codes, or English names of languages; empty for all codes. The text is taken to be
+            labels: codes, or English names of languages; empty for all codes. The text is assumed to be
                 in one of them.
 
         Raises:
-            BadRequest: a label is no language that it knows.
+            BadRequest: a label is not one of its languages.
         """
         codes = self._codes(labels)
         ranked = dict(self._identifier.rank(text[:READ_CHARACTERS]))
-        if max(ranked.values()) < _NOTHING / len(ranked):
+        if max(ranked.values()) < _NO_EVIDENCE / len(ranked):
             return ()
         if not codes:
             return [LabelScore(code, score) for code, score in ranked.items()]
@@ -71,7 +71,7 @@ class LanguageClassifier:
         return sorted(scores, key=lambda one: one.score, reverse=True)
 
     def normalised(self, text: str) -> str | None:
-        """A text in a language has no usual form."""
+        """None: languages define no canonical form."""
         del text
         return None
 
@@ -87,19 +87,19 @@ class LanguageClassifier:
     def _codes(self, labels: Sequence[str]) -> dict[str, str]:
         """Each label's code, in order."""
         codes: dict[str, str] = {}
-        for place, label in enumerate(labels):
+        for index, label in enumerate(labels):
             code = label.strip().lower()
-            code = code if code in self.labels else self._named.get(code, "")
+            code = code if code in self.labels else self._by_name.get(code, "")
             if not code:
                 raise BadRequest(
-                    f"label {place} is no language that this classifier knows: give an ISO 639 code "
-                    "such as 'de', or its English name"
+                    f"label {index} is not a language of this classifier: give an ISO 639 code such as "
+                    "'de', or its English name"
                 )
             codes[label] = code
         return codes
 
     @cached_property
-    def _named(self) -> dict[str, str]:
+    def _by_name(self) -> dict[str, str]:
         """Codes by English name in lower case."""
         names = json.loads(_NAMES.read_text(encoding="utf-8"))
         return {name.lower(): code for code, name in names.items() if code in self.labels}

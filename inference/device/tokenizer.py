@@ -1,4 +1,10 @@
-"""A model's own tokenizer, freed from the cutting and padding that its files ask for."""
+"""Exact token counts by a model's own tokenizer, without the truncation and padding in its files.
+
+WordPiece tokenizers turn a word beyond a fixed length into one unknown token, losing its text. A script
+written without spaces, a long address or an encoded blob would then be embedded without its content,
+and without any error. Spaces inserted into such words keep them readable to the model; texts without
+such a word, nearly all, pass unchanged.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +20,14 @@ from typing import Any
 
 from inference.errors import BadRequest
 
+EXPANSION = 4
+"""Most code points of one character's canonical decomposition, which the tokenizers apply before they
+measure a word (Unicode, UAX 15: factor 4 for NFD in UTF-32, for example U+1F82)."""
+
 _UNBOUNDED = 1_000_000
-"""Tokenizers without a limit say 10^30; anything from here on is none."""
+"""Tokenizers without a limit report 10^30; from here on, a value means no limit."""
 _FALLBACK_MAX_TOKENS = 512
-"""BERT's, where neither the model nor its tokenizer names a limit."""
+"""BERT's limit, if neither the model nor its tokenizer names one."""
 
 
 class ModelTokenizer:
@@ -25,7 +35,7 @@ class ModelTokenizer:
 
     Attributes:
         fast: the `tokenizers.Tokenizer`, or None for a tokenizer written in Python.
-        longest_word: characters in a word from which it is one unknown token; None for no limit.
+        longest_word: characters in a word beyond which it becomes one unknown token; None for no limit.
         max_tokens: the limit in the tokenizer's files, for models that name none.
     """
 
@@ -38,7 +48,7 @@ class ModelTokenizer:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ModelTokenizer:
-        """From a transformers tokenizer, which stays as it is: ours is a copy."""
+        """From a transformers tokenizer; a copy is changed, not the original."""
         shared = getattr(tokenizer, "backend_tokenizer", None)
         if shared is None:
             return cls(tokenizer, None)
@@ -53,12 +63,12 @@ class ModelTokenizer:
         """Tokens of each text with its special tokens.
 
         Raises:
-            BadRequest: texts, whose places it has, hold half a surrogate pair.
+            BadRequest: with `indices`; texts hold half a surrogate pair.
         """
         return self._count(texts)
 
     def count_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
-        """Tokens of each two texts read together, with the special tokens around and between them.
+        """Tokens of each pair read together, with the special tokens around and between the texts.
 
         Raises:
             BadRequest: as `count`.
@@ -72,9 +82,9 @@ class ModelTokenizer:
             try:
                 return [len(encoding) for encoding in self.fast.encode_batch_fast(list(inputs))]
             except (TypeError, UnicodeEncodeError):
-                places = [place for place, one in enumerate(inputs) if not _is_unicode(one)]
+                indices = [index for index, one in enumerate(inputs) if not _is_unicode(one)]
                 # The original error holds the text.
-                raise BadRequest("a text is not valid Unicode", indices=places) from None
+                raise BadRequest("a text is not valid Unicode", indices=indices) from None
         rows = self._slow(list(inputs), add_special_tokens=True, truncation=False)["input_ids"]
         return [len(row) for row in rows]
 
@@ -95,20 +105,9 @@ def _longest_word(fast: Any | None) -> int | None:
     return int(limit) if limit else None
 
 
-# WordPiece tokenizers turn a word beyond a fixed length into one unknown token, losing its text.
-#
-# A script written without spaces, a long address or an encoded blob would so be embedded as
-# nothing, with no sign of it. Spaces put into such words keep them readable to the model; texts
-# without such a word, nearly all, pass unchanged.
-
-EXPANSION = 4
-"""Most code points one character becomes in canonical decomposition, which the tokenizers apply
-before they measure a word (Unicode, UAX 15: factor 4 for NFD in UTF-32, U+1F82 for one)."""
-
-
 @dataclass(frozen=True, slots=True)
 class BrokenText:
-    """A text with spaces put in; `breaks` are their places in the original, ascending."""
+    """A text with inserted spaces; `breaks` are their offsets in the original, ascending."""
 
     text: str
     breaks: tuple[int, ...] = ()
@@ -117,13 +116,13 @@ class BrokenText:
         """The original's offset for an offset into `text`."""
         if not self.breaks:
             return offset
-        # The k-th space, put before the original's character breaks[k], stands at breaks[k] + k.
-        passed = bisect_left(range(len(self.breaks)), offset, key=lambda k: self.breaks[k] + k)
-        return offset - passed
+        # The k-th space, inserted before the original's character breaks[k], is at breaks[k] + k.
+        spaces = bisect_left(range(len(self.breaks)), offset, key=lambda k: self.breaks[k] + k)
+        return offset - spaces
 
 
 def break_long_words(text: str, longest_word: int | None) -> BrokenText:
-    """Put spaces into words of more than `longest_word` characters.
+    """Insert spaces into words of more than `longest_word` characters.
 
     A word ends at white space and ASCII punctuation, as in BERT's pre-tokenizer.
     """
@@ -134,7 +133,7 @@ def break_long_words(text: str, longest_word: int | None) -> BrokenText:
         word = match.group()
         size = len(word) if word.isascii() else len(unicodedata.normalize("NFD", word))
         if size > longest_word:
-            # Short enough for any script; and the tokenizers' time grows with a word's square.
+            # Short enough for any script; the tokenizers' time is quadratic in a word's length.
             step = max(1, longest_word // EXPANSION)
             breaks.extend(range(match.start() + step, match.end(), step))
     if not breaks:

@@ -1,1 +1,1 @@
-"""OCR of files: rendering, preprocessing and Tesseract run in child processes."""
+"""OCR of files; rendering, preprocessing and Tesseract run in worker processes of their own."""

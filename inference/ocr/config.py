@@ -1,4 +1,4 @@
-"""How much a file may take: pages, pixels, bytes, seconds, memory."""
+"""Limits of OCR (pages, pixels, bytes, seconds, memory), and the setup of a worker process."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import json
 from dataclasses import dataclass
 
 MEGABYTE = 1024 * 1024
-LONGEST_SIDE = 32_767
-"""Pixels of a side; Tesseract counts them in 16 bits."""
+MAX_SIDE = 32_767
+"""Pixels of a side of an image: Tesseract counts them in 16 bits, signed."""
 
 
 @dataclass(frozen=True, slots=True)
 class OcrLimits:
-    """Bounds on one file and on each of its pages.
+    """Limits of one file and of each of its pages.
 
     Attributes:
         megabytes: of the file.
         pages: read in one job.
-        megapixels: of one page, before anything of it is decoded.
+        megapixels: of one page, checked before it is decoded.
         page_s: seconds for one page, after which its process is killed.
-        document_s: seconds for a whole file; pages not begun by then are reported as not read.
-        memory_mb: address space of a process that reads pages, and of its Tesseract.
+        document_s: seconds for a whole file; later pages are reported as not read.
+        memory_mb: address space of a worker process, and of its Tesseract.
         characters: of one page's text layer.
     """
 
@@ -35,19 +35,16 @@ class OcrLimits:
 
     @property
     def pixels(self) -> int:
-        """Of one page."""
+        """Most pixels of one page."""
         return self.megapixels * 1_000_000
 
 
-# What a child process is told when it starts.
-
-
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """Everything a child knows.
+class WorkerSetup:
+    """Configuration of a worker process; it gets nothing else.
 
     Attributes:
-        tesseract: the program.
+        tesseract: path of the program.
         tessdata: directory of its language data.
         nice: priority, 0 to 19.
         limits: of files and pages.
@@ -59,11 +56,11 @@ class Setup:
     limits: OcrLimits
 
     def to_json(self) -> str:
-        """For a command line."""
+        """As the worker's command-line argument."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Setup:
-        """From a command line."""
+    def from_json(cls, text: str) -> WorkerSetup:
+        """From the worker's command-line argument."""
         fields = json.loads(text)
         return cls(**{**fields, "limits": OcrLimits(**fields["limits"])})

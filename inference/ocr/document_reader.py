@@ -1,4 +1,4 @@
-"""A file's pages, read in parallel by child processes: what one page does is no other page's matter."""
+"""Reads the pages of one file in parallel worker processes; each page may fail by itself."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from inference.ocr.worker_pool import OcrWorkerPool
 from inference.protocol import Cancelled
 from vestry.jobs.ocr import OcrPage, OcrResult
 
-GRACE_S: Final = 5.0
-"""Seconds that a child has, beyond a page's, to end its Tesseract and tell."""
-TRIES: Final = 2
-"""A page whose process died gets a second one: the first may have been killed for another's sins."""
+REPLY_MARGIN_S: Final = 5.0
+"""Seconds beyond a page's limit in which a worker ends its Tesseract and replies."""
+MAX_ATTEMPTS: Final = 2
+"""For a page whose worker died: the first may have been killed for the memory of another process."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """What is to be read, and how.
+    """One file and how to read it.
 
     Attributes:
-        path: the file.
-        kind: as `vestry.file_kinds` tells it.
+        path: of the file.
+        kind: as `vestry.jobs.ocr.file_kind` returns it.
         languages: joined by `+`.
         pages: the first and the last, from 1; None for all.
         dpi: see `inference.ocr.protocol.OcrRequest`.
-        words: whether to give them with their boxes.
-        urgent: whether someone waits.
+        words: whether the result has words with their boxes.
+        urgent: of an interactive job.
     """
 
     path: str
@@ -47,37 +47,37 @@ class ReadRequest:
 
 
 class DocumentReader:
-    """One file on its way through the children.
+    """Reads one file.
 
     Args:
-        order: what is to be read.
-        children: who read.
+        request: the file and how to read it.
+        workers: the processes that read pages.
         limits: on pages and time.
-        cancelled: asked before each page.
+        cancelled: polled before each page.
     """
 
     def __init__(
-        self, order: ReadRequest, children: OcrWorkerPool, limits: OcrLimits, cancelled: Cancelled
+        self, request: ReadRequest, workers: OcrWorkerPool, limits: OcrLimits, cancelled: Cancelled
     ) -> None:
-        self._order = order
-        self._children = children
+        self._request = request
+        self._workers = workers
         self._limits = limits
         self._cancelled = cancelled
-        self._until = time.monotonic() + limits.document_s
-        self._asking = threading.Lock()
+        self._deadline = time.monotonic() + limits.document_s
+        self._cancel_lock = threading.Lock()
         self._stop = threading.Event()
 
     def read(self) -> OcrResult:
-        """Read the pages, and put them in order.
+        """Read the pages; the result has them in order.
 
         Raises:
-            Fault: of the file as a whole.
-            Abandoned: nobody wants it any more.
-            Unavailable: there is nobody to read it.
+            PageError: the file as a whole cannot be read.
+            CallCancelled: `cancelled` returned True.
+            BackendUnavailable: no worker process can be started.
         """
-        count = int(self._ask({"do": "count"})["pages"])
-        numbers = self._chosen(count)
-        with ThreadPoolExecutor(min(len(numbers), self._children.count)) as pool:
+        count = int(self._call({"do": "count"})["pages"])
+        numbers = self._page_numbers(count)
+        with ThreadPoolExecutor(min(len(numbers), self._workers.count)) as pool:
             try:
                 pages = list(pool.map(self._page, numbers))
             except BaseException:
@@ -85,10 +85,10 @@ class DocumentReader:
                 raise
         return OcrResult.of(tuple(pages), count)
 
-    def _chosen(self, count: int) -> Sequence[int]:
+    def _page_numbers(self, count: int) -> Sequence[int]:
         if count < 1:
             raise PageError("no_pages")
-        first, last = self._order.pages or (1, count)
+        first, last = self._request.pages or (1, count)
         if first > count:
             raise PageError("no_such_page", pages=count)
         numbers = range(first, min(last, count) + 1)
@@ -97,47 +97,49 @@ class DocumentReader:
         return numbers
 
     def _page(self, number: int) -> OcrPage:
-        with self._asking:
+        with self._cancel_lock:
             if self._stop.is_set() or self._cancelled():
                 self._stop.set()
                 raise CallCancelled
         try:
-            return self._read(number)
-        except PageError as fault:
-            return OcrPage(number, "", error=(fault.code, fault.message))
+            return self._read_page(number)
+        except PageError as error:
+            return OcrPage(number, "", error=(error.code, error.message))
 
-    def _read(self, number: int) -> OcrPage:
-        if time.monotonic() > self._until:
+    def _read_page(self, number: int) -> OcrPage:
+        if time.monotonic() > self._deadline:
             raise PageError("document_time_limit", seconds=round(self._limits.document_s))
         request = {
             "do": "page",
             "page": number,
-            "languages": self._order.languages,
-            "dpi": self._order.dpi,
-            "words": self._order.words,
+            "languages": self._request.languages,
+            "dpi": self._request.dpi,
+            "words": self._request.words,
         }
-        reply = self._ask(request)
+        reply = self._call(request)
         try:
             return OcrPage.from_json({**reply["page"], "page": number, "error": None})
-        except (KeyError, TypeError, ValueError):  # no child of ours speaks like that
+        except (KeyError, TypeError, ValueError):  # only a compromised worker replies so
             raise PageError("reader_crashed") from None
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What a child answers; a second one is asked where the first dies.
+    def _call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request to a worker, and to a second one if the first dies.
 
         Raises:
-            Fault: what the child says is wrong, or what became of it.
+            PageError: from the worker's reply, or because it died or timed out.
         """
-        request = {"path": self._order.path, "kind": self._order.kind, **request}
-        seconds = self._limits.page_s
-        for _ in range(TRIES):
+        request = {"path": self._request.path, "kind": self._request.kind, **request}
+        page_s = self._limits.page_s
+        for _ in range(MAX_ATTEMPTS):
             try:
-                reply = self._children.ask(request, seconds + GRACE_S, urgent=self._order.urgent)
+                reply = self._workers.call(
+                    request, page_s + REPLY_MARGIN_S, urgent=self._request.urgent
+                )
             except ConnectionClosed:
                 continue
             except ReplyTimeout:
-                raise PageError("time_limit", seconds=round(seconds)) from None
-            if "fault" in reply:
+                raise PageError("time_limit", seconds=round(page_s)) from None
+            if "error" in reply:
                 try:
                     raise PageError.from_json(reply)
                 except (KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Image files: how many pages one has, and a page of it as a grey image of dark text on white."""
+"""Loads the pages of image files as grey images of dark text on white."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from inference.ocr.config import LONGEST_SIDE, OcrLimits
+from inference.ocr.config import MAX_SIDE, OcrLimits
 from inference.ocr.errors import PageError
 from inference.ocr.transforms import WHITE
 
-_SIXTEEN_BITS: Final = ("I", "F")
+_DEEP_MODES: Final = ("I", "F")
 """Modes of more than eight bits a pixel, by their first letter."""
-_STATED_DPI: Final = (100, 1200)
-"""Resolutions that are believed: below lie the 72 and 96 that programs write who do not know."""
+_PLAUSIBLE_DPI: Final = (100, 1200)
+"""Stated resolutions that are used: programs write 72 or 96 if they do not know it."""
 _PAPER_TILES: Final = 200
-"""The paper's shade is looked at in so many places along the shorter side."""
+"""Tiles along the shorter side in which the paper's shade is measured."""
 _UNEVEN: Final = 0.85
-"""Paper whose dark parts have less than so much of its bright parts' light wants evening out."""
+"""Lighting is corrected if the dark parts of the paper have less than so much of its bright parts'
+light."""
 _DARKEST_PAPER: Final = 100
-_ONE_SHADE: Final = 16
-"""Steps of 255 that a JPEG may make of one shade."""
+_BLANK_RANGE: Final = 16
+"""Of 255: the range that JPEG compression may make of a single shade."""
 
 
 def page_count(path: str, kind: str, limits: OcrLimits) -> int:
-    """Pages of a TIFF; 1 for the others, of which an animation's first picture is taken.
+    """Number of pages of a TIFF; 1 for other kinds, whose first picture is read if they are animated.
 
     Raises:
-        Fault: it cannot be opened, or is too large to be looked at.
+        PageError: it cannot be opened, or is too large.
     """
     with _opened(path, kind, limits, "unreadable_file") as image:
-        # Walks through the whole file; Pillow ends where it leads in a circle.
+        # Follows the whole chain of directories in the file; Pillow stops at a cycle.
         return int(getattr(image, "n_frames", 1)) if kind == "tiff" else 1
 
 
 def page(path: str, kind: str, number: int, limits: OcrLimits) -> tuple[Image.Image, int | None]:
-    """One page as a grey image, upright as its camera or scanner says, and its resolution if told.
+    """One page as a grey image, rotated by its EXIF orientation, and its resolution if stated.
 
     Args:
-        path: the file.
-        kind: as `vestry.file_kinds` tells it; nothing else is tried.
+        path: of the file.
+        kind: as `vestry.jobs.ocr.file_kind` returns it; no other decoder is tried.
         number: from 1.
-        limits: refused before decoding.
+        limits: checked before decoding.
 
     Raises:
-        Fault: it cannot be decoded, or is too large.
+        PageError: it cannot be decoded, or is too large.
     """
     with _opened(path, kind, limits, "damaged_page") as image:
         if kind == "tiff":
@@ -62,22 +63,22 @@ def page(path: str, kind: str, number: int, limits: OcrLimits) -> tuple[Image.Im
 
 
 def check_size(width: int, height: int, limits: OcrLimits) -> None:
-    """Refuse a page that is too large, or nothing at all.
+    """Check the size of a page.
 
     Raises:
-        Fault: it is.
+        PageError: it is too large, or empty.
     """
     if width < 1 or height < 1:
         raise PageError("damaged_page")
-    if width * height > limits.pixels or max(width, height) > LONGEST_SIDE:
-        raise PageError("page_too_large", megapixels=limits.megapixels, side=LONGEST_SIDE)
+    if width * height > limits.pixels or max(width, height) > MAX_SIDE:
+        raise PageError("page_too_large", megapixels=limits.megapixels, side=MAX_SIDE)
 
 
 def grey(image: Image.Image) -> Image.Image:
-    """In mode L: what shines through is white, and deep colours are stretched to eight bits."""
-    if image.mode.startswith(_SIXTEEN_BITS):
+    """In mode L: transparent parts become white, deeper modes are scaled to eight bits."""
+    if image.mode.startswith(_DEEP_MODES):
         return _stretched(image)
-    if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
+    if image.mode in {"La", "RGBa"}:  # premultiplied alpha
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -93,16 +94,16 @@ def grey(image: Image.Image) -> Image.Image:
 
 
 def is_blank(image: Image.Image) -> bool:
-    """Whether a grey image is of one shade."""
+    """Whether a grey image has a single shade."""
     values = np.asarray(image)
-    return int(values.max()) - int(values.min()) < _ONE_SHADE
+    return int(values.max()) - int(values.min()) < _BLANK_RANGE
 
 
 def normalise_lighting(image: Image.Image) -> Image.Image | None:
-    """With the same light everywhere, where a shadow lies on the paper; None where none does.
+    """Correct uneven lighting, such as a shadow on the paper; None if the lighting is even.
 
-    Every pixel is divided by the shade of the paper around it, which is the brightest near by. With
-    that, one threshold for the whole page finds the text, which else drowns in the shadow.
+    Every pixel is divided by the shade of the paper around it, the brightest in its neighbourhood. Then
+    one threshold for the whole page separates the text, which is otherwise lost in the shadow.
     """
     small = image.reduce(max(1, min(image.size) // _PAPER_TILES))
     paper = small.filter(ImageFilter.MaxFilter(9)).filter(ImageFilter.MedianFilter(9))
@@ -116,17 +117,17 @@ def normalise_lighting(image: Image.Image) -> Image.Image | None:
 
 @contextlib.contextmanager
 def _opened(path: str, kind: str, limits: OcrLimits, code: str) -> Iterator[Image.Image]:
-    """A file's header, read; every error of the decoder as a fault."""
-    # Pillow refuses what has more than twice its limit, before it decodes, and warns above the limit.
+    """An image with its header read; every error of the decoder becomes a PageError."""
+    # Pillow refuses images of more than twice its limit before it decodes, and warns above the limit.
     Image.MAX_IMAGE_PIXELS = limits.pixels // 2
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=[kind]) as image:
             yield image
     except Image.DecompressionBombError:
-        raise PageError("page_too_large", megapixels=limits.megapixels, side=LONGEST_SIDE) from None
+        raise PageError("page_too_large", megapixels=limits.megapixels, side=MAX_SIDE) from None
     except (PageError, MemoryError):
         raise
-    except Exception:  # decoders raise what they like: OSError, SyntaxError, struct.error, …
+    except Exception:  # decoders raise OSError, SyntaxError, struct.error, …
         raise PageError(code) from None
 
 
@@ -141,7 +142,7 @@ def _stretched(image: Image.Image) -> Image.Image:
 
 
 def _stated_dpi(image: Image.Image) -> int | None:
-    lowest, highest = _STATED_DPI
+    lowest, highest = _PLAUSIBLE_DPI
     stated = image.info.get("dpi", (0, 0))[0]
-    # A NaN compares as neither.
+    # False for NaN.
     return round(float(stated)) if lowest <= float(stated) <= highest else None

@@ -1,6 +1,6 @@
-"""What parent and child say to each other: JSON objects, each after its length in four bytes.
+"""Messages between a worker and its OCR processes: JSON objects, each after its length in four bytes.
 
-JSON and not pickle: a child that a hostile file has taken over can lie, and do nothing else.
+JSON and not pickle: a process that a hostile file has compromised can send false data, but no code.
 """
 
 from __future__ import annotations
@@ -12,51 +12,51 @@ import struct
 import time
 from typing import Any, Final
 
-LARGEST: Final = 64 * 1024 * 1024
-"""Bytes of a frame; a page with a million characters and their boxes has fewer."""
+MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
+"""A page with a million characters and their boxes has fewer."""
 _LENGTH: Final = struct.Struct(">I")
 
 
 class ConnectionClosed(Exception):
-    """The other side is gone, or does not speak this language."""
+    """The other process has ended, or sent a malformed frame."""
 
 
 class ReplyTimeout(Exception):
-    """The other side did not answer in time."""
+    """The other process did not reply in time."""
 
 
 def send(descriptor: int, message: dict[str, Any]) -> None:
     """Write one frame.
 
     Raises:
-        Closed: nobody reads any more.
+        ConnectionClosed: the other process has closed the pipe.
     """
     body = json.dumps(message, separators=(",", ":")).encode()
-    left = memoryview(_LENGTH.pack(len(body)) + body)
+    remaining = memoryview(_LENGTH.pack(len(body)) + body)
     try:
-        while left:
-            left = left[os.write(descriptor, left) :]
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
     except OSError:
         raise ConnectionClosed from None
 
 
-def receive(descriptor: int, seconds: float | None = None) -> dict[str, Any]:
+def receive(descriptor: int, timeout_s: float | None = None) -> dict[str, Any]:
     """Read one frame.
 
     Args:
-        descriptor: a pipe's.
-        seconds: how long to wait for all of it; None for ever.
+        descriptor: of a pipe.
+        timeout_s: for the whole frame; None for no timeout.
 
     Raises:
-        Closed: the pipe ended, or what came is no frame.
-        Late: the time is over.
+        ConnectionClosed: the pipe was closed, or the frame is malformed.
+        ReplyTimeout: the timeout has passed.
     """
-    until = None if seconds is None else time.monotonic() + seconds
-    (size,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size, until))
-    if size > LARGEST:
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    (size,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size, deadline))
+    if size > MAX_FRAME_BYTES:
         raise ConnectionClosed
     try:
-        message = json.loads(_read(descriptor, size, until))
+        message = json.loads(_read(descriptor, size, deadline))
     except (ValueError, RecursionError):
         raise ConnectionClosed from None
     if not isinstance(message, dict):
@@ -64,14 +64,14 @@ def receive(descriptor: int, seconds: float | None = None) -> dict[str, Any]:
     return message
 
 
-def _read(descriptor: int, size: int, until: float | None) -> bytes:
+def _read(descriptor: int, size: int, deadline: float | None) -> bytes:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     parts = bytearray()
     while len(parts) < size:
-        if until is not None:
-            left = until - time.monotonic()
-            if left <= 0 or not poll.poll(1000 * left):
+        if deadline is not None:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0 or not poll.poll(1000 * remaining_s):
                 raise ReplyTimeout
         part = os.read(descriptor, min(size - len(parts), 1 << 20))
         if not part:

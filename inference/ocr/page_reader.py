@@ -1,4 +1,4 @@
-"""From a file's page to its text: the page's own text layer, or what Tesseract makes of its image."""
+"""Reads one page: its text layer, or Tesseract's text of its image."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from inference.ocr.errors import PageError
 from inference.ocr.tesseract import OcrText, Tesseract
 from inference.ocr.transforms import PageImage, skew
 
-LEAST_SKEW: Final = 1.0
-"""Degrees below which Tesseract needs no help."""
-SMALL: Final = 1_000_000
-"""Pixels below which an image is read at twice its size, unless it says to be of ENOUGH_DPI."""
-ENOUGH_DPI: Final = 200
+MIN_SKEW: Final = 1.0
+"""Degrees below which Tesseract reads as well without deskewing."""
+SMALL_IMAGE: Final = 1_000_000
+"""Pixels below which an image is read at twice its size, unless it states SUFFICIENT_DPI."""
+SUFFICIENT_DPI: Final = 200
 _DECIMALS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One way to read a page, and what came of it."""
+    """One transformation of a page's image, and its text."""
 
-    reading: OcrText
-    placed: PageImage
+    text: OcrText
+    image: PageImage
     rotation: int
     skew: float
 
 
 def count(path: str, kind: str, limits: OcrLimits) -> int:
-    """Pages of a file.
+    """Number of pages of a file.
 
     Raises:
-        Fault: it cannot be opened.
+        PageError: it cannot be opened.
     """
     return pdf.page_count(path) if kind == "pdf" else image_loading.page_count(path, kind, limits)
 
@@ -49,38 +49,38 @@ def read_page(
     dpi: int | None,
     words: bool,
 ) -> dict[str, Any]:
-    """A page as `vestry.jobs.ocr.OcrPage` has it in JSON.
+    """Read a page, as the JSON of `vestry.jobs.ocr.OcrPage`.
 
     Args:
-        path: the file.
-        kind: as `vestry.file_kinds` tells it.
+        path: of the file.
+        kind: as `vestry.jobs.ocr.file_kind` returns it.
         number: from 1.
-        limits: refused before decoding.
-        tesseract: for pages without text of their own.
-        dpi: resolution of an image, or at which to render.
-        words: whether to give the words with their boxes.
+        limits: checked before decoding.
+        tesseract: for pages without a text layer.
+        dpi: resolution of an image, or for rendering.
+        words: whether the result has words with their boxes.
 
     Raises:
-        Fault: it cannot be read.
-        MemoryError: it takes too much.
+        PageError: it cannot be read.
+        MemoryError: it needs too much memory.
     """
     if kind != "pdf":
-        image, stated = image_loading.page(path, kind, number, limits)
-        placed = PageImage(image, float(image.width), float(image.height))
+        loaded, stated_dpi = image_loading.page(path, kind, number, limits)
+        image = PageImage(loaded, float(loaded.width), float(loaded.height))
         return {
             "page": number,
             "unit": "px",
-            **_from_image(placed, dpi or stated, tesseract, words),
+            **_from_image(image, dpi or stated_dpi, tesseract, words),
         }
-    found = pdf.page(path, number, limits, words=words, dpi=dpi)
-    if isinstance(found.content, pdf.TextLayer):
-        body = _from_layer(found.content)
+    page = pdf.page(path, number, limits, words=words, dpi=dpi)
+    if isinstance(page.content, pdf.TextLayer):
+        body = _from_layer(page.content)
     else:
-        scale = pdf.POINTS / found.content.dpi
+        scale = pdf.POINTS / page.content.dpi
         to_page = (scale, 0.0, 0.0, 0.0, scale, 0.0)
-        placed = PageImage(found.content.image, found.width, found.height, to_page)
-        body = _from_image(placed, found.content.dpi, tesseract, words)
-    size = {"width": _short(found.width), "height": _short(found.height)}
+        image = PageImage(page.content.image, page.width, page.height, to_page)
+        body = _from_image(image, page.content.dpi, tesseract, words)
+    size = {"width": _rounded(page.width), "height": _rounded(page.height)}
     return {"page": number, "unit": "pt", **body, **size}
 
 
@@ -93,92 +93,95 @@ def _from_layer(layer: pdf.TextLayer) -> dict[str, Any]:
     }
     if layer.words is not None:
         body["words"] = [
-            {"text": text, "box": [_short(side) for side in box], "confidence": None}
+            {"text": text, "box": [_rounded(side) for side in box], "confidence": None}
             for text, box in layer.words
         ]
     return body
 
 
 def _from_image(
-    placed: PageImage, dpi: int | None, tesseract: Tesseract, words: bool
+    image: PageImage, dpi: int | None, tesseract: Tesseract, words: bool
 ) -> dict[str, Any]:
-    best = read_image(placed, dpi, tesseract)
-    confidence = best.reading.confidence
+    best = read_image(image, dpi, tesseract)
+    confidence = best.text.confidence
     body: dict[str, Any] = {
-        "text": best.reading.text,
+        "text": best.text.text,
         "confidence": None if confidence is None else round(confidence, 4),
         "source": "ocr",
         "rotation": best.rotation,
         "skew": best.skew,
-        "width": _short(placed.width),
-        "height": _short(placed.height),
+        "width": _rounded(image.width),
+        "height": _rounded(image.height),
     }
     if words:
         body["words"] = [
             {
                 "text": word.text,
-                "box": [_short(side) for side in best.placed.box(word.box)],
+                "box": [_rounded(side) for side in best.image.box(word.box)],
                 "confidence": round(word.confidence, 4),
             }
-            for word in best.reading.words
+            for word in best.text.words
         ]
     return body
 
 
-def read_image(placed: PageImage, dpi: int | None, tesseract: Tesseract) -> Attempt:
+def read_image(image: PageImage, dpi: int | None, tesseract: Tesseract) -> Attempt:
     """The best of several attempts; most pages need one.
 
-    A doubtful one is turned: as Tesseract's own orientation detection says, or all the ways round where
-    too little is on the page for that.
+    If the first is not confident, the image is rotated as Tesseract's orientation detection says, or to
+    all other orientations if the page has too little text for that.
 
     Raises:
-        Fault: as `Tesseract.read`.
+        PageError: as `Tesseract.read`.
     """
-    if image_loading.is_blank(placed.image):
-        return Attempt(OcrText(()), placed, 0, 0.0)
-    width, height = placed.image.size
-    if width * height < SMALL and (dpi or 0) < ENOUGH_DPI:
-        placed, dpi = placed.enlarged(2), dpi and 2 * dpi
-    best = _attempt(placed, 0, dpi, tesseract)
+    if image_loading.is_blank(image.image):
+        return Attempt(OcrText(()), image, 0, 0.0)
+    width, height = image.image.size
+    if width * height < SMALL_IMAGE and (dpi or 0) < SUFFICIENT_DPI:
+        image, dpi = image.enlarged(2), dpi and 2 * dpi
+    best = _attempt(image, 0, dpi, tesseract)
     for rotation in _other_rotations(best, tesseract):
         try:
-            other = _attempt(placed, rotation, dpi, tesseract)
+            other = _attempt(image, rotation, dpi, tesseract)
         except PageError:
-            if best.reading.words:
-                break  # something was read, which is better than nothing
+            if best.text.words:
+                break  # some text is better than none
             raise
-        if other.reading.score > best.reading.score:
+        if other.text.score > best.text.score:
             best = other
-        if best.reading.is_confident:
+        if best.text.is_confident:
             break
     return best
 
 
 def _other_rotations(upright: Attempt, tesseract: Tesseract) -> Iterator[int]:
-    if upright.reading.is_confident:
+    if upright.text.is_confident:
         return
-    found = tesseract.rotation(upright.placed.image)
-    if found is None:
+    rotation = tesseract.rotation(upright.image.image)
+    if rotation is None:
         yield from (90, 270, 180)
-    elif found:
-        yield found
+    elif rotation:
+        yield rotation
 
 
-def _attempt(placed: PageImage, rotation: int, dpi: int | None, tesseract: Tesseract) -> Attempt:
-    """Turned, evenly lit, straightened: what the page needs of it."""
-    ways = [placed.rotated(rotation)]
-    evened = image_loading.normalise_lighting(ways[0].image)
-    if evened is not None:
-        ways.append(replace(ways[0], image=evened))
-    angle = skew(ways[-1].image)
-    if abs(angle) < LEAST_SKEW:
+def _attempt(image: PageImage, rotation: int, dpi: int | None, tesseract: Tesseract) -> Attempt:
+    """Read an image after rotation, and after lighting correction and deskewing if it needs them."""
+    variants = [image.rotated(rotation)]
+    even = image_loading.normalise_lighting(variants[0].image)
+    if even is not None:
+        variants.append(replace(variants[0], image=even))
+    angle = skew(variants[-1].image)
+    if abs(angle) < MIN_SKEW:
         angle = 0.0
     else:
-        ways = [way.deskewed(angle) for way in ways]
-    # A picture on the page looks like a shadow too: what was read decides between the two ways.
-    attempts = [Attempt(tesseract.read(way.image, dpi), way, rotation, angle) for way in ways]
-    return max(attempts, key=lambda made: made.reading.score)
+        variants = [variant.deskewed(angle) for variant in variants]
+    # A picture on the page resembles a shadow: the better text decides between the two variants.
+    attempts = [
+        Attempt(tesseract.read(variant.image, dpi), variant, rotation, angle)
+        for variant in variants
+    ]
+    return max(attempts, key=lambda attempt: attempt.text.score)
 
 
-def _short(number: float) -> float:
+def _rounded(number: float) -> float:
     return round(number, _DECIMALS)

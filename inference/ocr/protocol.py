@@ -1,4 +1,4 @@
-"""What a backend offers that reads pages: see `inference.protocol` for those of the other kinds."""
+"""Protocol of an OCR model; see `inference.protocol` for those of the other kinds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from vestry.jobs.ocr import OcrResult
 
 @dataclass(frozen=True, slots=True)
 class OcrRequest:
-    """How a file is to be read.
+    """How to read a file.
 
     Attributes:
-        languages: it is written in, the main one first, as Tesseract names them; None for the
-            model's own.
-        pages: the first and the last to be read, from 1; None for all.
-        dpi: resolution of a scan that does not tell it, and at which pages are rendered.
-        word_boxes: give each word with its box.
+        languages: of its text, the main one first, by Tesseract's names; None for the model's own.
+        pages: the first and the last, from 1; None for all.
+        dpi: resolution of a scan that does not state one, and for rendering pages.
+        word_boxes: whether the result has words with their boxes.
     """
 
     languages: tuple[str, ...] | None = None
@@ -28,7 +27,7 @@ class OcrRequest:
 
 
 class OcrModel(Protocol):
-    """A model that reads pages."""
+    """A model that reads the text of pages."""
 
     def read(
         self,
@@ -38,27 +37,26 @@ class OcrModel(Protocol):
         urgent: bool = False,
         cancelled: Cancelled = not_cancelled,
     ) -> OcrResult:
-        """Read a file: PNG, JPEG, TIFF, WebP or PDF, told by its content.
+        """Read a file: PNG, JPEG, TIFF, WebP or PDF, detected by its content.
 
-        A page that cannot be read is reported in its `error`, and the others are kept; where all of
-        them failed, so it is told too.
+        A page that cannot be read has an `error` in the result, also if all pages have one.
 
         Args:
             file: its content.
             request: how to read it.
-            urgent: someone waits; its pages go before others.
-            cancelled: asked between pages.
+            urgent: of an interactive job; its pages are read before others.
+            cancelled: polled between pages.
 
         Raises:
-            UnreadableFile, EncryptedFile, FileTooLarge: the file is no good, as a whole.
-            BadRequest: a language is not here, or the range lies behind the last page.
-            Abandoned: `cancelled` turned True.
-            Unavailable: the pages cannot be read now, whatever is on them.
+            UnreadableFile, EncryptedFile, FileTooLarge: the file as a whole cannot be read.
+            BadRequest: a language is not installed, or the range begins after the last page.
+            CallCancelled: `cancelled` returned True.
+            BackendUnavailable: no page can be read now.
         """
         ...
 
     def warm_up(self) -> None:
-        """Make the first real call as fast as the later ones.
+        """Make the first real call as fast as later ones.
 
         Raises:
             ModelMissing: the language data cannot be used.

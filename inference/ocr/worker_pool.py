@@ -1,9 +1,9 @@
-"""The child processes of one backend: each answers one request at a time, and can be lost.
+"""Pool of OCR worker processes: each serves one request at a time and may be killed or crash.
 
-Made by hand and not by a process pool, because of what is behind the wall: these processes open files
-that strangers made. They get an environment built from nothing, where a pool's would inherit database
-logins and keys; they answer in JSON, where a pool would unpickle whatever they send; and each is
-killed together with the Tesseract that it runs.
+Not a `concurrent.futures` process pool, because these processes open untrusted files. They get an
+environment built from nothing, where a standard pool's would inherit database logins and keys; they
+reply in JSON, where a standard pool would unpickle any reply; and each is killed together with the
+Tesseract that it runs.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from pathlib import Path
 from typing import Any, Final
 
 from inference.errors import BackendUnavailable
-from inference.ocr.config import Setup
+from inference.ocr.config import WorkerSetup
 from inference.ocr.ipc import ConnectionClosed, ReplyTimeout, receive, send
 
 WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "inference.ocr.worker_main")
-"""What is run, before its setup."""
-START_S: Final = 60.0
-"""Seconds that an interpreter may take to start on a machine that has other things to do."""
-CLOSE_S: Final = 5.0
-"""Seconds in which threads notice that their child was killed."""
-REQUESTS: Final = 200
-"""After so many a child is replaced: what decoders leak goes with it."""
+"""Command line of a worker process, without its setup."""
+START_TIMEOUT_S: Final = 60.0
+"""Longest start of an interpreter, on a machine that is busy."""
+CLOSE_TIMEOUT_S: Final = 5.0
+"""Longest wait of `close` for the threads whose worker was killed."""
+MAX_REQUESTS: Final = 200
+"""A worker is replaced after so many requests, to free the memory that decoders leak."""
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
 _INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
-"""All that a child gets of our environment: where libraries are."""
+"""The only variables that a worker inherits: paths of libraries, and the time zone."""
 
 
 class OcrWorker:
-    """One process, in a session and a directory of its own.
+    """One worker process, in its own session and directory.
 
     Args:
-        command: what to run, without the setup.
-        setup: what it is told.
-        directory: for its temporary files, and removed with it.
+        command: command line, without the setup.
+        setup: its configuration.
+        directory: for its temporary files; removed with it.
 
     Raises:
-        Unavailable: it does not start.
+        BackendUnavailable: it does not start.
     """
 
-    def __init__(self, command: Sequence[str], setup: Setup, directory: Path) -> None:
+    def __init__(self, command: Sequence[str], setup: WorkerSetup, directory: Path) -> None:
         self.requests = 0
         self._directory = directory
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
@@ -74,37 +74,37 @@ class OcrWorker:
             )
         except OSError:
             shutil.rmtree(directory, ignore_errors=True)
-            raise BackendUnavailable("a process to read pages cannot be started") from None
+            raise BackendUnavailable("the OCR process cannot be started") from None
         try:
-            self._receive(START_S)
+            self._receive(START_TIMEOUT_S)
         except (ConnectionClosed, ReplyTimeout):
             self.end()
-            raise BackendUnavailable("the process that reads pages does not start") from None
+            raise BackendUnavailable("the OCR process does not start") from None
 
     @property
     def pid(self) -> int:
-        """Its process id, which is its group's too."""
+        """Its process id, which is also its process group's."""
         return self._process.pid
 
-    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Have a request answered.
+    def call(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Send a request and wait for its reply.
 
         Raises:
-            Closed: it died.
-            Late: it did not answer in time.
+            ConnectionClosed: the process died.
+            ReplyTimeout: it did not reply in time.
         """
         self.requests += 1
         assert self._process.stdin is not None  # noqa: S101 - a pipe, see above
         send(self._process.stdin.fileno(), request)
-        return self._receive(seconds)
+        return self._receive(timeout_s)
 
     def kill(self) -> None:
-        """Kill it and what it runs; whoever waits for its answer is told so."""
+        """Kill its process group; a thread in `call` gets ConnectionClosed."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """Kill it and what it runs, and remove its files."""
+        """Kill its process group, and remove its files."""
         self.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -112,111 +112,114 @@ class OcrWorker:
                 pipe.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _receive(self, seconds: float) -> dict[str, Any]:
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
         assert self._process.stdout is not None  # noqa: S101 - a pipe, see above
-        return receive(self._process.stdout.fileno(), seconds)
+        return receive(self._process.stdout.fileno(), timeout_s)
 
 
 class OcrWorkerPool:
-    """So many children, each started when it is first needed. Threads share them.
+    """A fixed number of workers, each started at first use. Threads share them.
 
     Args:
         start: starts one.
-        count: how many there may be.
+        count: most workers.
     """
 
     def __init__(self, start: Callable[[], OcrWorker], count: int) -> None:
         self.count = count
         self._start = start
-        self._free = count
+        self._free_slots = count
         self._idle: list[OcrWorker] = []
         self._busy: set[OcrWorker] = set()
         self._condition = threading.Condition()
-        self._line: list[tuple[bool, int]] = []
+        self._queue: list[tuple[bool, int]] = []
         self._numbers = itertools.count()
         self._closed = False
 
-    def ask(
-        self, request: dict[str, Any], seconds: float, *, urgent: bool = False
+    def call(
+        self, request: dict[str, Any], timeout_s: float, *, urgent: bool = False
     ) -> dict[str, Any]:
-        """Have a request answered by the next child that is free; the urgent ones go first.
+        """Have a request served by the next free worker; urgent requests first.
 
         Args:
             request: see `inference.ocr.worker_main`.
-            seconds: after which the child is killed; waiting for one does not count.
-            urgent: someone waits.
+            timeout_s: after it the worker is killed; waiting for a free one does not count.
+            urgent: of an interactive job.
 
         Raises:
-            Closed: the child died; another takes its place.
-            Late: the time is over, and the child killed.
-            Unavailable: none can be started, or all are being ended.
+            ConnectionClosed: the worker died; another one replaces it.
+            ReplyTimeout: the timeout has passed, and the worker was killed.
+            BackendUnavailable: no worker can be started, or the pool is closed.
         """
-        with self._turn(urgent=urgent):
-            child = self._take()
+        with self._slot(urgent=urgent):
+            worker = self._acquire()
             try:
-                answer = child.ask(request, seconds)
+                reply = worker.call(request, timeout_s)
             except BaseException:
-                self._lose(child)
+                self._discard(worker)
                 raise
-            self._give_back(child)
-            return answer
+            self._release(worker)
+            return reply
 
     def close(self) -> None:
-        """End all of them, those that read a page too. Safe to repeat."""
+        """End all workers, busy ones too. Safe to repeat."""
         with self._condition:
             self._closed = True
             idle, self._idle = self._idle, []
-            for child in self._busy:
-                child.kill()  # ended by the thread that waits for it
-        for child in idle:
-            child.end()
+            for worker in self._busy:
+                worker.kill()  # ended by the thread that waits for it
+        for worker in idle:
+            worker.end()
         with self._condition:
             self._condition.wait_for(
-                lambda: self._free == self.count and not self._line, timeout=CLOSE_S
+                lambda: self._free_slots == self.count and not self._queue,
+                timeout=CLOSE_TIMEOUT_S,
             )
 
     @contextlib.contextmanager
-    def _turn(self, *, urgent: bool) -> Iterator[None]:
+    def _slot(self, *, urgent: bool) -> Iterator[None]:
+        """One of `count` slots: urgent requests first, then in order of arrival."""
         ticket = (not urgent, next(self._numbers))
         with self._condition:
-            heapq.heappush(self._line, ticket)
+            heapq.heappush(self._queue, ticket)
             try:
-                self._condition.wait_for(lambda: self._free > 0 and self._line[0] == ticket)
-                self._free -= 1
+                self._condition.wait_for(lambda: self._free_slots > 0 and self._queue[0] == ticket)
+                self._free_slots -= 1
             finally:
-                self._line.remove(ticket)
-                heapq.heapify(self._line)
+                self._queue.remove(ticket)
+                heapq.heapify(self._queue)
                 self._condition.notify_all()
         try:
             yield
         finally:
             with self._condition:
-                self._free += 1
+                self._free_slots += 1
                 self._condition.notify_all()
 
-    def _take(self) -> OcrWorker:
+    def _acquire(self) -> OcrWorker:
+        """An idle worker, or a new one."""
         with self._condition:
-            child = self._idle.pop() if self._idle else None
+            worker = self._idle.pop() if self._idle else None
             closed = self._closed
-        if child is None and not closed:
-            child = self._start()
+        if worker is None and not closed:
+            worker = self._start()
         with self._condition:
-            if child is not None and not self._closed:
-                self._busy.add(child)
-                return child
-        if child is not None:
-            child.end()
-        raise BackendUnavailable("the processes that read pages are being ended")
+            if worker is not None and not self._closed:
+                self._busy.add(worker)
+                return worker
+        if worker is not None:
+            worker.end()
+        raise BackendUnavailable("the OCR processes are shutting down")
 
-    def _give_back(self, child: OcrWorker) -> None:
+    def _release(self, worker: OcrWorker) -> None:
         with self._condition:
-            if not self._closed and child.requests < REQUESTS:
-                self._busy.discard(child)
-                self._idle.append(child)
+            if not self._closed and worker.requests < MAX_REQUESTS:
+                self._busy.discard(worker)
+                self._idle.append(worker)
                 return
-        self._lose(child)
+        self._discard(worker)
 
-    def _lose(self, child: OcrWorker) -> None:
+    def _discard(self, worker: OcrWorker) -> None:
         with self._condition:
-            self._busy.discard(child)  # before its id can become another process's
-        child.end()
+            self._busy.discard(worker)  # before its process id can be reused
+        worker.end()

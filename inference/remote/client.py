@@ -1,7 +1,9 @@
-"""HTTP clients for the SDKs: they take nothing from the environment and go nowhere but to their server.
+"""HTTP clients for the SDKs: nothing comes from the environment, and requests go to one server only.
 
 The SDKs would read proxies, keys, extra headers and log levels from environment variables, follow
-redirects to other hosts and tell servers about this machine. Each gets a client from here instead.
+redirects to other hosts and describe this machine to servers. Each gets a client from here instead,
+with a transport for local servers only or for a cloud with an egress record. Every backend that uses
+HTTP gets its transport here; a test checks the backends' source for any other way.
 """
 
 from __future__ import annotations
@@ -28,31 +30,32 @@ SENT: Final = frozenset(
         "authorization", "x-api-key", "anthropic-version", "anthropic-beta",
     }
 )  # fmt: skip
-"""All headers that leave: what is not here came from the environment, or describes this machine."""
+"""All headers that are sent: others came from the environment, or describe this machine."""
 
 PROBE_S: Final = 3.0
-"""For the questions that `probe` asks."""
+"""Timeout of a request by `probe`."""
 
 _QUIET: Final = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2")
-"""At DEBUG their loggers write requests, texts and keys included."""
+"""Loggers that write requests at DEBUG, texts and keys included."""
 _CONNECTIONS: Final = 64
-_KEPT: Final = {"local": 0, "cloud": 8}
-"""Connections kept open between calls. A new one to a server of one's own costs next to nothing, and a
-kept one may just be closing: llama.cpp's ended one call in three so, and nothing is tried twice."""
+_KEEP_ALIVE: Final = {"local": 0, "cloud": 8}
+"""Connections kept open between calls. A new one to a
+local server costs next to nothing, and a kept one may be closing: with llama.cpp one call in three
+failed for it, and calls are not retried here."""
 
 
 def base_url(config: BackendConfig) -> str:
     """A server backend's URL, without a slash at its end.
 
     Raises:
-        ModelMissing: it has none, or one that is not http or https.
+        ModelMissing: it has none, or one that is neither http nor https.
     """
     url = (config.url or "").rstrip("/")
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ModelMissing(
             f"backend {config.name} has no base URL that begins with http:// or https://; "
-            f"VESTRY_BACKENDS={config.name}=URL names one"
+            f"set one: VESTRY_BACKENDS={config.name}=URL"
         )
     return url
 
@@ -65,7 +68,7 @@ def httpx2_client(config: BackendConfig) -> httpx2.Client:
 
 
 def httpx_client(config: BackendConfig, headers: dict[str, str]) -> httpx.Client:
-    """For the `ollama` SDK, which expects the base URL and headers in it."""
+    """For the `ollama` SDK, which expects the client to have base URL and headers."""
     import httpx  # noqa: PLC0415 - optional, and slow to import
 
     return httpx.Client(**_settings(config, httpx), base_url=base_url(config), headers=headers)
@@ -76,37 +79,31 @@ def _settings(config: BackendConfig, library: Any) -> dict[str, Any]:
         logging.getLogger(name).setLevel(logging.WARNING)
     host = urlsplit(base_url(config)).hostname
 
-    def leave(request: Any) -> None:
-        """Asked of every request just before it is sent."""
+    def _strip_headers(request: Any) -> None:
+        """Event hook before each request: refuse other hosts, remove headers that are not in SENT."""
         if request.url.host != host:
-            raise library.RequestError("it would leave for another host", request=request)
+            raise library.RequestError("the request goes to another host", request=request)
         for name in set(request.headers.keys()) - SENT:
             del request.headers[name]
 
     limits = library.Limits(
-        max_connections=_CONNECTIONS, max_keepalive_connections=_KEPT[config.locality]
+        max_connections=_CONNECTIONS, max_keepalive_connections=_KEEP_ALIVE[config.locality]
     )
     return {
         "timeout": library.Timeout(config.timeout_s, connect=config.connect_s),
         "transport": transport_for(config, library, limits),
         "trust_env": False,
         "follow_redirects": False,
-        "event_hooks": {"request": [leave]},
+        "event_hooks": {"request": [_strip_headers]},
     }
 
 
-# The transport of a backend's HTTP client: local servers only, or a cloud with a record.
-#
-# Every backend that talks HTTP gets its transport here, through `inference.remote.client`, and
-# nowhere else; a test reads the backends' source for any other way.
-
-
 def transport_for(config: BackendConfig, httpx: ModuleType, limits: Any) -> Any:
-    """The one transport through which this backend may be called.
+    """The only transport through which this backend may be called.
 
     Args:
-        config: the backend's; its locality decides.
-        httpx: the module `httpx` or `httpx2`, whichever the client is of.
+        config: of the backend; its locality decides.
+        httpx: the client's module, `httpx` or `httpx2`.
         limits: of connections, `httpx.Limits`.
     """
     if config.locality == "cloud":
@@ -118,7 +115,7 @@ def transport_for(config: BackendConfig, httpx: ModuleType, limits: Any) -> Any:
 
 
 def _proxy(url: str) -> str | None:
-    """The company's proxy that a cloud lies behind, if the environment names one."""
+    """The proxy to a cloud that the environment names, if any."""
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):

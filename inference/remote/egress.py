@@ -1,8 +1,8 @@
-"""The one way out: a request to a cloud is on record before its first byte leaves, or it is not made.
+"""Egress transport: a request to a cloud is recorded before its first byte is sent, or not sent.
 
-A cloud backend's client gets its transport here. The transport itself writes the record, so that no
-call of a library, no retry and no redirect of its own can go without one; and it sends nothing for
-anybody but jobs that were named around the call, which the database compares with what it knows.
+Every cloud backend's client uses this transport. The transport itself writes the record, so that no
+call, retry or redirect of a library can be sent without one. It sends requests only for jobs that the
+caller has named; the database checks that these are shareable.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from inference.errors import InferenceError
 log = logging.getLogger(__name__)
 
 _jobs: ContextVar[tuple[UUID, ...]] = ContextVar("vestry_egress_jobs", default=())
-_asking: ContextVar[bool] = ContextVar("vestry_egress_asking", default=False)
+_probing: ContextVar[bool] = ContextVar("vestry_egress_probing", default=False)
 _sending: ContextVar[bool] = ContextVar("vestry_egress_sending", default=False)
 
 SEPARATORS: Final = 4
-"""Bytes between a header's name and value, and after it."""
+"""Bytes of a header besides its name and value."""
 
 
 class Recorder(Protocol):
-    """Writes the record of a request that is about to be made, and returns once it is committed."""
+    """Writes the record of a request before it is sent."""
 
     def __call__(self, backend: str, size: int, jobs: Sequence[UUID]) -> None:
-        """Raise whatever prevents it: then nothing is sent.
+        """Return once the record is committed; if this raises, nothing is sent.
 
         Args:
             backend: as in the catalogue.
             size: bytes of the request.
-            jobs: for which it is made.
+            jobs: that it is made for.
         """
         ...
 
 
 @contextlib.contextmanager
 def on_behalf_of(jobs: Sequence[UUID]) -> Iterator[None]:
-    """Name the jobs that requests in this block, on this thread, are made for. Blocks may be nested."""
+    """Name the jobs for which this thread makes requests in the block. Blocks may be nested."""
     token = _jobs.set(tuple(jobs))
     try:
         yield
@@ -52,22 +52,22 @@ def on_behalf_of(jobs: Sequence[UUID]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def asking() -> Iterator[None]:
-    """Let this thread ask a cloud how it is, in a process that runs no jobs: a GET of a bare path."""
-    token = _asking.set(True)
+def probing() -> Iterator[None]:
+    """Let this thread probe a cloud with a GET of a bare path, in a process that runs no jobs."""
+    token = _probing.set(True)
     try:
         yield
     finally:
-        _asking.reset(token)
+        _probing.reset(token)
 
 
 def sending() -> bool:
-    """Whether this thread is just sending a request that is on record."""
+    """Whether this thread is sending a recorded request."""
     return _sending.get()
 
 
 def send_refused_reason(error: BaseException) -> InferenceError | None:
-    """Why a request was not sent, where that is what an SDK's error comes from."""
+    """The reason for which a request was not sent, if that caused an SDK's error."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InferenceError):
         cause = cause.__cause__
@@ -78,10 +78,10 @@ class EgressTransport:
     """A transport for `httpx.Client(transport=…, trust_env=False)` of a cloud backend.
 
     Args:
-        httpx: the module `httpx` or `httpx2`, whichever the client is of.
+        httpx: the client's module, `httpx` or `httpx2`.
         backend: the backend's name.
         record: writes the record; None in a process that may call no cloud.
-        inner: what sends, a transport of that module's.
+        inner: transport of that module, which sends.
     """
 
     def __init__(
@@ -99,18 +99,18 @@ class EgressTransport:
             httpx.ConnectError, InferenceError: it was not recorded, and not sent.
         """
         jobs = _jobs.get()
-        if self._record is None and _asking.get() and _is_question(request):
+        if self._record is None and _probing.get() and _is_probe(request):
             return self._inner.handle_request(request)
         if self._record is None or not jobs:
-            log.error("a cloud was to be called without a job: not called")
-            raise self._httpx.ConnectError("no cloud is called from here")
+            log.error("request to a cloud without a job: not sent")
+            raise self._httpx.ConnectError("no request to a cloud is allowed here")
         try:
             self._record(self._backend, _size(request), jobs)
-        except Exception as error:  # whatever it is: without a record nothing leaves
-            log.warning("a request is not on record (%s): not sent", type(error).__name__)
+        except Exception as error:  # of any kind: without a record nothing is sent
+            log.warning("request to a cloud not recorded (%s): not sent", type(error).__name__)
             if isinstance(error, InferenceError):
-                raise  # through the SDK, which wraps it: see `withheld`
-            raise self._httpx.ConnectError("the request is not on record") from None
+                raise  # through the SDK, which wraps it: see `send_refused_reason`
+            raise self._httpx.ConnectError("the request is not recorded") from None
         token = _sending.set(True)
         try:
             return self._inner.handle_request(request)
@@ -118,7 +118,7 @@ class EgressTransport:
             _sending.reset(token)
 
     def close(self) -> None:
-        """Give up connections."""
+        """Close connections."""
         self._inner.close()
 
     def __enter__(self) -> Self:
@@ -129,8 +129,8 @@ class EgressTransport:
         self._inner.__exit__(*details)
 
 
-def _is_question(request: Any) -> bool:
-    """Whether nothing of anybody's can be in it."""
+def _is_probe(request: Any) -> bool:
+    """Whether a request can hold no content: a GET without query and body."""
     return request.method == "GET" and not request.url.query and not request.read()
 
 

@@ -1,4 +1,4 @@
-"""An embedding model behind a server, of whatever protocol: prefixes, batches, checks, its space."""
+"""Embedding models on servers of any protocol: batches, validation, token estimates, space."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from inference.catalogue.schema import ModelEntry
+from inference.catalogue.schema import Locality, ModelEntry
 from inference.errors import BadVectors
-from inference.protocol import BackendConfig, InputType, Locality, SpaceSpec, space_name
-from inference.vectors import faulty_rows
+from inference.protocol import BackendConfig, InputType, SpaceSpec, invalid_rows, space_name
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -23,22 +22,26 @@ if TYPE_CHECKING:
     from inference.protocol import Vectors
 
 CALL_TOKENS: Final = 8_192
-"""Handed over at once; cancelled jobs are looked after between such calls."""
+"""Tokens of one call; callers check for cancelled jobs between such calls."""
 BATCH_TEXTS: Final = 64
-"""In one request."""
+"""Texts in one request."""
 DEFAULT_CONTEXT: Final = 512
 _SPECIAL_TOKENS: Final = 2
 _SHARE: Final = 0.75
-"""Of the context that is filled by estimate. What turns out too long all the same is refused by the
-server, not cut."""
+"""Share of the context that an estimate may fill. A text that is too long
+nevertheless is refused by the server, not truncated."""
+CHARACTERS_PER_TOKEN: Final = 4
+"""Of a word of plain letters. Tokenizers of English have 4.2 and more, for words alone 3.5."""
+
+_PIECES: Final = re.compile(r"[A-Za-z]+|[0-9]+|[^\x00-\x7f]+|[^\sA-Za-z0-9]")
 
 
 class RemoteEmbedding(ABC):
-    """See `inference.protocol.EmbeddingModel`. Token counts are estimates, the server's are exact.
+    """See `inference.protocol.EmbeddingModel`. Token counts are estimates.
 
     Args:
-        entry: the model's, with its dimension.
-        config: its backend's.
+        entry: of the model, with its dimension.
+        config: of its backend.
     """
 
     tokenizer: Any | None = None
@@ -58,10 +61,10 @@ class RemoteEmbedding(ABC):
 
     @property
     def space(self) -> SpaceSpec:
-        """The space its vectors lie in; the first time, the server may be asked for its revision.
+        """The space of its vectors; the first access may ask the server for the revision.
 
         Raises:
-            InferenceError: it was asked, and did not answer.
+            InferenceError: the server did not answer.
         """
         with self._lock:
             if self._space is None:
@@ -70,7 +73,7 @@ class RemoteEmbedding(ABC):
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens in one text, by estimate."""
+        """Most tokens in one text, as estimated."""
         return int((self._entry.context or DEFAULT_CONTEXT) * _SHARE)
 
     def count_tokens(
@@ -78,7 +81,7 @@ class RemoteEmbedding(ABC):
         texts: Sequence[str],
         input: InputType = "document",  # noqa: A002 - the protocol's name
     ) -> list[int]:
-        """About how many tokens each text has, its prefix and special tokens included."""
+        """Estimated tokens of each text, its prefix and special tokens included."""
         overhead = _SPECIAL_TOKENS + estimate_tokens(self._prefixes[input])
         return [overhead + estimate_tokens(text) for text in texts]
 
@@ -87,44 +90,44 @@ class RemoteEmbedding(ABC):
         texts: Sequence[str],
         input: InputType = "document",  # noqa: A002 - the protocol's name
         *,
-        urgent: bool = False,  # noqa: ARG002 - the server has an order of its own
+        urgent: bool = False,  # noqa: ARG002 - the server orders its requests itself
     ) -> Vectors:
         """Vectors of length 1, float32 of shape (len(texts), dimension).
 
         Raises:
-            TooLong: a text is; which, the server does not say where it was sent several.
-            BadVectors: they are not of the space's dimension, not as many as the texts, or not finite.
+            TooLong: a text is too long; of several, the server does not say which.
+            BadVectors: their dimension, number or values are invalid.
             InferenceError: any other of the family.
         """
         dimension = self._dimension
         prepared = [self._prefixes[input] + text for text in texts]
         vectors = np.empty((len(texts), dimension), dtype=np.float32)
         for start, batch in _batches(prepared):
-            part = _as_vectors(self._ask(batch))
+            part = _as_vectors(self._embed_batch(batch))
             try:
-                faulty = faulty_rows(part, len(batch), dimension)
+                invalid = invalid_rows(part, len(batch), dimension)
             except BadVectors:
                 raise BadVectors(indices=range(start, start + len(batch))) from None
-            if faulty:
-                raise BadVectors(indices=[start + place for place in faulty])
+            if invalid:
+                raise BadVectors(indices=[start + row for row in invalid])
             vectors[start : start + len(batch)] = _normalised(part)
         return vectors
 
     @abstractmethod
-    def _ask(self, texts: list[str]) -> ArrayLike:
+    def _embed_batch(self, texts: list[str]) -> ArrayLike:
         """The server's vectors of one batch, in order."""
 
     @abstractmethod
     def _revision(self) -> str:
-        """Hex digest of what the vectors depend on, as far as it can be known."""
+        """Hex digest of everything known that the vectors depend on."""
 
     @abstractmethod
     def _library(self) -> str:
-        """What computes the vectors; told, not compared."""
+        """Name of the library that computes the vectors; informative, not compared."""
 
     @property
     def _dimension(self) -> int:
-        assert self._entry.dimension is not None  # noqa: S101 - the catalogue is checked for it
+        assert self._entry.dimension is not None  # noqa: S101 - the catalogue's loader checks it
         return self._entry.dimension
 
     def _describe(self) -> SpaceSpec:
@@ -144,27 +147,26 @@ class RemoteEmbedding(ABC):
         )
 
     def _declared_revision(self) -> str:
-        """For servers that do not name their model's files: a digest of all that is declared of it.
+        """Digest of the catalogue's entry, for servers that do not identify their model's files.
 
-        `options: {revision: …}` of the catalogue's entry is part of it, to be changed whenever the
-        weights behind the name are.
+        It includes the entry's `options: {revision: …}`, which must be changed with the weights.
         """
         entry = self._entry
-        known = [
+        declared = [
             entry.served_name, entry.dimension, entry.quantization,
             entry.query_prefix, entry.document_prefix, entry.options.get("revision"),
         ]  # fmt: skip
-        return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(declared, default=str).encode()).hexdigest()
 
 
 def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Runs of texts for one request each, with the place of their first."""
+    """Consecutive texts for one request each, with the index of their first."""
     start, tokens = 0, 0
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         cost = estimate_tokens(text)
-        if place > start and (place - start == BATCH_TEXTS or tokens + cost > CALL_TOKENS):
-            yield start, list(texts[start:place])
-            start, tokens = place, 0
+        if index > start and (index - start == BATCH_TEXTS or tokens + cost > CALL_TOKENS):
+            yield start, list(texts[start:index])
+            start, tokens = index, 0
         tokens += cost
     if start < len(texts):
         yield start, list(texts[start:])
@@ -172,7 +174,7 @@ def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
 
 def _as_vectors(answer: ArrayLike) -> Vectors:
     try:
-        with np.errstate(over="ignore"):  # what is no float32 becomes infinite, and is found out
+        with np.errstate(over="ignore"):  # what exceeds float32 becomes infinite, and invalid
             vectors: Vectors = np.asarray(answer, dtype=np.float32)
     except (TypeError, ValueError):  # ragged, or no numbers
         raise BadVectors from None
@@ -186,22 +188,14 @@ def _normalised(vectors: Vectors) -> Vectors:
     return unit
 
 
-# About how many tokens a text has, for models whose tokenizer is on another machine.
-
-CHARACTERS_PER_TOKEN: Final = 4
-"""Of a word of plain letters. Tokenizers of English come to 4.2 and more, words alone to 3.5."""
-
-_PIECES: Final = re.compile(r"[A-Za-z]+|[0-9]+|[^\x00-\x7f]+|[^\sA-Za-z0-9]")
-
-
 def estimate_tokens(text: str) -> int:
-    """Rather too many than too few for prose: punctuation and unusual letters count in full."""
+    """Estimated tokens of a text; for prose rather too many, since punctuation counts fully."""
     return sum(_tokens(match[0]) for match in _PIECES.finditer(text))
 
 
 def _tokens(piece: str) -> int:
     if not piece.isascii():
-        # At worst a token a byte; scripts with words of their own come to half of it.
+        # At worst a token a byte; scripts in the tokenizer's vocabulary have half of that.
         return -(-len(piece.encode("utf-8", "surrogatepass")) // 2)
     if piece.isdigit():
         return -(-len(piece) // 2)

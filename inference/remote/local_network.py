@@ -1,8 +1,8 @@
-"""What counts as our own network, and connections that lead nowhere else.
+"""Local networks, and HTTP transports that connect to local addresses only.
 
-An address is local on the loopback interface and in the networks of VESTRY_LOCAL_NETWORKS. A name is
-looked up at the start and again for every connection, which is then made to the address that was looked
-at: a name that leads elsewhere by then leads nowhere.
+An address is local if it is on the loopback interface or in VESTRY_LOCAL_NETWORKS. A host name is
+resolved at the start and again for every connection, which is made to the address that was checked: a
+name that later resolves to another network is refused.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ LOOPBACK: Final[tuple[Network, ...]] = (
     ipaddress.IPv6Network("::1/128"),
 )
 WIDEST: Final = {4: 8, 6: 7}
-"""Shortest prefix of a network that can be called one's own, by IP version."""
+"""Shortest prefix that VESTRY_LOCAL_NETWORKS may have, by IP version."""
 
 log = logging.getLogger(__name__)
 
 
 class NotLocal(ValueError):
-    """A server that was said to be local is not."""
+    """A server declared as local has another address."""
 
 
 def networks(text: str) -> tuple[Network, ...]:
     """Networks such as `10.20.0.0/16 192.168.1.7`, separated by spaces or commas.
 
     Raises:
-        ValueError: one is no network, or so wide that it is no wall.
+        ValueError: one is not a network, or too wide to be a limit.
     """
-    found = []
+    result = []
     for part in text.replace(",", " ").split():
         try:
             network = ipaddress.ip_network(part)
         except ValueError:
-            raise ValueError(f"VESTRY_LOCAL_NETWORKS: {part} is no network") from None
+            raise ValueError(f"VESTRY_LOCAL_NETWORKS: {part} is not a network") from None
         if network.prefixlen < WIDEST[network.version]:
-            raise ValueError(f"VESTRY_LOCAL_NETWORKS: {part} is too wide to be your own")
-        found.append(network)
-    return tuple(found)
+            raise ValueError(f"VESTRY_LOCAL_NETWORKS: {part} is too wide for a local network")
+        result.append(network)
+    return tuple(result)
 
 
 def is_local(address: str, allowed: Iterable[Network] = ()) -> bool:
     """Whether an IP address is on the loopback interface or in an allowed network."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    plain: Address = getattr(found, "ipv4_mapped", None) or found
+    plain: Address = getattr(ip, "ipv4_mapped", None) or ip
     return any(
         plain in network for network in (*LOOPBACK, *allowed) if network.version == plain.version
     )
@@ -66,46 +66,46 @@ def addresses(host: str, port: int, allowed: Iterable[Network] = ()) -> list[str
     """The IP addresses of a host, all of them local.
 
     Raises:
-        NotLocal: one is not. One stranger among them is enough.
-        OSError: the name cannot be looked up.
+        NotLocal: at least one is not local.
+        OSError: the name cannot be resolved.
     """
-    found = list(
+    resolved = list(
         dict.fromkeys(
             str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         )
     )
     allowed = tuple(allowed)
-    for address in found:
+    for address in resolved:
         if not is_local(address, allowed):
             raise NotLocal(
                 f"{host} is {address}, which is neither on the loopback interface nor in "
                 "VESTRY_LOCAL_NETWORKS"
             )
-    return found
+    return resolved
 
 
 def check_url(url: str, allowed: Iterable[Network] = ()) -> None:
-    """See that a local backend's URL leads to our own network.
+    """Check that a local backend's URL resolves to local addresses.
 
     Raises:
-        NotLocal: it does not, or cannot be looked up; the message says what it leads to.
+        NotLocal: it does not, or cannot be resolved; the message names the address.
     """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         host = port = None
-    # A login in it, or a backslash, and two readers may differ about which part is the host.
+    # With a login or a backslash in it, two parsers may disagree about the host.
     if host is None or parts.scheme not in {"http", "https"} or "@" in url or "\\" in url:
         raise NotLocal("a backend's URL is http://HOST:PORT or https://HOST:PORT")
     try:
         addresses(host, port or 0, allowed)
     except OSError:
-        raise NotLocal(f"{host} cannot be looked up, so it cannot be known to be local") from None
+        raise NotLocal(f"{host} cannot be resolved, so it is not known to be local") from None
 
 
 def is_own(url: str, allowed: Iterable[Network] = ()) -> bool:
-    """Whether a URL leads to our own network alone. One that cannot be looked up does not."""
+    """Whether a URL resolves to local addresses only; False if it cannot be resolved."""
     try:
         check_url(url, allowed)
     except NotLocal:
@@ -118,29 +118,29 @@ def guarded_transport(
 ) -> Any:
     """A transport for `httpx.Client(transport=…, trust_env=False)` that connects to local servers only.
 
-    Proxies that the environment names are not used. A connection refused is `httpx.ConnectError`.
+    Proxies of the environment are ignored. A refused connection raises `httpx.ConnectError`.
 
     Args:
-        httpx: the module `httpx` or `httpx2`, whichever the client is of.
+        httpx: the client's module, `httpx` or `httpx2`.
         allowed: networks besides the loopback interface.
         limits: of connections, `httpx.Limits`.
     """
     limits = limits or httpx.Limits()
     transport = httpx.HTTPTransport(trust_env=False, retries=0)
     core = _core_of(transport)
-    transport._pool = core.ConnectionPool(  # noqa: SLF001 - there is no public way to give it a network
+    transport._pool = core.ConnectionPool(  # noqa: SLF001 - no public parameter for the network backend
         ssl_context=transport._pool._ssl_context,  # noqa: SLF001
         max_connections=limits.max_connections,
         max_keepalive_connections=limits.max_keepalive_connections,
         keepalive_expiry=limits.keepalive_expiry,
         retries=0,
-        network_backend=_Guard(core, tuple(allowed)),
+        network_backend=_GuardedNetwork(core, tuple(allowed)),
     )
     return transport
 
 
-class _Guard:
-    """A network of httpcore's kind that looks at addresses before it connects, and again afterwards."""
+class _GuardedNetwork:
+    """Network backend for httpcore that checks addresses before it connects and the peer afterwards."""
 
     def __init__(self, core: ModuleType, allowed: tuple[Network, ...]) -> None:
         self._core = core
@@ -156,25 +156,25 @@ class _Guard:
         socket_options: Iterable[Any] | None = None,
     ) -> Any:
         """Connect to a local address of the host."""
-        failed: Exception = self._core.ConnectError("no address")
+        failure: Exception = self._core.ConnectError("no address")
         for address in self._addresses(host, port):
             try:
                 stream = self._inner.connect_tcp(
                     address, port, timeout, local_address, socket_options
                 )
             except (self._core.ConnectError, self._core.ConnectTimeout) as error:
-                failed = error
+                failure = error
                 continue
             peer = stream.get_extra_info("server_addr")
             if peer and is_local(str(peer[0]), self._allowed):
                 return stream
             stream.close()
-            failed = self._refusal()
-        raise failed
+            failure = self._refusal()
+        raise failure
 
-    def connect_unix_socket(self, *given: Any, **named: Any) -> Any:
-        """A socket of this machine's."""
-        return self._inner.connect_unix_socket(*given, **named)
+    def connect_unix_socket(self, *args: Any, **kwargs: Any) -> Any:
+        """Connect to a Unix socket, which is local."""
+        return self._inner.connect_unix_socket(*args, **kwargs)
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -184,10 +184,10 @@ class _Guard:
         try:
             return addresses(host, port, self._allowed)
         except NotLocal:
-            log.error("a local backend's address is not local any more: not called")  # noqa: TRY400
+            log.error("local backend resolves to an address that is not local: not called")  # noqa: TRY400
             raise self._refusal() from None
         except OSError:
-            raise self._core.ConnectError("the name cannot be looked up") from None
+            raise self._core.ConnectError("the name cannot be resolved") from None
 
     def _refusal(self) -> Exception:
         refusal: Exception = self._core.ConnectError("not a local address")
@@ -196,6 +196,6 @@ class _Guard:
 
 def _core_of(transport: Any) -> ModuleType:
     """`httpcore` for httpx, `httpcore2` for httpx2."""
-    import sys  # noqa: PLC0415 - for this alone
+    import sys  # noqa: PLC0415 - used here only
 
     return sys.modules[type(transport._pool).__module__.partition(".")[0]]  # noqa: SLF001

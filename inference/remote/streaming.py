@@ -1,4 +1,4 @@
-"""An answer that arrives piece by piece: watched while it does, and judged when it has ended."""
+"""Streamed answers: cancellation and timeout while they arrive, validation at their end."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from inference.protocol import Cancelled, FinishReason, Generated, GenerationReq
 T = TypeVar("T")
 
 MALFORMED: Final = (ValueError, TypeError, AttributeError, LookupError)
-"""What taking an answer apart raises that is not what it should be. Broken JSON is a ValueError."""
+"""Raised by reading a malformed answer. Broken JSON is a ValueError."""
 
 
 def stream_until(pieces: Iterable[T], cancelled: Cancelled, timeout_s: float) -> Iterator[T]:
-    """The pieces, for as long as somebody wants them and the time is not over.
+    """The pieces of a stream, until it ends, is cancelled or times out.
 
     Args:
-        pieces: as they arrive; the caller closes what they come from.
-        cancelled: asked after each.
-        timeout_s: for all of them, in seconds. Silence is the HTTP client's to end.
+        pieces: as they arrive; the caller closes their source.
+        cancelled: polled after each piece.
+        timeout_s: for all of them, in seconds. The HTTP client's timeout ends a silent stream.
 
     Raises:
-        Abandoned: nobody wants them any more.
-        Unavailable: the time is over.
+        CallCancelled: `cancelled` returned True.
+        BackendUnavailable: the timeout has passed.
     """
     until = time.monotonic() + timeout_s
     for piece in pieces:
@@ -36,10 +36,10 @@ def stream_until(pieces: Iterable[T], cancelled: Cancelled, timeout_s: float) ->
 
 
 def raise_if_cancelled(cancelled: Cancelled) -> None:
-    """Go on only if somebody wants the answer.
+    """Cancellation check.
 
     Raises:
-        Abandoned: nobody does.
+        CallCancelled: `cancelled` returned True.
     """
     if cancelled():
         raise CallCancelled
@@ -52,21 +52,21 @@ def finish_response(
     input_tokens: int | None,
     output_tokens: int | None,
 ) -> Generated:
-    """An answer that has ended.
+    """Validate an answer whose stream has ended.
 
     Args:
-        request: what was asked for.
-        text: all of it.
-        reason: why it ended; None where the server never said so.
-        input_tokens: of the prompt, where the server told.
-        output_tokens: of the answer, where the server told.
+        request: of the call.
+        text: the whole answer.
+        reason: why it ended; None if the server sent none.
+        input_tokens: of the prompt, if reported.
+        output_tokens: of the answer, if reported.
 
     Raises:
-        BadAnswer: it broke off, or there is nothing in it.
+        BadAnswer: the stream broke off, or the answer is empty.
     """
     if reason is None:
         raise BadAnswer("the answer broke off before its end")
-    # A refusal may be wordless, and where a stop string comes first nothing is the right answer.
+    # A refusal may be empty, and so is an answer that begins with a stop string.
     if not text and reason != "refusal" and not (request.stop and reason == "stop"):
         raise BadAnswer("the answer is empty")
     return Generated(text, reason, input_tokens, output_tokens)

@@ -1,8 +1,8 @@
-"""What all workers together know of the servers they call: circuit breakers, rate limits, spending.
+"""Circuit breakers, rate limits and cloud spending of backends, shared by all workers.
 
-The knowledge is in Postgres, so that the third failure in a row is the third of anybody's, a limit
-holds over all processes, and one probe is made of a server that may be back. Models in the worker's
-own process have no breaker: what befalls them says nothing of other processes.
+The state is in Postgres: failures are counted over all processes, a rate limit holds over all
+processes, and a half-open breaker admits one probe. Models in the worker's own process have no
+breaker: their failures are no evidence about other processes.
 """
 
 from __future__ import annotations
@@ -41,21 +41,20 @@ log = logging.getLogger(__name__)
 Connect = Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
 
 STATE_TTL_S: Final = 0.5
-"""How old the knowledge of others' breakers may be."""
+"""Longest age of the cached breaker states."""
 MAX_PERMIT_WAIT_S: Final = 10.0
-"""A call whose turn under a rate limit comes within this is waited for; a later one goes elsewhere."""
+"""A call waits at most this long for a permit under a rate limit; beyond it, the job is rerouted."""
 WINDOW_S: Final = 60.0
 SLACK_S: Final = 1.5
-"""Added to the window of a rate limit: how much sooner than an earlier one a call may get through the
-network. A call that is not made within half of it asks for its turn again."""
+"""Added to the window of a rate limit: a call may reach the server so much sooner after its permit than
+an earlier call did. A call that is not made within half of it acquires another permit."""
 PROBE_TIMEOUT_S: Final = 30.0
-"""How long one caller has for its probe before another may make one."""
+"""After so long without a result of a probe, another caller may make one."""
 
 BREAKER_ERRORS: Final = (BackendUnavailable, RateLimited, Unauthorised)
-"""Errors that say that nobody can be served."""
+"""Errors that count as failures of the server: no request would be served."""
 ANSWERED_ERRORS: Final = (BadAnswer, BadRequest, ModelMissing, Refused)
-"""Errors that only an answer of the server's can have brought: it is there. Others may have come about
-before anything was sent."""
+"""Errors that prove that the server responded. Others may have occurred before anything was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +62,9 @@ class BreakerSettings:
     """When a breaker opens and for how long, in seconds.
 
     Attributes:
-        failures: so many in a row open it.
+        failures: failures in a row that open it.
         cooldown_s: how long it stays open the first time; doubled each time it opens again.
-        longest_s: at most this long.
+        max_cooldown_s: longest cooldown.
     """
 
     failures: int = 3
@@ -74,25 +73,25 @@ class BreakerSettings:
 
 
 class BackendGuard:
-    """One process's view. Threads share it. See `inference.routing.router.Gate`.
+    """The guard of one process. Threads share it. See `inference.routing.router.CallGuard`.
 
     Args:
-        connect: gives a connection that commits at the end of its block.
+        connect: opens a connection that commits at the end of its block.
         catalogue: restricted to the enabled backends.
-        limits: of breakers.
-        budget: what clouds may cost in US dollars a day; None for no limit.
+        breaker: settings of the circuit breakers.
+        budget: limit of spending on clouds, in US dollars a day; None for no limit.
     """
 
     def __init__(
         self,
         connect: Connect,
         catalogue: Catalogue,
-        limits: BreakerSettings | None = None,
+        breaker: BreakerSettings | None = None,
         budget: Decimal | None = None,
     ) -> None:
         self._connect = connect
         self._keys = {entry.name: breaker_key(entry) for entry in catalogue.backends}
-        self._breaker = limits or BreakerSettings()
+        self._breaker = breaker or BreakerSettings()
         self._daily_budget = budget
         self._lock = threading.Lock()
         self._read_at = -STATE_TTL_S
@@ -100,61 +99,61 @@ class BackendGuard:
         self._spent = Decimal(0)
 
     def health(self) -> Health:
-        """Which servers cannot be called now, and why; a half-open breaker lets one try."""
-        return self._unavailable(lambda standing: standing.retry_in_s > 0 or standing.probing)
+        """Servers that cannot be called now, and why; a half-open breaker admits one call."""
+        return self._unavailable(lambda state: state.retry_in_s > 0 or state.probing)
 
     def unhealthy(self) -> Health:
-        """Which servers are not known to be well: the half-open ones too, until one has tried.
+        """Servers whose breaker is open or half-open, and why.
 
-        For whole lines of jobs: they do not follow a server that is only being tried.
+        For the routes of whole queues: these do not follow a server that is only being probed.
         """
-        return self._unavailable(lambda standing: standing.open)
+        return self._unavailable(lambda state: state.open)
 
-    def _unavailable(self, is_away: Callable[[BreakerState], bool]) -> Health:
-        known = self._refreshed_states()
+    def _unavailable(self, is_unavailable: Callable[[BreakerState], bool]) -> Health:
+        states = self._refreshed_states()
         return {
-            name: standing.reason or "unavailable"
+            name: state.reason or "unavailable"
             for name, key in self._keys.items()
-            if (standing := known.get(key)) is not None and is_away(standing)
+            if (state := states.get(key)) is not None and is_unavailable(state)
         }
 
     def budget(self) -> Budget:
-        """What clouds may still cost."""
+        """Limit and amount of today's spending on clouds."""
         self._refreshed_states()
         return Budget(self._daily_budget, self._spent)
 
     def wait_s(self, backend: BackendEntry) -> float:
-        """Seconds until a server may be called again, a breath more so that it is."""
-        standing = self._refreshed_states().get(breaker_key(backend))
-        return max(1.0, standing.retry_in_s + STATE_TTL_S if standing is not None else 0.0)
+        """Seconds until a server may be called again, plus the age of the cached states."""
+        state = self._refreshed_states().get(breaker_key(backend))
+        return max(1.0, state.retry_in_s + STATE_TTL_S if state is not None else 0.0)
 
     def before_call(self, backend: BackendEntry) -> bool:
-        """Ask to call a server now: a half-open breaker lets one through, to whom this is True.
+        """Circuit-breaker check before a call. Returns True if this call is the half-open probe.
 
         Raises:
-            StillAway: somebody else is probing it.
+            ProbeInProgress: another call is probing the server.
         """
         if backend.url is None:
             return False
         key = breaker_key(backend)
-        standing = self._refreshed_states().get(key)
-        if standing is None or not standing.open:
+        state = self._refreshed_states().get(key)
+        if state is None or not state.open:
             return False
         try:
-            mine = self._probe(key)
+            is_probe = self._probe(key)
         except psycopg.Error as error:
             _log_database_error(error)
             raise ProbeInProgress from None
-        if not mine:
+        if not is_probe:
             self._invalidate()
             raise ProbeInProgress
         return True
 
     def acquire_permit(self, backend: BackendEntry) -> None:
-        """Wait for a turn under a backend's limit of calls a minute, if it has one.
+        """Wait for a permit under a backend's limit of calls a minute, if it has one.
 
         Raises:
-            OverLimit: it is too far off; `retry_after` says when it comes.
+            LocalRateLimit: the wait would be too long; `retry_after` is the wait.
         """
         if backend.requests_per_minute is None:
             return
@@ -165,13 +164,13 @@ class BackendGuard:
             raise LocalRateLimit(retry_after=MAX_PERMIT_WAIT_S) from None
 
     def after_call(self, backend: BackendEntry, error: InferenceError | None) -> None:
-        """The call is over: note what it says of the server. An answer is worth more than the note."""
+        """Record the end of a call. A database error is only logged: the result must not be lost."""
         if backend.url is None:
             return
         try:
             self._record(breaker_key(backend), error)
-        except psycopg.Error as away:
-            _log_database_error(away)
+        except psycopg.Error as database_error:
+            _log_database_error(database_error)
 
     def _record(self, key: str, error: InferenceError | None) -> None:
         if isinstance(error, BREAKER_ERRORS) and not isinstance(error, LocalRateLimit):
@@ -225,25 +224,25 @@ class BackendGuard:
                         if self._daily_budget is not None:
                             self._spent = backend_health.spent_today(conn)
                 except psycopg.Error as error:
-                    # What was known last will do: that the database is away is no job's fault.
+                    # The last states are used: a lost database must fail no job here.
                     _log_database_error(error)
                 self._read_at = time.monotonic()
             return self._states
 
     def _invalidate(self) -> None:
-        """Read again before the next decision: something changed just now."""
+        """Have the states read again before the next decision."""
         with self._lock:
             self._read_at = -STATE_TTL_S
 
 
 def _log_database_error(error: psycopg.Error) -> None:
-    log.warning("the database was not asked about backends (%s)", type(error).__name__)
+    log.warning("backend health not read or written (%s)", type(error).__name__)
 
 
 def breaker_key(backend: BackendEntry) -> str:
-    """What a breaker is kept under: a cloud's name, and for servers of our own each by its address.
+    """The key of a breaker: a cloud's name, or the name and address of a local server.
 
-    Two of those may serve one backend: one beside bulk work and one for those who wait.
+    A backend may have two local servers, one for interactive and one for bulk work.
     """
     if backend.locality == "cloud" or backend.url is None:
         return backend.name

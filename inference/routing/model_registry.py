@@ -1,4 +1,4 @@
-"""The models of one process: each loaded once, when it is first wanted or by plan at the start."""
+"""The models of one process, each loaded once: at the start if resident, else at first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.errors import ModelMissing
 from inference.protocol import Backend, BackendConfig, ServedModel
 
 Configure = Callable[[BackendEntry], BackendConfig]
-"""What this process was told of a backend: URL, key, device."""
+"""Makes the configuration of a backend in this process: URL, key, device."""
 
 
 class ModelRegistry:
@@ -33,19 +33,19 @@ class ModelRegistry:
         self._lock = threading.Lock()
 
     def backend(self, name: str) -> Backend:
-        """A backend, made when it is first asked for.
+        """A backend; the first call constructs it.
 
         Raises:
-            ModelMissing: there is no module for its runtime.
+            ModelMissing: the module of its runtime cannot be imported.
         """
         with self._lock:
-            made = self._backends.get(name)
-            if made is None:
-                made = self._backends[name] = self._connect(self._catalogue.backend(name))
-            return made
+            backend = self._backends.get(name)
+            if backend is None:
+                backend = self._backends[name] = self._connect(self._catalogue.backend(name))
+            return backend
 
     def model(self, entry: ModelEntry) -> Any:
-        """A model, loaded and warmed up when it is first asked for; others wait for it meanwhile.
+        """A model; the first call loads and warms it up, concurrent calls wait for that.
 
         Its type follows from the kinds of its entry: see `inference.protocol`.
 
@@ -55,23 +55,23 @@ class ModelRegistry:
         with self._lock:
             lock = self._locks.setdefault(entry.name, threading.Lock())
         with lock:
-            loaded = self._models.get(entry.name)
-            if loaded is None:
-                loaded = self.backend(entry.backend).load(entry)
-                loaded.warm_up()
-                self._models[entry.name] = loaded
-            return loaded
+            model = self._models.get(entry.name)
+            if model is None:
+                model = self.backend(entry.backend).load(entry)
+                model.warm_up()
+                self._models[entry.name] = model
+            return model
 
     def register(self, name: str, model: ServedModel) -> None:
-        """Have a model that was loaded already."""
+        """Add a model that is already loaded."""
         self._models[name] = model
 
     def close(self) -> None:
         """Close every backend. Safe to repeat."""
         with self._lock:
-            made, self._backends = self._backends, {}
+            backends, self._backends = self._backends, {}
             self._models.clear()
-        for backend in made.values():
+        for backend in backends.values():
             backend.close()
 
     def _connect(self, entry: BackendEntry) -> Backend:
@@ -83,14 +83,14 @@ class ModelRegistry:
                 f"backend {entry.name}: its runtime {entry.runtime} cannot be imported "
                 f"({error.name or type(error).__name__} is missing)"
             ) from None
-        made: Backend = module.connect(self._configure(entry))
-        return made
+        backend: Backend = module.connect(self._configure(entry))
+        return backend
 
 
 def configuration(
     keys: Mapping[str, str],
     options: Mapping[str, Mapping[str, Any]],
-    turn: Callable[[BackendEntry], None] = lambda _: None,
+    acquire_permit: Callable[[BackendEntry], None] = lambda _: None,
     **common: Any,
 ) -> Configure:
     """Configure backends from a process's settings.
@@ -98,7 +98,7 @@ def configuration(
     Args:
         keys: API keys by backend.
         options: further options by backend, over those of the catalogue.
-        turn: waits for a turn under a backend's limit of calls a minute.
+        acquire_permit: waits for a permit under a backend's rate limit.
         common: further fields of every `BackendConfig`: threads, device, nice, temp_dir,
             local_networks, egress.
     """
@@ -111,7 +111,7 @@ def configuration(
             key=keys.get(entry.name),
             timeout_s=entry.timeout_s,
             options={**entry.options, **options.get(entry.name, {})},
-            acquire_permit=partial(turn, entry),
+            acquire_permit=partial(acquire_permit, entry),
             **common,
         )
 

@@ -1,7 +1,7 @@
-"""RoutingPolicy: which models may serve a request, best first. Pure: no I/O, no clock, no state.
+"""Routing policy: the models that may serve a request, best first. Pure: no I/O, no clock, no state.
 
-The table is the catalogue's `policy`; health and budget are arguments. The dispatcher asks it for the
-pool of a job, a worker's Router for what to call, so that both come to the same answer.
+The rules are the catalogue's `policy`; health and budget are arguments. The dispatcher derives the pool
+of a job from it and a worker's Router the model to call, so that both reach the same decision.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
 
-from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
-from inference.protocol import Locality
+from inference.catalogue.schema import BackendEntry, Catalogue, Locality, ModelEntry
 from vestry.lanes import Kind, Pool, Privacy
 
 OVER_BUDGET: Final = "over_budget"
@@ -20,11 +19,11 @@ OVER_BUDGET: Final = "over_budget"
 
 @dataclass(frozen=True, slots=True)
 class RoutingRequest:
-    """What a job asks for, as far as routing looks at it.
+    """The fields of a job that routing depends on.
 
     Attributes:
-        model: this one and no other.
-        passed: models that this attempt tried in another pool, each with why it did not serve.
+        model: the only model that may serve it; None for any.
+        tried_models: models that this attempt tried in another pool, each with why it did not serve.
     """
 
     kind: Kind
@@ -39,7 +38,7 @@ class RoutingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What clouds may cost in US dollars a day, and what they did cost. No limit: None."""
+    """Daily limit of spending on clouds and the amount spent, in US dollars; no limit: None."""
 
     limit: Decimal | None = None
     spent: Decimal = Decimal(0)
@@ -51,12 +50,12 @@ class Budget:
 
 
 Health = Mapping[str, str]
-"""Backend name to the reason it cannot be called just now, such as `rate_limited`. Well: absent."""
+"""Unhealthy backends by name, with the reason, such as `rate_limited`; healthy ones are absent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that may serve a request, and where it would."""
+    """A model that may serve a request, with its backend and pool."""
 
     model: ModelEntry
     backend: BackendEntry
@@ -64,39 +63,39 @@ class Candidate:
 
     @property
     def locality(self) -> Locality:
-        """Where its content would go."""
+        """Whether content stays on the operator's own machines."""
         return self.backend.locality
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What the policy says of one request.
+    """The policy's decision on one request.
 
     Attributes:
-        intended: what serves it when everything is well; None where nothing ever could.
-        open: what may be called now, best first.
-        away: why the others may not be called now, by model name.
+        intended: serves it when every backend is healthy; None if no model ever can.
+        available: may be called now, best first.
+        unavailable: why the others may not be called now, by model name.
     """
 
     intended: Candidate | None
-    open: tuple[Candidate, ...] = ()
-    away: Mapping[str, str] = field(default_factory=dict)
+    available: tuple[Candidate, ...] = ()
+    unavailable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def first(self) -> Candidate | None:
-        """What to call now; None: wait, if there is something intended."""
-        return self.open[0] if self.open else None
+        """The model to call now; if None, the request waits for `intended`, if there is one."""
+        return self.available[0] if self.available else None
 
     def why_not_intended(self, served: Candidate) -> str | None:
-        """Why something else than the intended serves it; None where that one does."""
+        """Why another model than the intended one serves; None if it is the intended one."""
         if self.intended is None or served.model.name == self.intended.model.name:
             return None
-        return self.away.get(self.intended.model.name, "intended_model_failed")
+        return self.unavailable.get(self.intended.model.name, "intended_model_failed")
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingPolicy:
-    """The table, bound to the backends that are in use.
+    """The rules, bound to the enabled backends.
 
     Args:
         catalogue: restricted to the enabled backends.
@@ -109,59 +108,59 @@ class RoutingPolicy:
         """For receipts: changes with anything that decides a route."""
         return self.catalogue.version
 
-    def candidates(self, wish: RoutingRequest, health: Health, budget: Budget) -> Candidates:
-        """Models adequate for a request, in the order in which they are to be tried.
+    def candidates(self, request: RoutingRequest, health: Health, budget: Budget) -> Candidates:
+        """The models that are adequate for a request, in the order in which to call them.
 
         Args:
-            wish: kind, task, privacy, latency, tier, quality, and a model where it names one.
+            request: kind, task, privacy, latency, tier, quality, and possibly a model.
             health: backends that cannot be called now.
-            budget: what clouds may still cost.
+            budget: remaining budget for clouds.
         """
-        ordered = self._ordered(wish)
+        ordered = self._ordered(request)
         if not ordered:
             return Candidates(None)
-        away = {
+        unavailable = {
             candidate.model.name: reason
             for candidate in ordered
             if (reason := _reason(candidate, health, budget)) is not None
         }
-        callable_now = tuple(c for c in ordered if c.model.name not in away)
-        return Candidates(ordered[0], callable_now, away)
+        available = tuple(c for c in ordered if c.model.name not in unavailable)
+        return Candidates(ordered[0], available, unavailable)
 
-    def pools(self, wish: RoutingRequest) -> frozenset[Pool]:
-        """The pools in which a request might ever be served."""
-        return frozenset(candidate.pool for candidate in self._ordered(wish))
+    def pools(self, request: RoutingRequest) -> frozenset[Pool]:
+        """The pools in which a request may be served at any time."""
+        return frozenset(candidate.pool for candidate in self._ordered(request))
 
-    def _ordered(self, wish: RoutingRequest) -> Sequence[Candidate]:
-        prefer = self._preference(wish)
-        found: list[tuple[int, bool, Candidate]] = []
+    def _ordered(self, request: RoutingRequest) -> Sequence[Candidate]:
+        prefer = self._preference(request)
+        ranked: list[tuple[int, bool, Candidate]] = []
         for model in self.catalogue.models:
             backend = self.catalogue.backend(model.backend)
-            # The wall in this room: what the table says does not count for private work.
-            if wish.privacy != Privacy.SHAREABLE and backend.locality != "local":
+            # Privacy wall: private work never gets a cloud model, whatever the rules say.
+            if request.privacy != Privacy.SHAREABLE and backend.locality != "local":
                 continue
-            if wish.kind not in model.kinds or backend.locality not in prefer:
+            if request.kind not in model.kinds or backend.locality not in prefer:
                 continue
-            if wish.model is not None and wish.model != model.name:
+            if request.model is not None and request.model != model.name:
                 continue
-            if not self.catalogue.adequate(model, wish.task):
+            if not self.catalogue.adequate(model, request.task):
                 continue
-            named = isinstance(model.tasks, tuple)
-            candidate = Candidate(model, backend, pool_of(wish.kind, backend))
-            found.append((prefer.index(backend.locality), not named, candidate))
-        found.sort(key=lambda one: one[:2])  # stable: the catalogue's order decides the rest
-        return [candidate for _, _, candidate in found]
+            lists_tasks = isinstance(model.tasks, tuple)
+            candidate = Candidate(model, backend, pool_of(request.kind, backend))
+            ranked.append((prefer.index(backend.locality), not lists_tasks, candidate))
+        ranked.sort(key=lambda one: one[:2])  # stable: then the catalogue's order decides
+        return [candidate for _, _, candidate in ranked]
 
-    def _preference(self, wish: RoutingRequest) -> tuple[Locality, ...]:
-        asked = {
-            "kind": wish.kind,
-            "task": wish.task,
-            "privacy": wish.privacy,
-            "latency": wish.latency,
-            "tier": wish.tier,
-            "quality": wish.quality,
+    def _preference(self, request: RoutingRequest) -> tuple[Locality, ...]:
+        fields = {
+            "kind": request.kind,
+            "task": request.task,
+            "privacy": request.privacy,
+            "latency": request.latency,
+            "tier": request.tier,
+            "quality": request.quality,
         }
-        return next(rule.prefer for rule in self.catalogue.policy if rule.when.matches(**asked))
+        return next(rule.prefer for rule in self.catalogue.policy if rule.when.matches(**fields))
 
 
 def pool_of(kind: str, backend: BackendEntry) -> Pool:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import psycopg
 
+from tests import faulty_echo
 from tests.faults import strikes
 from tests.faults.checker import check
 from tests.faults.growth import Growth
@@ -32,7 +33,7 @@ from tests.faults.strikes import Lasting, Site
 from vestry import Embedding, Ocr, Vestry
 
 SETTINGS: Final = {
-    "VESTRY_EMBEDDING_BACKEND": "echo",
+    "VESTRY_EMBEDDING_BACKEND": faulty_echo.RUNTIME,
     "VESTRY_LEASE_S": "2",
     "VESTRY_HEARTBEAT_S": "0.5",
     "VESTRY_MAX_RUN_S": "6",

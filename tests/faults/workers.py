@@ -25,12 +25,12 @@ import psycopg
 import redis
 from psycopg_pool import PoolTimeout
 
-from inference.backends.echo import EchoModel
 from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
 from tasks.embedding import EmbeddingHandler
 from tests.faults.failpoints import arm_worker
 from tests.faults.ledger import History
+from tests.faulty_echo import FaultyEchoModel
 from vestry.crypto.keyring import KeyRing
 from workers import db
 from workers.celery_integration.transport import kind_and_job
@@ -176,7 +176,7 @@ def _executor(site: Site, plan: Plan, name: str) -> Executor:
     heartbeat.OVERRUN_GRACE_S = OVERRUN_GRACE_S
     url = site.url[plan.role]
     pool = db.open_pool(url, name, LEASE_S, 4)
-    backend = EchoModel()
+    backend = FaultyEchoModel()
     space = declare_space(pool, backend.space)
     content: Content = (
         PrivateContent(KeyRing.load(site.keyring)) if plan.role == "private" else ShareableContent()

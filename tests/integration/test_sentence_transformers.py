@@ -32,7 +32,7 @@ from inference.errors import (  # noqa: E402
     OutOfMemory,
     TooLong,
 )
-from inference.vectors import faulty_rows  # noqa: E402
+from inference.protocol import invalid_rows  # noqa: E402
 from tasks.chunking import Chunker  # noqa: E402
 
 SENTENCES = [
@@ -229,7 +229,7 @@ def test_vectors_that_are_not_finite_or_of_another_dimension(
 
     monkeypatch.setattr(backend, "_run_model", spoiled)
     vectors = backend.embed(["a", "nan", "b"])
-    assert faulty_rows(vectors, 3, 384) == [1]
+    assert invalid_rows(vectors, 3, 384) == [1]
     monkeypatch.setattr(backend, "_run_model", lambda part, input: run(part, input)[:, :100])  # noqa: A006
     with pytest.raises(BadVectors):
         backend.embed(["a", "b"])

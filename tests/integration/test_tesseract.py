@@ -218,10 +218,10 @@ def test_what_is_wrong_with_a_file_is_told_by_type(
         model.read(b"GIF89a", OcrRequest())
     with pytest.raises(BadRequest, match="there is: deu, eng"):
         model.read(sample("phototest.tif"), OcrRequest(languages=("xyz",)))
-    own = tesseract.running()[0].directory / "own"
+    own = tesseract.running()[0].path / "own"
     small = backend(own, pages=2, megabytes=1).load(CATALOGUE.model("tesseract"))
     three = pdf(*[text_page("page")] * 3)
-    with pytest.raises(FileTooLarge, match="3 pages, of which 2"):
+    with pytest.raises(FileTooLarge, match="3 pages requested, at most 2"):
         small.read(three, OcrRequest())
     assert len(small.read(three, OcrRequest(pages=(2, 3))).pages) == 2
     with pytest.raises(FileTooLarge, match="bytes"):
@@ -263,7 +263,7 @@ def test_a_model_of_ones_own_drops_in(tmp_path: Path) -> None:
 def test_data_that_tesseract_cannot_use_is_found_out_when_it_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "finetuned.traineddata").write_bytes(b"not what it says")
     made = backend(tmp_path / "scratch", tessdata=str(tmp_path))
-    with pytest.raises(ModelMissing, match="cannot use its language data"):
+    with pytest.raises(ModelMissing, match="cannot read its language data"):
         made.load(CATALOGUE.model("tesseract-finetuned")).warm_up()
     made.close()
 
@@ -272,8 +272,8 @@ def test_data_that_tesseract_cannot_use_is_found_out_when_it_is_loaded(tmp_path:
     ("options", "told"),
     [
         ({"languges": "eng"}, "unknown option languges"),
-        ({"pages": "many"}, "not of its kind"),
-        ({"pages": 0}, "more than 0"),
+        ({"pages": "many"}, "wrong type"),
+        ({"pages": 0}, "greater than 0"),
     ],
 )
 def test_options_are_checked_when_the_backend_is_made(

@@ -1,4 +1,4 @@
-"""The catalogue's file: what is shipped holds, and each fault is told with its line."""
+"""The catalogue's file: the shipped one is consistent, and errors name file and line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def line_of(text: str, part: str) -> int:
     return text[: text.index(part)].count("\n") + 1
 
 
-def test_the_shipped_one_has_the_article_s_models() -> None:
+def test_shipped_catalogue_has_expected_models() -> None:
     catalogue = load()
     served = {(model.name, catalogue.backend(model.backend).locality) for model in catalogue.models}
     assert served >= {
@@ -33,7 +33,7 @@ def test_the_shipped_one_has_the_article_s_models() -> None:
     }  # fmt: skip
 
 
-def test_no_local_model_is_adequate_for_the_four_tasks_that_stay_in_the_cloud() -> None:
+def test_no_local_model_is_adequate_for_the_four_demanding_tasks() -> None:
     catalogue = load()
     assert {
         task.name for task in catalogue.tasks if "generation" in task.kinds and task.demanding
@@ -47,25 +47,25 @@ def test_no_local_model_is_adequate_for_the_four_tasks_that_stay_in_the_cloud() 
         assert adequate == {"cloud"}
 
 
-def test_nothing_that_costs_or_calls_out_is_enabled_without_being_named() -> None:
+def test_only_local_backends_without_url_are_enabled_by_default() -> None:
     enabled = [entry for entry in load().backends if entry.enabled]
     assert enabled
     assert all(entry.locality == "local" and entry.url is None for entry in enabled)
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "line_with", "told"),
+    ("before", "after", "line_with", "message"),
     [
         ("dimension: 384", "dimensions: 384", "dimensions: 384", "unknown key"),
         ("context: 256\n", "context: many\n", "context: many", "valid integer"),
         ("    dimension: 384\n", "", "kinds: [embedding, cl", "needs its dimension"),
-        ("backend: anthropic", "backend: nobody", "backend: nobody", "no backend nobody"),
+        ("backend: anthropic", "backend: none", "backend: none", "no backend none"),
         ("tasks: [historical]", "tasks: [hysterical]", "tasks: [hysterical]", "no task hysterical"),
         ("name: phi-3-mini", "name: tesseract", "name: tesseract\n    backend: llama-cpp", "twice"),
         ('name: "llama3.2:3b"', 'name: "llama3.2:3b-cloud"', "llama3.2:3b-cloud", "not local"),
-        ("    prefer: [local]\n    because: a j", "    prefer: [cloud]\n    because: a j",
-         "prefer: [cloud]\n    because: a j", "private work never goes to a cloud"),
-        ("    prefer: [local]\n    because: a j", "    prefer: [lokal]\n    because: a j",
+        ("    prefer: [local]\n    because: private t", "    prefer: [cloud]\n    because: private t",
+         "prefer: [cloud]\n    because: private t", "private work never goes to a cloud"),
+        ("    prefer: [local]\n    because: private t", "    prefer: [lokal]\n    because: private t",
          "prefer: [lokal]", "'local' or 'cloud'"),
         ("    tasks: all\n", "    tasks: all\n    tasks: all\n", "tasks: all\n    context", "twice"),
         ("    kinds: ocr\n", "    kinds: ocr\n    price: {input: -1}\n", "price: {input: -1}",
@@ -73,10 +73,10 @@ def test_nothing_that_costs_or_calls_out_is_enabled_without_being_named() -> Non
         ("policy:", "policy: [}", "policy: [}", "expected"),
     ],
 )  # fmt: skip
-def test_a_fault_is_told_with_its_line(before: str, after: str, line_with: str, told: str) -> None:
+def test_error_names_file_and_line(before: str, after: str, line_with: str, message: str) -> None:
     assert before in TEXT
     text = TEXT.replace(before, after, 1)
-    with pytest.raises(CatalogueError, match=re.escape(told)) as caught:
+    with pytest.raises(CatalogueError, match=re.escape(message)) as caught:
         parse(text, "models.yaml")
     assert str(caught.value).startswith(f"models.yaml:{line_of(text, line_with)}:")
 
@@ -85,35 +85,35 @@ def test_a_fault_is_told_with_its_line(before: str, after: str, line_with: str, 
     "text",
     ["", "[]", "models: []", "\0", "a: &x [*x]", "? [a]\n: b", "- !!python/name:os.system"],
 )
-def test_what_is_no_catalogue_is_one_error(text: str) -> None:
+def test_invalid_document_is_a_catalogue_error(text: str) -> None:
     with pytest.raises(CatalogueError, match=r"^models\.yaml"):
         parse(text, "models.yaml")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: object) -> None:
+def test_missing_file_is_named(tmp_path: object) -> None:
     with pytest.raises(CatalogueError, match=r"nowhere\.yaml: cannot be read"):
         load(SHIPPED.with_name("nowhere.yaml"))
     del tmp_path
 
 
-def test_the_last_rule_matches_everything() -> None:
+def test_last_rule_must_match_everything() -> None:
     with pytest.raises(CatalogueError, match="must match everything"):
         parse(TEXT[: TEXT.index("  - prefer: [cloud, local]")])
 
 
-def test_the_version_changes_with_a_route_and_not_with_an_address() -> None:
+def test_version_changes_with_routes_and_not_with_urls() -> None:
     version = load().version
     assert parse(TEXT.replace("127.0.0.1:8080", "10.0.0.7:8080")).version == version
     assert parse(TEXT.replace("tasks: [historical]", "tasks: ordinary")).version != version
 
 
-def test_prices_are_per_million_tokens() -> None:
+def test_price_is_per_million_tokens() -> None:
     price = Price(input=Decimal("0.15"), output=Decimal("0.60"))
     assert price.of(2_000_000, 500_000) == Decimal("0.60")
     assert price.of(None, None) == 0
 
 
-def test_weights_are_counted_at_their_quantization() -> None:
+def test_weight_bytes_depend_on_quantization() -> None:
     catalogue = load()
     assert catalogue.model("llama3.2:3b").weight_bytes == pytest.approx(1.8e9, rel=0.01)
     assert catalogue.model("nomic-embed-text").weight_bytes == 274_000_000

@@ -93,7 +93,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_text_is_covered_by_chunks_that_fit(backend: EchoModel, name: str) -> None:
+def test_chunks_of_hostile_text_cover_it_and_fit(backend: EchoModel, name: str) -> None:
     text = HOSTILE[name]
     (spans,) = Chunker(backend).split([text])
     assert_sound(backend, text, spans)
@@ -104,24 +104,24 @@ def test_hostile_text_is_covered_by_chunks_that_fit(backend: EchoModel, name: st
     st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=80),
     st.integers(1, 400),
 )
-def test_any_text_is_covered_by_chunks_that_fit(seed: str, times: int) -> None:
+def test_chunks_of_any_text_cover_it_and_fit(seed: str, times: int) -> None:
     text = seed * times
     (spans,) = Chunker(MINILM).split([text])
     assert_sound(MINILM, text, spans)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t \u3000\u00a0"])
-def test_white_space_alone_gives_no_chunk(backend: EchoModel, text: str) -> None:
+def test_white_space_gives_no_chunk(backend: EchoModel, text: str) -> None:
     assert Chunker(backend).split([text, "word"])[0] == []
 
 
-def test_a_text_that_fits_is_one_trimmed_chunk(backend: EchoModel) -> None:
+def test_fitting_text_is_one_trimmed_chunk(backend: EchoModel) -> None:
     ((span,),) = Chunker(backend).split(["  Up betimes, é and 💡 to the office.\n"])
     assert (span.start, span.end) == (2, 2 + len("Up betimes, é and 💡 to the office."))
     assert span.text == "Up betimes, é and 💡 to the office."
 
 
-def test_texts_keep_their_places_among_long_and_empty_ones() -> None:
+def test_texts_keep_their_order_among_long_and_empty_ones() -> None:
     texts = ["short", "", "word " * 2_000, "last"]
     spans = Chunker(MINILM).split(texts)
     assert [len(row) > 0 for row in spans] == [True, False, True, True]
@@ -136,51 +136,51 @@ def test_chunks_are_nearly_full_and_end_with_sentences() -> None:
     assert all(span.tokens > MINILM.max_tokens * 0.8 for span in spans[:-1])
 
 
-def test_a_long_word_reaches_the_model_as_more_than_an_unknown_token() -> None:
-    # Given a word over WordPiece's limit, When counted, Then it is not the one token [UNK].
+def test_long_word_has_more_than_one_unknown_token() -> None:
+    # Beyond WordPiece's limit a word would become the single token [UNK].
     word = "abcdefghij" * 12
     assert MINILM._tokens.count([word]) == [3]
     assert MINILM.count_tokens([word])[0] > 20
 
 
 @pytest.mark.parametrize("name", ["no spaces", "right to left", "punctuation", "emoji families"])
-def test_time_grows_with_the_length_and_no_faster(name: str) -> None:
+def test_chunking_time_is_linear(name: str) -> None:
     small = (HOSTILE[name] * 20)[: 1 << 15]
     large = (HOSTILE[name] * 20)[: 1 << 18]
     chunker = Chunker(MINILM)
-    began = time.process_time()
+    start = time.process_time()
     chunker.split([small])
     middle = time.process_time()
     (spans,) = chunker.split([large])
-    ended = time.process_time()
+    end = time.process_time()
     assert_sound(MINILM, large, spans)
     # Eight times the text: linear is 8, quadratic 64.
-    assert (ended - middle) / (middle - began) < 24
+    assert (end - middle) / (middle - start) < 24
 
 
-def test_the_largest_payload_is_cut_in_seconds() -> None:
+def test_largest_payload_is_chunked_in_seconds() -> None:
     text = (HOSTILE["right to left"] * 60)[: 1 << 20]
-    began = time.process_time()
+    start = time.process_time()
     (spans,) = Chunker(MINILM).split([text])
-    assert time.process_time() - began < 60
+    assert time.process_time() - start < 60
     assert_sound(MINILM, text, spans)
 
 
-def test_windows_are_cut_at_paragraphs() -> None:
+def test_windows_end_at_paragraphs() -> None:
     text = ("word " * 300 + "\n\n") * 30
     assert len(text) > WINDOW
     (spans,) = Chunker(MINILM).split([text])
     assert_sound(MINILM, text, spans)
 
 
-def test_half_a_surrogate_pair_is_refused_without_showing_it() -> None:
+def test_lone_surrogate_is_refused_without_quoting_it() -> None:
     with pytest.raises(BadRequest) as caught:
         Chunker(MINILM).split(["fine", "secret\ud800"])
     assert caught.value.indices == (1,)
     assert "secret" not in str(caught.value)
 
 
-def test_a_backend_too_small_for_one_character_says_so() -> None:
+def test_model_too_small_for_one_character_raises_too_long() -> None:
     class Tiny(EchoModel):
         max_tokens = 2
 
@@ -188,12 +188,12 @@ def test_a_backend_too_small_for_one_character_says_so() -> None:
         Chunker(Tiny()).split(["words and words"])
 
 
-def test_breaks_map_back_to_the_original() -> None:
+def test_offsets_in_broken_text_map_to_original() -> None:
     text = "héllo " + "x" * 250 + " 漢" + "ü" * 120 + " end"
     broken = break_long_words(text, 100)
     assert broken.text.replace(" ", "") == text.replace(" ", "")
-    for place, character in enumerate(broken.text):
+    for offset, character in enumerate(broken.text):
         if character != " ":
-            assert text[broken.original(place)] == character
+            assert text[broken.original(offset)] == character
     assert break_long_words("plain words, all short", 100).breaks == ()
     assert break_long_words("x" * 500, None).text == "x" * 500

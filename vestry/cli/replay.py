@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vestry.bisection import bisect_failures
 from vestry.cli.errors import ExitCode
 from vestry.cli.output import Output, table
 from vestry.client import Vestry
 from vestry.db.job_queries import job_id
 from vestry.db.replay import PastJob
-from vestry.errors import InvalidInput, PayloadGone
+from vestry.errors import InvalidInput, PayloadGone, VestryError
 from vestry.jobs.results import JobRef
 
 BATCH: Final = 100
@@ -116,20 +117,13 @@ def replay_all(
 
 def _replay(vestry: Vestry, jobs: Sequence[UUID]) -> tuple[dict[UUID, JobRef], dict[UUID, str]]:
     """Replay a batch, but for those that cannot be: their input is gone, or they follow another."""
-    try:
-        return dict(zip(jobs, vestry.replay(jobs), strict=True)), {}
-    except PayloadGone:
-        why = GONE
-    except InvalidInput:
-        why = FOLLOWS
-    if len(jobs) == 1:
-        return {}, {jobs[0]: why}
     made: dict[UUID, JobRef] = {}
     left: dict[UUID, str] = {}
-    for half in (jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]):
-        refs, lost = _replay(vestry, half)
-        made |= refs
-        left |= lost
+    for part, refs in bisect_failures(jobs, vestry.replay, (PayloadGone, InvalidInput)):
+        if isinstance(refs, VestryError):
+            left[part[0]] = GONE if isinstance(refs, PayloadGone) else FOLLOWS
+        else:
+            made.update(zip(part, refs, strict=True))
     return made, left
 
 

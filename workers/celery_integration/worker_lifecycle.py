@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from celery import Celery, signals
 
+from inference.temp_dir import TempDir, TempDirError, default_parent
 from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
 from vestry.crypto.keyring import KeyRing, key_source_from_environment
@@ -30,7 +31,6 @@ from workers.execution.heartbeat import Heartbeat
 from workers.execution.listener import LaneListener
 from workers.execution.watchdog import StallWatchdog
 from workers.isolation import network_guard, preflight
-from workers.isolation.temp_dir import Scratch, ScratchError
 from workers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class WorkerLifecycle:
         self._watchdog: StallWatchdog | None = None
         self._drain: threading.Thread | None = None
         self._components: components.WorkerComponents | None = None
-        self._temp_dir: Scratch | None = None
+        self._temp_dir: TempDir | None = None
 
     def fetcher(self) -> JobFetcher:
         """The process's fetcher.
@@ -79,9 +79,10 @@ class WorkerLifecycle:
                 allowed=settings.local_networks,
             )
         try:
-            self._temp_dir = Scratch(str(sender.hostname), settings.temp_dir).open()
-        except ScratchError as error:
+            self._temp_dir = TempDir(settings.temp_dir or default_parent(), str(sender.hostname))
+        except TempDirError as error:
             raise SystemExit(f"no temporary directory: {error}") from None
+        self._temp_dir.use_for_process()
 
     def block_external_connections(self, **_: Any) -> None:
         """Block external connections, once models are loaded: some may have been downloaded."""

@@ -66,7 +66,7 @@ class DatabasePassageSearch:
             raise ModelMissing("no embedding model is enabled to search with")
         model = self._models.model(self._embedding)
         urgent = job.latency == Latency.INTERACTIVE
-        assert grounding.query is not None  # noqa: S101 - tasks.generation_payload requires one
+        assert grounding.query is not None  # noqa: S101 - tasks.generation requires one
         vector = model.embed([grounding.query], "query", urgent=urgent)[0]
         request = SearchRequest(
             owner=job.owner,

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry
 from inference.errors import InferenceError
 from inference.protocol import BackendProbe
-from inference.remote.egress import asking
+from inference.remote.egress import probing
 from inference.remote.local_network import is_own
 from inference.routing.model_registry import ModelRegistry, configuration
 from workers.enabled_backends import BackendSettingsError, enabled_backends, load_catalogue
@@ -216,7 +216,7 @@ def _probes(catalogue: Catalogue, key_files: Mapping[str, str]) -> dict[str, Bac
 
     def probe(name: str) -> BackendProbe:
         try:
-            with asking():
+            with probing():
                 return registry.backend(name).probe()
         except InferenceError as error:
             return BackendProbe(reachable=False, models=None, detail=str(error))

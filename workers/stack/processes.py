@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from inference.device.threads import default_threads
 from models.bootstrap import (
     CLOUD_WORKER,
     CONTROL,
@@ -152,7 +153,6 @@ class EmbeddedStack:
         environment = {
             "VESTRY_PRIVACY": privacy.value,
             "VESTRY_LANES": ",".join(lanes),
-            "VESTRY_THREADS": str(thread_count()),
             **self._database(CLOUD_WORKER if is_cloud else WORKER_ROLES[privacy]),
             **self._broker(CLOUD if is_cloud else privacy.value),
             **self.models.environment(lanes),
@@ -187,7 +187,7 @@ class EmbeddedStack:
                     {
                         **base_environment(),
                         **OFFLINE,
-                        "VESTRY_LLAMA_THREADS": str(max(1, thread_count() - 1)),
+                        "VESTRY_LLAMA_THREADS": str(max(1, default_threads() - 1)),
                         **self.models.llama_environment(server),
                     }
                 ),
@@ -338,12 +338,3 @@ def has_accelerator(settings: Mapping[str, str]) -> bool:
     if sys.platform == "darwin":
         return os.uname().machine == "arm64"
     return any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/kfd"))
-
-
-def thread_count() -> int:
-    """Compute threads of each worker: all cores that this process may use.
-
-    Workers share the cores by priority: those of an idle lane are used by a busy one.
-    """
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

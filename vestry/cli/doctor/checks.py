@@ -176,8 +176,9 @@ def broker() -> Iterator[Check]:
 
 def model() -> Check:
     """The embedding model the workers of this machine would load."""
-    if os.environ.get("VESTRY_EMBEDDING_BACKEND", "sentence-transformers") == "echo":
-        return Check("embedding model", True, "echo, for tests")
+    backend = os.environ.get("VESTRY_EMBEDDING_BACKEND", "sentence-transformers")
+    if backend != "sentence-transformers":
+        return Check("embedding model", True, f"{backend}, for tests")
     named = os.environ.get("VESTRY_EMBEDDING_MODEL")
     if named:
         is_path = named.startswith((".", "/", "~"))

@@ -1,0 +1,72 @@
+"""Claimed classification jobs, and their outcomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+from inference.routing.router import Router
+from tasks.classification import ClassificationHandler
+from tasks.protocol import Context, Failed, Job, Outcome, Succeeded
+from tests.handler_fakes import CancelledJobs, router
+from vestry.crypto.envelope import plain_digest
+from vestry.jobs.classification import Classification, ClassificationResult, Label
+
+SECRET = "sekrit-token"
+TOPICS = [
+    Label("health", "illness pain doctors medicine"),
+    Label("money", "income debts savings bills"),
+    Label("travel", "journeys trains flights hotels"),
+]
+
+
+def context_of(*cancelled: UUID) -> Context:
+    """The context of a batch of Alice's and Bob's jobs."""
+    digest = {owner: _digest_of(owner) for owner in ("alice", "bob")}
+    return Context(CancelledJobs(*cancelled), digest)
+
+
+def _digest_of(owner: str) -> Callable[[str, bytes], bytes]:
+    return lambda purpose, data: hashlib.sha256(f"{owner}\0{purpose}\0".encode() + data).digest()
+
+
+def job(text: str, labels: Sequence[Any] = TOPICS, *, task: str | None = None, **more: Any) -> Job:
+    """A claimed job; `multi` and `threshold` are the request's, other fields the job's."""
+    options = {name: more.pop(name) for name in ("multi", "threshold") if name in more}
+    prepared = Classification(text, labels=labels, **options).prepare(plain_digest)
+    fields: dict[str, Any] = {
+        "id": uuid4(), "kind": "classification", "task": task, "owner": "alice",
+        "privacy": "shareable", "latency": "bulk", "attempt": 1, "model": None,
+        "payload": json.loads(prepared.payload),
+    }  # fmt: skip
+    return Job(**fields | more)
+
+
+def run(
+    by: Any | Router | ClassificationHandler, *jobs: Job, context: Context | None = None
+) -> list[Outcome]:
+    """The outcomes of a batch, served by a handler, a Router or one model."""
+    handler = by
+    if not isinstance(handler, ClassificationHandler):
+        one = by if isinstance(by, Router) else router("classification", {"only": by})
+        handler = ClassificationHandler(one)
+    outcomes = list(handler(jobs, context or context_of()))
+    assert len(outcomes) == len(jobs)
+    return outcomes
+
+
+def result(outcome: Outcome) -> ClassificationResult:
+    """The result as the producer reads it."""
+    assert isinstance(outcome, Succeeded), outcome
+    json.dumps(outcome.result, allow_nan=False)
+    return ClassificationResult.from_json(outcome.result)
+
+
+def failed(outcome: Outcome) -> Failed:
+    """A failure, whose message holds nothing of the text."""
+    assert isinstance(outcome, Failed), outcome
+    assert SECRET not in outcome.message
+    return outcome

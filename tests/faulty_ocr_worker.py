@@ -1,0 +1,95 @@
+"""OCR worker process with an optional fault on the second page; reads as `ocr.worker_main` does.
+
+The fault occurs where the decoder of a hostile page would have it. The job's `dpi` selects it: pages
+with a text layer do not use their `dpi`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from inference.ocr import worker_main
+from inference.ocr.config import WorkerSetup
+
+STRUCK: Final = "struck"
+"""File in the parent's temporary directory that marks a fault, and holds process ids."""
+
+
+def crash() -> None:
+    """Read an invalid address, as a decoder's bug does."""
+    ctypes.string_at(0)
+
+
+def crash_once() -> None:
+    """Crash, but not in the second worker."""
+    mark = Path.cwd().parent / STRUCK
+    if not mark.exists():
+        mark.touch()
+        crash()
+
+
+def killed() -> None:
+    """Be killed, as by the kernel when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def eat_memory() -> None:
+    """Allocate memory without end."""
+    blocks = []
+    while True:
+        blocks.append(bytearray(64 * 1024 * 1024))
+
+
+def hang() -> None:
+    """Never reply, with a child process, as Tesseract is one."""
+    helper = subprocess.Popen(["sleep", "600"])
+    (Path.cwd().parent / STRUCK).write_text(f"{os.getpid()} {helper.pid}", encoding="ascii")
+    time.sleep(600)
+
+
+def burn() -> None:
+    """Compute without end."""
+    while True:
+        pass
+
+
+def babble() -> None:
+    """Send a malformed reply."""
+    for descriptor in range(3, 20):  # the pipe to the parent is one of them
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"\x00\x00\x00\x05[1,2]")
+    os._exit(0)
+
+
+FAULTS: Final = {
+    601: crash, 602: crash_once, 603: killed, 604: eat_memory, 605: hang, 606: burn, 607: babble,
+}  # fmt: skip
+
+
+def serve(request: dict[str, Any], setup: WorkerSetup) -> dict[str, Any]:
+    """Serve as the real worker does, with the fault."""
+    if request["do"] == "page" and request["page"] == 2 and request["dpi"] in FAULTS:
+        FAULTS[request["dpi"]]()
+    if (
+        request["do"] == "count" and request["kind"] == "png"
+    ):  # for the test of a worker's environment
+        return {
+            "environment": dict(os.environ),
+            "modules": list(sys.modules),
+            "memory": resource.getrlimit(resource.RLIMIT_AS),
+            "core": resource.getrlimit(resource.RLIMIT_CORE),
+        }
+    return worker_main.serve(request, setup)
+
+
+if __name__ == "__main__":
+    worker_main.main(serve)
