@@ -1,1 +1,1 @@
-"""What `make bench` measures, each beside what it is compared with, in one run."""
+"""The benchmarks of `make bench`; each measures Vestry and its peer in the same run."""

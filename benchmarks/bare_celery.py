@@ -1,7 +1,7 @@
-"""Celery as most people run it: the peer. `celery -A benchmarks.bare_celery worker`.
+"""Celery with its usual settings, the peer of Vestry: `celery -A benchmarks.bare_celery worker`.
 
-Same broker server, same pool and threads as Vestry's worker, early acknowledgement and otherwise
-Celery's defaults; results in Redis where a benchmark waits for them.
+It uses Vestry's broker server and the pool and threads of Vestry's worker; otherwise Celery's defaults,
+with early acknowledgement. Results that a benchmark waits for are stored in Redis.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from workers.stack.process import base_environment
 from workers.stack.valkey import ValkeyServer
 
 USER = "shareable"
-"""A login of the stack's broker whose own workers a benchmark with bare Celery does not run."""
+"""Login of the stack's broker; benchmarks with bare Celery run no Vestry workers under it."""
 PREFIX = key_prefix(USER)
 QUEUE = "bare"
 URL = "BENCHMARK_BROKER_URL"
-START_S = 30.0
+START_TIMEOUT_S = 30.0
 
 
 def make_app(url: str) -> Celery:
-    """The app, for the worker and for who sends tasks."""
+    """The Celery application of the worker and of the sender."""
     app = Celery("bare", broker=url, backend=url, set_as_current=False)
     app.conf.update(
         task_default_queue=QUEUE,
@@ -56,7 +56,7 @@ def _echo(text: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """Celery's command line asks for `app`; importing this module needs no broker."""
+    """Create `app` for Celery's command line; importing this module then needs no broker."""
     if name == "app":
         return make_app(os.environ[URL])
     raise AttributeError(name)
@@ -64,28 +64,28 @@ def __getattr__(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class BareWorker:
-    """A running worker and an app that sends to it."""
+    """A running worker, and the application that sends tasks to it."""
 
     app: Celery
     broker: redis.Redis
     node: str
 
     def pause(self) -> None:
-        """Stop taking messages."""
+        """Stop consuming messages."""
         self.app.control.cancel_consumer(QUEUE, destination=[self.node], reply=True)
 
     def resume(self) -> None:
-        """Take messages again."""
+        """Consume messages again."""
         self.app.control.add_consumer(QUEUE, destination=[self.node], reply=True)
 
     def waiting(self) -> int:
-        """Messages in the queue."""
+        """Number of messages in the queue."""
         return int(self.broker.llen(PREFIX + QUEUE))
 
     def done(self, task: str) -> int:
-        """How many tasks of a name it has begun, or 0 while it does not answer."""
-        answer = self.app.control.inspect([self.node], timeout=2.0).stats() or {}
-        return int(answer.get(self.node, {}).get("total", {}).get(task, 0))
+        """Number of tasks of a name that the worker has started; 0 if it does not respond."""
+        stats = self.app.control.inspect([self.node], timeout=2.0).stats() or {}
+        return int(stats.get(self.node, {}).get("total", {}).get(task, 0))
 
 
 @contextmanager
@@ -97,9 +97,9 @@ def bare_worker(
     Args:
         server: the stack's broker.
         concurrency: threads.
-        log: what the worker says.
-        events: whether it sends task events, as Vestry's workers do.
-        nice: its priority, to be that of the Vestry worker it is compared with.
+        log: file for the worker's output.
+        events: send task events, as Vestry's workers do.
+        nice: the worker's priority, equal to that of the Vestry worker that it is compared with.
     """
     url = server.url(USER)
     node = f"bare-{'events' if events else 'quiet'}@localhost"
@@ -117,7 +117,7 @@ def bare_worker(
     try:
         with redis.Redis.from_url(url) as broker:
             worker = BareWorker(app, broker, node)
-            _await(worker, process, log)
+            _wait_until_ready(worker, process, log)
             yield worker
     finally:
         process.terminate()
@@ -129,8 +129,8 @@ def bare_worker(
         app.close()
 
 
-def _await(worker: BareWorker, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_S
+def _wait_until_ready(worker: BareWorker, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
     while not worker.app.control.ping([worker.node], timeout=0.5):
-        if process.poll() is not None or time.monotonic() > end:
+        if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"bare Celery did not start: {log.read_text()[-2000:]}")

@@ -1,7 +1,7 @@
-"""A bare `SentenceTransformer.encode`, in a process of its own: the peer of the embedding benchmark.
+"""A bare `SentenceTransformer.encode` in its own process: the peer of the embedding benchmark.
 
-`python -m benchmarks.bare_encode THREADS` reads lines of JSON, each a list of texts, and answers
-each with the seconds that encoding them took.
+`python -m benchmarks.bare_encode THREADS` reads lines of JSON, each a list of texts, and prints for
+each line the seconds that their encoding took.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class BareEncoder:
     process: subprocess.Popen[str]
 
     def seconds(self, texts: Sequence[str]) -> float:
-        """How long it takes to encode texts."""
+        """Encode texts; returns the seconds that it took."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(list(texts)) + "\n")
         self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
+        line = self.process.stdout.readline()
+        if not line:
             raise RuntimeError("the bare encoder ended")
-        return float(answer)
+        return float(line)
 
 
 @contextmanager
 def bare_encoder(threads: int, nice: int) -> Iterator[BareEncoder]:
-    """Load the model once for all rounds of the block; `nice` is the process's priority."""
+    """Load the model once for all rounds of the block, in a process of priority `nice`."""
     process = subprocess.Popen(
         ["nice", "-n", str(nice), sys.executable, "-m", "benchmarks.bare_encode", str(threads)],
         stdin=subprocess.PIPE,
@@ -62,7 +62,7 @@ def bare_encoder(threads: int, nice: int) -> Iterator[BareEncoder]:
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Encode each line of standard input."""
     threads = int(sys.argv[1])
     stay_offline()
     set_threads(threads)
@@ -72,12 +72,12 @@ def main() -> None:
     model = SentenceTransformer(str(locate(None).path), device="cpu", local_files_only=True)
     for line in sys.stdin:
         texts = json.loads(line)
-        begun = time.perf_counter()
-        # All of them in one call: it sorts by length, so nothing is padded more than it must be.
+        started = time.perf_counter()
+        # One call for all texts: it sorts them by length, which keeps padding small.
         vectors = model.encode(texts, batch_size=BATCH, show_progress_bar=False)
-        took = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         assert len(vectors) == len(texts)
-        print(took, flush=True)
+        print(seconds, flush=True)
 
 
 if __name__ == "__main__":

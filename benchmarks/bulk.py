@@ -1,8 +1,8 @@
 """Durable no-op jobs per second in bulk, against bare Celery's no-op tasks on the same broker.
 
-Both backlogs are there before the clock starts: Vestry's behind a paused lane, Celery's behind a
-cancelled consumer. Vestry's rate counts sealed payload, sealed result, receipt and the job's row,
-all committed with fsync on; Celery's counts tasks that keep nothing.
+Both backlogs are enqueued before the measurement: Vestry's in a paused lane, Celery's with its
+consumer cancelled. A Vestry job commits a sealed payload, a sealed result, a receipt and its row, with
+fsync on; a Celery task stores nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ import time
 from statistics import median
 
 from benchmarks.bare_celery import BareWorker, bare_worker
+from benchmarks.bench_stack import (
+    NO_OP,
+    BenchStack,
+    bench_stack,
+    check_all_succeeded,
+    wait_until,
+    wait_until_drained,
+)
 from benchmarks.options import Options
-from benchmarks.report import Outcome, paired_ratio
-from benchmarks.stand import NO_OP, Stand, drained, stand, until, worker_settled
+from benchmarks.report import BenchmarkResult, median_ratio
 from vestry import Embedding
 from workers.settings import Settings
 from workers.stack.processes import BULK_NICE
@@ -24,64 +31,67 @@ AIM = 10.0
 OWNERS = 4
 
 
-def run(options: Options) -> Outcome:
+def run(options: Options) -> BenchmarkResult:
     """Alternate rounds of both."""
-    outcome = Outcome("No-op jobs in bulk")
+    result = BenchmarkResult("No-op jobs in bulk")
     jobs, tasks = options.scaled(20_000), options.scaled(4_000)
     threads = Settings.model_fields["slots"].default + SPARE_THREADS
-    ours: list[float] = []
+    vestry_rates: list[float] = []
     enqueued: list[float] = []
-    theirs: list[float] = []
-    quiet: list[float] = []
-    with stand(NO_OP, ["dispatcher", "reconciler", "private-bulk-gpu"]) as place:
-        log = place.up.home / "logs" / "bare.log"
-        # One worker at a time: an idle one with events on still sends heartbeats.
-        _vestry(place, options.scaled(2_000))
+    celery_rates: list[float] = []
+    quiet_celery_rates: list[float] = []
+    with bench_stack(NO_OP, ["dispatcher", "reconciler", "private-bulk-gpu"]) as stack:
+        log = stack.processes.home / "logs" / "bare.log"
+        # One Celery worker at a time: an idle one with events on still sends heartbeats.
+        _vestry(stack, options.scaled(2_000))
         for _ in range(options.rounds):
-            enqueue_rate, rate = _vestry(place, jobs)
+            enqueue_rate, rate = _vestry(stack, jobs)
             enqueued.append(enqueue_rate)
-            ours.append(rate)
-            for events, rates in ((True, theirs), (False, quiet)):
+            vestry_rates.append(rate)
+            for events, rates in ((True, celery_rates), (False, quiet_celery_rates)):
                 with bare_worker(
-                    place.valkey, threads, log, events=events, nice=BULK_NICE
+                    stack.valkey, threads, log, events=events, nice=BULK_NICE
                 ) as worker:
                     _celery(worker, options.scaled(500))
                     rates.append(_celery(worker, tasks))
-        worker_settled(place)
-    outcome.rounds = {
-        "vestry jobs/s": ours,
+        check_all_succeeded(stack)
+    result.rounds = {
+        "vestry jobs/s": vestry_rates,
         "vestry enqueued/s": enqueued,
-        "celery tasks/s, events on": theirs,
-        "celery tasks/s, events off": quiet,
+        "celery tasks/s, events on": celery_rates,
+        "celery tasks/s, events off": quiet_celery_rates,
     }
-    outcome.add("Vestry", median(ours), "jobs/s", note=f"{jobs:,} private jobs, one worker process")
-    outcome.add(
-        "bare Celery", median(theirs), "tasks/s",
+    result.add(
+        "Vestry", median(vestry_rates), "jobs/s", note=f"{jobs:,} private jobs, one worker process"
+    )
+    result.add(
+        "bare Celery", median(celery_rates), "tasks/s",
         note=f"{tasks:,} tasks, one worker process, {threads} threads, events on as Vestry has them",
     )  # fmt: skip
-    outcome.add("ratio", paired_ratio(ours, theirs), "x", at_least=AIM)
-    outcome.add("bare Celery, events off", median(quiet), "tasks/s")
-    outcome.add("ratio to that", paired_ratio(ours, quiet), "x")
-    outcome.add("enqueue_many", median(enqueued), "jobs/s", note="sealed, one transaction an owner")
-    return outcome
+    result.add("ratio", median_ratio(vestry_rates, celery_rates), "x", at_least=AIM)
+    result.add("bare Celery, events off", median(quiet_celery_rates), "tasks/s")
+    result.add("ratio with events off", median_ratio(vestry_rates, quiet_celery_rates), "x")
+    note = "sealed, one transaction per owner"
+    result.add("enqueue_many", median(enqueued), "jobs/s", note=note)
+    return result
 
 
-def _vestry(place: Stand, count: int) -> tuple[float, float]:
-    """Jobs enqueued per second, and jobs finished per second from the resuming of the lane."""
-    place.vestry.pause_lane(LANE)
-    begun = time.perf_counter()
+def _vestry(stack: BenchStack, count: int) -> tuple[float, float]:
+    """Jobs enqueued per second, and jobs finished per second after the lane is resumed."""
+    stack.vestry.pause_lane(LANE)
+    started = time.perf_counter()
     for number in range(OWNERS):
-        place.vestry.enqueue_many(
-            place.conn,
+        stack.vestry.enqueue_many(
+            stack.conn,
             (Embedding(texts=["x"]) for _ in range(count // OWNERS)),
             owner=f"owner-{number}",
             privacy="private",
         )
-    enqueued = time.perf_counter() - begun
-    since = place.now()
-    place.vestry.resume_lane(LANE)
-    drained(place, LANE, within=300)
-    row = place.admin.execute(
+    enqueued = time.perf_counter() - started
+    since = stack.database_time()
+    stack.vestry.resume_lane(LANE)
+    wait_until_drained(stack, LANE, within=300)
+    row = stack.admin.execute(
         """SELECT count(*), extract(epoch FROM max(j.finished_at))::float8, count(r.job_id),
                   count(t.job_id)
            FROM vestry.jobs j LEFT JOIN vestry.private_results r ON r.job_id = j.id
@@ -90,23 +100,23 @@ def _vestry(place: Stand, count: int) -> tuple[float, float]:
         [since],
     ).fetchone()
     assert row is not None
-    made = count // OWNERS * OWNERS
-    if {row[0], row[2], row[3]} != {made}:
-        raise RuntimeError(f"{made} jobs, but {row[0]} done, {row[2]} results, {row[3]} receipts")
-    return made / enqueued, made / (row[1] - since)
+    jobs = count // OWNERS * OWNERS
+    if {row[0], row[2], row[3]} != {jobs}:
+        raise RuntimeError(f"{jobs} jobs, but {row[0]} done, {row[2]} results, {row[3]} receipts")
+    return jobs / enqueued, jobs / (row[1] - since)
 
 
 def _celery(worker: BareWorker, count: int) -> float:
-    """Tasks per second from the adding of the consumer until all are done."""
+    """Tasks per second from the start of the consumer until the queue is empty."""
     worker.pause()
     before = worker.done("nothing")
     with worker.app.producer_pool.acquire(block=True) as producer:
         for number in range(count):
             worker.app.send_task("nothing", args=(number,), producer=producer)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     worker.resume()
-    until(lambda: worker.waiting() == 0, within=300, every=0.005)
-    took = time.perf_counter() - begun
-    # What the threads still hold is a dozen tasks; that all were run is checked off the clock.
-    until(lambda: worker.done("nothing") - before == count, within=30)
-    return count / took
+    wait_until(lambda: worker.waiting() == 0, within=300, every=0.005)
+    seconds = time.perf_counter() - started
+    # The threads still hold a dozen tasks; their end is checked outside the measurement.
+    wait_until(lambda: worker.done("nothing") - before == count, within=30)
+    return count / seconds

@@ -1,7 +1,7 @@
-"""Classification by each kind of model, on texts whose labels are known, through a real stack.
+"""Accuracy and latency of classification by each kind of model, on a real stack.
 
 Verses of the Bible by the kind of their book, journal sentences by topic, sentences by language. The
-verses want the whole Bible: `--texts FILE` of `REFERENCE text` lines.
+verses need the whole Bible: `--texts FILE` of `REFERENCE text` lines.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from benchmarks.confusion import Confusion
-from benchmarks.labelled_texts import Labelled, Task, sentences, topics, verses
+from benchmarks.bench_stack import BenchStack, bench_stack
+from benchmarks.confusion import ConfusionMatrix
+from benchmarks.labelled_texts import LabelledText, Task, sentences, topics, verses
 from benchmarks.options import Options
-from benchmarks.report import Outcome, percentile
-from benchmarks.stand import Stand, stand
+from benchmarks.report import BenchmarkResult, percentile
 from vestry import Classification, ClassificationResult, JobFailed, Label
 from workers.llama_server import NoModelError, model_file
 
@@ -29,16 +29,18 @@ TEXTS = 30
 """Verses of each kind of book, at the full share."""
 LANGUAGE_AIM = 0.95
 TIMEOUT_S = 900.0
-WHO: dict[str, Any] = {"owner": "ann", "privacy": "private", "latency": "interactive"}
+ENQUEUE_OPTIONS: dict[str, Any] = {
+    "owner": "ann", "privacy": "private", "latency": "interactive",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One way to classify, by the model that it names.
+class Classifier:
+    """A model that classifies.
 
     Attributes:
-        every: of texts that any number of labels may fit, it gets each n-th: a language model writes
-            its answer label by label.
+        every: with any number of labels, only each n-th text is measured: a language model writes its
+            answer label by label, which is slow.
     """
 
     name: str
@@ -47,105 +49,117 @@ class Side:
     every: int = 1
 
 
-BY_SIMILARITY = Side("similarity", SIMILARITY)
-BY_LLM = Side("SmolLM2-135M", LLM, every=3)
-BY_LANGID = Side("py3langid", LANGID, "language")
+BY_SIMILARITY = Classifier("similarity", SIMILARITY)
+BY_LLM = Classifier("SmolLM2-135M", LLM, every=3)
+BY_LANGID = Classifier("py3langid", LANGID, "language")
 
 
-def run(options: Options) -> Outcome:
-    """Each task by each model that can do it, one text at a time."""
-    outcome = Outcome("Classification")
-    both = (BY_SIMILARITY, BY_LLM) if _llm_is_here() else (BY_SIMILARITY,)
-    with stand(SETTINGS, PROCESSES) as place:
+def run(options: Options) -> BenchmarkResult:
+    """Measure each task with each model that supports it, one text at a time."""
+    result = BenchmarkResult("Classification")
+    classifiers = (BY_SIMILARITY, BY_LLM) if _llm_installed() else (BY_SIMILARITY,)
+    with bench_stack(SETTINGS, PROCESSES) as stack:
         genres = verses(options.texts, EXAMPLES, options.scaled(TEXTS))
         if genres is None:
             print(f"{options.texts.name} is not the whole Bible: verses are not measured.")
         else:
             same, other = genres["same books"], genres["other books"]
-            for side in both:
-                _measure(place, outcome, "verses", same, side)
-            _measure(place, outcome, "verses of other books", other, BY_SIMILARITY)
-            _measure(place, outcome, "verses, no examples", _described(same), BY_SIMILARITY)
-        for side in both:
-            _measure(place, outcome, "topics", topics(), side)
-            _several(place, outcome, topics(), side)
-        for side in (*both, BY_LANGID):
-            aim = 100 * LANGUAGE_AIM if side is BY_LANGID else None
-            _measure(place, outcome, "languages", sentences(), side, at_least=aim)
-    return outcome
+            for classifier in classifiers:
+                _measure_single_label(stack, result, "verses", same, classifier)
+            name = "verses of other books"
+            _measure_single_label(stack, result, name, other, BY_SIMILARITY)
+            name, task = "verses, no examples", _without_examples(same)
+            _measure_single_label(stack, result, name, task, BY_SIMILARITY)
+        for classifier in classifiers:
+            _measure_single_label(stack, result, "topics", topics(), classifier)
+            _measure_any_number(stack, result, topics(), classifier)
+        for classifier in (*classifiers, BY_LANGID):
+            aim = 100 * LANGUAGE_AIM if classifier is BY_LANGID else None
+            task = sentences()
+            _measure_single_label(stack, result, "languages", task, classifier, at_least=aim)
+    return result
 
 
-def _llm_is_here() -> bool:
+def _llm_installed() -> bool:
     try:
         model_file()
     except NoModelError as error:
-        print(f"No language model is measured: {error}.")
+        print(f"The language model is not measured: {error}.")
         return False
     return True
 
 
-def _described(task: Task) -> Task:
-    return replace(task, labels=tuple(Label(one.name, one.description) for one in task.labels))
+def _without_examples(task: Task) -> Task:
+    labels = tuple(Label(label.name, label.description) for label in task.labels)
+    return replace(task, labels=labels)
 
 
-def _measure(
-    place: Stand,
-    outcome: Outcome,
+def _measure_single_label(
+    stack: BenchStack,
+    result: BenchmarkResult,
     name: str,
     task: Task,
-    side: Side,
+    classifier: Classifier,
     *,
     at_least: float | None = None,
 ) -> None:
-    """Accuracy on the texts of one label, and how long one text takes from enqueue to result."""
-    texts = [one for one in task.texts if len(one.labels) == 1]
-    named = f"{name}, {side.name}"
-    confusion = Confusion(named, task.names)
+    """Accuracy on the texts with one label, and the duration of one text from enqueue to result."""
+    texts = [text for text in task.texts if len(text.labels) == 1]
+    title = f"{name}, {classifier.name}"
+    confusion = ConfusionMatrix(title, task.names)
     times: list[float] = []
     scores: list[float] = []
-    _trip(place, task, texts[0], side)  # the labels' own vectors, or the beginning of the prompt
+    # The first text also pays for the labels' vectors, or the prompt's prefix: not measured.
+    _classify(stack, task, texts[0], classifier)
     for text in texts:
-        begun = time.perf_counter()
-        given = _trip(place, task, text, side)
-        times.append((time.perf_counter() - begun) * 1000)
-        confusion.add(text.labels[0], None if given is None else given.label)
-        scores += [one.score for one in given.labels] if given is not None else []
-    outcome.confusions.append(confusion)
-    outcome.rounds[f"{named}, ms"] = times
+        started = time.perf_counter()
+        classified = _classify(stack, task, text, classifier)
+        times.append((time.perf_counter() - started) * 1000)
+        confusion.add(text.labels[0], None if classified is None else classified.label)
+        scores += [label.score for label in classified.labels] if classified is not None else []
+    result.confusion_matrices.append(confusion)
+    result.rounds[f"{title}, ms"] = times
     note = f"{len(texts)} texts, {len(task.labels)} labels"
-    outcome.add(named, 100 * confusion.accuracy, "% right", note=note, at_least=at_least)
-    outcome.add("  mean score", 100 * mean(scores), "%", note="what it claims to be right")
-    outcome.add("  one text, p50", percentile(times, 0.5), "ms", note="from enqueue to result")
-    outcome.add("  one text, p95", percentile(times, 0.95), "ms")
+    result.add(title, 100 * confusion.accuracy, "% right", note=note, at_least=at_least)
+    result.add("  mean score", 100 * mean(scores), "%", note="the model's own estimate")
+    result.add("  one text, p50", percentile(times, 0.5), "ms", note="from enqueue to result")
+    result.add("  one text, p95", percentile(times, 0.95), "ms")
 
 
-def _several(place: Stand, outcome: Outcome, task: Task, side: Side) -> None:
-    """How well any number of labels is given: F1 over all pairs of text and label."""
-    both = wanted = given = 0
-    texts = task.texts[:: side.every]
+def _measure_any_number(
+    stack: BenchStack, result: BenchmarkResult, task: Task, classifier: Classifier
+) -> None:
+    """F1 of any number of labels, over all pairs of text and label."""
+    correct = expected = predicted = 0
+    texts = task.texts[:: classifier.every]
     for text in texts:
-        found = _trip(place, task, text, side, multi=True)
-        names = set() if found is None else {one.label for one in found.labels}
-        both += len(names & set(text.labels))
-        wanted += len(text.labels)
-        given += len(names)
-    f1 = 200 * both / (wanted + given)
+        classified = _classify(stack, task, text, classifier, multi=True)
+        names = set() if classified is None else {label.label for label in classified.labels}
+        correct += len(names & set(text.labels))
+        expected += len(text.labels)
+        predicted += len(names)
+    f1 = 200 * correct / (expected + predicted)
     note = f"{len(texts)} texts, some of two topics, some of none"
-    outcome.add(f"topics, any number, {side.name}", f1, "% F1", note=note)
+    result.add(f"topics, any number, {classifier.name}", f1, "% F1", note=note)
 
 
-def _trip(
-    place: Stand, task: Task, text: Labelled, side: Side, *, multi: bool = False
+def _classify(
+    stack: BenchStack,
+    task: Task,
+    text: LabelledText,
+    classifier: Classifier,
+    *,
+    multi: bool = False,
 ) -> ClassificationResult | None:
-    """One text's result; None where the model named no label."""
-    labels = task.names if side is BY_LANGID else task.labels
-    job = Classification(text.text, labels=labels, multi=multi, model=side.model)
-    reference = place.vestry.enqueue(place.conn, job, task=side.task, **WHO)
+    """Classify one text; None if the model named no label."""
+    labels = task.names if classifier is BY_LANGID else task.labels
+    job = Classification(text.text, labels=labels, multi=multi, model=classifier.model)
+    reference = stack.vestry.enqueue(stack.conn, job, task=classifier.task, **ENQUEUE_OPTIONS)
     try:
-        found = place.vestry.wait(reference, timeout=TIMEOUT_S)
+        classified = stack.vestry.wait(reference, timeout=TIMEOUT_S)
     except JobFailed as error:
         if error.code != "no_label":
             raise
         return None
-    assert isinstance(found, ClassificationResult)
-    return found
+    assert isinstance(classified, ClassificationResult)
+    return classified

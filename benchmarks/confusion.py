@@ -1,4 +1,4 @@
-"""What was taken for what: right labels against given ones."""
+"""Confusion matrix of a classification: right labels against predicted ones."""
 
 from __future__ import annotations
 
@@ -10,56 +10,57 @@ from typing import Any
 from rich.table import Table
 
 NONE = "none"
-"""Given where a model abstained or failed."""
+"""Predicted label if a model abstained or named no label."""
 
 
 @dataclass(slots=True)
-class Confusion:
-    """Counts of pairs of a right and a given label."""
+class ConfusionMatrix:
+    """Counts of pairs of a right and a predicted label."""
 
     title: str
     labels: Sequence[str]
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def add(self, right: str, given: str | None) -> None:
-        """Note one text."""
-        self.counts[right, given or NONE] += 1
+    def add(self, right: str, predicted: str | None) -> None:
+        """Count one text."""
+        self.counts[right, predicted or NONE] += 1
 
     @property
     def accuracy(self) -> float:
-        """Share of right ones among all."""
+        """Share of correctly labelled texts, 0 to 1."""
         total = sum(self.counts.values())
         return sum(self.counts[label, label] for label in self.labels) / total
 
     def rows(self) -> list[list[str]]:
-        """A row for each right label: its name and how often each label was given for it."""
+        """A row for each right label: its name, and the count of each predicted label."""
         return [
-            [right, *(str(self.counts[right, given] or "·") for given in self._given)]
+            [right, *(str(self.counts[right, predicted] or "·") for predicted in self._columns)]
             for right in self.labels
         ]
 
     @property
-    def heads(self) -> list[str]:
-        """What stands above the rows."""
-        return ["right \\ given", *self._given]
+    def headings(self) -> list[str]:
+        """Headings of the columns."""
+        return ["right \\ given", *self._columns]
 
     def markdown(self) -> str:
-        """As a table of Markdown."""
-        lines = [self.heads, ["---", *["---:"] * len(self._given)], *self.rows()]
+        """The matrix as a Markdown table."""
+        lines = [self.headings, ["---", *["---:"] * len(self._columns)], *self.rows()]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def table(self) -> Table:
-        """As a table of the console."""
-        made = Table(*self.heads, title=self.title, title_justify="left")
+        """The matrix as a table for the console."""
+        table = Table(*self.headings, title=self.title, title_justify="left")
         for row in self.rows():
-            made.add_row(*row)
-        return made
+            table.add_row(*row)
+        return table
 
     def document(self) -> dict[str, Any]:
-        """As JSON, with the Markdown for the documents."""
+        """The matrix as JSON, with Markdown for the documentation."""
         return {"title": self.title, "accuracy": self.accuracy, "markdown": self.markdown()}
 
     @property
-    def _given(self) -> list[str]:
-        some = any(given == NONE for _, given in self.counts)
-        return [*self.labels, *([NONE] if some else [])]
+    def _columns(self) -> list[str]:
+        """The predicted labels."""
+        abstained = any(predicted == NONE for _, predicted in self.counts)
+        return [*self.labels, *([NONE] if abstained else [])]

@@ -1,4 +1,4 @@
-"""Texts whose right labels are known, and the labels to choose from."""
+"""Texts with known labels, and the labels to choose from."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inference.classifiers.bible_references import normalised
 from vestry import Label
 from workers.home import CHECKOUT
 
 SEED = 1660
-WORDS_LEAST = 8
-"""A verse of fewer words says little of its book."""
+MIN_WORDS = 8
+"""Fewest words of a verse: a shorter one is not characteristic of its book."""
 
 GENRES: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
     "law": (
@@ -47,8 +48,8 @@ GENRES: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
         ("Ezekiel", "Hosea", "Amos", "Micah"),
     ),
 }
-"""Of each kind of book: what it is about, books that examples are taken from, and books that none is
-taken from. John shares few verses with the other gospels."""
+"""Of each kind of book: its description, books from which examples are taken, and books without
+examples. John shares few verses with the other gospels."""
 
 TOPICS: Mapping[str, str] = {
     "health": "illness, pain, doctors, medicine and recovery",
@@ -65,11 +66,11 @@ LANGUAGES: Mapping[str, str] = {
     "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ru": "Russian", "sv": "Swedish",
 }  # fmt: skip
 LANGUAGE_EXAMPLES = 5
-"""Of each language's twenty sentences, the first so many are examples."""
+"""Number of each language's twenty sentences, from the first, that are examples."""
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledText:
     """A text and the labels that fit it."""
 
     text: str
@@ -78,10 +79,10 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Labels to choose from, and texts none of which is among their examples."""
+    """Labels to choose from, and texts to classify, which are not among the labels' examples."""
 
     labels: tuple[Label, ...]
-    texts: tuple[Labelled, ...]
+    texts: tuple[LabelledText, ...]
 
     @property
     def names(self) -> list[str]:
@@ -90,36 +91,36 @@ class Task:
 
 
 def verses(file: Path, examples: int, texts: int) -> dict[str, Task] | None:
-    """Verses to be told by the kind of their book; None where the file has too few.
+    """Verses to classify by the kind of their book.
 
     Args:
         file: `REFERENCE text` lines.
-        examples: of each kind.
-        texts: of each kind.
+        examples: examples of each kind.
+        texts: texts of each kind.
 
     Returns:
-        `same books`: other verses of the books that the examples are from, by a seeded sample;
-        `other books`: verses of books that no example is from.
+        `same books`: a seeded sample of verses from the examples' books; `other books`: verses from
+        books without examples. None if the file has too few verses.
     """
-    of_book: dict[str, list[str]] = defaultdict(list)
+    verses_of_book: dict[str, list[str]] = defaultdict(list)
     for line in file.read_text(encoding="utf-8").splitlines():
         reference, _, text = line.partition(" ")
-        usual = normalised(reference)
-        if usual is not None and len(text.split()) >= WORDS_LEAST:
-            of_book[usual.rpartition(" ")[0]].append(text)
-    chance = random.Random(SEED)  # noqa: S311 - the same verses every time
+        canonical = normalised(reference)
+        if canonical is not None and len(text.split()) >= MIN_WORDS:
+            verses_of_book[canonical.rpartition(" ")[0]].append(text)
+    rng = random.Random(SEED)  # noqa: S311 - the same verses every time
     labels: list[Label] = []
-    same: list[Labelled] = []
-    other: list[Labelled] = []
-    for name, (about, known, unknown) in GENRES.items():
-        here = [text for book in known for text in of_book[book]]
-        there = [text for book in unknown for text in of_book[book]]
-        if len(here) < examples + texts or len(there) < texts:
+    same: list[LabelledText] = []
+    other: list[LabelledText] = []
+    for name, (about, example_books, other_books) in GENRES.items():
+        example_verses = [text for book in example_books for text in verses_of_book[book]]
+        other_verses = [text for book in other_books for text in verses_of_book[book]]
+        if len(example_verses) < examples + texts or len(other_verses) < texts:
             return None
-        drawn = chance.sample(here, examples + texts)
-        labels.append(Label(name, about, drawn[:examples]))
-        same += [Labelled(text, (name,)) for text in drawn[examples:]]
-        other += [Labelled(text, (name,)) for text in chance.sample(there, texts)]
+        sample = rng.sample(example_verses, examples + texts)
+        labels.append(Label(name, about, sample[:examples]))
+        same += [LabelledText(text, (name,)) for text in sample[examples:]]
+        other += [LabelledText(text, (name,)) for text in rng.sample(other_verses, texts)]
     return {
         "same books": Task(tuple(labels), tuple(same)),
         "other books": Task(tuple(labels), tuple(other)),
@@ -127,15 +128,15 @@ def verses(file: Path, examples: int, texts: int) -> dict[str, Task] | None:
 
 
 def topics() -> Task:
-    """Sentences of a journal; some are about two or three topics, some about none."""
+    """Sentences of a journal; some have two or three topics, some have none."""
     labels = tuple(Label(name, about) for name, about in TOPICS.items())
-    rows = _sample("topics.jsonl")
-    return Task(labels, tuple(Labelled(row["text"], tuple(row["labels"])) for row in rows))
+    rows = _read_sample("topics.jsonl")
+    return Task(labels, tuple(LabelledText(row["text"], tuple(row["labels"])) for row in rows))
 
 
 def sentences() -> Task:
-    """Sentences of ten words and more in ten languages."""
-    rows = _sample("sentences.jsonl")
+    """Sentences of ten words or more in ten languages."""
+    rows = _read_sample("sentences.jsonl")
     labels = tuple(
         Label(
             code,
@@ -149,9 +150,9 @@ def sentences() -> Task:
         for code, name in LANGUAGES.items()
     )
     others = [row for row in rows if row["sentence"] > LANGUAGE_EXAMPLES]
-    return Task(labels, tuple(Labelled(row["text"], (row["language"],)) for row in others))
+    return Task(labels, tuple(LabelledText(row["text"], (row["language"],)) for row in others))
 
 
-def _sample(name: str) -> list[dict[str, object]]:
+def _read_sample(name: str) -> list[dict[str, Any]]:
     text = (CHECKOUT / "samples" / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""What a run is told on its command line."""
+"""Options of a benchmark run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ VERSES = CHECKOUT / "samples" / "verses.txt"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How large a run is.
+    """Size of a run.
 
     Attributes:
-        rounds: how often each side is measured, taking turns.
-        share: of the full counts, for a quick look.
-        texts: `REFERENCE text` lines to embed.
-        threads: for both sides of the embedding benchmark; 0 means the workers' default.
+        rounds: alternating rounds of each side.
+        share: share of the full counts, 0 to 1, for a quick run.
+        texts: file of `REFERENCE text` lines to embed.
+        threads: torch threads of both sides of the embedding benchmark; 0: the workers' default.
     """
 
     rounds: int = 3
@@ -27,5 +27,5 @@ class Options:
     threads: int = 0
 
     def scaled(self, count: int) -> int:
-        """A count at the run's share, never below 20."""
+        """A count times the run's share, at least 20."""
         return max(20, int(count * self.share))

@@ -1,7 +1,7 @@
-"""A producer of many jobs in a process of its own, so that its memory can be told.
+"""A producer of many jobs in its own process, so that its memory can be measured.
 
-`python -m benchmarks.producer OWNER COUNT` enqueues in one transaction, in the stack of VESTRY_HOME,
-and prints how long that took and the most memory it ever had.
+`python -m benchmarks.producer OWNER COUNT` enqueues COUNT jobs in one transaction, in the stack of
+VESTRY_HOME, and prints the seconds and the peak memory as JSON.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ TEXT = "Up early, and to the office, where we sat all the morning."
 
 
 @dataclass(frozen=True, slots=True)
-class Produced:
-    """Seconds it took, and the process's peak resident memory in MB."""
+class ProducerRun:
+    """Seconds for the transaction, and the process's peak resident memory in MB."""
 
     seconds: float
     peak_mb: float
 
 
-def produce(home: Path, owner: str, count: int) -> Produced:
-    """Run the producer against the stack in a home, and wait for it."""
+def run_producer(home: Path, owner: str, count: int) -> ProducerRun:
+    """Run the producer on the stack in `home`, and wait until it ends."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.producer", owner, str(count)],
         env={**base_environment(), "VESTRY_HOME": str(home)},
@@ -41,27 +41,27 @@ def produce(home: Path, owner: str, count: int) -> Produced:
         stdout=subprocess.PIPE,
         text=True,
     )
-    return Produced(**json.loads(done.stdout))
+    return ProducerRun(**json.loads(done.stdout))
 
 
 def main() -> None:
-    """Enqueue, and tell."""
-    import psycopg  # noqa: PLC0415 - counted as the producer's own
+    """Enqueue, and print the measurements."""
+    import psycopg  # noqa: PLC0415 - its memory counts as the producer's
 
     owner, count = sys.argv[1], int(sys.argv[2])
     with Vestry() as vestry, psycopg.connect(resolve(None, None).conninfo) as conn:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         vestry.enqueue_many(
             conn, (Embedding(texts=[TEXT]) for _ in range(count)), owner=owner, privacy="private"
         )
         conn.commit()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}))
 
 
 def peak_mb() -> float:
-    """The most resident memory this process ever had, in MB."""
-    # On Linux ru_maxrss begins with the parent's memory at the time of the fork; VmHWM does not.
+    """Peak resident memory of this process, in MB."""
+    # On Linux ru_maxrss includes the parent's memory at the time of the fork; VmHWM does not.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""Figures, how they are printed and where they are kept."""
+"""Figures of a benchmark: statistics, printed tables, and the JSON file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.confusion import Confusion
+from benchmarks.confusion import ConfusionMatrix
 
 PACKAGES = (
     "celery",
@@ -36,12 +36,12 @@ class Figure:
     """One measured number.
 
     Attributes:
-        name: what was measured.
+        name: the measured quantity.
         value: the number.
-        unit: of the number; empty for a ratio.
-        at_least: the aim, where more is better.
-        at_most: the aim, where less is better.
-        note: what the number was made of.
+        unit: unit of the number; empty for a ratio.
+        at_least: the aim, if more is better.
+        at_most: the aim, if less is better.
+        note: how the number was measured.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the aim is met; None where there is none."""
+        """Whether the aim is met; None without an aim."""
         if self.at_least is not None:
             return self.value >= self.at_least
         if self.at_most is not None:
@@ -62,17 +62,17 @@ class Figure:
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What one benchmark found: its figures, and the single rounds for whoever doubts them."""
+class BenchmarkResult:
+    """Result of one benchmark: its figures, and the single rounds that they are computed from."""
 
     title: str
     figures: list[Figure] = field(default_factory=list)
     rounds: dict[str, list[float]] = field(default_factory=dict)
-    confusions: list[Confusion] = field(default_factory=list)
+    confusion_matrices: list[ConfusionMatrix] = field(default_factory=list)
 
-    def add(self, name: str, value: float, unit: str = "", **aim: Any) -> None:
-        """Add a figure; `aim` is its other fields."""
-        self.figures.append(Figure(name, value, unit, **aim))
+    def add(self, name: str, value: float, unit: str = "", **fields: Any) -> None:
+        """Add a figure; `fields` are its other fields."""
+        self.figures.append(Figure(name, value, unit, **fields))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -81,19 +81,19 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median of the rounds' own ratios, so that a machine growing slower does not count."""
-    return median(a / b for a, b in zip(ours, theirs, strict=True))
+def median_ratio(values: Sequence[float], peer_values: Sequence[float]) -> float:
+    """Median of the ratios of each round, so that a machine that slows down affects both sides."""
+    return median(a / b for a, b in zip(values, peer_values, strict=True))
 
 
-def show(outcome: Outcome, console: Console) -> None:
+def show(result: BenchmarkResult, console: Console) -> None:
     """Print one benchmark's figures as a table."""
-    table = Table(title=outcome.title, title_justify="left", title_style="bold")
+    table = Table(title=result.title, title_justify="left", title_style="bold")
     table.add_column("measured")
     table.add_column("", justify="right")
     table.add_column("aim", justify="right")
     table.add_column("how", overflow="fold")
-    for figure in outcome.figures:
+    for figure in result.figures:
         aim = ""
         if figure.met is not None:
             bound = figure.at_least if figure.at_least is not None else figure.at_most
@@ -102,19 +102,19 @@ def show(outcome: Outcome, console: Console) -> None:
         value = f"{readable(figure.value)}{' ' + figure.unit if figure.unit else ''}"
         table.add_row(figure.name, value, aim, figure.note)
     console.print(table)
-    for confusion in outcome.confusions:
+    for confusion in result.confusion_matrices:
         console.print(confusion.table())
 
 
 def readable(value: float) -> str:
-    """Three significant digits, and no fewer than the whole number has."""
+    """Three significant digits, and every digit before the decimal point."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def save(path: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Write all figures and rounds as one JSON document, with what they were measured on."""
+def save(path: Path, results: Mapping[str, BenchmarkResult]) -> None:
+    """Write all figures and rounds as one JSON document, with the machine and package versions."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     document = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -128,12 +128,12 @@ def save(path: Path, outcomes: Mapping[str, Outcome]) -> None:
         "packages": {name: version(name) for name in PACKAGES},
         "benchmarks": {
             name: {
-                "title": outcome.title,
-                "figures": [{**asdict(f), "met": f.met} for f in outcome.figures],
-                "rounds": outcome.rounds,
-                "confusions": [confusion.document() for confusion in outcome.confusions],
+                "title": result.title,
+                "figures": [{**asdict(f), "met": f.met} for f in result.figures],
+                "rounds": result.rounds,
+                "confusions": [confusion.document() for confusion in result.confusion_matrices],
             }
-            for name, outcome in outcomes.items()
+            for name, result in results.items()
         },
     }
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """One interactive round trip at a time, against bare Celery with a Redis result backend.
 
-Vestry: enqueue in a transaction, commit, wait for the result. Celery: `delay(…).get()`. Connections
-are open on both sides, the same broker serves both, and they take turns in blocks.
+Vestry: enqueue in a transaction, commit, wait for the result. Celery: `delay(…).get()`. Both sides use
+open connections and the same broker, in alternating blocks.
 """
 
 from __future__ import annotations
@@ -14,86 +14,88 @@ from typing import Any
 import psycopg
 
 from benchmarks.bare_celery import BareWorker, bare_worker
+from benchmarks.bench_stack import NO_OP, BenchStack, bench_stack, check_all_succeeded
 from benchmarks.options import Options
-from benchmarks.report import Outcome, percentile
-from benchmarks.stand import NO_OP, Stand, stand, worker_settled
+from benchmarks.report import BenchmarkResult, percentile
 from vestry import Embedding
 from workers.settings import Settings
 from workers.worker import SPARE_THREADS
 
 AIM = 2.5
 BLOCK = 25
-WARM = 30
+WARM_UP = 30
 
 
-def run(options: Options) -> Outcome:
-    """Alternate blocks of both."""
-    outcome = Outcome("One interactive round trip")
+def run(options: Options) -> BenchmarkResult:
+    """Alternate blocks of both sides."""
+    result = BenchmarkResult("One interactive round trip")
     trips = options.scaled(300)
     threads = Settings.model_fields["slots"].default + SPARE_THREADS
-    ours: list[float] = []
-    theirs: list[float] = []
+    vestry_ms: list[float] = []
+    celery_ms: list[float] = []
     with (
-        stand(NO_OP, ["dispatcher", "reconciler", "private-interactive-gpu"]) as place,
-        psycopg.connect(place.up.client["database_url"]) as conn,
+        bench_stack(NO_OP, ["dispatcher", "reconciler", "private-interactive-gpu"]) as stack,
+        psycopg.connect(stack.processes.client["database_url"]) as conn,
         bare_worker(
-            place.valkey, threads, place.up.home / "logs" / "bare.log", events=True
+            stack.valkey, threads, stack.processes.home / "logs" / "bare.log", events=True
         ) as worker,
     ):
         sides: list[tuple[list[float], Callable[[], None]]] = [
-            (ours, lambda: _vestry(place, conn)),
-            (theirs, lambda: _celery(worker)),
+            (vestry_ms, lambda: _vestry(stack, conn)),
+            (celery_ms, lambda: _celery(worker)),
         ]
         for _, trip in sides:
-            _block(trip, WARM)
-        since = place.now()
-        while len(theirs) < trips:
+            _time_trips(trip, WARM_UP)
+        since = stack.database_time()
+        while len(celery_ms) < trips:
             for times, trip in sides:
-                times.extend(_block(trip, BLOCK))
-        worker_settled(place)
-        stages = _stages(place, since)
-        hinted = place.one(
+                times.extend(_time_trips(trip, BLOCK))
+        check_all_succeeded(stack)
+        stages = _stages(stack, since)
+        hinted = stack.scalar(
             """SELECT count(*) FROM vestry.jobs
                WHERE extract(epoch FROM created_at) >= %s AND hinted_at IS NOT NULL""",
             since,
         )
-    outcome.rounds = {"vestry ms": ours, "celery ms": theirs}
-    for name, times in (("Vestry", ours), ("bare Celery", theirs)):
-        outcome.add(f"{name} p50", median(times), "ms", note=f"{len(times)} trips, one at a time")
-        outcome.add(f"{name} p95", percentile(times, 0.95), "ms")
-    outcome.add("ratio of p50", median(ours) / median(theirs), "x", at_most=AIM)
-    ratio = percentile(ours, 0.95) / percentile(theirs, 0.95)
-    outcome.add("ratio of p95", ratio, "x", at_most=AIM)
-    outcome.add("given a hint", hinted, "trips", note="the others were heard of and taken before")
+    result.rounds = {"vestry ms": vestry_ms, "celery ms": celery_ms}
+    for name, times in (("Vestry", vestry_ms), ("bare Celery", celery_ms)):
+        result.add(f"{name} p50", median(times), "ms", note=f"{len(times)} trips, one at a time")
+        result.add(f"{name} p95", percentile(times, 0.95), "ms")
+    result.add("ratio of p50", median(vestry_ms) / median(celery_ms), "x", at_most=AIM)
+    ratio = percentile(vestry_ms, 0.95) / percentile(celery_ms, 0.95)
+    result.add("ratio of p95", ratio, "x", at_most=AIM)
+    note = "the others were claimed after a notification, before the dispatcher"
+    result.add("claimed with a hint", hinted, "trips", note=note)
     for name, value in stages.items():
-        outcome.add(f"  {name}", value, "ms", note="median, by the database's clock")
-    return outcome
+        result.add(f"  {name}", value, "ms", note="median, by the database's clock")
+    return result
 
 
-def _block(trip: Callable[[], None], count: int) -> list[float]:
+def _time_trips(trip: Callable[[], None], count: int) -> list[float]:
+    """Durations of round trips, in milliseconds."""
     times: list[float] = []
     for _ in range(count):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         trip()
-        times.append((time.perf_counter() - begun) * 1000)
+        times.append((time.perf_counter() - started) * 1000)
     return times
 
 
-def _vestry(place: Stand, conn: psycopg.Connection[Any]) -> None:
-    job = place.vestry.enqueue(
+def _vestry(stack: BenchStack, conn: psycopg.Connection[Any]) -> None:
+    job = stack.vestry.enqueue(
         conn, Embedding(texts=["x"]), owner="ann", privacy="private", latency="interactive"
     )
     conn.commit()
-    place.vestry.wait(job, timeout=10)
+    stack.vestry.wait(job, timeout=10)
 
 
 def _celery(worker: BareWorker) -> None:
     assert worker.app.tasks["echo"].delay("x").get(timeout=10) == "x"
 
 
-def _stages(place: Stand, since: float) -> dict[str, float]:
-    """Medians between the moments that a job's row keeps."""
-    rows = place.admin.execute(
+def _stages(stack: BenchStack, since: float) -> dict[str, float]:
+    """Median durations between the timestamps of a job's row, in milliseconds."""
+    rows = stack.admin.execute(
         """SELECT extract(epoch FROM started_at - created_at)::float8,
                   extract(epoch FROM finished_at - started_at)::float8
            FROM vestry.jobs WHERE extract(epoch FROM created_at) >= %s""",

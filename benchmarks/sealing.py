@@ -1,7 +1,7 @@
-"""What sealing costs: its share of a worker's CPU time while it indexes private documents in bulk.
+"""Cost of sealing: its share of the CPU time of indexing private documents in bulk.
 
-The worker runs in this process, with the real model and beside its producer, and every call that seals,
-opens or digests content, in either, is timed by the CPU clock of its thread.
+The worker, with the real model, and its producer run in this process. Each of their calls that seals,
+opens or digests content is timed by the CPU clock of its thread.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from unittest.mock import patch
 
 import psycopg
 
-from benchmarks.embedding import read
+from benchmarks.embedding import read_texts
 from benchmarks.options import Options
-from benchmarks.report import Outcome
+from benchmarks.report import BenchmarkResult
 from inference.device.threads import default_threads
 from vestry import Document, Embedding, Vestry
 from vestry.crypto.envelope import OwnerKey
@@ -37,34 +37,34 @@ PER_JOB = 64
 CALLS = ("seal", "open", "digest")
 
 
-def run(options: Options) -> Outcome:
-    """Index once, after a warm-up that is not counted."""
-    outcome = Outcome("Sealing, of the CPU time of indexing in bulk")
-    texts = read(options.texts, options.scaled(TEXTS))
+def run(options: Options) -> BenchmarkResult:
+    """Index once, after a warm-up that is not measured."""
+    result = BenchmarkResult("Sealing, of the CPU time of indexing in bulk")
+    texts = read_texts(options.texts, options.scaled(TEXTS))
     with TemporaryDirectory(prefix="vestry-bench-") as directory:
         home = Path(directory) / "home"
         try:
             with DevStack(home) as stack, _worker(stack, options.threads) as index:
                 index(texts[:256], "warm")
-                with _clock() as spent:
+                with _measured_calls() as cpu_s:
                     before = time.process_time()
-                    index(texts, "counted")
+                    index(texts, "measured")
                     total = time.process_time() - before
         finally:
             remove(home)
-    share = sum(spent.values()) / total
-    outcome.rounds = {"CPU s": [total], **{f"{name} CPU s": [spent[name]] for name in CALLS}}
-    told = ", ".join(f"{name} {spent[name] / total:.2%}" for name in CALLS)
-    outcome.add(
+    share = sum(cpu_s.values()) / total
+    result.rounds = {"CPU s": [total], **{f"{name} CPU s": [cpu_s[name]] for name in CALLS}}
+    shares = ", ".join(f"{name} {cpu_s[name] / total:.2%}" for name in CALLS)
+    result.add(
         "sealing, opening and digests", 100 * share, "% of CPU",
-        note=f"{len(texts):,} texts, {total:.1f} s of CPU in all; {told}; aim below {AIM:.0%}",
+        note=f"{len(texts):,} texts, {total:.1f} s of CPU in all; {shares}; aim below {AIM:.0%}",
     )  # fmt: skip
-    return outcome
+    return result
 
 
 @contextmanager
 def _worker(stack: DevStack, threads: int) -> Iterator[Callable[[list[str], str], None]]:
-    """A private bulk worker in this process; indexes texts for an owner."""
+    """A private bulk worker in this process; yields a function that indexes texts for an owner."""
     settings = Settings(
         database_url=stack.database_url("vestry_private"),
         broker_url=stack.broker_url("private"),
@@ -97,19 +97,19 @@ def _worker(stack: DevStack, threads: int) -> Iterator[Callable[[list[str], str]
 
 
 @contextmanager
-def _clock() -> Iterator[dict[str, float]]:
-    """Add up the CPU time of each call, over all threads."""
-    spent, lock = dict.fromkeys(CALLS, 0.0), threading.Lock()
+def _measured_calls() -> Iterator[dict[str, float]]:
+    """Sum the CPU seconds of each of CALLS over all threads."""
+    cpu_s, lock = dict.fromkeys(CALLS, 0.0), threading.Lock()
 
     def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
-        def run_timed(*given: Any) -> Any:
-            began = time.thread_time()
+        def run_timed(*args: Any) -> Any:
+            started = time.thread_time()
             try:
-                return call(*given)
+                return call(*args)
             finally:
                 with lock:
-                    spent[name] += time.thread_time() - began
+                    cpu_s[name] += time.thread_time() - started
 
         return run_timed
 
@@ -118,4 +118,4 @@ def _clock() -> Iterator[dict[str, float]]:
         patch.object(OwnerKey, "open", timed("open", OwnerKey.open)),
         patch.object(OwnerKey, "digest", timed("digest", OwnerKey.digest)),
     ):
-        yield spent
+        yield cpu_s

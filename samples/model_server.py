@@ -1,7 +1,7 @@
-"""A model server of one's own: FastAPI around sentence-transformers, in the protocols Vestry speaks.
+"""Example of a model server: FastAPI around sentence-transformers, with the protocols Vestry uses.
 
-Started as docs/models.md says, with EMBEDDING_MODEL and RERANK_MODEL naming directories or hub names.
-Texts that are too long are refused, not cut.
+docs/models.md says how to start it. EMBEDDING_MODEL and RERANK_MODEL are directories or hub names of
+models. Texts that are too long are refused, not truncated.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ reranker = CrossEncoder(path) if (path := os.environ.get("RERANK_MODEL")) else N
 
 
 class EmbeddingRequest(BaseModel):
-    """As OpenAI's API has it. `model` is not looked at: there is one."""
+    """Request of OpenAI's embeddings API. `model` is ignored: the server has one."""
 
     input: list[str]
 
 
 class RerankRequest(BaseModel):
-    """As Jina's API has it, which llama.cpp and vLLM serve too."""
+    """Request of Jina's rerank API, which llama.cpp and vLLM also have."""
 
     query: str
     documents: list[str]
@@ -33,14 +33,14 @@ class RerankRequest(BaseModel):
 
 @app.get("/v1/models")
 def models() -> dict[str, Any]:
-    """What `vestry doctor` asks."""
+    """The models of the server; `vestry doctor` reads them."""
     served = {"embedding": embedder, "rerank": reranker}
     return {"data": [{"id": name} for name, model in served.items() if model is not None]}
 
 
 @app.post("/v1/embeddings")
 def embeddings(request: EmbeddingRequest) -> dict[str, Any]:
-    """Vectors, in the order of the texts."""
+    """A vector for each text, in the order of the texts."""
     if embedder is None:
         raise HTTPException(501, "EMBEDDING_MODEL is not set")
     _check(embedder.tokenizer, request.input, int(embedder.max_seq_length))
@@ -60,7 +60,7 @@ def rerank(request: RerankRequest) -> dict[str, Any]:
 
 
 def _check(tokenizer: Any, inputs: list[Any], longest: int) -> None:
-    """Refuse what the model would silently cut, by the code that Vestry knows."""
+    """Refuse inputs that the model would truncate, with the error code that Vestry recognises."""
     lengths = [len(ids) for ids in tokenizer(inputs, truncation=False)["input_ids"]]
     if any(length > longest for length in lengths):
         raise HTTPException(400, {"code": "context_length_exceeded"})

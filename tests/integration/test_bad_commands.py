@@ -1,4 +1,4 @@
-"""Bad command lines and files get one clear error, and spoil nothing beside it: the real command."""
+"""Invalid command lines and files on the installed command: one error each, no side effects."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vestry import Document, Embedding, Vestry
 from workers.stack.background import BackgroundStack
 
 VESTRY = Path(sys.executable).with_name("vestry")
-NOBODY = "00000000-0000-7000-8000-000000000000"
-LONG = "x" * 3000
-"""More than the model reads, and still an argument."""
+UNKNOWN_JOB = "00000000-0000-7000-8000-000000000000"
+TOO_LONG_TEXT = "x" * 3000
+"""More than the model accepts, and short enough for an argument."""
 
 
 @pytest.fixture(scope="module")
@@ -31,129 +31,129 @@ def up(echo_up: BackgroundStack) -> BackgroundStack:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a command said."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
 
     def document(self) -> dict[str, Any]:
-        """With --json: the one document."""
+        """The JSON document that --json prints."""
         document: dict[str, Any] = json.loads(self.out)
         return document
 
-    def is_tidy(self) -> None:
+    def assert_no_traceback(self) -> None:
         assert "Traceback" not in self.out + self.err
         assert 'File "' not in self.out + self.err
 
 
 @dataclass(frozen=True, slots=True)
-class Wrong:
-    """A command line that cannot be done, and the one error it gets."""
+class BadCommand:
+    """An invalid command line, and the error it must print."""
 
     arguments: tuple[str | bytes, ...]
     code: str
-    says: str
+    message: str
     exit_code: int = 2
 
 
 SUBMIT = ("submit", "embedding", "--owner", "ann", "--privacy", "private")
 INDEX = ("index", "--owner", "ann", "--privacy", "private", "--source", "diary")
-WRONG = {
-    "empty text": Wrong((*SUBMIT, "--text", "fine", "--text", ""), "invalid_input", "texts[1]"),
-    "blank text": Wrong((*SUBMIT, "--text", " \t"), "invalid_input", "texts[0]"),
-    "wrong encoding": Wrong((*SUBMIT, "--text", b"caf\xe9"), "invalid_input", "texts[0]"),
-    "oversize text": Wrong((*SUBMIT, "--wait", "--text", LONG), "too_long", "text 0", 1),
-    "unknown model": Wrong(
+BAD_COMMANDS = {
+    "empty text": BadCommand((*SUBMIT, "--text", "fine", "--text", ""), "invalid_input", "texts[1]"),
+    "blank text": BadCommand((*SUBMIT, "--text", " \t"), "invalid_input", "texts[0]"),
+    "wrong encoding": BadCommand((*SUBMIT, "--text", b"caf\xe9"), "invalid_input", "texts[0]"),
+    "oversize text": BadCommand((*SUBMIT, "--wait", "--text", TOO_LONG_TEXT), "too_long", "text 0", 1),
+    "unknown model": BadCommand(
         (*SUBMIT, "--wait", "--text", "a", "--model", "none"), "unknown_model", "echo", 1
     ),
-    "bad vectors": Wrong((*SUBMIT, "--wait", "--text", "echo!nan"), "bad_vector", "text 0", 1),
-    "missing privacy": Wrong(
+    "bad vectors": BadCommand((*SUBMIT, "--wait", "--text", "echo!nan"), "bad_vector", "text 0", 1),
+    "missing privacy": BadCommand(
         ("submit", "embedding", "--owner", "ann", "--text", "a"), "usage", "--privacy"
     ),
-    "unknown privacy": Wrong(
+    "unknown privacy": BadCommand(
         ("submit", "embedding", "--owner", "ann", "--text", "a", "--privacy", "public"),
         "usage", "--privacy",
     ),
-    "missing owner": Wrong(
+    "missing owner": BadCommand(
         ("submit", "embedding", "--privacy", "private", "--text", "a"), "usage", "--owner"
     ),
-    "empty owner": Wrong(
+    "empty owner": BadCommand(
         ("submit", "embedding", "--privacy", "private", "--owner", "", "--text", "a"),
         "invalid_input", "owner",
     ),
-    "unknown job, status": Wrong(("status", NOBODY), "unknown_job", "job"),
-    "unknown job, wait": Wrong(("wait", NOBODY), "unknown_job", "job"),
-    "unknown job, result": Wrong(("result", NOBODY), "unknown_job", "job"),
-    "unknown job, cancel": Wrong(("cancel", NOBODY), "unknown_job", "job"),
-    "no job's id": Wrong(("status", "tomorrow"), "invalid_input", "job"),
-    "unknown lane": Wrong(("lanes", "pause", "private.bulk.cloud"), "unknown_lane", "lane"),
-    "unknown space": Wrong(
+    "unknown job, status": BadCommand(("status", UNKNOWN_JOB), "unknown_job", "job"),
+    "unknown job, wait": BadCommand(("wait", UNKNOWN_JOB), "unknown_job", "job"),
+    "unknown job, result": BadCommand(("result", UNKNOWN_JOB), "unknown_job", "job"),
+    "unknown job, cancel": BadCommand(("cancel", UNKNOWN_JOB), "unknown_job", "job"),
+    "no job's id": BadCommand(("status", "tomorrow"), "invalid_input", "job"),
+    "unknown lane": BadCommand(("lanes", "pause", "private.bulk.cloud"), "unknown_lane", "lane"),
+    "unknown space": BadCommand(
         ("search", "a", "--owner", "ann", "--space", "none"), "unknown_space", "space"
     ),
-    "empty query": Wrong(("search", "", "--owner", "ann"), "invalid_input", "query"),
-    "bad source": Wrong(
+    "empty query": BadCommand(("search", "", "--owner", "ann"), "invalid_input", "query"),
+    "bad source": BadCommand(
         ("index", "f", "--owner", "ann", "--privacy", "private", "--source", "My Diary"),
         "invalid_input", "source",
     ),
-    "missing file": Wrong((*INDEX, "nowhere.jsonl"), "invalid_input", "nowhere.jsonl"),
-    "a directory": Wrong((*INDEX, "/"), "invalid_input", "/"),
+    "missing file": BadCommand((*INDEX, "nowhere.jsonl"), "invalid_input", "nowhere.jsonl"),
+    "a directory": BadCommand((*INDEX, "/"), "invalid_input", "/"),
 }  # fmt: skip
 
 
-def run(home: Path, *arguments: str | bytes) -> Answer:
+def run(home: Path, *arguments: str | bytes) -> CommandResult:
     environment = {"VESTRY_HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
     done = subprocess.run(
         [VESTRY, *arguments], env=environment, capture_output=True, timeout=120, check=False
     )
-    return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture(scope="module")
-def answers(up: BackgroundStack) -> Iterator[Mapping[tuple[str, bool], Future[Answer]]]:
-    """Every command of WRONG, with --json and without, a few at a time."""
+def results(up: BackgroundStack) -> Iterator[Mapping[tuple[str, bool], Future[CommandResult]]]:
+    """Results of BAD_COMMANDS, with --json and without, four at a time."""
     with ThreadPoolExecutor(4) as pool:
         yield {
             (name, as_json): pool.submit(
-                run, up.home, *wrong.arguments, *(["--json"] if as_json else [])
+                run, up.home, *bad.arguments, *(["--json"] if as_json else [])
             )
-            for name, wrong in WRONG.items()
+            for name, bad in BAD_COMMANDS.items()
             for as_json in (True, False)
         }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_command_gets_one_error(
-    answers: Mapping[tuple[str, bool], Future[Answer]], name: str
+@pytest.mark.parametrize("name", BAD_COMMANDS)
+def test_bad_command_prints_one_error(
+    results: Mapping[tuple[str, bool], Future[CommandResult]], name: str
 ) -> None:
-    wrong = WRONG[name]
-    told = answers[name, True].result()
-    told.is_tidy()
-    error = told.document()["error"]
-    assert (told.code, error["code"]) == (wrong.exit_code, wrong.code)
-    assert wrong.says in error["message"]
+    bad = BAD_COMMANDS[name]
+    result = results[name, True].result()
+    result.assert_no_traceback()
+    error = result.document()["error"]
+    assert (result.code, error["code"]) == (bad.exit_code, bad.code)
+    assert bad.message in error["message"]
 
-    shown = answers[name, False].result()
-    shown.is_tidy()
-    assert shown.code == wrong.exit_code
-    lines = [line for line in (shown.out + shown.err).splitlines() if line.strip()]
+    printed = results[name, False].result()
+    printed.assert_no_traceback()
+    assert printed.code == bad.exit_code
+    lines = [line for line in (printed.out + printed.err).splitlines() if line.strip()]
     assert len(lines) == 1, lines
     assert error["message"] in lines[0]
 
 
-def test_a_search_for_an_unknown_owner_says_so(up: BackgroundStack, vestry: Vestry) -> None:
+def test_search_for_unknown_owner_is_an_error(up: BackgroundStack, vestry: Vestry) -> None:
     with psycopg.connect(up.client["database_url"]) as conn:
         entry = Embedding(documents=[Document("Up betimes.")], source="diary")
         job = vestry.enqueue(conn, entry, owner="ann", privacy="private")
     vestry.wait(job, timeout=BULK_S)
-    told = run(up.home, "search", "up betimes", "--owner", "nobody", "--json")
-    told.is_tidy()
-    assert told.code == 2
-    assert told.document()["error"]["code"] == "unknown_owner"
+    result = run(up.home, "search", "up betimes", "--owner", "unknown", "--json")
+    result.assert_no_traceback()
+    assert result.code == 2
+    assert result.document()["error"]["code"] == "unknown_owner"
     with psycopg.connect(up.client["database_url"]) as conn:
-        keys = conn.execute("SELECT count(*) FROM vestry.owner_keys WHERE owner = 'nobody'")
-        assert keys.fetchone() == (0,), "a slip of the pen must not make an owner"
+        keys = conn.execute("SELECT count(*) FROM vestry.owner_keys WHERE owner = 'unknown'")
+        assert keys.fetchone() == (0,), "a misspelt owner must not be created"
 
 
 BAD_LINES = {
@@ -180,7 +180,7 @@ GOOD_LINES = {
 }
 
 
-def test_each_bad_line_of_a_file_is_named_and_the_others_are_indexed(
+def test_index_reports_each_bad_line_and_indexes_the_others(
     up: BackgroundStack, vestry: Vestry, tmp_path: Path
 ) -> None:
     lines = {n: line for n, (line, _, _) in BAD_LINES.items()} | GOOD_LINES
@@ -188,36 +188,36 @@ def test_each_bad_line_of_a_file_is_named_and_the_others_are_indexed(
     file.write_bytes(b"\n".join(lines[n] for n in sorted(lines)))
     options = ("--owner", "lines", "--privacy", "private", "--source", "diary")
 
-    told = run(up.home, "index", str(file), *options, "--json")
+    result = run(up.home, "index", str(file), *options, "--json")
 
-    told.is_tidy()
-    assert told.code == 1
-    document = told.document()
+    result.assert_no_traceback()
+    assert result.code == 1
+    document = result.document()
     assert document["failed"] == len(BAD_LINES)
     failures = {f["line"]: f for f in document["failures"]}
-    assert len(document["failures"]) == len(failures), "a line was named twice"
+    assert len(document["failures"]) == len(failures), "a line was reported twice"
     assert {n: f["code"] for n, f in failures.items()} == {
         n: c for n, (_, c, _) in BAD_LINES.items()
     }
-    for number, (_, _, says) in BAD_LINES.items():
-        assert says in failures[number]["message"]
+    for number, (_, _, message) in BAD_LINES.items():
+        assert message in failures[number]["message"]
         assert failures[number]["file"] == str(file)
-        assert f"{file}:{number}: " in told.err
+        assert f"{file}:{number}: " in result.err
     hits = vestry.search("good entry", owner="lines", privacy="private")
     assert {hit.document for hit in hits} == {"first", "middle", "last"}
 
-    again = run(up.home, "index", str(file), *options)
-    again.is_tidy()
-    assert again.code == 1
-    assert "Traceback" not in again.out
-    assert all(f"{file}:{number}: " in again.err for number in BAD_LINES)
+    text_result = run(up.home, "index", str(file), *options)
+    text_result.assert_no_traceback()
+    assert text_result.code == 1
+    assert "Traceback" not in text_result.out
+    assert all(f"{file}:{number}: " in text_result.err for number in BAD_LINES)
 
 
-def test_a_file_in_another_encoding_is_one_bad_line(up: BackgroundStack, tmp_path: Path) -> None:
+def test_index_reports_utf_16_file_as_one_bad_line(up: BackgroundStack, tmp_path: Path) -> None:
     file = tmp_path / "utf16.jsonl"
     file.write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-16")
-    told = run(up.home, *INDEX, str(file), "--json")
-    told.is_tidy()
-    assert told.code == 1
-    (failure,) = told.document()["failures"]
+    result = run(up.home, *INDEX, str(file), "--json")
+    result.assert_no_traceback()
+    assert result.code == 1
+    (failure,) = result.document()["failures"]
     assert (failure["line"], "UTF-16" in failure["message"]) == (1, True)

@@ -1,4 +1,4 @@
-"""The command line against a whole stack of its own, whose workers use the echo backend."""
+"""The command line on a complete stack whose workers use the echo backend."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def owner() -> str:
 
 
 def environment(up: BackgroundStack) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("VESTRY_")}
-    return {**kept, "VESTRY_HOME": str(up.home), "COLUMNS": "200"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("VESTRY_")}
+    return {**others, "VESTRY_HOME": str(up.home), "COLUMNS": "200"}
 
 
 def vestry(
@@ -56,7 +56,7 @@ def vestry(
 def document(
     up: BackgroundStack, *arguments: str, code: int = 0, stdin: bytes | None = None
 ) -> Any:
-    """The one JSON document on stdout; anything else there fails to parse."""
+    """The JSON document on stdout; any other output there makes the parser fail."""
     return json.loads(vestry(up, *arguments, "--json", code=code, stdin=stdin)[0])
 
 
@@ -80,29 +80,31 @@ def index_options(owner: str, privacy: str = "private", source: str = "diary") -
     return ["--source", source, "--owner", owner, "--privacy", privacy]
 
 
-def test_submit_and_wait_give_vectors(up: BackgroundStack, owner: str) -> None:
-    answer = document(
+def test_submit_with_wait_prints_vectors(up: BackgroundStack, owner: str) -> None:
+    result = document(
         up, "submit", "embedding", "--text", "up betimes", "--text", "to bed",
         "--owner", owner, "--privacy", "private", "--wait", "--timeout", "60",
     )  # fmt: skip
-    assert answer["state"] == "succeeded"
-    assert answer["kind"] == "embedding"
-    assert answer["error"] is None
-    assert [len(vector) for vector in answer["result"]["vectors"]] == [384, 384]
-    assert answer["result"]["space"]
-    again = document(up, "result", answer["job"])
-    assert again == answer
-    status = document(up, "status", answer["job"])
+    assert result["state"] == "succeeded"
+    assert result["kind"] == "embedding"
+    assert result["error"] is None
+    assert [len(vector) for vector in result["result"]["vectors"]] == [384, 384]
+    assert result["result"]["space"]
+    again = document(up, "result", result["job"])
+    assert again == result
+    status = document(up, "status", result["job"])
     assert (status["owner"], status["privacy"], status["lane"], status["attempt"]) == (
         owner,
         "private",
         "private.interactive.gpu",
         1,
     )
-    assert "384" in vestry(up, "wait", answer["job"])[0]
+    assert "384" in vestry(up, "wait", result["job"])[0]
 
 
-def test_the_same_idempotency_key_is_the_same_job(up: BackgroundStack, owner: str) -> None:
+def test_submit_with_repeated_idempotency_key_returns_first_job(
+    up: BackgroundStack, owner: str
+) -> None:
     command = ["submit", "embedding", "--owner", owner, "--privacy", "private"]
     command += ["--idempotency-key", "k", "--text"]
     first = document(up, *command, "one")
@@ -111,18 +113,18 @@ def test_the_same_idempotency_key_is_the_same_job(up: BackgroundStack, owner: st
     assert document(up, *command, "two", code=2)["error"]["code"] == "idempotency_conflict"
 
 
-def test_a_job_that_fails_has_exit_code_1(up: BackgroundStack, owner: str) -> None:
-    answer = document(
+def test_submit_of_failing_job_exits_with_code_1(up: BackgroundStack, owner: str) -> None:
+    result = document(
         up, "submit", "embedding", "--text", "echo!bad-request", "--owner", owner,
         "--privacy", "shareable", "--wait", "--timeout", "60", code=1,
     )  # fmt: skip
-    assert answer["state"] == "dead"
-    assert answer["result"] is None
-    assert answer["error"]["code"]
-    assert document(up, "wait", answer["job"], code=1) == answer
+    assert result["state"] == "dead"
+    assert result["result"] is None
+    assert result["error"]["code"]
+    assert document(up, "wait", result["job"], code=1) == result
 
 
-def test_index_then_again_embeds_nothing(up: BackgroundStack, owner: str, tmp_path: Path) -> None:
+def test_index_repeated_embeds_nothing(up: BackgroundStack, owner: str, tmp_path: Path) -> None:
     file = diary(tmp_path / "diary.jsonl", 300)
     first = document(up, "index", str(file), *index_options(owner))
     assert {name: first[name] for name in ("documents", "chunks", "unchanged", "failed")} == {
@@ -136,21 +138,21 @@ def test_index_then_again_embeds_nothing(up: BackgroundStack, owner: str, tmp_pa
     assert (again["documents"], again["embedded"], again["unchanged"]) == (300, 0, 300)
 
 
-def test_search_finds_the_owners_own_and_nobody_elses(
+def test_search_returns_hits_of_its_owner_only(
     up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     other = f"{owner}-other"
     vestry(up, "index", str(diary(tmp_path / "a.jsonl", 20)), *index_options(owner))
     vestry(up, "index", str(diary(tmp_path / "b.jsonl", 20, "cellar")), *index_options(other))
     began = time.monotonic()
-    answer = document(up, "search", "office number7", "--owner", owner, "--limit", "3")
-    assert answer["degraded"] is False
-    assert answer["space"]
-    assert 0 < answer["queue_s"] < answer["embedding_s"]
+    result = document(up, "search", "office number7", "--owner", owner, "--limit", "3")
+    assert result["degraded"] is False
+    assert result["space"]
+    assert 0 < result["queue_s"] < result["embedding_s"]
     took_s = time.monotonic() - began
-    assert 0 < answer["database_s"] < took_s - answer["embedding_s"]
-    assert len(answer["hits"]) == 3
-    best = answer["hits"][0]
+    assert 0 < result["database_s"] < took_s - result["embedding_s"]
+    assert len(result["hits"]) == 3
+    best = result["hits"][0]
     assert (best["document"], best["owner"], best["source"]) == ("e7", owner, "diary")
     assert best["date"] == "1660-01-08"
     assert best["text"] == "office number7."
@@ -162,7 +164,7 @@ def test_search_finds_the_owners_own_and_nobody_elses(
     assert "office number7." in human
 
 
-def test_a_shareable_source_is_searched_on_request(
+def test_search_includes_shareable_source_on_request(
     up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     library = f"lib-{owner}"
@@ -179,7 +181,7 @@ def test_a_shareable_source_is_searched_on_request(
     assert {hit["source"] for hit in only} == {library}
 
 
-def test_bad_lines_are_named_and_spoil_nothing(
+def test_index_reports_bad_lines_by_number_and_indexes_the_others(
     up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "mixed.jsonl"
@@ -195,41 +197,39 @@ def test_bad_lines_are_named_and_spoil_nothing(
         + b"\n"
         + good % (8, 8)
     )
-    answer = document(up, "index", str(file), *index_options(owner), code=1)
-    assert (answer["documents"], answer["failed"], answer["embedded"]) == (8, 6, 2)
-    assert [row["line"] for row in answer["failures"]] == [2, 3, 4, 5, 6, 7]
-    _, told = vestry(up, "index", str(file), *index_options(owner), code=1)
+    result = document(up, "index", str(file), *index_options(owner), code=1)
+    assert (result["documents"], result["failed"], result["embedded"]) == (8, 6, 2)
+    assert [row["line"] for row in result["failures"]] == [2, 3, 4, 5, 6, 7]
+    _, err = vestry(up, "index", str(file), *index_options(owner), code=1)
     for line in range(2, 8):
-        assert f"{file}:{line}: " in told
-    found = document(up, "search", "good 8", "--owner", owner)["hits"]
-    assert {hit["document"] for hit in found} == {"1", "8"}
+        assert f"{file}:{line}: " in err
+    hits = document(up, "search", "good 8", "--owner", owner)["hits"]
+    assert {hit["document"] for hit in hits} == {"1", "8"}
 
 
-def test_a_document_the_worker_refuses_is_named_by_its_line(
+def test_index_reports_document_refused_by_the_worker_by_line(
     up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
-    file = tmp_path / "spoilt.jsonl"
+    file = tmp_path / "invalid_vector.jsonl"
     texts = ["first", "second", "echo!nan third", "fourth"]
     file.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
-    answer = document(up, "index", str(file), *index_options(owner), code=1)
-    assert [row["line"] for row in answer["failures"]] == [3]
-    assert (answer["failed"], answer["embedded"]) == (1, 3)
+    result = document(up, "index", str(file), *index_options(owner), code=1)
+    assert [row["line"] for row in result["failures"]] == [3]
+    assert (result["failed"], result["embedded"]) == (1, 3)
 
 
-def test_index_reads_standard_input_and_keeps_no_text_on_request(
-    up: BackgroundStack, owner: str
-) -> None:
-    answer = document(
+def test_index_reads_standard_input_and_can_drop_the_text(up: BackgroundStack, owner: str) -> None:
+    result = document(
         up, "index", "-", *index_options(owner), "--no-keep-text",
         stdin=b'{"text":"secret thoughts","date":"1660-02-01"}\n',
     )  # fmt: skip
-    assert answer["embedded"] == 1
+    assert result["embedded"] == 1
     (hit,) = document(up, "search", "secret thoughts", "--owner", owner)["hits"]
     assert hit["text"] is None
     assert hit["date"] == "1660-02-01"
 
 
-def test_ctrl_c_leaves_the_jobs_and_running_again_completes(
+def test_interrupted_index_keeps_its_jobs_and_can_be_repeated(
     up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     file = diary(tmp_path / "long.jsonl", 60)
@@ -240,11 +240,11 @@ def test_ctrl_c_leaves_the_jobs_and_running_again_completes(
             env=environment(up),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # A shell that runs the tests in the background has its children ignore it.
+            # In a shell's background job children start with SIGINT ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
-        until = time.monotonic() + DEADLINE_S
-        while lane_status(up, "private.bulk.gpu")["queued"] < 5 and time.monotonic() < until:
+        deadline = time.monotonic() + DEADLINE_S
+        while lane_status(up, "private.bulk.gpu")["queued"] < 5 and time.monotonic() < deadline:
             time.sleep(0.1)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=DEADLINE_S)
@@ -257,11 +257,11 @@ def test_ctrl_c_leaves_the_jobs_and_running_again_completes(
     again = document(up, "index", str(file), *index_options(owner))
     assert again["documents"] == 60
     assert again["failed"] == 0
-    found = document(up, "search", "office", "--owner", owner, "--limit", "100")["hits"]
-    assert len(found) == 60
+    hits = document(up, "search", "office", "--owner", owner, "--limit", "100")["hits"]
+    assert len(hits) == 60
 
 
-def test_an_index_outlives_a_restart_of_the_database(
+def test_index_continues_after_restart_of_the_database(
     up: BackgroundStack, owner: str, tmp_path: Path
 ) -> None:
     file = diary(tmp_path / "long.jsonl", 400)
@@ -271,24 +271,24 @@ def test_an_index_outlives_a_restart_of_the_database(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    until = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + DEADLINE_S
     with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
         count = "SELECT count(*) FROM vestry.jobs WHERE owner = %s"
-        while conn.execute(count, [owner]).fetchone() == (0,) and time.monotonic() < until:
+        while conn.execute(count, [owner]).fetchone() == (0,) and time.monotonic() < deadline:
             time.sleep(0.01)
     pid = up.pid("postgres")
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     out, err = running.communicate(timeout=DEADLINE_S)
     assert running.returncode == 0, (out + err).decode()
-    answer = json.loads(out)
-    assert (answer["documents"], answer["failed"]) == (400, 0)
-    assert answer["embedded"] + answer["unchanged"] + answer["superseded"] == 400
-    found = document(up, "search", "office", "--owner", owner, "--limit", "1000")["hits"]
-    assert len(found) == 400
+    result = json.loads(out)
+    assert (result["documents"], result["failed"]) == (400, 0)
+    assert result["embedded"] + result["unchanged"] + result["superseded"] == 400
+    hits = document(up, "search", "office", "--owner", owner, "--limit", "1000")["hits"]
+    assert len(hits) == 400
 
 
-def test_a_paused_lane_is_shown_and_its_jobs_can_be_cancelled(
+def test_paused_lane_is_shown_and_its_jobs_can_be_cancelled(
     up: BackgroundStack, owner: str
 ) -> None:
     lane = "shareable.bulk.gpu"
@@ -302,8 +302,8 @@ def test_a_paused_lane_is_shown_and_its_jobs_can_be_cancelled(
         assert row["paused"] is True
         assert row["queued"] >= 1
         assert row["oldest_age_s"] >= 0
-        late = document(up, "wait", job, "--timeout", "0.2", code=4)
-        assert (late["state"], late["error"]["code"]) == ("queued", "wait_timeout")
+        timed_out = document(up, "wait", job, "--timeout", "0.2", code=4)
+        assert (timed_out["state"], timed_out["error"]["code"]) == ("queued", "wait_timeout")
         assert document(up, "result", job, code=4)["error"]["code"] == "not_finished"
         cancelled = document(up, "cancel", job)
         assert cancelled == {"jobs": [{"job": job, "state": "cancelled"}], "unknown": []}
@@ -312,10 +312,10 @@ def test_a_paused_lane_is_shown_and_its_jobs_can_be_cancelled(
         assert document(up, "lanes", "resume", lane) == {"lane": lane, "paused": False}
 
 
-def test_what_does_not_exist_is_said(up: BackgroundStack, owner: str) -> None:
-    nobody = str(uuid4())
+def test_unknown_jobs_lanes_spaces_and_models_are_errors(up: BackgroundStack, owner: str) -> None:
+    unknown_job = str(uuid4())
     for command in ("status", "wait", "result", "cancel"):
-        assert document(up, command, nobody, code=2)["error"]["code"] == "unknown_job"
+        assert document(up, command, unknown_job, code=2)["error"]["code"] == "unknown_job"
         assert document(up, command, "nonsense", code=2)["error"]["code"] == "invalid_input"
     assert document(up, "lanes", "pause", "no.such.lane", code=2)["error"]["code"] == "unknown_lane"
     query = ["search", "x", "--owner", owner, "--space"]
@@ -327,26 +327,35 @@ def test_what_does_not_exist_is_said(up: BackgroundStack, owner: str) -> None:
     assert unknown["state"] == "dead"
 
 
-def test_doctor_is_content_with_a_stack_that_is_ready(up: BackgroundStack) -> None:
-    answer = document(up, "doctor")
-    assert answer["ok"] is True
-    names = {check["name"] for check in answer["checks"]}
+def test_doctor_passes_on_ready_stack(up: BackgroundStack) -> None:
+    result = document(up, "doctor")
+    assert result["ok"] is True
+    names = {check["name"] for check in result["checks"]}
     assert {"database", "pgvector", "migrations", "key ring", "process postgres"} <= names
 
 
-def test_doctor_sees_a_key_ring_open_to_others(up: BackgroundStack) -> None:
+def test_doctor_fails_on_key_ring_readable_by_others(up: BackgroundStack) -> None:
     ring = up.home / "keyring.json"
     ring.chmod(0o644)
     try:
-        answer = document(up, "doctor", code=1)
+        result = document(up, "doctor", code=1)
     finally:
         ring.chmod(0o600)
-    assert [check["name"] for check in answer["checks"] if not check["ok"]] == ["key ring"]
+    assert [check["name"] for check in result["checks"] if not check["ok"]] == ["key ring"]
 
 
-def test_status_without_a_job_counts_states_by_lane(up: BackgroundStack, owner: str) -> None:
+def test_status_without_job_counts_states_by_lane(up: BackgroundStack, owner: str) -> None:
     vestry(
-        up, "submit", "embedding", "--text", "x", "--owner", owner, "--privacy", "private", "--wait"
+        up,
+        "submit",
+        "embedding",
+        "--text",
+        "x",
+        "--owner",
+        owner,
+        "--privacy",
+        "private",
+        "--wait",
     )
     rows = {row["lane"]: row for row in document(up, "status")["lanes"]}
     row = rows["private.interactive.gpu"]

@@ -1,4 +1,4 @@
-"""`vestry keys`, `forget` and `audit`, as an operator types them."""
+"""`vestry keys`, `forget` and `audit` with an operator's login."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from workers.stack.dev_stack import DevStack
 
 @pytest.fixture(autouse=True)
 def operator(clean: DevStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An operator's environment, and an owner with something private; the key ring's path."""
+    """Set an operator's environment, and give ann a private job.
+
+    Returns:
+        The key ring's path.
+    """
     path = tmp_path / "ring.json"
     KeyRing.generate(path)
     password = tmp_path / "password"
@@ -33,65 +37,66 @@ def operator(clean: DevStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return path
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+def json_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
     assert main([*arguments, "--json"]) == code
-    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return answer
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+def text_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
     assert main(list(arguments)) == code
     out = capsys.readouterr()
     return " ".join((out.out + out.err).split())
 
 
 def test_keys_are_listed_rotated_and_retired(capsys: pytest.CaptureFixture[str]) -> None:
-    (first,) = told(capsys, "keys", "list")["keys"]
+    (first,) = json_of(capsys, "keys", "list")["keys"]
     assert (first["current"], first["wraps"], first["in_ring"]) == (True, 1, True)
-    done = told(capsys, "keys", "rotate")
+    done = json_of(capsys, "keys", "rotate")
     assert (done["rewrapped"], done["left"], done["new"]) == (1, 0, True)
-    assert "opens what it wrapped" in said(capsys, "keys", "list")
-    assert told(capsys, "keys", "retire") == {"retired": [first["key"]]}
-    assert "retired" in said(capsys, "keys", "list")
+    assert "old: unwraps only" in text_of(capsys, "keys", "list")
+    assert json_of(capsys, "keys", "retire") == {"retired": [first["key"]]}
+    assert "retired" in text_of(capsys, "keys", "list")
     assert (
-        told(capsys, "keys", "retire", done["current"], code=2)["error"]["code"] == "invalid_input"
+        json_of(capsys, "keys", "retire", done["current"], code=2)["error"]["code"]
+        == "invalid_input"
     )
-    key = told(capsys, "keys", "new")["key"]
-    assert "not used yet" in said(capsys, "keys", "list")
-    assert told(capsys, "keys", "rotate")["current"] == key
+    key = json_of(capsys, "keys", "new")["key"]
+    assert "not used yet" in text_of(capsys, "keys", "list")
+    assert json_of(capsys, "keys", "rotate")["current"] == key
 
 
-def test_a_key_that_the_ring_lacks_is_no_success(
+def test_keys_fail_when_a_used_key_is_not_in_the_key_ring(
     capsys: pytest.CaptureFixture[str], operator: Path
 ) -> None:
     operator.unlink()
     KeyRing.generate(operator)
-    assert "not in the key ring" in said(capsys, "keys", "list", code=1)
-    assert told(capsys, "keys", "rotate", code=1)["left"] == 1
+    assert "not in the key ring" in text_of(capsys, "keys", "list", code=1)
+    assert json_of(capsys, "keys", "rotate", code=1)["left"] == 1
 
 
-def test_an_owner_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
-    report = told(capsys, "forget", "ann", "--backup-days", "30")
+def test_forget_deletes_an_owner_and_reports_backups(capsys: pytest.CaptureFixture[str]) -> None:
+    report = json_of(capsys, "forget", "ann", "--backup-days", "30")
     assert report["owner"] == "ann"
     assert (report["cancelled"], report["gone"]["keys"], report["kept"]["jobs"]) == (1, 1, 1)
     assert report["backups"]["until"] > report["forgotten_at"]
-    assert "job records without content" in said(capsys, "forget", "ann", "--yes")
-    assert told(capsys, "forget", "nobody", code=2)["error"]["code"] == "unknown_owner"
+    assert "job records without content" in text_of(capsys, "forget", "ann", "--yes")
+    assert json_of(capsys, "forget", "unknown", code=2)["error"]["code"] == "unknown_owner"
 
 
-def test_nothing_private_left_last_quarter(capsys: pytest.CaptureFixture[str]) -> None:
-    report = told(capsys, "audit", "report", "--since", "2026-07-01", "--until", "2026-10-01")
+def test_audit_report_counts_no_private_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    report = json_of(capsys, "audit", "report", "--since", "2026-07-01", "--until", "2026-10-01")
     assert report["clean"]
     assert report["totals"]["private"] == {"requests": 0, "bytes": 0}
-    assert "0 requests were made for private jobs" in said(
+    assert "0 requests were made for private jobs" in text_of(
         capsys, "audit", "report", "--since", "2026-07-01"
     )
-    assert told(capsys, "audit", "report", code=2)["error"]["code"] == "usage"
+    assert json_of(capsys, "audit", "report", code=2)["error"]["code"] == "usage"
 
 
-def test_without_an_operators_login_it_says_what_to_set(
+def test_missing_operator_login_error_names_the_setting(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VESTRY_OPERATOR_URL")
     monkeypatch.setenv("VESTRY_DATABASE_URL", "postgresql://somewhere/x")
-    assert "VESTRY_OPERATOR_URL" in told(capsys, "keys", "list", code=3)["error"]["message"]
+    assert "VESTRY_OPERATOR_URL" in json_of(capsys, "keys", "list", code=3)["error"]["message"]

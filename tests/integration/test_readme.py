@@ -1,4 +1,4 @@
-"""The README's example, as a reader pastes it: it works, and its promise about transactions holds."""
+"""The README's example as a script: it runs, and a rollback leaves no job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AFTER_ENQUEUE = '            privacy="private",\n        )\n'
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[BackgroundStack]:
+def stack() -> Iterator[BackgroundStack]:
     settings = {"VESTRY_EMBEDDING_BACKEND": "echo"}
     with temporary_home() as home, start_background(home, settings, flower=False) as stack:
         yield stack
@@ -31,33 +31,35 @@ def example() -> str:
     return str(blocks[0])
 
 
-def pasted(code: str, running: BackgroundStack, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_script(code: str, stack: BackgroundStack, folder: Path) -> subprocess.CompletedProcess[str]:
     file = folder / "example.py"
     file.write_text(code, encoding="utf-8")
-    hidden = {"VESTRY_DATABASE_URL", "VESTRY_KEYRING_FILE"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    removed = {"VESTRY_DATABASE_URL", "VESTRY_KEYRING_FILE"}
+    environment = {name: value for name, value in os.environ.items() if name not in removed}
     return subprocess.run(
         [sys.executable, str(file)],
-        cwd=folder, env={**environment, "VESTRY_HOME": str(running.home)},
+        cwd=folder, env={**environment, "VESTRY_HOME": str(stack.home)},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 
-def test_it_works_when_pasted(running: BackgroundStack, tmp_path: Path) -> None:
-    done = pasted(example(), running, tmp_path)
+def test_readme_example_runs(stack: BackgroundStack, tmp_path: Path) -> None:
+    done = run_script(example(), stack, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "documents=1" in done.stdout
     assert re.search(r"^-?\d\.\d{3}  1660-01-18  Up early", done.stdout, re.MULTILINE)
 
 
-def test_on_rollback_no_job_exists(running: BackgroundStack, tmp_path: Path) -> None:
+def test_readme_example_leaves_no_job_after_rollback(
+    stack: BackgroundStack, tmp_path: Path
+) -> None:
     code = example()
     assert code.count(AFTER_ENQUEUE) == 1
-    undone = code.replace(AFTER_ENQUEUE, f"{AFTER_ENQUEUE}        raise psycopg.Rollback\n")
-    done = pasted(undone, running, tmp_path)
+    rolled_back = code.replace(AFTER_ENQUEUE, f"{AFTER_ENQUEUE}        raise psycopg.Rollback\n")
+    done = run_script(rolled_back, stack, tmp_path)
     assert done.returncode != 0
     assert "vestry.errors.UnknownJob" in done.stderr
 
 
-def test_it_is_about_twenty_lines() -> None:
+def test_readme_example_has_at_most_twenty_lines() -> None:
     assert len([line for line in example().splitlines() if line.strip()]) <= 20

@@ -12,7 +12,7 @@ import pytest
 from tests.faultserver import FaultServer, status
 from tests.ollama_fake import FakeOllama
 from vestry.cli import main
-from vestry.cli.doctor.check import Check
+from vestry.cli.doctor.checks import Check
 from vestry.cli.plugins import checkout_checks
 from workers.home import write_private
 from workers.model_servers.inventory import (

@@ -1,8 +1,8 @@
 """The `vestry` command.
 
-Exit codes, for every command: 0 done; 1 a job or document failed, or `doctor` is not content;
-2 the command line, or what it names, cannot be used; 3 database, key ring or an installable part
-is not there; 4 not finished (in time); 130 interrupted.
+Exit codes of every command: 0 done; 1 a job, a document or a check of `doctor` failed; 2 wrong usage,
+or an unknown job, lane, owner or space; 3 the database, the key ring or an installable part is
+missing; 4 not finished, or not in time; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import typer
 
 from vestry.cli import audit, dead, forget, jobs, keys, lanes, receipts, rerun, search
 from vestry.cli.doctor import command as doctor
-from vestry.cli.errors import ExitCode, explain
+from vestry.cli.errors import ExitCode, failure_from
 from vestry.cli.index import command as index
 from vestry.cli.output import Output
 from vestry.cli.plugins import add_commands
@@ -45,25 +45,25 @@ BUILT_IN = frozenset(
         "audit",
     }
 )
-"""Commands for which the checkout's are not even looked for: they take a while to import."""
+"""Commands that do not need the checkout's commands, whose import is slow."""
 
 
 def application(*, checkout: bool = True) -> typer.Typer:
     """The Typer application.
 
     Args:
-        checkout: with the commands that live in a checkout.
+        checkout: add the commands of a checkout (`vestry.cli.plugins`).
     """
     app = typer.Typer(
         name="vestry",
         help=(
-            "Submit AI jobs, index documents and search them; private text stays on your own "
-            "machines.\n\nWithout VESTRY_DATABASE_URL, commands use the embedded stack in "
-            "VESTRY_HOME, which `vestry up` runs."
+            "Submit AI jobs, index documents and search them. Private text is processed on your "
+            "own machines only.\n\nCommands use the database at VESTRY_DATABASE_URL or, if that is "
+            "not set, the embedded stack in VESTRY_HOME, which `vestry up` starts."
         ),
         epilog=(
-            "Exit codes: 0 done, 1 a job or document failed, 2 wrong usage, 3 something is not "
-            "reachable, 4 not finished in time, 130 interrupted."
+            "Exit codes: 0 done, 1 a job or document failed, 2 wrong usage, 3 database, key ring or "
+            "package missing, 4 not finished in time, 130 interrupted."
         ),
         add_completion=False,
         rich_markup_mode="rich",
@@ -88,8 +88,8 @@ def application(*, checkout: bool = True) -> typer.Typer:
     return app
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"vestry {version('vestry')}")
         raise typer.Exit
 
@@ -99,7 +99,7 @@ def _program(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Print the version and end."
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: by default those of the process.
+        arguments: the command line; by default the process's.
 
     Returns:
         The exit code.
@@ -118,29 +118,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character gets a question mark, not an error.
+            # A character that the terminal cannot encode becomes a question mark, not an error.
             stream.reconfigure(errors="replace")
-    # The pool logs each failed connection; a person is told once, by us.
+    # The pool logs each failed connection; the command prints one error instead.
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     options = args[: args.index("--")] if "--" in args else args
     command = next((arg for arg in args if not arg.startswith("-")), None)
     try:
         app = application(checkout=command not in BUILT_IN and options != ["--version"])
-        answer = typer.main.get_command(app)(
+        status = typer.main.get_command(app)(
             args=args or ["--help"], prog_name="vestry", standalone_mode=False
         )
-        code = answer if isinstance(answer, int) else ExitCode.OK
+        code = status if isinstance(status, int) else ExitCode.OK
         if code != ExitCode.INTERRUPTED:
             return code
-        failure = explain(KeyboardInterrupt())
+        failure = failure_from(KeyboardInterrupt())
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else ExitCode.FAILED
     except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter's last flush must not complain.
+        # The reader closed the pipe; the interpreter's flush at exit must not fail again.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
     except BaseException as error:
-        failure = explain(error)
+        failure = failure_from(error)
     Output(as_json="--json" in options).fail(failure)
     return failure.exit_code

@@ -1,4 +1,4 @@
-"""The database as commands use it: the producer library, and a connection of our own."""
+"""Database access of commands: as a producer, and as an operator with the key ring."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vestry.errors import SettingsError
 from vestry.settings import resolve, resolve_operator
 
 CONNECT_TIMEOUT_S = 10
-"""Seconds a person waits before hearing that the database does not answer."""
+"""Seconds until a command fails because the database does not respond."""
 
 
 @contextlib.contextmanager
 def open_client() -> Iterator[Vestry]:
-    """The producer library, set up by environment or embedded stack.
+    """A client configured by the environment or by the embedded stack.
 
     Raises:
-        Unavailable: the database does not answer; at once, where the library itself is patient.
+        Unavailable: the database cannot be reached. Raised at once: the library itself would retry.
     """
     with transaction():
         pass
@@ -33,7 +33,7 @@ def open_client() -> Iterator[Vestry]:
 
 @contextlib.contextmanager
 def transaction() -> Iterator[psycopg.Connection[Any]]:
-    """A connection in a transaction, committed at the end.
+    """A producer's connection in a transaction, committed at the end of the block.
 
     Raises:
         Unavailable: the database cannot be reached.
@@ -45,15 +45,12 @@ def transaction() -> Iterator[psycopg.Connection[Any]]:
         yield conn
 
 
-# What `vestry keys`, `forget` and `audit` work with: an operator's login, the key ring's source.
-
-
 @contextlib.contextmanager
-def operator() -> Iterator[psycopg.Connection[Any]]:
-    """A connection of the role vestry_operator, every statement committed at once.
+def operator_connection() -> Iterator[psycopg.Connection[Any]]:
+    """A connection of the role vestry_operator in autocommit, for `keys`, `forget` and `audit`.
 
     Raises:
-        SettingsError: no login is named.
+        SettingsError: no operator's login is configured.
         Unavailable: the database cannot be reached.
     """
     with (
@@ -66,10 +63,10 @@ def operator() -> Iterator[psycopg.Connection[Any]]:
 
 
 def key_source() -> KeySource:
-    """Where the key ring comes from.
+    """The key ring's source.
 
     Raises:
-        SettingsError: nothing says so.
+        SettingsError: none is configured.
     """
     source = resolve_operator().source
     if source is None:

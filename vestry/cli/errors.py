@@ -1,7 +1,7 @@
-"""What a command line ends with: exit codes, and how an exception becomes one error.
+"""Exit codes, and the conversion of an exception into the one error that a command prints.
 
-`{"error": {"code", "message"}}` on stdout with `--json`, one line on stderr without. Nobody ever
-sees a traceback: it could quote a text.
+With `--json` the error is `{"error": {"code", "message"}}` on stdout, otherwise one line on stderr.
+A traceback is never printed: it could quote a text.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from vestry.errors import (
     WaitTimeout,
 )
 
-# Its base class has no public name in every supported version of Typer; BadParameter's second
-# ancestor is it in all of them.
-PARSING: type[Exception] = typer.BadParameter.__mro__[2]
+# The class has a public name in only some of the supported versions of Typer; in all of them it is
+# BadParameter's second ancestor.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """Typer's exception for a command line that cannot be parsed."""
 
 
 class ExitCode(IntEnum):
-    """What the exit status means, for every command."""
+    """Exit status of every command."""
 
     OK = 0
     FAILED = 1
-    """A job failed, a document could not be indexed, or `doctor` is not content."""
+    """A job failed, a document could not be indexed, or a check of `doctor` failed."""
     USAGE = 2
-    """The command line or what it names cannot be used."""
+    """Wrong usage, or an unknown job, lane, owner or space."""
     UNAVAILABLE = 3
-    """The database, the key ring or something installable is not there."""
+    """The database, the key ring or an installable part is missing."""
     TIMEOUT = 4
-    """Not finished yet, or not in the time given; the job goes on."""
+    """Not finished, or not within the timeout; the job continues."""
     INTERRUPTED = 130
     """Ctrl-C."""
 
@@ -77,35 +77,38 @@ _EXITS: tuple[tuple[type[VestryError], ExitCode], ...] = (
 
 
 class CommandError(Exception):
-    """A command cannot go on; its message is for the person who typed it."""
+    """A command cannot continue; the message is for its user.
+
+    `fields` are further fields of the JSON document.
+    """
 
     def __init__(
-        self, code: str, message: str, exit_code: ExitCode = ExitCode.USAGE, **more: Any
+        self, code: str, message: str, exit_code: ExitCode = ExitCode.USAGE, **fields: Any
     ) -> None:
         super().__init__(message)
         self.code = code
         self.exit_code = exit_code
-        self.more = more
+        self.fields = fields
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One error as it is shown; `more` are further fields of the JSON document."""
+    """One error as it is printed; `fields` are further fields of the JSON document."""
 
     code: str
     message: str
     exit_code: ExitCode
-    more: dict[str, Any]
+    fields: dict[str, Any]
 
     def document(self) -> dict[str, Any]:
         """The JSON document."""
-        return {"error": {"code": self.code, "message": self.message}, **self.more}
+        return {"error": {"code": self.code, "message": self.message}, **self.fields}
 
 
-def explain(error: BaseException) -> Failure:  # noqa: PLR0911 - one return a family
-    """The one error that is shown for an exception."""
+def failure_from(error: BaseException) -> Failure:  # noqa: PLR0911 - one return a family
+    """The error to print for an exception."""
     if isinstance(error, CommandError):
-        return Failure(error.code, str(error), error.exit_code, error.more)
+        return Failure(error.code, str(error), error.exit_code, error.fields)
     if isinstance(error, JobFailed):
         return Failure(error.code, error.message, ExitCode.FAILED, {})
     if isinstance(error, InvalidInput):
@@ -113,14 +116,15 @@ def explain(error: BaseException) -> Failure:  # noqa: PLR0911 - one return a fa
     if isinstance(error, VestryError):
         code = next((e for kind, e in _EXITS if isinstance(error, kind)), ExitCode.FAILED)
         return Failure(snake_case(type(error).__name__), str(error), code, {})
-    if isinstance(error, PARSING):
-        return Failure("usage", _usage(error), ExitCode.USAGE, {})
+    if isinstance(error, USAGE_ERROR):
+        return Failure("usage", _usage_message(error), ExitCode.USAGE, {})
     if isinstance(error, psycopg.OperationalError):
-        return Failure("unavailable", "The database cannot be reached.", ExitCode.UNAVAILABLE, {})
+        message = "The database cannot be reached; `vestry doctor` shows the reason."
+        return Failure("unavailable", message, ExitCode.UNAVAILABLE, {})
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return Failure("interrupted", "Interrupted.", ExitCode.INTERRUPTED, {})
-    # Only the class is shown: the message might quote a text.
-    message = f"Something unforeseen went wrong ({type(error).__name__})."
+    # The class alone: the exception's message might quote a text.
+    message = f"Internal error ({type(error).__name__}). Please report the command that caused it."
     return Failure("internal", message, ExitCode.FAILED, {})
 
 
@@ -129,13 +133,14 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.removesuffix("Error")).lower()
 
 
-def _usage(error: Any) -> str:
+def _usage_message(error: Any) -> str:
+    """Typer's message as sentences, with the command whose help explains the usage."""
     message = " ".join(str(error.format_message()).split())
     missing = getattr(getattr(error, "param", None), "name", None)
     if missing == "privacy" and message.startswith("Missing"):
         return (
-            "Missing option '--privacy': say 'private' (own machines only) or 'shareable' "
-            "(a cloud model may see it). There is no default."
+            "Missing option '--privacy': give 'private' (processed on your own machines only) or "
+            "'shareable' (a cloud model may process it). There is no default."
         )
     message = message.replace("Value error, ", "")
     path = getattr(getattr(error, "ctx", None), "command_path", None)

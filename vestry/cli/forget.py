@@ -1,23 +1,23 @@
-"""`vestry forget OWNER`."""
+"""`vestry forget`: delete everything of an owner, and report what backups still hold."""
 
 from __future__ import annotations
 
 import datetime as dt
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from vestry.admin import erasure
-from vestry.cli.connections import operator
+from vestry.cli.connections import operator_connection
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
 
-DAYS_ENVIRONMENT = "VESTRY_BACKUP_DAYS"
+BACKUP_DAYS_VARIABLE: Final = "VESTRY_BACKUP_DAYS"
 
-NAMES = {
+COUNT_NAMES: Final = {
     "keys": "data keys",
     "documents": "documents",
     "chunks": "chunks",
@@ -27,6 +27,7 @@ NAMES = {
     "files": "parts of files",
     "idempotency_keys": "idempotency keys",
 }
+"""Names of the report's counts in the printed table."""
 
 
 def register(app: typer.Typer) -> None:
@@ -35,31 +36,33 @@ def register(app: typer.Typer) -> None:
 
 
 def forget(
-    owner: Annotated[str, typer.Argument(metavar="OWNER", help="Whose everything is to go.")],
+    owner: Annotated[str, typer.Argument(metavar="OWNER", help="The owner to delete.")],
     timeout: Annotated[
         float,
         typer.Option(
-            "--timeout", min=0, max=86_400, help="Seconds to wait for producers' open transactions."
+            "--timeout", min=0, max=86_400,
+            help="Most seconds to wait for producers' open transactions.",
         ),
     ] = 30.0,
     backup_days: Annotated[
         float | None,
         typer.Option(
-            "--backup-days", min=0, max=36_500, envvar=DAYS_ENVIRONMENT,
-            help="How many days your backups of the database are kept.",
+            "--backup-days", min=0, max=36_500, envvar=BACKUP_DAYS_VARIABLE,
+            help="Days for which you keep backups of the database.",
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Delete everything of an owner's, for good, and take nothing for them any more.
+    """Delete everything of an owner permanently, and refuse new jobs and documents for that owner.
 
-    The data key goes first: with it all that is sealed. Jobs are cancelled, running ones too; rows,
-    files, vectors and results are deleted. Broken off, the same command takes it up again.
+    The data key is deleted first: sealed content is then unreadable. Queued and running jobs are
+    cancelled; rows, files, vectors and results are deleted. If it is interrupted, run it again to
+    continue.
     """
     if not (yes or as_json) and sys.stdin.isatty():
-        typer.confirm(f"Delete everything of {owner}, for good?", abort=True)
-    with operator() as conn:
+        typer.confirm(f"Delete everything of {owner} permanently?", abort=True)
+    with operator_connection() as conn:
         done = erasure.forget(conn, owner, timeout_s=timeout)
     until = erasure.backups_until(backup_days, done.forgotten_at)
     document = {
@@ -74,23 +77,23 @@ def forget(
             "until": until and until.isoformat(),
         },
     }
-    Output(as_json=as_json).emit(document, lambda console: _show(console, done, until))
+    Output(as_json=as_json).emit(document, lambda console: _print_report(console, done, until))
 
 
-def _show(console: Console, done: erasure.ErasureReport, until: dt.datetime | None) -> None:
-    rows = [(NAMES[what], count) for what, count in done.gone.items()]
-    console.print(table(("gone", "#"), [("jobs cancelled", done.cancelled), *rows]))
-    when = (
-        f"until {until:%Y-%m-%d}, when the last of them is gone"
+def _print_report(console: Console, done: erasure.ErasureReport, until: dt.datetime | None) -> None:
+    rows = [(COUNT_NAMES[name], count) for name, count in done.gone.items()]
+    console.print(table(("deleted", "#"), [("jobs cancelled", done.cancelled), *rows]))
+    how_long = (
+        f"until the last of them is deleted on {until:%Y-%m-%d}"
         if until
-        else f"for as long as you keep them (tell with --backup-days or {DAYS_ENVIRONMENT})"
+        else f"for as long as you keep them (set --backup-days or {BACKUP_DAYS_VARIABLE})"
     )
     console.print(
         Text(
-            f"\nStill here: {done.kept_jobs} job records without content, until they are pruned, "
-            f"and the tombstone.\nBackups from before {done.forgotten_at:%Y-%m-%d %H:%M} UTC still "
-            f"hold the owner's rows {when}. What is sealed in them opens with the key ring of that "
-            "time alone: `vestry keys rotate`, then `vestry keys retire`, and no copy of the old "
-            "ring, make it unreadable now."
+            f"\nKept: {done.kept_jobs} job records without content, until they are pruned, and the "
+            f"tombstone.\nBackups from before {done.forgotten_at:%Y-%m-%d %H:%M} UTC hold the owner's "
+            f"rows {how_long}. Sealed content in them can be read only with the key ring of that "
+            "time. To make it unreadable now, run `vestry keys rotate`, then `vestry keys retire`, "
+            "and delete every copy of the old key ring."
         )
     )

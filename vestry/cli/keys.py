@@ -1,4 +1,4 @@
-"""`vestry keys`: the key-encryption keys, which wrap every owner's data key."""
+"""`vestry keys`: list, add, rotate and retire the key-encryption keys, which wrap owners' data keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vestry.admin import key_rotation
-from vestry.cli.connections import key_source, operator
+from vestry.cli.connections import key_source, operator_connection
 from vestry.cli.errors import ExitCode
 from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
@@ -18,8 +18,8 @@ from vestry.cli.output import Output, table
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(
-        help="List, rotate and retire the keys that private content's keys are wrapped with.",
-        epilog="Back the key ring up apart from the database. See docs/privacy.md.",
+        help="List, add, rotate and retire the keys that protect private content.",
+        epilog="Back up the key ring, separately from the database. See docs/privacy.md.",
         no_args_is_help=True,
     )
     group.command("list")(list_keys)
@@ -31,8 +31,8 @@ def register(app: typer.Typer) -> None:
 
 def list_keys(as_json: JsonOption = False) -> None:
     """Show each key, whether it is current, and how many owners' data keys it wraps."""
-    with operator() as conn:
-        found = key_rotation.statuses(conn, key_source())
+    with operator_connection() as conn:
+        statuses = key_rotation.statuses(conn, key_source())
     document = {
         "keys": [
             {
@@ -43,35 +43,35 @@ def list_keys(as_json: JsonOption = False) -> None:
                 "created_at": status.created_at and status.created_at.isoformat(),
                 "retired_at": status.retired_at and status.retired_at.isoformat(),
             }
-            for status in found
+            for status in statuses
         ]
     }
 
-    def human(console: Console) -> None:
-        rows = ((status.key, status.wraps, _standing(status)) for status in found)
+    def print_text(console: Console) -> None:
+        rows = ((status.key, status.wraps, _key_state(status)) for status in statuses)
         console.print(table(("key", "#wraps", ""), rows))
 
-    Output(as_json=as_json).emit(document, human)
-    if any(status.wraps and not status.in_ring for status in found):
+    Output(as_json=as_json).emit(document, print_text)
+    if any(status.wraps and not status.in_ring for status in statuses):
         raise typer.Exit(ExitCode.FAILED)
 
 
 def new(as_json: JsonOption = False) -> None:
-    """Add a key to the ring's file that wraps nothing yet; the next rotation takes it.
+    """Add an unused key to the key ring's file; the next rotation makes it current.
 
-    For rings that reach their readers by other ways than the file, such as a container's secret:
-    hand the new file round, then rotate.
+    For key rings that are copied to workers, such as a container's secret: distribute the new file,
+    then rotate.
     """
     key = key_rotation.add(key_source())
-    _tell(as_json, {"key": key}, f"{key} was added; `vestry keys rotate` takes it into use.")
+    _emit_line(as_json, {"key": key}, f"{key} was added; `vestry keys rotate` makes it current.")
 
 
 def rotate(as_json: JsonOption = False) -> None:
-    """Wrap every owner's data key with a new key, while everybody goes on working.
+    """Wrap every owner's data key with a new key, while workers and producers keep running.
 
-    Broken off, the same command takes it up again. The old key stays until it is retired.
+    If it is interrupted, run it again to continue. The old key stays until it is retired.
     """
-    with operator() as conn:
+    with operator_connection() as conn:
         done = key_rotation.rotate(conn, key_source())
     document = {
         "current": done.current,
@@ -79,43 +79,45 @@ def rotate(as_json: JsonOption = False) -> None:
         "rewrapped": done.rewrapped,
         "left": done.not_rewrapped,
     }
-    text = f"{done.rewrapped} data keys were wrapped anew with {done.current}."
+    text = f"{done.rewrapped} data keys were wrapped with {done.current}."
     if done.not_rewrapped:
         text += (
-            f" {done.not_rewrapped} are wrapped with keys that the key ring lacks; "
-            "see `vestry keys list`."
+            f" {done.not_rewrapped} are wrapped with keys that are not in the key ring; "
+            "`vestry keys list` shows them."
         )
-    _tell(as_json, document, text)
+    _emit_line(as_json, document, text)
     if done.not_rewrapped:
         raise typer.Exit(ExitCode.FAILED)
 
 
 def retire(
     key: Annotated[
-        str | None, typer.Argument(metavar="[KEY]", help="By default all that wrap nothing.")
+        str | None, typer.Argument(metavar="[KEY]", help="Default: every key that wraps nothing.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take old keys that wrap nothing out of the ring; they may wrap nothing again.
+    """Remove old keys that wrap nothing from the key ring; a retired key is never used again.
 
-    A backup of the database from before the rotation needs the old key: keep a backup of the ring for
-    as long as such backups are to be of use, and no longer.
+    A backup of the database from before the rotation needs the old key: keep a backup of the key ring
+    for as long as you want to restore such backups, and no longer.
     """
-    with operator() as conn:
-        gone = key_rotation.retire(conn, key_source(), key)
-    text = f"Retired: {', '.join(gone)}." if gone else "There is no key that wraps nothing."
-    _tell(as_json, {"retired": gone}, text)
+    with operator_connection() as conn:
+        retired = key_rotation.retire(conn, key_source(), key)
+    text = (
+        f"Retired: {', '.join(retired)}." if retired else "Nothing to retire: no old key is unused."
+    )
+    _emit_line(as_json, {"retired": retired}, text)
 
 
-def _standing(status: key_rotation.KeyStatus) -> str:
+def _key_state(status: key_rotation.KeyStatus) -> str:
     if status.retired_at is not None:
         return "retired"
     if status.current:
         return "current"
     if not status.in_ring:
-        return "not in the key ring: what it wraps cannot be opened"
-    return "opens what it wrapped" if status.created_at else "not used yet"
+        return "not in the key ring: the data keys that it wraps cannot be unwrapped"
+    return "old: unwraps only" if status.created_at else "not used yet"
 
 
-def _tell(as_json: bool, document: dict[str, object], text: str) -> None:
+def _emit_line(as_json: bool, document: dict[str, object], text: str) -> None:
     Output(as_json=as_json).emit(document, lambda console: console.print(Text(text)))

@@ -1,9 +1,9 @@
-"""`vestry lanes`: how busy each lane is, which model servers fail; pause and resume a lane."""
+"""`vestry lanes`: queue lengths and circuit breakers; pause and resume a lane."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -19,11 +19,13 @@ LaneArgument = Annotated[
     str, typer.Argument(metavar="LANE", help="privacy.latency.pool, such as private.bulk.gpu.")
 ]
 
+BREAKER_STYLES: Final = {"closed": "", "half_open": "yellow", "open": "bold red"}
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(
-        help="Show how busy each lane is; pause and resume one.",
+        help="Show the jobs of each lane; pause and resume a lane.",
         epilog="Example: vestry lanes pause private.bulk.gpu",
         invoke_without_command=True,
     )
@@ -34,12 +36,12 @@ def register(app: typer.Typer) -> None:
 
 
 def lanes(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Show how busy each lane is; pause and resume one."""
+    """Show the jobs of each lane; pause and resume a lane."""
     if context.invoked_subcommand is not None:
         context.obj = as_json
         return
     with open_client() as vestry:
-        found = vestry.lanes()
+        statuses = vestry.lanes()
         failing = vestry.backends()
     document: dict[str, Any] = {
         "lanes": [
@@ -50,12 +52,12 @@ def lanes(context: typer.Context, as_json: JsonOption = False) -> None:
                 "oldest_age_s": lane.oldest_age_s,
                 "paused": lane.paused,
             }
-            for lane in found
+            for lane in statuses
         ],
         "backends": [asdict(backend) for backend in failing],
     }
 
-    def human(console: Console) -> None:
+    def print_text(console: Console) -> None:
         rows = (
             (
                 lane.lane,
@@ -64,53 +66,50 @@ def lanes(context: typer.Context, as_json: JsonOption = False) -> None:
                 duration(lane.oldest_age_s),
                 Text("paused", style="yellow") if lane.paused else "",
             )
-            for lane in found
+            for lane in statuses
         )
         console.print(table(("lane", "#queued", "#running", "#oldest waits", ""), rows))
         if failing:
             console.print()
-            console.print(_backends(failing))
+            console.print(_breaker_table(failing))
 
-    Output(as_json=as_json).emit(document, human)
+    Output(as_json=as_json).emit(document, print_text)
 
 
-def _backends(failing: list[BackendStatus]) -> Table:
-    """Breakers of the model servers that failed lately."""
+def _breaker_table(failing: list[BackendStatus]) -> Table:
+    """Circuit breakers of the backends that failed recently."""
     rows = (
         (
             backend.backend,
-            Text(backend.breaker.replace("_", "-"), style=STYLES[backend.breaker]),
+            Text(backend.breaker.replace("_", "-"), style=BREAKER_STYLES[backend.breaker]),
             backend.failures,
             backend.reason,
             duration(backend.away_s),
         )
         for backend in failing
     )
-    columns = ("model server", "breaker", "#failures in a row", "reason", "#tried again in")
+    columns = ("backend", "circuit breaker", "#failures in a row", "reason", "#next probe in")
     return table(columns, rows)
 
 
-STYLES = {"closed": "", "half_open": "yellow", "open": "bold red"}
-
-
 def pause(context: typer.Context, lane: LaneArgument, as_json: JsonOption = False) -> None:
-    """Stop picking jobs from a lane. Those that run are left to finish; nothing is lost."""
-    _set(lane, paused=True, as_json=as_json or bool(context.obj))
+    """Stop claiming jobs from a lane. Running jobs finish; queued jobs stay queued."""
+    _set_paused(lane, paused=True, as_json=as_json or bool(context.obj))
 
 
 def resume(context: typer.Context, lane: LaneArgument, as_json: JsonOption = False) -> None:
-    """Pick jobs from a paused lane again."""
-    _set(lane, paused=False, as_json=as_json or bool(context.obj))
+    """Claim jobs from a paused lane again."""
+    _set_paused(lane, paused=False, as_json=as_json or bool(context.obj))
 
 
-def _set(lane: str, *, paused: bool, as_json: bool) -> None:
+def _set_paused(lane: str, *, paused: bool, as_json: bool) -> None:
     with open_client() as vestry:
         if paused:
             vestry.pause_lane(lane)
         else:
             vestry.resume_lane(lane)
-    word = "paused" if paused else "resumed"
+    change = "paused" if paused else "resumed"
     Output(as_json=as_json).emit(
         {"lane": lane, "paused": paused},
-        lambda console: console.print(Text(f"{lane} {word}")),
+        lambda console: console.print(Text(f"{lane} {change}")),
     )

@@ -1,4 +1,4 @@
-"""Options that several commands take, and what they mean."""
+"""Options that several commands share, and the parser of `--since`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import typer
 from vestry.lanes import Latency, Privacy
 
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")
+    bool, typer.Option("--json", help="Print one JSON document, and nothing else, on stdout.")
 ]
 
 PrivacyOption = Annotated[
     Privacy,
     typer.Option(
         "--privacy",
-        help="private: own machines only. shareable: a cloud model may see it. No default.",
+        help="private: processed on your own machines only. shareable: a cloud model may process "
+        "it. There is no default.",
         case_sensitive=False,
         show_default=False,
     ),
@@ -28,7 +29,7 @@ OwnerOption = Annotated[
     str,
     typer.Option(
         "--owner",
-        help="Whom the content belongs to: an opaque id, such as u17. Stored in the clear.",
+        help="Owner of the content: an opaque id, such as u17. Stored unencrypted.",
         show_default=False,
     ),
 ]
@@ -37,7 +38,7 @@ LatencyOption = Annotated[
     Latency,
     typer.Option(
         "--latency",
-        help="interactive: somebody is waiting. bulk: after those.",
+        help="interactive: a user waits for the result. bulk: lower priority.",
         case_sensitive=False,
     ),
 ]
@@ -45,19 +46,16 @@ LatencyOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", help="A model the workers know. Default: the one they are set up with."
+        "--model", help="A model of the workers' catalogue. Default: the workers' setting."
     ),
 ]
 
 TimeoutOption = Annotated[
     float | None,
     typer.Option(
-        "--timeout", min=0, help="Seconds to wait at most. Exit code 4 when they are over."
+        "--timeout", min=0, help="Most seconds to wait. Exit code 4 if the job takes longer."
     ),
 ]
-
-
-# Times as they are given on the command line: `2h`, `30m`, `7d`, or a date and time.
 
 _AGE: Final = re.compile(r"(?P<number>\d{1,6})\s*(?P<unit>[smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -67,24 +65,24 @@ SinceOption = Annotated[
     typer.Option(
         "--since",
         metavar="AGE|TIME",
-        help="Only those that ended since: an age (30m, 2h, 7d) or a time (2026-11-23T08:00Z).",
+        help="Only jobs that ended since an age (30m, 2h, 7d) or a time (2026-11-23T08:00Z).",
     ),
 ]
 
 
-def parse_since(told: str | None) -> dt.datetime | dt.timedelta | None:
-    """What `--since` was given; a time without a zone is this machine's.
+def parse_since(value: str | None) -> dt.datetime | dt.timedelta | None:
+    """Parse `--since`: an age, or a time, by default in this machine's time zone.
 
     Raises:
-        typer.BadParameter: it is neither an age nor a time.
+        typer.BadParameter: the value is neither an age nor a time.
     """
-    if told is None:
+    if value is None:
         return None
-    age = _AGE.fullmatch(told.strip().lower())
+    age = _AGE.fullmatch(value.strip().lower())
     if age is not None:
         return dt.timedelta(**{_UNITS[age["unit"]]: int(age["number"])})
     try:
-        return dt.datetime.fromisoformat(told.strip()).astimezone()
+        return dt.datetime.fromisoformat(value.strip()).astimezone()
     except ValueError:
         raise typer.BadParameter(
             "--since takes an age such as 30m, 2h or 7d, or a time such as 2026-11-23T08:00Z"

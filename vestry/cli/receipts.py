@@ -1,4 +1,4 @@
-"""`vestry receipts`: which model served each attempt of a job, and why that one."""
+"""`vestry receipts`: the model that served each attempt of a job, and why it was chosen."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ def receipts(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show which model served each attempt of a job, where, at what price, and why that one."""
+    """Show which model served each attempt of a job, where, at what cost, and why it was chosen."""
     with open_client() as vestry:
-        found = vestry.receipts(job)
-    document = {"job": job, "receipts": [receipt_document(receipt) for receipt in found]}
-    Output(as_json=as_json).emit(document, lambda console: show_receipts(console, found))
+        attempts = vestry.receipts(job)
+    document = {"job": job, "receipts": [receipt_document(receipt) for receipt in attempts]}
+    Output(as_json=as_json).emit(document, lambda console: print_receipts(console, attempts))
 
 
-def show_receipts(console: Console, found: list[Receipt]) -> None:
-    """A table, one line an attempt."""
-    if not found:
+def print_receipts(console: Console, attempts: list[Receipt]) -> None:
+    """Print a table with one row per attempt."""
+    if not attempts:
         console.print("No attempt yet.")
         return
     rows = (
         (
             receipt.attempt,
             receipt.outcome,
-            _name(receipt.intended.backend, receipt.intended.model),
-            _name(receipt.served.backend, receipt.served.model),
+            _model_name(receipt.intended.backend, receipt.intended.model),
+            _model_name(receipt.served.backend, receipt.served.model),
             receipt.locality,
             Text("degraded", style="yellow") if receipt.degraded else "",
             receipt.reason,
             receipt.input_tokens,
             receipt.output_tokens,
             None if receipt.cost is None else f"${receipt.cost:.6f}",
-            _took(receipt),
+            _run_time(receipt),
         )
-        for receipt in found
+        for receipt in attempts
     )
     columns = (
         "#attempt", "outcome", "intended", "served by", "where", "", "reason", "#tokens in",
-        "#tokens out", "#cost", "#took",
+        "#tokens out", "#cost", "#run time",
     )  # fmt: skip
     console.print(table(columns, rows))
 
 
-def _name(backend: str | None, model: str | None) -> str | None:
+def _model_name(backend: str | None, model: str | None) -> str | None:
     return None if model is None else f"{model} on {backend}"
 
 
-def _took(receipt: Receipt) -> str:
+def _run_time(receipt: Receipt) -> str:
     if receipt.started_at is None:
         return "-"
     return duration(max(0.0, (receipt.finished_at - receipt.started_at).total_seconds()))
 
 
 def receipt_document(receipt: Receipt) -> dict[str, Any]:
-    """A receipt as `--json` prints it."""
+    """JSON document of a receipt."""
     return {
         "attempt": receipt.attempt,
         "outcome": receipt.outcome,

@@ -1,37 +1,57 @@
-"""What `vestry dead` and `vestry rerun` share: how such jobs are printed, and replaying many."""
+"""Shared by `vestry dead` and `vestry rerun`: job filters, job documents, and replays in batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from vestry.bisection import bisect_failures
-from vestry.cli.errors import ExitCode
+from vestry.cli.errors import CommandError, ExitCode
 from vestry.cli.output import Output, table
 from vestry.client import Vestry
 from vestry.db.job_queries import job_id
 from vestry.db.replay import PastJob
 from vestry.errors import InvalidInput, PayloadGone, VestryError
 from vestry.jobs.results import JobRef
+from vestry.lanes import KINDS
 
-BATCH: Final = 100
+TRANSACTION_JOBS: Final = 100
 """Jobs replayed in one transaction."""
-MOST: Final = 1_000_000
-"""Jobs that one command replays."""
-GONE: Final = "what it was given is no longer kept"
-FOLLOWS: Final = "it waited for another job: replay that one"
-"""Why a job is left out."""
+MAX_JOBS: Final = 1_000_000
+"""Most jobs that one command replays."""
+PAYLOAD_GONE: Final = "its input is no longer kept"
+FOLLOWS_ANOTHER: Final = "it waited for another job: replay that one"
+"""Reasons for which a job is not replayed."""
+
+JobsArgument = Annotated[list[str] | None, typer.Argument(metavar="[JOB]…", help="The jobs' ids.")]
+KindOption = Annotated[
+    str | None, typer.Option("--kind", help=f"Only jobs of this kind: {', '.join(KINDS)}.")
+]
+OwnerFilter = Annotated[str | None, typer.Option("--owner", help="Only jobs of this owner.")]
+LaneOption = Annotated[str | None, typer.Option("--lane", help="Only jobs of this lane.")]
+
+
+def selected_filters(jobs: Sequence[str] | None, every: bool, **filters: object) -> dict[str, Any]:
+    """The filters that were given.
+
+    Raises:
+        CommandError: not exactly one of job ids, filters and --all was given.
+    """
+    selected = {name: value for name, value in filters.items() if value is not None}
+    if bool(jobs) + every + bool(selected) != 1:
+        raise CommandError(
+            "usage", "Give job ids, or options that select jobs, or --all: only one."
+        )
+    return selected
 
 
 def job_document(job: PastJob) -> dict[str, Any]:
-    """A dead or degraded job as `--json` prints it."""
+    """JSON document of a dead or degraded job."""
     status = job.status
     return {
         "job": str(status.job),
@@ -53,28 +73,8 @@ def job_document(job: PastJob) -> dict[str, Any]:
     }
 
 
-def job_table(jobs: Sequence[PastJob]) -> Table:
-    """Dead jobs for a person."""
-    return table(
-        ("job", "kind", "lane", "owner", "reason", "code", "ended", "replay"),
-        (
-            (
-                str(job.status.job),
-                job.status.kind,
-                job.status.lane,
-                job.status.owner,
-                Text(str(job.reason or "-"), style="bold red"),
-                job.status.error and job.status.error[0],
-                job.status.finished_at and f"{job.status.finished_at:%Y-%m-%d %H:%M}",
-                standing(job),
-            )
-            for job in jobs
-        ),
-    )
-
-
-def standing(job: PastJob) -> str:
-    """Whether a job can be replayed, or was."""
+def replay_state(job: PastJob) -> str:
+    """The id of the job's replay, or whether a replay is possible."""
     if job.replayed_as is not None:
         return str(job.replayed_as)
     return "possible" if job.kept else "input gone"
@@ -83,63 +83,67 @@ def standing(job: PastJob) -> str:
 def replay_all(
     vestry: Vestry,
     out: Output,
-    named: Sequence[str] | None,
-    listed: Callable[[int], list[PastJob]],
+    names: Sequence[str] | None,
+    select: Callable[[int], list[PastJob]],
 ) -> None:
-    """Replay the jobs named, or else those listed; print the new ones, and leave with 1 for some gone.
+    """Replay jobs and print the new ones; exit with code 1 if some cannot be replayed.
 
     Args:
         vestry: the client.
-        out: where to print.
-        named: ids.
-        listed: the jobs meant where none is named, at most so many.
+        out: the command's output.
+        names: job ids; None or empty for the selected jobs.
+        select: returns the selected jobs, at most as many as its argument.
     """
-    ids = {job_id(name) for name in named} if named else {j.status.job for j in listed(MOST)}
-    made: dict[UUID, JobRef] = {}
-    left: dict[UUID, str] = {}
-    # The oldest first: a job comes before those that waited for it, which are replayed with it.
+    ids = {job_id(name) for name in names} if names else {j.status.job for j in select(MAX_JOBS)}
+    replays: dict[UUID, JobRef] = {}
+    skipped: dict[UUID, str] = {}
+    # Oldest first: a job comes before those that waited for it, which are replayed with it.
     for batch in _batches(sorted(ids)):
-        refs, lost = _replay(vestry, batch)
-        made |= refs
-        left |= lost
+        new_replays, new_skipped = _replay(vestry, batch)
+        replays |= new_replays
+        skipped |= new_skipped
     document = {
         "jobs": [
             {"job": str(old), "replay": str(ref.id), "created": ref.created}
-            for old, ref in made.items()
+            for old, ref in replays.items()
         ],
-        "gone": [str(job) for job, why in left.items() if why == GONE],
-        "follow": [str(job) for job, why in left.items() if why == FOLLOWS],
+        "gone": [str(job) for job, why in skipped.items() if why == PAYLOAD_GONE],
+        "follow": [str(job) for job, why in skipped.items() if why == FOLLOWS_ANOTHER],
     }
-    out.emit(document, lambda console: _show(console, made, left))
-    if left:
+    out.emit(document, lambda console: _print_replays(console, replays, skipped))
+    if skipped:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _replay(vestry: Vestry, jobs: Sequence[UUID]) -> tuple[dict[UUID, JobRef], dict[UUID, str]]:
-    """Replay a batch, but for those that cannot be: their input is gone, or they follow another."""
-    made: dict[UUID, JobRef] = {}
-    left: dict[UUID, str] = {}
-    for part, refs in bisect_failures(jobs, vestry.replay, (PayloadGone, InvalidInput)):
-        if isinstance(refs, VestryError):
-            left[part[0]] = GONE if isinstance(refs, PayloadGone) else FOLLOWS
-        else:
-            made.update(zip(part, refs, strict=True))
-    return made, left
-
-
 def _batches(jobs: Sequence[UUID]) -> Iterator[list[UUID]]:
-    left = iter(jobs)
-    while batch := list(islice(left, BATCH)):
+    remaining = iter(jobs)
+    while batch := list(islice(remaining, TRANSACTION_JOBS)):
         yield batch
 
 
-def _show(console: Console, made: dict[UUID, JobRef], left: dict[UUID, str]) -> None:
-    if not made and not left:
+def _replay(vestry: Vestry, jobs: Sequence[UUID]) -> tuple[dict[UUID, JobRef], dict[UUID, str]]:
+    """Replay a batch.
+
+    Returns:
+        The replays by the old job's id, and the reason for each job without one.
+    """
+    replays: dict[UUID, JobRef] = {}
+    skipped: dict[UUID, str] = {}
+    for part, refs in bisect_failures(jobs, vestry.replay, (PayloadGone, InvalidInput)):
+        if isinstance(refs, VestryError):
+            skipped[part[0]] = PAYLOAD_GONE if isinstance(refs, PayloadGone) else FOLLOWS_ANOTHER
+        else:
+            replays.update(zip(part, refs, strict=True))
+    return replays, skipped
+
+
+def _print_replays(console: Console, replays: dict[UUID, JobRef], skipped: dict[UUID, str]) -> None:
+    if not replays and not skipped:
         console.print("Nothing to replay.")
         return
     rows = [
-        (str(old), str(ref.id), "" if ref.created else "was replayed before")
-        for old, ref in made.items()
+        (str(old), str(ref.id), "" if ref.created else "replayed before")
+        for old, ref in replays.items()
     ]
-    rows += [(str(job), "-", why) for job, why in left.items()]
+    rows += [(str(job), "-", reason) for job, reason in skipped.items()]
     console.print(table(("job", "replay", ""), rows))

@@ -1,4 +1,4 @@
-"""`vestry rerun` and `vestry status --degraded`: results of another model than the one intended."""
+"""`vestry rerun` and `vestry status --degraded`: results of another model than the intended one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import typer
 from rich.console import Console
 
 from vestry.cli.connections import open_client
-from vestry.cli.dead import KindOption, LaneOption, OwnersOption
-from vestry.cli.errors import CommandError
 from vestry.cli.options import JsonOption, SinceOption, parse_since
 from vestry.cli.output import Output, table
-from vestry.cli.replay import job_document, replay_all, standing
+from vestry.cli.replay import (
+    JobsArgument,
+    KindOption,
+    LaneOption,
+    OwnerFilter,
+    job_document,
+    replay_all,
+    replay_state,
+    selected_filters,
+)
 from vestry.client import Vestry
 from vestry.db.replay import PastJob
 
@@ -24,69 +31,54 @@ def register(app: typer.Typer) -> None:
 
 def rerun(
     *,
-    jobs: Annotated[
-        list[str] | None, typer.Argument(metavar="[JOB]…", help="The jobs' ids.")
-    ] = None,
+    jobs: JobsArgument = None,
     every: Annotated[bool, typer.Option("--all", help="All degraded results.")] = False,
     kind: KindOption = None,
-    owner: OwnersOption = None,
+    owner: OwnerFilter = None,
     lane: LaneOption = None,
     ended: SinceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run jobs once more that another model served: those named, those selected, or all.
+    """Run jobs again that another model served: by id, by options that select jobs, or all.
 
-    `vestry status --degraded` lists them. Each becomes a new job, with a result of its own; the old
-    result stays as long as it would have. Exit code 1 where what a job was given is no longer kept.
+    `vestry status --degraded` lists them. Each becomes a new job with its own result; the old result
+    is kept as long as before. Exit code 1 if the input of a job is no longer kept.
     """
-    chosen = {
-        name: value
-        for name, value in (
-            ("kind", kind),
-            ("owner", owner),
-            ("lane", lane),
-            ("since", parse_since(ended)),
-        )
-        if value is not None
-    }
-    if bool(jobs) + every + bool(chosen) != 1:
-        raise CommandError(
-            "usage", "Name jobs, or select some by options, or say --all: one of the three."
-        )
+    filters = selected_filters(
+        jobs, every, kind=kind, owner=owner, lane=lane, since=parse_since(ended)
+    )
     with open_client() as vestry:
         replay_all(
             vestry,
             Output(as_json=as_json),
             jobs,
-            lambda limit: vestry.degraded(**chosen, limit=limit),
+            lambda limit: vestry.degraded(**filters, limit=limit),
         )
 
 
 def list_degraded(vestry: Vestry, out: Output) -> None:
-    """Print the results that `rerun` is for."""
-    found = vestry.degraded()
-    out.emit({"jobs": [job_document(job) for job in found]}, lambda console: _show(console, found))
+    """Print the degraded results."""
+    jobs = vestry.degraded()
+    document = {"jobs": [job_document(job) for job in jobs]}
+    out.emit(document, lambda console: _print_jobs(console, jobs))
 
 
-def _show(console: Console, found: list[PastJob]) -> None:
-    if not found:
+def _print_jobs(console: Console, jobs: list[PastJob]) -> None:
+    if not jobs:
         console.print("No degraded results.")
         return
-    console.print(
-        table(
-            ("job", "kind", "lane", "owner", "why", "intended", "served by", "rerun"),
-            (
-                (
-                    str(job.status.job),
-                    job.status.kind,
-                    job.status.lane,
-                    job.status.owner,
-                    job.degraded_by,
-                    job.intended_model,
-                    job.served_model,
-                    standing(job),
-                )
-                for job in found
-            ),
+    rows = (
+        (
+            str(job.status.job),
+            job.status.kind,
+            job.status.lane,
+            job.status.owner,
+            job.degraded_by,
+            job.intended_model,
+            job.served_model,
+            replay_state(job),
         )
+        for job in jobs
     )
+    columns = ("job", "kind", "lane", "owner", "reason", "intended", "served by", "rerun")
+    console.print(table(columns, rows))

@@ -1,4 +1,4 @@
-"""A job's outcome as the commands print it."""
+"""Results of finished jobs: the JSON document, and each kind's result as text."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from rich.padding import Padding
 from rich.text import Text
 
 from vestry.cli.errors import ExitCode
-from vestry.cli.output import Output, table
-from vestry.cli.search import printable
+from vestry.cli.output import Output, printable, table
 from vestry.client import Vestry
 from vestry.db.job_queries import JobLike
 from vestry.errors import JobFailed, ResultGone
 from vestry.jobs.ocr import OcrPage, OcrResult
 
-VECTOR_SHOWN = 4
-"""Numbers of a vector that a person is shown."""
-PASSAGE_SHOWN = 200
-"""Characters of a cited passage."""
+VECTOR_SHOWN: Final = 4
+"""Numbers of a vector that are printed."""
+PASSAGE_SHOWN: Final = 200
+"""Characters of a cited passage that are printed."""
+REJECTED_SHOWN: Final = 5
+"""Labels below the threshold that are printed, the likeliest first."""
+OCR_COLUMNS: Final = ("#page", "read from", "#confidence", "#words", "turned", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished job; `result` where it succeeded, else `error`, code and message."""
+    """A finished job: its `result` if it succeeded, else its `error` as code and message."""
 
     job: str
     kind: str
@@ -36,7 +38,7 @@ class Outcome:
     error: tuple[str, str] | None
 
     def document(self) -> dict[str, Any]:
-        """The JSON shape other programs rely on."""
+        """The JSON document; other programs rely on its keys."""
         error = None
         if self.error is not None:
             error = {"code": self.error[0], "message": self.error[1]}
@@ -52,10 +54,12 @@ class Outcome:
 def read_outcome(
     vestry: Vestry, job: JobLike, *, wait: bool, timeout: float | None = None
 ) -> Outcome:
-    """A job's outcome, waited for if need be.
+    """Read a job's outcome, with `wait` after waiting for its end.
 
     Raises:
-        WaitTimeout, NotFinished, UnknownJob: there is none yet, or never will be.
+        WaitTimeout: the job did not finish within `timeout` seconds.
+        NotFinished: the job is not finished, and `wait` is False.
+        UnknownJob: there is no such job.
     """
     if wait:
         vestry.wait_finished(job, timeout)
@@ -71,14 +75,14 @@ def read_outcome(
     return Outcome(str(status.job), status.kind, status.state, result, error)
 
 
-def answer(out: Output, outcome: Outcome) -> None:
-    """Print an outcome, and leave with exit code 1 where there is no result."""
-    out.emit(outcome.document(), lambda console: _show(console, outcome))
+def print_outcome(out: Output, outcome: Outcome) -> None:
+    """Print an outcome; exit with code 1 if it has no result."""
+    out.emit(outcome.document(), lambda console: _print_text(console, outcome))
     if outcome.error is not None:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _show(console: Console, outcome: Outcome) -> None:
+def _print_text(console: Console, outcome: Outcome) -> None:
     if outcome.error is not None:
         code, message = outcome.error
         console.print(
@@ -87,24 +91,33 @@ def _show(console: Console, outcome: Outcome) -> None:
         return
     console.print(Text.assemble((outcome.state, "green"), f"  job {outcome.job}"))
     result = outcome.result or {}
-    special = SHOWN.get(outcome.kind)
+    print_kind = _PRINTERS.get(outcome.kind)
     if "vectors" in result:
-        _show_vectors(console, result)
-    elif special is not None:
-        special(console, result)
+        _print_vectors(console, result)
+    elif print_kind is not None:
+        print_kind(console, result)
     else:
         rows = ((name, value) for name, value in result.items() if not isinstance(value, list))
         console.print(table(("", ""), rows))
 
 
-def _show_generation(console: Console, result: Mapping[str, Any]) -> None:
-    """The answer, and what it rests on."""
+def _print_vectors(console: Console, result: Mapping[str, Any]) -> None:
+    console.print(Text(f"space {result.get('space')}"))
+    rows = []
+    for number, vector in enumerate(result["vectors"]):
+        head = ", ".join(f"{value:+.4f}" for value in vector[:VECTOR_SHOWN])
+        rows.append((number, len(vector), f"{head}, …"))
+    console.print(table(("#text", "#dimension", "vector"), rows))
+
+
+def _print_generation(console: Console, result: Mapping[str, Any]) -> None:
+    """The text, its token counts, and the passages that it cites."""
     console.print(Padding(Text(str(result["text"])), (0, 0, 0, 2)))
     usage = result.get("usage") or {}
-    told = [f"{usage[name]} {name.replace('_', ' ')}" for name in usage if usage[name] is not None]
+    notes = [f"{usage[name]} {name.replace('_', ' ')}" for name in usage if usage[name] is not None]
     if result.get("finish_reason") != "stop":
-        told.append(f"ended by {result.get('finish_reason')}")
-    console.print(Text(", ".join(told), style="dim"))
+        notes.append(f"ended by {result.get('finish_reason')}")
+    console.print(Text(", ".join(notes), style="dim"))
     for row in result.get("citations") or ():
         names = ("owner", "source", "date", "document")
         title = " ".join(str(row[name]) for name in names if row[name])
@@ -114,30 +127,15 @@ def _show_generation(console: Console, result: Mapping[str, Any]) -> None:
         )
 
 
-def _show_vectors(console: Console, result: dict[str, Any]) -> None:
-    console.print(Text(f"space {result.get('space')}"))
-    rows = []
-    for number, vector in enumerate(result["vectors"]):
-        head = ", ".join(f"{value:+.4f}" for value in vector[:VECTOR_SHOWN])
-        rows.append((number, len(vector), f"{head}, …"))
-    console.print(table(("#text", "#dimension", "vector"), rows))
-
-
-# How results of classification and reranking are shown to a person.
-
-OTHERS_SHOWN: Final = 5
-"""Labels that were not given, the likeliest first."""
-
-
-def show_classification(console: Console, result: Mapping[str, Any]) -> None:
-    """The labels that were given, and dimly what else was likely."""
-    given = [str(row["label"]) for row in result["labels"]]
+def print_classification(console: Console, result: Mapping[str, Any]) -> None:
+    """The assigned labels, then the likeliest of the others."""
+    assigned = [str(row["label"]) for row in result["labels"]]
     if result["abstained"]:
         console.print(Text("no label: none reached the threshold", style="yellow"))
-    others = [row for row in result.get("scores", ()) if row["label"] not in given]
+    rejected = [row for row in result.get("scores", ()) if row["label"] not in assigned]
     rows = [
-        *((_label(row, "bold green"), row["score"]) for row in result["labels"]),
-        *((_label(row, "dim"), row["score"]) for row in others[:OTHERS_SHOWN]),
+        *((_label_cell(row, "bold green"), row["score"]) for row in result["labels"]),
+        *((_label_cell(row, "dim"), row["score"]) for row in rejected[:REJECTED_SHOWN]),
     ]
     if rows:
         console.print(table(("label", "#score"), rows))
@@ -145,68 +143,61 @@ def show_classification(console: Console, result: Mapping[str, Any]) -> None:
         console.print(Text(f"usual form: {printable(result['normalised'])}"))
 
 
-def show_rerank(console: Console, result: Mapping[str, Any]) -> None:
-    """Places in the job's list, from 0, best first."""
+def _label_cell(row: Mapping[str, Any], style: str) -> Text:
+    return Text(printable(str(row["label"])), style=style)
+
+
+def print_ranking(console: Console, result: Mapping[str, Any]) -> None:
+    """The passages' positions in the request, counted from 0, best first."""
     rows = [
         (rank, row["index"], f"{row['score']:.4f}") for rank, row in enumerate(result["ranking"], 1)
     ]
     console.print(table(("#", "#passage", "#score"), rows))
 
 
-def _label(row: Mapping[str, Any], style: str) -> Text:
-    return Text(printable(str(row["label"])), style=style)
-
-
-# What was read from a file, as a person is shown it.
-
-COLUMNS = ("#page", "read from", "#confidence", "#words", "turned", "error")
-
-
-def show_ocr(console: Console, result: Mapping[str, Any]) -> None:
-    """The text; before it a line for each page, unless there is one page and nothing to say of it.
-
-    Args:
-        console: where to.
-        result: the job's, as JSON.
-    """
+def print_ocr(console: Console, result: Mapping[str, Any]) -> None:
+    """The text; before it a table of the pages, or one line if a single page was read."""
     read = OcrResult.from_json(result)
     if len(read.pages) > 1 or any(page.error for page in read.pages):
-        console.print(table(COLUMNS, map(_row, read.pages)))
+        console.print(table(OCR_COLUMNS, map(_page_row, read.pages)))
         failed = sum(page.error is not None for page in read.pages)
         if failed:
-            told = f"{failed} of {len(read.pages)} pages could not be read."
-            console.print(Text(told, style="yellow"))
+            message = f"{failed} of {len(read.pages)} pages could not be read."
+            console.print(Text(message, style="yellow"))
         console.print()
     elif read.pages:
         page = read.pages[0]
-        sure = "" if page.confidence is None else f", confidence {page.confidence:.0%}"
-        console.print(Text(f"{_source(page)}{sure}{_turned(page, ', turned ')}", style="dim"))
+        confidence = "" if page.confidence is None else f", confidence {page.confidence:.0%}"
+        line = f"{_page_source(page)}{confidence}{_correction(page, ', turned ')}"
+        console.print(Text(line, style="dim"))
     if read.text:
         console.print(Text("\n".join(map(printable, read.text.splitlines()))), soft_wrap=True)
     else:
-        console.print(Text("There is no text on it.", style="dim"))
+        console.print(Text("No text was found.", style="dim"))
 
 
-def _row(page: OcrPage) -> tuple[object, ...]:
+def _page_row(page: OcrPage) -> tuple[object, ...]:
     if page.error is not None:
         return page.page, None, None, None, None, Text(page.error[1], style="red")
-    sure = None if page.confidence is None else f"{page.confidence:.0%}"
-    return page.page, _source(page), sure, len(page.text.split()), _turned(page) or None, None
+    confidence = None if page.confidence is None else f"{page.confidence:.0%}"
+    words = len(page.text.split())
+    return page.page, _page_source(page), confidence, words, _correction(page) or None, None
 
 
-def _source(page: OcrPage) -> str:
+def _page_source(page: OcrPage) -> str:
     return "text layer" if page.source == "text-layer" else "image"
 
 
-def _turned(page: OcrPage, before: str = "") -> str:
-    turn = page.rotation + page.skew
-    return f"{before}{turn:g}°" if turn else ""
+def _correction(page: OcrPage, prefix: str = "") -> str:
+    """Degrees by which the page was rotated and deskewed; empty for none."""
+    degrees = page.rotation + page.skew
+    return f"{prefix}{degrees:g}°" if degrees else ""
 
 
-SHOWN: Mapping[str, Callable[[Console, Mapping[str, Any]], None]] = {
-    "classification": show_classification,
-    "generation": _show_generation,
-    "ocr": show_ocr,
-    "rerank": show_rerank,
+_PRINTERS: Final[Mapping[str, Callable[[Console, Mapping[str, Any]], None]]] = {
+    "classification": print_classification,
+    "generation": _print_generation,
+    "ocr": print_ocr,
+    "rerank": print_ranking,
 }
-"""How a kind's result is shown to a person."""
+"""Printer of each kind's result; vectors and other kinds have none."""

@@ -1,9 +1,8 @@
-"""`vestry search`: the nearest passages of an owner's documents, and of shareable sources named."""
+"""`vestry search`: the nearest passages of an owner's documents and of shareable sources."""
 
 from __future__ import annotations
 
-import unicodedata
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -11,16 +10,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from vestry.cli.options import JsonOption, OwnerOption
-from vestry.cli.output import Output, duration
+from vestry.cli.output import Output, duration, printable
 from vestry.client import Vestry
 from vestry.lanes import Privacy
 from vestry.search.hits import Hit, Hits
 
-SNIPPET = 400
-"""Characters of a passage that a person is shown."""
-
-BIDI_CONTROLS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
-"""Unicode's bidirectional embeddings, overrides and isolates: they reorder what follows them."""
+SNIPPET_CHARACTERS: Final = 400
+"""Characters of a passage that are printed."""
 
 
 def register(app: typer.Typer) -> None:
@@ -34,49 +30,51 @@ def register(app: typer.Typer) -> None:
 
 def search(
     *,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for, in words.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="Text to search for by meaning.")],
     owner: OwnerOption,
     source: Annotated[
         list[str] | None,
         typer.Option(
-            help="Search this source only: the owner's, or a shareable one of anybody's. Again for "
-            "more. Default: everything of the owner's.",
+            help="Search only this source of the owner, or shareable source of any owner. "
+            "Repeatable. Default: all sources of the owner.",
             show_default=False,
         ),
     ] = None,
     library: Annotated[
         list[str] | None,
         typer.Option(
-            help="Besides what is searched anyway, this shareable source of anybody's.",
+            help="Also search this shareable source of any owner. Repeatable.",
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 5,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="Most passages to print.")
+    ] = 5,
     privacy: Annotated[
         Privacy,
         typer.Option(
             case_sensitive=False,
-            help="private: all of the owner's. shareable: their shareable documents only; a cloud "
-            "model may then see the query.",
+            help="private: search all documents of the owner. shareable: search only the shareable "
+            "ones; a cloud model may then process the query.",
         ),
     ] = Privacy.PRIVATE,
     space: Annotated[
-        str | None, typer.Option(help="Embedding space. Default: the workers' own.")
+        str | None, typer.Option(help="Embedding space. Default: the workers' setting.")
     ] = None,
     rerank: Annotated[
         bool | None,
         typer.Option(
             "--rerank/--no-rerank",
-            help="Have a reranker reread the nearest passages. Default: where the workers have one.",
+            help="Rerank the nearest passages. Default: if the workers have a reranker.",
             show_default=False,
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Most seconds to wait.")] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Search an owner's documents by meaning; nobody else's private text is ever looked at.
+    """Search an owner's documents by meaning. Private text of other owners is never read.
 
-    The query is embedded by an interactive job; neither its text nor its vector is kept.
+    An interactive job embeds the query; neither the query's text nor its vector is kept.
     """
     with Vestry() as vestry:
         hits = vestry.search(
@@ -87,14 +85,14 @@ def search(
             own_sources=source or None,
             limit=limit,
             space=space,
-            # More likely a slip of the pen than a question, where there is nothing to search.
+            # Without sources, an owner with nothing to search is more likely a misspelt id.
             known_owner=not (source or library),
             timeout=timeout,
             rerank=rerank,
         )
     out = Output(as_json=as_json)
     document = {
-        "hits": [_document(hit) for hit in hits],
+        "hits": [_hit_document(hit) for hit in hits],
         "space": hits.space,
         "degraded": hits.degraded,
         "reason": hits.reason,
@@ -104,10 +102,10 @@ def search(
         "database_s": round(hits.database_s, 4),
         "rerank_s": round(hits.rerank_s, 4),
     }
-    out.emit(document, lambda console: _show(console, hits))
+    out.emit(document, lambda console: _print_hits(console, hits))
 
 
-def _document(hit: Hit) -> dict[str, Any]:
+def _hit_document(hit: Hit) -> dict[str, Any]:
     return {
         "owner": hit.owner,
         "source": hit.source,
@@ -122,11 +120,11 @@ def _document(hit: Hit) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, hits: Hits) -> None:
+def _print_hits(console: Console, hits: Hits) -> None:
     if not hits:
         console.print("Nothing found.")
     for rank, hit in enumerate(hits, 1):
-        # A date says more than an id made from a digest; a reference says more than no date.
+        # The date is preferred: a document's id may be only a digest of its text.
         label = hit.date or hit.document
         head = Text.assemble(
             (f"{rank:>3}. ", "bold"),
@@ -136,7 +134,7 @@ def _show(console: Console, hits: Hits) -> None:
             (f"{hit.source}, {printable(hit.owner)}", "dim"),
         )
         console.print(head)
-        text = "(the text was not kept)" if hit.text is None else snippet(hit.text)
+        text = "(text not kept)" if hit.text is None else snippet(hit.text)
         console.print(Padding(Text(text), (0, 0, 1, 5)), soft_wrap=False)
     timing = (
         f"{duration(hits.embedding_s)} for the query's embedding, "
@@ -152,23 +150,10 @@ def _rerank_score(hit: Hit) -> str:
     return "" if hit.rerank_score is None else f"{hit.rerank_score:+.2f}  "
 
 
-def snippet(text: str, length: int = SNIPPET) -> str:
-    """The beginning of a passage in one paragraph, safe to print."""
+def snippet(text: str, length: int = SNIPPET_CHARACTERS) -> str:
+    """The beginning of a passage as one paragraph, safe to print."""
     line = " ".join(printable(text).split())
     if len(line) <= length:
         return line
     cut = line[:length].rsplit(" ", 1)[0]
     return f"{cut} …"
-
-
-def printable(text: str) -> str:
-    """Text without controls: a document must not steer the terminal, nor turn its lines around.
-
-    The joiners (U+200C, U+200D) stay: scripts and emoji need them.
-    """
-    return "".join(
-        " "
-        if unicodedata.category(character) in {"Cc", "Cs"} or character in BIDI_CONTROLS
-        else character
-        for character in text
-    )

@@ -1,4 +1,4 @@
-"""What `make run` runs: every kind of job, on the samples, through every local pool.
+"""The demo of `make run`: every kind of job, on the samples, through every local pool.
 
-It is also an example of the producer library: `indexing` and `kinds` are what a backend would write.
+`indexing` and `kinds` are also examples of the producer library: code as an application writes it.
 """

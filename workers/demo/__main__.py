@@ -1,4 +1,4 @@
-"""`python -m workers.demo`: start a stack unless one runs, do every kind of job, print, stop."""
+"""`python -m workers.demo`: start a stack unless one runs, run every kind of job, print, stop."""
 
 from __future__ import annotations
 
@@ -17,66 +17,66 @@ from workers.home import default_home
 from workers.stack.background import BackgroundStack, running_in, start_background
 from workers.stack.supervisor import StartError
 
-PATIENCE_S = 300.0
-"""For the stack to be ready; a slow machine takes a minute."""
+READY_TIMEOUT_S = 300.0
+"""Seconds until the stack must be ready; a slow machine takes a minute."""
 
 
 def main() -> int:
-    """Run it all; the exit status."""
-    # `kill` ends it in order too: the stack it started is stopped on the way out.
+    """Run the demo; returns the exit status."""
+    # On SIGTERM exit in order, so that a stack started here is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    began = time.monotonic()
+    started = time.monotonic()
     try:
-        with stack(console) as running:
-            client = running.client
+        with demo_stack(console) as stack:
+            client = stack.client
             for note in client.get("models", {}).get("notes", ()):
                 console.print(note)
             with (
                 Vestry(client["database_url"], client["keyring"]) as vestry,
                 psycopg.connect(client["database_url"], autocommit=True) as conn,
             ):
-                all_well = show(vestry, conn, console)
+                succeeded = run_demo(vestry, conn, console)
     except (VestryError, StartError) as error:
         console.print(f"[bold red]{type(error).__name__}:[/] {error}")
         return 1
-    console.print(f"Done in {time.monotonic() - began:.0f} s.")
-    return 0 if all_well else 1
+    console.print(f"Done in {time.monotonic() - started:.0f} s.")
+    return 0 if succeeded else 1
 
 
 @contextmanager
-def stack(console: Console) -> Iterator[BackgroundStack]:
-    """The stack that runs in this home, left running; or one that is started and stopped."""
-    running = running_in(default_home())
-    if running is not None:
-        console.print("A stack is running here already: it is used, and left running.")
-        until = time.monotonic() + PATIENCE_S
-        while not running.state().get("ready"):
-            if time.monotonic() > until or not running.running():
-                raise StartError("the stack that was running here did not become ready")
+def demo_stack(console: Console) -> Iterator[BackgroundStack]:
+    """The stack that runs in the default home, which keeps running, or one started and stopped here."""
+    stack = running_in(default_home())
+    if stack is not None:
+        console.print("A stack already runs here; it is used and keeps running.")
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not stack.state().get("ready"):
+            if time.monotonic() > deadline or not stack.running():
+                raise StartError("the running stack did not become ready: see `vestry doctor`")
             time.sleep(0.1)
-        yield running
+        yield stack
         return
-    began = time.monotonic()
+    started = time.monotonic()
     console.print("Starting Postgres, Valkey, a language model, dispatcher, reconciler, workers …")
-    with start_background(flower=False) as running:
-        console.print(f"Every process is ready after {time.monotonic() - began:.0f} s.")
-        yield running
-        console.print("\nStopping everything …")
+    with start_background(flower=False) as stack:
+        console.print(f"Every process is ready after {time.monotonic() - started:.0f} s.")
+        yield stack
+        console.print("\nStopping every process …")
 
 
-def show(vestry: Vestry, conn: psycopg.Connection, console: Console) -> bool:
-    """Every kind of job, and what came of it; whether all of it was as it should be."""
+def run_demo(vestry: Vestry, conn: psycopg.Connection, console: Console) -> bool:
+    """Run every kind of job and print the results; returns whether all are as expected."""
     since = conn.execute("SELECT vestry.clock()").fetchone()
-    assert since is not None  # noqa: S101 - a row always comes
-    # Enqueued first and looked at last: they run beside the index, and nothing waits for it.
-    asked = kinds.enqueue(vestry, conn)
-    console.print("\nIndexing; where there is much to embed, two cores take half a minute …")
-    well = indexing.show(vestry, conn, console)
-    well &= kinds.show(vestry, asked, console)
-    well &= kinds.show_answer(vestry, conn, console)
-    report.show_lanes(conn, since[0], console)
-    return well
+    assert since is not None  # noqa: S101 - the query has one row
+    # Enqueued before the index and printed after it, so that both run at the same time.
+    jobs = kinds.enqueue_jobs(vestry, conn)
+    console.print("\nIndexing; on two cores, embedding everything takes half a minute …")
+    succeeded = indexing.index_and_search(vestry, conn, console)
+    succeeded &= kinds.print_results(vestry, jobs, console)
+    succeeded &= kinds.answer_question(vestry, conn, console)
+    report.print_lanes(conn, since[0], console)
+    return succeeded
 
 
 if __name__ == "__main__":

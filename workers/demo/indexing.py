@@ -1,4 +1,4 @@
-"""Two people's diaries as private and 300 verses as shareable; then searches of them."""
+"""Index two owners' diaries as private and 300 verses as shareable, then search them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psycopg
 from rich.console import Console
 
 from vestry import Document, Embedding, IndexResult, Result, Vestry
-from workers.demo.report import PATIENCE_S, tabulate
+from workers.demo.report import JOB_TIMEOUT_S, print_table
 from workers.home import CHECKOUT
 
 SAMPLES = CHECKOUT / "samples"
@@ -19,7 +19,7 @@ SAMPLES = CHECKOUT / "samples"
 
 @dataclass(frozen=True)
 class Collection:
-    """One file, whose it is, and who may see it."""
+    """One file of documents, with the owner and privacy class under which it is indexed."""
 
     file: str
     source: str
@@ -29,8 +29,8 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Question:
-    """One search, by its owner."""
+class Query:
+    """One search of an owner's diary and of shareable sources."""
 
     text: str
     owner: str
@@ -42,23 +42,23 @@ COLLECTIONS = (
     Collection("diary_1663.jsonl", "diary", "samuel-1663", "private", 11),
     Collection("verses.txt", "kjv", "library", "shareable", 50),
 )
-QUESTIONS = (
-    Question("a sermon heard in church", "samuel-1660"),
-    Question("the dancing master teaching my wife to dance", "samuel-1663"),
-    Question("sleeping badly at night", "samuel-1660", ("kjv",)),
+QUERIES = (
+    Query("a sermon heard in church", "samuel-1660"),
+    Query("the dancing master teaching my wife to dance", "samuel-1663"),
+    Query("sleeping badly at night", "samuel-1660", ("kjv",)),
 )
 
 
-def show(vestry: Vestry, conn: psycopg.Connection, console: Console) -> bool:
-    """Index and search; whether every document was indexed and every search answered."""
-    results = index(vestry, conn)
-    show_index(results, console)
-    found = [show_search(vestry, question, console) for question in QUESTIONS]
-    return all(found) and not any(result.failed for result in results.values())
+def index_and_search(vestry: Vestry, conn: psycopg.Connection, console: Console) -> bool:
+    """Index and search; returns whether every document was indexed and every search had hits."""
+    results = index_collections(vestry, conn)
+    print_index_results(results, console)
+    searches = [search(vestry, query, console) for query in QUERIES]
+    return all(searches) and not any(result.failed for result in results.values())
 
 
-def read(collection: Collection) -> Iterator[Document]:
-    """The documents of a file: JSON Lines, or `REFERENCE text` lines."""
+def read_documents(collection: Collection) -> Iterator[Document]:
+    """The documents of a file of JSON Lines or `REFERENCE text` lines."""
     for line in (SAMPLES / collection.file).read_text(encoding="utf-8").splitlines():
         if collection.file.endswith(".jsonl"):
             entry = json.loads(line)
@@ -68,11 +68,11 @@ def read(collection: Collection) -> Iterator[Document]:
             yield Document(text, id=reference)
 
 
-def index(vestry: Vestry, conn: psycopg.Connection) -> dict[Collection, IndexResult]:
-    """Enqueue every collection in a transaction of its own, then wait for all of them."""
+def index_collections(vestry: Vestry, conn: psycopg.Connection) -> dict[Collection, IndexResult]:
+    """Enqueue each collection in its own transaction, then wait for all of them."""
     jobs = {}
     for collection in COLLECTIONS:
-        documents = list(read(collection))
+        documents = list(read_documents(collection))
         step = collection.documents_per_job
         with conn.transaction():
             jobs[collection] = vestry.enqueue_many(
@@ -85,13 +85,13 @@ def index(vestry: Vestry, conn: psycopg.Connection) -> dict[Collection, IndexRes
                 privacy=collection.privacy,
             )
     return {
-        collection: add_up([vestry.wait(job, PATIENCE_S) for job in enqueued])
+        collection: sum_results([vestry.wait(job, JOB_TIMEOUT_S) for job in enqueued])
         for collection, enqueued in jobs.items()
     }
 
 
-def add_up(results: Sequence[Result]) -> IndexResult:
-    """One result for the jobs of a collection."""
+def sum_results(results: Sequence[Result]) -> IndexResult:
+    """The sum of the results of a collection's jobs."""
     parts = [result for result in results if isinstance(result, IndexResult)]
     return IndexResult(
         documents=sum(part.documents for part in parts),
@@ -104,37 +104,37 @@ def add_up(results: Sequence[Result]) -> IndexResult:
     )
 
 
-def show_index(results: dict[Collection, IndexResult], console: Console) -> None:
-    """One line a collection, and whether anything had to be embedded."""
+def print_index_results(results: dict[Collection, IndexResult], console: Console) -> None:
+    """Print a row per collection, and a note if nothing had to be embedded."""
     numbers = ("documents", "chunks", "embedded", "unchanged")
     rows = [
         (c.source, c.owner, c.privacy, *(getattr(r, name) for name in numbers), len(r.failed))
         for c, r in results.items()
     ]
     columns = ("source", "owner", "privacy", *(f"#{name}" for name in numbers), "#failed")
-    tabulate(console, "Indexed", columns, rows)
+    print_table(console, "Indexed", columns, rows)
     documents = sum(result.documents for result in results.values())
     if documents == sum(result.unchanged for result in results.values()):
-        console.print(f"Nothing was embedded again: all {documents} documents are unchanged.")
+        console.print(f"Nothing was embedded: all {documents} documents are unchanged.")
 
 
-def show_search(vestry: Vestry, question: Question, console: Console) -> bool:
-    """Search and print the hits; whether there were any, and nobody else's private ones."""
+def search(vestry: Vestry, query: Query, console: Console) -> bool:
+    """Search and print the hits; returns whether there are hits, and no other owner's private ones."""
     hits = vestry.search(
-        question.text,
-        owner=question.owner,
+        query.text,
+        owner=query.owner,
         privacy="private",
         own_sources=["diary"],
-        sources=question.shareable,
+        sources=query.shareable,
         limit=4,
     )
-    where = " and ".join(("own diary", *question.shareable))
+    where = " and ".join(("own diary", *query.shareable))
     rows = [
         (hit.owner, hit.date or hit.document, f"{hit.score:.3f}",
          textwrap.shorten(hit.text or "", 150, placeholder=" …"))
         for hit in hits
     ]  # fmt: skip
-    title = f"“{question.text}”, asked by {question.owner}, in {where}"
-    tabulate(console, title, ("owner", "date or reference", "#score", "text"), rows, lines=True)
-    allowed = {question.owner, *("library" for _ in question.shareable)}
+    title = f"“{query.text}”, asked by {query.owner}, in {where}"
+    print_table(console, title, ("owner", "date or reference", "#score", "text"), rows, lines=True)
+    allowed = {query.owner, *("library" for _ in query.shareable)}
     return len(hits) > 0 and {hit.owner for hit in hits} <= allowed

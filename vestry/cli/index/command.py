@@ -1,4 +1,4 @@
-"""`vestry index`: files to documents, chunks and vectors."""
+"""`vestry index`: index the documents of files, and wait until all are finished."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, Final
 from uuid import UUID
 
 import typer
@@ -16,9 +16,9 @@ from rich.text import Text
 
 from vestry.cli.connections import open_client, transaction
 from vestry.cli.errors import CommandError, ExitCode
-from vestry.cli.index.progress import meter
+from vestry.cli.index.progress import progress_meter
 from vestry.cli.index.reader import Line, NotDocumentsError, Reader, count_lines
-from vestry.cli.index.run import DocumentBatch, EndedJob, IndexRun, IndexSummary, batches
+from vestry.cli.index.run import DocumentBatch, EndedJob, IndexRun, IndexSummary, make_batches
 from vestry.cli.options import JsonOption, ModelOption, OwnerOption, PrivacyOption
 from vestry.cli.output import Output, duration
 from vestry.client import Vestry
@@ -28,12 +28,12 @@ from vestry.jobs.results import JobStatus
 from vestry.lanes import KINDS, Latency, Privacy
 from vestry.validation import check_label, check_source
 
-STDIN = "-"
-DEFAULT_BATCH = 12
-"""Documents of one job: enough that a job's own cost vanishes, few enough that a share of the lane
-goes round."""
-MAX_REPORTED_ERRORS = 50
-"""Failed lines told one by one."""
+STDIN: Final = "-"
+DEFAULT_BATCH: Final = 12
+"""Documents per job: enough that a job's own cost is negligible, few enough that a lane's owners
+alternate often."""
+MAX_REPORTED_ERRORS: Final = 50
+"""Failed lines reported one by one."""
 
 
 def register(app: typer.Typer) -> None:
@@ -48,12 +48,13 @@ def register(app: typer.Typer) -> None:
 def index(
     *,
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE…", help="Files to read; - for standard input.")
+        list[str], typer.Argument(metavar="FILE…", help="Files to read; - is standard input.")
     ],
     source: Annotated[
         str,
         typer.Option(
-            help="Name of the collection, such as diary: a-z, 0-9, '.', '_', '-'. In the clear.",
+            help="Name of the collection, such as diary: a-z, 0-9, '.', '_', '-'. Stored "
+            "unencrypted.",
             show_default=False,
         ),
     ],
@@ -63,55 +64,54 @@ def index(
         bool,
         typer.Option(
             "--keep-text/--no-keep-text",
-            help="Keep the text for hits, or vectors and references only.",
+            help="Keep the text, which search then prints, or only vectors and references.",
         ),
     ] = True,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, max=256, help="Documents of one job, at most.")
+        int, typer.Option("--batch", min=1, max=256, help="Most documents of one job.")
     ] = DEFAULT_BATCH,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index documents, and follow the work to its end.
+    """Index documents, and wait until all are finished.
 
     A file holds JSON Lines, {"text", "id"?, "date"?, "metadata"?}, or lines of a reference and a
-    text ("Ge1:1 In the beginning…", whose id is the reference). Indexing it again embeds only what
-    changed; an id that is there already is replaced. A line that cannot be used is reported as
-    FILE:LINE, the others go on, and the exit code is 1.
+    text ("Ge1:1 In the beginning…", with the reference as id). Indexing a file again embeds only what
+    changed; a document replaces the one with the same id. An invalid line is reported as FILE:LINE,
+    the others are indexed, and the exit code is 1.
     """
     out = Output(as_json=as_json)
     check_source(source)
     check_label("owner", owner)
-    sources = [_Source(name) for name in files]
-    for given in sources:
-        given.check()
-    teller = ErrorReporter(out)
-    tally = IndexSummary(teller.failure)
+    inputs = [_InputFile(name) for name in files]
+    for file in inputs:
+        file.check()
+    summary = IndexSummary(ErrorReporter(out).report)
     reader = Reader()
-    began = time.monotonic()
+    started = time.monotonic()
     with open_client() as vestry:
-        queue = _Jobs(vestry, owner, privacy, source, model, keep_text=keep_text)
-        with meter(out.notes) as shown:
-            run = IndexRun(queue, tally, shown, out.note)
-            work = batches(_lines(sources, reader, out), tally, batch)
+        queue = _ProducerQueue(vestry, owner, privacy, source, model, keep_text=keep_text)
+        with progress_meter(out.notes) as meter:
+            run = IndexRun(queue, summary, meter, out.note)
+            batches = make_batches(_read_lines(inputs, reader, out), summary, batch)
             try:
-                run.run(work, _total(sources))
+                run.run(batches, _total_lines(inputs))
             except KeyboardInterrupt:
-                raise _interrupted(run, tally) from None
+                raise _interrupted(run, summary) from None
     if reader.ignored:
         names = ", ".join(sorted(map(repr, reader.ignored)))
-        out.note(f'Ignored fields: {names}. What is to be kept goes under "metadata".', "yellow")
-    seconds = time.monotonic() - began
+        out.note(f'Ignored fields: {names}. Put fields to be kept into "metadata".', "yellow")
+    seconds = time.monotonic() - started
     out.emit(
-        tally.document() | {"seconds": round(seconds, 3)},
-        lambda console: _show(console, tally, seconds),
+        summary.document() | {"seconds": round(seconds, 3)},
+        lambda console: _print_summary(console, summary, seconds),
     )
-    if tally.failed:
+    if summary.failed:
         raise typer.Exit(ExitCode.FAILED)
 
 
-class _Source:
-    """A file to read, checked before anything is enqueued."""
+class _InputFile:
+    """A file to read; opened once before anything is enqueued, so that a missing one is an error."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -125,7 +125,7 @@ class _Source:
                 raise CommandError("invalid_input", f"{name}: {problem}") from None
 
     def check(self) -> None:
-        """Look at a regular file's first lines, before anything of any file is enqueued."""
+        """Read a regular file's first lines, before documents of any file are enqueued."""
         if self.regular:
             with self.open() as stream:
                 next(self.read(stream, Reader()), None)
@@ -145,31 +145,33 @@ class _Source:
                 yield stream
 
 
-def _lines(sources: Sequence[_Source], reader: Reader, out: Output) -> Iterator[tuple[str, Line]]:
-    for source in sources:
+def _read_lines(
+    inputs: Sequence[_InputFile], reader: Reader, out: Output
+) -> Iterator[tuple[str, Line]]:
+    for file in inputs:
         empty = True
-        with source.open() as stream:
-            for line in source.read(stream, reader):
+        with file.open() as stream:
+            for line in file.read(stream, reader):
                 empty = False
-                yield source.name, line
+                yield file.name, line
         if empty:
-            name = "standard input" if source.name == STDIN else source.name
+            name = "standard input" if file.name == STDIN else file.name
             out.note(f"Nothing to index in {name}.", "yellow")
 
 
-def _total(sources: Sequence[_Source]) -> int | None:
-    """Lines to be read, where that can be told beforehand."""
-    if not all(source.regular for source in sources):
+def _total_lines(inputs: Sequence[_InputFile]) -> int | None:
+    """Number of lines to read; None if an input is not a regular file."""
+    if not all(file.regular for file in inputs):
         return None
     total = 0
-    for source in sources:
-        with source.open() as stream:
+    for file in inputs:
+        with file.open() as stream:
             total += count_lines(stream)
     return total
 
 
-class _Jobs:
-    """The producer library as an index uses it."""
+class _ProducerQueue:
+    """The index run's queue, on the producer library."""
 
     def __init__(
         self,
@@ -189,7 +191,7 @@ class _Jobs:
         self._keep_text = keep_text
 
     def enqueue(self, batches: Sequence[DocumentBatch]) -> Sequence[UUID]:
-        """Enqueue a job a batch in one transaction; the same key again is the same job."""
+        """Enqueue a job per batch in one transaction; a repeated key returns the first job."""
         jobs = (
             Embedding(
                 documents=batch.documents,
@@ -210,24 +212,24 @@ class _Jobs:
         return [reference.id for reference in references]
 
     def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:
-        """Those of the jobs that are at an end."""
+        """Those of the jobs that are finished."""
         return {
-            status.job: self._end(status)
+            status.job: self._end_of(status)
             for status in self._vestry.statuses(jobs)
             if status.finished
         }
 
     def stall_reason(self) -> str | None:
-        """Why nothing moves, for a person; None where something runs."""
+        """A sentence that says why no job runs; None if one runs."""
         name = f"{self._privacy}.{Latency.BULK}.{KINDS[Embedding.kind]}"
         (lane,) = (lane for lane in self._vestry.lanes() if lane.lane == name)
         if lane.paused:
-            return f"The lane {name} is paused: `vestry lanes resume {name}` goes on."
+            return f"The lane {name} is paused; `vestry lanes resume {name}` resumes it."
         if not lane.running:
-            return f"No worker takes jobs from the lane {name}; see `vestry doctor`."
+            return f"No worker runs jobs of the lane {name}; `vestry doctor` may show why."
         return None
 
-    def _end(self, status: JobStatus) -> EndedJob:
+    def _end_of(self, status: JobStatus) -> EndedJob:
         if status.state != "succeeded":
             return EndedJob(status.state, status.error, None)
         try:
@@ -238,40 +240,40 @@ class _Jobs:
 
 
 class ErrorReporter:
-    """Tells failed lines on stderr, up to a number."""
+    """Prints failed lines on stderr, at most MAX_REPORTED_ERRORS."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
-        self._told = 0
+        self._reported = 0
 
-    def failure(self, message: str) -> None:
-        """Tell one, unless many were told."""
-        self._told += 1
-        if self._told <= MAX_REPORTED_ERRORS:
+    def report(self, message: str) -> None:
+        """Print a failed line, or once that more follow."""
+        self._reported += 1
+        if self._reported <= MAX_REPORTED_ERRORS:
             self._out.note(message, "red")
-        elif self._told == MAX_REPORTED_ERRORS + 1:
+        elif self._reported == MAX_REPORTED_ERRORS + 1:
             self._out.note("… and more; --json lists them", "red")
 
 
-def _interrupted(run: IndexRun, tally: IndexSummary) -> CommandError:
-    waiting = sum(len(batch.places) for batch in run.pending.values())
+def _interrupted(run: IndexRun, summary: IndexSummary) -> CommandError:
+    documents = sum(len(batch.lines) for batch in run.pending.values())
     return CommandError(
         "interrupted",
-        f"Interrupted. {waiting} documents in {len(run.pending)} jobs are with the queue and will "
-        "be indexed all the same: `vestry status` shows them. For the rest, run the same command "
-        "again; nothing is embedded twice.",
+        f"Interrupted. {documents} documents in {len(run.pending)} jobs are enqueued and will be "
+        "indexed; `vestry status` shows them. To index the others, run the same command again: no "
+        "document is embedded twice.",
         ExitCode.INTERRUPTED,
         jobs=len(run.pending),
-        **tally.document(),
+        **summary.document(),
     )
 
 
-def _show(console: Console, tally: IndexSummary, seconds: float) -> None:
-    line = Text(f"{tally.documents:,} documents in {duration(seconds)}: ")
-    line.append(f"{tally.embedded:,} embedded ({tally.chunks:,} chunks), ")
-    line.append(f"{tally.unchanged:,} unchanged")
-    if tally.superseded:
-        line.append(f", {tally.superseded:,} superseded by a later run", style="yellow")
-    if tally.failed:
-        line.append(f", {tally.failed:,} failed", style="bold red")
+def _print_summary(console: Console, summary: IndexSummary, seconds: float) -> None:
+    line = Text(f"{summary.documents:,} documents in {duration(seconds)}: ")
+    line.append(f"{summary.embedded:,} embedded ({summary.chunks:,} chunks), ")
+    line.append(f"{summary.unchanged:,} unchanged")
+    if summary.superseded:
+        line.append(f", {summary.superseded:,} superseded by a later run", style="yellow")
+    if summary.failed:
+        line.append(f", {summary.failed:,} failed", style="bold red")
     console.print(line)

@@ -1,10 +1,10 @@
-"""How far an index is, on stderr: a bar with rate and time left, or a plain line now and then."""
+"""Progress of an index run on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -12,12 +12,12 @@ from rich.text import Text
 
 from vestry.cli.output import duration
 
-LINE_EVERY_S = 5.0
-"""Between two plain lines, where there is no terminal to draw a bar on."""
+LINE_INTERVAL_S: Final = 5.0
+"""Seconds between two lines without a terminal."""
 
 
-class Meter(Protocol):
-    """Shows how many documents are done; a context manager."""
+class ProgressMeter(Protocol):
+    """Shows the number of finished documents; a context manager."""
 
     def __enter__(self) -> Self: ...
 
@@ -30,17 +30,17 @@ class Meter(Protocol):
     ) -> None: ...
 
     def show(self, done: int, total: int | None, doing: str = "") -> None:
-        """Documents done, of `total` where it is known."""
+        """Show `done` documents, of `total` if that is known."""
         ...
 
 
-def meter(console: Console) -> Meter:
-    """The kind of meter that the console can show."""
+def progress_meter(console: Console) -> ProgressMeter:
+    """A bar on a terminal, else lines."""
     return BarMeter(console) if console.is_terminal else LineMeter(console)
 
 
 class BarMeter:
-    """A bar with count, rate and time left."""
+    """A bar with count, rate and remaining time."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -68,30 +68,30 @@ class BarMeter:
         self._progress.stop()
 
     def show(self, done: int, total: int | None, doing: str = "") -> None:
-        """Documents done, of `total` where it is known."""
+        """Show `done` documents, of `total` if that is known."""
         self._progress.update(
             self._task, completed=done, total=total, description=doing or "indexing"
         )
 
 
 class _RateColumn(ProgressColumn):
-    """Documents a second over the last minute, and the time left at that rate."""
+    """Documents per second over the last minute, and the remaining time at that rate."""
 
     max_refresh = 0.5
 
     def render(self, task: Task) -> Text:
         if task.finished:
             return Text(f"{duration(task.elapsed)} in all")
-        return Text(pace(task.speed, None if task.total is None else task.remaining))
+        return Text(format_rate(task.speed, None if task.total is None else task.remaining))
 
 
 class LineMeter:
-    """A line every few seconds, for logs and pipes."""
+    """A line every LINE_INTERVAL_S, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._began = time.monotonic()
-        self._last = self._began
+        self._started = time.monotonic()
+        self._last_line = self._started
 
     def __enter__(self) -> Self:
         return self
@@ -105,20 +105,26 @@ class LineMeter:
         pass
 
     def show(self, done: int, total: int | None, doing: str = "") -> None:
-        """Documents done, of `total` where it is known."""
+        """Show `done` documents, of `total` if that is known."""
         now = time.monotonic()
         complete = total is not None and done >= total
-        if now - self._last < LINE_EVERY_S and not complete:
+        if now - self._last_line < LINE_INTERVAL_S and not complete:
             return
-        self._last = now
-        rate = done / (now - self._began) if done else None
+        self._last_line = now
+        elapsed = now - self._started
+        rate = done / elapsed if done else None
         share = f" of {total} ({100 * done // total} %)" if total else ""
-        tail = f"in {duration(now - self._began)}" if complete else pace(rate, (total or 0) - done)
+        tail = f"in {duration(elapsed)}" if complete else format_rate(rate, (total or 0) - done)
         self._console.print(Text(f"{doing or 'indexing'}: {done}{share}, {tail}"))
 
 
-def pace(rate: float | None, remaining: float | None) -> str:
-    """`12.3/s, 2 min 05 s left`, as far as it is known."""
+def format_rate(rate: float | None, remaining: float | None) -> str:
+    """`12.3/s, 2 min 05 s left`, without the parts that are unknown.
+
+    Args:
+        rate: documents per second; None if unknown.
+        remaining: documents; None if unknown.
+    """
     if not rate:
         return "rate not known yet"
     if remaining is None or remaining <= 0:

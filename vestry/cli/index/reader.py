@@ -1,8 +1,7 @@
-"""Read documents from files: JSON Lines or `REFERENCE text` lines, one at a time.
+"""Read documents from files of JSON Lines or `REFERENCE text` lines.
 
-A line that cannot be used becomes a `BadLine` with its number and a reason that quotes none of it;
-the lines around it are not touched. Memory holds one line at a time, and a 64-bit digest of every
-id seen, which is how a repeated id is noticed.
+An invalid line becomes a `BadLine` with its number and a reason that quotes nothing of it; the other
+lines are read. Memory holds one line at a time and, to detect repeated ids, a 64-bit digest of each id.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from vestry.jobs.embedding import Document
 from vestry.validation import PAYLOAD_LIMIT, check_label, check_text, dump_json
 
 DOCUMENT_LIMIT: Final = PAYLOAD_LIMIT - 1024
-"""Bytes of one document as JSON: a payload less what the job itself adds (source, id, names)."""
+"""Bytes of one document as JSON: a payload without the job's own fields (source, id, names)."""
 
 LINE_LIMIT: Final = PAYLOAD_LIMIT * 6
-"""Bytes of a line before it is given up: JSON may write a character as the six of \\uXXXX."""
+"""Bytes of a line, above which it is refused: JSON may write a character as six, \\uXXXX."""
 
 SAMPLE_LINES: Final = 20
-"""How many lines decide a file's format."""
+"""First lines of a file from which its format is detected."""
 
-# `Ge1:1 In the beginning` or `1 John 1:1 That which`: one word with a digit in it, or a book's name
+# `Ge1:1 In the beginning` or `1 John 1:1 That which`: one word that contains a digit, or a book's name
 # and chapter:verse.
 _REFERENCE = re.compile(r"((?:\d )?[^\W\d]+\.? \d+:\d+\S*|\S*\d\S*)(?:\s+(.*))?", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
@@ -37,7 +36,7 @@ _FIELDS = frozenset({"text", "id", "date", "metadata"})
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One document of a file; `size` is its part of a payload, in bytes."""
+    """One document of a file; `size` is its size in a payload, in bytes."""
 
     line: int
     document: Document
@@ -46,7 +45,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that cannot be indexed, and why."""
+    """A line that cannot be indexed, and the reason."""
 
     line: int
     reason: str
@@ -54,7 +53,7 @@ class BadLine:
 
 @dataclass(frozen=True, slots=True)
 class RepeatedLine:
-    """A line without an id whose date and text an earlier line had: nothing is left to do."""
+    """A line without an id that repeats the date and text of an earlier line: nothing to index."""
 
     line: int
 
@@ -63,82 +62,82 @@ Line = Record | BadLine | RepeatedLine
 
 
 class NotDocumentsError(Exception):
-    """The beginning of a file holds no document; the message says why and quotes nothing."""
+    """The first lines of a file hold no document; the message gives the reason and quotes nothing."""
 
 
 class _RepeatedId(InvalidInput):
-    """A document like any other, but for its id."""
+    """A valid document whose id an earlier line has."""
 
 
 @dataclass(slots=True)
 class Reader:
-    """Reads the files of one run; ids are remembered from file to file.
+    """Reads the files of one run; repeated ids are detected across files.
 
     Attributes:
-        ignored: fields of JSON lines that mean nothing here, for one warning.
+        ignored: unknown fields of JSON lines, for one warning at the end.
     """
 
     ignored: set[str] = field(default_factory=set)
     _seen: set[int] = field(default_factory=set)
 
     def read(self, stream: BinaryIO) -> Iterator[Line]:
-        """Every line of a file that is not blank.
+        """Read every line of a file that is not blank.
 
         Args:
             stream: the file, open in binary mode.
 
         Raises:
-            NotDocumentsError: it is not text, or none of its first SAMPLE_LINES lines is a
-                document: a wrong file, not one with faults.
+            NotDocumentsError: the file is not text, or none of its first SAMPLE_LINES lines is a
+                document: the file as a whole is unsuitable.
         """
-        lines = _lines(stream)
+        lines = _numbered_lines(stream)
         head = list(islice(lines, SAMPLE_LINES))
         if head and head[0][1] and head[0][1].startswith((b"\xff\xfe", b"\xfe\xff")):
-            yield BadLine(1, "the file is UTF-16; only UTF-8 can be read")
+            yield BadLine(1, "the file is UTF-16; convert it to UTF-8")
             return
         is_json = _looks_like_json(raw for _, raw in head)
         sample: list[Line] = []
-        faults: list[InvalidInput] = []
+        errors: list[InvalidInput] = []
         for number, raw in head:
             try:
-                sample.append(self._line(number, raw, is_json))
+                sample.append(self._parse_line(number, raw, is_json))
             except InvalidInput as error:
                 sample.append(BadLine(number, str(error)))
                 if not isinstance(error, _RepeatedId):
-                    faults.append(error)
-        all_bad = bool(head) and len(faults) == len(head)
+                    errors.append(error)
+        all_bad = bool(head) and len(errors) == len(head)
         if _is_binary([raw for _, raw in head if raw is not None], all_bad=all_bad):
-            raise NotDocumentsError("this does not look like text; only UTF-8 can be read")
+            raise NotDocumentsError("the file does not look like text; only UTF-8 can be read")
         if all_bad and len(head) == SAMPLE_LINES:
             raise NotDocumentsError(
-                f"none of the first {SAMPLE_LINES} lines is a document, in JSON or as "
-                f"`REFERENCE text`; line {head[0][0]}: {faults[0]}"
+                f"none of the first {SAMPLE_LINES} lines is a document, as JSON or as "
+                f"`REFERENCE text`; line {head[0][0]}: {errors[0]}"
             )
         yield from sample
         for number, raw in lines:
             try:
-                yield self._line(number, raw, is_json)
+                yield self._parse_line(number, raw, is_json)
             except InvalidInput as error:
                 yield BadLine(number, str(error))
 
-    def _line(self, number: int, raw: bytes | None, is_json: bool) -> Record | RepeatedLine:
+    def _parse_line(self, number: int, raw: bytes | None, is_json: bool) -> Record | RepeatedLine:
         if raw is None:
-            raise InvalidInput("line", f"longer than a document may be ({DOCUMENT_LIMIT} bytes)")
+            raise InvalidInput("line", f"longer than a document's limit of {DOCUMENT_LIMIT} bytes")
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InvalidInput("line", f"not UTF-8 at byte {error.start + 1}") from None
-        document = self._json(text) if is_json else _reference(text)
-        size = _check(document)
+        document = self._parse_json(text) if is_json else _parse_reference(text)
+        size = _checked_size(document)
         if self._is_new(document):
             return Record(number, document, size)
         if document.id is None:
             return RepeatedLine(number)
-        raise _RepeatedId("id", "an earlier line has the same")
+        raise _RepeatedId("id", "an earlier line has the same id")
 
-    def _json(self, text: str) -> Document:
+    def _parse_json(self, text: str) -> Document:
         try:
-            value = json.loads(text, parse_constant=_no_constant)
+            value = json.loads(text, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
             raise InvalidInput("line", f"malformed JSON at column {error.colno}") from None
         except (ValueError, RecursionError):
@@ -147,26 +146,26 @@ class Reader:
             raise InvalidInput("line", "not a JSON object")
         if len(self.ignored) < SAMPLE_LINES:
             self.ignored.update(value.keys() - _FIELDS)
-        return _document(value)
+        return _document_from(value)
 
     def _is_new(self, document: Document) -> bool:
         key = json.dumps(
             [document.id] if document.id is not None else [document.date, document.text]
         )
-        number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
-        if number in self._seen:
+        digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+        if digest in self._seen:
             return False
-        self._seen.add(number)
+        self._seen.add(digest)
         return True
 
 
 def count_lines(stream: BinaryIO) -> int:
-    """How many lines a file has that are not blank."""
-    return sum(1 for _ in _lines(stream))
+    """Number of lines of a file that are not blank."""
+    return sum(1 for _ in _numbered_lines(stream))
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Numbered lines that are not blank; None for one longer than LINE_LIMIT."""
+def _numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Lines that are not blank, with their numbers; None for a line longer than LINE_LIMIT."""
     number = 0
     while raw := stream.readline(LINE_LIMIT + 1):
         number += 1
@@ -179,9 +178,9 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _is_binary(lines: Sequence[bytes], *, all_bad: bool) -> bool:
-    """Most lines hold what text does not. Binary data may have a line that looks like a verse."""
-    odd = sum(not _is_text(line) for line in lines)
-    return 2 * odd > len(lines) and (all_bad or any(b"\0" in line for line in lines))
+    """Whether most lines are not text. A line of binary data can look like a `REFERENCE text` line."""
+    not_text = sum(not _is_text(line) for line in lines)
+    return 2 * not_text > len(lines) and (all_bad or any(b"\0" in line for line in lines))
 
 
 def _is_text(line: bytes) -> bool:
@@ -192,34 +191,38 @@ def _is_text(line: bytes) -> bool:
 
 
 def _looks_like_json(lines: Iterable[bytes | None]) -> bool:
-    """Half the lines begin an object: one broken line must not change the format."""
-    known = [line.removeprefix(b"\xef\xbb\xbf").lstrip() for line in lines if line is not None]
-    return 2 * sum(line.startswith(b"{") for line in known) >= len(known)
+    """Whether half of the lines begin an object: one broken line must not change the format."""
+    starts = [line.removeprefix(b"\xef\xbb\xbf").lstrip() for line in lines if line is not None]
+    return 2 * sum(line.startswith(b"{") for line in starts) >= len(starts)
 
 
-def _reference(line: str) -> Document:
+def _parse_reference(line: str) -> Document:
     match = _REFERENCE.fullmatch(line.strip())
     if match is None:
         raise InvalidInput("line", "neither JSON nor `REFERENCE text`")
     return Document(text=match[2] or "", id=match[1])
 
 
-def _document(value: dict[str, Any]) -> Document:
+def _document_from(value: dict[str, Any]) -> Document:
     if "text" not in value:
         raise InvalidInput("text", "is missing")
-    name: Any = value.get("id")
-    if isinstance(name, int) and not isinstance(name, bool):
-        name = str(name)
+    document_id: Any = value.get("id")
+    if isinstance(document_id, int) and not isinstance(document_id, bool):
+        document_id = str(document_id)
     return Document(
         text=value["text"],
-        id=name,
+        id=document_id,
         date=value.get("date") or None,
         metadata=value.get("metadata"),
     )
 
 
-def _check(document: Document) -> int:
-    """The document's size in a payload; raises `InvalidInput` where it cannot be in one."""
+def _checked_size(document: Document) -> int:
+    """The document's size in a payload, in bytes.
+
+    Raises:
+        InvalidInput: the document is invalid or too large.
+    """
     check_text("text", document.text)
     if document.id is not None:
         check_label("id", document.id)
@@ -234,5 +237,6 @@ def _check(document: Document) -> int:
     return size
 
 
-def _no_constant(_: str) -> float:
+def _refuse_constant(_: str) -> float:
+    """Refuse NaN and Infinity, which JSON does not have."""
     raise ValueError

@@ -1,8 +1,8 @@
-"""Feed documents to the queue and follow their jobs to the end, in bounded memory.
+"""Enqueue documents and follow their jobs to the end, in bounded memory.
 
-Documents are enqueued some hundreds a transaction while earlier ones run, and no more are enqueued
-than `IN_FLIGHT` until some are done. Each job has an idempotency key, so that a commit whose answer
-was lost can be tried again without enqueueing anything twice.
+Documents are enqueued some hundred per transaction while earlier ones run; at most IN_FLIGHT are
+unfinished at a time. Each job has an idempotency key: a transaction whose COMMIT result is unknown is
+repeated without enqueueing a job twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
-from vestry.cli.index.progress import Meter
+from vestry.cli.index.progress import ProgressMeter
 from vestry.cli.index.reader import BadLine, Line, Record
 from vestry.errors import Unavailable
 from vestry.jobs.embedding import Document, IndexResult
@@ -26,21 +26,22 @@ TRANSACTION_DOCUMENTS: Final = 256
 """Documents enqueued by one transaction."""
 
 IN_FLIGHT: Final = 8192
-"""Documents enqueued and not done."""
+"""Documents enqueued and not finished."""
 
 FEW_JOBS: Final = 64
 POLL_FEW_S: Final = 0.25
+"""Poll interval for up to FEW_JOBS pending jobs."""
 POLL_S: Final = 1.0
-"""Between two looks at the jobs' states, each one query over all of them."""
+"""Poll interval for more pending jobs; a poll is one query over all of them."""
 
 RECONNECT_TIMEOUT_S: Final = 120.0
-"""How long the database may be away before the run gives up."""
+"""The run fails if the database is unreachable for longer."""
 
 STALL_S: Final = 30.0
-"""Without a job done for so long, the person is told why, where nothing runs."""
+"""Without a finished job for so long, the run prints why none of its jobs runs."""
 
 FAILURES_KEPT: Final = 1000
-"""Failed lines listed in the summary; all are counted, and all told on stderr."""
+"""Failed lines listed in the JSON summary; all are counted, and reported on stderr."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,16 @@ class LineRef:
 
 @dataclass(frozen=True, slots=True)
 class DocumentBatch:
-    """The documents of one job, the lines they come from, and its idempotency key."""
+    """The documents of one job, the lines they come from, and the job's idempotency key."""
 
     documents: tuple[Document, ...]
-    places: tuple[LineRef, ...]
+    lines: tuple[LineRef, ...]
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class EndedJob:
-    """How a job ended; `result` where it succeeded and its result is still kept."""
+    """How a job ended; `result` is set if it succeeded and the result is still kept."""
 
     state: str
     error: tuple[str, str] | None
@@ -73,29 +74,32 @@ class EndedJob:
 
 
 class IndexQueue(Protocol):
-    """What an index needs of the producer library."""
+    """The operations of the producer library that an index run uses."""
 
     def enqueue(self, batches: Sequence[DocumentBatch]) -> Sequence[UUID]:
-        """Enqueue a job a batch in one transaction; the same key again is the same job."""
+        """Enqueue a job per batch in one transaction; a repeated key returns the first job."""
         ...
 
     def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:
-        """Those of the jobs that are at an end."""
+        """Those of the jobs that are finished."""
         ...
 
     def stall_reason(self) -> str | None:
-        """Why nothing moves, for a person; None where something runs."""
+        """A sentence that says why no job runs; None if one runs."""
         ...
 
 
 @dataclass(slots=True)
 class IndexSummary:
-    """The summary: documents are lines read, each then embedded, unchanged, superseded or failed.
+    """Counts of a run. Each document (a line read) ends as embedded, unchanged, superseded or failed.
 
-    `chunks` counts the pieces of the documents embedded.
+    Attributes:
+        report: prints a failed line.
+        chunks: chunks of the embedded documents.
+        done: documents with an end.
     """
 
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     documents: int = 0
     chunks: int = 0
     embedded: int = 0
@@ -106,18 +110,18 @@ class IndexSummary:
     space: str | None = None
     failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def fail(self, place: LineRef, code: str, message: str) -> None:
-        """Count a line that could not be indexed, and tell."""
+    def add_failure(self, line: LineRef, code: str, message: str) -> None:
+        """Count and report a line that could not be indexed."""
         self.failed += 1
         if len(self.failures) < FAILURES_KEPT:
             self.failures.append(
-                {"file": place.file, "line": place.line, "code": code, "message": message}
+                {"file": line.file, "line": line.line, "code": code, "message": message}
             )
-        self.tell(f"{place}: {message}")
+        self.report(f"{line}: {message}")
 
-    def add(self, batch: DocumentBatch, ended: EndedJob) -> None:
-        """Count a job that ended."""
-        self.done += len(batch.places)
+    def add_job(self, batch: DocumentBatch, ended: EndedJob) -> None:
+        """Count the documents of a finished job."""
+        self.done += len(batch.lines)
         if (result := ended.result) is not None:
             self.chunks += result.chunks
             self.embedded += result.embedded
@@ -125,13 +129,13 @@ class IndexSummary:
             self.superseded += result.superseded
             self.space = result.space or self.space
             for row in result.failed:
-                self.fail(batch.places[row.index], row.code, row.message)
+                self.add_failure(batch.lines[row.index], row.code, row.message)
         elif ended.state == "superseded":
-            self.superseded += len(batch.places)
+            self.superseded += len(batch.lines)
         else:
             code, message = ended.error or (ended.state, f"its job is {ended.state}")
-            for place in batch.places:
-                self.fail(place, code, message)
+            for line in batch.lines:
+                self.add_failure(line, code, message)
 
     def document(self) -> dict[str, Any]:
         """The JSON summary."""
@@ -139,42 +143,42 @@ class IndexSummary:
         return {name: getattr(self, name) for name in names} | {"failures": self.failures}
 
 
-def batches(
-    lines: Iterable[tuple[str, Line]], tally: IndexSummary, size: int, limit: int = BATCH_BYTES
+def make_batches(
+    lines: Iterable[tuple[str, Line]], summary: IndexSummary, size: int, limit: int = BATCH_BYTES
 ) -> Iterator[DocumentBatch]:
-    """Gather good lines into jobs; count the others.
+    """Group documents into jobs; count the other lines.
 
     Args:
         lines: file name and line.
-        tally: where lines that need no job are counted.
-        size: documents a job has at most.
-        limit: bytes a job's documents have together, unless there is only one.
+        summary: where every line is counted, and finished if it needs no job.
+        size: most documents of a job.
+        limit: most bytes of a job's documents together, unless there is only one.
     """
     run, number = uuid.uuid4().hex, 0
     documents: list[Document] = []
-    places: list[LineRef] = []
-    weight = 0
+    line_refs: list[LineRef] = []
+    batch_bytes = 0
 
     def batch() -> DocumentBatch:
-        return DocumentBatch(tuple(documents), tuple(places), f"vestry-index:{run}:{number}")
+        return DocumentBatch(tuple(documents), tuple(line_refs), f"vestry-index:{run}:{number}")
 
     for file, line in lines:
-        tally.documents += 1
+        summary.documents += 1
         if not isinstance(line, Record):
-            tally.done += 1
+            summary.done += 1
             if isinstance(line, BadLine):
-                tally.fail(LineRef(file, line.line), "invalid_input", line.reason)
+                summary.add_failure(LineRef(file, line.line), "invalid_input", line.reason)
             else:
-                tally.unchanged += 1
+                summary.unchanged += 1
             continue
-        if documents and (len(documents) >= size or weight + line.size > limit):
+        if documents and (len(documents) >= size or batch_bytes + line.size > limit):
             yield batch()
             documents.clear()
-            places.clear()
-            weight, number = 0, number + 1
+            line_refs.clear()
+            batch_bytes, number = 0, number + 1
         documents.append(line.document)
-        places.append(LineRef(file, line.line))
-        weight += line.size
+        line_refs.append(LineRef(file, line.line))
+        batch_bytes += line.size
     if documents:
         yield batch()
 
@@ -186,92 +190,96 @@ class IndexRun:
     """One run of `vestry index`.
 
     Attributes:
-        pending: the jobs not at an end, each with its batch's places; its texts are let go.
+        pending: the unfinished jobs, each with its batch's lines; the documents are not kept.
     """
 
     def __init__(
-        self, queue: IndexQueue, tally: IndexSummary, meter: Meter, tell: Callable[[str], None]
+        self,
+        queue: IndexQueue,
+        summary: IndexSummary,
+        meter: ProgressMeter,
+        note: Callable[[str], None],
     ) -> None:
         self.pending: dict[UUID, DocumentBatch] = {}
         self._queue = queue
-        self._tally = tally
+        self._summary = summary
         self._meter = meter
-        self._tell = tell
+        self._note = note
         self._in_flight = 0
-        self._polled = 0.0
+        self._polled_at = 0.0
 
-    def run(self, work: Iterator[DocumentBatch], total: int | None) -> None:
-        """Enqueue everything and return once every job is at an end.
+    def run(self, batches: Iterator[DocumentBatch], total: int | None) -> None:
+        """Enqueue every batch and return once every job is finished.
 
         Args:
-            work: the jobs to be.
-            total: documents expected, where known; for the meter.
+            batches: the jobs to enqueue.
+            total: number of documents for the meter; None if unknown.
 
         Raises:
-            Unavailable: the database was away for longer than PATIENCE_S.
+            Unavailable: the database was unreachable for longer than RECONNECT_TIMEOUT_S.
         """
         reading = True
-        moved, told = time.monotonic(), ""
+        progress_at, last_reason = time.monotonic(), ""
         self._meter.show(0, total)
         while reading or self.pending:
             if reading and self._in_flight < IN_FLIGHT:
-                reading = self._feed(work)
-                total = total if reading else self._tally.documents
-            before = self._tally.done
+                reading = self._enqueue_next(batches)
+                total = total if reading else self._summary.documents
+            done_before = self._summary.done
             self._poll(may_wait=not reading or self._in_flight >= IN_FLIGHT)
-            self._meter.show(self._tally.done, total)
-            if self._tally.done > before or reading:
-                moved = time.monotonic()
-            elif time.monotonic() - moved > STALL_S:
-                moved = time.monotonic()
-                why = self._patiently(self._queue.stall_reason)
-                if why is not None and why != told:
-                    told = why
-                    self._tell(why)
+            self._meter.show(self._summary.done, total)
+            if self._summary.done > done_before or reading:
+                progress_at = time.monotonic()
+            elif time.monotonic() - progress_at > STALL_S:
+                progress_at = time.monotonic()
+                reason = self._retry_unavailable(self._queue.stall_reason)
+                if reason is not None and reason != last_reason:
+                    last_reason = reason
+                    self._note(reason)
 
-    def _feed(self, work: Iterator[DocumentBatch]) -> bool:
-        """Enqueue one transaction's worth; False once there is no more."""
+    def _enqueue_next(self, batches: Iterator[DocumentBatch]) -> bool:
+        """Enqueue the batches of one transaction; False if there are none."""
         group: list[DocumentBatch] = []
         count = 0
-        for batch in work:
+        for batch in batches:
             group.append(batch)
             count += len(batch.documents)
             if count >= TRANSACTION_DOCUMENTS:
                 break
         if not group:
             return False
-        jobs = self._patiently(lambda: self._queue.enqueue(group))
+        jobs = self._retry_unavailable(lambda: self._queue.enqueue(group))
         for job, batch in zip(jobs, group, strict=True):
-            self.pending[job] = DocumentBatch((), batch.places, batch.key)
+            self.pending[job] = DocumentBatch((), batch.lines, batch.key)
         self._in_flight += count
         return True
 
     def _poll(self, *, may_wait: bool) -> None:
-        """Count the jobs that ended, at most once in an interval."""
+        """Count the jobs that finished, at most once per poll interval."""
         interval = POLL_FEW_S if len(self.pending) <= FEW_JOBS else POLL_S
-        left = self._polled + interval - time.monotonic()
-        if left > 0:
+        wait_s = self._polled_at + interval - time.monotonic()
+        if wait_s > 0:
             if not may_wait:
                 return
-            time.sleep(left)
-        ended = self._patiently(lambda: self._queue.ended(self.pending.keys()))
-        self._polled = time.monotonic()
-        for job, how in ended.items():
+            time.sleep(wait_s)
+        ended = self._retry_unavailable(lambda: self._queue.ended(self.pending.keys()))
+        self._polled_at = time.monotonic()
+        for job, end in ended.items():
             batch = self.pending.pop(job)
-            self._in_flight -= len(batch.places)
-            self._tally.add(batch, how)
+            self._in_flight -= len(batch.lines)
+            self._summary.add_job(batch, end)
 
-    def _patiently(self, act: Callable[[], _T]) -> _T:
-        """Do something in the database, again and again while it is away."""
-        give_up = time.monotonic() + RECONNECT_TIMEOUT_S
-        told = False
+    def _retry_unavailable(self, call: Callable[[], _T]) -> _T:
+        """Repeat a call until the database is reachable, at most for RECONNECT_TIMEOUT_S."""
+        deadline = time.monotonic() + RECONNECT_TIMEOUT_S
+        noted = False
         while True:
             try:
-                return act()
+                return call()
             except Unavailable:
-                if time.monotonic() > give_up:
+                if time.monotonic() > deadline:
                     raise
-            if not told:
-                self._tell("The database is away; waiting for it.")
-                told = True
+            if not noted:
+                self._note("The database cannot be reached; retrying.")
+                noted = True
             time.sleep(POLL_S)

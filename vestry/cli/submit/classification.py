@@ -1,4 +1,4 @@
-"""`vestry submit classification`: the label that fits a text, or those that do."""
+"""`vestry submit classification`: labels for a text."""
 
 from __future__ import annotations
 
@@ -31,29 +31,31 @@ from vestry.lanes import Latency
 
 def classification(
     *,
-    text: Annotated[str, typer.Option("--text", help="What to classify.")],
+    text: Annotated[str, typer.Option("--text", help="Text to classify.")],
     privacy: PrivacyOption,
     owner: OwnerOption,
     label: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=DESCRIPTION]",
-            help="A label to choose from, better with what it is about. Again for more.",
+            help="A label to choose from; a description makes the choice better. Repeatable.",
         ),
     ] = None,
     example: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=TEXT", help="A text that has the label NAME. Again for more."),
+        typer.Option(metavar="NAME=TEXT", help="An example text of the label NAME. Repeatable."),
     ] = None,
-    multi: Annotated[bool, typer.Option("--multi", help="Any number of labels may fit.")] = False,
+    multi: Annotated[
+        bool, typer.Option("--multi", help="Choose any number of labels, not exactly one.")
+    ] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="Score, 0 to 1, below which a label is not given.")
+        float | None, typer.Option(help="Score, 0 to 1, below which no label is chosen.")
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
             "--task",
-            help="What the request is for, such as topic. language and passage-reference need no "
+            help="Purpose of the request, such as topic. language and passage-reference need no "
             "labels.",
         ),
     ] = None,
@@ -66,33 +68,33 @@ def classification(
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose the label that fits a text. Prints the job's id, or with --wait the label."""
+    """Choose the label that fits a text. Prints the job's id or, with --wait, the label."""
     job = Classification(
         text,
-        labels=labels_of(label or (), example or ()),
+        labels=parse_labels(label or (), example or ()),
         multi=multi,
         threshold=threshold,
         model=model,
     )
-    how = Submission(
+    submission = Submission(
         owner, privacy, latency, task, quality, tier, idempotency_key, wait=wait, timeout=timeout
     )
-    submit(job, how, Output(as_json=as_json))
+    submit(job, submission, Output(as_json=as_json))
 
 
-def labels_of(given: Sequence[str], examples: Sequence[str]) -> list[Label]:
+def parse_labels(labels: Sequence[str], examples: Sequence[str]) -> list[Label]:
     """Labels from `NAME[=DESCRIPTION]`, each with its examples from `NAME=TEXT`.
 
     Raises:
-        CommandError: an example is of no label given.
+        CommandError: an example has no `=`, or names none of the labels.
     """
-    named = [one.partition("=") for one in given]
-    texts: dict[str, list[str]] = {name.strip(): [] for name, _, _ in named}
-    for one in examples:
-        name, found, text = one.partition("=")
-        if not found or name.strip() not in texts:
-            raise CommandError("usage", "--example wants NAME=TEXT, with the NAME of a --label.")
+    parts = [label.partition("=") for label in labels]
+    texts: dict[str, list[str]] = {name.strip(): [] for name, _, _ in parts}
+    for example in examples:
+        name, separator, text = example.partition("=")
+        if not separator or name.strip() not in texts:
+            raise CommandError("usage", "--example takes NAME=TEXT, with the NAME of a --label.")
         texts[name.strip()].append(text.strip())
     return [
-        Label(name.strip(), about.strip() or None, texts[name.strip()]) for name, _, about in named
+        Label(name.strip(), about.strip() or None, texts[name.strip()]) for name, _, about in parts
     ]

@@ -1,4 +1,4 @@
-"""`vestry submit`: one job from the command line, a subcommand a kind."""
+"""`vestry submit`: the subcommands, with an example of each."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
     group.callback()(_group)
     for name, command, example in _COMMANDS:
         group.command(name, epilog=f"Example: {example}")(command)
-    group.command("classify", hidden=True)(classification)  # what one types who thinks of the verb
+    group.command("classify", hidden=True)(classification)  # an alias for users who expect a verb
     app.add_typer(group, name="submit", rich_help_panel="Jobs")
 
 

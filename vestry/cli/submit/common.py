@@ -1,4 +1,4 @@
-"""What every `vestry submit KIND` has in common: enqueue one job, and wait for it on request."""
+"""Options of `vestry submit KIND`; enqueue one job and, with --wait, wait for its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 from vestry.cli.connections import open_client, transaction
 from vestry.cli.errors import CommandError, ExitCode
 from vestry.cli.output import Output
-from vestry.cli.results import answer, read_outcome
+from vestry.cli.results import print_outcome, read_outcome
 from vestry.errors import WaitTimeout
 from vestry.jobs.base import JobRequest
 from vestry.lanes import Latency, Privacy
@@ -19,26 +19,34 @@ from vestry.lanes import Latency, Privacy
 TaskOption = Annotated[
     str | None,
     typer.Option(
-        "--task", help="What the request is for, such as study-guide: routing looks at it."
+        "--task", help="Purpose of the request, such as study-guide: routing can depend on it."
     ),
 ]
 QualityOption = Annotated[
     str,
-    typer.Option("--quality", help="adequate, or best: prefers the largest model, at its price."),
+    typer.Option(
+        "--quality", help="adequate, or best: prefer the largest model, whatever it costs."
+    ),
 ]
 TierOption = Annotated[
-    str | None, typer.Option("--tier", help="The user's tier; offline never leaves the house.")
+    str | None,
+    typer.Option(
+        "--tier", help="The user's tier, which routing can depend on. offline: local models only."
+    ),
 ]
 KeyOption = Annotated[
     str | None,
-    typer.Option(help="The same key and content again is the same job; other content refused."),
+    typer.Option(
+        help="Idempotency key: with the same content the first job is returned, with other content "
+        "the job is refused."
+    ),
 ]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for the result.")]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")]
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """How a job is to be submitted; see `Vestry.enqueue`."""
+    """Options of a job's submission: those of `Vestry.enqueue`, and whether to wait for the result."""
 
     owner: str
     privacy: Privacy
@@ -51,33 +59,32 @@ class Submission:
     timeout: float | None = None
 
 
-def submit(job: JobRequest, how: Submission, out: Output) -> None:
-    """Enqueue a job and print its id, or with `wait` its result.
+def submit(job: JobRequest, submission: Submission, out: Output) -> None:
+    """Enqueue a job and print its id or, with `wait`, its result.
 
     Raises:
-        CommandError: it was not done in the time given, or somebody interrupted the wait.
+        CommandError: the job did not finish within the timeout, or Ctrl-C ended the wait.
     """
     with open_client() as vestry:
         with transaction() as conn:
             reference = vestry.enqueue(
                 conn,
                 job,
-                owner=how.owner,
-                privacy=how.privacy,
-                latency=how.latency,
-                task=how.task,
-                quality=how.quality,
-                tier=how.tier,
-                idempotency_key=how.idempotency_key,
+                owner=submission.owner,
+                privacy=submission.privacy,
+                latency=submission.latency,
+                task=submission.task,
+                quality=submission.quality,
+                tier=submission.tier,
+                idempotency_key=submission.idempotency_key,
             )
         name = str(reference.id)
-        if not how.wait:
-            found = vestry.status(reference)
+        if not submission.wait:
             out.emit(
                 {
                     "job": name,
                     "kind": job.kind,
-                    "state": found.state,
+                    "state": vestry.status(reference).state,
                     "result": None,
                     "error": None,
                     "created": reference.created,
@@ -86,17 +93,17 @@ def submit(job: JobRequest, how: Submission, out: Output) -> None:
             )
             return
         try:
-            outcome = read_outcome(vestry, reference, wait=True, timeout=how.timeout)
+            outcome = read_outcome(vestry, reference, wait=True, timeout=submission.timeout)
         except (WaitTimeout, KeyboardInterrupt) as error:
             timed_out = isinstance(error, WaitTimeout)
             raise CommandError(
                 "wait_timeout" if timed_out else "interrupted",
-                f"{'Not finished in the time given.' if timed_out else 'Interrupted.'} "
-                f"The job goes on: `vestry wait {name}`.",
+                f"{'Not finished within the timeout.' if timed_out else 'Interrupted.'} "
+                f"The job continues; `vestry wait {name}` waits for it.",
                 ExitCode.TIMEOUT if timed_out else ExitCode.INTERRUPTED,
                 job=name,
                 kind=job.kind,
                 state=vestry.status(reference).state,
                 result=None,
             ) from None
-    answer(out, outcome)
+    print_outcome(out, outcome)

@@ -22,9 +22,7 @@ from vestry.lanes import Latency
 
 def embedding(
     *,
-    text: Annotated[
-        list[str], typer.Option("--text", help="What to embed. Give it again for more texts.")
-    ],
+    text: Annotated[list[str], typer.Option("--text", help="Text to embed. Repeatable.")],
     privacy: PrivacyOption,
     owner: OwnerOption,
     latency: LatencyOption = Latency.INTERACTIVE,
@@ -34,8 +32,8 @@ def embedding(
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed texts: one vector each. Prints the job's id, or with --wait its result."""
-    how = Submission(
+    """Embed texts, one vector each. Prints the job's id or, with --wait, the vectors."""
+    submission = Submission(
         owner, privacy, latency, idempotency_key=idempotency_key, wait=wait, timeout=timeout
     )
-    submit(Embedding(texts=text, model=model), how, Output(as_json=as_json))
+    submit(Embedding(texts=text, model=model), submission, Output(as_json=as_json))

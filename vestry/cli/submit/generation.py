@@ -1,4 +1,4 @@
-"""`vestry submit generation`: an answer from a language model."""
+"""`vestry submit generation`: text from a language model."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from vestry.lanes import Latency
 
 def generation(
     *,
-    prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="The prompt.")],
     privacy: PrivacyOption,
     owner: OwnerOption,
     system: Annotated[
-        str | None, typer.Option(help="How to answer: put before the prompt as the system's turn.")
+        str | None, typer.Option(help="Instructions for the model: a system message.")
     ] = None,
     schema: Annotated[
         Path | None,
-        typer.Option(help="A file with a JSON schema: the answer is JSON that fits it."),
+        typer.Option(help="A file with a JSON schema: the answer is JSON that conforms to it."),
     ] = None,
     ground: Annotated[
         bool,
@@ -50,19 +50,25 @@ def generation(
     ] = False,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="With --ground: a shareable source to search as well. Again for more."),
+        typer.Option(help="With --ground: also search this shareable source. Repeatable."),
     ] = None,
     own_source: Annotated[
         list[str] | None,
-        typer.Option(help="With --ground: search only this source of the owner's. Again for more."),
+        typer.Option(help="With --ground: search only this source of the owner. Repeatable."),
     ] = None,
-    passages: Annotated[int, typer.Option(help="With --ground: passages at most.")] = 4,
+    passages: Annotated[int, typer.Option(help="With --ground: most passages to use.")] = 4,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 512,
     stop: Annotated[
-        list[str] | None, typer.Option(help="Stop before this. Again for more.")
+        list[str] | None,
+        typer.Option(help="End the answer before this text. Repeatable."),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is the same every time.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same choices.")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Randomness of the answer; 0: the likeliest tokens."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the random choices: equal seeds, equal choices.")
+    ] = None,
     latency: LatencyOption = Latency.INTERACTIVE,
     task: TaskOption = None,
     quality: QualityOption = "adequate",
@@ -73,7 +79,7 @@ def generation(
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have an answer written. Prints the job's id, or with --wait the answer."""
+    """Generate an answer to a prompt. Prints the job's id or, with --wait, the answer."""
     grounding = None
     if ground or source or own_source:
         grounding = Grounding(sources=source or (), own_sources=own_source, limit=passages)
@@ -88,10 +94,10 @@ def generation(
         grounding=grounding,
         model=model,
     )
-    how = Submission(
+    submission = Submission(
         owner, privacy, latency, task, quality, tier, idempotency_key, wait=wait, timeout=timeout
     )
-    submit(job, how, Output(as_json=as_json))
+    submit(job, submission, Output(as_json=as_json))
 
 
 def _read_schema(file: Path) -> Mapping[str, Any]:
@@ -100,7 +106,7 @@ def _read_schema(file: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise CommandError("usage", f"{file} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError):
-        raise CommandError("usage", f"{file} is no JSON document.") from None
+        raise CommandError("usage", f"{file} is not a JSON document.") from None
     if not isinstance(schema, dict):
-        raise CommandError("usage", f"{file} holds no JSON schema: it is not an object.")
+        raise CommandError("usage", f"{file} is not a JSON schema: it must hold an object.")
     return schema

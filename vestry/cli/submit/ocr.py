@@ -39,7 +39,7 @@ def ocr(
     file: Annotated[
         str,
         typer.Argument(
-            help="PNG, JPEG, TIFF, WebP or PDF, whatever it is called, up to 64 MiB; `-` is stdin.",
+            help="PNG, JPEG, TIFF, WebP or PDF, up to 64 MiB, under any name; `-` is standard input.",
             show_default=False,
         ),
     ],
@@ -49,27 +49,31 @@ def ocr(
         list[str] | None,
         typer.Option(
             "--language",
-            help="What it is written in, as Tesseract says it (eng, deu, …). Again for more; the "
-            "main one first. Default: what the workers are set up with.",
+            help="Language of the text by Tesseract's code (eng, deu, …). Repeatable, the main "
+            "language first. Default: the workers' setting.",
         ),
     ] = None,
     pages: Annotated[
-        str | None, typer.Option("--pages", help="Read only these: 3, or 3-7. Counted from 1.")
+        str | None,
+        typer.Option("--pages", help="Read only this page or range: 3, or 3-7. Counted from 1."),
     ] = None,
     dpi: Annotated[
         int | None,
         typer.Option(
-            "--dpi", help="Resolution of a scan, or at which pages without text are read."
+            "--dpi",
+            help="Resolution of an image that does not record it; for a PDF, the resolution at which "
+            "pages without text are rendered.",
         ),
     ] = None,
     word_boxes: Annotated[
-        bool, typer.Option("--word-boxes", help="Give each word with its box and confidence too.")
+        bool,
+        typer.Option("--word-boxes", help="Add each word's box and confidence to the result."),
     ] = False,
     keep_file: Annotated[
         bool,
         typer.Option(
             "--keep-file/--no-keep-file",
-            help="Keep a shareable file for a while after success; private ones are never kept.",
+            help="Keep a shareable file for a while after success; a private file is never kept.",
         ),
     ] = True,
     task: TaskOption = None,
@@ -80,34 +84,34 @@ def ocr(
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read an image or a PDF. Prints the job's id, or with --wait the text, page by page.
+    """Read an image or a PDF. Prints the job's id or, with --wait, the text.
 
-    A page that cannot be read is reported, and the others are kept; the job fails where none can.
+    A page that cannot be read is reported and the others are kept; the job fails if every page fails.
     """
     job = _job(
         file,
         languages=language or None,
-        pages=page_range(pages),
+        pages=parse_pages(pages),
         dpi=dpi,
         word_boxes=word_boxes,
         model=model,
         keep_file=keep_file,
     )
-    how = Submission(
+    submission = Submission(
         owner, privacy, latency, task, idempotency_key=idempotency_key, wait=wait, timeout=timeout
     )
-    submit(job, how, Output(as_json=as_json))
+    submit(job, submission, Output(as_json=as_json))
 
 
-def page_range(told: str | None) -> tuple[int, int] | None:
-    """`3` and `3-7` as the first and the last page.
+def parse_pages(value: str | None) -> tuple[int, int] | None:
+    """First and last page of `--pages`: `3` or `3-7`.
 
     Raises:
-        InvalidInput: it is neither.
+        InvalidInput: the value is neither a page nor a range.
     """
-    if told is None:
+    if value is None:
         return None
-    match = _RANGE.fullmatch(told.strip())
+    match = _RANGE.fullmatch(value.strip())
     if match is None:
         raise InvalidInput("pages", "must be a page or a range, such as 3 or 3-7")
     return int(match[1]), int(match[2] or match[1])
@@ -123,10 +127,10 @@ def _job(
     model: str | None,
     keep_file: bool,
 ) -> Ocr:
-    """The job; what is wrong with the file is told with the name that the person typed."""
+    """The job. An error of the file names it as the command line does."""
     try:
         return Ocr(
-            # One byte more than may be, so that what is too long is seen to be.
+            # One byte more than the limit, so that a larger file is refused and not cut.
             sys.stdin.buffer.read(FILE_LIMIT + 1) if file == STDIN else Path(file),
             languages=languages,
             pages=pages,

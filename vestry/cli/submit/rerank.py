@@ -1,4 +1,4 @@
-"""`vestry submit rerank`: passages in the order in which they answer a query."""
+"""`vestry submit rerank`: passages ranked by how well they answer a query."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ from vestry.lanes import Latency
 
 def rerank(
     *,
-    query: Annotated[str, typer.Option("--query", help="What is asked.")],
+    query: Annotated[str, typer.Option("--query", help="The query.")],
     privacy: PrivacyOption,
     owner: OwnerOption,
     passage: Annotated[
-        list[str] | None, typer.Option(help="What may answer it. Again for more.")
+        list[str] | None, typer.Option(help="A passage to rank. Repeatable.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="A file with a passage on each line, after those given.")
+        Path | None,
+        typer.Option(help="A file with one passage per line, numbered after those of --passage."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="Only so many of the best.")
+        int | None, typer.Option("--limit", "-n", min=1, help="Return only the best so many.")
     ] = None,
     latency: LatencyOption = Latency.INTERACTIVE,
     task: TaskOption = None,
@@ -54,22 +55,22 @@ def rerank(
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank passages by how well they answer. Prints the job's id, or with --wait the ranking."""
-    passages = [*(passage or ()), *([] if file is None else lines_of(file))]
+    """Rank passages by how well they answer. Prints the job's id or, with --wait, the ranking."""
+    passages = [*(passage or ()), *([] if file is None else read_passages(file))]
     if not passages:
         raise CommandError("usage", "There is nothing to rank: give --passage or --file.")
     job = Rerank(query, passages, limit=limit, model=model)
-    how = Submission(
+    submission = Submission(
         owner, privacy, latency, task, quality, tier, idempotency_key, wait=wait, timeout=timeout
     )
-    submit(job, how, Output(as_json=as_json))
+    submit(job, submission, Output(as_json=as_json))
 
 
-def lines_of(file: Path) -> list[str]:
+def read_passages(file: Path) -> list[str]:
     """A file's lines that are not blank.
 
     Raises:
-        CommandError: it cannot be read, or is no text.
+        CommandError: the file cannot be read, or is not UTF-8 text.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")

@@ -1,6 +1,6 @@
-"""One claim with 1,000, 100,000 and 1,000,000 jobs in line, and under a snapshot held open.
+"""Duration of a claim with 1,000, 100,000 and 1,000,000 queued jobs, and with a held snapshot.
 
-No workers run: the claims are made here, as a worker makes them, and committed to disk.
+No workers run: the benchmark claims as a worker does, and commits to disk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 
 from benchmarks.options import Options
-from benchmarks.report import Outcome, percentile
+from benchmarks.report import BenchmarkResult, percentile
 from models import claims, transitions
 from models.claims import PLANNER_OPTIONS, Lease, LeasePolicy, LowWaterMark
 from models.states import State
@@ -26,19 +26,20 @@ from workers.stack.server_dir import remove
 Connection = psycopg.Connection[Any]
 
 LANE = "private.bulk.gpu"
-TERMS = LeasePolicy(worker="benchmark", privacy="private", lease_s=600, max_run_s=3600)
+POLICY = LeasePolicy(worker="benchmark", privacy="private", lease_s=600, max_run_s=3600)
 SIZES = (1_000, 100_000, 1_000_000)
 BATCH = 64
 CLAIMS = 60
-UNDER_SNAPSHOT = 200_000
+SNAPSHOT_CLAIMS = 200_000
+"""Jobs claimed while a snapshot is held."""
 DRAIN_BATCH = 256
-FLAT = 2.0
-"""Times as long as with the shortest line, at most: the project's own aim."""
+MAX_RATIO = 2.0
+"""Aim: a claim takes at most so many times as long as with the shortest queue."""
 
 
-def run(options: Options) -> Outcome:
-    """Fill the line step by step and claim at each length."""
-    outcome = Outcome("Claiming, as the backlog grows")
+def run(options: Options) -> BenchmarkResult:
+    """Fill the queue step by step, and claim at each length."""
+    result = BenchmarkResult("Claiming, as the backlog grows")
     home = Path(tempfile.mkdtemp(prefix="vestry-bench-"))
     try:
         with (
@@ -48,63 +49,70 @@ def run(options: Options) -> Outcome:
                 stack.database_url("vestry_private"), options=PLANNER_OPTIONS, autocommit=True
             ) as worker,
         ):
-            _measure(outcome, options, stack, admin, worker)
+            _measure(result, options, stack, admin, worker)
     finally:
         remove(home)
-    return outcome
+    return result
 
 
 def _measure(
-    outcome: Outcome, options: Options, stack: DevStack, admin: Connection, worker: Connection
+    result: BenchmarkResult,
+    options: Options,
+    stack: DevStack,
+    admin: Connection,
+    worker: Connection,
 ) -> None:
     mark = LowWaterMark()
-    first: dict[str, float] = {}
+    baseline: dict[str, float] = {}
     for size in (options.scaled(size) for size in SIZES):
-        waiting = admin.execute(
-            "SELECT count(*) FROM vestry.jobs WHERE state = 'queued'"
-        ).fetchone()
-        assert waiting is not None
-        _fill(admin, size - waiting[0])
+        queued = admin.execute("SELECT count(*) FROM vestry.jobs WHERE state = 'queued'").fetchone()
+        assert queued is not None
+        _enqueue(admin, size - queued[0])
         admin.execute("VACUUM ANALYZE vestry.jobs")
-        _claims(outcome, f"{size:,} queued", (admin, worker), mark, first)
+        _time_claims(result, f"{size:,} queued", (admin, worker), mark, baseline)
     with psycopg.connect(stack.superuser_url) as holder:
         holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         holder.execute("SELECT count(*) FROM vestry.lanes")
-        claimed, begun = 0, time.perf_counter()
-        goal = min(options.scaled(UNDER_SNAPSHOT), options.scaled(SIZES[-1]) - 2 * CLAIMS * BATCH)
+        claimed, started = 0, time.perf_counter()
+        goal = min(options.scaled(SNAPSHOT_CLAIMS), options.scaled(SIZES[-1]) - 2 * CLAIMS * BATCH)
         while claimed < goal:
             claimed += len(_claim(worker, mark, DRAIN_BATCH).jobs)
-        rate = claimed / (time.perf_counter() - begun)
+        rate = claimed / (time.perf_counter() - started)
         name = f"{claimed:,} claimed while a snapshot is held"
-        outcome.add(name, rate, "claims/s", note=f"in batches of {DRAIN_BATCH}, finished as well")
-        _claims(outcome, "then, the snapshot still held", (admin, worker), mark, first)
+        result.add(name, rate, "claims/s", note=f"in batches of {DRAIN_BATCH}, and finished")
+        name = "then, the snapshot still held"
+        _time_claims(result, name, (admin, worker), mark, baseline)
 
 
-def _claims(
-    outcome: Outcome, name: str, connections: tuple[Connection, Connection], mark: LowWaterMark,
-    first: dict[str, float],
+def _time_claims(
+    result: BenchmarkResult, name: str, connections: tuple[Connection, Connection], mark: LowWaterMark,
+    baseline: dict[str, float],
 ) -> None:  # fmt: skip
-    """Time claims of a batch and claims of one hinted job, alternately; refill what they took."""
+    """Time claims of a batch and of one hinted job, alternately; replace the claimed jobs.
+
+    The first call's median is the baseline of the ratios.
+    """
     admin, worker = connections
     batches: list[float] = []
     hinted: list[float] = []
     for _ in range(CLAIMS):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         _claim(worker, mark, BATCH, finish=False)
-        batches.append((time.perf_counter() - begun) * 1000)
-        job = _some_job(admin)
-        begun = time.perf_counter()
+        batches.append((time.perf_counter() - started) * 1000)
+        job = _last_queued_job(admin)
+        started = time.perf_counter()
         _claim(worker, mark, 1, hint=job, finish=False)
-        hinted.append((time.perf_counter() - begun) * 1000)
-        _fill(admin, BATCH + 1)
-    for what, times in ((f"batch of {BATCH}", batches), ("one hinted job", hinted)):
-        outcome.rounds[f"{name}, {what}, ms"] = times
-        outcome.add(
-            f"{name}: {what}", median(times), "ms", note=f"p95 {percentile(times, 0.95):.1f} ms",
+        hinted.append((time.perf_counter() - started) * 1000)
+        _enqueue(admin, BATCH + 1)
+    for claim, times in ((f"batch of {BATCH}", batches), ("one hinted job", hinted)):
+        result.rounds[f"{name}, {claim}, ms"] = times
+        result.add(
+            f"{name}: {claim}", median(times), "ms", note=f"p95 {percentile(times, 0.95):.1f} ms",
         )  # fmt: skip
-    usual = first.setdefault("batch", median(batches))
-    if median(batches) != usual:
-        outcome.add("  times the shortest line's", median(batches) / usual, "x", at_most=FLAT)
+    shortest = baseline.setdefault("batch", median(batches))
+    if median(batches) != shortest:
+        ratio = median(batches) / shortest
+        result.add("  times the shortest queue's", ratio, "x", at_most=MAX_RATIO)
 
 
 def _claim(
@@ -118,10 +126,10 @@ def _claim(
     with worker.transaction():
         marks = {"embedding": mark}
         lease = claims.claim(
-            worker, TERMS, LANE, ["embedding"], hint=hint, limit=limit, marks=marks
+            worker, POLICY, LANE, ["embedding"], hint=hint, limit=limit, marks=marks
         )
     if lease is None:
-        raise RuntimeError("nothing was there to claim")
+        raise RuntimeError("there was no job to claim")
     if finish:
         with worker.transaction():
             held = transitions.lock_held(
@@ -134,19 +142,19 @@ def _claim(
     return lease
 
 
-def _some_job(admin: Connection) -> UUID:
+def _last_queued_job(admin: Connection) -> UUID:
     row = admin.execute(
         """SELECT id FROM vestry.jobs WHERE lane = %s AND state = 'queued'
            ORDER BY lane DESC, kind DESC, start_tag DESC, id DESC LIMIT 1""",
         [LANE],
     ).fetchone()
     assert row is not None
-    found: UUID = row[0]
-    return found
+    job: UUID = row[0]
+    return job
 
 
-def _fill(admin: Connection, count: int) -> None:
-    """Put jobs at the end of the line, those of a hundred owners taking turns."""
+def _enqueue(admin: Connection, count: int) -> None:
+    """Add jobs at the end of the queue, of a hundred owners in rotation."""
     admin.execute(
         """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, start_tag)
            SELECT uuidv7(), 'embedding', 'owner-' || n %% 100, 'private', 'bulk', 'gpu',
