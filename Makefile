@@ -54,7 +54,7 @@ down: $(READY) ## stop a stack that runs elsewhere on the same VESTRY_HOME
 test: check ## the checks, then every test
 	@failed=0; \
 	$(BIN)/pytest tests/faults || failed=1; \
-	$(BIN)/python -m pytest -p tests.side_by_side -n $(TESTS_AT_ONCE) --no-loadscope-reorder \
+	$(BIN)/python -m pytest -p tests.xdist_scheduler -n $(TESTS_AT_ONCE) --no-loadscope-reorder \
 	  --ignore=tests/faults || failed=1; \
 	exit $$failed
 

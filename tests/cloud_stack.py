@@ -10,7 +10,7 @@ from pathlib import Path
 from inference.catalogue.loader import SHIPPED
 from tests.echo_stack import INFERENCE, SETTINGS
 from tests.faultserver import FaultServer
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from workers.stack.background import BackgroundStack, start_background
 
 KEY = "sesame-of-the-cloud"

@@ -13,9 +13,9 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from tests import residue
-from tests.homes import temporary_home
+from tests import leak_check
 from tests.llama import Llama, llama_server
+from tests.temp_stack_dir import temporary_home
 from workers.settings import key_prefix
 from workers.stack.dev_stack import DevStack
 from workers.stack.valkey import PRIVACIES
@@ -38,11 +38,11 @@ def nothing_is_left() -> Iterator[None]:
         patch.setenv("VESTRY_OLLAMA", "off")
         patch.setenv("VESTRY_LLAMA", "off")
         yield
-        processes = residue.processes(root)
+        processes = leak_check.processes(root)
         told = [f"{process.pid} {process.name()}" for process in processes]
         for process in processes:
             process.kill()
-        places = residue.places(root)
+        places = leak_check.places(root)
         for path in (*places, root):
             shutil.rmtree(path, ignore_errors=True)
     assert (told, places) == ([], []), "the tests left processes, or servers' data"

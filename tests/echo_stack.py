@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from vestry.jobs.base import Prepared
 from vestry.lanes import Pool
 from workers.stack.background import BackgroundStack, start_background

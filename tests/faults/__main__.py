@@ -20,12 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.faults import disk, forks, namespaces, presets, real
-from tests.faults.presets import Preset
+from tests.faults import disk, forks, namespaces, real, scales
+from tests.faults.aggregate import merged, told
 from tests.faults.report import Report
+from tests.faults.scales import Preset
 from tests.faults.servers import LabStack
-from tests.faults.summing import merged, told
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from workers.home import CHECKOUT
 
 AT_ONCE: Final = 2
@@ -75,7 +75,7 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.only is not None:
-        preset = presets.FAULTS if options.soak is None else presets.soak(options.soak)
+        preset = scales.FAULTS if options.soak is None else scales.soak(options.soak)
         report = _one(options.only, options.seed, preset).document()
         print(json.dumps(report, default=str))
         return 1 if report["violations"] else 0

@@ -12,8 +12,8 @@ from typing import Any, Final
 import psycopg
 
 from tests.faults import contents
-from tests.faults.sorts import ALL
-from tests.faults.watch import Watch
+from tests.faults.job_mix import ALL
+from tests.faults.ledger_checker import Watch
 
 WATCHDOG_S: Final = 2.5
 """A worker that was frozen for longer may be ended by its own watchdog before it can say anything."""

@@ -28,7 +28,7 @@ from models import documents, transitions
 from tests.faults import points
 from tests.faults.forks import BUG, Laboratory, Scale
 from tests.faults.servers import LabStack
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from workers import dispatcher
 from workers.home import CHECKOUT
 

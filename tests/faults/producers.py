@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import psycopg
 
-from tests.faults import flows, sorts
+from tests.faults import flows, job_mix
+from tests.faults.job_mix import GOOD, OVERTAKEN, Sort
 from tests.faults.ledger import History
-from tests.faults.sorts import GOOD, OVERTAKEN, Sort
 from vestry import Document, Embedding, Reason, Vestry
 from vestry.errors import DatabaseError, Unavailable, VestryError
 
@@ -95,7 +95,7 @@ class Producer:
                     sum(self.order.certain.values()) - len(waiting) + 1
                 )
                 if due:
-                    jobs += self._enqueue(sorts.ALL[waiting[-1]])
+                    jobs += self._enqueue(job_mix.ALL[waiting[-1]])
                     waiting.pop()
                 else:
                     jobs += self._transaction()
@@ -133,8 +133,8 @@ class Producer:
             if choice < share:
                 return step()
             choice -= share
-        others = sorts.KINDS if self.order.kinds else ()
-        made = (sorts.INNOCENT, sorts.SLOW, *sorts.FAULTY, *others)
+        others = job_mix.KINDS if self.order.kinds else ()
+        made = (job_mix.INNOCENT, job_mix.SLOW, *job_mix.FAULTY, *others)
         return self._enqueue(self.rng.choices(made, [sort.weight for sort in made])[0])
 
     # -- a connection that may be gone -------------------------------------------------------------
@@ -179,17 +179,17 @@ class Producer:
     def _enqueue(self, sort: Sort) -> int:
         """Some jobs of one sort, or one that is none of the harmless among some of those."""
         rng = self.rng
-        if sort is sorts.INNOCENT:
+        if sort is job_mix.INNOCENT:
             chosen = [sort] * rng.randint(1, 60)
-        elif sort is sorts.SLOW:
+        elif sort is job_mix.SLOW:
             chosen = [sort] * rng.randint(1, 3)
-        elif sort in sorts.KINDS:
+        elif sort in job_mix.KINDS:
             chosen = [sort] * rng.randint(1, 6)
         else:
-            chosen = [sorts.INNOCENT] * rng.randint(0, sort.innocents)
+            chosen = [job_mix.INNOCENT] * rng.randint(0, sort.innocents)
             chosen.insert(rng.randint(0, len(chosen)), sort)
         requests = [each.make(place) for place, each in enumerate(chosen)]
-        back = sort is sorts.INNOCENT and rng.random() < 0.1
+        back = sort is job_mix.INNOCENT and rng.random() < 0.1
         options = self._whose() | {"latency": rng.choice(("bulk", "bulk", "interactive"))}
         with self._promise(back=back) as made:
             refs = self.vestry.enqueue_many(self.conn, requests, **options)
@@ -286,7 +286,7 @@ class Producer:
                 {
                     "jobs": [str(job) for job in flow.jobs],
                     "sort": "flow",
-                    "ends": sorts.STOPPED if stops else GOOD,
+                    "ends": job_mix.STOPPED if stops else GOOD,
                 }
             )
         if stops:
@@ -301,7 +301,7 @@ class Producer:
         with self._promise() as made:
             refs = self.vestry.enqueue_many(
                 self.conn,
-                [sorts.INNOCENT.make(n) for n in range(rng.randint(5, 30))],
+                [job_mix.INNOCENT.make(n) for n in range(rng.randint(5, 30))],
                 latency=rng.choice(("bulk", "interactive")),
                 **self._whose(),
             )
@@ -309,7 +309,7 @@ class Producer:
                 {
                     "jobs": [str(ref.id) for ref in refs],
                     "sort": "stopped",
-                    "ends": sorts.STOPPED,
+                    "ends": job_mix.STOPPED,
                 }
             )
         time.sleep(rng.random() * 0.15)
@@ -323,14 +323,14 @@ class Producer:
         jobs = [job.status for job in found if job.reason in HARMLESS]
         for job in jobs:
             first, again = self.vestry.replay(job), self.vestry.replay(job)
-            self.history.write("committed", jobs=[str(first.id)], sort="replay", ends=sorts.DEAD)
+            self.history.write("committed", jobs=[str(first.id)], sort="replay", ends=job_mix.DEAD)
             if again.created or again.id != first.id:
                 self.history.write("violation", told="a job was replayed twice")
         return len(jobs)
 
     def _bad(self) -> int:
         """Bad input is refused before it is a job, and the transaction goes on."""
-        for make in self.rng.choices(sorts.BAD_ENQUEUES, k=BAD_AT_ONCE):
+        for make in self.rng.choices(job_mix.BAD_ENQUEUES, k=BAD_AT_ONCE):
             with self.conn.transaction():
                 try:
                     self.vestry.enqueue(self.conn, make(), owner="ann", privacy="private")

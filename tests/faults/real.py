@@ -21,13 +21,13 @@ import psycopg
 from tests.faults import strikes
 from tests.faults.checker import check
 from tests.faults.growth import Growth
+from tests.faults.job_mix import PAGE
 from tests.faults.lab_up import LabUp
 from tests.faults.ledger import History, install
 from tests.faults.producers import OWNERS, PRIVACIES, Order, Producer
 from tests.faults.proxy import Proxy
 from tests.faults.report import Report
 from tests.faults.servers import DELICATE
-from tests.faults.sorts import PAGE
 from tests.faults.strikes import Lasting, Site
 from vestry import Embedding, Ocr, Vestry
 

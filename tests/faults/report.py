@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.faults.aggregate import LOST, promised_s
 from tests.faults.checker import Verdict
-from tests.faults.sorts import ALL
-from tests.faults.summing import LOST, promised_s
+from tests.faults.job_mix import ALL
 
 SHOWN = 5
 """Examples of a violation."""

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.faults.sorts import KINDS
-from tests.faults.summing import LOST, late
+from tests.faults.aggregate import LOST, late
+from tests.faults.job_mix import KINDS
 from workers.home import CHECKOUT
 
 LONGEST_S: Final = 560.0

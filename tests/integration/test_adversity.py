@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from tests.echo_stack import SETTINGS, eventually
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from vestry import Document, Embedding, JobFailed, KeyRing, Vestry
 from vestry.jobs.results import JobRef
 from workers.stack.background import BackgroundStack, start_background

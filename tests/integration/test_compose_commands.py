@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from models.bootstrap import ROLES
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from vestry import Embedding, Vestry
 from workers.home import Home, write_private
 from workers.stack import compose_secrets

@@ -19,8 +19,8 @@ import redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from models.bootstrap import ROLES
-from tests.homes import temporary_home
-from tests.told import told_to
+from tests.process_env import told_to
+from tests.temp_stack_dir import temporary_home
 from vestry.crypto.keyring import KeyRing
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.settings import key_prefix

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from workers.home import CHECKOUT
 
 

@@ -19,7 +19,7 @@ import pytest
 import redis
 
 from tests.echo_stack import BULK_S, FLOWERS, INFERENCE, SETTINGS, eventually
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from vestry import Document, Embedding, IndexResult, Vestry
 from vestry.jobs.results import JobRef
 from vestry.lanes import Latency, Privacy

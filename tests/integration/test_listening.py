@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tests.echo_stack import SETTINGS, eventually
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from vestry import Embedding, Vestry
 from vestry.jobs.results import JobRef
 from workers.home import Home

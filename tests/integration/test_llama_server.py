@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from tests.echo_stack import eventually
-from tests.homes import temporary_home
 from tests.llama import Llama, llama_server
+from tests.temp_stack_dir import temporary_home
 from workers.home import CHECKOUT, Home
 from workers.llama_server import NoModelError, model_file
 from workers.stack.background import start_background

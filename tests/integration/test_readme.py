@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from workers.stack.background import BackgroundStack, start_background
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import psutil
 import psycopg
 import pytest
 
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from vestry.cli.output import Output
 from workers.stack import commands as up
 from workers.stack import server_dir

@@ -21,8 +21,8 @@ import psutil
 import psycopg
 import pytest
 
-from tests.homes import temporary_home
-from tests.told import told_to
+from tests.process_env import told_to
+from tests.temp_stack_dir import temporary_home
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.settings import Settings
 from workers.stack.background import BackgroundStack, running_in, start_background, sweep

@@ -12,13 +12,13 @@ import pytest
 from inference.catalogue.loader import SHIPPED
 from tests.echo_stack import SETTINGS
 from tests.faultserver import FaultServer
-from tests.homes import temporary_home
 from tests.privacy import kinds
 from tests.privacy.needles import Marker
 from tests.privacy.observed_up import start_observed
 from tests.privacy.places import Stack
 from tests.privacy.scenario import Scenario
 from tests.privacy.watch import Watch
+from tests.temp_stack_dir import temporary_home
 from vestry import Vestry
 from workers.home import Home, write_private
 from workers.stack.background import BackgroundStack

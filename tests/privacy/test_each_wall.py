@@ -9,9 +9,9 @@ from contextlib import suppress
 
 import pytest
 
-from tests.homes import temporary_home
 from tests.privacy.lab import EXPECTED, WAYS, Lab, Wall, laboratory, may_make_networks
 from tests.privacy.needles import Marker
+from tests.temp_stack_dir import temporary_home
 
 pytestmark = [
     pytest.mark.slow,

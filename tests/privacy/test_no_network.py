@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.homes import temporary_home
 from tests.privacy.lab import may_make_networks
+from tests.temp_stack_dir import temporary_home
 
 ROOT = Path(__file__).resolve().parents[2]
 

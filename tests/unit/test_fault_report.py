@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.faults.aggregate import merged
 from tests.faults.checker import Verdict
 from tests.faults.report import Report
-from tests.faults.summing import merged
 
 KILLED = "a worker is killed"
 

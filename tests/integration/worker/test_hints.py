@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests.echo_stack import eventually
-from tests.one_job import looping, submit
+from tests.job_helpers import looping, submit
 from tests.worker_runtime import LANE
 from vestry import Vestry
 from workers import dispatcher

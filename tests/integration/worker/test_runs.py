@@ -22,7 +22,7 @@ from tasks.protocol import (
     Succeeded,
 )
 from tests.echo_stack import eventually
-from tests.one_job import VECTORS, at_once, submit, text_of, told
+from tests.job_helpers import VECTORS, at_once, submit, text_of, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
 from workers.execution.finish import finish

@@ -20,7 +20,7 @@ from tasks.protocol import (
     Outcome,
 )
 from tests.echo_stack import eventually
-from tests.one_job import VECTORS, at_once, submit, text_of, told
+from tests.job_helpers import VECTORS, at_once, submit, text_of, told
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers.stack.dev_stack import DevStack

@@ -1,6 +1,6 @@
 """How `make test` shares out tests: those that share a stack go together, the longest begin first.
 
-Loaded by name (`-p tests.side_by_side`), so that `pytest` alone runs one test after the other.
+Loaded by name (`-p tests.xdist_scheduler`), so that `pytest` alone runs one test after the other.
 """
 
 from __future__ import annotations

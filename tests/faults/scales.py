@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.faults import forks, namespaces, real
+from tests.faults.job_mix import FAULTY, KINDS
 from tests.faults.real import OTHERS
-from tests.faults.sorts import FAULTY, KINDS
 
 
 @dataclass(frozen=True, slots=True)
