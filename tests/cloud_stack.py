@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inference.catalogue.loader import SHIPPED
-from tests.echo_stack import INFERENCE, SETTINGS
+from tests.cluster_template import migrated_home
 from tests.faultserver import FaultServer
+from tests.stacks import ECHO_SETTINGS, INFERENCE, start_stack
 from tests.temp_stack_dir import temporary_home
-from workers.stack.background import BackgroundStack, start_background
+from workers.stack.background import BackgroundStack
 
 KEY = "sesame-of-the-cloud"
 WORKERS = (*INFERENCE, "shareable-cloud")
@@ -45,14 +46,14 @@ def cloud_stack(
     cloud: FaultServer, only: Sequence[str] = WORKERS, *, requests_per_minute: int = 100_000
 ) -> Iterator[BackgroundStack]:
     """Both clouds at one server; at home the echo backend, a fake that answers at once."""
-    with temporary_home() as home, temporary_home("vestry-keys-") as keys:
+    with migrated_home() as home, temporary_home("vestry-keys-") as keys:
         file = key_file(keys)
         settings = {
-            **SETTINGS,
+            **ECHO_SETTINGS,
             **QUICK,
             "VESTRY_CATALOGUE": str(catalogue_file(keys, requests_per_minute)),
             "VESTRY_BACKENDS": f"openai={cloud.url}/v1 anthropic={cloud.url}",
             "VESTRY_BACKEND_KEYS": f"openai={file} anthropic={file}",
         }
-        with start_background(home, settings, flower=False, only=only) as running:
+        with start_stack(home, settings, only) as running:
             yield running

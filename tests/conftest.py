@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import psycopg
@@ -13,39 +13,76 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from tests import leak_check
+from tests import leak_check, run_dir
+from tests.cluster_template import migrated_home
 from tests.llama import Llama, llama_server
-from tests.temp_stack_dir import temporary_home
+from tests.quick_stack import quick_servers
+from tests.stacks import POOL, declared_stack
 from workers.settings import key_prefix
 from workers.stack.dev_stack import DevStack
+from workers.stack.server_dir import remove
 from workers.stack.valkey import PRIVACIES
 
 # No property is about time, and on a busy machine any example may stand still for a while.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
+MADE = pytest.StashKey[Path]()
+"""The run's directory, in the process that made it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The first process of a run makes the directory that all of them share."""
+    if run_dir.run_dir() is None:
+        config.stash[MADE] = run_dir.make()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (made := config.stash.get(MADE, None)) is not None:
+        remove(made / run_dir.TEMPLATE)
+        shutil.rmtree(made, ignore_errors=True)
+        del os.environ[run_dir.VARIABLE]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if MADE in config.stash:
+        for kind, times in run_dir.start_times().items():
+            terminalreporter.write_line(f"{sum(times):7.1f} s for {len(times):3} starts: {kind}")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    """Stop a declared stack after the last of its tests, once their fixtures are finished."""
+    yield
+    if nextitem is None or declared_stack(nextitem) != declared_stack(item):
+        POOL.close()
+
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Everything lies below one directory during the run; nothing of it is there afterwards."""
-    root = Path(tempfile.mkdtemp(prefix="vestry-tests-")).resolve()
+def no_leaks() -> Iterator[None]:
+    """Processes and data of this process's tests lie below one directory, and are gone at the end."""
+    root = Path(tempfile.mkdtemp(prefix="process-", dir=run_dir.run_dir())).resolve()
     if os.geteuid() == 0:
         root.chmod(0o711)  # the servers' account passes through
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(root))
         patch.setattr(tempfile, "tempdir", str(root))
-        # Stacks of tests use what the tests give them, and nothing they might find on this machine.
+        # Stacks of tests use the models that the tests give them, and none found on this machine.
         patch.setenv("VESTRY_OLLAMA", "off")
         patch.setenv("VESTRY_LLAMA", "off")
         yield
         processes = leak_check.processes(root)
-        told = [f"{process.pid} {process.name()}" for process in processes]
+        described = [f"{process.pid} {process.name()}" for process in processes]
         for process in processes:
             process.kill()
         places = leak_check.places(root)
         for path in (*places, root):
             shutil.rmtree(path, ignore_errors=True)
-    assert (told, places) == ([], []), "the tests left processes, or servers' data"
+    assert (described, places) == ([], []), "the tests left processes, or servers' data"
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +92,7 @@ def stack() -> Iterator[DevStack]:
     `stack.database_url(role)`, `stack.superuser_url`, `stack.broker_url(user)`, `stack.home`,
     `stack.keyring`.
     """
-    with temporary_home() as home, DevStack(home) as running:
+    with migrated_home() as home, quick_servers(home) as running:
         yield running
 
 

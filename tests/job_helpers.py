@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 from uuid import UUID
 
 import psycopg
@@ -17,6 +18,8 @@ from tasks.protocol import (
     Succeeded,
 )
 from vestry import Embedding, Vestry
+from vestry.jobs.base import Prepared
+from vestry.lanes import Pool
 from workers.stack.dev_stack import DevStack
 
 VECTORS = Succeeded({"vectors": [[1.0]], "space": "s"})
@@ -51,3 +54,18 @@ def looping(stack: DevStack, loop: Callable[[psycopg.Connection[Any]], None], st
         finally:
             stop.set()
             thread.join(10)
+
+
+@dataclass(frozen=True, slots=True)
+class RawPayload:
+    """A job with a payload that the library would never write."""
+
+    payload: bytes
+    kind: ClassVar[str] = "embedding"
+
+    def prepare(self, digest: Any, payload_limit: int = 0) -> Prepared:
+        del digest, payload_limit
+        return Prepared(
+            kind=self.kind, pool=Pool.GPU, model=None, payload=self.payload, units=1,
+            keep_payload=True,
+        )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tasks.protocol import Handler, NoPassageSearch
-from tests.echo_stack import eventually
+from tests.waiting import eventually
 from workers.app import make_app
 from workers.celery_integration.worker_lifecycle import WorkerLifecycle
 from workers.execution import components

@@ -1,56 +1,106 @@
-"""How `make test` shares out tests: those that share a stack go together, the longest begin first.
+"""The order of the tests: random by a seed, and shared out so that a declared stack is started once.
 
-Loaded by name (`-p tests.xdist_scheduler`), so that `pytest` alone runs one test after the other.
+Groups of tests stay together: the modules that declare one stack (`tests/stacks.py`), and each other
+module by itself. With `--dist loadgroup --no-loadscope-reorder` xdist gives a group to one process.
+Groups that take long come first, so that short ones fill the end; within that the order of groups,
+modules and tests is random.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadGroupScheduling
 
-CANARY: Final = "canary"
-ECHO: Final = "echo"
-SHARING: Final = {
-    **dict.fromkeys(
-        ("test_canary", "test_adversary", "test_monitoring", "test_keys_in_use"), CANARY
-    ),
-    **dict.fromkeys(
-        ("test_bad_commands", "test_bad_input", "test_cli", "test_flower", "test_flows",
-         "test_grounding", "test_kills", "test_workers"), ECHO
-    ),
-}  # fmt: skip
-"""Files whose tests look at one stack, to the scope that they are of; other files are one each."""
-FIRST: Final = (
-    "test_first_run", CANARY, "test_rate_limit", "test_up", ECHO, "test_search",
-    "test_devstack", "test_adversity", "test_no_network",
-)  # fmt: skip
-LAST: Final = "unit"
-"""The folder of what takes no time: it fills what is left."""
+from tests.stacks import declared_stack
+
+SEED: Final = pytest.StashKey[int]()
+UNIT: Final = "unit"
+"""The folder of tests that take no time."""
 
 
-class Scopes(LoadScopeScheduling):
-    """A file, or the files that share a stack, to one process."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--order-seed", type=int, help="Repeat the order of an earlier run; it printed its seed."
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = config.getoption("order_seed")
+    drawn = random.randrange(10**6) if given is None else given  # noqa: S311 - an order
+    config.stash[SEED] = getattr(config, "workerinput", {}).get("order_seed", drawn)
+
+
+class ScopeScheduling(LoadGroupScheduling):
+    """A declared group, or else a module, to one process."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = PurePosixPath(nodeid.partition("::")[0])
-        return SHARING.get(path.stem, str(path))
+        # xdist appends `@group` to the ids of tests in a declared group.
+        group: str = super()._split_scope(nodeid)
+        return nodeid.partition("::")[0] if group == nodeid else group
 
 
-@pytest.hookimpl
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scopes:
-    """In place of xdist's own."""
-    return Scopes(config, log)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ScopeScheduling:
+    return ScopeScheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first."""
-    places = {scope: place for place, scope in enumerate(FIRST)}
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give the seed to a process of xdist's: all must collect in one order."""
+    node.workerinput["order_seed"] = node.config.stash[SEED]
 
-    def place(item: pytest.Item) -> int:
-        scope = SHARING.get(item.path.stem, item.path.stem)
-        return places.get(scope, len(FIRST) + (LAST in item.path.parts))
 
-    items.sort(key=place)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    terminalreporter.write_line(f"order of the tests: --order-seed={config.stash[SEED]}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle, and name each test's group to xdist."""
+    groups: dict[str, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        module = item.nodeid.partition("::")[0]
+        declared = declared_stack(item)
+        groups[module if declared is None else declared.name][module].append(item)
+        if declared is not None:
+            item.add_marker(pytest.mark.xdist_group(declared.name))
+    rng = random.Random(config.stash[SEED])  # noqa: S311 - an order
+    for modules in groups.values():
+        for tests in modules.values():
+            rng.shuffle(tests)
+    order = sorted(_shuffled(rng, groups), key=lambda name: _band(groups[name]))
+    items[:] = [
+        test
+        for name in order
+        for module in _shuffled(rng, groups[name])
+        for test in groups[name][module]
+    ]
+
+
+def _shuffled(rng: random.Random, names: Iterable[str]) -> list[str]:
+    drawn = sorted(names)
+    rng.shuffle(drawn)
+    return drawn
+
+
+def _band(modules: dict[str, list[pytest.Item]]) -> int:
+    """0 for groups with a stack or a slow test, 2 for unit tests."""
+    tests = list(_tests(modules))
+    if any(
+        "up" in getattr(test, "fixturenames", ()) or test.get_closest_marker("slow")
+        for test in tests
+    ):
+        return 0
+    return 2 if all(UNIT in test.path.parts for test in tests) else 1
+
+
+def _tests(modules: dict[str, list[pytest.Item]]) -> Iterator[pytest.Item]:
+    for tests in modules.values():
+        yield from tests

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tests.echo_stack import Handmade
+from tests.job_helpers import RawPayload
 from tests.page_files import pdf, text_page
 from vestry import Classification, Document, Embedding, Generation, Ocr, Rerank
 from vestry.jobs.base import JobRequest
@@ -73,7 +73,7 @@ FAULTY: Final = (
     Sort("spoils its vector", _texts("echo!nan in it"), DEAD, ("bad_vector",), 10, 6),
     Sort("is too long", _texts("word " * 900), DEAD, ("too_long",), 10, 6),
     Sort("is refused", _texts("echo!refused by it"), DEAD, ("backend_refused",), 10, 6),
-    Sort("makes no sense", lambda _: Handmade(b'{"texts": 1}'), DEAD, ("bad_payload",), 10, 6),
+    Sort("makes no sense", lambda _: RawPayload(b'{"texts": 1}'), DEAD, ("bad_payload",), 10, 6),
 )
 """Jobs that fail by themselves."""
 PAGE: Final = pdf(text_page("A quiet day at the office."))

@@ -19,6 +19,7 @@ import redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from models.bootstrap import ROLES
+from tests.cluster_template import migrated_home
 from tests.process_env import told_to
 from tests.temp_stack_dir import temporary_home
 from vestry.crypto.keyring import KeyRing
@@ -32,10 +33,17 @@ from workers.stack.valkey import PRIVACIES
 @pytest.fixture
 def home() -> Iterator[Path]:
     # A name that a configuration file must quote.
-    with temporary_home(prefix="vestry tést-") as path:
+    with migrated_home(prefix="vestry tést-") as path:
         path.chmod(0o755)
         yield path
         end_processes_of(path)
+
+
+@pytest.fixture
+def fresh_home() -> Iterator[Path]:
+    """A home in which no database was made."""
+    with temporary_home() as path:
+        yield path
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
@@ -92,9 +100,9 @@ def test_everything_is_there_and_every_role_can_log_in(stack: DevStack) -> None:
 
 
 def test_second_start_changes_nothing_and_migrates_nothing(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    fresh_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with DevStack(home) as stack:
+    with DevStack(fresh_home) as stack:
         remember(stack, "first")
         ports = (stack.postgres.port, stack.valkey.port)
         keyring = stack.keyring.read_bytes()
@@ -104,7 +112,7 @@ def test_second_start_changes_nothing_and_migrates_nothing(
 
     monkeypatch.setattr("models.bootstrap.bootstrap", called)
     monkeypatch.setattr("models.bootstrap.migrate", called)
-    with DevStack(home) as stack:
+    with DevStack(fresh_home) as stack:
         assert remembered(stack) == ["first"]
         assert (stack.postgres.port, stack.valkey.port) == ports
         assert stack.keyring.read_bytes() == keyring
@@ -207,8 +215,8 @@ def test_another_port_is_chosen_where_somebody_took_it(home: Path) -> None:
             assert psycopg.connect(stack.superuser_url).execute("SELECT 1").fetchone() == (1,)
 
 
-def test_two_homes_run_side_by_side(home: Path, stack: DevStack) -> None:
-    with DevStack(home) as other:
+def test_two_homes_run_side_by_side(fresh_home: Path, stack: DevStack) -> None:
+    with DevStack(fresh_home) as other:
         ports = {stack.postgres.port, stack.valkey.port, other.postgres.port, other.valkey.port}
         assert len(ports) == 4
         remember(other, "other")

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from models import claims
 from models.claims import LeasePolicy
-from tests.echo_stack import eventually
+from tests.waiting import eventually
 from vestry import Embedding, Vestry
 from vestry.lanes import LANES
 from workers import dispatcher

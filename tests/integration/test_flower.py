@@ -10,20 +10,18 @@ from typing import Any
 
 import pytest
 
-from tests.echo_stack import eventually
 from tests.flower_client import FlowerClient
+from tests.stacks import ECHO_WITH_FLOWER
+from tests.waiting import eventually
 from vestry import Document, Embedding, Vestry
 from vestry.jobs.results import JobRef
 from workers.stack.background import BackgroundStack
 
+pytestmark = pytest.mark.stack(ECHO_WITH_FLOWER)
+
 PRIVACIES = ("private", "shareable")
 WORD = "quinquereme"
 """In every text of these jobs; Flower must not know it."""
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 @pytest.fixture(params=PRIVACIES)

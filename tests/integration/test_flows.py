@@ -7,7 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import eventually
+from tests.stacks import ECHO
+from tests.waiting import eventually
 from vestry import (
     UPSTREAM,
     Document,
@@ -20,14 +21,10 @@ from vestry import (
     Vestry,
 )
 from vestry.errors import JobCancelled
-from workers.stack.background import BackgroundStack
+
+pytestmark = pytest.mark.stack(ECHO)
 
 TEXT = "the tide went out before anybody woke"
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 def indexing(name: str) -> Embedding:

@@ -18,8 +18,9 @@ import psycopg
 import pytest
 import redis
 
-from tests.echo_stack import BULK_S, FLOWERS, INFERENCE, SETTINGS, eventually
+from tests.stacks import ECHO_SETTINGS, ECHO_WITH_FLOWER, FLOWERS, INFERENCE
 from tests.temp_stack_dir import temporary_home
+from tests.waiting import BULK_S, eventually
 from vestry import Document, Embedding, IndexResult, Vestry
 from vestry.jobs.results import JobRef
 from vestry.lanes import Latency, Privacy
@@ -28,6 +29,8 @@ from workers.stack.background import BackgroundStack
 from workers.stack.postgres import SUPERUSER, PostgresServer
 from workers.stack.processes import EmbeddedStack, StackOptions
 from workers.stack.valkey import ValkeyServer
+
+pytestmark = pytest.mark.stack(ECHO_WITH_FLOWER)
 
 KEEPER = "keeper"
 JOBS, PER_JOB = 20, 4
@@ -41,17 +44,12 @@ def children() -> list[str]:
         return [
             spec.name
             for spec in EmbeddedStack(
-                home, StackOptions(SETTINGS, only=(*INFERENCE, *FLOWERS))
+                home, StackOptions(ECHO_SETTINGS, only=(*INFERENCE, *FLOWERS))
             ).specs()
         ]
 
 
 CHILDREN = children()
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 def pids(up: BackgroundStack) -> dict[str, int | None]:

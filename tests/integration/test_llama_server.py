@@ -18,12 +18,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.echo_stack import eventually
+from tests.cluster_template import migrated_home
 from tests.llama import Llama, llama_server
-from tests.temp_stack_dir import temporary_home
+from tests.stacks import start_stack
+from tests.waiting import eventually
 from workers.home import CHECKOUT, Home
 from workers.llama_server import NoModelError, model_file
-from workers.stack.background import start_background
 from workers.stack.process import base_environment
 from workers.stack.supervisor import http_ready
 
@@ -172,8 +172,8 @@ def test_the_stack_runs_it_without_logins_and_keys_go_where_they_belong(tmp_path
         "VESTRY_BACKEND_KEYS": f"openai={key}",
     }
     with (
-        temporary_home() as home,
-        start_background(home, settings, flower=False, only=STACK) as running,
+        migrated_home() as home,
+        start_stack(home, settings, STACK) as running,
     ):
         processes = {p["name"]: psutil.Process(p["pid"]) for p in running.state()["processes"]}
         told = {name: processes[name].environ() for name in STACK}

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from tests.cloud_stack import KEY, catalogue_file, key_file
-from tests.echo_stack import eventually
 from tests.faultserver import FaultServer
+from tests.waiting import eventually
 from vestry import Generation, Vestry
 from workers.home import CHECKOUT
 from workers.stack.dev_stack import DevStack

@@ -6,23 +6,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.temp_stack_dir import temporary_home
-from workers.stack.background import BackgroundStack, start_background
+from tests.stacks import ECHO
+from workers.stack.background import BackgroundStack
+
+pytestmark = pytest.mark.stack(ECHO)
 
 ROOT = Path(__file__).resolve().parents[2]
 AFTER_ENQUEUE = '            privacy="private",\n        )\n'
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[BackgroundStack]:
-    settings = {"VESTRY_EMBEDDING_BACKEND": "echo"}
-    with temporary_home() as home, start_background(home, settings, flower=False) as stack:
-        yield stack
 
 
 def example() -> str:
@@ -31,30 +25,30 @@ def example() -> str:
     return str(blocks[0])
 
 
-def pasted(code: str, running: BackgroundStack, folder: Path) -> subprocess.CompletedProcess[str]:
+def pasted(code: str, up: BackgroundStack, folder: Path) -> subprocess.CompletedProcess[str]:
     file = folder / "example.py"
     file.write_text(code, encoding="utf-8")
     hidden = {"VESTRY_DATABASE_URL", "VESTRY_KEYRING_FILE"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.run(
         [sys.executable, str(file)],
-        cwd=folder, env={**environment, "VESTRY_HOME": str(running.home)},
+        cwd=folder, env={**environment, "VESTRY_HOME": str(up.home)},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 
-def test_it_works_when_pasted(running: BackgroundStack, tmp_path: Path) -> None:
-    done = pasted(example(), running, tmp_path)
+def test_it_works_when_pasted(up: BackgroundStack, tmp_path: Path) -> None:
+    done = pasted(example(), up, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "documents=1" in done.stdout
     assert re.search(r"^-?\d\.\d{3}  1660-01-18  Up early", done.stdout, re.MULTILINE)
 
 
-def test_on_rollback_no_job_exists(running: BackgroundStack, tmp_path: Path) -> None:
+def test_on_rollback_no_job_exists(up: BackgroundStack, tmp_path: Path) -> None:
     code = example()
     assert code.count(AFTER_ENQUEUE) == 1
     undone = code.replace(AFTER_ENQUEUE, f"{AFTER_ENQUEUE}        raise psycopg.Rollback\n")
-    done = pasted(undone, running, tmp_path)
+    done = pasted(undone, up, tmp_path)
     assert done.returncode != 0
     assert "vestry.errors.UnknownJob" in done.stderr
 

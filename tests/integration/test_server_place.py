@@ -12,6 +12,7 @@ import psutil
 import psycopg
 import pytest
 
+from tests.cluster_template import copy_cluster, migrated_home
 from tests.temp_stack_dir import temporary_home
 from vestry.cli.output import Output
 from workers.stack import commands as up
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
 def closed() -> Iterator[Path]:
     """A directory that root alone can enter; what homes in it keep elsewhere goes with them."""
     with temporary_home() as path:
+        copy_cluster(path / "stack")
         yield path
         for home in path.iterdir():
             remove(home)
@@ -99,6 +101,6 @@ def test_a_home_removed_by_hand_is_begun_anew_and_its_data_is_told_of(
 def test_programs_out_of_reach_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     # As in a virtual environment below a 0700 directory: nothing runs from where it lies.
     monkeypatch.setattr(ServerDir, "_runs", lambda *_: False)
-    with temporary_home() as home, DevStack(home) as stack:
+    with migrated_home() as home, DevStack(home) as stack:
         names = {psutil.Process(process.pid).exe() for process, _ in stack._running}
         assert all(name.startswith(str(stack.home / "programs")) for name in names)

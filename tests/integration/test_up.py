@@ -21,8 +21,8 @@ import psutil
 import psycopg
 import pytest
 
+from tests.cluster_template import migrated_home
 from tests.process_env import told_to
-from tests.temp_stack_dir import temporary_home
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.settings import Settings
 from workers.stack.background import BackgroundStack, running_in, start_background, sweep
@@ -37,7 +37,7 @@ CONTROL = ("dispatcher", "reconciler")
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    with temporary_home() as path:
+    with migrated_home() as path:
         yield path
         if running := running_in(path):
             running.supervisor.signal(signal.SIGKILL)

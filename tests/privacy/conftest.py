@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 
 from inference.catalogue.loader import SHIPPED
-from tests.echo_stack import SETTINGS
+from tests.cluster_template import migrated_home
 from tests.faultserver import FaultServer
 from tests.privacy import kinds
 from tests.privacy.needles import Marker
@@ -18,7 +19,8 @@ from tests.privacy.observed_up import start_observed
 from tests.privacy.places import Stack
 from tests.privacy.scenario import Scenario
 from tests.privacy.watch import Watch
-from tests.temp_stack_dir import temporary_home
+from tests.run_dir import timed_start
+from tests.stacks import ECHO_SETTINGS, POOL
 from vestry import Vestry
 from workers.home import Home, write_private
 from workers.stack.background import BackgroundStack
@@ -38,28 +40,47 @@ class Canary:
     """What each place held when the jobs had ended."""
 
 
-@pytest.fixture(scope="session")
-def canary() -> Iterator[Canary]:
-    with temporary_home() as home, FaultServer(key=CLOUD_KEY) as cloud:
-        settings = _settings(home, cloud)
-        with start_observed(home, settings) as up:
-            client = up.client
-            with (
-                Watch(Home(home), client["supervisor_pid"]) as watch,
-                Vestry(client["database_url"], client["keyring"]) as vestry,
-                psycopg.connect(client["database_url"], autocommit=True) as conn,
-            ):
-                stack = Stack(Home(home), watch, client, [], cloud)
-                private, shareable = (
-                    Scenario(privacy, Marker(), vestry, conn, stack.told)
-                    for privacy in ("private", "shareable")
-                )
-                _run(up, private, shareable)
-                with stack.superuser() as admin:
-                    admin.execute("ANALYZE")  # its statistics quote values
-                seen = {name: list(read()) for name, read in stack.places().items()}
-                yield Canary(up, stack, private, shareable, seen)
-                assert not watch.errors, watch.errors
+@dataclass(frozen=True, slots=True)
+class ObservedStack:
+    """The declaration of the canary's stack, shared by the modules that look at it."""
+
+    name: str = "canary"
+
+    @contextmanager
+    def start(self) -> Iterator[Canary]:
+        """Start the stack, run every job on it, and read every place once."""
+        with migrated_home() as home, FaultServer(key=CLOUD_KEY) as cloud:
+            settings = _settings(home, cloud)
+            with start_observed(home, settings) as up:
+                client = up.client
+                with (
+                    Watch(Home(home), client["supervisor_pid"]) as watch,
+                    Vestry(client["database_url"], client["keyring"]) as vestry,
+                    psycopg.connect(client["database_url"], autocommit=True) as conn,
+                ):
+                    stack = Stack(Home(home), watch, client, [], cloud)
+                    private, shareable = (
+                        Scenario(privacy, Marker(), vestry, conn, stack.told)
+                        for privacy in ("private", "shareable")
+                    )
+                    with timed_start("the canary's jobs"):
+                        _run(up, private, shareable)
+                    with stack.superuser() as admin:
+                        admin.execute("ANALYZE")  # its statistics quote values
+                    with timed_start("the canary's first look"):
+                        seen = {name: list(read()) for name, read in stack.places().items()}
+                    yield Canary(up, stack, private, shareable, seen)
+                    assert not watch.errors, watch.errors
+
+
+CANARY = ObservedStack()
+
+
+@pytest.fixture(scope="module")
+def canary() -> Canary:
+    """The observed stack after its jobs."""
+    running: Canary = POOL.get(CANARY)
+    return running
 
 
 def _settings(home: Path, cloud: FaultServer) -> dict[str, str]:
@@ -67,7 +88,7 @@ def _settings(home: Path, cloud: FaultServer) -> dict[str, str]:
     described, key = home / "catalogue.yaml", home / "cloud.key"
     described.write_text(kinds.catalogue(SHIPPED.read_text(encoding="utf-8")), encoding="utf-8")
     write_private(key, CLOUD_KEY)
-    return SETTINGS | {
+    return ECHO_SETTINGS | {
         "VESTRY_LOG_LEVEL": "DEBUG",
         "VESTRY_LLAMA": "off",
         "VESTRY_OLLAMA": "off",

@@ -31,6 +31,7 @@ from inference.remote import local_network
 from inference.remote.client import httpx2_client
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Budget, RoutingPolicy, RoutingRequest
+from tests.quick_stack import quick_servers
 from vestry import Generation, KeyRing, Vestry
 from vestry.crypto.envelope import PAYLOAD
 from workers.app import make_app
@@ -313,7 +314,7 @@ def laboratory(home: Path, text: str) -> Iterator[Lab]:
     loopback = local_network.LOOPBACK
     local_network.LOOPBACK = (local_network.ipaddress.IPv4Network("127.0.0.1/32"),)  # type: ignore[misc]
     try:
-        with DevStack(home) as stack, Endpoint() as endpoint:
+        with quick_servers(home) as stack, Endpoint() as endpoint:
             thread = threading.Thread(target=endpoint.serve_forever, args=(0.05,))
             thread.start()
             yield Lab(stack, endpoint, text)

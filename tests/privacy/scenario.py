@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from tests.echo_stack import Handmade
+from tests.job_helpers import RawPayload
 from tests.privacy.needles import Marker
 from vestry import Document, Embedding, JobFailed, Vestry, VestryError
 from vestry.jobs.results import JobRef
@@ -202,7 +202,7 @@ class Scenario:
         if self.privacy == "private":
             payloads["not UTF-8"] = b'{"texts": ["\xff\xfe ' + token("not UTF-8").encode() + b'"]}'
         for about, payload in payloads.items():
-            self.submit(about, Handmade(payload), "dead")
+            self.submit(about, RawPayload(payload), "dead")
 
     def _refused(self) -> None:
         """What the library, or the database, refuses."""

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from tests.privacy.adversary import ACCOUNT, BROKER, SQL, Adversary, done_within
-from tests.privacy.conftest import Canary
+from tests.privacy.conftest import CANARY, Canary
 from tests.privacy.needles import disguises, disguises_of, inflated
 
 ATTEMPTS = {**SQL, **BROKER, **ACCOUNT}
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "privacy.md"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 
 
 @pytest.fixture(scope="module")

@@ -17,16 +17,16 @@ import httpx2
 import pytest
 
 from models.bootstrap import PRIVATE_WORKER, ROLES
-from tests.echo_stack import eventually
-from tests.privacy.conftest import Canary
+from tests.privacy.conftest import CANARY, Canary
 from tests.privacy.needles import Hit, Marker, detector, disguises_of, is_text, search, spellings
 from tests.privacy.places import Contents
+from tests.waiting import eventually
 from vestry import Embedding
 from workers.app import make_app
 from workers.stack.postgres import SUPERUSER
 from workers.stack.valkey import ValkeyServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 
 Planted = Mapping[str, bytes]
 DUMPS = [f"dump by {role}" for role in (*ROLES, SUPERUSER) if role != PRIVATE_WORKER]

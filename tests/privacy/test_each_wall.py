@@ -9,9 +9,9 @@ from contextlib import suppress
 
 import pytest
 
+from tests.cluster_template import migrated_home
 from tests.privacy.lab import EXPECTED, WAYS, Lab, Wall, laboratory, may_make_networks
 from tests.privacy.needles import Marker
-from tests.temp_stack_dir import temporary_home
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,7 +39,7 @@ def marker() -> Marker:
 
 @pytest.fixture(scope="module")
 def lab(marker: Marker) -> Iterator[Lab]:
-    with temporary_home() as home, laboratory(home, marker.token("prompt")) as lab:
+    with migrated_home() as home, laboratory(home, marker.token("prompt")) as lab:
         yield lab
 
 

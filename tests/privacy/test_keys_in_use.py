@@ -9,16 +9,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import eventually
-from tests.privacy.conftest import Canary
+from tests.privacy.conftest import CANARY, Canary
 from tests.privacy.scenario import PATIENCE_S
+from tests.waiting import eventually
 from vestry import Document, Embedding, OwnerForgotten, UnknownKey, Vestry
 from vestry.admin.erasure import forget
 from vestry.admin.key_rotation import retire, rotate, statuses
 from vestry.crypto.keyring_source import KeyFile
 from vestry.jobs.results import JobRef
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 
 SOURCE = "letters"
 JOBS = 24

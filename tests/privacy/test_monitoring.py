@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from flower.urls import handlers
 
-from tests.echo_stack import eventually
 from tests.flower_client import FlowerClient
-from tests.privacy.conftest import Canary
+from tests.privacy.conftest import CANARY, Canary
+from tests.waiting import eventually
 from workers.app import READ_ONLY_PANEL, make_app
 from workers.stack.valkey import PRIVACIES, ValkeyServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 
 OPEN = {"/metrics", "/healthcheck", "/logout", "/static/css/flower.css", "/favicon.ico"}
 """What Flower answers to everybody, and has no way to close: names of workers and kinds at most."""

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests import leak_check
-from tests.echo_stack import eventually
+from tests.waiting import eventually
 from workers.stack.server_dir import OWNER
 
 ORPHAN = """

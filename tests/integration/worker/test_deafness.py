@@ -16,8 +16,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tasks.protocol import Context, Job, Outcome, Succeeded
-from tests.echo_stack import eventually
 from tests.faults.proxy import Mode, Proxy
+from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Embedding, Vestry
 from workers import db

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import redis
 
-from tests.echo_stack import eventually
 from tests.job_helpers import looping, submit
+from tests.waiting import eventually
 from tests.worker_runtime import LANE
 from vestry import Vestry
 from workers import dispatcher

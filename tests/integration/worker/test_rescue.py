@@ -11,8 +11,8 @@ import pytest
 
 from models import claims, transitions
 from models.claims import LeasePolicy
-from tests.echo_stack import eventually
 from tests.job_helpers import at_once, looping, submit, told
+from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers import reconciler

@@ -21,8 +21,8 @@ from tasks.protocol import (
     Outcome,
     Succeeded,
 )
-from tests.echo_stack import eventually
 from tests.job_helpers import VECTORS, at_once, submit, text_of, told
+from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
 from workers.execution.finish import finish

@@ -19,8 +19,8 @@ from tasks.protocol import (
     Job,
     Outcome,
 )
-from tests.echo_stack import eventually
 from tests.job_helpers import VECTORS, at_once, submit, text_of, told
+from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers.stack.dev_stack import DevStack
