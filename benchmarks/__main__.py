@@ -16,7 +16,9 @@ from benchmarks.options import VERSES, Options
 from benchmarks.report import Outcome, save, show
 from workers.home import default_home
 
-NAMES = ("embedding", "bulk", "round_trip", "picking", "backlog", "sealing", "classification")
+NAMES = (
+    "embedding", "bulk", "round_trip", "picking", "backlog", "sealing", "search", "classification",
+)  # fmt: skip
 BUSY = 0.5
 """Load per core above which the figures are worth a warning."""
 

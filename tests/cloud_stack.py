@@ -32,10 +32,11 @@ def key_file(directory: Path) -> Path:
     return file
 
 
-def catalogue_file(directory: Path, requests_per_minute: int) -> Path:
+def catalogue_file(directory: Path, requests_per_minute: int, window_s: float = 60.0) -> Path:
     """The shipped catalogue with another limit of the clouds."""
     text = SHIPPED.read_text(encoding="utf-8")
-    text = re.sub(r"requests_per_minute: \d+", f"requests_per_minute: {requests_per_minute}", text)
+    limit = f"requests_per_minute: {requests_per_minute}, rate_window_s: {window_s}"
+    text = re.sub(r"requests_per_minute: \d+", limit, text)
     file = directory / "catalogue.yaml"
     file.write_text(text, encoding="utf-8")
     return file

@@ -44,7 +44,6 @@ STATE_TTL_S: Final = 0.5
 """How old the knowledge of others' breakers may be."""
 MAX_PERMIT_WAIT_S: Final = 10.0
 """A call whose turn under a rate limit comes within this is waited for; a later one goes elsewhere."""
-WINDOW_S: Final = 60.0
 SLACK_S: Final = 1.5
 """Added to the window of a rate limit: how much sooner than an earlier one a call may get through the
 network. A call that is not made within half of it asks for its turn again."""
@@ -156,10 +155,10 @@ class BackendGuard:
         Raises:
             OverLimit: it is too far off; `retry_after` says when it comes.
         """
-        if backend.requests_per_minute is None:
+        if (limit := backend.calls_in_window) is None:
             return
         try:
-            self._acquire(breaker_key(backend), backend.requests_per_minute)
+            self._acquire(breaker_key(backend), limit, backend.rate_window_s)
         except psycopg.Error as error:
             _log_database_error(error)
             raise LocalRateLimit(retry_after=MAX_PERMIT_WAIT_S) from None
@@ -203,11 +202,11 @@ class BackendGuard:
         with self._connect() as conn:
             return backend_health.try_probe(conn, name, PROBE_TIMEOUT_S)
 
-    def _acquire(self, name: str, limit: int) -> None:
+    def _acquire(self, name: str, limit: int, window_s: float) -> None:
         while True:
             with self._connect() as conn:
                 wait_s = backend_health.acquire_permit(
-                    conn, name, limit, WINDOW_S + SLACK_S, MAX_PERMIT_WAIT_S
+                    conn, name, limit, window_s + SLACK_S, MAX_PERMIT_WAIT_S
                 )
             if wait_s < 0:
                 raise LocalRateLimit(retry_after=-wait_s)

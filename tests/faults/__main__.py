@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.faults import disk, forks, namespaces, real, scales
-from tests.faults.aggregate import merged, told
+from tests.faults.aggregate import merged, shortfalls, told
 from tests.faults.report import Report
 from tests.faults.scales import Preset
 from tests.faults.servers import LabStack
@@ -70,13 +70,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="so long, instead of short")
+    parser.add_argument(
+        "--smoke", action="store_true", help="every fault once, as `make test` does"
+    )
     parser.add_argument("--only", choices=[*LABORATORIES], help="one laboratory, in this process")
     parser.add_argument("--report", type=Path, help="where the report goes, too, as JSON and text")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.only is not None:
-        preset = scales.FAULTS if options.soak is None else scales.soak(options.soak)
-        report = _one(options.only, options.seed, preset).document()
+        report = _one(options.only, options.seed, _preset(options)).document()
         print(json.dumps(report, default=str))
         return 1 if report["violations"] else 0
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
@@ -87,7 +89,13 @@ def main() -> int:
         options.report.write_text(text + "\n", encoding="utf-8")
         options.report.with_suffix(".txt").write_text(told(report) + "\n", encoding="utf-8")
     print(text)
-    return 1 if report["violations"] else 0
+    return 1 if report["violations"] or report["shortfalls"] else 0
+
+
+def _preset(options: argparse.Namespace) -> Preset:
+    if options.soak is not None:
+        return scales.soak(options.soak)
+    return scales.SMOKE if options.smoke else scales.FAULTS
 
 
 def _one(name: str, seed: int, preset: Preset) -> Report:
@@ -124,13 +132,18 @@ def _all(options: argparse.Namespace) -> dict[str, Any]:
                 process.terminate()
             for process in running.values():
                 process.wait()
-    return merged(options.seed, time.monotonic() - began, reports)
+    report = merged(options.seed, time.monotonic() - began, reports)
+    minimum = _preset(options).minimum
+    report["shortfalls"] = shortfalls(report, minimum, forks.EVERY_POINT) if minimum else []
+    return report
 
 
 def _start(name: str, options: argparse.Namespace, out: Path) -> subprocess.Popen[str]:
     argv = [sys.executable, "-m", "tests.faults", f"--seed={options.seed}", f"--only={name}"]
     if options.soak is not None:
         argv.append(f"--soak={options.soak}")
+    if options.smoke:
+        argv.append("--smoke")
     # To a file: a report is longer than what a pipe takes while nobody reads it.
     with out.open("w", encoding="utf-8") as file:
         return subprocess.Popen(argv, cwd=CHECKOUT, stdout=file, text=True)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from statistics import quantiles
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.faults.job_mix import ALL, KINDS
+
+if TYPE_CHECKING:
+    from tests.faults.scales import Minimum
 
 COUNTED: Final = (
     "committed",
@@ -24,6 +29,9 @@ COUNTED: Final = (
 LOST: Final = ("after", "before the commit", "in ", "frozen", "a worker is killed")
 """How faults begin whose recovery is counted from the loss of jobs until they are runnable again."""
 LEASES_S: Final = {"forks": 1.0, "real": 2.0, "disk": 1.0, "network": 1.0}
+WORKER_KILLED: Final = "a worker is killed"
+ROOT_ONLY: Final = {"disk": "the disk is full", "network": "the network is silent"}
+"""Laboratory to its fault, where that needs root; elsewhere a note in the report says so."""
 RECOVERED_S: Final = 5.0
 """The promise: a lease and this much."""
 
@@ -63,6 +71,8 @@ def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> 
         "seed": seed,
         "seconds": round(seconds, 1),
         "kills": _summed(part["kills"] for part in parts),
+        "points": _summed(part["points"] for part in parts),
+        "children": _summed(part["children"] for part in parts),
         "deaths": sum(part["deaths"] for part in parts),
         "zombies": sum(part["zombies"] for part in parts),
         "mishaps": _summed(part["mishaps"] for part in parts),
@@ -82,6 +92,44 @@ def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> 
     }
 
 
+def shortfalls(report: Mapping[str, Any], minimum: Minimum, points: Iterable[str]) -> list[str]:
+    """What occurred less often than a run of this scale must have it; empty where nothing did.
+
+    Args:
+        report: of all laboratories.
+        minimum: the counts.
+        points: each named point must be reached once.
+    """
+    seen, kills, mishaps = report["seen"], report["kills"], report["mishaps"]
+    unavailable = {
+        fault for lab, fault in ROOT_ONLY.items() if report["laboratories"][lab]["notes"]
+    }
+    counts = [
+        ("committed jobs", seen["committed"], minimum.committed),
+        ("kills at named points", sum(kills.get(p, 0) for p in points), minimum.kills),
+        ("real workers killed", kills.get(WORKER_KILLED, 0), minimum.worker_kills),
+        ("zombies", seen.get("zombies", 0), minimum.zombies),
+        ("receipts of zombies", seen.get("zombies' attempts refused, receipts kept", 0), 1),
+        ("forged messages", report["forged"], minimum.forged),
+        ("bad input", seen.get("history: bad input", 0), minimum.bad_input),
+        ("poison jobs", sum(report["poison"].values()), minimum.poison),
+        *(
+            (sort.name, report["poison"].get(sort.name, 0), 1)
+            for sort in ALL.values()
+            if sort.poison
+        ),
+        *((sort.name, seen.get(f"committed, {sort.name}", 0), minimum.each_kind) for sort in KINDS),
+        *((point, report["points"].get(point, 0), 1) for point in points),
+        *((f"{child} killed", count, 1) for child, count in report["children"].items()),
+        *(
+            (fault, mishaps.get(fault, 0), least)
+            for fault, least in minimum.mishaps.items()
+            if fault not in unavailable
+        ),
+    ]
+    return [f"{what}: {count}, not {least}" for what, count, least in counts if count < least]
+
+
 def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for each in counts:
@@ -96,6 +144,7 @@ def told(report: Mapping[str, Any]) -> str:
         f"seed {report['seed']}, {report['seconds']} s",
         "nothing lost, nothing twice" if not found else f"{len(found)} promises were broken",
         *(f"  BROKEN {kind}: {examples[0]}" for kind, examples in found.items()),
+        *(f"  TOO FEW {shortfall}" for shortfall in report["shortfalls"]),
         "",
         *_table("killed by SIGKILL at", report["kills"]),
         *_table("befell servers and network", report["mishaps"]),

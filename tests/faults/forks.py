@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,14 @@ CONTROLS: Final = {
 }
 
 
+EVERY_POINT: Final = (
+    *points.POINTS, points.CUT, points.UNHEARD, points.FREEZE, *points.RECONCILER_POINTS,
+    *points.DISPATCHER_POINTS,
+)  # fmt: skip
+POINTS_READ_S: Final = 0.5
+"""How often the history is read for the points that were reached."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How much of everything.
@@ -67,6 +76,8 @@ class Scale:
         missing: a mechanism that is taken away; None for none.
         hints_only: workers look for no work without a hint, and take one job for each.
         cancels: the share of transactions that are cancelled soon after.
+        every_point: the run goes on until every named point was reached once, and those that were
+            not yet are drawn first.
     """
 
     jobs: int
@@ -82,6 +93,7 @@ class Scale:
     hints_only: bool = False
     patience_s: float = PATIENCE_S
     cancels: float = 0.03
+    every_point: bool = False
     points: tuple[str, ...] = (*points.POINTS, points.CUT, points.UNHEARD, points.FREEZE)
 
 
@@ -133,6 +145,8 @@ class Laboratory:
         self._resumed: set[int] = set()
         self._told_at = 0.0
         self._looked_at = 0.0
+        self._reached: set[str] = set()
+        self._points_read_at = 0.0
 
     def run(self) -> Report:
         """Enqueue all, with faults; then let everything end; then check."""
@@ -232,10 +246,25 @@ class Laboratory:
             sum(self.report.kills.values()) >= self.scale.kills
             and self.report.zombies >= self.scale.zombies
             and not self._frozen
+            and (not self.scale.every_point or set(EVERY_POINT) <= self._reached)
         )
+
+    def _draw(self, points: Sequence[str]) -> str:
+        """A point for a new process; one that was not reached yet, where every point must be."""
+        missing = [point for point in points if point not in self._reached]
+        return self._rng.choice(missing if missing and self.scale.every_point else points)
+
+    def _read_points(self) -> None:
+        if time.monotonic() >= self._points_read_at + POINTS_READ_S:
+            self._points_read_at = time.monotonic()
+            self._reached = {
+                line["point"] for line in self._history.read() if line["what"] == "point"
+            }
 
     def _step(self, *, faults: bool) -> None:
         self._bury()
+        if faults and self.scale.every_point:
+            self._read_points()
         for pid, until in list(self._frozen.items()):
             if time.monotonic() >= until:
                 self._history.write("resumed", pid=pid)
@@ -261,7 +290,7 @@ class Laboratory:
 
     def _worker_plan(self, *, faults: bool) -> Plan:
         rng = self._rng
-        point = rng.choice(self.scale.points) if faults else None
+        point = self._draw(self.scale.points) if faults else None
         # Of a worker that hears of no claim at all nothing would come.
         first, last = {points.FREEZE: (1, 1), points.BURYING: (1, 1), points.UNHEARD: (2, 4)}.get(
             str(point), (1, 4)
@@ -278,9 +307,14 @@ class Laboratory:
 
     def _control_plan(self, role: str, *, faults: bool) -> Plan:
         rng = self._rng
-        point = rng.choice((*CONTROLS[role], None)) if faults else None
+        complete = self._reached.issuperset(CONTROLS[role]) or not self.scale.every_point
+        point = self._draw(CONTROLS[role]) if faults else None
+        if complete and rng.random() < 1 / (len(CONTROLS[role]) + 1):
+            point = None
+        # While a point was not reached yet, the first time that it is passed counts.
+        nth = rng.randint(1, 5 if complete else 1)
         skew_s = rng.choice((0.0, HOUR_S, -HOUR_S))
-        return Plan(role, 0, point, rng.randint(1, 5), skew_s, self.scale.missing)
+        return Plan(role, 0, point, nth, skew_s, self.scale.missing)
 
     def _bury(self) -> None:
         for child, plan in list(self._children.items()):

@@ -105,6 +105,12 @@ class LabUp:
         """The children, as the supervisor's state file has them."""
         return list(read_json(self.home.state).get("processes", ()))
 
+    def pids(self) -> dict[str, Any]:
+        """Every child by name, the guardian too; None for one that does not run now."""
+        state = read_json(self.home.state)
+        children = {process["name"]: process["pid"] for process in state["processes"]}
+        return children | {"guardian": state["keeper"]}
+
     def all_ready(self) -> bool:
         """Whether every child is."""
         found = self.processes()

@@ -20,8 +20,9 @@ import psycopg
 
 from tests.faults import strikes
 from tests.faults.checker import check
+from tests.faults.child_kills import kill_each_child
 from tests.faults.growth import Growth
-from tests.faults.job_mix import PAGE
+from tests.faults.job_mix import KINDS, PAGE
 from tests.faults.lab_up import LabUp
 from tests.faults.ledger import History, install
 from tests.faults.producers import OWNERS, PRIVACIES, Order, Producer
@@ -33,6 +34,7 @@ from vestry import Embedding, Ocr, Vestry
 
 SETTINGS: Final = {
     "VESTRY_EMBEDDING_BACKEND": "echo",
+    "VESTRY_LLAMA": "off",
     "VESTRY_LEASE_S": "2",
     "VESTRY_HEARTBEAT_S": "0.5",
     "VESTRY_MAX_RUN_S": "6",
@@ -46,6 +48,18 @@ TELL_S: Final = 5.0
 OTHERS: Final = "others"
 SETTLED_S: Final = 20.0
 """In which a job of every lane is done once all faults are over: nobody is left alive but idle."""
+HARMLESS: Final = frozenset(
+    {
+        "the broker is emptied",
+        "the broker is cut off",
+        "the broker is half open",
+        "the broker flaps",
+        "the broker hangs",
+        "messages are forged",
+        "a snapshot is held",
+    }
+)
+"""Faults that cost no worker its lease; the others wait until no job is about that crashed once."""
 RESTLESS_S: Final = 15.0
 """How long a strike waits for suspects that crashed once to be done; then it is left out."""
 _LEFT: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
@@ -82,6 +96,7 @@ class Laboratory:
         settings = SETTINGS | {"VESTRY_KEEP_JOBS_S": str(scale.keep_jobs_s)}
         self._up = LabUp(path, settings)
         self._history = History(path / "history.jsonl")
+        self._children_killed = path / "children killed"
         self._enough = path / "enough"
         self._told_at = 0.0
         self._failures: list[BaseException] = []
@@ -105,15 +120,21 @@ class Laboratory:
     def _run(self) -> None:
         # Nothing is read from the stack's own client file later: a killed supervisor leaves none.
         client = self._up.client
-        producers = [
-            threading.Thread(target=self._produce, args=(n, client), name=f"producer-{n}")
-            for n in range(2)
-        ]
-        for producer in producers:
-            producer.start()
         try:
-            self._stir(producers)
+            # Without poison: a child that dies beside the one that is killed is then a violation.
+            harmless = {sort.name: self._scale.certain.get(sort.name, 0) for sort in KINDS}
+            producers = self._start_producers(client, 500, 0, harmless, self._children_killed)
+            kill_each_child(self._site, self._rng, self.report, self._calm)
+            self._children_killed.touch()
+            for producer in producers:
+                producer.join()
+            self._stir(
+                self._start_producers(
+                    client, 600, self._scale.jobs, self._scale.certain, self._enough
+                )
+            )
         finally:
+            self._children_killed.touch()
             self._enough.touch()
             self._site.restore()
         left, until = -1, time.monotonic() + PATIENCE_S
@@ -133,18 +154,36 @@ class Laboratory:
         for name in self._growth.excessive():
             self.report.violations[f"{name} grew without bound"] = [str(self.report.grown[name])]
 
-    def _produce(self, number: int, client: dict[str, Any]) -> None:
-        order = Order(
-            seed=self._seed * 1000 + 500 + number,
-            jobs=-(-self._scale.jobs // 2),
-            a_second=self._scale.a_second / 2,
-            certain={
-                name: count // 2 + (number < count % 2)
-                for name, count in self._scale.certain.items()
-            },
-            enough=self._enough,
-            kinds=True,
-        )
+    def _start_producers(
+        self, client: dict[str, Any], seed: int, jobs: int, certain: dict[str, int], enough: Path
+    ) -> list[threading.Thread]:
+        """Two threads that share jobs and certain transactions."""
+        producers = [
+            threading.Thread(
+                target=self._produce,
+                args=(
+                    client,
+                    Order(
+                        seed=self._seed * 1000 + seed + number,
+                        jobs=-(-jobs // 2),
+                        a_second=self._scale.a_second / 2,
+                        certain={
+                            name: count // 2 + (number < count % 2)
+                            for name, count in certain.items()
+                        },
+                        enough=enough,
+                        kinds=True,
+                    ),
+                ),
+                name=f"producer-{number}",
+            )
+            for number in range(2)
+        ]
+        for producer in producers:
+            producer.start()
+        return producers
+
+    def _produce(self, client: dict[str, Any], order: Order) -> None:
         try:
             with Vestry(client["database_url"], client["keyring"]) as vestry:
                 Producer(vestry, client["database_url"], self._history, order).run()
@@ -169,9 +208,9 @@ class Laboratory:
                 goes_on.end()
                 self._history.write("mishap over", name=goes_on.name)
                 goes_on, next_lasting = None, now + pause_s
-            elif goes_on is None and lasting and now >= next_lasting and self._calm():
+            elif goes_on is None and lasting and now >= next_lasting and self._may(lasting[-1]):
                 goes_on = self._begin(lasting.pop())
-            if at_once and now >= next_at_once and self._calm():
+            if at_once and now >= next_at_once and self._may(at_once[-1]):
                 name = at_once.pop()
                 # A supervisor brings everything to readiness, which a lasting fault may prevent.
                 alone = name == strikes.SUPERVISOR
@@ -209,6 +248,9 @@ class Laboratory:
         self._history.write("mishap over", name=name)
         self.report.forged = self._site.forged
         return done
+
+    def _may(self, fault: str) -> bool:
+        return fault in HARMLESS or self._calm()
 
     def _calm(self) -> bool:
         """Whether no job is about that crashed once while it ran alone.

@@ -39,6 +39,8 @@ class Report:
 
     Attributes:
         kills: SIGKILLs by the point or process.
+        points: how often each named point was reached and did what was planned.
+        children: how often each child of a real stack's supervisor was killed by name.
         mishaps: what befell servers and network, by its name.
         recovery_s: by fault, how long after it the jobs it struck stood in line again; after a fault
             of a server or the network, how long until jobs were claimed again.
@@ -53,6 +55,8 @@ class Report:
     seed: int
     seconds: float = 0.0
     kills: Counter[str] = field(default_factory=Counter)
+    points: Counter[str] = field(default_factory=Counter)
+    children: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
     zombies: int = 0
     mishaps: Counter[str] = field(default_factory=Counter)
@@ -81,6 +85,7 @@ class Report:
         mishaps = [line for line in told if line["what"].startswith("mishap")]
         claims = sorted(verdict.tokens.values())
         halts = _halts(told, claims)
+        self.points.update(line["point"] for line in told if line["what"] == "point")
         for line in told:
             if line["what"] in {"point", "killed"}:
                 for token in line.get("tokens", [line.get("token")]):
@@ -130,6 +135,8 @@ class Report:
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
             "kills": {"all": sum(self.kills.values()), **dict(sorted(self.kills.items()))},
+            "points": dict(sorted(self.points.items())),
+            "children": dict(sorted(self.children.items())),
             "deaths": self.deaths,
             "zombies": self.zombies,
             "mishaps": dict(sorted(self.mishaps.items())),
