@@ -9,7 +9,7 @@
 PYTHON      ?= python3
 TORCH_INDEX ?=
 SOAK_MINUTES ?= 120
-TESTS_AT_ONCE ?= 2
+TESTS_AT_ONCE ?= 3
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -50,13 +50,12 @@ up: $(READY) ## keep the embedded stack running in the foreground; Ctrl-C drains
 down: $(READY) ## stop a stack that runs elsewhere on the same VESTRY_HOME
 	@$(BIN)/vestry down
 
-# The faults use every core by themselves; tests with a stack mostly wait, so several run at a time.
-test: check ## the checks, then every test
-	@failed=0; \
-	$(BIN)/pytest tests/faults || failed=1; \
-	$(BIN)/python -m pytest -p tests.xdist_scheduler -n $(TESTS_AT_ONCE) --no-loadscope-reorder \
-	  --ignore=tests/faults || failed=1; \
-	exit $$failed
+# Tests over real stacks mostly wait, so several run at a time and the checks run beside the first.
+# The order is random; its seed is printed, and --order-seed=N repeats it.
+test: $(READY) ## every test, and beside the first of them the checks
+	@failed=0; $(MAKE) check >$(VENV)/check.log 2>&1 & checks=$$!; \
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadgroup --no-loadscope-reorder || failed=1; \
+	wait $$checks || failed=1; cat $(VENV)/check.log; exit $$failed
 
 check: $(READY) ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Final
 
 import pytest
@@ -91,16 +91,10 @@ def _shuffled(rng: random.Random, names: Iterable[str]) -> list[str]:
 
 
 def _band(modules: dict[str, list[pytest.Item]]) -> int:
-    """0 for groups with a stack or a slow test, 2 for unit tests."""
-    tests = list(_tests(modules))
-    if any(
-        "up" in getattr(test, "fixturenames", ()) or test.get_closest_marker("slow")
-        for test in tests
-    ):
+    """Bands in order: declared stacks, other slow tests and stacks, the rest, unit tests."""
+    tests = [test for each in modules.values() for test in each]
+    if any(declared_stack(test) for test in tests):
         return 0
-    return 2 if all(UNIT in test.path.parts for test in tests) else 1
-
-
-def _tests(modules: dict[str, list[pytest.Item]]) -> Iterator[pytest.Item]:
-    for tests in modules.values():
-        yield from tests
+    if any("up" in getattr(t, "fixturenames", ()) or t.get_closest_marker("slow") for t in tests):
+        return 1
+    return 3 if all(UNIT in test.path.parts for test in tests) else 2

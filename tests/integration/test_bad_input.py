@@ -160,8 +160,9 @@ def key_of(conn: Any, owner: str) -> UUID:
 def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
     vestry: Vestry, conn: Any
 ) -> None:
-    vestry.wait(vestry.enqueue(conn, texts("a"), owner="raw", privacy="private"), timeout=BULK_S)
-    key = key_of(conn, "raw")
+    owner = "refused"
+    vestry.wait(vestry.enqueue(conn, texts("a"), owner=owner, privacy="private"), timeout=BULK_S)
+    key = key_of(conn, owner)
     header = b"\x01" + key.bytes
     refused = {
         "text": {"texts": ['{"texts": ["in the clear"]}']},
@@ -175,10 +176,11 @@ def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
     }
     for name, given in refused.items():
         with pytest.raises(psycopg.Error) as error:
-            call(conn, **given)
+            call(conn, owner=owner, **given)
         assert error.value.sqlstate == "VY002", name
         assert "clear" not in str(error.value)
-    assert conn.execute("SELECT count(*) FROM vestry.jobs WHERE owner = 'raw'").fetchone() == (1,)
+    stored = conn.execute("SELECT count(*) FROM vestry.jobs WHERE owner = %s", [owner]).fetchone()
+    assert stored == (1,)
 
 
 def test_what_only_looks_sealed_fails_alone(vestry: Vestry, conn: Any) -> None:

@@ -34,7 +34,7 @@ def indexing(name: str) -> Embedding:
 def enqueue(
     vestry: Vestry, conn: psycopg.Connection[Any], job: Any, privacy: str = "private", **more: Any
 ) -> JobRef:
-    given = {"owner": f"flora-{privacy}", "privacy": privacy, "latency": "interactive"} | more
+    given = {"owner": "flora", "privacy": privacy, "latency": "interactive"} | more
     return vestry.enqueue(conn, job, **given)
 
 
@@ -42,24 +42,19 @@ def enqueue(
 def test_each_job_gets_the_text_of_the_nearest_before_it_that_has_one(
     vestry: Vestry, conn: psycopg.Connection[Any], privacy: str
 ) -> None:
+    owner = f"nearest-{privacy}"
     second = Flow(indexing(f"scan-{privacy}"), [Generation(UPSTREAM)])
-    first = enqueue(vestry, conn, Generation(TEXT), privacy, then=[second])
+    first = enqueue(vestry, conn, Generation(TEXT), privacy, then=[second], owner=owner)
     (index,) = first.then
     (answer,) = index.then
     result = vestry.wait(answer, timeout=60)
     assert result.text == TEXT
     assert vestry.wait(index, timeout=60).embedded == 1
-    hits = vestry.search(
-        "anybody woke", owner=f"flora-{privacy}", privacy=privacy, own_sources=["flows"]
-    )
+    hits = vestry.search("anybody woke", owner=owner, privacy=privacy, own_sources=["flows"])
     assert (hits[0].document, hits[0].text) == (f"scan-{privacy}", TEXT)
     for job in (first, index, answer):
         status = vestry.status(job)
-        assert (status.privacy, status.owner, status.latency) == (
-            privacy,
-            f"flora-{privacy}",
-            "interactive",
-        )
+        assert (status.privacy, status.owner, status.latency) == (privacy, owner, "interactive")
         assert status.root == first.id
     assert [found.job for found in vestry.flow(answer)] == [first.id, index.id, answer.id]
 
