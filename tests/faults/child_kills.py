@@ -41,6 +41,8 @@ def kill_each_child(
         calm: waits until no job is about that a second crash would kill.
     """
     names = sorted(site.up.pids())
+    if set(site.up.pids().values()) != site.up.child_pids():
+        site.history.write("violation", told="the supervisor has children that its state lacks")
     report.children.update(dict.fromkeys(names, 0))
     rng.shuffle(names)
     for name in names:

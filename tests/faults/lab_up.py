@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from tests.faults.servers import ADMINISTRATOR, OpenValkey
 from workers.home import CHECKOUT, Home, read_json
 from workers.stack import background, processes
@@ -110,6 +112,11 @@ class LabUp:
         state = read_json(self.home.state)
         children = {process["name"]: process["pid"] for process in state["processes"]}
         return children | {"guardian": state["keeper"]}
+
+    def child_pids(self) -> set[int]:
+        """The supervisor's children, as the system has them."""
+        assert self._process is not None
+        return {child.pid for child in psutil.Process(self._process.pid).children()}
 
     def all_ready(self) -> bool:
         """Whether every child is."""

@@ -20,7 +20,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from models.bootstrap import ROLES
 from tests.cluster_template import migrated_home
-from tests.process_env import told_to
+from tests.process_env import arguments_and_environments
 from tests.temp_stack_dir import temporary_home
 from vestry.crypto.keyring import KeyRing
 from workers.home import CHECKOUT, Home, HomeInUseError
@@ -271,7 +271,7 @@ def test_secrets_are_for_their_owner_alone(stack: DevStack) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     passwords = [path.read_text() for path in files]
     every = (process.pid for process in processes_of(stack.home))
-    for line in told_to(every, {process.pid for process, _ in stack._running}):
+    for line in arguments_and_environments(every, {process.pid for process, _ in stack._running}):
         assert not any(password in line for password in passwords)
     acl = (stack.home / "valkey" / "users.acl").read_text()
     assert not any(password in acl for password in passwords)

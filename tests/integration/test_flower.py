@@ -198,6 +198,25 @@ def test_worker_pages_work_and_show_the_lanes(flower: FlowerClient, privacy: str
     assert all(node in listed for node in workers)
 
 
+def test_killed_flower_is_restarted_alone_and_finds_the_workers_again(
+    up: BackgroundStack, flower: FlowerClient, privacy: str
+) -> None:
+    def pids() -> dict[str, int | None]:
+        return {process["name"]: process["pid"] for process in up.state()["processes"]}
+
+    def ready() -> bool:
+        return all(process["state"] == "ready" for process in up.state()["processes"])
+
+    eventually(ready)
+    before, name = pids(), f"flower-{privacy}"
+    killed = before[name]
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: pids()[name] not in {None, killed} and ready())
+    assert {other for other, pid in pids().items() if pid != before[other]} == {name}
+    eventually(lambda: bool(flower.workers()))
+
+
 def test_nothing_of_a_document_reaches_flower(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:

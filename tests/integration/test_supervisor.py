@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.process_env import alive
+from tests.waiting import eventually
 from workers.home import CHECKOUT, Home, HomeInUseError, read_json
 from workers.stack.process import Identity, base_environment
 from workers.stack.supervisor import end_orphans
@@ -110,7 +112,7 @@ def start(home: Home) -> Iterator[Starter]:
         )
         begun.append(process)
         if wait:
-            until(lambda: own_state(home, process).get("ready"))
+            eventually(lambda: own_state(home, process).get("ready"))
         return process
 
     yield run
@@ -124,22 +126,8 @@ def own_state(home: Home, supervisor: subprocess.Popen[str]) -> dict[str, Any]:
     return state if (state.get("supervisor") or {}).get("pid") == supervisor.pid else {}
 
 
-def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass in time"
-        time.sleep(0.02)
-
-
 def pids(home: Home) -> dict[str, int]:
     return {p["name"]: p["pid"] for p in read_json(home.state)["processes"]}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_drains_last_stage_first_and_leaves_nothing(home: Home, start: Starter) -> None:
@@ -195,8 +183,8 @@ def test_a_process_that_dies_is_started_again(
 
     os.kill(before["middle"], number)
 
-    until(lambda: pids(home)["middle"] not in (None, before["middle"]))
-    until(lambda: all(p["state"] == "ready" for p in read_json(home.state)["processes"]))
+    eventually(lambda: pids(home)["middle"] not in (None, before["middle"]))
+    eventually(lambda: all(p["state"] == "ready" for p in read_json(home.state)["processes"]))
     after = pids(home)
     assert {n: p for n, p in after.items() if n != "middle"} == {
         n: p for n, p in before.items() if n != "middle"
@@ -214,8 +202,8 @@ def test_a_process_that_is_never_ready_again_is_started_once_more(
     )
     supervisor = start([("slow", "WORKERS", code)], limit_s=4.0)
     os.kill(pids(home)["slow"], signal.SIGKILL)
-    until(lambda: Path(mark).read_text() == "xxx")
-    until(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
+    eventually(lambda: Path(mark).read_text() == "xxx")
+    eventually(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
     supervisor.send_signal(signal.SIGTERM)
     assert "slow was ended by SIGKILL" in supervisor.communicate()[0]
 
@@ -226,9 +214,9 @@ def test_restarts_come_ever_slower(home: Home, start: Starter) -> None:
         pid = pids(home)["flapping"]
         began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: pids(home)["flapping"] not in (None, pid))  # type: ignore[misc]
+        eventually(lambda pid=pid: pids(home)["flapping"] not in (None, pid))  # type: ignore[misc]
         waited = time.monotonic() - began
-        until(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
+        eventually(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
     supervisor.send_signal(signal.SIGTERM)
 
     told = supervisor.communicate()[0]
@@ -261,7 +249,7 @@ def test_children_end_within_five_seconds_of_a_killed_supervisor(
     supervisor.kill()
     supervisor.wait()
 
-    until(lambda: not any(alive(pid) for pid in children), timeout_s=5.0)
+    eventually(lambda: not any(alive(pid) for pid in children), within=5.0)
 
 
 def test_a_killed_keeper_is_replaced_and_the_new_one_knows_everybody(
@@ -270,13 +258,13 @@ def test_a_killed_keeper_is_replaced_and_the_new_one_knows_everybody(
     supervisor = start()
     keeper = read_json(home.state)["keeper"]
     os.kill(keeper, signal.SIGKILL)
-    until(lambda: read_json(home.state)["keeper"] != keeper)
+    eventually(lambda: read_json(home.state)["keeper"] != keeper)
     children = list(pids(home).values())
 
     supervisor.kill()
     supervisor.wait()
 
-    until(lambda: not any(alive(pid) for pid in children), timeout_s=5.0)
+    eventually(lambda: not any(alive(pid) for pid in children), within=5.0)
 
 
 def test_the_next_start_ends_what_a_killed_supervisor_and_keeper_left(

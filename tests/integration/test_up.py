@@ -9,10 +9,9 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ import psycopg
 import pytest
 
 from tests.cluster_template import migrated_home
-from tests.process_env import told_to
+from tests.process_env import alive, arguments_and_environments
+from tests.waiting import eventually
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.settings import Settings
 from workers.stack.background import BackgroundStack, running_in, start_background, sweep
@@ -33,6 +33,8 @@ from workers.stack.supervisor import StartError
 
 ECHO = {"VESTRY_EMBEDDING_BACKEND": "echo"}
 CONTROL = ("dispatcher", "reconciler")
+START_S = 150.0
+"""Timeout of a start or an end beside other tests."""
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def home() -> Iterator[Path]:
         yield path
         if running := running_in(path):
             running.supervisor.signal(signal.SIGKILL)
-        until(lambda: sweep_or_zero(path) == 0)
+        eventually(lambda: sweep_or_zero(path) == 0, within=START_S)
 
 
 def sweep_or_zero(home: Path) -> int:
@@ -49,20 +51,6 @@ def sweep_or_zero(home: Path) -> int:
         return sweep(home)
     except HomeInUseError:
         return 1
-
-
-def until(condition: Callable[[], object], timeout_s: float = 150.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass in time"
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def family(running: BackgroundStack) -> list[int]:
@@ -142,7 +130,7 @@ def test_foreground_shows_one_screen_and_drains_on_ctrl_c(home: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    until(lambda: (s := running_in(home)) and s.state().get("ready"))
+    eventually(lambda: (s := running_in(home)) and s.state().get("ready"), within=START_S)
     running = running_in(home)
     assert running is not None
     pids = family(running)
@@ -166,7 +154,7 @@ def test_a_killed_supervisor_takes_everything_along_and_the_next_resumes(home: P
     os.kill(running.supervisor.pid, signal.SIGKILL)
     assert running.process is not None
     running.process.wait()
-    until(lambda: not any(alive(pid) for pid in pids), timeout_s=5.0)
+    eventually(lambda: not any(alive(pid) for pid in pids), within=5.0)
 
     with start_background(home, flower=False, only=CONTROL) as resumed:
         assert write_and_read(resumed, "more") == ["kept", "more"]
@@ -244,7 +232,7 @@ def test_everything_runs_each_with_its_own_keys_and_no_others(
         }
         nice = {name: psutil.Process(p["pid"]).nice() for name, p in processes.items()}
         secrets = [path.read_text().strip() for path in Home(home).secrets.glob("*.password")]
-        lines = told_to(family(running), {p["pid"] for p in processes.values()})
+        lines = arguments_and_environments(family(running), {p["pid"] for p in processes.values()})
         flower = running.client["flower"]
         check_flower(flower)
 
