@@ -1,4 +1,4 @@
-"""One report of several laboratories', as JSON and for a person."""
+"""One report of all laboratories, as JSON and as text; promised times and minimum counts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ COUNTED: Final = (
     "ended cancelled",
     "ended superseded",
 )
-"""Of everything that was seen, what a person is shown."""
+"""The counts that the text shows."""
 LOST: Final = ("after", "before the commit", "in ", "frozen", "a worker is killed")
-"""How faults begin whose recovery is counted from the loss of jobs until they are runnable again."""
+"""Prefixes of faults whose recovery is timed from the loss of jobs until they are runnable again."""
 LEASES_S: Final = {"forks": 1.0, "real": 2.0, "disk": 1.0, "network": 1.0}
 WORKER_KILLED: Final = "a worker is killed"
 ROOT_ONLY: Final = {"disk": "the disk is full", "network": "the network is silent"}
@@ -37,16 +37,16 @@ RECOVERED_S: Final = 5.0
 
 
 def promised_s(name: str) -> float:
-    """In which a laboratory's lost jobs are to be runnable again."""
+    """Within this time a laboratory's lost jobs must be runnable again."""
     return LEASES_S[name] + RECOVERED_S
 
 
 def late(name: str, recovery: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What took longer than is promised, in a laboratory's summaries of recovery."""
+    """The recoveries of a laboratory that took longer than promised."""
     return [
-        f"{fault}: p99 {told['p99_s']} s"
-        for fault, told in recovery.items()
-        if fault.startswith(LOST) and told["p99_s"] > promised_s(name)
+        f"{fault}: p99 {times['p99_s']} s"
+        for fault, times in recovery.items()
+        if fault.startswith(LOST) and times["p99_s"] > promised_s(name)
     ]
 
 
@@ -65,8 +65,8 @@ def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> 
         part["recovery"] = {fault: summary(each) for fault, each in sorted(times.items())}
         for fault, each in times.items():
             recovery.setdefault(fault, []).extend(each)
-        if found := late(part["name"], part["recovery"]):
-            part["violations"]["lost jobs were not runnable again in time"] = found
+        if exceeded := late(part["name"], part["recovery"]):
+            part["violations"]["lost jobs were not runnable again in time"] = exceeded
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
@@ -82,23 +82,23 @@ def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> 
         "recovery": {fault: summary(times) for fault, times in sorted(recovery.items())},
         "grown": {name: part["grown"] for name, part in reports.items() if part["grown"]},
         "notes": [f"{name}: {note}" for name, part in reports.items() for note in part["notes"]],
-        "slow": [f"{name}: {told}" for name, part in reports.items() for told in part["slow"]],
+        "slow": [f"{name}: {slow}" for name, part in reports.items() for slow in part["slow"]],
         "violations": {
-            f"{name}: {kind}": found
+            f"{name}: {kind}": examples
             for name, part in reports.items()
-            for kind, found in part["violations"].items()
+            for kind, examples in part["violations"].items()
         },
         "laboratories": reports,
     }
 
 
 def shortfalls(report: Mapping[str, Any], minimum: Minimum, points: Iterable[str]) -> list[str]:
-    """What occurred less often than a run of this scale must have it; empty where nothing did.
+    """The counts that a run did not reach.
 
     Args:
         report: of all laboratories.
-        minimum: the counts.
-        points: each named point must be reached once.
+        minimum: of the run's scale.
+        points: named points, each of which must be reached once.
     """
     seen, kills, mishaps = report["seen"], report["kills"], report["mishaps"]
     unavailable = {
@@ -114,11 +114,11 @@ def shortfalls(report: Mapping[str, Any], minimum: Minimum, points: Iterable[str
         ("bad input", seen.get("history: bad input", 0), minimum.bad_input),
         ("poison jobs", sum(report["poison"].values()), minimum.poison),
         *(
-            (sort.name, report["poison"].get(sort.name, 0), 1)
-            for sort in ALL.values()
-            if sort.poison
+            (each.name, report["poison"].get(each.name, 0), 1)
+            for each in ALL.values()
+            if each.poison
         ),
-        *((sort.name, seen.get(f"committed, {sort.name}", 0), minimum.each_kind) for sort in KINDS),
+        *((each.name, seen.get(f"committed, {each.name}", 0), minimum.each_kind) for each in KINDS),
         *((point, report["points"].get(point, 0), 1) for point in points),
         *((f"{child} killed", count, 1) for child, count in report["children"].items()),
         *(
@@ -137,17 +137,17 @@ def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def told(report: Mapping[str, Any]) -> str:
-    """For a person."""
-    found = report["violations"]
+def as_text(report: Mapping[str, Any]) -> str:
+    """The report as text."""
+    violations = report["violations"]
     lines = [
         f"seed {report['seed']}, {report['seconds']} s",
-        "nothing lost, nothing twice" if not found else f"{len(found)} promises were broken",
-        *(f"  BROKEN {kind}: {examples[0]}" for kind, examples in found.items()),
+        "nothing lost, nothing twice" if not violations else f"{len(violations)} promises broken",
+        *(f"  BROKEN {kind}: {examples[0]}" for kind, examples in violations.items()),
         *(f"  TOO FEW {shortfall}" for shortfall in report["shortfalls"]),
         "",
         *_table("killed by SIGKILL at", report["kills"]),
-        *_table("befell servers and network", report["mishaps"]),
+        *_table("faults of servers and network", report["mishaps"]),
         *_table(
             "seen",
             {name: report["seen"].get(name, 0) for name in COUNTED}
@@ -163,11 +163,11 @@ def told(report: Mapping[str, Any]) -> str:
     for name, grown in report["grown"].items():
         lines += ["", f"growth in the laboratory of {name}: first, last, most"]
         lines += [
-            f"  {what:<62} {of['first']:>8} {of['last']:>8} {of['most']:>8}"
-            for what, of in grown.items()
+            f"  {measure:<62} {of['first']:>8} {of['last']:>8} {of['most']:>8}"
+            for measure, of in grown.items()
         ]
     if report["slow"]:
-        lines += ["", "slow to recover, with what befell the system meanwhile (seconds after it)"]
+        lines += ["", "late recoveries, with the faults of that time (seconds after the first)"]
         lines += [f"  {each}" for each in report["slow"]]
     return "\n".join([*lines, *(f"note: {note}" for note in report["notes"])])
 

@@ -16,9 +16,9 @@ from tests.faults.report import Report
 from tests.faults.strikes import Site
 
 BACK_S: Final = 30.0
-"""In which the supervisor must have started again what was killed, and everything is ready."""
+"""Within this time the killed child has been restarted and every process is ready."""
 HOLDING_S: Final = 1.0
-"""How long a worker's holding something is waited for; a kill of an idle one loses nothing."""
+"""How long to wait until a worker holds a lease; the kill of an idle one loses nothing."""
 NAMES: Final = {
     "dispatcher": "the dispatcher is killed",
     "reconciler": "the reconciler is killed",
@@ -26,7 +26,7 @@ NAMES: Final = {
     "valkey": "the broker restarts empty",
     "guardian": "the guardian is killed",
 }
-"""Children that serve no lane, to the faults that their deaths are."""
+"""Child that serves no lane, to the fault of its death."""
 
 
 def kill_each_child(
@@ -37,12 +37,14 @@ def kill_each_child(
     Args:
         site: the stack, every process ready.
         rng: of the order.
-        report: takes kills, faults and violations.
-        calm: waits until no job is about that a second crash would kill.
+        report: counts kills and faults.
+        calm: waits until no unfinished job would die of another crash.
     """
     names = sorted(site.up.pids())
     if set(site.up.pids().values()) != site.up.child_pids():
-        site.history.write("violation", told="the supervisor has children that its state lacks")
+        site.history.write(
+            "violation", detail="the supervisor has children that its state file lacks"
+        )
     report.children.update(dict.fromkeys(names, 0))
     rng.shuffle(names)
     for name in names:
@@ -58,16 +60,16 @@ def kill_each_child(
         site.history.write("mishap over", name=fault)
         if not back:
             site.history.write(
-                "violation", told=f"{name} was not back {BACK_S:.0f} s after it died"
+                "violation", detail=f"{name} was not ready {BACK_S:.0f} s after its death"
             )
         changed = {other for other, pid in site.up.pids().items() if pid != before[other]} - {name}
         if changed:
-            told = f"the death of {name} took along {', '.join(sorted(changed))}"
-            site.history.write("violation", told=told)
+            detail = f"the death of {name} ended {', '.join(sorted(changed))} too"
+            site.history.write("violation", detail=detail)
 
 
 def _kill(site: Site, name: str, pid: int) -> None:
-    """SIGKILL; to a worker while it holds something, if that comes about soon."""
+    """Kill a child; a worker while it holds a lease, if it gets one soon."""
     if name in site.up.workers():
         until = time.monotonic() + HOLDING_S
         while True:

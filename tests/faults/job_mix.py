@@ -1,7 +1,7 @@
-"""What is enqueued: sorts of jobs, each with the ends that are promised for it. A kind adds its own.
+"""The jobs that producers enqueue: variants, each with the final states that are allowed for it.
 
-A sort says how its n-th job is made and in which states it may end. What is poison must be `dead`,
-within its attempts; everybody else `succeeded`.
+A variant says how its n-th job is made and in which states it may end. Poison must be `dead` within its
+attempts; all others must succeed.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from vestry import Classification, Document, Embedding, Generation, Ocr, Rerank
 from vestry.jobs.base import JobRequest
 
 GOOD: Final = ("succeeded",)
-OVERTAKEN: Final = ("succeeded", "superseded")
-STOPPED: Final = ("succeeded", "cancelled")
+SUPERSEDED: Final = ("succeeded", "superseded")
+CANCELLED: Final = ("succeeded", "cancelled")
 DEAD: Final = ("dead",)
 LABELS: Final = ("work", "rest")
 
 
 @dataclass(frozen=True, slots=True)
-class Sort:
-    """One sort of job.
+class Variant:
+    """One variant of job.
 
     Attributes:
-        make: the n-th of them.
-        ends: how it may end.
-        codes: with which error codes, where it is dead.
+        make: makes the n-th of them.
+        ends: the final states that are allowed.
+        codes: the error codes that are allowed where it is dead.
         weight: how often, among 1000 transactions.
-        innocents: how many of the harmless are enqueued around it, in one transaction.
+        neighbours: most harmless jobs that are enqueued around it, in one transaction.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Sort:
     ends: tuple[str, ...] = GOOD
     codes: tuple[str, ...] = ()
     weight: int = 0
-    innocents: int = 0
+    neighbours: int = 0
 
     @property
     def poison(self) -> bool:
@@ -51,40 +51,42 @@ def _texts(text: str) -> Callable[[int], JobRequest]:
     return lambda n: Embedding(texts=[f"{text} {n}"])
 
 
-INNOCENT: Final = Sort("innocent", _texts("a quiet day at the office"), weight=800)
-SLOW: Final = Sort("takes its time", _texts("echo!sleep=0.2 is slow"), weight=40)
-"""Harmless, too: long enough in work for somebody else to come by."""
+HARMLESS: Final = Variant("harmless", _texts("a quiet day at the office"), weight=800)
+SLOW: Final = Variant("slow", _texts("echo!sleep=0.2 is slow"), weight=40)
+"""Harmless too, and long enough in work for another process to interfere."""
 POISON: Final = (
-    Sort("raises", _texts("echo!raise and again"), DEAD, ("handler_error",), innocents=12),
-    Sort("exits", _texts("echo!exit at once"), DEAD, ("crashed",), innocents=12),
-    Sort("segfaults", _texts("echo!segfault at once"), DEAD, ("crashed",), innocents=12),
-    Sort(
+    Variant("raises", _texts("echo!raise and again"), DEAD, ("handler_error",), neighbours=12),
+    Variant("exits", _texts("echo!exit at once"), DEAD, ("crashed",), neighbours=12),
+    Variant("segfaults", _texts("echo!segfault at once"), DEAD, ("crashed",), neighbours=12),
+    Variant(
         "takes all memory",
         _texts("echo!memory=2048 and more"),
         DEAD,
         ("handler_error", "crashed"),
-        innocents=8,
+        neighbours=8,
     ),
     # A process that hangs may also be killed before its time is over.
-    Sort("hangs", _texts("echo!sleep=600 for ever"), DEAD, ("timed_out", "crashed"), innocents=4),
+    Variant(
+        "hangs", _texts("echo!sleep=600 for ever"), DEAD, ("timed_out", "crashed"), neighbours=4
+    ),
 )
-"""Jobs that harm the process that runs them: so many of each as is asked for."""
+"""Jobs that harm the process that runs them; each occurs only as often as a scale says."""
 FAULTY: Final = (
-    Sort("spoils its vector", _texts("echo!nan in it"), DEAD, ("bad_vector",), 10, 6),
-    Sort("is too long", _texts("word " * 900), DEAD, ("too_long",), 10, 6),
-    Sort("is refused", _texts("echo!refused by it"), DEAD, ("backend_refused",), 10, 6),
-    Sort("makes no sense", lambda _: RawPayload(b'{"texts": 1}'), DEAD, ("bad_payload",), 10, 6),
+    Variant("spoils its vector", _texts("echo!nan in it"), DEAD, ("bad_vector",), 10, 6),
+    Variant("is too long", _texts("word " * 900), DEAD, ("too_long",), 10, 6),
+    Variant("is refused", _texts("echo!refused by it"), DEAD, ("backend_refused",), 10, 6),
+    Variant("makes no sense", lambda _: RawPayload(b'{"texts": 1}'), DEAD, ("bad_payload",), 10, 6),
 )
-"""Jobs that fail by themselves."""
+"""Jobs that fail without harm to others."""
 PAGE: Final = pdf(text_page("A quiet day at the office."))
 KINDS: Final = (
-    Sort("is classified", lambda n: Classification(f"a quiet day {n}", LABELS), weight=100),
-    Sort("is answered", lambda n: Generation(f"How was day {n}?", max_tokens=8), weight=100),
-    Sort("is reranked", lambda n: Rerank("a quiet day", [f"day {n}", "a storm"]), weight=100),
-    Sort("is read", lambda _: Ocr(PAGE), weight=100),
+    Variant("is classified", lambda n: Classification(f"a quiet day {n}", LABELS), weight=100),
+    Variant("is answered", lambda n: Generation(f"How was day {n}?", max_tokens=8), weight=100),
+    Variant("is reranked", lambda n: Rerank("a quiet day", [f"day {n}", "a storm"]), weight=100),
+    Variant("is read", lambda _: Ocr(PAGE), weight=100),
 )
 """Harmless jobs of the other kinds, for workers that have handlers for them."""
-ALL: Final = {sort.name: sort for sort in (INNOCENT, SLOW, *POISON, *FAULTY, *KINDS)}
+ALL: Final = {variant.name: variant for variant in (HARMLESS, SLOW, *POISON, *FAULTY, *KINDS)}
 
 BAD_ENQUEUES: Final[tuple[Callable[[], JobRequest], ...]] = (
     lambda: Embedding(texts=[""]),
@@ -98,4 +100,4 @@ BAD_ENQUEUES: Final[tuple[Callable[[], JobRequest], ...]] = (
     lambda: Embedding(texts=["x"], source="s"),
     lambda: Embedding(texts=["x" * 2_000_000]),
 )
-"""What must be refused before it is a job."""
+"""Requests that must be refused before they are jobs."""

@@ -10,12 +10,12 @@ from tests.faults.real import OTHERS
 from tests.faults.strikes import AT_ONCE, LASTING
 
 EVERY_FAULT = (*AT_ONCE, *LASTING, "the disk is full", "the network is silent")
-"""Of servers, network and the processes of a real stack."""
+"""The faults of servers, network and processes of a real stack."""
 
 
 @dataclass(frozen=True, slots=True)
 class Minimum:
-    """What a run must have done and suffered at least, over all laboratories.
+    """The counts that a run must reach, over all laboratories.
 
     Attributes:
         committed: jobs.
@@ -42,7 +42,7 @@ class Minimum:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """The scale of each laboratory, and what they must reach together."""
+    """The scale of each laboratory, and the counts that all together must reach."""
 
     forks: forks.Scale
     real: real.Scale
@@ -63,7 +63,7 @@ SMOKE = Preset(
             "segfaults": 2,
             "takes all memory": 1,
             "hangs": 1,
-            **{sort.name: 2 for sort in FAULTY},
+            **{variant.name: 2 for variant in FAULTY},
         },
         mishaps={
             "postgres restarts": 1,
@@ -79,9 +79,9 @@ SMOKE = Preset(
         every_point=True,
     ),
     real=real.Scale(
-        jobs=450,
+        jobs=300,
         a_second=8,
-        certain={"raises": 1, "exits": 1, **{sort.name: 3 for sort in KINDS}},
+        certain={"raises": 1, "exits": 1, **{variant.name: 3 for variant in KINDS}},
         at_once={
             "the supervisor is killed": 1,
             "the broker is emptied": 2,
@@ -118,7 +118,7 @@ SMOKE = Preset(
         each_kind=3,
     ),
 )
-"""Every fault and every named point at least once: a part of `make test`, in a minute and a half."""
+"""Every fault and every named point at least once: part of `make test`, in a minute and a half."""
 
 FAULTS = Preset(
     forks=forks.Scale(
@@ -132,7 +132,7 @@ FAULTS = Preset(
             "segfaults": 8,
             "takes all memory": 8,
             "hangs": 4,
-            **{sort.name: 2 for sort in FAULTY},
+            **{variant.name: 2 for variant in FAULTY},
         },
         mishaps={
             "postgres restarts": 2,
@@ -156,7 +156,7 @@ FAULTS = Preset(
             "segfaults": 1,
             "hangs": 1,
             # As often as it takes to have some of every kind, whatever is chosen besides.
-            **{sort.name: 6 for sort in KINDS},
+            **{variant.name: 6 for variant in KINDS},
         },
         at_once={
             "a worker is killed": 10,
@@ -216,7 +216,7 @@ FAULTS = Preset(
 
 
 def soak(minutes: float) -> Preset:
-    """For so long: two hours make 110,000 jobs, 2,400 kills at named points and 130 of real workers."""
+    """A soak: two hours make 110,000 jobs, 2,400 kills at points and 130 of real workers."""
 
     def times(in_two_hours: float) -> int:
         return max(1, round(in_two_hours * minutes / 120))
@@ -234,7 +234,7 @@ def soak(minutes: float) -> Preset:
                 "segfaults": times(60),
                 "takes all memory": times(60),
                 "hangs": times(40),
-                **{sort.name: times(20) for sort in FAULTY},
+                **{variant.name: times(20) for variant in FAULTY},
             },
             mishaps={
                 "postgres restarts": times(20),

@@ -28,16 +28,16 @@ def report() -> dict[str, Any]:
         cwd=CHECKOUT, capture_output=True, text=True, timeout=LONGEST_S, check=False,
     )  # fmt: skip
     assert run.stdout, f"seed {seed}: {run.stderr[-3000:]}"
-    found: dict[str, Any] = json.loads(run.stdout)
-    return found
+    document: dict[str, Any] = json.loads(run.stdout)
+    return document
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(LONGEST_S + 20)]
 
 
 def test_no_promise_is_broken(report: dict[str, Any]) -> None:
-    told = json.dumps(report["violations"], indent=1)
-    assert not report["violations"], f"seed {report['seed']}: {told}"
+    violations = json.dumps(report["violations"], indent=1)
+    assert not report["violations"], f"seed {report['seed']}: {violations}"
 
 
 def test_every_fault_and_every_named_point_occurred_and_enough_was_done(

@@ -49,6 +49,6 @@ def test_it_counts_from_the_return_of_what_kept_everybody_from_it() -> None:
         {"what": "mishap over", "at": 140.0, "name": "the network is cut"},
     )
     assert told.recovery_s == {
-        f"{KILLED}, with the database away": [10.0],
+        f"{KILLED}, database unavailable": [10.0],
         "the network is cut": [10.0],
     }
