@@ -1,4 +1,4 @@
-"""One observed stack, on which every kind of job has run, with tokens in all that is private."""
+"""One observed stack on which every kind of job has run, with tokens in every private field."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ CLOUD_KEY = "a cloud's key"
 
 @dataclass(slots=True)
 class Canary:
-    """The stack after its jobs, and the marker in each class's content."""
+    """The stack after its jobs, and each class's scenario with its marker."""
 
     up: BackgroundStack
     stack: Stack
     private: Scenario
     shareable: Scenario
     seen: dict[str, list[tuple[str, bytes]]]
-    """What each place held when the jobs had ended."""
+    """The contents of each place once the jobs had ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class ObservedStack:
                 ):
                     stack = Stack(Home(home), watch, client, [], cloud)
                     private, shareable = (
-                        Scenario(privacy, Marker(), vestry, conn, stack.told)
+                        Scenario(privacy, Marker(), vestry, conn, stack.errors)
                         for privacy in ("private", "shareable")
                     )
                     with timed_start("the canary's jobs"):
@@ -84,7 +84,7 @@ def canary() -> Canary:
 
 
 def _settings(home: Path, cloud: FaultServer) -> dict[str, str]:
-    """The echo backend, a local server that is not there, and a cloud that remembers."""
+    """The echo backend, an unreachable local server, and a cloud that records requests."""
     described, key = home / "catalogue.yaml", home / "cloud.key"
     described.write_text(kinds.catalogue(SHIPPED.read_text(encoding="utf-8")), encoding="utf-8")
     write_private(key, CLOUD_KEY)

@@ -1,7 +1,5 @@
-"""`vestry up` with observers let in, which it otherwise has no place for.
-
-A broker user that may do everything, statistics of every statement, and write-ahead log that is not
-compressed, in which a token could hide.
+"""`vestry up` with observers: a broker user with all permissions, statistics of every statement, and a
+write-ahead log without compression, which would hide tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ def start_observed(home: Path, settings: Mapping[str, str]) -> BackgroundStack:
         return start_background(home, settings, module="tests.privacy.observed_up")
 
 
-def _let_observers_in() -> None:
+def _add_observers() -> None:
     rules = valkey._rules
     valkey.USERS = (*valkey.USERS, OBSERVER)  # type: ignore[assignment]
     valkey._rules = lambda user: "~* &* +@all" if user == OBSERVER else rules(user)
@@ -32,12 +30,12 @@ def _let_observers_in() -> None:
         "track_activity_query_size": "65536",
         "wal_compression": "off",
         "fsync": "off",
-        # All of it is read, again and again.
+        # All of it is read several times.
         "min_wal_size": "32MB",
         "max_wal_size": "64MB",
     }
 
 
 if __name__ == "__main__":
-    _let_observers_in()
+    _add_observers()
     sys.exit(commands.main())
