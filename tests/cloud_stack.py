@@ -1,4 +1,4 @@
-"""A whole stack whose clouds are servers of the test's: real clients, real wire, faults on request."""
+"""A stack whose clouds are fault servers of the test: real clients, real HTTP, faults on request."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def catalogue_file(directory: Path, requests_per_minute: int, window_s: float = 
 def cloud_stack(
     cloud: FaultServer, only: Sequence[str] = WORKERS, *, requests_per_minute: int = 100_000
 ) -> Iterator[BackgroundStack]:
-    """Both clouds at one server; at home the echo backend, a fake that answers at once."""
+    """A stack with both clouds at one server; local jobs are served by the echo backend."""
     with migrated_home() as home, temporary_home("vestry-keys-") as keys:
         file = key_file(keys)
         settings = {

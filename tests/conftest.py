@@ -1,4 +1,4 @@
-"""Servers of the tests' own: one embedded stack a session, without workers, emptied on request."""
+"""The run's directory, its leak check, and servers that tests share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workers.stack.dev_stack import DevStack
 from workers.stack.server_dir import remove
 from workers.stack.valkey import PRIVACIES
 
-# No property is about time, and on a busy machine any example may stand still for a while.
+# No property is about time, and on a busy machine any example may be slow.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
@@ -79,10 +79,10 @@ def no_leaks() -> Iterator[None]:
         described = [f"{process.pid} {process.name()}" for process in processes]
         for process in processes:
             process.kill()
-        places = leak_check.places(root)
-        for path in (*places, root):
+        directories = leak_check.server_dirs(root)
+        for path in (*directories, root):
             shutil.rmtree(path, ignore_errors=True)
-    assert (described, places) == ([], []), "the tests left processes, or servers' data"
+    assert (described, directories) == ([], []), "the tests left processes, or servers' data"
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +105,7 @@ def llama() -> Iterator[Llama]:
 
 @pytest.fixture
 def clean(stack: DevStack) -> DevStack:
-    """The stack with every table of Vestry's empty, every lane fresh, and the broker empty."""
+    """The stack with empty tables, lanes in their initial state, and an empty broker."""
     with psycopg.connect(stack.superuser_url, autocommit=True) as conn:
         empty_tables(conn)
     for user in PRIVACIES:
@@ -118,7 +118,7 @@ def clean(stack: DevStack) -> DevStack:
 def empty_tables(conn: psycopg.Connection[tuple[object, ...]]) -> None:
     """Empty every table but the lanes and Alembic's, and drop the partitions of spaces.
 
-    A failed test may have left a session holding locks: it is ended first.
+    Sessions that a failed test left in a transaction, with locks, are ended first.
     """
     conn.execute(
         """SELECT pg_terminate_backend(pid) FROM pg_stat_activity

@@ -1,6 +1,6 @@
-"""What a run of the tests has left behind: processes, and servers' data outside its directory.
+"""What a run of the tests left behind: processes, and servers' data outside its directory.
 
-Whatever the tests start and write lies below one directory, which is TMPDIR to every process.
+Everything that the tests start and write lies below one directory, which is TMPDIR to every process.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ import psutil
 from workers.home import read_json
 from workers.stack.server_dir import OWNER, PREFIX, SYSTEM_DIRS
 
-PATIENCE_S = 20.0
-"""For what has been told to end already."""
+ENDING_S = 20.0
+"""For processes that are just ending."""
 
 
 def processes(root: Path) -> list[psutil.Process]:
-    """Every process of the tests that still runs, this one left out."""
-    until = time.monotonic() + PATIENCE_S
-    while (found := _processes(root)) and time.monotonic() < until:
+    """Every process of the tests that still runs, besides this one."""
+    until = time.monotonic() + ENDING_S
+    while (running := _processes(root)) and time.monotonic() < until:
         time.sleep(0.05)
-    return found
+    return running
 
 
-def places(root: Path) -> list[Path]:
-    """Directories of servers whose home lies, or lay, below the tests' own directory."""
+def server_dirs(root: Path) -> list[Path]:
+    """Servers' directories outside a home that lies, or lay, below the tests' directory."""
     return [
-        place
+        directory
         for base in SYSTEM_DIRS
-        for place in base.glob(f"{PREFIX}*")
-        # As anybody else they could not be read, and there are none of ours.
-        if os.access(place / OWNER, os.R_OK)
-        and Path(read_json(place / OWNER).get("home", "/")).is_relative_to(root)
+        for directory in base.glob(f"{PREFIX}*")
+        # Other accounts cannot read them, and have made none.
+        if os.access(directory / OWNER, os.R_OK)
+        and Path(read_json(directory / OWNER).get("home", "/")).is_relative_to(root)
     ]
 
 
 def _processes(root: Path) -> list[psutil.Process]:
     own = psutil.Process()
-    theirs = {*own.children(recursive=True)}
-    elsewhere = [root, *places(root)]
+    processes = {*own.children(recursive=True)}
+    directories = [root, *server_dirs(root)]
     for process in psutil.process_iter():
         # A server may have written its title over its environment, but it works in its directory.
         with contextlib.suppress(psutil.Error, OSError):
             if Path(process.environ().get("TMPDIR", "/")).is_relative_to(root):
-                theirs.add(process)
+                processes.add(process)
         with contextlib.suppress(psutil.Error, OSError):
-            if any(Path(process.cwd()).is_relative_to(place) for place in elsewhere):
-                theirs.add(process)
-    return [p for p in theirs if p.pid != own.pid and _runs(p)]
+            if any(Path(process.cwd()).is_relative_to(directory) for directory in directories):
+                processes.add(process)
+    return [process for process in processes if process.pid != own.pid and _runs(process)]
 
 
 def _runs(process: psutil.Process) -> bool:

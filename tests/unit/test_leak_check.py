@@ -28,7 +28,7 @@ print(child.pid)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leak_check, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(leak_check, "ENDING_S", 0.2)
 
 
 def orphan(cwd: Path, *environment: str) -> int:
@@ -71,4 +71,4 @@ def test_a_place_is_found_by_its_home(tmp_path: Path, monkeypatch: pytest.Monkey
     for name, home in (("vestry-a", tmp_path / "tests" / "home"), ("vestry-b", Path("/else"))):
         (tmp_path / name).mkdir()
         (tmp_path / name / OWNER).write_text(json.dumps({"home": str(home)}), encoding="utf-8")
-    assert leak_check.places(tmp_path / "tests") == [tmp_path / "vestry-a"]
+    assert leak_check.server_dirs(tmp_path / "tests") == [tmp_path / "vestry-a"]

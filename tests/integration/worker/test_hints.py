@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.job_helpers import looping, submit
+from tests.job_helpers import running_loop, submit
 from tests.waiting import eventually
 from tests.worker_runtime import LANE
 from vestry import Vestry
@@ -33,7 +33,7 @@ def test_a_lost_hint_is_given_again(
     made = Dispatcher(settings, stop)
     with (
         redis.Redis.from_url(clean.broker_url("shareable")) as broker,
-        looping(clean, made.run, stop),
+        running_loop(clean, made.run, stop),
     ):
         eventually(lambda: broker.llen(queue) >= 2, within=30)
         if lost == "one hint of two":
@@ -54,7 +54,7 @@ def test_the_queue_is_kept_at_its_window(clean: DevStack, vestry: Vestry, conn: 
     made = Dispatcher(settings, stop)
     with (
         redis.Redis.from_url(clean.broker_url("shareable")) as broker,
-        looping(clean, made.run, stop),
+        running_loop(clean, made.run, stop),
     ):
         for _ in range(3):
             eventually(lambda: broker.llen(queue) == window, within=30)

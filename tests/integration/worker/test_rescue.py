@@ -11,7 +11,7 @@ import pytest
 
 from models import claims, transitions
 from models.claims import LeasePolicy
-from tests.job_helpers import at_once, looping, submit, told
+from tests.job_helpers import running_loop, state_and_attempt, submit, succeed_all
 from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
@@ -46,10 +46,10 @@ def test_leases_are_given_a_whole_lease_once_the_database_was_away(
     assert made._grace(control) == 0
     # Now its connection was lost and made again.
     begun = time.monotonic()
-    with looping(clean, made.run, stop):
+    with running_loop(clean, made.run, stop):
         time.sleep(0.6)
-        assert [told(conn, job)[0] for job in jobs] == ["running"] * 2
-        eventually(lambda: told(conn, jobs[0])[0] == "queued", within=30)
+        assert [state_and_attempt(conn, job)[0] for job in jobs] == ["running"] * 2
+        eventually(lambda: state_and_attempt(conn, jobs[0])[0] == "queued", within=30)
     assert time.monotonic() - begun >= 4.0
 
 
@@ -64,12 +64,12 @@ def test_a_pruning_that_waits_for_a_lock_keeps_no_lease_from_its_rescue(
     with psycopg.connect(clean.superuser_url) as holding:
         holding.execute("LOCK TABLE vestry.private_results IN ACCESS EXCLUSIVE MODE")
         waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        with looping(clean, made.run, stop):
+        with running_loop(clean, made.run, stop):
             eventually(lambda: holding.execute(waits).fetchone() == (1,))
             with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
                 terms = LeasePolicy("test", "shareable", 0.001, 600)
                 assert claims.claim(worker, terms, LANE, ["embedding"])
-            eventually(lambda: told(conn, job)[0] == "queued")
+            eventually(lambda: state_and_attempt(conn, job)[0] == "queued")
 
 
 def test_a_pruning_that_was_too_slow_takes_smaller_steps_for_a_while(
@@ -86,7 +86,7 @@ def test_a_pruning_that_was_too_slow_takes_smaller_steps_for_a_while(
     monkeypatch.setattr(reconciler, "PRUNE_EVERY_S", 0.0)
     monkeypatch.setattr("workers.reconciler.retention.prune_jobs", prune)
     stop = threading.Event()
-    with looping(clean, Reconciler(Settings(poll_s=0.01), stop).run, stop):
+    with running_loop(clean, Reconciler(Settings(poll_s=0.01), stop).run, stop):
         eventually(lambda: len(limits) >= 6)
     assert limits[:6] == [1000, 250, 62, 124, 248, 496]
 
@@ -141,7 +141,7 @@ def test_a_process_that_comes_back_was_not_ended_by_its_job(
     (job,) = submit(vestry, conn, "x")
     admin.execute("UPDATE vestry.jobs SET suspect = true")
     crashes = "SELECT crashes FROM vestry.jobs WHERE id = %s"
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         for overran in (False, True):
             opened = worker._executor.claim(LANE, ["embedding"], suspect=True)
             assert opened is not None
@@ -156,4 +156,4 @@ def test_a_process_that_comes_back_was_not_ended_by_its_job(
             assert finished.states == {job: "refused"}
             # Who ran for as long as a job may is not forgiven.
             assert admin.execute(crashes, [job]).fetchone() == (1 if overran else 0,)
-    assert told(conn, job) == ("queued", 2)
+    assert state_and_attempt(conn, job) == ("queued", 2)

@@ -19,7 +19,7 @@ from tasks.protocol import (
     Job,
     Outcome,
 )
-from tests.job_helpers import VECTORS, at_once, submit, text_of, told
+from tests.job_helpers import VECTORS, state_and_attempt, submit, succeed_all, text_of
 from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
@@ -62,8 +62,8 @@ def test_a_suspect_gets_its_turn_beside_long_work_that_never_lets_up(
     admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [suspect])
     with runtime(clean, long, batch_jobs=1, slots=2, batch_s=0.1) as worker:
         worker.start()
-        eventually(lambda: told(conn, suspect)[0] == "succeeded", within=25)
-        assert told(conn, jobs[-1])[0] == "queued"
+        eventually(lambda: state_and_attempt(conn, suspect)[0] == "succeeded", within=25)
+        assert state_and_attempt(conn, jobs[-1])[0] == "queued"
 
 
 def test_many_suspects_let_others_in_between(
@@ -92,8 +92,8 @@ def test_many_suspects_let_others_in_between(
         worker.start()
         assert begun.wait(20)
         other = submit(vestry, conn, "other")[0]
-        eventually(lambda: told(conn, other)[0] == "succeeded")
-        eventually(lambda: all(told(conn, job)[0] == "succeeded" for job in suspects))
+        eventually(lambda: state_and_attempt(conn, other)[0] == "succeeded")
+        eventually(lambda: all(state_and_attempt(conn, job)[0] == "succeeded" for job in suspects))
     assert ran.index("other") < 11
 
 
@@ -105,7 +105,7 @@ def test_a_suspect_is_found_behind_the_mark_of_the_ordinary_line(
     with psycopg.connect(clean.database_url("vestry_shareable")) as lost:
         assert claims.claim(lost, LeasePolicy("lost", "shareable", 0.001, 600), LANE, ["embedding"])
     eventually(lambda: transitions.rescue(control).suspects == 1)
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         claim, marks = worker._executor.claim, worker._executor.marks
         for _ in range(3):
             submit(vestry, conn, "b")
@@ -148,7 +148,7 @@ def test_a_suspect_that_may_not_run_stops_nobody(
 ) -> None:
     job = submit(vestry, conn, "a")[0]
     admin.execute("UPDATE vestry.jobs SET suspect = true WHERE id = %s", [job])
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         assert worker._lines_with_quarantined() == [(LANE, "embedding")]
         if kept == "paused":
             admin.execute("UPDATE vestry.lanes SET paused_at = now() WHERE lane = %s", [LANE])

@@ -11,7 +11,7 @@ import pytest
 
 from models import claims, transitions
 from models.claims import Lease, LeasePolicy
-from tests.job_helpers import at_once, submit, told
+from tests.job_helpers import state_and_attempt, submit, succeed_all
 from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
@@ -54,9 +54,9 @@ def test_it_is_handed_back_with_the_next_beat(
     clean: DevStack, vestry: Vestry, conn: Any, control: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = submit(vestry, conn, "a", "b")
-    with runtime(clean, at_once, heartbeat_s=0.3) as worker:
+    with runtime(clean, succeed_all, heartbeat_s=0.3) as worker:
         claim_unheard(worker, monkeypatch)
-        eventually(lambda: [told(conn, job) for job in jobs] == [("queued", 0)] * 2)
+        eventually(lambda: [state_and_attempt(conn, job) for job in jobs] == [("queued", 0)] * 2)
         eventually(lambda: not worker._executor.heartbeat.unconfirmed.pending())
         assert held(control) == []
 
@@ -65,14 +65,14 @@ def test_it_is_handed_back_before_the_next_claim(
     clean: DevStack, vestry: Vestry, conn: Any, control: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (job,) = submit(vestry, conn, "a")
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         claim_unheard(worker, monkeypatch)
-        assert told(conn, job) == ("running", 1)
+        assert state_and_attempt(conn, job) == ("running", 1)
         opened = worker._executor.claim(LANE, ["embedding"])
         assert opened is not None
         # Its old lease is gone, so that nobody counts its end.
         assert held(control) == [opened.lease.id]
-        assert told(conn, job) == ("running", 1)
+        assert state_and_attempt(conn, job) == ("running", 1)
         worker._executor.run(opened)
 
 
@@ -80,11 +80,11 @@ def test_it_is_handed_back_by_a_worker_that_ends(
     clean: DevStack, vestry: Vestry, conn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (job,) = submit(vestry, conn, "a")
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         claim_unheard(worker, monkeypatch)
-        assert told(conn, job) == ("running", 1)
+        assert state_and_attempt(conn, job) == ("running", 1)
         worker.drain()
-        assert told(conn, job) == ("queued", 0)
+        assert state_and_attempt(conn, job) == ("queued", 0)
 
 
 def test_a_suspect_that_was_rescued_first_has_its_crash_taken_back_once(
@@ -125,9 +125,9 @@ def test_one_that_is_committed_after_it_was_asked_for_is_handed_back(
             unheard.release(heart)
             assert unheard.pending()
             assert not unheard.pending(unchecked=True)
-        assert told(conn, job) == ("running", 1)
+        assert state_and_attempt(conn, job) == ("running", 1)
         unheard.release(heart)
-        assert told(conn, job) == ("queued", 0)
+        assert state_and_attempt(conn, job) == ("queued", 0)
         assert not unheard.pending()
 
 
@@ -168,8 +168,8 @@ def test_a_job_that_somebody_holds_delays_none_of_the_others(
         with admin.transaction():
             admin.execute("SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE", [jobs[0]])
             unheard.release(heart)
-            assert told(conn, jobs[1]) == ("queued", 0)
+            assert state_and_attempt(conn, jobs[1]) == ("queued", 0)
             assert not unheard.pending(unchecked=True)
         unheard.release(heart)
-        assert told(conn, jobs[0]) == ("queued", 0)
+        assert state_and_attempt(conn, jobs[0]) == ("queued", 0)
         assert not unheard.pending()
