@@ -61,7 +61,6 @@ def pytest_terminal_summary(
     terminalreporter.write_line(f"order of the tests: --order-seed={config.stash[SEED]}")
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Shuffle, and name each test's group to xdist."""
     groups: dict[str, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))

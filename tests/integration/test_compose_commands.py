@@ -18,6 +18,7 @@ import yaml
 
 from models.bootstrap import ROLES
 from tests.temp_stack_dir import temporary_home
+from tests.waiting import eventually
 from vestry import Embedding, Vestry
 from workers.home import Home, write_private
 from workers.stack import compose_secrets
@@ -154,6 +155,7 @@ def test_nobody_asks_the_broker_for_more_than_they_may(site: Site, running: Any)
 
 def test_through_the_door_a_producer_s_private_job_is_done(site: Site, running: Any) -> None:
     assert running
+    eventually(lambda: site.healthy("door"), within=PATIENCE_S)
     password = (site.secrets / "vestry_producer").read_text()
     url = f"postgresql://vestry_producer:{password}@127.0.0.1:{site.port('door')}/vestry"
     ring = site.secrets / compose_secrets.KEYRING_FILE
