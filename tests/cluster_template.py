@@ -34,26 +34,27 @@ def copy_cluster(home: Path) -> None:
     directory = run_dir()
     if directory is None:
         return
-    template, target = _template(directory), Home(home)
+    template, data = _template(directory)
     with timed_start("copies of the migrated cluster"):
+        target = Home(home)
         target.create()
         # `cp -a` keeps the owner: under root the cluster belongs to the servers' account.
-        source, data = PostgresServer(template).data, PostgresServer(target).data
-        subprocess.run(["cp", "-a", str(source), str(data)], check=True)
+        subprocess.run(["cp", "-a", str(data), str(PostgresServer(target).data)], check=True)
         for password in template.secrets.glob("postgres.*.password"):
             shutil.copy2(password, target.secrets)
 
 
-def _template(directory: Path) -> Home:
-    """The home with the migrated cluster, made where it is missing; no server runs in it."""
+def _template(directory: Path) -> tuple[Home, Path]:
+    """The home of the migrated cluster and its data, made where missing; no server runs on it."""
     home, made = Home(directory / TEMPLATE), directory / f"{TEMPLATE}.made"
     with locked(TEMPLATE):
         if not made.exists():
             with timed_start("the migrated cluster"):
                 home.create()
-                _migrate(PostgresServer(home))
-            made.touch()
-    return home
+                postgres = PostgresServer(home)
+                _migrate(postgres)
+            made.write_text(str(postgres.data))
+    return home, Path(made.read_text())
 
 
 def _migrate(postgres: PostgresServer) -> None:

@@ -53,10 +53,10 @@ class Preset:
 
 SMOKE = Preset(
     forks=forks.Scale(
-        jobs=900,
-        a_second=30,
+        jobs=1000,
+        a_second=33,
         kills=40,
-        zombies=4,
+        zombies=6,
         certain={
             "raises": 2,
             "exits": 2,
@@ -111,7 +111,7 @@ SMOKE = Preset(
             "postgres restarts": 2,
             **dict.fromkeys(EVERY_FAULT, 1),
         },
-        zombies=4,
+        zombies=3,
         forged=300,
         bad_input=150,
         poison=15,
