@@ -21,6 +21,7 @@ import pytest
 from tests import quick_stack
 from tests.cluster_template import migrated_home
 from tests.run_dir import timed_start
+from workers.stack import commands
 from workers.stack.background import BackgroundStack, start_background
 
 ECHO_SETTINGS: Final = {
@@ -59,43 +60,52 @@ class StackSpec:
         settings: `VESTRY_*` settings of every process, as pairs.
         only: the processes besides the servers.
         flower: whether Flower runs, too.
+        durable: whether Postgres waits for the disk, for tests that kill it.
     """
 
     name: str
     settings: tuple[tuple[str, str], ...]
     only: tuple[str, ...] = INFERENCE
     flower: bool = False
+    durable: bool = False
 
     @contextmanager
     def start(self) -> Iterator[BackgroundStack]:
         """Start it, and wait until every process is ready."""
         with (
             migrated_home() as home,
-            start_stack(home, dict(self.settings), self.only, flower=self.flower) as running,
+            start_stack(
+                home, dict(self.settings), self.only, flower=self.flower, durable=self.durable
+            ) as running,
         ):
             yield running
 
 
-ECHO: Final = StackSpec("echo", tuple(ECHO_SETTINGS.items()))
+ECHO: Final = StackSpec("echo", tuple(ECHO_SETTINGS.items()), durable=True)
 ECHO_WITH_FLOWER: Final = StackSpec("echo-flower", ECHO.settings, flower=True)
 
 
 def start_stack(
-    home: Path, settings: Mapping[str, str], only: Sequence[str] = (), *, flower: bool = False
+    home: Path,
+    settings: Mapping[str, str],
+    only: Sequence[str] = (),
+    *,
+    flower: bool = False,
+    durable: bool = False,
 ) -> BackgroundStack:
-    """Start a stack whose Postgres does not wait for the disk.
+    """Start a stack.
 
     Args:
         home: an empty or a migrated home.
         settings: `VESTRY_*` settings of every process.
         only: the processes besides the servers and Flower; empty means all.
         flower: whether Flower runs, too.
+        durable: whether Postgres waits for the disk, for tests that kill it.
     """
+    module = commands.__name__ if durable else quick_stack.__name__
     chosen = (*only, *FLOWERS) if only and flower else only
     with timed_start(f"`vestry up` with {len(chosen) or 'all'} processes"):
-        return start_background(
-            home, settings, flower=flower, only=chosen, module=quick_stack.__name__
-        )
+        return start_background(home, settings, flower=flower, only=chosen, module=module)
 
 
 class StackPool:

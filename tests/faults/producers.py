@@ -128,7 +128,9 @@ class Producer:
     def _transaction(self) -> int:
         """One step: of each kind once, then at random."""
         if self._first:
-            return self._first.pop()()
+            jobs = self._first[-1]()
+            self._first.pop()
+            return jobs
         choice = self.rng.random()
         steps: Sequence[tuple[float, Callable[[], int]]] = (
             (0.15, self._documents),
