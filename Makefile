@@ -4,7 +4,8 @@
 # TORCH_INDEX  an index with PyTorch's CPU builds (the address is on PyTorch's own "Get Started"
 #              page). On Linux x86-64 pip's default is the CUDA build, several gigabytes; without
 #              an NVIDIA card the CPU build does the same work. Empty: pip's own default.
-# SOAK_MINUTES, TESTS_AT_ONCE: as their names say
+# SOAK_MINUTES    how long `make soak` injects faults
+# TESTS_AT_ONCE   processes of `make test`; on two cores, three
 
 PYTHON      ?= python3
 TORCH_INDEX ?=
@@ -17,6 +18,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,embedded,dev,sqlalchemy
 
 SHELL := /bin/sh
+THIS_MAKE := $(MAKE)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -28,7 +30,7 @@ help: ## list these targets
 
 setup: $(READY) ## make .venv with everything in it (again only when pyproject.toml or constraints.txt change)
 
-# The stamp is written last: an installation that broke off is taken up again by the next call.
+# The stamp is written last: an installation that was interrupted is continued by the next call.
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Vestry needs Python 3.11 or newer, and '$(PYTHON)' is not. Name one: make setup PYTHON=python3.12" >&2; \
@@ -50,10 +52,11 @@ up: $(READY) ## keep the embedded stack running in the foreground; Ctrl-C drains
 down: $(READY) ## stop a stack that runs elsewhere on the same VESTRY_HOME
 	@$(BIN)/vestry down
 
-# Tests over real stacks mostly wait, so several run at a time and the checks run beside the first.
-# The order is random; its seed is printed, and --order-seed=N repeats it.
-test: $(READY) ## every test, and beside the first of them the checks
-	@failed=0; $(MAKE) check >$(VENV)/check.log 2>&1 & checks=$$!; \
+# Tests over real stacks mostly wait, so several run at a time, and the checks run beside the first.
+# The order is random: its seed is printed, and `pytest --order-seed=N` repeats it.
+# Not $(MAKE): make would run that recipe even under `make -n`.
+test: $(READY) ## every test, and the checks beside the first of them
+	@failed=0; $(THIS_MAKE) check >$(VENV)/check.log 2>&1 & checks=$$!; \
 	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadgroup --no-loadscope-reorder || failed=1; \
 	wait $$checks || failed=1; cat $(VENV)/check.log; exit $$failed
 
@@ -66,13 +69,13 @@ check: $(READY) ## ruff, mypy --strict, import-linter
 bench: $(READY) ## throughput and latency beside bare Celery and a bare encode loop
 	@$(BIN)/python -m benchmarks
 
-faults: $(READY) ## kill everything while jobs run, and check that nothing is lost or done twice
+faults: $(READY) ## the fault laboratories at full scale: nothing lost, nothing done twice
 	@$(BIN)/python -m tests.faults >/dev/null
 
-mutations: $(READY) ## take one mechanism away at a time, and see the faults' ledger go red
+mutations: $(READY) ## remove one mechanism at a time; the laboratories must notice each
 	@$(BIN)/python -m tests.faults.mutations
 
-soak: $(READY) ## the faults for SOAK_MINUTES (120), with a report in docs/
+soak: $(READY) ## the fault laboratories for SOAK_MINUTES (120), with a report in docs/
 	@VESTRY_MODEL_EXAMPLES=2000 $(BIN)/pytest tests/faults/test_model.py
 	@$(BIN)/python -m tests.faults --soak $(SOAK_MINUTES) --report docs/soak.json >/dev/null
 
