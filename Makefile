@@ -57,7 +57,7 @@ down: $(READY) ## stop a stack that runs elsewhere on the same VESTRY_HOME
 # Not $(MAKE): make would run that recipe even under `make -n`.
 test: $(READY) ## every test, and the checks beside the first of them
 	@failed=0; $(THIS_MAKE) check >$(VENV)/check.log 2>&1 & checks=$$!; \
-	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadgroup --no-loadscope-reorder || failed=1; \
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadscope --no-loadscope-reorder || failed=1; \
 	wait $$checks || failed=1; cat $(VENV)/check.log; exit $$failed
 
 check: $(READY) ## ruff, mypy --strict, import-linter

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import xdist_scheduler
+from tests import run_dir, xdist_scheduler
 from tests.stacks import ECHO, ECHO_WITH_FLOWER, SharedStack
 
 MODULES: dict[str, SharedStack | None] = {
@@ -29,21 +29,17 @@ class Item:
         self.nodeid = f"{module}::test_{number}"
         self.path = Path(module)
         self.fixturenames: list[str] = []
-        self.groups: list[Any] = []
         self.module = module
 
     def get_closest_marker(self, name: str) -> Any:
         declared = MODULES[self.module]
         return SimpleNamespace(args=[declared]) if name == "stack" and declared else None
 
-    def add_marker(self, marker: pytest.MarkDecorator) -> None:
-        self.groups += marker.args
 
-
-def ordered(seed: int) -> list[Item]:
+def ordered(seed: int, **config: Any) -> list[Item]:
     items = [Item(module, number) for module in MODULES for number in range(5)]
-    config: Any = SimpleNamespace(stash={xdist_scheduler.SEED: seed})
-    xdist_scheduler.pytest_collection_modifyitems(config, items)  # type: ignore[arg-type]
+    given: Any = SimpleNamespace(stash={xdist_scheduler.SEED: seed}, **config)
+    xdist_scheduler.pytest_collection_modifyitems(given, items)  # type: ignore[arg-type]
     return items
 
 
@@ -68,15 +64,12 @@ def test_modules_and_declared_stacks_stay_together_and_unit_tests_come_last(seed
     assert all("unit" in module for module in modules[-2:])
 
 
-def test_group_of_a_test_is_the_name_of_its_declared_stack() -> None:
-    for item in ordered(1):
-        declared = MODULES[item.module]
-        assert item.groups == ([] if declared is None else [declared.name])
-
-
-def test_scope_is_the_declared_group_or_the_module() -> None:
-    split = xdist_scheduler.ScopeScheduling._split_scope
+def test_scheduler_gives_a_declared_group_or_a_module_to_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(run_dir.VARIABLE, str(tmp_path))
+    ordered(1, workerinput={})
     scheduling: Any = object.__new__(xdist_scheduler.ScopeScheduling)
-    assert split(scheduling, "tests/a.py::test[x@y]") == "tests/a.py"
-    assert split(scheduling, "tests/a.py::test[x@y]@echo") == "echo"
-    assert split(scheduling, "tests/a.py::test") == "tests/a.py"
+    for module, declared in MODULES.items():
+        scope = scheduling._split_scope(f"{module}::test_0[a::b]")
+        assert scope == (module if declared is None else declared.name)
