@@ -75,6 +75,7 @@ def no_leaks() -> Iterator[None]:
         patch.setenv("VESTRY_OLLAMA", "off")
         patch.setenv("VESTRY_LLAMA", "off")
         yield
+        POOL.close()
         processes = leak_check.processes(root)
         described = [f"{process.pid} {process.name()}" for process in processes]
         for process in processes:
