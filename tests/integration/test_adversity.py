@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
@@ -92,13 +91,3 @@ def test_a_job_that_never_ends_costs_its_process_and_dies(
     assert up.pid("private-bulk-gpu") != pid
     for job in others:
         vestry.wait(job, timeout=90)
-
-
-def _sealed(up: BackgroundStack, vestry: Vestry, conn: Any, job: UUID) -> dict[str, Any]:
-    """A sealed payload for a job that the library has no class for."""
-    submit(vestry, conn, "makes the owner's key")
-    row = conn.execute(
-        "SELECT key_id, wrapped, kek_id FROM vestry.owner_keys WHERE owner = 'ann'"
-    ).fetchone()
-    key = KeyRing.load(up.client["keyring"]).unwrap("ann", *row)
-    return {"job": job, "key": row[0], "sealed": key.seal("payload", job, b"{}")}
