@@ -4,12 +4,13 @@
 # TORCH_INDEX  an index with PyTorch's CPU builds (the address is on PyTorch's own "Get Started"
 #              page). On Linux x86-64 pip's default is the CUDA build, several gigabytes; without
 #              an NVIDIA card the CPU build does the same work. Empty: pip's own default.
-# SOAK_MINUTES, TESTS_AT_ONCE: as their names say
+# SOAK_MINUTES    how long `make soak` injects faults
+# TESTS_AT_ONCE   processes of `make test`; on two cores, three
 
 PYTHON      ?= python3
 TORCH_INDEX ?=
 SOAK_MINUTES ?= 120
-TESTS_AT_ONCE ?= 2
+TESTS_AT_ONCE ?= 3
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -17,6 +18,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,embedded,dev,sqlalchemy
 
 SHELL := /bin/sh
+THIS_MAKE := $(MAKE)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -28,7 +30,7 @@ help: ## list these targets
 
 setup: $(READY) ## make .venv with everything in it (again only when pyproject.toml or constraints.txt change)
 
-# The stamp is written last: an installation that broke off is taken up again by the next call.
+# The stamp is written last: an installation that was interrupted is continued by the next call.
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Vestry needs Python 3.11 or newer, and '$(PYTHON)' is not. Name one: make setup PYTHON=python3.12" >&2; \
@@ -50,13 +52,13 @@ up: $(READY) ## keep the embedded stack running in the foreground; Ctrl-C drains
 down: $(READY) ## stop a stack that runs elsewhere on the same VESTRY_HOME
 	@$(BIN)/vestry down
 
-# The faults use every core by themselves; tests with a stack mostly wait, so several run at a time.
-test: check ## the checks, then every test
-	@failed=0; \
-	$(BIN)/pytest tests/faults || failed=1; \
-	$(BIN)/python -m pytest -p tests.side_by_side -n $(TESTS_AT_ONCE) --no-loadscope-reorder \
-	  --ignore=tests/faults || failed=1; \
-	exit $$failed
+# Tests over real stacks mostly wait, so several run at a time, and the checks run beside the first.
+# The order is random: its seed is printed, and `pytest --order-seed=N` repeats it.
+# Not $(MAKE): make would run that recipe even under `make -n`.
+test: $(READY) ## every test, and the checks beside the first of them
+	@failed=0; $(THIS_MAKE) check >$(VENV)/check.log 2>&1 & checks=$$!; \
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadscope --no-loadscope-reorder || failed=1; \
+	wait $$checks || failed=1; cat $(VENV)/check.log; exit $$failed
 
 check: $(READY) ## generated code, ruff, mypy --strict, import-linter
 	@$(BIN)/python tools/generate_sync.py --check
@@ -71,13 +73,13 @@ generate: $(READY) ## write the synchronous client from the asynchronous one
 bench: $(READY) ## throughput and latency beside bare Celery and a bare encode loop
 	@$(BIN)/python -m benchmarks
 
-faults: $(READY) ## kill everything while jobs run, and check that nothing is lost or done twice
+faults: $(READY) ## the fault laboratories at full scale: nothing lost, nothing done twice
 	@$(BIN)/python -m tests.faults >/dev/null
 
-mutations: $(READY) ## take one mechanism away at a time, and see the faults' ledger go red
+mutations: $(READY) ## remove one mechanism at a time; the laboratories must notice each
 	@$(BIN)/python -m tests.faults.mutations
 
-soak: $(READY) ## the faults for SOAK_MINUTES (120), with a report in docs/
+soak: $(READY) ## the fault laboratories for SOAK_MINUTES (120), with a report in docs/
 	@VESTRY_MODEL_EXAMPLES=2000 $(BIN)/pytest tests/faults/test_model.py
 	@$(BIN)/python -m tests.faults --soak $(SOAK_MINUTES) --report docs/soak.json >/dev/null
 

@@ -16,7 +16,9 @@ from benchmarks.options import VERSES, Options
 from benchmarks.report import BenchmarkResult, save, show
 from workers.home import default_home
 
-NAMES = ("embedding", "bulk", "round_trip", "claim", "backlog", "sealing", "classification")
+NAMES = (
+    "embedding", "bulk", "round_trip", "claim", "backlog", "sealing", "search", "classification",
+)  # fmt: skip
 BUSY_LOAD = 0.5
 """Load per core above which a warning is printed."""
 

@@ -1,4 +1,4 @@
-"""A whole stack whose clouds are servers of the test's: real clients, real wire, faults on request."""
+"""A stack whose clouds are fault servers of the test: real clients, real HTTP, faults on request."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inference.catalogue.loader import SHIPPED
-from tests.echo_stack import INFERENCE, SETTINGS
+from tests.cluster_template import migrated_home
 from tests.faultserver import FaultServer
-from tests.homes import temporary_home
-from workers.stack.background import BackgroundStack, start_background
+from tests.stacks import ECHO_SETTINGS, INFERENCE, start_stack
+from tests.temp_stack_dir import temporary_home
+from workers.stack.background import BackgroundStack
 
 KEY = "sesame-of-the-cloud"
 WORKERS = (*INFERENCE, "shareable-cloud")
@@ -31,10 +32,11 @@ def key_file(directory: Path) -> Path:
     return file
 
 
-def catalogue_file(directory: Path, requests_per_minute: int) -> Path:
+def catalogue_file(directory: Path, requests_per_minute: int, window_s: float = 60.0) -> Path:
     """The shipped catalogue with another limit of the clouds."""
     text = SHIPPED.read_text(encoding="utf-8")
-    text = re.sub(r"requests_per_minute: \d+", f"requests_per_minute: {requests_per_minute}", text)
+    limit = f"requests_per_minute: {requests_per_minute}, rate_window_s: {window_s}"
+    text = re.sub(r"requests_per_minute: \d+", limit, text)
     file = directory / "catalogue.yaml"
     file.write_text(text, encoding="utf-8")
     return file
@@ -44,15 +46,15 @@ def catalogue_file(directory: Path, requests_per_minute: int) -> Path:
 def cloud_stack(
     cloud: FaultServer, only: Sequence[str] = WORKERS, *, requests_per_minute: int = 100_000
 ) -> Iterator[BackgroundStack]:
-    """Both clouds at one server; at home the echo backend, a fake that answers at once."""
-    with temporary_home() as home, temporary_home("vestry-keys-") as keys:
+    """A stack with both clouds at one server; local jobs are served by the echo backend."""
+    with migrated_home() as home, temporary_home("vestry-keys-") as keys:
         file = key_file(keys)
         settings = {
-            **SETTINGS,
+            **ECHO_SETTINGS,
             **QUICK,
             "VESTRY_CATALOGUE": str(catalogue_file(keys, requests_per_minute)),
             "VESTRY_BACKENDS": f"openai={cloud.url}/v1 anthropic={cloud.url}",
             "VESTRY_BACKEND_KEYS": f"openai={file} anthropic={file}",
         }
-        with start_background(home, settings, flower=False, only=only) as running:
+        with start_stack(home, settings, only) as running:
             yield running

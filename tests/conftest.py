@@ -1,11 +1,11 @@
-"""Servers of the tests' own: one embedded stack a session, without workers, emptied on request."""
+"""The run's directory, its leak check, and servers that tests share."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import psycopg
@@ -13,39 +13,77 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from tests import residue
-from tests.homes import temporary_home
+from tests import leak_check, run_dir
+from tests.cluster_template import migrated_home
 from tests.llama import Llama, llama_server
+from tests.quick_stack import quick_servers
+from tests.stacks import POOL, declared_stack
 from workers.settings import key_prefix
 from workers.stack.dev_stack import DevStack
+from workers.stack.server_dir import remove
 from workers.stack.valkey import PRIVACIES
 
-# No property is about time, and on a busy machine any example may stand still for a while.
+# No property is about time, and on a busy machine any example may be slow.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
+MADE = pytest.StashKey[Path]()
+"""The run's directory, in the process that made it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The first process of a run makes the directory that all of them share."""
+    if run_dir.run_dir() is None:
+        config.stash[MADE] = run_dir.make()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (made := config.stash.get(MADE, None)) is not None:
+        remove(made / run_dir.TEMPLATE)
+        shutil.rmtree(made, ignore_errors=True)
+        del os.environ[run_dir.VARIABLE]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if MADE in config.stash:
+        for kind, times in run_dir.start_times().items():
+            terminalreporter.write_line(f"{sum(times):7.1f} s for {len(times):3} starts: {kind}")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    """Stop a declared stack after the last of its tests, once their fixtures are finished."""
+    yield
+    if nextitem is None or declared_stack(nextitem) != declared_stack(item):
+        POOL.close()
+
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Everything lies below one directory during the run; nothing of it is there afterwards."""
-    root = Path(tempfile.mkdtemp(prefix="vestry-tests-")).resolve()
+def no_leaks() -> Iterator[None]:
+    """Processes and data of this process's tests lie below one directory, and are gone at the end."""
+    root = Path(tempfile.mkdtemp(prefix="process-", dir=run_dir.run_dir())).resolve()
     if os.geteuid() == 0:
         root.chmod(0o711)  # the servers' account passes through
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(root))
         patch.setattr(tempfile, "tempdir", str(root))
-        # Stacks of tests use what the tests give them, and nothing they might find on this machine.
+        # Stacks of tests use the models that the tests give them, and none found on this machine.
         patch.setenv("VESTRY_OLLAMA", "off")
         patch.setenv("VESTRY_LLAMA", "off")
         yield
-        processes = residue.processes(root)
-        told = [f"{process.pid} {process.name()}" for process in processes]
+        POOL.close()
+        processes = leak_check.processes(root)
+        described = [f"{process.pid} {process.name()}" for process in processes]
         for process in processes:
             process.kill()
-        places = residue.places(root)
-        for path in (*places, root):
+        directories = leak_check.server_dirs(root)
+        for path in (*directories, root):
             shutil.rmtree(path, ignore_errors=True)
-    assert (told, places) == ([], []), "the tests left processes, or servers' data"
+    assert (described, directories) == ([], []), "the tests left processes, or servers' data"
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +93,7 @@ def stack() -> Iterator[DevStack]:
     `stack.database_url(role)`, `stack.superuser_url`, `stack.broker_url(user)`, `stack.home`,
     `stack.keyring`.
     """
-    with temporary_home() as home, DevStack(home) as running:
+    with migrated_home() as home, quick_servers(home) as running:
         yield running
 
 
@@ -68,7 +106,7 @@ def llama() -> Iterator[Llama]:
 
 @pytest.fixture
 def clean(stack: DevStack) -> DevStack:
-    """The stack with every table of Vestry's empty, every lane fresh, and the broker empty."""
+    """The stack with empty tables, lanes in their initial state, and an empty broker."""
     with psycopg.connect(stack.superuser_url, autocommit=True) as conn:
         empty_tables(conn)
     for user in PRIVACIES:
@@ -81,7 +119,7 @@ def clean(stack: DevStack) -> DevStack:
 def empty_tables(conn: psycopg.Connection[tuple[object, ...]]) -> None:
     """Empty every table but the lanes and Alembic's, and drop the partitions of spaces.
 
-    A failed test may have left a session holding locks: it is ended first.
+    Sessions that a failed test left in a transaction, with locks, are ended first.
     """
     conn.execute(
         """SELECT pg_terminate_backend(pid) FROM pg_stat_activity

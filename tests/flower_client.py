@@ -1,4 +1,4 @@
-"""Asks a stack's Flower, as a person with its password would."""
+"""A client of a stack's Flower, with its password."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class FlowerClient:
         self.user = described["user"]
 
     def get(self, path: str, *, user: str | None = "", password: str = "") -> tuple[int, str]:
-        """Status and body. As the rightful user; as `user` where named; as nobody with None."""
+        """Status and body; as Flower's user, as `user` where given, without a login where None."""
         request = urllib.request.Request(self.url + path)  # noqa: S310 - loopback
         if user is not None:
             pair = f"{user or self.user}:{password or self.password}"
-            told = base64.b64encode(pair.encode()).decode()
-            request.add_header("Authorization", f"Basic {told}")
+            token = base64.b64encode(pair.encode()).decode()
+            request.add_header("Authorization", f"Basic {token}")
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-                return answer.status, answer.read().decode("utf-8", "replace")
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+                return response.status, response.read().decode("utf-8", "replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode("utf-8", "replace")
 
     def task(self, job: UUID) -> dict[str, Any]:
-        """What the API tells of a job; empty where it knows nothing of it."""
+        """A job as the API shows it; empty where it does not."""
         status, body = self.get(f"/api/task/info/{job}")
         return json.loads(body) if status == 200 else {}
 
@@ -47,9 +47,9 @@ class FlowerClient:
         return listed
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Every worker, asked afresh, by its node name."""
-        found: dict[str, dict[str, Any]] = json.loads(self.get("/api/workers?refresh=1")[1])
-        return found
+        """Every worker by node name, inspected again."""
+        inspected: dict[str, dict[str, Any]] = json.loads(self.get("/api/workers?refresh=1")[1])
+        return inspected
 
     def worker_page(self, name: str) -> tuple[int, str]:
         """A worker's page."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.run_dir import timed_start
 from workers.home import CHECKOUT, Home, write_private
 from workers.llama_server import PACKAGED_ALIAS
 from workers.stack.dev_stack import wait_until
@@ -22,12 +23,12 @@ CONTEXT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Llama:
-    """A server that answers.
+    """A running server.
 
     Attributes:
         url: without a path; OpenAI's protocol is below /v1, Anthropic's at /v1/messages.
-        key: that it wants.
-        log: its file.
+        key: its API key.
+        log: its log file.
     """
 
     url: str
@@ -40,10 +41,10 @@ class Llama:
 
 @contextmanager
 def llama_server(settings: Mapping[str, str] | None = None) -> Iterator[Llama]:
-    """Start one on a free port, and end it.
+    """Run a server on a free port.
 
     Args:
-        settings: further VESTRY_LLAMA_… of it.
+        settings: further VESTRY_LLAMA_… settings.
     """
     with tempfile.TemporaryDirectory(prefix="vestry-llama-") as directory:
         home = Home(Path(directory))
@@ -68,7 +69,8 @@ def llama_server(settings: Mapping[str, str] | None = None) -> Iterator[Llama]:
         url = f"http://127.0.0.1:{port}"
         try:
             health = http_ready(lambda: f"{url}/health")
-            wait_until(health, lambda: process.poll() is None, command.log)
+            with timed_start("a llama.cpp server"):
+                wait_until(health, lambda: process.poll() is None, command.log)
             yield Llama(url, key, command.log, process)
         finally:
             stop(process, command)

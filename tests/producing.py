@@ -1,4 +1,4 @@
-"""What tests of the producer library share: a job, and ends that a worker would give it."""
+"""Helpers of tests of the producer library: a job, and the final states that a worker would set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def end(root: psycopg.Connection[Any], job: UUID, state: str) -> None:
 def succeed(
     root: psycopg.Connection[Any], keyring: KeyRing, job: UUID, result: dict[str, Any]
 ) -> None:
-    """What a worker's finish amounts to."""
+    """Finish a job as a worker does."""
     body = json.dumps(result)
     owner, privacy = root.execute(
         "SELECT owner, privacy FROM vestry.jobs WHERE id = %s", [job]

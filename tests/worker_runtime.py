@@ -1,4 +1,4 @@
-"""A worker's runtime inside the test's own process, on handlers of the test's."""
+"""A worker's fetcher in the test's process, with the test's handlers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tasks.protocol import Handler, NoPassageSearch
-from tests.echo_stack import eventually
+from tests.waiting import eventually
 from workers.app import make_app
 from workers.celery_integration.worker_lifecycle import WorkerLifecycle
 from workers.execution import components
@@ -26,7 +26,7 @@ LANE = "shareable.bulk.gpu"
 def runtime(
     stack: DevStack, handler: Handler | Mapping[str, Handler], **given: Any
 ) -> Iterator[JobFetcher]:
-    """Put together as a worker does; has not begun to look for work, and hears of none."""
+    """A fetcher as a worker builds it, not started, and without hints."""
     url = stack.database_url("vestry_shareable")
     settings = Settings(
         **({"database_url": url, "privacy": "shareable", "lanes": (LANE,), "poll_s": 0.05} | given)
@@ -44,7 +44,7 @@ def runtime(
         yield made
     finally:
         made.drain()
-        # A pool that closes under a feeder's feet is no fault of the code under test.
+        # A pool that is closed while a fetch thread uses it is no error of the code under test.
         eventually(lambda: not executor.heartbeat.held_leases())
         executor.heartbeat.stop()
         executor.pool.close()

@@ -54,6 +54,8 @@ class BackendEntry(_Entry):
         url: base URL of a server; VESTRY_BACKENDS may name another.
         key: an API key is required (VESTRY_BACKEND_KEYS).
         requests_per_minute: most calls in any 60 seconds, over all workers together.
+        rate_window_s: the window in which calls are counted, in seconds; a shorter one has its share
+            of the calls of a minute.
         timeout_s: longest duration of a call, in seconds.
         about: one line for a reader.
         options: further settings of the runtime.
@@ -66,9 +68,17 @@ class BackendEntry(_Entry):
     url: str | None = None
     key: bool = False
     requests_per_minute: int | None = Field(None, ge=1)
+    rate_window_s: float = Field(60.0, gt=0, le=60)
     timeout_s: float = Field(120.0, gt=0)
     about: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def calls_in_window(self) -> int | None:
+        """Most calls in any `rate_window_s`; None without a limit."""
+        if self.requests_per_minute is None:
+            return None
+        return max(1, int(self.requests_per_minute * self.rate_window_s / 60))
 
 
 class Price(_Entry):

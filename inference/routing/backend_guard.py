@@ -44,7 +44,6 @@ STATE_TTL_S: Final = 0.5
 """Longest age of the cached breaker states."""
 MAX_PERMIT_WAIT_S: Final = 10.0
 """A call waits at most this long for a permit under a rate limit; beyond it, the job is rerouted."""
-WINDOW_S: Final = 60.0
 SLACK_S: Final = 1.5
 """Added to the window of a rate limit: a call may reach the server so much sooner after its permit than
 an earlier call did. A call that is not made within half of it acquires another permit."""
@@ -155,10 +154,10 @@ class BackendGuard:
         Raises:
             LocalRateLimit: the wait would be too long; `retry_after` is the wait.
         """
-        if backend.requests_per_minute is None:
+        if (limit := backend.calls_in_window) is None:
             return
         try:
-            self._acquire(breaker_key(backend), backend.requests_per_minute)
+            self._acquire(breaker_key(backend), limit, backend.rate_window_s)
         except psycopg.Error as error:
             _log_database_error(error)
             raise LocalRateLimit(retry_after=MAX_PERMIT_WAIT_S) from None
@@ -202,11 +201,11 @@ class BackendGuard:
         with self._connect() as conn:
             return backend_health.try_probe(conn, name, PROBE_TIMEOUT_S)
 
-    def _acquire(self, name: str, limit: int) -> None:
+    def _acquire(self, name: str, limit: int, window_s: float) -> None:
         while True:
             with self._connect() as conn:
                 wait_s = backend_health.acquire_permit(
-                    conn, name, limit, WINDOW_S + SLACK_S, MAX_PERMIT_WAIT_S
+                    conn, name, limit, window_s + SLACK_S, MAX_PERMIT_WAIT_S
                 )
             if wait_s < 0:
                 raise LocalRateLimit(retry_after=-wait_s)

@@ -1,8 +1,8 @@
-"""`python -m tests.faults`: enqueue, strike, check. One seed decides every choice that is made here.
+"""`python -m tests.faults`: enqueue jobs, inject faults, check the promises.
 
-What the processes do between two choices is up to the machine: a seed repeats the faults and the load,
-not the interleaving. Four laboratories work side by side, two at a time, each in a process of its own:
-forks, killed by the hundred; the real stack; a disk that fills up; a network that falls silent.
+One seed decides every choice: it repeats the faults and the load, not the interleaving of processes.
+Four laboratories run, two at a time, each in a process of its own: forks, killed by the hundred; the
+real stack; a disk that fills up; a network that drops every packet.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.faults import disk, forks, namespaces, presets, real
-from tests.faults.presets import Preset
+from tests.cluster_template import copy_cluster
+from tests.faults import disk, forks, namespaces, real, scales
+from tests.faults.aggregate import as_text, merged, shortfalls
 from tests.faults.report import Report
+from tests.faults.scales import Preset
 from tests.faults.servers import LabStack
-from tests.faults.summing import merged, told
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from workers.home import CHECKOUT
 
 AT_ONCE: Final = 2
@@ -34,24 +35,28 @@ FAILED: Final = "the laboratory itself failed"
 
 
 def _forks(home: Path, seed: int, preset: Preset) -> Report:
+    copy_cluster(home)
     with LabStack(home) as stack:
         return forks.Laboratory(stack, seed, preset.forks).run()
 
 
 def _real(home: Path, seed: int, preset: Preset) -> Report:
+    copy_cluster(home)
     return real.Laboratory(home, seed, preset.real).run()
 
 
 def _disk(home: Path, seed: int, preset: Preset) -> Report:
     with disk.small_disk(home) as mounted:
         if not mounted:
-            return Report("disk", seed, notes=["a small file system is not to be had here"])
+            return Report("disk", seed, notes=["no small file system can be mounted here"])
+        copy_cluster(home)
         with LabStack(home) as stack:
             lab = forks.Laboratory(stack, seed, preset.disk, "disk", disk.Filling)
             return lab.run()
 
 
 def _network(home: Path, seed: int, preset: Preset) -> Report:
+    copy_cluster(home)
     with LabStack(home) as stack:
         return namespaces.Laboratory(stack, seed, preset.network).run()
 
@@ -66,40 +71,48 @@ LABORATORIES: Final[dict[str, Callable[[Path, int, Preset], Report]]] = {
 
 
 def main() -> int:
-    """Run once; prints the report as JSON. 0 if nothing was lost and nothing done twice."""
+    """Run once and print the report as JSON; 0 if no promise was broken and every count reached."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="so long, instead of short")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="run for so long")
+    parser.add_argument("--smoke", action="store_true", help="run every fault once")
     parser.add_argument("--only", choices=[*LABORATORIES], help="one laboratory, in this process")
-    parser.add_argument("--report", type=Path, help="where the report goes, too, as JSON and text")
+    parser.add_argument(
+        "--report", type=Path, help="also write the report here, as JSON and as text"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.only is not None:
-        preset = presets.FAULTS if options.soak is None else presets.soak(options.soak)
-        report = _one(options.only, options.seed, preset).document()
+        report = _one(options.only, options.seed, _preset(options)).document()
         print(json.dumps(report, default=str))
         return 1 if report["violations"] else 0
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
     report = _all(options)
-    print(told(report), file=sys.stderr, flush=True)
+    print(as_text(report), file=sys.stderr, flush=True)
     text = json.dumps(report, indent=1, default=str)
     if options.report is not None:
         options.report.write_text(text + "\n", encoding="utf-8")
-        options.report.with_suffix(".txt").write_text(told(report) + "\n", encoding="utf-8")
+        options.report.with_suffix(".txt").write_text(as_text(report) + "\n", encoding="utf-8")
     print(text)
-    return 1 if report["violations"] else 0
+    return 1 if report["violations"] or report["shortfalls"] else 0
+
+
+def _preset(options: argparse.Namespace) -> Preset:
+    if options.soak is not None:
+        return scales.soak(options.soak)
+    return scales.SMOKE if options.smoke else scales.FAULTS
 
 
 def _one(name: str, seed: int, preset: Preset) -> Report:
-    """One laboratory's report, which says so where the laboratory failed itself or left something."""
+    """One laboratory's report; a failure of the laboratory itself is a violation."""
     report = Report(name, seed)
     try:
         with temporary_home(PREFIX) as home:
             report = LABORATORIES[name](home, seed, preset)
     except Exception as error:
-        told = "".join(traceback.format_exception(error))
-        print(told, file=sys.stderr, flush=True)
-        report.violations[FAILED] = [told]
+        trace = "".join(traceback.format_exception(error))
+        print(trace, file=sys.stderr, flush=True)
+        report.violations[FAILED] = [trace]
     return report
 
 
@@ -107,31 +120,36 @@ def _all(options: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     waiting, running = list(LABORATORIES), dict[str, subprocess.Popen[str]]()
     reports: dict[str, dict[str, Any]] = {}
-    # A soak's laboratories go on for as long as it does: they all run beside each other.
+    # Each laboratory of a soak lasts as long as the soak: all run side by side.
     at_once = AT_ONCE if options.soak is None else len(waiting)
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as scratch:
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     name = waiting.pop(0)
-                    running[name] = _start(name, options, Path(scratch) / name)
+                    running[name] = _start(name, options, Path(directory) / name)
                 for name, process in list(running.items()):
                     if process.poll() is not None:
-                        reports[name] = _report(name, running.pop(name), Path(scratch) / name)
+                        reports[name] = _report(name, running.pop(name), Path(directory) / name)
                 time.sleep(0.1)
         finally:
             for process in running.values():
                 process.terminate()
             for process in running.values():
                 process.wait()
-    return merged(options.seed, time.monotonic() - began, reports)
+    report = merged(options.seed, time.monotonic() - began, reports)
+    minimum = _preset(options).minimum
+    report["shortfalls"] = shortfalls(report, minimum, forks.EVERY_POINT) if minimum else []
+    return report
 
 
 def _start(name: str, options: argparse.Namespace, out: Path) -> subprocess.Popen[str]:
     argv = [sys.executable, "-m", "tests.faults", f"--seed={options.seed}", f"--only={name}"]
     if options.soak is not None:
         argv.append(f"--soak={options.soak}")
-    # To a file: a report is longer than what a pipe takes while nobody reads it.
+    if options.smoke:
+        argv.append("--smoke")
+    # To a file: a report is longer than a pipe's buffer.
     with out.open("w", encoding="utf-8") as file:
         return subprocess.Popen(argv, cwd=CHECKOUT, stdout=file, text=True)
 

@@ -1,4 +1,4 @@
-"""What is stored in the end: of each document the latest text that was committed, or nothing."""
+"""Checks what is stored at the end: each document's latest committed text, or nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psycopg
 from inference.backends.echo import EchoModel
 
 SAME: Final = 0.999
-"""Cosine of a text's vector with itself, as half-precision numbers keep it; other texts' are lower."""
+"""Cosine of a text's vector with itself in half precision; that with other texts is lower."""
 _STORED: Final = """
 SELECT d.id::text, d.deleted, c.n, c.vectors FROM (
   SELECT id, deleted FROM vestry.private_documents
@@ -29,19 +29,19 @@ LEFT JOIN (
 
 def check(
     conn: psycopg.Connection[Any],
-    blame: Callable[[str, object], None],
+    violation: Callable[[str, object], None],
     counts: Counter[str],
     lines: Iterable[dict[str, Any]],
     wanted: Mapping[tuple[str, int], str],
 ) -> None:
-    """Compare every document with the last thing that its producer committed for it.
+    """Compare every document with the last version that its producer committed.
 
     Args:
-        conn: a superuser's.
-        blame: takes violations.
-        counts: takes what was seen.
+        conn: of a superuser.
+        violation: called with the kind and the subject of a violation.
+        counts: counts the documents that were compared.
         lines: the producers' history.
-        wanted: (job, place in it) to the document's id.
+        wanted: (job, position in it) to the document's id.
     """
     expected = _expected(lines, wanted)
     model = EchoModel()
@@ -52,34 +52,34 @@ def check(
         counts["documents looked at"] += 1
         if text is None:
             if not deleted or chunks:
-                blame("a deleted document is still there", document)
+                violation("a deleted document is still stored", document)
             continue
         stored = [np.array(json.loads(vector)) for vector in vectors or () if vector is not None]
         if len(stored) != 1 or chunks != 1:
-            blame("a document is not stored once", document)
+            violation("a document is not stored once", document)
         elif float(stored[0] @ model.embed([text])[0]) < SAME:
-            blame("a document's stored vector is not of its latest text", document)
+            violation("a document's stored vector is not of its latest text", document)
 
 
 def _expected(
     lines: Iterable[dict[str, Any]], wanted: Mapping[tuple[str, int], str]
 ) -> dict[str, str | None]:
-    """Document to its latest text, None where it was deleted; those not known of are left out."""
+    """Document to its latest text, None if it was deleted; documents in doubt are left out."""
     names: dict[tuple[str, str, str], str] = {}
     latest: dict[tuple[str, str, str], str | None] = {}
-    unsure: set[tuple[str, str, str]] = set()
+    in_doubt: set[tuple[str, str, str]] = set()
     for line in lines:
         texts: dict[str, str | None] = dict(
             line.get("texts") or dict.fromkeys(line.get("gone", ()))
         )
-        for place, (name, text) in enumerate(texts.items()):
+        for position, (name, text) in enumerate(texts.items()):
             key = (line["owner"], line["privacy"], name)
             if line["what"] == "unknown":
-                unsure.add(key)
+                in_doubt.add(key)
                 continue
             latest[key] = text
             if line["jobs"]:
-                names[key] = wanted.get((line["jobs"][0], place), "")
+                names[key] = wanted.get((line["jobs"][0], position), "")
     return {
-        names[key]: text for key, text in latest.items() if key not in unsure and names.get(key)
+        names[key]: text for key, text in latest.items() if key not in in_doubt and names.get(key)
     }

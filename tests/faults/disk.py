@@ -1,6 +1,6 @@
-"""The laboratory of the full disk: Postgres on a small file system of memory, which is filled up.
+"""The laboratory of the full disk: Postgres on a small tmpfs that is filled up.
 
-Only root may mount one; without that the laboratory says so and does nothing.
+Only root may mount one; otherwise the laboratory's report says so and nothing is run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FULL_S: Final = (1.0, 3.0)
 
 @contextmanager
 def small_disk(home: Path) -> Iterator[bool]:
-    """A small file system where the stack's Postgres will be; False where none can be mounted."""
+    """Mount a small file system for the stack's Postgres; False if that is not possible."""
     place = home / "postgres"
     place.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "tmpfs", str(place)]
@@ -44,10 +44,10 @@ def small_disk(home: Path) -> Iterator[bool]:
 
 
 class Filling(Mishaps):
-    """Mishaps, with one more: the disk is full."""
+    """The servers' faults and a full disk."""
 
     def happenings(self) -> dict[str, Any]:
-        """By name, what begins each."""
+        """By name, a function that begins each."""
         return super().happenings() | {"the disk is full": self._fill}
 
     def _fill(self) -> Any:
@@ -58,7 +58,7 @@ class Filling(Mishaps):
 
         def over() -> None:
             ballast.unlink()
-            # Postgres ends itself where it cannot write its log; systemd, say, starts it again.
+            # Postgres ends itself if it cannot write its log; it is restarted, as systemd would.
             self._stack.revive_postgres()
 
         return self._rng.uniform(*FULL_S), over

@@ -1,4 +1,4 @@
-"""What the model of `test_model` knows: rows as they must be, leases as their workers see them."""
+"""The model of `test_model`: rows as they must be, leases as their workers see them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.stack.dev_stack import DevStack
 
 @dataclass(slots=True)
 class Expected:
-    """What a job's row must say."""
+    """The expected row of a job."""
 
     parent: UUID | None
     flow: bool
@@ -34,19 +34,19 @@ class Expected:
 
 @dataclass(slots=True)
 class Held:
-    """A lease as its worker knows it, whoever holds the jobs by now."""
+    """A lease as its worker sees it, whether or not it still holds the jobs."""
 
     lease: Lease
     lost: bool = False
-    """Run out, and not yet rescued."""
+    """Expired, and not yet rescued."""
     overran: bool = False
     blamed: bool = False
-    """Its one job was counted a crash, which is taken back if the worker comes back."""
+    """A crash was counted for its one job; it is reverted if the worker comes back."""
     jobs: list[UUID] = field(default_factory=list)
 
 
 class Site:
-    """The roles' own connections, shared by all sequences."""
+    """Connections of each role, shared by all sequences."""
 
     def __init__(self, stack: DevStack, opened: ExitStack) -> None:
         def connect(url: str, *, autocommit: bool = True) -> psycopg.Connection[Any]:

@@ -1,4 +1,4 @@
-"""Flows, enqueued through the producers' SQL contract: a job, and jobs that wait on it."""
+"""Flows, enqueued through the producers' SQL contract: a job, and jobs that wait for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENQUEUE = """SELECT job_id FROM vestry.enqueue_jobs_v1(
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Jobs in order; `parents` is each one's 1-based place, None for the root."""
+    """Jobs in order; `parents` is the 1-based position of each job's parent, None for the root."""
 
     owner: str
     latency: str
@@ -29,15 +29,15 @@ class Flow:
 
 
 def make(rng: random.Random, owner: str) -> Flow:
-    """A flow of two to five jobs, each waiting on one before it."""
+    """A flow of two to five jobs, each waiting for an earlier one."""
     count = rng.randint(2, 5)
-    parents = (None, *(rng.randint(1, place) for place in range(1, count)))
+    parents = (None, *(rng.randint(1, number) for number in range(1, count)))
     ids = tuple(sorted(uuid7() for _ in range(count)))
     return Flow(owner, rng.choice(("bulk", "interactive")), ids, parents)
 
 
 def enqueue(conn: psycopg.Connection[Any], flow: Flow) -> None:
-    """In the caller's transaction."""
+    """Enqueue a flow in the caller's transaction."""
     count = len(flow.jobs)
     body = json.dumps({"texts": ["first the one, then the other"], "input": "document"})
     conn.execute(

@@ -1,7 +1,7 @@
 """The laboratory of forks: many cheap workers, reconciler and dispatcher, killed by the hundred.
 
 Producers, workers and control processes are forked; Postgres and Valkey are the laboratory's own. One
-seed decides what is enqueued, who dies where and what befalls the servers.
+seed decides what is enqueued, where processes die and which faults the servers have.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,43 +31,55 @@ from tests.faults.workers import HOUR_S, LEASE_S, Plan, Site, fork
 from vestry import Vestry
 from workers.execution.heartbeat import OVERRUN_EXIT_CODE
 
-PATIENCE_S: Final = 30.0
-"""After the last fault some job must end in every such time, until none is left."""
+PROGRESS_S: Final = 30.0
+"""After the last fault some job must end within each such period, until none is unfinished."""
 COSTLY: Final = frozenset(
     {"postgres restarts", "sessions are ended", "connections run out", "the disk is full"}
 )
-"""Mishaps that may cost a worker its lease. One waits `RESTLESS_S` for suspects that crashed once to be
-done, and looks every `LOOK_S`."""
-RESTLESS_S: Final = 3.0
-LOOK_S: Final = 0.1
-TELL_S: Final = 5.0
-"""How often a line is written of how far it is."""
-_LEFT: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
-_TOLD: Final = "SELECT count(*), count(*) FILTER (WHERE finished_at IS NULL) FROM vestry.jobs"
+"""Faults that may cost a worker its lease. One waits up to `CALM_S` for jobs that crashed once to end;
+it checks every `CHECK_S`."""
+CALM_S: Final = 3.0
+CHECK_S: Final = 0.1
+PRINT_S: Final = 5.0
+"""Interval of progress lines."""
+_UNFINISHED: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
+_PROGRESS: Final = "SELECT count(*), count(*) FILTER (WHERE finished_at IS NULL) FROM vestry.jobs"
 FROZEN_S: Final = LEASE_S + 0.6
-"""Past its lease, and not so long that its own watchdog would end it."""
+"""Longer than the lease, and too short for the worker's watchdog to end it."""
 CONTROLS: Final = {
     "reconciler": failpoints.RECONCILER_POINTS,
     "dispatcher": failpoints.DISPATCHER_POINTS,
 }
 
 
+EVERY_POINT: Final = (
+    *failpoints.POINTS, failpoints.COMMIT_ANSWER_LOST, failpoints.CLAIM_ANSWER_LOST,
+    failpoints.FROZEN, *failpoints.RECONCILER_POINTS, *failpoints.DISPATCHER_POINTS,
+)  # fmt: skip
+POINTS_READ_S: Final = 0.5
+"""How often the history is read for the points that were reached."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of everything.
+    """The size of a run; counts are minimums.
 
     Attributes:
-        jobs: enqueued at least.
+        jobs: enqueued.
         a_second: jobs enqueued a second, by all producers.
-        kills: SIGKILLs at named points at least.
-        zombies: workers frozen past their lease at least.
-        certain: how many transactions of each sort there are in any case.
-        mishaps: how often each befalls the servers.
+        kills: SIGKILLs at named points.
+        zombies: workers frozen past their lease.
+        certain: variant of job to the number of its transactions.
+        mishaps: fault of the servers to how often it occurs.
         workers: forked workers at a time.
         keep_jobs_s: how long finished jobs are kept.
-        missing: a mechanism that is taken away; None for none.
-        hints_only: workers look for no work without a hint, and take one job for each.
+        missing: a mechanism that is removed; None for none.
+        hints_only: workers do not poll, and claim one job for each hint.
         cancels: the share of transactions that are cancelled soon after.
+        progress_s: see PROGRESS_S.
+        every_point: the run lasts until every named point was reached; points not reached yet are
+            drawn first.
+        points: the points of workers.
     """
 
     jobs: int
@@ -80,8 +93,9 @@ class Scale:
     keep_jobs_s: float = 3600.0
     missing: str | None = None
     hints_only: bool = False
-    patience_s: float = PATIENCE_S
+    progress_s: float = PROGRESS_S
     cancels: float = 0.03
+    every_point: bool = False
     points: tuple[str, ...] = (
         *failpoints.POINTS,
         failpoints.COMMIT_ANSWER_LOST,
@@ -99,9 +113,9 @@ class Laboratory:
     Args:
         stack: its servers, running.
         seed: of all choices.
-        scale: how much of everything.
+        scale: the size of the run.
         name: the laboratory's, in its report.
-        mishaps: what may befall the servers.
+        mishaps: the faults of the servers.
     """
 
     def __init__(
@@ -136,16 +150,18 @@ class Laboratory:
         self._children: dict[int, Plan] = {}
         self._frozen: dict[int, float] = {}
         self._resumed: set[int] = set()
-        self._told_at = 0.0
-        self._looked_at = 0.0
+        self._printed_at = 0.0
+        self._checked_at = 0.0
+        self._reached: set[str] = set()
+        self._points_read_at = 0.0
 
     def run(self) -> Report:
-        """Enqueue all, with faults; then let everything end; then check."""
+        """Enqueue all, with faults; let everything end; check."""
         began = time.monotonic()
         install(self.stack.superuser_url)
         self.prepare()
         try:
-            self._stir([fork(partial(self._produce, n)) for n in range(self.scale.producers)])
+            self._inject([fork(partial(self._produce, n)) for n in range(self.scale.producers)])
             self._let_end()
         finally:
             self._end_all()
@@ -159,20 +175,20 @@ class Laboratory:
         return self.report
 
     def prepare(self) -> None:
-        """Called once the ledger is installed, before anything else begins."""
+        """Called once the ledger is installed, before any other process starts."""
 
     def _let_end(self) -> None:
-        """Until everything has ended, or nothing more does; who was frozen has his say, too."""
-        left, until = -1, time.monotonic() + self.scale.patience_s
-        while (left != 0 or self._frozen or self._resumed) and time.monotonic() < until:
+        """Wait until every job has ended, or none does any more, and frozen workers have resumed."""
+        unfinished, until = -1, time.monotonic() + self.scale.progress_s
+        while (unfinished != 0 or self._frozen or self._resumed) and time.monotonic() < until:
             self._step(faults=False)
-            self._tell()
-            row = self._ask(_LEFT)
-            if row is not None and row[0] != left:
-                left, until = row[0], time.monotonic() + self.scale.patience_s
+            self._print_progress()
+            row = self._query(_UNFINISHED)
+            if row is not None and row[0] != unfinished:
+                unfinished, until = row[0], time.monotonic() + self.scale.progress_s
 
     def _produce(self, number: int) -> None:
-        """In a process of its own: a client has threads, and a process with threads must not fork."""
+        """Run a producer, in a process of its own: it has threads, and then a process must not fork."""
         # One producer's clock is an hour fast, the next one's slow.
         workers.set_clock(HOUR_S * (1 if number % 2 else -1))
         url, share = self.stack.database_url(), self.scale.producers
@@ -190,16 +206,16 @@ class Laboratory:
         with Vestry(url, self.stack.keyring) as vestry:
             Producer(vestry, url, self._history, order).run()
 
-    def _stir(self, producers: list[int]) -> None:
-        """Faults, until all is enqueued and there were enough of them."""
+    def _inject(self, producers: list[int]) -> None:
+        """Inject faults until all is enqueued and there were enough faults."""
         mishaps = self._mishaps
         names = [name for name, count in self.scale.mishaps.items() for _ in range(count)]
         self._rng.shuffle(names)
         every_s = self.scale.jobs / self.scale.a_second / (len(names) + 1)
         next_at = time.monotonic() + every_s
         name = ""
-        while producers or names or mishaps.busy or not self._over():
-            producers = [pid for pid in producers if not self._buried(pid)]
+        while producers or names or mishaps.busy or not self._complete():
+            producers = [pid for pid in producers if not self._ended(pid)]
             if mishaps.end_if_due():
                 self._history.write("mishap over", name=name)
             elif names and not mishaps.busy and self._due(names[-1], next_at):
@@ -210,37 +226,52 @@ class Laboratory:
                 if not mishaps.busy:
                     self._history.write("mishap over", name=name)
                 next_at = max(next_at + every_s, time.monotonic())
-            if not names and self._over():
+            if not names and self._complete():
                 self._enough.touch()
             self._step(faults=True)
-            self._tell()
+            self._print_progress()
 
     def _due(self, name: str, next_at: float) -> bool:
-        """Whether a mishap may strike: one would be the second crash of a suspect that had one."""
+        """Whether a fault may begin: it could be the second crash of a job that crashed once."""
         if name not in COSTLY:
             return time.monotonic() >= next_at
         now = time.monotonic()
-        if now < max(next_at, self._looked_at + LOOK_S):
+        if now < max(next_at, self._checked_at + CHECK_S):
             return False
-        self._looked_at = now
-        row = self._ask(DELICATE)
-        return row is None or not row[0] or now > next_at + RESTLESS_S
+        self._checked_at = now
+        row = self._query(DELICATE)
+        return row is None or not row[0] or now > next_at + CALM_S
 
-    def _buried(self, producer: int) -> bool:
-        found, status = os.waitpid(producer, os.WNOHANG)
-        if found and status != 0:
+    def _ended(self, producer: int) -> bool:
+        ended, status = os.waitpid(producer, os.WNOHANG)
+        if ended and status != 0:
             raise RuntimeError("a producer failed")
-        return bool(found)
+        return bool(ended)
 
-    def _over(self) -> bool:
+    def _complete(self) -> bool:
         return (
             sum(self.report.kills.values()) >= self.scale.kills
             and self.report.zombies >= self.scale.zombies
             and not self._frozen
+            and (not self.scale.every_point or set(EVERY_POINT) <= self._reached)
         )
 
+    def _draw(self, points: Sequence[str]) -> str:
+        """A point for a new process; where every point must be reached, one that was not yet."""
+        missing = [point for point in points if point not in self._reached]
+        return self._rng.choice(missing if missing and self.scale.every_point else points)
+
+    def _read_points(self) -> None:
+        if time.monotonic() >= self._points_read_at + POINTS_READ_S:
+            self._points_read_at = time.monotonic()
+            self._reached = {
+                line["point"] for line in self._history.read() if line["what"] == "point"
+            }
+
     def _step(self, *, faults: bool) -> None:
-        self._bury()
+        self._reap()
+        if faults and self.scale.every_point:
+            self._read_points()
         for pid, until in list(self._frozen.items()):
             if time.monotonic() >= until:
                 self._history.write("resumed", pid=pid)
@@ -266,8 +297,8 @@ class Laboratory:
 
     def _worker_plan(self, *, faults: bool) -> Plan:
         rng = self._rng
-        point = rng.choice(self.scale.points) if faults else None
-        # Of a worker that hears of no claim at all nothing would come.
+        point = self._draw(self.scale.points) if faults else None
+        # A worker that loses every claim's answer would do nothing.
         first, last = {
             failpoints.FROZEN: (1, 1),
             failpoints.INSIDE_FINISH_DEAD: (1, 1),
@@ -285,11 +316,16 @@ class Laboratory:
 
     def _control_plan(self, role: str, *, faults: bool) -> Plan:
         rng = self._rng
-        point = rng.choice((*CONTROLS[role], None)) if faults else None
+        complete = self._reached.issuperset(CONTROLS[role]) or not self.scale.every_point
+        point = self._draw(CONTROLS[role]) if faults else None
+        if complete and rng.random() < 1 / (len(CONTROLS[role]) + 1):
+            point = None
+        # Until every point was reached, a process dies at the first pass of its point.
+        nth = rng.randint(1, 5 if complete else 1)
         skew_s = rng.choice((0.0, HOUR_S, -HOUR_S))
-        return Plan(role, 0, point, rng.randint(1, 5), skew_s, self.scale.missing)
+        return Plan(role, 0, point, nth, skew_s, self.scale.missing)
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         for child, plan in list(self._children.items()):
             pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
             if pid == 0:
@@ -308,21 +344,21 @@ class Laboratory:
             elif status != 0:
                 self.report.deaths += 1
                 if os.WIFEXITED(status) and os.WEXITSTATUS(status) == workers.RAISED:
-                    self._history.write("violation", told=f"{BUG} ({plan.role})")
+                    self._history.write("violation", detail=f"{BUG} ({plan.role})")
 
-    def _tell(self) -> None:
-        """A line on standard error now and then."""
-        if time.monotonic() < self._told_at + TELL_S:
+    def _print_progress(self) -> None:
+        """Print a line to standard error from time to time."""
+        if time.monotonic() < self._printed_at + PRINT_S:
             return
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()
         self._growth.sample(self._children)
-        row = self._ask(_TOLD) or ("?", "?")
+        row = self._query(_PROGRESS) or ("?", "?")
         kills, zombies = sum(self.report.kills.values()), self.report.zombies
-        told = f"{row[0]} jobs, {row[1]} to go; {kills} kills, {zombies} zombies"
-        print(f"{self.report.name}: {told}", file=sys.stderr, flush=True)
+        progress = f"{row[0]} jobs, {row[1]} unfinished; {kills} kills, {zombies} zombies"
+        print(f"{self.report.name}: {progress}", file=sys.stderr, flush=True)
 
-    def _ask(self, query: str) -> Any:
-        """One row; None while the database is away."""
+    def _query(self, query: str) -> Any:
+        """One row; None while the database is unavailable."""
         try:
             with psycopg.connect(
                 self.stack.superuser_url, autocommit=True, connect_timeout=2

@@ -1,4 +1,4 @@
-"""What must not grow without bound: rows, connections, memory, open files and files on disk."""
+"""Measures that must not grow without bound: rows, connections, memory, open files, logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB: Final = 1024 * 1024
 SHARE: Final = 5
 """The first and the last fifth of the samples are compared."""
 FACTOR: Final = 1.5
-"""By which the last may be larger than the first, and by ALLOWANCE of each besides."""
+"""The last may be this many times the first, plus ALLOWANCE."""
 ALLOWANCE: Final = {
     "rows": 20_000.0, "connections": 30.0, "memory_mib": 150.0, "open_files": 60.0,
     "logs_mib": 200.0, "processes": 3.0,
@@ -48,7 +48,7 @@ class Growth:
     samples: list[dict[str, float]] = field(default_factory=list)
 
     def sample(self, processes: Iterable[int]) -> None:
-        """Measure once; a database that is away is left out.
+        """Measure once; skipped while the database is unavailable.
 
         Args:
             processes: ids of the system's processes.
@@ -83,7 +83,7 @@ class Growth:
         )
 
     def document(self) -> dict[str, Any]:
-        """First and last of each measure."""
+        """First, last and largest value of each measure."""
         if len(self.samples) < 2 * SHARE:
             return {}
         part = len(self.samples) // SHARE
@@ -101,18 +101,18 @@ class Growth:
         return self.samples[-1]["at_s"] - self.samples[0]["at_s"]
 
     def excessive(self) -> list[str]:
-        """The measures that grew by more than they may."""
+        """The measures that grew by more than is allowed."""
         return [
             name
-            for name, told in self.document().items()
-            # Rows are pruned in time only where the run is much longer than that.
+            for name, values in self.document().items()
+            # Rows are pruned only in runs much longer than they are kept.
             if (name != "rows" or self._lasted_s() > 3 * self.keep_s)
-            and told["last"] > FACTOR * told["first"] + ALLOWANCE[name]
+            and values["last"] > FACTOR * values["first"] + ALLOWANCE[name]
         ]
 
 
 def _size(path: Path) -> int:
-    """Bytes; a log that was just moved away has none."""
+    """Bytes; 0 for a log that was just rotated."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

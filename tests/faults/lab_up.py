@@ -1,7 +1,7 @@
-"""`vestry up` as the laboratory runs it: its children reach Postgres and Valkey through proxies.
+"""`vestry up` for the laboratory: its children reach Postgres and Valkey through proxies.
 
-`python -m tests.faults.lab_up up …` is the supervisor, with everything else of its own; `LabUp` starts,
-kills and starts it again from outside, as systemd or Compose would.
+`python -m tests.faults.lab_up up …` is the supervisor; `LabUp` starts, kills and restarts it from
+outside, as systemd or Compose would.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from tests.faults.servers import ADMINISTRATOR, OpenValkey
 from workers.home import CHECKOUT, Home, read_json
 from workers.stack import background, processes
@@ -26,24 +28,24 @@ from workers.stack.valkey import PORT_NAME as VALKEY
 
 DATABASE_PORT: Final = "LABORATORY_DATABASE_PORT"
 BROKER_PORT: Final = "LABORATORY_BROKER_PORT"
-GONE_S: Final = 15.0
-"""In which nothing of a killed supervisor's may be left."""
+ORPHANS_S: Final = 15.0
+"""Within this time after a kill of the supervisor all of its processes have ended."""
 
 
 class ProxiedStack(processes.EmbeddedStack):
-    """The stack, whose processes are told the proxies' ports."""
+    """The stack, whose processes get the proxies' ports."""
 
     def _database(self, role: str) -> dict[str, str]:
-        told = super()._database(role)
-        return _through(told, "VESTRY_DATABASE_URL", self.postgres.port, DATABASE_PORT)
+        environment = super()._database(role)
+        return _through(environment, "VESTRY_DATABASE_URL", self.postgres.port, DATABASE_PORT)
 
     def _broker(self, user: str) -> dict[str, str]:
-        told = super()._broker(user)
-        return _through(told, "VESTRY_BROKER_URL", self.valkey.port, BROKER_PORT)
+        environment = super()._broker(user)
+        return _through(environment, "VESTRY_BROKER_URL", self.valkey.port, BROKER_PORT)
 
 
-def _through(told: dict[str, str], name: str, port: int, proxy: str) -> dict[str, str]:
-    return told | {name: told[name].replace(f":{port}/", f":{os.environ[proxy]}/")}
+def _through(environment: dict[str, str], name: str, port: int, proxy: str) -> dict[str, str]:
+    return environment | {name: environment[name].replace(f":{port}/", f":{os.environ[proxy]}/")}
 
 
 class LabUp:
@@ -63,15 +65,15 @@ class LabUp:
         self.broker_port = self.home.port(VALKEY)
 
     def start(self, database_proxy: int, broker_proxy: int) -> None:
-        """Start it, and return once everything is ready."""
+        """Start the stack, and return once every process is ready."""
         argv = [sys.executable, "-m", "tests.faults.lab_up", "up", "--home", str(self.home.path)]
         argv += ["--no-flower", "--timeout", "120"]
         argv += [part for pair in self._settings.items() for part in ("--set", "=".join(pair))]
-        told = {DATABASE_PORT: str(database_proxy), BROKER_PORT: str(broker_proxy)}
+        ports = {DATABASE_PORT: str(database_proxy), BROKER_PORT: str(broker_proxy)}
         with open_log(self.home.logs / "supervisor.log") as log:
             self._process = subprocess.Popen(
                 argv,
-                env=base_environment() | told,
+                env=base_environment() | ports,
                 cwd=CHECKOUT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -79,39 +81,50 @@ class LabUp:
                 start_new_session=True,
             )
         background._await_ready(self._process, self.home)
-        # The proxies lead to the ports that were free before; a server that found its taken has moved.
-        ports = self.home.port(POSTGRES), self.home.port(VALKEY)
-        assert ports == (self.postgres_port, self.broker_port), "a server's port was taken"
+        # The proxies lead to the ports chosen before; a server whose port was taken has moved.
+        chosen = self.home.port(POSTGRES), self.home.port(VALKEY)
+        assert chosen == (self.postgres_port, self.broker_port), "a server's port was taken"
 
     def kill(self) -> None:
-        """SIGKILL to the supervisor alone; returns once nothing of it is left."""
+        """Kill the supervisor alone; returns once all of its processes have ended."""
         assert self._process is not None
-        left = [Identity(**p["identity"]) for p in self.processes() if p["identity"]]
+        children = [Identity(**p["identity"]) for p in self.processes() if p["identity"]]
         self._process.kill()
         self._process.wait()
-        until = time.monotonic() + GONE_S
-        while any(identity.alive() for identity in left):
-            assert time.monotonic() < until, "a killed supervisor's processes live on"
+        until = time.monotonic() + ORPHANS_S
+        while any(identity.alive() for identity in children):
+            assert time.monotonic() < until, "processes of a killed supervisor still run"
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End everything in order."""
+        """Stop the stack in order."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(150)
         background.sweep(self.home.path)
 
     def processes(self) -> list[dict[str, Any]]:
-        """The children, as the supervisor's state file has them."""
+        """The children, from the supervisor's state file."""
         return list(read_json(self.home.state).get("processes", ()))
 
+    def pids(self) -> dict[str, Any]:
+        """Child to process id, guardian included; None for one that does not run."""
+        state = read_json(self.home.state)
+        children = {process["name"]: process["pid"] for process in state["processes"]}
+        return children | {"guardian": state["keeper"]}
+
+    def child_pids(self) -> set[int]:
+        """The supervisor's child processes, from the operating system."""
+        assert self._process is not None
+        return {child.pid for child in psutil.Process(self._process.pid).children()}
+
     def all_ready(self) -> bool:
-        """Whether every child is."""
-        found = self.processes()
-        return bool(found) and all(process["state"] == "ready" for process in found)
+        """Whether every child is ready."""
+        processes = self.processes()
+        return bool(processes) and all(process["state"] == "ready" for process in processes)
 
     def pid(self, name: str) -> int | None:
-        """A child's process now; None while there is none."""
+        """A ready child's process id; None while it is not ready."""
         for process in self.processes():
             if process["name"] == name and process["state"] == "ready":
                 pid: int | None = process["pid"]
@@ -124,21 +137,21 @@ class LabUp:
 
     @property
     def client(self) -> dict[str, Any]:
-        """What clients need."""
+        """The client file."""
         return read_json(self.home.client)
 
     @property
     def superuser_url(self) -> str:
-        """Past the proxy."""
+        """The superuser's login, past the proxy."""
         return PostgresServer(self.home).url(SUPERUSER)
 
     def administrator_password(self) -> str:
-        """Of the broker's laboratory user."""
+        """The password of the broker's laboratory user."""
         return self.home.password(f"valkey.{ADMINISTRATOR}")
 
 
 def main() -> int:
-    """The supervisor, with proxied children and a broker that the laboratory may flush."""
+    """Run the supervisor, with proxied children and a broker that the laboratory may flush."""
     processes.ValkeyServer = OpenValkey  # type: ignore[misc]
     up.EmbeddedStack = ProxiedStack  # type: ignore[misc]
     return up.main()

@@ -1,9 +1,9 @@
-"""The oracle: what was promised and what was done, written down outside the code under test.
+"""The oracle: promises and effects, recorded outside the code under test.
 
-Producers append what they committed and what they took back to a file. The effect side is triggers in
-the database, which the system under test does not know of: they note every token issued, every move of
-a job, every result, receipt and indexed document, with who did it, in the very transaction that makes
-it so. Nothing of it is ever changed or pruned.
+Producers append to a file what they committed and what they rolled back. Effects are recorded by
+triggers in the database: every token issued, every transition of a job, every result, receipt and
+indexed document, with the process that caused it, in the transaction that causes it. No record is
+ever changed or pruned.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import psycopg
 
 INSTALL: Final = """
 CREATE SCHEMA ledger;
--- actor: the connection's application name, which tells the process. version: of 'token', 1 for a
+-- actor: the connection's application name, which names the process. version: of 'token', 1 for a
 -- lease that lets its job run exclusively; of 'enqueued', 1 for a replay; of 'indexed', the document's
 -- generation; of 'wanted', its place in the job.
 CREATE TABLE ledger.events (
   n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  what text NOT NULL, subject uuid NOT NULL, token uuid, told text, version bigint,
+  what text NOT NULL, subject uuid NOT NULL, token uuid, detail text, version bigint,
   actor text NOT NULL DEFAULT current_setting('application_name'));
 CREATE INDEX ON ledger.events (subject, what);
 
 CREATE FUNCTION ledger.note_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   IF TG_OP = 'INSERT' THEN
-    INSERT INTO ledger.events (what, subject, token, told, version)
+    INSERT INTO ledger.events (what, subject, token, detail, version)
     VALUES ('enqueued', NEW.id, NEW.parent_id, NEW.state, (NEW.replay_of IS NOT NULL)::int);
   ELSIF NEW.state <> OLD.state THEN
-    INSERT INTO ledger.events (what, subject, token, told)
+    INSERT INTO ledger.events (what, subject, token, detail)
     VALUES ('moved', NEW.id, coalesce(NEW.lease_id, OLD.lease_id), OLD.state || '>' || NEW.state);
   END IF;
   RETURN NULL;
@@ -45,17 +45,17 @@ FOR EACH ROW EXECUTE FUNCTION ledger.note_job();
 
 CREATE FUNCTION ledger.note_lease() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-  INSERT INTO ledger.events (what, subject, token, told, version)
+  INSERT INTO ledger.events (what, subject, token, detail, version)
   VALUES ('token', NEW.id, NEW.id, NEW.worker, NEW.exclusive::int);
   RETURN NULL;
 END $$;
 CREATE TRIGGER note AFTER INSERT ON vestry.leases
 FOR EACH ROW EXECUTE FUNCTION ledger.note_lease();
 
--- An effect notes under which token the job stood at that moment.
+-- An effect is recorded with the job's token at that moment.
 CREATE FUNCTION ledger.note_result() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-  INSERT INTO ledger.events (what, subject, token, told)
+  INSERT INTO ledger.events (what, subject, token, detail)
   SELECT 'result', NEW.job_id, j.lease_id, j.state FROM vestry.jobs j WHERE j.id = NEW.job_id;
   RETURN NULL;
 END $$;
@@ -66,7 +66,7 @@ FOR EACH ROW EXECUTE FUNCTION ledger.note_result();
 
 CREATE FUNCTION ledger.note_receipt() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-  INSERT INTO ledger.events (what, subject, token, told)
+  INSERT INTO ledger.events (what, subject, token, detail)
   VALUES ('receipt', NEW.job_id, NEW.lease_id, NEW.outcome);
   RETURN NULL;
 END $$;
@@ -97,14 +97,14 @@ FOR EACH ROW EXECUTE FUNCTION ledger.note_document();
 """
 
 _true_time: Final = time.time
-"""This module's own: some processes of the laboratory have clocks that are an hour off."""
+"""The unshifted clock: some processes of the laboratory have clocks that are an hour off."""
 
 
 def install(superuser_url: str) -> None:
-    """Put the triggers in place, as the superuser: no role of the system can write the ledger."""
+    """Create the triggers as the superuser: no role of the system can write the ledger."""
     with psycopg.connect(superuser_url, autocommit=True) as conn:
         conn.execute(INSTALL.encode())
-        # Two that wait for each other are to be found out before either gives up by itself.
+        # A deadlock must be detected before either transaction runs into its own timeout.
         conn.execute("ALTER DATABASE vestry SET deadlock_timeout = '20ms'")
 
 
@@ -112,15 +112,17 @@ class History:
     """An append-only file of JSON lines; several processes may write it.
 
     Args:
-        path: made on the first line.
+        path: created by the first line.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, what: str, **told: Any) -> None:
+    def write(self, what: str, **fields: Any) -> None:
         """Append one line, in one write."""
-        line = json.dumps({"what": what, "at": _true_time(), **told}, default=str).encode() + b"\n"
+        line = (
+            json.dumps({"what": what, "at": _true_time(), **fields}, default=str).encode() + b"\n"
+        )
         number = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(number, line)

@@ -1,4 +1,4 @@
-"""Messages that nobody should believe: duplicates, reordered, forged and malformed ones."""
+"""Messages that workers must not trust: duplicates, reordered, forged and malformed ones."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from workers.celery_integration.transport import hint
 from workers.settings import key_prefix
 
 A_BURST: Final = 120
-"""Messages of one burst, about."""
+"""Messages in one burst, about."""
 
 
 def forge(broker: redis.Redis, rng: random.Random, jobs: Sequence[str]) -> int:
-    """Put a burst of them into the lanes' queues; how many.
+    """Put a burst of messages into the lanes' queues; returns how many.
 
     Args:
-        broker: may write everywhere.
-        rng: all choices.
+        broker: a client that may write to every queue.
+        rng: of all choices.
         jobs: ids of jobs that exist: done, running or queued, of any lane.
     """
-    made = 0
+    count = 0
     queues = [key_prefix(lane.privacy) + lane.name for lane in LANES.values()]
     for queue in queues:
-        made += _repeat(broker, rng, queue)
-    while made < A_BURST:
+        count += _repeat(broker, rng, queue)
+    while count < A_BURST:
         queue = rng.choice(queues)
         lane = queue.split(".", 2)[2]
         broker.lpush(queue, rng.choice(_FORGERIES)(rng, lane, jobs))
-        made += 1
-    return made
+        count += 1
+    return count
 
 
 def _repeat(broker: redis.Redis, rng: random.Random, queue: str) -> int:
-    """Everything in the queue once more, and in another order."""
-    found: Any = broker.lrange(queue, 0, 20)
-    if not found:
+    """Repeat what is in the queue, in another order."""
+    queued: Any = broker.lrange(queue, 0, 20)
+    if not queued:
         return 0
-    again = list(found)
-    rng.shuffle(again)
-    broker.rpush(queue, *again)
-    return len(again)
+    repeated = list(queued)
+    rng.shuffle(repeated)
+    broker.rpush(queue, *repeated)
+    return len(repeated)
 
 
 def _of_another_lane(rng: random.Random, lane: str, jobs: Sequence[str]) -> str:
@@ -54,15 +54,15 @@ def _of_another_lane(rng: random.Random, lane: str, jobs: Sequence[str]) -> str:
     return json.dumps(hint(rng.choice(list(KINDS)), job, lane))  # type: ignore[arg-type]
 
 
-def _of_nobody(rng: random.Random, lane: str, _: Sequence[str]) -> str:
+def _of_no_job(rng: random.Random, lane: str, _: Sequence[str]) -> str:
     return json.dumps(hint(rng.choice(list(KINDS)), uuid4(), lane))
 
 
-def _of_no_kind(_: random.Random, lane: str, __: Sequence[str]) -> str:
+def _of_unknown_kind(_: random.Random, lane: str, __: Sequence[str]) -> str:
     return json.dumps(hint("os.system", uuid4(), lane))
 
 
-def _no_json(rng: random.Random, _: str, __: Sequence[str]) -> bytes:
+def _not_json(rng: random.Random, _: str, __: Sequence[str]) -> bytes:
     return rng.randbytes(rng.randint(0, 300))
 
 
@@ -79,7 +79,7 @@ def _deep(_: random.Random, __: str, ___: Sequence[str]) -> str:
     return "[" * 20_000
 
 
-def _spoilt(rng: random.Random, lane: str, jobs: Sequence[str]) -> str:
+def _damaged(rng: random.Random, lane: str, jobs: Sequence[str]) -> str:
     message = hint("embedding", uuid4(), lane)
     message[rng.choice(list(message))] = rng.choice((None, 1, "x", [[]], {"a": {}}))
     if jobs and rng.random() < 0.5:
@@ -88,5 +88,6 @@ def _spoilt(rng: random.Random, lane: str, jobs: Sequence[str]) -> str:
 
 
 _FORGERIES: Final[tuple[Callable[[random.Random, str, Sequence[str]], str | bytes], ...]] = (
-    _of_another_lane, _of_another_lane, _of_nobody, _of_no_kind, _no_json, _other_json, _deep, _spoilt,
+    _of_another_lane, _of_another_lane, _of_no_job, _of_unknown_kind, _not_json, _other_json, _deep,
+    _damaged,
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""`make mutations`: takes one mechanism away at a time, and shows the ledger go red.
+"""`make mutations`: remove one mechanism at a time, and show that the laboratory reports violations.
 
-A laboratory that finds nothing may be blind. Each mechanism is removed from the running code of the
-laboratory's own processes, or from its own database; no file is changed. What stands behind it as a
-second line is removed with it where the second line alone would hold, and the table says so.
+A laboratory that finds nothing may be unable to. Each mechanism is removed from the running code of the
+laboratory's processes, or from its database; no file is changed. Where a second mechanism alone would
+prevent the violation, it is removed too, and the table says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from models.sql import QUERIES
 from tests.faults import failpoints
 from tests.faults.forks import BUG, Laboratory, Scale
 from tests.faults.servers import LabStack
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from workers import dispatcher
 from workers.home import CHECKOUT
 
@@ -41,9 +41,9 @@ SMALL: Final = Scale(
     certain={"exits": 2},
     mishaps={"the broker is emptied": 3},
     workers=5,
-    patience_s=12.0,
+    progress_s=12.0,
 )
-"""What is enough to see most of them missing."""
+"""Enough to notice most of the missing mechanisms."""
 BY_HINTS: Final = replace(
     SMALL, hints_only=True, certain={}, kills=5, mishaps={"the broker is emptied": 8}
 )
@@ -55,14 +55,14 @@ LOST: Final = "a committed job is lost"
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One mechanism, and how it is taken away.
+    """One mechanism, and how it is removed.
 
     Attributes:
-        how: in words.
-        expects: what the ledger must say, among other things: red for another reason shows nothing.
+        how: description of the removal.
+        expects: parts of violations, one of which must be reported: others show nothing.
         code: changes functions of this process, before it forks.
         sql: changes the laboratory's database.
-        scale: where SMALL does not show it.
+        scale: where SMALL is not enough.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Mutation:
 
 
 def rewrite(module: ModuleType, name: str, *changes: tuple[str, str]) -> None:
-    """Replace a module's function by one of changed text; every change must find its place."""
+    """Replace a module's function by one of changed text; each old text must occur once."""
     text = textwrap.dedent(inspect.getsource(getattr(module, name)))
     for old, new in changes:
         if text.count(old) != 1:
@@ -129,12 +129,12 @@ def _no_order() -> None:
                  WHERE id = %s AND lease_id = %s AND state = 'running' FOR UPDATE"""
         held = set()
         for job in random.sample(job_ids, len(job_ids)):
-            # As on a busy machine: so that somebody else can come by in the meantime.
+            # As on a busy machine: another process can interfere meanwhile.
             time.sleep(0.002)
             held |= {row[0] for row in conn.execute(one, [job, token])}
         return frozenset(held)
 
-    # One that is called wrongly would make the ledger red for another reason.
+    # A wrong signature would cause violations for another reason.
     whole = inspect.signature(transitions.lock_held).parameters
     assert inspect.signature(lock_held).parameters.keys() == whole.keys()
     transitions.lock_held = lock_held  # type: ignore[assignment]
@@ -159,21 +159,21 @@ DROP TRIGGER jobs_transition ON vestry.jobs;
 """
 
 CONTROL: Final = (
-    Mutation("nothing", "everything is in its place"),
+    Mutation("nothing", "no mechanism is removed"),
     Mutation(
         "nothing, by hints alone",
-        "everything is in its place; workers look for nothing by themselves",
+        "no mechanism is removed; workers do not poll",
         code=_quick_refill,
         scale=BY_HINTS,
     ),
 )
-"""Must stay green: else a red one would say nothing."""
+"""Must stay green, or a red mutation would prove nothing."""
 
 MUTATIONS: Final = (
     Mutation(
         "the token predicate",
-        "finish asks for the state alone: who holds the job is not asked",
-        ("a worker that did not hold it", "who did not hold the job"),
+        "finish checks the state alone, not the token",
+        ("a worker that did not hold it", "that did not hold the job"),
         _no_token,
         scale=replace(
             SMALL, zombies=15, kills=0, points=(failpoints.FROZEN, failpoints.AFTER_CLAIM)
@@ -181,57 +181,57 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the state predicate",
-        "finish asks for the token alone, and cancel leaves it to the job; the constraint that ties "
-        "the two together and the guard on transitions, which would refuse it, are gone too",
-        ("left a final state", "who did not hold the job", "ended more than once"),
+        "finish checks the token alone, and cancel keeps the job's token; the constraint that ties "
+        "the two together and the guard on transitions, which would refuse it, are removed too",
+        ("left a final state", "that did not hold the job", "ended more than once"),
         _no_state,
         _CANCEL_KEEPS_LEASE,
         replace(SMALL, cancels=0.2),
     ),
     Mutation(
         "the crash count",
-        "rescue does not count that a job took its process down alone",
-        ("more attempts than it may (lost alone)",),
+        "rescue does not count the crash of an exclusive run",
+        ("more attempts than it may (lost in an exclusive run)",),
         lambda: rewrite_query(
             "rescue", ("crashes = j.crashes + held.exclusive::int", "crashes = j.crashes")
         ),
     ),
     Mutation(
         "the suspect rule",
-        "rescue returns a batch to the line as if nothing had been",
+        "rescue queues a batch again without quarantine",
         (LOST,),
         lambda: rewrite_query("rescue", ("quarantined = NOT held.dies", "quarantined = false")),
     ),
     Mutation(
         "the generation check",
-        "a document is written whatever was enqueued or deleted since, and not looked at before",
+        "a document is written without a check for newer versions and deletions, before and after",
         ("generation was indexed more than once", "a deleted document is still there"),
         _no_generation,
         scale=replace(SMALL, jobs=1500),
     ),
     Mutation(
         "the reconciler",
-        "nobody takes jobs back from leases that ran out",
+        "expired leases are not rescued",
         (LOST,),
         scale=replace(SMALL, missing="reconciler"),
     ),
     Mutation(
         "the hint refill",
-        "a hint is given once; workers look for nothing by themselves",
+        "a hint is given once; workers do not poll",
         (LOST,),
         _no_refill,
         scale=BY_HINTS,
     ),
     Mutation(
         "the unique index",
-        "idempotency keys are written down, and nothing says that each is there once",
+        "idempotency keys are stored without a unique index",
         ("one key made several jobs",),
         sql="ALTER TABLE vestry.idempotency_keys DROP CONSTRAINT idempotency_keys_pkey",
     ),
     Mutation(
         "the lock order",
-        "finish locks a batch's jobs one after the other, in any order",
-        ("waited for each other", "SQLSTATE 40P01"),
+        "finish locks a batch's jobs one after the other, in random order",
+        ("deadlocked", "SQLSTATE 40P01"),
         _no_order,
         scale=replace(
             SMALL,
@@ -249,19 +249,19 @@ ALL: Final = {mutation.name: mutation for mutation in (*CONTROL, *MUTATIONS)}
 
 
 class Mutated(Laboratory):
-    """A laboratory whose database lacks something, too."""
+    """A laboratory whose database is mutated, too."""
 
     sql = ""
 
     def prepare(self) -> None:
-        """Take it away."""
+        """Apply the mutation's SQL."""
         if self.sql:
             with psycopg.connect(self.stack.superuser_url, autocommit=True) as conn:
                 conn.execute(self.sql.encode())
 
 
 def run(mutation: Mutation, seed: int) -> dict[str, Any]:
-    """One laboratory without the mechanism; in a process that does nothing else."""
+    """Run one laboratory without the mechanism, in a process that does nothing else."""
     mutation.code()
     with temporary_home("vestry-faults-") as home, LabStack(home) as stack:
         laboratory = Mutated(stack, seed, mutation.scale)
@@ -270,7 +270,7 @@ def run(mutation: Mutation, seed: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """All of them, one after the other; 0 if each was noticed and the whole ones were not."""
+    """Run each; 0 if every mutation was noticed and no violation was reported without one."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.mutations", description=__doc__)
     parser.add_argument("--seed", type=int, default=20261126)
     parser.add_argument("--only", choices=[*ALL])
@@ -297,7 +297,7 @@ def main() -> int:
         )
         for kind, examples in list(found.items())[:SHOWN]:
             print(f"  -> {kind}: {examples[0]}", flush=True)
-    print(f"\n{'each was noticed' if not wrong else f'{wrong} of them were not noticed'}")
+    print(f"\n{'each was noticed' if not wrong else f'{wrong} were not noticed'}")
     return 1 if wrong else 0
 
 

@@ -24,7 +24,7 @@ from tests.faults.checker import check
 from tests.faults.ledger import History, install
 from tests.faults.producers import Order, Producer
 from tests.faults.proxy import Proxy
-from tests.faults.real import PATIENCE_S, SETTINGS
+from tests.faults.real import PROGRESS_S, SETTINGS
 from tests.faults.report import Report
 from tests.faults.servers import LabStack
 from vestry import Vestry
@@ -205,7 +205,7 @@ class Laboratory:
         finally:
             self._stop_file.touch()
         producer.join()
-        until = time.monotonic() + 2 * PATIENCE_S
+        until = time.monotonic() + 2 * PROGRESS_S
         while not self._ended() and time.monotonic() < until:
             self._wait(0.2)
 

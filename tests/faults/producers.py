@@ -1,7 +1,7 @@
-"""Enqueues with a seed, and writes down what was promised: one process of these, or several.
+"""Producers: they enqueue by a seed and record the promises that they were given.
 
-Each promise is written after its COMMIT was answered. Where the answer was lost, as in a restart of
-Postgres, that is written instead: the job may be there or not, but nothing in between.
+A promise is recorded after its COMMIT was answered. If the answer was lost, as in a restart of
+Postgres, that is recorded instead: the job may exist or not, but nothing in between.
 """
 
 from __future__ import annotations
@@ -17,38 +17,39 @@ from typing import Any, Final
 
 import psycopg
 
-from tests.faults import flows, sorts
+from tests.faults import flows, job_mix
+from tests.faults.job_mix import GOOD, SUPERSEDED, Variant
 from tests.faults.ledger import History
-from tests.faults.sorts import GOOD, OVERTAKEN, Sort
 from vestry import Document, Embedding, Reason, Vestry
 from vestry.errors import DatabaseError, Unavailable, VestryError
 
 OWNERS: Final = ("ann", "ben", "cleo", "dan")
 PRIVACIES: Final = ("private", "shareable")
-AWAY_S: Final = 0.2
-"""Pause before a producer tries a database again that was away."""
+RETRY_S: Final = 0.2
+"""Pause before a retry after a connection error."""
 BAD_AT_ONCE: Final = 80
+"""Requests that must be refused, in one step."""
 MOST_OPEN: Final = 400
-"""Jobs that are not over; past that nobody enqueues."""
+"""Unfinished jobs; above this number producers wait."""
 _OPEN: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
-HARMLESS: Final = frozenset({Reason.BAD_INPUT, Reason.BAD_OUTPUT, Reason.REFUSED})
-"""Why a job may be dead that can be replayed here at no cost to its neighbours."""
+REPLAYABLE: Final = frozenset({Reason.BAD_INPUT, Reason.BAD_OUTPUT, Reason.REFUSED})
+"""Reasons of dead jobs whose replay does no harm to other jobs."""
 RACERS: Final = 4
-"""Callers that use one idempotency key at the same moment."""
+"""Callers that use one idempotency key at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What one producer is to enqueue.
+    """The work of one producer.
 
     Attributes:
-        seed: of all its choices.
-        jobs: so many at least.
-        a_second: jobs a second, about; it never enqueues faster.
-        certain: how many transactions of each sort there are in any case, in the first half.
-        enough: it goes on until this file is there.
+        seed: of all choices.
+        jobs: least number of jobs.
+        a_second: jobs a second at most, about.
+        certain: variant to the least number of its transactions, all in the first half.
+        enough: the producer ends once it has enqueued all and this file exists.
         cancels: the share of transactions that are cancelled soon after.
-        kinds: jobs of the other kinds, too.
+        kinds: whether jobs of the other kinds are enqueued, too.
     """
 
     seed: int
@@ -67,8 +68,8 @@ class Producer:
     Args:
         vestry: the client.
         url: a producer's login.
-        history: where promises are written.
-        order: what to enqueue.
+        history: the file of promises.
+        order: the work.
     """
 
     vestry: Vestry
@@ -78,16 +79,21 @@ class Producer:
     rng: random.Random = field(init=False)
     _conn: psycopg.Connection[Any] | None = None
     _document: int = 0
+    _first: list[Callable[[], int]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.order.seed)
+        self._first = [
+            self._documents, self._race, self._flow, self._bad, self._replay, self._cancelled,
+        ]  # fmt: skip
+        self.rng.shuffle(self._first)
 
     def run(self) -> None:
-        """Enqueue it all, in many transactions, at a steady pace."""
+        """Enqueue all, in many transactions, at a steady rate."""
         jobs, began = 0, time.monotonic()
         waiting = [name for name, count in self.order.certain.items() for _ in range(count)]
         self.rng.shuffle(waiting)
-        # In the first half, so that there is time for poison to die.
+        # In the first half, which leaves time for poison to die.
         every = max(1, self.order.jobs // 2 // (len(waiting) + 1))
         while jobs < self.order.jobs or not self.order.enough.exists():
             try:
@@ -95,22 +101,22 @@ class Producer:
                     sum(self.order.certain.values()) - len(waiting) + 1
                 )
                 if due:
-                    jobs += self._enqueue(sorts.ALL[waiting[-1]])
+                    jobs += self._enqueue(job_mix.ALL[waiting[-1]])
                     waiting.pop()
                 else:
                     jobs += self._transaction()
             except (psycopg.OperationalError, psycopg.InterfaceError, Unavailable):
-                self._leave()
-                time.sleep(AWAY_S)
+                self._disconnect()
+                time.sleep(RETRY_S)
             except DatabaseError as error:
-                self._leave()
-                told = f"a caller's statement was refused (SQLSTATE {error.sqlstate})"
-                self.history.write("violation", told=told)
-            self._rest(began + jobs / self.order.a_second)
+                self._disconnect()
+                detail = f"a caller's statement was refused (SQLSTATE {error.sqlstate})"
+                self.history.write("violation", detail=detail)
+            self._pause(began + jobs / self.order.a_second)
         self.history.write("all enqueued", seed=self.order.seed)
 
-    def _rest(self, until: float) -> None:
-        """Until it is time for more, and not so much is left to do that nothing else would be."""
+    def _pause(self, until: float) -> None:
+        """Wait until a time, and until there are fewer than MOST_OPEN unfinished jobs."""
         while not self.order.enough.exists():
             if time.monotonic() >= until:
                 with suppress(psycopg.Error):
@@ -120,6 +126,11 @@ class Producer:
             time.sleep(0.1)
 
     def _transaction(self) -> int:
+        """One step: of each kind once, then at random."""
+        if self._first:
+            jobs = self._first[-1]()
+            self._first.pop()
+            return jobs
         choice = self.rng.random()
         steps: Sequence[tuple[float, Callable[[], int]]] = (
             (0.15, self._documents),
@@ -127,122 +138,121 @@ class Producer:
             (0.06, self._flow),
             (0.05, self._bad),
             (0.02, self._replay),
-            (self.order.cancels, self._stopped),
+            (self.order.cancels, self._cancelled),
         )
         for share, step in steps:
             if choice < share:
                 return step()
             choice -= share
-        others = sorts.KINDS if self.order.kinds else ()
-        made = (sorts.INNOCENT, sorts.SLOW, *sorts.FAULTY, *others)
-        return self._enqueue(self.rng.choices(made, [sort.weight for sort in made])[0])
-
-    # -- a connection that may be gone -------------------------------------------------------------
+        others = job_mix.KINDS if self.order.kinds else ()
+        variants = (job_mix.HARMLESS, job_mix.SLOW, *job_mix.FAULTY, *others)
+        weights = [variant.weight for variant in variants]
+        return self._enqueue(self.rng.choices(variants, weights)[0])
 
     @property
     def conn(self) -> psycopg.Connection[Any]:
-        """A caller's connection, made again where it was lost."""
+        """A caller's connection, opened again after it was lost."""
         if self._conn is None or self._conn.closed:
             self._conn = psycopg.connect(self.url, autocommit=True, connect_timeout=5)
         return self._conn
 
-    def _leave(self) -> None:
+    def _disconnect(self) -> None:
         if self._conn is not None:
             self._conn.close()
         self._conn = None
 
     @contextmanager
-    def _promise(self, *, back: bool = False) -> Iterator[list[dict[str, Any]]]:
-        """A transaction: what is put into the list is promised once it is committed."""
-        made: list[dict[str, Any]] = []
+    def _promise(self, *, roll_back: bool = False) -> Iterator[list[dict[str, Any]]]:
+        """A transaction; the lines that are put into the list are recorded once it has ended."""
+        lines: list[dict[str, Any]] = []
         self.conn.execute("BEGIN")
-        yield made
-        if back:
+        yield lines
+        if roll_back:
             self.conn.execute("ROLLBACK")
-            for line in made:
+            for line in lines:
                 self.history.write("rolled back", **line)
             return
         try:
             self.conn.execute("COMMIT")
         except psycopg.Error:
-            for line in made:
+            for line in lines:
                 self.history.write("unknown", **line)
             raise
-        for line in made:
+        for line in lines:
             self.history.write("committed", **line)
 
-    # -- what is enqueued --------------------------------------------------------------------------
-
-    def _whose(self) -> dict[str, str]:
+    def _choose_owner(self) -> dict[str, str]:
         return {"owner": self.rng.choice(OWNERS), "privacy": self.rng.choice(PRIVACIES)}
 
-    def _enqueue(self, sort: Sort) -> int:
-        """Some jobs of one sort, or one that is none of the harmless among some of those."""
+    def _enqueue(self, variant: Variant) -> int:
+        """Enqueue jobs of a harmless variant, or one faulty job among harmless neighbours."""
         rng = self.rng
-        if sort is sorts.INNOCENT:
-            chosen = [sort] * rng.randint(1, 60)
-        elif sort is sorts.SLOW:
-            chosen = [sort] * rng.randint(1, 3)
-        elif sort in sorts.KINDS:
-            chosen = [sort] * rng.randint(1, 6)
+        if variant is job_mix.HARMLESS:
+            chosen = [variant] * rng.randint(1, 60)
+        elif variant is job_mix.SLOW:
+            chosen = [variant] * rng.randint(1, 3)
+        elif variant in job_mix.KINDS:
+            chosen = [variant] * rng.randint(1, 6)
         else:
-            chosen = [sorts.INNOCENT] * rng.randint(0, sort.innocents)
-            chosen.insert(rng.randint(0, len(chosen)), sort)
-        requests = [each.make(place) for place, each in enumerate(chosen)]
-        back = sort is sorts.INNOCENT and rng.random() < 0.1
-        options = self._whose() | {"latency": rng.choice(("bulk", "bulk", "interactive"))}
-        with self._promise(back=back) as made:
+            chosen = [job_mix.HARMLESS] * rng.randint(0, variant.neighbours)
+            chosen.insert(rng.randint(0, len(chosen)), variant)
+        requests = [each.make(number) for number, each in enumerate(chosen)]
+        roll_back = variant is job_mix.HARMLESS and rng.random() < 0.1
+        options = self._choose_owner() | {"latency": rng.choice(("bulk", "bulk", "interactive"))}
+        with self._promise(roll_back=roll_back) as lines:
             refs = self.vestry.enqueue_many(self.conn, requests, **options)
             for each in dict.fromkeys(chosen):
-                made.append(
+                lines.append(
                     {
                         "jobs": [
-                            str(ref.id) for ref, s in zip(refs, chosen, strict=True) if s is each
+                            str(ref.id) for ref, v in zip(refs, chosen, strict=True) if v is each
                         ],
-                        "sort": each.name,
+                        "variant": each.name,
                         "ends": each.ends,
                         "codes": each.codes,
                     }
                 )
-        return 0 if back else len(refs)
+        return 0 if roll_back else len(refs)
 
     def _documents(self) -> int:
-        """Documents, now and then enqueued again at once or deleted: overtaken work ends so."""
-        whose = self._whose()
+        """Index documents; some are enqueued again or deleted at once, which supersedes their jobs."""
+        owner = self._choose_owner()
         first, count = self._document, self.rng.randint(1, 8)
         self._document += count
-        names = [f"{self.order.seed}.{first + place}" for place in range(count)]
+        names = [f"{self.order.seed}.{first + number}" for number in range(count)]
         again = self.rng.random()
-        self._index(whose, names, "of the diary", overtaken=again < 0.4)
+        self._index(owner, names, "of the diary", superseded=again < 0.4)
         if again < 0.2:
-            self._index(whose, names, "of the diary, amended", overtaken=False)
+            self._index(owner, names, "of the diary, amended", superseded=False)
         elif again < 0.4:
-            with self._promise() as made:
-                self.vestry.delete_documents(self.conn, source="diary", ids=names, **whose)
-                made.append({"jobs": [], "sort": "deletion", "ends": GOOD, "gone": names, **whose})
+            with self._promise() as lines:
+                self.vestry.delete_documents(self.conn, source="diary", ids=names, **owner)
+                lines.append(
+                    {"jobs": [], "variant": "deletion", "ends": GOOD, "gone": names, **owner}
+                )
         return 1 + (again < 0.2)
 
     def _index(
-        self, whose: dict[str, str], names: Sequence[str], text: str, *, overtaken: bool
+        self, owner: dict[str, str], names: Sequence[str], text: str, *, superseded: bool
     ) -> None:
         documents = [Document(f"entry {name} {text}", id=name) for name in names]
-        with self._promise() as made:
+        with self._promise() as lines:
             ref = self.vestry.enqueue(
-                self.conn, Embedding(documents=documents, source="diary"), **whose
+                self.conn, Embedding(documents=documents, source="diary"), **owner
             )
-            made.append(
+            lines.append(
                 {
                     "jobs": [str(ref.id)],
-                    "sort": "documents",
-                    "ends": OVERTAKEN if overtaken else GOOD,
+                    "variant": "documents",
+                    "ends": SUPERSEDED if superseded else GOOD,
                     "texts": {document.id: document.text for document in documents},
-                    **whose,
+                    **owner,
                 }
             )
 
     def _race(self) -> int:
-        """One key, used by several callers in the same moment, is one job."""
-        key, whose = f"key-{self.order.seed}-{self.rng.randrange(10**9)}", self._whose()
+        """Use one idempotency key in several callers at the same time: that is one job."""
+        key, owner = f"key-{self.order.seed}-{self.rng.randrange(10**9)}", self._choose_owner()
         start, ids = threading.Barrier(RACERS), set[str]()
         unknown: list[bool] = []
 
@@ -251,7 +261,7 @@ class Producer:
                 start.wait(10)
                 conn.execute("BEGIN")
                 ref = self.vestry.enqueue(
-                    conn, Embedding(texts=["said by many, done once"]), idempotency_key=key, **whose
+                    conn, Embedding(texts=["said by many, done once"]), idempotency_key=key, **owner
                 )
                 ids.add(str(ref.id))
                 conn.execute("COMMIT")
@@ -260,7 +270,7 @@ class Producer:
             try:
                 call()
             except (psycopg.Error, VestryError, threading.BrokenBarrierError):
-                # Whether it did commit is not known; then nothing can be said of the others' answer.
+                # Whether it committed is not known, so the answers of the others prove nothing.
                 start.abort()
                 unknown.append(True)
 
@@ -270,67 +280,71 @@ class Producer:
         for racer in racers:
             racer.join()
         what = "unknown" if unknown else "committed"
-        self.history.write(what, jobs=sorted(ids), sort="keyed", ends=GOOD)
+        self.history.write(what, jobs=sorted(ids), variant="keyed", ends=GOOD)
         if not unknown and len(ids) != 1:
-            self.history.write("violation", told="one key made several jobs")
+            self.history.write("violation", detail="one key made several jobs")
         return 1
 
     def _flow(self) -> int:
-        """A job and what waits on it; now and then cancelled, at whatever moment that is."""
+        """Enqueue a flow; half of them are cancelled at a random moment."""
         rng = self.rng
         flow = flows.make(rng, rng.choice(OWNERS))
-        with self._promise() as made:
+        with self._promise() as lines:
             flows.enqueue(self.conn, flow)
-            stops = rng.random() < 0.5
-            made.append(
+            cancelled = rng.random() < 0.5
+            lines.append(
                 {
                     "jobs": [str(job) for job in flow.jobs],
-                    "sort": "flow",
-                    "ends": sorts.STOPPED if stops else GOOD,
+                    "variant": "flow",
+                    "ends": job_mix.CANCELLED if cancelled else GOOD,
                 }
             )
-        if stops:
+        if cancelled:
             time.sleep(rng.random() * 0.15)
             states = self.vestry.cancel(rng.choice(flow.jobs))
-            self.history.write("cancelled", states={str(job): told for job, told in states.items()})
+            self.history.write(
+                "cancelled", states={str(job): state for job, state in states.items()}
+            )
         return len(flow.jobs)
 
-    def _stopped(self) -> int:
-        """Many jobs, and soon after many of them cancelled in one call, running ones too."""
+    def _cancelled(self) -> int:
+        """Enqueue many jobs and cancel many of them in one call soon after, running ones too."""
         rng = self.rng
-        with self._promise() as made:
+        with self._promise() as lines:
             refs = self.vestry.enqueue_many(
                 self.conn,
-                [sorts.INNOCENT.make(n) for n in range(rng.randint(5, 30))],
+                [job_mix.HARMLESS.make(n) for n in range(rng.randint(5, 30))],
                 latency=rng.choice(("bulk", "interactive")),
-                **self._whose(),
+                **self._choose_owner(),
             )
-            made.append(
+            lines.append(
                 {
                     "jobs": [str(ref.id) for ref in refs],
-                    "sort": "stopped",
-                    "ends": sorts.STOPPED,
+                    "variant": "cancelled",
+                    "ends": job_mix.CANCELLED,
                 }
             )
         time.sleep(rng.random() * 0.15)
         states = self.vestry.cancel(rng.sample(refs, rng.randint(1, len(refs))))
-        self.history.write("cancelled", states={str(job): told for job, told in states.items()})
+        self.history.write("cancelled", states={str(job): state for job, state in states.items()})
         return len(refs)
 
     def _replay(self) -> int:
-        """Dead jobs once more, each once however often it is asked for; they die again."""
-        found = self.vestry.dead(owner=self.rng.choice(OWNERS), limit=3)
-        jobs = [job.status for job in found if job.reason in HARMLESS]
+        """Replay dead jobs, each twice: one replay is made, and it dies again."""
+        dead = self.vestry.dead(owner=self.rng.choice(OWNERS), limit=3)
+        jobs = [job.status for job in dead if job.reason in REPLAYABLE]
         for job in jobs:
             first, again = self.vestry.replay(job), self.vestry.replay(job)
-            self.history.write("committed", jobs=[str(first.id)], sort="replay", ends=sorts.DEAD)
+            self.history.write(
+                "committed", jobs=[str(first.id)], variant="replay", ends=job_mix.DEAD
+            )
             if again.created or again.id != first.id:
-                self.history.write("violation", told="a job was replayed twice")
+                self.history.write("violation", detail="a job was replayed twice")
         return len(jobs)
 
     def _bad(self) -> int:
-        """Bad input is refused before it is a job, and the transaction goes on."""
-        for make in self.rng.choices(sorts.BAD_ENQUEUES, k=BAD_AT_ONCE):
+        """Enqueue bad input: it is refused before it is a job, and the transaction goes on."""
+        for make in self.rng.choices(job_mix.BAD_ENQUEUES, k=BAD_AT_ONCE):
             with self.conn.transaction():
                 try:
                     self.vestry.enqueue(self.conn, make(), owner="ann", privacy="private")
@@ -339,5 +353,5 @@ class Producer:
                 except VestryError:
                     self.history.write("bad input")
                 else:
-                    self.history.write("violation", told="bad input became a job")
+                    self.history.write("violation", detail="bad input became a job")
         return 0

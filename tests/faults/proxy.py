@@ -1,7 +1,7 @@
-"""A TCP proxy on loopback that can cut what goes through it, or hold it: half-open connections.
+"""A TCP proxy on loopback that can cut connections or hold them: half-open connections.
 
-Held, both ends see a connection that is well, whose other end says nothing. The kernel answers their
-keepalives. It is what a machine behind a load balancer sees of one that is gone.
+Both ends of a held connection see it established and silent; the kernel answers their keepalives. That
+is what a machine behind a load balancer sees of a peer that is down.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHUNK: Final = 65_536
 
 
 class Mode(StrEnum):
-    """What becomes of what comes in."""
+    """What the proxy does with connections and data."""
 
     OPEN = "open"
     CUT = "cut"
@@ -28,7 +28,7 @@ class Mode(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class _End:
-    """One socket of a pair, and what waits to be written to it."""
+    """One socket of a pair, and the bytes to be written to it."""
 
     socket: socket.socket
     other: _End | None = None
@@ -57,12 +57,12 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many there are now."""
+        """Open connections."""
         return len(self._ends) // 2
 
     @property
     def mode(self) -> Mode:
-        """What it does now."""
+        """The current mode."""
         return self._mode
 
     @mode.setter
@@ -117,7 +117,7 @@ class Proxy:
                     self._selector.register(end.socket, selectors.EVENT_READ, end)
 
     def _move(self, end: _End) -> None:
-        """Read what there is and write it to the other side, then what waited for this one."""
+        """Read from one end and write to the other, then write what was waiting for this end."""
         other = end.other
         assert other is not None
         try:

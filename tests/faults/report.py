@@ -1,4 +1,4 @@
-"""What one laboratory did and saw, as JSON and for a person."""
+"""The report of one laboratory, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.faults.aggregate import LOST, promised_s
 from tests.faults.checker import Verdict
-from tests.faults.sorts import ALL
-from tests.faults.summing import LOST, promised_s
+from tests.faults.job_mix import ALL
 
 SHOWN = 5
-"""Examples of a violation."""
+"""Examples of a violation that a report holds."""
 MOST_SLOW = 20
-"""Of recoveries that took longer than is promised, so many are told with what befell the system."""
+"""Late recoveries that a report describes, with the faults of that time."""
 HALTING = frozenset(
     {
         "postgres restarts",
@@ -30,7 +30,7 @@ HALTING = frozenset(
         "the disk is full",
     }
 )
-"""What takes database or reconciler away: nothing is rescued meanwhile, nor for a lease after."""
+"""Faults of database or reconciler: nothing is rescued meanwhile, nor for a lease after."""
 
 
 @dataclass(slots=True)
@@ -38,21 +38,25 @@ class Report:
     """One laboratory's run.
 
     Attributes:
-        kills: SIGKILLs by the point or process.
-        mishaps: what befell servers and network, by its name.
-        recovery_s: by fault, how long after it the jobs it struck stood in line again; after a fault
-            of a server or the network, how long until jobs were claimed again.
-        seen: everything that was counted.
-        poison: of jobs that must die, how many of each sort did.
-        grown: first and last measure of what must not grow without bound.
-        notes: what could not be had here.
-        slow: the first recoveries that took long, and what went on meanwhile.
+        kills: SIGKILLs, by point or process.
+        points: how often the planned fault occurred at each named point.
+        children: how often each child of a real stack's supervisor was killed by name.
+        mishaps: faults of servers and network, by name.
+        recovery_s: fault to the seconds from it until the jobs that it hit were queued again; after
+            a fault of a server or the network, until jobs were claimed again.
+        seen: counts of events.
+        grown: first and last value of each measure that must not grow without bound.
+        poison: committed jobs that must die, by variant.
+        notes: what this machine does not offer.
+        slow: the first late recoveries, and the faults of that time.
     """
 
     name: str
     seed: int
     seconds: float = 0.0
     kills: Counter[str] = field(default_factory=Counter)
+    points: Counter[str] = field(default_factory=Counter)
+    children: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
     zombies: int = 0
     mishaps: Counter[str] = field(default_factory=Counter)
@@ -66,50 +70,51 @@ class Report:
     slow: list[str] = field(default_factory=list)
 
     def take(self, verdict: Verdict, lines: Iterable[dict[str, Any]]) -> None:
-        """Add what the checker found."""
+        """Add the checker's result."""
         self.seen = dict(sorted(verdict.counts.items()))
         self.poison = {
             name: count
-            for name, sort in ALL.items()
-            if sort.poison and (count := verdict.counts[f"committed, {name}"])
+            for name, variant in ALL.items()
+            if variant.poison and (count := verdict.counts[f"committed, {name}"])
         }
         self.violations = {
-            kind: [f"{len(found)} lines", *found[:SHOWN]]
-            for kind, found in verdict.violations.items()
+            kind: [f"{len(examples)} lines", *examples[:SHOWN]]
+            for kind, examples in verdict.violations.items()
         }
-        told = list(lines)
-        mishaps = [line for line in told if line["what"].startswith("mishap")]
+        history = list(lines)
+        mishaps = [line for line in history if line["what"].startswith("mishap")]
         claims = sorted(verdict.tokens.values())
-        halts = _halts(told, claims)
-        for line in told:
+        halts = _halts(history, claims)
+        self.points.update(line["point"] for line in history if line["what"] == "point")
+        for line in history:
             if line["what"] in {"point", "killed"}:
                 for token in line.get("tokens", [line.get("token")]):
                     if token in verdict.returned:
                         returned = verdict.returned[token]
                         self._returned(line["point"], line["at"], returned, halts)
                         self._explain_slow(line["point"], line["at"], returned, mishaps)
-            # What a worker held is timed above; that another claims says nothing of it.
+            # What a worker held is timed above; a claim of another worker says nothing of it.
             elif line["what"] == "mishap over" and not line["name"].startswith(LOST):
-                place = bisect_right(claims, line["at"])
-                if place < len(claims):
-                    self._recovered(line["name"], claims[place] - line["at"])
+                position = bisect_right(claims, line["at"])
+                if position < len(claims):
+                    self._recovered(line["name"], claims[position] - line["at"])
 
     def _returned(
         self, fault: str, struck: float, returned: float, halts: list[tuple[float, float]]
     ) -> None:
-        """A fault's jobs stood in line again; counted from the end of what kept everybody from it."""
+        """Time a fault's jobs until they were queued again, from the end of a halt if there was one."""
         ends = [end for begin, end in halts if begin < returned and end > struck]
         if returned < struck:
-            return  # it was lost to something else before
+            return  # an earlier fault had hit it
         if ends:
-            self._recovered(f"{fault}, with the database away", max(0.0, returned - max(ends)))
+            self._recovered(f"{fault}, database unavailable", max(0.0, returned - max(ends)))
         else:
             self._recovered(fault, returned - struck)
 
     def _explain_slow(
         self, fault: str, struck: float, returned: float, mishaps: list[dict[str, Any]]
     ) -> None:
-        """What befell the others meanwhile, of the first few that took long."""
+        """Describe the first few late recoveries, with the faults of that time."""
         limit_s = promised_s(self.name)
         if returned - struck <= limit_s or len(self.slow) >= MOST_SLOW:
             return
@@ -130,6 +135,8 @@ class Report:
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
             "kills": {"all": sum(self.kills.values()), **dict(sorted(self.kills.items()))},
+            "points": dict(sorted(self.points.items())),
+            "children": dict(sorted(self.children.items())),
             "deaths": self.deaths,
             "zombies": self.zombies,
             "mishaps": dict(sorted(self.mishaps.items())),
@@ -145,14 +152,14 @@ class Report:
 
 
 def _halts(lines: list[dict[str, Any]], claims: list[float]) -> list[tuple[float, float]]:
-    """From when to when database or reconciler were away: until somebody claimed again."""
+    """Begin and end of each halt of database or reconciler; it ends with the next claim."""
     begun: dict[str, float] = {}
-    found: list[tuple[float, float]] = []
+    halts: list[tuple[float, float]] = []
     for line in lines:
         if line["what"] == "mishap" and line["name"] in HALTING:
             begun[line["name"]] = line["at"]
         elif line["what"] == "mishap over" and line["name"] in begun:
-            place = bisect_right(claims, line["at"])
-            end = claims[place] if place < len(claims) else line["at"]
-            found.append((begun.pop(line["name"]), end))
-    return found
+            position = bisect_right(claims, line["at"])
+            end = claims[position] if position < len(claims) else line["at"]
+            halts.append((begun.pop(line["name"]), end))
+    return halts

@@ -143,8 +143,8 @@ def _kill(name: str) -> Callable[[Site], bool]:
             until = time.monotonic() + RESTART_S
             while site.up.pid(name) in {None, pid}:
                 if time.monotonic() > until:
-                    told = f"{name} did not run {RESTART_S:.0f} s after it was killed"
-                    site.history.write("violation", told=told)
+                    detail = f"{name} did not run {RESTART_S:.0f} s after it was killed"
+                    site.history.write("violation", detail=detail)
                     break
                 time.sleep(POLL_S)
         return True

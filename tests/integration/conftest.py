@@ -1,4 +1,4 @@
-"""What the tests over a whole stack share; each module says in its own `up` which stack that is."""
+"""Fixtures of tests over a whole stack."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import echo_stack
+from tests.stacks import POOL
 from vestry import Vestry
 from workers.stack.background import BackgroundStack
 
 
-@pytest.fixture(scope="session")
-def echo_up() -> Iterator[BackgroundStack]:
-    """One stack on the echo backend, for modules that name owners of their own."""
-    with echo_stack(flower=True) as running:
-        yield running
+@pytest.fixture(scope="module")
+def up(request: pytest.FixtureRequest) -> BackgroundStack:
+    """The stack that the module declares: `pytestmark = pytest.mark.stack(…)`."""
+    marker = request.node.get_closest_marker("stack")
+    assert marker is not None, "the module declares no stack"
+    running: BackgroundStack = POOL.get(marker.args[0])
+    return running
 
 
 @pytest.fixture(scope="module")

@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 
-from tests.echo_stack import SETTINGS, eventually
-from tests.homes import temporary_home
+from tests.stacks import ECHO, ECHO_SETTINGS, StackSpec
+from tests.waiting import eventually
 from vestry import Document, Embedding, JobFailed, KeyRing, Vestry
 from vestry.jobs.results import JobRef
-from workers.stack.background import BackgroundStack, start_background
+from workers.stack.background import BackgroundStack
 
 MAX_RUN_S = 4
-
-
-@pytest.fixture(scope="module")
-def up() -> Iterator[BackgroundStack]:
-    settings = SETTINGS | {"VESTRY_MAX_RUN_S": str(MAX_RUN_S), "VESTRY_BATCH_S": "0.5"}
-    only = ("dispatcher", "reconciler", "private-bulk-gpu")
-    with (
-        temporary_home() as home,
-        start_background(home, settings, flower=False, only=only) as running,
-    ):
-        yield running
-
-
-@pytest.fixture
-def vestry(up: BackgroundStack) -> Iterator[Vestry]:
-    with Vestry(up.client["database_url"], up.client["keyring"]) as vestry:
-        yield vestry
-
-
-@pytest.fixture
-def conn(up: BackgroundStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
-        yield conn
+pytestmark = pytest.mark.stack(
+    StackSpec(
+        "adversity",
+        (*ECHO.settings, ("VESTRY_MAX_RUN_S", str(MAX_RUN_S)), ("VESTRY_BATCH_S", "0.5")),
+        ("dispatcher", "reconciler", "private-bulk-gpu"),
+    )
+)
 
 
 def submit(vestry: Vestry, conn: Any, text: str, owner: str = "ann") -> JobRef:
@@ -86,7 +68,7 @@ def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
         vestry.resume_lane("private.bulk.gpu")
         for job in neighbours:
             vestry.wait(job, timeout=90)
-        time.sleep(2 * float(SETTINGS["VESTRY_LEASE_S"]))
+        time.sleep(2 * float(ECHO_SETTINGS["VESTRY_LEASE_S"]))
         status = vestry.status(first)
         assert status.state in {"queued", "running"}
         caller.rollback()
@@ -109,13 +91,3 @@ def test_a_job_that_never_ends_costs_its_process_and_dies(
     assert up.pid("private-bulk-gpu") != pid
     for job in others:
         vestry.wait(job, timeout=90)
-
-
-def _sealed(up: BackgroundStack, vestry: Vestry, conn: Any, job: UUID) -> dict[str, Any]:
-    """A sealed payload for a job that the library has no class for."""
-    submit(vestry, conn, "makes the owner's key")
-    row = conn.execute(
-        "SELECT key_id, wrapped, kek_id FROM vestry.owner_keys WHERE owner = 'ann'"
-    ).fetchone()
-    key = KeyRing.load(up.client["keyring"]).unwrap("ann", *row)
-    return {"job": job, "key": row[0], "sealed": key.seal("payload", job, b"{}")}

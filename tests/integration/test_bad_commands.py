@@ -15,19 +15,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import BULK_S
+from tests.stacks import ECHO
+from tests.waiting import BULK_S
 from vestry import Document, Embedding, Vestry
 from workers.stack.background import BackgroundStack
+
+pytestmark = pytest.mark.stack(ECHO)
 
 VESTRY = Path(sys.executable).with_name("vestry")
 UNKNOWN_JOB = "00000000-0000-7000-8000-000000000000"
 TOO_LONG_TEXT = "x" * 3000
 """More than the model accepts, and short enough for an argument."""
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 @dataclass(frozen=True, slots=True)

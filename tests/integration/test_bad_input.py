@@ -15,7 +15,9 @@ import psycopg
 import pytest
 import redis
 
-from tests.echo_stack import BULK_S, Handmade, eventually
+from tests.job_helpers import RawPayload
+from tests.stacks import ECHO
+from tests.waiting import BULK_S, eventually
 from vestry import Document, Embedding, InvalidInput, JobFailed, Vestry
 from vestry.db.operations import uuid7
 from vestry.jobs.embedding import EmbeddingResult, IndexResult
@@ -26,13 +28,10 @@ from workers.stack.background import BackgroundStack
 from workers.stack.postgres import SUPERUSER, PostgresServer
 from workers.stack.valkey import ValkeyServer
 
+pytestmark = pytest.mark.stack(ECHO)
+
 LONG = "x" * 3000
 """More than the model reads."""
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 # -- the library and the workers -------------------------------------------------------------------
@@ -48,16 +47,16 @@ BAD_JOBS: dict[str, tuple[Any, str, str]] = {
     "zero": (texts("echo!zero"), "bad_vector", "text 0"),
     "too long": (texts("fine", "fine", LONG), "too_long", "text 2"),
     "unknown model": (texts("a", model="none"), "unknown_model", "echo"),
-    "not JSON": (Handmade(b"{'a'"), "bad_payload", "JSON object"),
-    "not an object": (Handmade(b'["a"]'), "bad_payload", "JSON object"),
-    "neither": (Handmade(b"{}"), "bad_payload", "texts and documents"),
-    "empty text": (Handmade(b'{"texts": ["a", " "]}'), "bad_payload", "text 1"),
-    "NUL": (Handmade(b'{"texts": ["\\u0000"]}'), "bad_payload", "text 0"),
-    "lone surrogate": (Handmade(b'{"texts": ["\\ud800"]}'), "bad_payload", "text 0"),
-    "no text": (Handmade(b'{"texts": [1]}'), "bad_payload", "text 0"),
-    "odd input": (Handmade(b'{"texts": ["a"], "input": "x"}'), "bad_payload", "input"),
+    "not JSON": (RawPayload(b"{'a'"), "bad_payload", "JSON object"),
+    "not an object": (RawPayload(b'["a"]'), "bad_payload", "JSON object"),
+    "neither": (RawPayload(b"{}"), "bad_payload", "texts and documents"),
+    "empty text": (RawPayload(b'{"texts": ["a", " "]}'), "bad_payload", "text 1"),
+    "NUL": (RawPayload(b'{"texts": ["\\u0000"]}'), "bad_payload", "text 0"),
+    "lone surrogate": (RawPayload(b'{"texts": ["\\ud800"]}'), "bad_payload", "text 0"),
+    "no text": (RawPayload(b'{"texts": [1]}'), "bad_payload", "text 0"),
+    "odd input": (RawPayload(b'{"texts": ["a"], "input": "x"}'), "bad_payload", "input"),
     "documents nobody enqueued": (
-        Handmade(b'{"documents": [{"text": "a"}], "source": "s"}'), "bad_payload", "documents",
+        RawPayload(b'{"documents": [{"text": "a"}], "source": "s"}'), "bad_payload", "documents",
     ),
 }  # fmt: skip
 
@@ -161,8 +160,9 @@ def key_of(conn: Any, owner: str) -> UUID:
 def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
     vestry: Vestry, conn: Any
 ) -> None:
-    vestry.wait(vestry.enqueue(conn, texts("a"), owner="raw", privacy="private"), timeout=BULK_S)
-    key = key_of(conn, "raw")
+    owner = "refused"
+    vestry.wait(vestry.enqueue(conn, texts("a"), owner=owner, privacy="private"), timeout=BULK_S)
+    key = key_of(conn, owner)
     header = b"\x01" + key.bytes
     refused = {
         "text": {"texts": ['{"texts": ["in the clear"]}']},
@@ -176,10 +176,11 @@ def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
     }
     for name, given in refused.items():
         with pytest.raises(psycopg.Error) as error:
-            call(conn, **given)
+            call(conn, owner=owner, **given)
         assert error.value.sqlstate == "VY002", name
         assert "clear" not in str(error.value)
-    assert conn.execute("SELECT count(*) FROM vestry.jobs WHERE owner = 'raw'").fetchone() == (1,)
+    stored = conn.execute("SELECT count(*) FROM vestry.jobs WHERE owner = %s", [owner]).fetchone()
+    assert stored == (1,)
 
 
 def test_what_only_looks_sealed_fails_alone(vestry: Vestry, conn: Any) -> None:

@@ -15,15 +15,13 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from tests.stacks import ECHO
 from workers.stack.background import BackgroundStack
+
+pytestmark = pytest.mark.stack(ECHO)
 
 RUN = [sys.executable, "-c", "import sys; from vestry.cli import main; sys.exit(main())"]
 DEADLINE_S = 240
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 @pytest.fixture

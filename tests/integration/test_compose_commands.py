@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from models.bootstrap import ROLES
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
+from tests.waiting import eventually
 from vestry import Embedding, Vestry
 from workers.home import Home, write_private
 from workers.stack import compose_secrets
@@ -158,6 +159,7 @@ def test_private_job_is_enqueued_through_the_port_forwarder_and_done(
     site: Site, running: Any
 ) -> None:
     assert running
+    eventually(lambda: site.healthy("port-forwarder"), within=HEALTHY_WITHIN_S)
     password = (site.secrets / "vestry_producer").read_text()
     url = f"postgresql://vestry_producer:{password}@127.0.0.1:{site.port('port-forwarder')}/vestry"
     ring = site.secrets / compose_secrets.KEYRING_FILE

@@ -19,8 +19,9 @@ import redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from models.bootstrap import ROLES
-from tests.homes import temporary_home
-from tests.told import told_to
+from tests.cluster_template import migrated_home
+from tests.process_env import arguments_and_environments
+from tests.temp_stack_dir import temporary_home
 from vestry.crypto.keyring import KeyRing
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.settings import key_prefix
@@ -32,10 +33,17 @@ from workers.stack.valkey import PRIVACIES
 @pytest.fixture
 def home() -> Iterator[Path]:
     # A name that a configuration file must quote.
-    with temporary_home(prefix="vestry tést-") as path:
+    with migrated_home(prefix="vestry tést-") as path:
         path.chmod(0o755)
         yield path
         end_processes_of(path)
+
+
+@pytest.fixture
+def fresh_home() -> Iterator[Path]:
+    """A home in which no database was made."""
+    with temporary_home() as path:
+        yield path
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
@@ -92,9 +100,9 @@ def test_every_role_can_log_in_to_the_migrated_database(stack: DevStack) -> None
 
 
 def test_second_start_neither_bootstraps_nor_migrates(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    fresh_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with DevStack(home) as stack:
+    with DevStack(fresh_home) as stack:
         insert(stack, "first")
         ports = (stack.postgres.port, stack.valkey.port)
         keyring = stack.keyring.read_bytes()
@@ -104,7 +112,7 @@ def test_second_start_neither_bootstraps_nor_migrates(
 
     monkeypatch.setattr("models.bootstrap.bootstrap", called)
     monkeypatch.setattr("models.bootstrap.migrate", called)
-    with DevStack(home) as stack:
+    with DevStack(fresh_home) as stack:
         assert words(stack) == ["first"]
         assert (stack.postgres.port, stack.valkey.port) == ports
         assert stack.keyring.read_bytes() == keyring
@@ -207,8 +215,8 @@ def test_taken_port_is_replaced_by_another(home: Path) -> None:
             assert psycopg.connect(stack.superuser_url).execute("SELECT 1").fetchone() == (1,)
 
 
-def test_two_homes_run_side_by_side(home: Path, stack: DevStack) -> None:
-    with DevStack(home) as other:
+def test_two_homes_run_side_by_side(fresh_home: Path, stack: DevStack) -> None:
+    with DevStack(fresh_home) as other:
         ports = {stack.postgres.port, stack.valkey.port, other.postgres.port, other.valkey.port}
         assert len(ports) == 4
         insert(other, "other")
@@ -263,7 +271,7 @@ def test_secrets_are_readable_by_their_owner_alone(stack: DevStack) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     passwords = [path.read_text() for path in files]
     every = (process.pid for process in processes_of(stack.home))
-    for line in told_to(every, {process.pid for process, _ in stack.processes}):
+    for line in arguments_and_environments(every, {process.pid for process, _ in stack.processes}):
         assert not any(password in line for password in passwords)
     acl = (stack.home / "valkey" / "users.acl").read_text()
     assert not any(password in acl for password in passwords)

@@ -10,20 +10,18 @@ from typing import Any
 
 import pytest
 
-from tests.echo_stack import eventually
 from tests.flower_client import FlowerClient
+from tests.stacks import ECHO_WITH_FLOWER
+from tests.waiting import eventually
 from vestry import Document, Embedding, Vestry
 from vestry.jobs.results import JobRef
 from workers.stack.background import BackgroundStack
 
+pytestmark = pytest.mark.stack(ECHO_WITH_FLOWER)
+
 PRIVACIES = ("private", "shareable")
 WORD = "quinquereme"
 """In every text of these jobs, and never in Flower."""
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 @pytest.fixture(params=PRIVACIES)
@@ -104,9 +102,9 @@ def test_running_job_is_started(
 def test_dead_job_is_a_failure_with_its_code_alone(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
-    at_once = submit(vestry, conn, privacy, "echo!bad-request")
+    immediate = submit(vestry, conn, privacy, "echo!bad-request")
     in_the_end = submit(vestry, conn, privacy, "echo!unavailable", max_attempts=3)
-    for job, code in ((at_once, "bad_request"), (in_the_end, "backend_unavailable")):
+    for job, code in ((immediate, "bad_request"), (in_the_end, "backend_unavailable")):
         task = shown(flower, job, "FAILURE")
         assert vestry.status(job).state == "dead"
         assert code in task["exception"]
@@ -198,6 +196,25 @@ def test_worker_pages_show_the_lanes(flower: FlowerClient, privacy: str) -> None
     status, listed = flower.get("/workers?json=1")
     assert status == 200
     assert all(node in listed for node in workers)
+
+
+def test_killed_flower_is_restarted_alone_and_finds_the_workers_again(
+    up: BackgroundStack, flower: FlowerClient, privacy: str
+) -> None:
+    def pids() -> dict[str, int | None]:
+        return {process["name"]: process["pid"] for process in up.state()["processes"]}
+
+    def ready() -> bool:
+        return all(process["state"] == "ready" for process in up.state()["processes"])
+
+    eventually(ready)
+    before, name = pids(), f"flower-{privacy}"
+    killed = before[name]
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: pids()[name] not in {None, killed} and ready())
+    assert {other for other, pid in pids().items() if pid != before[other]} == {name}
+    eventually(lambda: bool(flower.workers()))
 
 
 def test_no_content_of_a_document_is_shown(

@@ -7,7 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import eventually
+from tests.stacks import ECHO
+from tests.waiting import eventually
 from vestry import (
     UPSTREAM,
     Document,
@@ -20,14 +21,10 @@ from vestry import (
     Vestry,
 )
 from vestry.errors import JobCancelled
-from workers.stack.background import BackgroundStack
+
+pytestmark = pytest.mark.stack(ECHO)
 
 TEXT = "the tide went out before anybody woke"
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 def indexing(name: str) -> Embedding:
@@ -45,18 +42,19 @@ def enqueue(
 def test_upstream_is_the_text_of_the_nearest_job_before_that_has_one(
     vestry: Vestry, conn: psycopg.Connection[Any], privacy: str
 ) -> None:
+    owner = f"nearest-{privacy}"
     second = Flow(indexing(f"scan-{privacy}"), [Generation(UPSTREAM)])
-    first = enqueue(vestry, conn, Generation(TEXT), privacy, then=[second])
+    first = enqueue(vestry, conn, Generation(TEXT), privacy, then=[second], owner=owner)
     (index,) = first.then
     (answer,) = index.then
     result = vestry.wait(answer, timeout=60)
     assert result.text == TEXT
     assert vestry.wait(index, timeout=60).embedded == 1
-    hits = vestry.search("anybody woke", owner="flora", privacy=privacy, own_sources=["flows"])
+    hits = vestry.search("anybody woke", owner=owner, privacy=privacy, own_sources=["flows"])
     assert (hits[0].document, hits[0].text) == (f"scan-{privacy}", TEXT)
     for job in (first, index, answer):
         status = vestry.status(job)
-        assert (status.privacy, status.owner, status.latency) == (privacy, "flora", "interactive")
+        assert (status.privacy, status.owner, status.latency) == (privacy, owner, "interactive")
         assert status.root == first.id
     assert [found.job for found in vestry.flow(answer)] == [first.id, index.id, answer.id]
 

@@ -14,8 +14,8 @@ import pytest
 
 from models import claims, transitions
 from models.claims import Lease, LeasePolicy
-from tests.echo_stack import eventually
 from tests.producing import HELLO, count, succeed
+from tests.waiting import eventually
 from vestry import Document, Embedding, KeyRing, OwnerForgotten, Unavailable, Vestry
 from vestry.admin.erasure import backups_until, forget
 from vestry.errors import UnknownKey, UnknownOwner

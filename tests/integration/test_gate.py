@@ -171,17 +171,13 @@ def test_what_runs_in_the_process_has_no_breaker(gates: tuple[BackendGuard, Back
     assert one.health() == {}
 
 
-def test_a_limit_holds_over_threads_and_is_used(
-    connect: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gate_module, "WINDOW_S", 3.0)
-    limited = CLOUD.model_copy(update={"requests_per_minute": 10})
+def test_a_limit_holds_over_threads_and_is_used(connect: Any) -> None:
+    limited = CLOUD.model_copy(update={"requests_per_minute": 600, "rate_window_s": 1.0})
     calls: list[float] = []
-    until = time.monotonic() + 14
 
     def work() -> None:
         gate = BackendGuard(connect, CATALOGUE, LIMITS)
-        while time.monotonic() < until:
+        while len(calls) < 31:
             gate.acquire_permit(limited)
             calls.append(time.monotonic())
 
@@ -192,8 +188,9 @@ def test_a_limit_holds_over_threads_and_is_used(
         thread.join()
     calls.sort()
     crowded = [b - a for a, b in zip(calls, calls[10:], strict=False)]
-    assert len(calls) >= 30
-    assert min(crowded) >= 3.0
+    assert min(crowded) >= 1.0
+    # Three windows of 2.5 s, slack included, and a third as much again for a busy machine.
+    assert calls[30] - calls[0] < 10
 
 
 def test_a_turn_that_is_far_off_is_refused_and_said(connect: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import BULK_S
+from tests.stacks import ECHO
+from tests.waiting import BULK_S
 from vestry import (
     Document,
     Embedding,
@@ -23,13 +24,10 @@ from vestry import (
 )
 from workers.stack.background import BackgroundStack
 
+pytestmark = pytest.mark.stack(ECHO)
+
 SECRET = "the quarrel by the river"
 VERSE = "by the rivers of babylon there we sat down"
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,12 +13,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import SETTINGS, eventually
-from tests.homes import temporary_home
+from tests.stacks import ECHO, StackSpec
+from tests.waiting import eventually
 from vestry import Embedding, Vestry
 from vestry.jobs.results import JobRef
 from workers.home import Home
-from workers.stack.background import BackgroundStack, start_background
+from workers.stack.background import BackgroundStack
 from workers.stack.postgres import SUPERUSER, PostgresServer
 
 PROMPT_S = 3.0
@@ -27,17 +27,13 @@ it takes POLL_S."""
 POLL_S = 30
 WORKER = "private-interactive-gpu"
 TRIES = 5
-
-
-@pytest.fixture(scope="module")
-def up() -> Iterator[BackgroundStack]:
-    settings = SETTINGS | {"VESTRY_POLL_S": str(POLL_S)}
-    only = ("dispatcher", "reconciler", WORKER)
-    with (
-        temporary_home() as home,
-        start_background(home, settings, flower=False, only=only) as running,
-    ):
-        yield running
+pytestmark = pytest.mark.stack(
+    StackSpec(
+        "listening",
+        (*ECHO.settings, ("VESTRY_POLL_S", str(POLL_S))),
+        ("dispatcher", "reconciler", WORKER),
+    )
+)
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.echo_stack import eventually
-from tests.homes import temporary_home
+from tests.cluster_template import migrated_home
 from tests.llama import Llama, llama_server
+from tests.stacks import start_stack
+from tests.waiting import eventually
 from workers.home import CHECKOUT, Home
 from workers.llama_server import NoModelError, model_file
-from workers.stack.background import start_background
 from workers.stack.process import base_environment
 from workers.stack.supervisor import http_ready
 
@@ -178,8 +178,8 @@ def test_stack_runs_servers_without_logins_and_gives_keys_to_their_callers_alone
         "VESTRY_BACKEND_KEYS": f"openai={key}",
     }
     with (
-        temporary_home() as home,
-        start_background(home, settings, flower=False, only=STACK) as running,
+        migrated_home() as home,
+        start_stack(home, settings, STACK) as running,
     ):
         processes = {p["name"]: psutil.Process(p["pid"]) for p in running.state()["processes"]}
         environments = {name: processes[name].environ() for name in STACK}

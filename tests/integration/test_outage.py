@@ -18,9 +18,9 @@ import psycopg
 import pytest
 
 from tests.cloud_stack import KEY, cloud_stack
-from tests.echo_stack import BULK_S, eventually
 from tests.faultserver import Fault, FaultServer, empty, rate_limited, status
 from tests.llama import llama_server
+from tests.waiting import BULK_S, eventually
 from vestry import Classification, Embedding, Generation, JobRef, Rerank, Vestry
 from vestry.db.receipts import Receipt
 from workers.home import CHECKOUT, Home

@@ -1,4 +1,4 @@
-"""A limit of 60 requests a minute, kept by eight worker processes and used, by the server's clock."""
+"""Sixty requests in a window, kept to by eight worker processes and used, by the server's clock."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import psycopg
 import pytest
 
 from tests.cloud_stack import KEY, catalogue_file, key_file
-from tests.echo_stack import eventually
 from tests.faultserver import FaultServer
+from tests.waiting import eventually
 from vestry import Generation, Vestry
 from workers.home import CHECKOUT
 from workers.stack.dev_stack import DevStack
 from workers.stack.process import Command, base_environment, spawn, stop
 
 LIMIT = 60
+WINDOW_S = 10.0
+"""In place of a minute: what is tested does not depend on its length."""
+WASTED_S = 60 / 0.9 - 60
+"""At most this much longer than a window, which of a minute uses 90 %."""
 WORKERS = 8
 JOBS = 72
 
@@ -30,7 +34,7 @@ def processes(stack: DevStack, cloud: FaultServer, directory: Path) -> Iterator[
     common = {
         **base_environment(),
         "VESTRY_EMBEDDING_BACKEND": "echo",
-        "VESTRY_CATALOGUE": str(catalogue_file(directory, LIMIT)),
+        "VESTRY_CATALOGUE": str(catalogue_file(directory, round(LIMIT * 60 / WINDOW_S), WINDOW_S)),
         "VESTRY_BACKENDS": f"openai={cloud.url}/v1",
         "VESTRY_BACKEND_KEYS": f"openai={key_file(directory)}",
         "VESTRY_SLOTS": "1",
@@ -60,7 +64,7 @@ def processes(stack: DevStack, cloud: FaultServer, directory: Path) -> Iterator[
 
 
 @pytest.mark.slow
-def test_eight_workers_keep_to_sixty_a_minute_and_use_them(clean: DevStack) -> None:
+def test_eight_workers_keep_to_a_limit_and_use_it(clean: DevStack) -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
         FaultServer(
@@ -82,5 +86,5 @@ def test_eight_workers_keep_to_sixty_a_minute_and_use_them(clean: DevStack) -> N
     assert len(times) == JOBS, "each job was asked for once"
     assert {found[-1].locality for found in receipts} == {"cloud"}
     crowded = [later - earlier for earlier, later in zip(times, times[LIMIT:], strict=False)]
-    assert min(crowded) >= 60.0
-    assert times[LIMIT] - times[0] <= 60 / 0.9, "less than 90 % of the limit was used"
+    assert min(crowded) >= WINDOW_S
+    assert times[LIMIT] - times[0] <= WINDOW_S + WASTED_S, "too little of the limit was used"

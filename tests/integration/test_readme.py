@@ -6,23 +6,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.homes import temporary_home
-from workers.stack.background import BackgroundStack, start_background
+from tests.stacks import ECHO
+from workers.stack.background import BackgroundStack
+
+pytestmark = pytest.mark.stack(ECHO)
 
 ROOT = Path(__file__).resolve().parents[2]
 AFTER_ENQUEUE = '            privacy="private",\n        )\n'
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[BackgroundStack]:
-    settings = {"VESTRY_EMBEDDING_BACKEND": "echo"}
-    with temporary_home() as home, start_background(home, settings, flower=False) as stack:
-        yield stack
 
 
 def example() -> str:
@@ -31,32 +25,30 @@ def example() -> str:
     return str(blocks[0])
 
 
-def run_script(code: str, stack: BackgroundStack, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_script(code: str, up: BackgroundStack, folder: Path) -> subprocess.CompletedProcess[str]:
     file = folder / "example.py"
     file.write_text(code, encoding="utf-8")
     removed = {"VESTRY_DATABASE_URL", "VESTRY_KEYRING_FILE"}
     environment = {name: value for name, value in os.environ.items() if name not in removed}
     return subprocess.run(
         [sys.executable, str(file)],
-        cwd=folder, env={**environment, "VESTRY_HOME": str(stack.home)},
+        cwd=folder, env={**environment, "VESTRY_HOME": str(up.home)},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 
-def test_readme_example_runs(stack: BackgroundStack, tmp_path: Path) -> None:
-    done = run_script(example(), stack, tmp_path)
+def test_readme_example_runs(up: BackgroundStack, tmp_path: Path) -> None:
+    done = run_script(example(), up, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "documents=1" in done.stdout
     assert re.search(r"^-?\d\.\d{3}  1660-01-18  Up early", done.stdout, re.MULTILINE)
 
 
-def test_readme_example_leaves_no_job_after_rollback(
-    stack: BackgroundStack, tmp_path: Path
-) -> None:
+def test_readme_example_leaves_no_job_after_rollback(up: BackgroundStack, tmp_path: Path) -> None:
     code = example()
     assert code.count(AFTER_ENQUEUE) == 1
     rolled_back = code.replace(AFTER_ENQUEUE, f"{AFTER_ENQUEUE}        raise psycopg.Rollback\n")
-    done = run_script(rolled_back, stack, tmp_path)
+    done = run_script(rolled_back, up, tmp_path)
     assert done.returncode != 0
     assert "vestry.errors.UnknownJob" in done.stderr
 

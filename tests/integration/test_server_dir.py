@@ -12,7 +12,8 @@ import psutil
 import psycopg
 import pytest
 
-from tests.homes import temporary_home
+from tests.cluster_template import copy_cluster, migrated_home
+from tests.temp_stack_dir import temporary_home
 from vestry.cli.output import Output
 from workers.stack import server_dir
 from workers.stack.commands import report_orphans
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
 def closed() -> Iterator[Path]:
     """A directory that root alone can enter; homes in it are removed with their system directories."""
     with temporary_home() as path:
+        copy_cluster(path / "stack")
         yield path
         for home in path.iterdir():
             remove(home)
@@ -98,6 +100,6 @@ def test_new_home_at_the_path_of_a_removed_one_is_empty_and_the_orphan_is_report
 def test_programs_that_the_account_cannot_run_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     # As with a virtual environment below a 0700 directory.
     monkeypatch.setattr(ServerDir, "_runs", lambda *_: False)
-    with temporary_home() as home, DevStack(home) as stack:
+    with migrated_home() as home, DevStack(home) as stack:
         names = {psutil.Process(process.pid).exe() for process, _ in stack.processes}
         assert all(name.startswith(str(stack.home / "programs")) for name in names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -14,6 +13,7 @@ import pytest
 from models import documents
 from models.content import ShareableContent
 from models.documents import ChunkRow, DocumentWrite
+from tests.waiting import eventually
 from vestry.db.operations import uuid7
 from workers.stack.dev_stack import DevStack
 
@@ -110,7 +110,9 @@ def test_a_document_deleted_while_its_chunks_are_stored_has_none(
     with worker.transaction():
         assert documents.lock_current(worker, "shareable", [found]) == {found}
         thread.start()
-        time.sleep(0.3)  # the delete now waits for the lock
+        with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
+            waiting = "SELECT FROM pg_locks WHERE NOT granted"
+            eventually(lambda: bool(admin.execute(waiting).fetchall()))
         documents.store(worker, ShareableContent(), [write])
     thread.join(10)
     assert deleted == [(1,)]

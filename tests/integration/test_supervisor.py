@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.process_env import alive
+from tests.waiting import eventually
 from workers.home import CHECKOUT, Home, HomeInUseError, read_json
 from workers.stack.process import Identity, base_environment
 from workers.stack.supervisor import end_orphans
@@ -110,7 +112,7 @@ def start(home: Home) -> Iterator[Starter]:
         )
         started.append(process)
         if wait:
-            until(lambda: own_state(home, process).get("ready"))
+            eventually(lambda: own_state(home, process).get("ready"))
         return process
 
     yield run
@@ -124,22 +126,8 @@ def own_state(home: Home, supervisor: subprocess.Popen[str]) -> dict[str, Any]:
     return state if (state.get("supervisor") or {}).get("pid") == supervisor.pid else {}
 
 
-def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "the condition was not met in time"
-        time.sleep(0.02)
-
-
 def pids(home: Home) -> dict[str, int]:
     return {p["name"]: p["pid"] for p in read_json(home.state)["processes"]}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_drain_ends_the_last_stage_first_and_every_process(home: Home, start: Starter) -> None:
@@ -193,8 +181,8 @@ def test_killed_process_is_restarted(home: Home, start: Starter, number: signal.
 
     os.kill(before["middle"], number)
 
-    until(lambda: pids(home)["middle"] not in (None, before["middle"]))
-    until(lambda: all(p["state"] == "ready" for p in read_json(home.state)["processes"]))
+    eventually(lambda: pids(home)["middle"] not in (None, before["middle"]))
+    eventually(lambda: all(p["state"] == "ready" for p in read_json(home.state)["processes"]))
     after = pids(home)
     assert {n: p for n, p in after.items() if n != "middle"} == {
         n: p for n, p in before.items() if n != "middle"
@@ -210,8 +198,8 @@ def test_process_that_is_not_ready_in_time_is_restarted(home: Home, start: Start
     )
     supervisor = start([("slow", "WORKERS", code)], limit_s=4.0)
     os.kill(pids(home)["slow"], signal.SIGKILL)
-    until(lambda: Path(mark).read_text() == "xxx")
-    until(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
+    eventually(lambda: Path(mark).read_text() == "xxx")
+    eventually(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
     supervisor.send_signal(signal.SIGTERM)
     assert "slow was ended by SIGKILL" in supervisor.communicate()[0]
 
@@ -222,9 +210,9 @@ def test_delay_of_restarts_grows(home: Home, start: Starter) -> None:
         pid = pids(home)["flapping"]
         began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: pids(home)["flapping"] not in (None, pid))  # type: ignore[misc]
+        eventually(lambda pid=pid: pids(home)["flapping"] not in (None, pid))  # type: ignore[misc]
         waited = time.monotonic() - began
-        until(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
+        eventually(lambda: read_json(home.state)["processes"][0]["state"] == "ready")
     supervisor.send_signal(signal.SIGTERM)
 
     output = supervisor.communicate()[0]
@@ -255,7 +243,7 @@ def test_guardian_ends_all_processes_within_five_seconds_of_a_killed_supervisor(
     supervisor.kill()
     supervisor.wait()
 
-    until(lambda: not any(alive(pid) for pid in children), timeout_s=5.0)
+    eventually(lambda: not any(alive(pid) for pid in children), within=5.0)
 
 
 def test_killed_guardian_is_replaced_by_one_with_the_whole_register(
@@ -264,13 +252,13 @@ def test_killed_guardian_is_replaced_by_one_with_the_whole_register(
     supervisor = start()
     guardian = read_json(home.state)["guardian"]
     os.kill(guardian, signal.SIGKILL)
-    until(lambda: read_json(home.state)["guardian"] != guardian)
+    eventually(lambda: read_json(home.state)["guardian"] != guardian)
     children = list(pids(home).values())
 
     supervisor.kill()
     supervisor.wait()
 
-    until(lambda: not any(alive(pid) for pid in children), timeout_s=5.0)
+    eventually(lambda: not any(alive(pid) for pid in children), within=5.0)
 
 
 def test_next_start_ends_the_orphans_of_a_killed_supervisor_and_guardian(

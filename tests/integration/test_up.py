@@ -9,10 +9,9 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ import psutil
 import psycopg
 import pytest
 
-from tests.homes import temporary_home
-from tests.told import told_to
+from tests.cluster_template import migrated_home
+from tests.process_env import alive, arguments_and_environments
+from tests.waiting import eventually
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.settings import Settings
 from workers.stack.background import BackgroundStack, running_in, start_background, sweep
@@ -33,15 +33,17 @@ from workers.stack.supervisor import StartError
 
 ECHO = {"VESTRY_EMBEDDING_BACKEND": "echo"}
 CONTROL = ("dispatcher", "reconciler")
+START_S = 150.0
+"""Timeout of a start or an end beside other tests."""
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    with temporary_home() as path:
+    with migrated_home() as path:
         yield path
         if running := running_in(path):
             running.supervisor.signal(signal.SIGKILL)
-        until(lambda: sweep_or_zero(path) == 0)
+        eventually(lambda: sweep_or_zero(path) == 0, within=START_S)
 
 
 def sweep_or_zero(home: Path) -> int:
@@ -49,20 +51,6 @@ def sweep_or_zero(home: Path) -> int:
         return sweep(home)
     except HomeInUseError:
         return 1
-
-
-def until(condition: Callable[[], object], timeout_s: float = 150.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "the condition was not met in time"
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def family(running: BackgroundStack) -> list[int]:
@@ -142,7 +130,7 @@ def test_up_in_the_foreground_shows_one_screen_and_drains_on_ctrl_c(home: Path) 
         text=True,
         start_new_session=True,
     )
-    until(lambda: (s := running_in(home)) and s.state().get("ready"))
+    eventually(lambda: (s := running_in(home)) and s.state().get("ready"), within=START_S)
     running = running_in(home)
     assert running is not None
     pids = family(running)
@@ -166,7 +154,7 @@ def test_stack_ends_with_a_killed_supervisor_and_the_next_start_resumes(home: Pa
     os.kill(running.supervisor.pid, signal.SIGKILL)
     assert running.process is not None
     running.process.wait()
-    until(lambda: not any(alive(pid) for pid in pids), timeout_s=5.0)
+    eventually(lambda: not any(alive(pid) for pid in pids), within=5.0)
 
     with start_background(home, flower=False, only=CONTROL) as resumed:
         assert write_and_read(resumed, "more") == ["kept", "more"]
@@ -249,7 +237,7 @@ def test_each_process_has_its_own_secrets_alone(
         }
         nice = {name: psutil.Process(p["pid"]).nice() for name, p in processes.items()}
         secrets = [path.read_text().strip() for path in Home(home).secrets.glob("*.password")]
-        lines = told_to(family(running), {p["pid"] for p in processes.values()})
+        lines = arguments_and_environments(family(running), {p["pid"] for p in processes.values()})
         flower = running.client["flower"]
         check_flower(flower)
 

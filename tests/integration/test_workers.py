@@ -13,18 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests.echo_stack import BULK_S, eventually
+from tests.stacks import ECHO
+from tests.waiting import BULK_S, eventually
 from vestry import Document, Embedding, EmbeddingResult, Generation, IndexResult, JobFailed, Vestry
 from vestry.jobs.results import JobRef
 from workers.settings import Settings
 from workers.stack.background import BackgroundStack
 
+pytestmark = pytest.mark.stack(ECHO)
+
 SLOTS = Settings().slots
-
-
-@pytest.fixture(scope="module")
-def up(echo_up: BackgroundStack) -> BackgroundStack:
-    return echo_up
 
 
 def submit(vestry: Vestry, conn: Any, *texts: str, **options: Any) -> JobRef:

@@ -1,4 +1,4 @@
-"""Whoever took over a cloud worker: its logins, its secrets, its account. And what they try."""
+"""A cloud worker that was taken over: its logins, secrets and account, and attempts made with them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PREFIX = "vestry.private."
 
 @dataclass
 class Adversary:
-    """What is at hand.
+    """The worker's means.
 
     Attributes:
-        stack: that the worker belongs to.
-        job: a private job, done, whose id is known.
-        pids: of the stack's processes, by name.
+        stack: its stack.
+        job: the id of a finished private job.
+        pids: process ids of the stack, by name.
     """
 
     stack: Stack
@@ -42,7 +42,7 @@ class Adversary:
 
     @property
     def account(self) -> Account:
-        """The cloud worker's."""
+        """The cloud worker's operating-system account."""
         first = read_json(self.home.path / RECORD)["first"]
         number = first + ROLES.index("cloud")
         return Account(number, number)
@@ -51,7 +51,7 @@ class Adversary:
     def sql(
         self, role: str = "vestry_cloud", password: str = ""
     ) -> Iterator[psycopg.Connection[Any]]:
-        """A connection with the cloud worker's password, whoever it claims to be."""
+        """A connection as any role, by default with the cloud worker's password."""
         own = self.home.password("postgres.vestry_cloud")
         url = f"postgresql://{role}:{password or own}@127.0.0.1:{self.stack.postgres.port}/vestry"
         with psycopg.connect(url, autocommit=True) as conn:
@@ -63,7 +63,7 @@ class Adversary:
         return redis.Redis(port=port, username=user, password=password, socket_timeout=2)
 
     def shell(self, command: str) -> bytes:
-        """What a command prints, run under the cloud worker's account."""
+        """The output of a command run under the cloud worker's account."""
         done = self.account.run(["/bin/sh", "-c", command], capture_output=True, timeout=20)
         return done.stdout + done.stderr
 
@@ -72,7 +72,7 @@ class Adversary:
 
 
 def rows(query: str, *, owners: bool = False, role: str = "vestry_cloud") -> Attempt:
-    """What a query returns; with every owner named, where that might help."""
+    """The result of a query; with `owners` every owner is named in its context."""
 
     def attempt(adversary: Adversary) -> Any:
         with adversary.sql(role) as conn:
@@ -83,12 +83,12 @@ def rows(query: str, *, owners: bool = False, role: str = "vestry_cloud") -> Att
                 )
             text = query.replace(":job", f"'{adversary.job}'")
             notices: list[str] = []
-            conn.add_notice_handler(lambda told: notices.append(str(told.message_primary)))
-            found = None
+            conn.add_notice_handler(lambda notice: notices.append(str(notice.message_primary)))
+            result = None
             for statement in text.split(";;"):
                 cursor = conn.execute(statement)  # type: ignore[call-overload]
-                found = cursor.fetchall() if cursor.description else cursor.rowcount
-            return found, notices
+                result = cursor.fetchall() if cursor.description else cursor.rowcount
+            return result, notices
 
     return attempt
 
@@ -105,8 +105,8 @@ def copied(relation: str) -> Attempt:
     return attempt
 
 
-def heard(adversary: Adversary) -> Any:
-    """Everything that is said on the database's channels while a private job runs."""
+def notifications(adversary: Adversary) -> Any:
+    """Every notification on the database's channels while a private job runs."""
     with adversary.sql() as conn:
         for channel in ("vestry_lane", "vestry_done"):
             conn.execute(f"LISTEN {channel}")  # type: ignore[call-overload]
@@ -115,9 +115,9 @@ def heard(adversary: Adversary) -> Any:
         return [notice.payload for notice in conn.notifies(timeout=0.5)]
 
 
-def asked(*command: str, user: str = "cloud") -> Attempt:
-    """What the broker answers."""
-    return lambda adversary: adversary.broker(user).execute_command(*command)
+def command(*words: str, user: str = "cloud") -> Attempt:
+    """The broker's reply to a command."""
+    return lambda adversary: adversary.broker(user).execute_command(*words)
 
 
 def subscribed(*patterns: str) -> Attempt:
@@ -130,7 +130,7 @@ def subscribed(*patterns: str) -> Attempt:
 
 
 def forged(lane: str, kind: str = "embedding", routing_key: str = "") -> Attempt:
-    """A hint at the private job, put into a queue that the cloud worker takes from."""
+    """A forged hint of the private job, in a queue that the cloud worker reads."""
 
     def attempt(adversary: Adversary) -> Any:
         import json  # noqa: PLC0415 - for this alone
@@ -155,7 +155,7 @@ def forged(lane: str, kind: str = "embedding", routing_key: str = "") -> Attempt
 
 
 def read(*paths: str) -> Attempt:
-    """The files of these patterns, below the stack's home unless they are absolute."""
+    """The files of these patterns, relative to the stack's home."""
 
     def attempt(adversary: Adversary) -> bytes:
         places = " ".join(p if p.startswith("/") else f"{adversary.home.path}/{p}" for p in paths)
@@ -167,7 +167,7 @@ def read(*paths: str) -> Attempt:
 
 
 def of_process(name: str, *files: str) -> Attempt:
-    """What the kernel tells of a process."""
+    """Files of /proc about a process."""
 
     def attempt(adversary: Adversary) -> bytes:
         base = f"/proc/{adversary.pid(name)}"
@@ -194,14 +194,16 @@ def signalled(name: str) -> Attempt:
 
 
 def imposed(adversary: Adversary) -> bytes:
-    """Links in its own room, for the supervisor to follow when it writes there again."""
-    room = f"{adversary.home.run}/shareable-cloud"
-    adversary.shell(f"ln -sf {adversary.home.keyring} {room}/ready; ln -sf /etc/passwd {room}/link")
-    return adversary.shell(f"cat {room}/ready {room}/link | grep -v :x:")
+    """Links in its process directory, for the supervisor to follow when it writes there again."""
+    directory = f"{adversary.home.run}/shareable-cloud"
+    adversary.shell(
+        f"ln -sf {adversary.home.keyring} {directory}/ready; ln -sf /etc/passwd {directory}/link"
+    )
+    return adversary.shell(f"cat {directory}/ready {directory}/link | grep -v :x:")
 
 
 def changed_code(adversary: Adversary) -> bytes:
-    """The catalogue, the code and the settings of others, for their next start."""
+    """Changes to the catalogue, code and settings of other processes, for their next start."""
     home = adversary.home.path
     return adversary.shell(
         f"echo x >> {home}/catalogue.yaml; echo x >> {home}/run/state.json; "
@@ -275,9 +277,9 @@ SQL: dict[str, Attempt] = {
     "a view with its maker's rights": rows(
         "CREATE TEMP VIEW v AS SELECT * FROM vestry.private_results;;SELECT * FROM v"),
     "a function that tells of rows it is shown": rows(
-        """CREATE FUNCTION pg_temp.tell(text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001
+        """CREATE FUNCTION pg_temp.show(text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001
            AS $$ BEGIN RAISE NOTICE '%', $1; RETURN true; END $$;;
-           SELECT id FROM vestry.jobs WHERE pg_temp.tell(owner || coalesce(error_message, ''))"""),
+           SELECT id FROM vestry.jobs WHERE pg_temp.show(owner || coalesce(error_message, ''))"""),
     "others' statements": rows("SELECT query FROM pg_stat_activity"),
     "counted statements": rows("SELECT query FROM pg_stat_statements"),
     "statistics of columns": rows("SELECT * FROM pg_stats WHERE tablename LIKE 'private%'"),
@@ -294,40 +296,40 @@ SQL: dict[str, Attempt] = {
     "a private table's size and places": rows(
         "SELECT ctid, xmin FROM vestry.private_payloads"),
     "a plan of a query it may not run": rows("EXPLAIN ANALYZE SELECT * FROM vestry.private_results"),
-    "the channels": heard,
+    "the channels": notifications,
 }  # fmt: skip
 
 BROKER: dict[str, Attempt] = {
-    "all keys": asked("KEYS", "*"),
-    "all keys, by turns": asked("SCAN", "0", "COUNT", "1000"),
+    "all keys": command("KEYS", "*"),
+    "all keys, by turns": command("SCAN", "0", "COUNT", "1000"),
     "private queues": lambda a: [a.broker().lrange(f"{PREFIX}private.{x}.gpu", 0, -1)
                                  for x in ("bulk", "interactive")],
-    "a hint taken from a private queue": asked("RPOP", f"{PREFIX}private.bulk.gpu"),
-    "a hint put into a private queue": asked("LPUSH", f"{PREFIX}private.bulk.gpu", "x"),
-    "a queue of its class that is not its own": asked("LRANGE", "vestry.shareable.shareable.bulk.gpu",
+    "a hint taken from a private queue": command("RPOP", f"{PREFIX}private.bulk.gpu"),
+    "a hint put into a private queue": command("LPUSH", f"{PREFIX}private.bulk.gpu", "x"),
+    "a queue of its class that is not its own": command("LRANGE", "vestry.shareable.shareable.bulk.gpu",
                                                       "0", "-1"),
-    "a script on private keys": asked("EVAL", "return redis.call('LRANGE', KEYS[1], 0, -1)", "1",
+    "a script on private keys": command("EVAL", "return redis.call('LRANGE', KEYS[1], 0, -1)", "1",
                                       f"{PREFIX}private.bulk.gpu"),
-    "private keys copied to its own": asked("COPY", f"{PREFIX}private.bulk.gpu",
+    "private keys copied to its own": command("COPY", f"{PREFIX}private.bulk.gpu",
                                             "vestry.shareable.shareable.bulk.cloud"),
-    "a private queue moved to its own": asked("LMOVE", f"{PREFIX}private.bulk.gpu",
+    "a private queue moved to its own": command("LMOVE", f"{PREFIX}private.bulk.gpu",
                                               "vestry.shareable.shareable.bulk.cloud", "LEFT", "LEFT"),
-    "everybody's commands": asked("MONITOR"),
-    "clients": asked("CLIENT", "LIST"),
-    "slow commands": asked("SLOWLOG", "GET"),
-    "users": asked("ACL", "LIST"),
-    "a user more": asked("ACL", "SETUSER", "eve", "on", "nopass", "~*", "+@all"),
-    "settings": asked("CONFIG", "GET", "*"),
-    "settings of its own": asked("CONFIG", "SET", "dir", "/tmp"),  # noqa: S108
-    "a replica of its own": asked("REPLICAOF", "127.0.0.1", "1"),
-    "a module": asked("MODULE", "LOAD", "/tmp/x.so"),  # noqa: S108
-    "a dump": asked("DUMP", f"{PREFIX}private.bulk.gpu"),
+    "all clients' commands": command("MONITOR"),
+    "clients": command("CLIENT", "LIST"),
+    "slow commands": command("SLOWLOG", "GET"),
+    "users": command("ACL", "LIST"),
+    "a user more": command("ACL", "SETUSER", "eve", "on", "nopass", "~*", "+@all"),
+    "settings": command("CONFIG", "GET", "*"),
+    "settings of its own": command("CONFIG", "SET", "dir", "/tmp"),  # noqa: S108
+    "a replica of its own": command("REPLICAOF", "127.0.0.1", "1"),
+    "a module": command("MODULE", "LOAD", "/tmp/x.so"),  # noqa: S108
+    "a dump": command("DUMP", f"{PREFIX}private.bulk.gpu"),
     "private events": subscribed(f"{PREFIX}/0.celeryev/*"),
     "every event": subscribed("*"),
-    "remote control of private workers": asked("PUBLISH", f"{PREFIX}/0.celery.pidbox", "{}"),
-    "its own password as the private worker": asked("PING", user="private"),
-    "its own password as the dispatcher": asked("PING", user="dispatcher"),
-    "nobody's login": asked("PING", user="default"),
+    "remote control of private workers": command("PUBLISH", f"{PREFIX}/0.celery.pidbox", "{}"),
+    "its own password as the private worker": command("PING", user="private"),
+    "its own password as the dispatcher": command("PING", user="dispatcher"),
+    "the default login": command("PING", user="default"),
     "a forged hint at a private job": forged("shareable.bulk.cloud"),
     "a forged hint, interactive": forged("shareable.interactive.cloud"),
     "a forged hint of another kind": forged("shareable.bulk.cloud", "generation"),

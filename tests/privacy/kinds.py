@@ -1,4 +1,4 @@
-"""Jobs of the kinds besides embedding, with a token in every field that is private."""
+"""Jobs of the kinds besides embedding, with a token in every private field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from PIL import PngImagePlugin
 
 from tests.page_files import drawn, pdf, scanned_page, text_page
-from tests.privacy.scenario import PATIENCE_S, SOURCE, Scenario
+from tests.privacy.scenario import SOURCE, TIMEOUT_S, Scenario
 from vestry import (
     UPSTREAM,
     Classification,
@@ -27,7 +27,7 @@ from vestry import (
 from workers.stack.background import BackgroundStack
 
 SECOND_BEST = "second-best"
-"""A task whose intended model is on a server that is not there; see `CATALOGUE`."""
+"""A task whose intended model is on an unreachable server; see `CATALOGUE`."""
 CATALOGUE = {
     "backends": """
   - {name: gone, runtime: openai_http, locality: local, url: "http://127.0.0.1:9/v1"}""",
@@ -36,21 +36,21 @@ CATALOGUE = {
     "tasks": f"""
   - {{name: {SECOND_BEST}, kinds: [generation, classification]}}""",
 }
-"""Put before all others in the shipped catalogue, by section."""
+"""Entries put first in the shipped catalogue, by section."""
 FAULTS = ("bad-request", "raise", "unavailable", "refused")
 
 
 def catalogue(shipped: str) -> str:
-    """The catalogue with a local server that is not there, and without models in the worker."""
+    """The catalogue with an unreachable local server, and without models in the worker."""
     for section, entries in CATALOGUE.items():
         shipped = shipped.replace(f"\n{section}:", f"\n{section}:{entries}", 1)
-    # What echo cannot serve just now, no real model is to be loaded for.
+    # No real model is loaded for a job that echo cannot serve.
     runtime = "runtime: sentence_transformers_local,"
     return shipped.replace(runtime, f"{runtime} enabled: false,")
 
 
 def enqueue(scenario: Scenario) -> None:
-    """Of each kind: what succeeds, what fails in each way, what is stopped, and what is degraded."""
+    """Enqueue jobs of each kind that succeed, fail in each way, are cancelled, or are degraded."""
     for kind in (classification, rerank, generation):
         _all_ends(scenario, kind)
     _files(scenario)
@@ -82,7 +82,7 @@ def generation(scenario: Scenario, name: str, fault: str = "", **given: Any) -> 
 
 
 def grounded(scenario: Scenario) -> None:
-    """An answer that rests on what was indexed; once there is something."""
+    """Enqueue a grounded answer; documents must be indexed."""
     job = generation(
         scenario, "grounded",
         grounding=Grounding(scenario.text("grounding query"), own_sources=[SOURCE]),
@@ -91,14 +91,14 @@ def grounded(scenario: Scenario) -> None:
 
 
 def kill_a_reader(scenario: Scenario, up: BackgroundStack) -> None:
-    """A worker is killed with pages in its hands; another reads them."""
+    """Kill a worker that reads pages; another one reads them."""
     pages = [scanned_page(drawn(scenario.token(f"scan {n}"), *["filler"] * 12)) for n in range(3)]
     job = scenario.submit("killed", Ocr(pdf(*pages)), "succeeded", latency="bulk")
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + TIMEOUT_S
     while scenario.vestry.status(job).state == "queued":
         assert time.monotonic() < until, "the job does not start"
         time.sleep(0.01)
-    time.sleep(0.3)
+    time.sleep(0.3)  # it begins to read; nothing shows that from outside
     pid = up.pid(f"{scenario.privacy}-bulk-cpu")
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -112,7 +112,7 @@ def _all_ends(scenario: Scenario, kind: Any) -> None:
         f"{name} in bulk", kind(scenario, f"{name} in bulk"), "succeeded", latency="bulk"
     )
     if scenario.privacy != "private":
-        return  # faults are the local fake's
+        return  # faults are those of the local fake
     for fault in FAULTS:
         about = f"{name} {fault}"
         scenario.submit(about, kind(scenario, about, f"echo!{fault}"), "dead", max_attempts=2)
@@ -152,7 +152,7 @@ def _files(scenario: Scenario) -> None:
 
 
 def _png(scenario: Scenario) -> bytes:
-    """Words to be read, and words beside the picture."""
+    """A picture with words, and with words in its metadata."""
     info, out = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add_text(scenario.token("PNG, field"), scenario.token("PNG, text"))
     info.add_text("Comment", scenario.token("PNG, compressed"), zip=True)

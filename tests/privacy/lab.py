@@ -1,7 +1,7 @@
-"""Six walls that can be switched off one by one, and the ways by which a private text might get out.
+"""The six walls of docs/privacy.md, each of which can be switched off, and ways to leak a private text.
 
-Each way is a mistake that somebody could make, made with the real parts. A wall is switched off as the
-mistake would have it: a constraint dropped, a grant too many, a key ring in the wrong hands.
+Each way is a plausible mistake, made with the real parts. A wall is switched off as a mistake would do
+it: a constraint dropped, a grant too many, a key ring given to the wrong process.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from inference.remote import local_network
 from inference.remote.client import httpx2_client
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Budget, RoutingPolicy, RoutingRequest
+from tests.quick_stack import quick_postgres
 from vestry import Generation, KeyRing, Vestry
 from vestry.crypto.envelope import PAYLOAD
 from workers.app import make_app
@@ -41,7 +42,7 @@ from workers.stack import valkey
 from workers.stack.dev_stack import DevStack
 
 OUTSIDE: Final = "127.0.0.2"
-"""Stands for an address elsewhere: in these tests 127.0.0.1 alone is the loopback interface."""
+"""An address outside: in these tests 127.0.0.1 alone counts as the loopback interface."""
 QUEUE: Final = "vestry.private.private.bulk.gpu"
 SENDING: Final = """
 import sys, urllib.request
@@ -77,7 +78,7 @@ DROP POLICY off_jobs ON vestry.jobs;"""
 
 
 class Endpoint(http.server.ThreadingHTTPServer):
-    """A cloud, outside; remembers every byte that it was sent."""
+    """A cloud, outside; records every byte that it receives."""
 
     daemon_threads = True
 
@@ -106,7 +107,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @dataclass
 class Lab:
-    """One private job, and what is between it and a cloud.
+    """One private job, and the walls between it and a cloud.
 
     Attributes:
         stack: servers, with a broker user `observer` that may do everything.
@@ -120,7 +121,7 @@ class Lab:
     text: str
     job: UUID = field(init=False)
     seen: bytearray = field(default_factory=bytearray)
-    """What the cloud's logins to database and broker were shown."""
+    """Everything that the cloud's logins to database and broker have read."""
     off: frozenset[Wall] = frozenset()
 
     def __post_init__(self) -> None:
@@ -178,10 +179,8 @@ class Lab:
     def on(self, wall: Wall) -> bool:
         return wall not in self.off
 
-    # -- what somebody could do ------------------------------------------------------------------
-
     def content_as(self, role: str) -> bytes:
-        """The job's payload as a login reads it; opened, if it has the key ring."""
+        """The job's payload as a login reads it; opened, if the key ring is available."""
         content = self._content_as(role)
         if role == "vestry_cloud":
             self.seen += content
@@ -204,7 +203,7 @@ class Lab:
             return ring.unwrap(row[1], *key).open(PAYLOAD, self.job, bytes(row[0]))
 
     def send_from_private_worker(self, url: str, body: bytes) -> None:
-        """A plain request from where a private worker stands."""
+        """A plain request from a private worker's network."""
         walled = ["unshare", "-n"] if self.on(Wall.NETWORK) else []
         subprocess.run(
             [*walled, sys.executable, "-c", SENDING, url], input=body, check=False,
@@ -213,16 +212,16 @@ class Lab:
 
 
 class Stopped(Exception):
-    """A wall said no."""
+    """A wall stopped the attempt."""
 
 
 def misrouted(lab: Lab) -> None:
-    """A private job is taken for a shareable one by routing, and moved to a cloud's lane."""
+    """Routing treats a private job as shareable, and it is moved to a cloud's lane."""
     privacy = "private" if lab.on(Wall.TYPES) else "shareable"
-    wish = RoutingRequest("generation", None, privacy, "bulk", quality="best")
+    request = RoutingRequest("generation", None, privacy, "bulk", quality="best")
     catalogue = load().only({"openai": lab.endpoint.url, "sentence-transformers": None})
-    found = RoutingPolicy(catalogue).candidates(wish, {}, Budget())
-    if found.first is None or found.first.locality != "cloud":
+    candidates = RoutingPolicy(catalogue).candidates(request, {}, Budget())
+    if candidates.first is None or candidates.first.locality != "cloud":
         raise Stopped("there is no cloud among the candidates")
     with psycopg.connect(lab.stack.superuser_url, autocommit=True) as root:
         root.execute("UPDATE vestry.jobs SET pool = 'cloud' WHERE id = %s", [lab.job])
@@ -251,7 +250,7 @@ def called_directly(lab: Lab) -> None:
 
 
 def called_through_a_backend(lab: Lab) -> None:
-    """The same through a cloud backend, which a private worker has no recorder for."""
+    """The same through a cloud backend, for which a private worker has no recorder."""
     record = None if lab.on(Wall.PROCESS) else _unrecorded
     config = BackendConfig("openai", "cloud", url=lab.endpoint.url, egress=record)
     with httpx2_client(config) as client, on_behalf_of([lab.job]):
@@ -261,8 +260,8 @@ def called_through_a_backend(lab: Lab) -> None:
             client.post(f"{lab.endpoint.url}/v1", content=lab.text.encode())
 
 
-def local_elsewhere(lab: Lab) -> None:
-    """A local backend's name leads elsewhere by the time that it is called."""
+def local_name_resolves_outside(lab: Lab) -> None:
+    """A local backend's name resolves to another machine when it is called."""
     url = f"{lab.endpoint.url}/v1"
     if lab.on(Wall.PROCESS):
         config = BackendConfig("llama", "local", url=url)
@@ -272,7 +271,7 @@ def local_elsewhere(lab: Lab) -> None:
         lab.send_from_private_worker(url, lab.text.encode())
 
 
-def told_by_message(lab: Lab) -> None:
+def sent_in_message(lab: Lab) -> None:
     """The dispatcher puts what it can read into a message, and a cloud worker reads the queue."""
     try:
         content = lab.content_as("vestry_control")
@@ -287,15 +286,15 @@ def told_by_message(lab: Lab) -> None:
 
 
 def read_by_query(lab: Lab) -> None:
-    """A cloud worker asks the database for it."""
+    """A cloud worker queries the database."""
     lab.content_as("vestry_cloud")
 
 
 WAYS: Final[dict[str, Callable[[Lab], None]]] = {
     way.__name__: way
     for way in (
-        misrouted, called_directly, called_through_a_backend, local_elsewhere, told_by_message,
-        read_by_query,
+        misrouted, called_directly, called_through_a_backend, local_name_resolves_outside,
+        sent_in_message, read_by_query,
     )
 }  # fmt: skip
 
@@ -322,7 +321,7 @@ def laboratory(home: Path, text: str) -> Iterator[Lab]:
     loopback = local_network.LOOPBACK
     local_network.LOOPBACK = (local_network.ipaddress.IPv4Network("127.0.0.1/32"),)  # type: ignore[misc]
     try:
-        with ObservedStack(home) as stack, Endpoint() as endpoint:
+        with quick_postgres(), ObservedStack(home) as stack, Endpoint() as endpoint:
             thread = threading.Thread(target=endpoint.serve_forever, args=(0.05,))
             thread.start()
             yield Lab(stack, endpoint, text)
@@ -344,4 +343,4 @@ EXPECTED: Final = (
     psycopg.Error, redis.RedisError, httpx2.HTTPError, InferenceError,
     preflight.PrivacyPreflightError, Stopped,
 )  # fmt: skip
-"""How walls say no."""
+"""The errors by which walls stop an attempt."""

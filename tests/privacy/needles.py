@@ -1,4 +1,4 @@
-"""Random tokens, and every disguise in which they are looked for.
+"""Random tokens, and every disguise in which they are searched for.
 
 All tokens of one `Marker` begin with the same random text, so that one search finds any of them, cut
 short or not, however many there are.
@@ -39,12 +39,12 @@ class Marker:
 
     def token(self, name: str) -> str:
         """A new token for a field of this name."""
-        made = self.text + _random(8)
-        self.tokens[made] = name
-        return made
+        token = self.text + _random(8)
+        self.tokens[token] = name
+        return token
 
     def needles(self) -> dict[str, bytes]:
-        """What to look for, by the disguise's name."""
+        """The bytes to search for, by disguise."""
         return dict(disguises(self.text))
 
     def fields_in(self, content: bytes) -> list[str]:
@@ -74,8 +74,8 @@ class Hit:
 
 
 def search(place: str, contents: Iterable[tuple[str, bytes]], marker: Marker) -> Iterator[Hit]:
-    """Look for a marker's tokens in what a place holds, compressed or not."""
-    # Some disguises of plain letters look alike: each form is looked for once.
+    """Search a place's contents for a marker's tokens, compressed or not."""
+    # Some disguises of plain letters are equal: each form is searched for once.
     needles = {needle: disguise for disguise, needle in marker.needles().items()}
     for where, content in contents:
         for form, plain in (("", content), *(("compressed ", part) for part in inflated(content))):
@@ -86,23 +86,25 @@ def search(place: str, contents: Iterable[tuple[str, bytes]], marker: Marker) ->
 
 
 def detector(markers: Mapping[str, Marker]) -> Callable[[bytes], set[str]]:
-    """Tells which disguises are seen in a content; each has a marker of its own."""
+    """A function that returns the disguises in a content; each has a marker of its own."""
     plain = {d: dict(disguises(m.text))[d] for d, m in markers.items() if d not in COMPRESSED}
     packed = {d: m.text.encode() for d, m in markers.items() if d in COMPRESSED}
 
     def seen(content: bytes) -> set[str]:
-        found = {disguise for disguise, needle in plain.items() if needle in content}
+        disguises_seen = {d for d, needle in plain.items() if needle in content}
         if packed:
             for part in inflated(content):
-                found |= {disguise for disguise, needle in packed.items() if needle in part}
-        return found
+                disguises_seen |= {
+                    disguise for disguise, needle in packed.items() if needle in part
+                }
+        return disguises_seen
 
     return seen
 
 
 def inflated(content: bytes) -> Iterator[bytes]:
-    """Whatever in a content is compressed as gzip or zlib do it, opened; at most 1 MiB each."""
-    view = memoryview(content)  # random bytes have many a beginning: none is copied
+    """Every gzip or zlib stream in a content, decompressed; at most 1 MiB each."""
+    view = memoryview(content)  # random bytes hold many headers: nothing is copied
     for header in _COMPRESSED:
         start = content.find(header)
         while start >= 0:
@@ -115,7 +117,7 @@ def inflated(content: bytes) -> Iterator[bytes]:
 
 
 def disguises(text: str) -> Iterator[tuple[str, bytes]]:
-    """Every form in which `text` (lower-case letters and digits) is looked for, with its name."""
+    """Every form in which `text` (lower-case letters and digits) is searched for, with its name."""
     yield "upper case", text.upper().encode()
     yield "percent-encoding", "".join(f"%{ord(letter):02x}" for letter in text).encode()
     yield "PERCENT-encoding", "".join(f"%{ord(letter):02X}" for letter in text).encode()
@@ -132,7 +134,7 @@ def disguises_of(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
     yield f"HEX of {name}", data.hex().upper().encode()
     for shift in range(3):
         encoded = base64.b64encode(bytes(shift) + data)
-        # Of these characters none depends on what stands before and after.
+        # None of these characters depends on the bytes before and after.
         core = encoded[-(-shift * 8 // 6) : (shift + len(data)) * 8 // 6]
         yield f"base64+{shift} of {name}", core
         yield f"url base64+{shift} of {name}", core.translate(bytes.maketrans(b"+/", b"-_"))
@@ -143,7 +145,7 @@ def spellings(text: str) -> Mapping[str, bytes]:
 
     For base64 the text stands inside a longer one, as in a message's body.
     """
-    made = {
+    forms = {
         "upper case": text.upper().encode(),
         "percent-encoding": b"".join(b"%%%02x" % byte for byte in text.encode()),
         "PERCENT-encoding": b"".join(b"%%%02X" % byte for byte in text.encode()),
@@ -154,14 +156,14 @@ def spellings(text: str) -> Mapping[str, bytes]:
     }
     for characters in CHARACTERS:
         data = text.encode(characters)
-        made[characters] = data
-        made[f"hex of {characters}"] = bytes(data).hex().encode()
-        made[f"HEX of {characters}"] = base64.b16encode(data)
+        forms[characters] = data
+        forms[f"hex of {characters}"] = bytes(data).hex().encode()
+        forms[f"HEX of {characters}"] = base64.b16encode(data)
         for shift in range(3):
             inside = b"{'\xfe"[:shift] + b'"?>' + data + b"\xff\xfb'}"
-            made[f"base64+{shift} of {characters}"] = base64.standard_b64encode(inside)
-            made[f"url base64+{shift} of {characters}"] = base64.urlsafe_b64encode(inside)
-    return made
+            forms[f"base64+{shift} of {characters}"] = base64.standard_b64encode(inside)
+            forms[f"url base64+{shift} of {characters}"] = base64.urlsafe_b64encode(inside)
+    return forms
 
 
 def is_text(spelling: bytes) -> bool:

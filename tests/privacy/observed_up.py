@@ -1,61 +1,39 @@
-"""`vestry up` with observers let in, which it otherwise has no place for.
-
-A broker user that may do everything, statistics of every statement, and write-ahead log that is not
-compressed, in which a token could hide.
+"""`vestry up` with observers: a broker user with all permissions, statistics of every statement, and a
+write-ahead log without compression, which would hide tokens.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from workers.home import CHECKOUT, Home
-from workers.stack import commands as up
-from workers.stack import postgres, valkey
-from workers.stack.background import BackgroundStack, _await_ready
-from workers.stack.process import base_environment, open_log
+from tests.run_dir import timed_start
+from workers.stack import commands, postgres, valkey
+from workers.stack.background import BackgroundStack, start_background
 
 OBSERVER = "observer"
 
 
 def start_observed(home: Path, settings: Mapping[str, str]) -> BackgroundStack:
-    """The whole stack in the background, as `start_detached` has it, with observers."""
-    place = Home(home)
-    place.create()
-    argv = [sys.executable, __file__, "up", "--home", str(home)]
-    argv += [part for pair in settings.items() for part in ("--set", "=".join(pair))]
-    with open_log(place.logs / "supervisor.log") as log:
-        process = subprocess.Popen(
-            argv,
-            env=base_environment(),
-            cwd=CHECKOUT,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        return BackgroundStack(place.path, _await_ready(process, place), process)
-    except BaseException:
-        process.terminate()
-        process.wait(60)
-        raise
+    """Start the whole stack in the background, with observers."""
+    with timed_start("`vestry up` with observers"):
+        return start_background(home, settings, module="tests.privacy.observed_up")
 
 
-def _let_observers_in() -> None:
+def _add_observers() -> None:
     valkey.ValkeyServer.extra_users = {OBSERVER: "~* &* +@all"}
     postgres.SETTINGS |= {
         "shared_preload_libraries": "pg_stat_statements",
         "track_activity_query_size": "65536",
         "wal_compression": "off",
-        # All of it is read, again and again.
+        "fsync": "off",
+        # All of it is read several times.
         "min_wal_size": "32MB",
         "max_wal_size": "64MB",
     }
 
 
 if __name__ == "__main__":
-    _let_observers_in()
-    raise SystemExit(up.main())
+    _add_observers()
+    sys.exit(commands.main())

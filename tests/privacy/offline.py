@@ -1,14 +1,18 @@
-"""Run inside a network namespace: every kind of private job, on the real models, with loopback only.
+"""The demonstration of `make run`, and beside it every kind of private job, on the real models.
 
-Prints one JSON document: what came of each, and what happens to a connection to anywhere else.
+Run inside a network namespace it brings up the loopback interface, and nothing else is there. Prints
+one JSON document: the demonstration's output, the result of each job, and what happens to a connection
+to another machine.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 import socket
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,11 +20,12 @@ from typing import Any
 import psycopg
 
 from tests.page_files import pdf, text_page
+from tests.waiting import eventually
 from vestry import Classification, Document, Embedding, Generation, Ocr, Rerank, Vestry
-from workers.stack.background import start_background
+from workers.home import CHECKOUT
+from workers.stack.background import BackgroundStack, running_in
 
-ONLY = ("dispatcher", "private-interactive-gpu", "private-interactive-cpu", "llama-interactive")
-PATIENCE_S = 120.0
+TIMEOUT_S = 300.0
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
 
@@ -33,7 +38,7 @@ def loopback_up() -> None:
 
 
 def outside() -> str:
-    """How the system answers a connection to elsewhere."""
+    """The system's answer to a connection to another machine."""
     with socket.socket() as probe:
         try:
             probe.connect(("192.0.2.1", 443))
@@ -54,30 +59,54 @@ def jobs() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    loopback_up()
-    told: dict[str, Any] = {
-        "outside": outside(),
-        "interfaces": sorted(dict(socket.if_nameindex()).values()),
-    }
-    settings = {"VESTRY_OLLAMA": "off", "VESTRY_LLAMA": "auto"}
-    with start_background(Path(sys.argv[1]), settings, flower=False, only=ONLY) as up:
-        url, ring = up.client["database_url"], up.client["keyring"]
-        with Vestry(url, ring) as vestry, psycopg.connect(url, autocommit=True) as conn:
-            asked = {
-                name: vestry.enqueue(
-                    conn, job, owner="ann", privacy="private", latency="interactive"
-                )
-                for name, job in jobs().items()
-            }
-            told["jobs"] = {
-                name: type(vestry.wait(job, PATIENCE_S)).__name__ for name, job in asked.items()
-            }
-            told["hits"] = len(vestry.search("accounts", owner="ann", privacy="private"))
-            told["localities"] = [
+def run_jobs(up: BackgroundStack) -> dict[str, Any]:
+    """Do every kind of private job on a running stack."""
+    url, ring = up.client["database_url"], up.client["keyring"]
+    with Vestry(url, ring) as vestry, psycopg.connect(url, autocommit=True) as conn:
+        enqueued = {
+            name: vestry.enqueue(conn, job, owner="ann", privacy="private", latency="interactive")
+            for name, job in jobs().items()
+        }
+        return {
+            "jobs": {
+                name: type(vestry.wait(job, TIMEOUT_S)).__name__ for name, job in enqueued.items()
+            },
+            "hits": len(vestry.search("accounts", owner="ann", privacy="private")),
+            "localities": [
                 row[0] for row in conn.execute("SELECT DISTINCT locality FROM vestry.receipts")
-            ]
-    sys.stdout.write(json.dumps(told) + "\n")
+            ],
+        }
+
+
+def main() -> None:
+    home = Path(sys.argv[1])
+    report: dict[str, Any] = {}
+    if "--without-network" in sys.argv:
+        loopback_up()
+        report["outside"] = outside()
+        report["interfaces"] = sorted(dict(socket.if_nameindex()).values())
+    with subprocess.Popen(
+        [sys.executable, "-m", "workers.demo"], cwd=CHECKOUT, text=True,
+        env=os.environ | {"VESTRY_HOME": str(home), "VESTRY_LLAMA": "auto"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as demo:  # fmt: skip
+
+        def ready() -> bool:
+            assert demo.poll() is None, "the demonstration ended before its stack was ready"
+            running = running_in(home)
+            return running is not None and bool(running.state().get("ready"))
+
+        try:
+            eventually(ready, within=TIMEOUT_S)
+            up = running_in(home)
+            assert up is not None
+            report |= run_jobs(up)
+            report["demo"], _ = demo.communicate(timeout=2 * TIMEOUT_S)
+        except BaseException:
+            demo.terminate()  # it stops its stack
+            raise
+    report["status"] = demo.returncode
+    sys.stdout.write(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

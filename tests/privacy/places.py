@@ -1,4 +1,4 @@
-"""Where private content must never be, each as the bytes that are there now."""
+"""Places in which private content must never be; each is read as bytes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Place = Callable[[], Contents]
 
 STEP = 8 * 1024 * 1024
 OVERLAP = 4096
-"""Bytes read twice, so that nothing is cut in two."""
+"""Bytes that are read twice, so that no token is cut in two."""
 
 SERVER_MEMORY = (
     "CLIENT LIST", "ACL LOG", "SLOWLOG GET -1", "PUBSUB CHANNELS",
     "COMMANDLOG GET -1 large-request", "COMMANDLOG GET -1 large-reply",
 )  # fmt: skip
-"""What the broker keeps of commands and clients besides the keys."""
+"""Commands that show what the broker keeps of commands and clients besides the keys."""
 
 RELATIONS = """
 SELECT n.nspname, c.relname, array_agg(a.attname ORDER BY a.attnum)
@@ -53,22 +53,22 @@ GROUP BY 1, 2 ORDER BY 1, 2"""
 
 @dataclass(slots=True)
 class Stack:
-    """What the places are places of."""
+    """The stack that the places belong to."""
 
     home: Home
     watch: Watch
     client: dict[str, Any]
-    told: list[str]
-    """Every error that a producer was given, with its traceback."""
+    errors: list[str]
+    """Every error that a producer received, with its traceback."""
     cloud: FaultServer
-    """A cloud's endpoint, which remembers all that it was offered."""
+    """A cloud's endpoint, which records every request."""
 
     @property
     def postgres(self) -> PostgresServer:
         return PostgresServer(self.home)
 
     def observer(self) -> Any:
-        """The broker with every right; bytes in, bytes out."""
+        """A broker client with all permissions; bytes in, bytes out."""
         password = self.home.password(f"valkey.{OBSERVER}")
         port = ValkeyServer(self.home).port
         return redis.Redis(port=port, username=OBSERVER, password=password)
@@ -89,7 +89,7 @@ class Stack:
             "statements": lambda: statements(self),
             "notices": lambda: [("notices", "\n".join(self.watch.notices).encode())],
             "processes": lambda: processes(self.watch),
-            "producers' errors": lambda: [("errors", "\n".join(self.told).encode())],
+            "producers' errors": lambda: [("errors", "\n".join(self.errors).encode())],
             **{f"flower of {p}": partial(flower, self.client["flower"][p]) for p in PRIVACIES},
             **{f"dump by {r}": partial(dump, self, r) for r in (*ROLES, SUPERUSER)},
             "directory": lambda: directory(self),
@@ -97,14 +97,14 @@ class Stack:
             "cloud endpoint": lambda: endpoint(self.cloud),
         }
         del places[f"dump by {PRIVATE_WORKER}"]
-        # Where the system lets us: traffic and keys say the same, without what was freed.
+        # Where the system allows it: traffic and keys hold the same, without freed memory.
         if can_trace(self.home):
             places["broker memory"] = lambda: memory(broker_pid(self.home))
         return places
 
 
 def broker_keys(client: Any) -> Contents:
-    """Every key with all it holds, and what the server remembers of its clients."""
+    """Every key with its value, and what the server keeps of its clients."""
     read: dict[bytes, Callable[[bytes], Any]] = {
         b"string": client.get,
         b"list": lambda key: client.lrange(key, 0, -1),
@@ -117,7 +117,7 @@ def broker_keys(client: Any) -> Contents:
         for key in client.scan_iter(count=1000):
             kind = client.type(key)
             yield f"key of type {kind.decode()}", key
-            # A key may go between being named and being asked for.
+            # A key may be deleted between the two commands.
             if kind != b"none":
                 yield f"a {kind.decode()}", b"\n".join(_flat(read[kind](key)))
         for command in SERVER_MEMORY:
@@ -131,7 +131,7 @@ def broker_pid(home: Home) -> int:
 
 
 def can_trace(home: Home) -> bool:
-    """Whether we may look into the broker's memory."""
+    """Whether the broker's memory can be read."""
     try:
         with Path(f"/proc/{broker_pid(home)}/mem").open("rb"):
             return True
@@ -149,7 +149,7 @@ def memory(pid: int) -> Contents:
                 continue
             start, end = (int(edge, 16) for edge in match.groups())
             for at in range(start, end, STEP):
-                # A region may have gone meanwhile, or never have been backed.
+                # A region may have been freed meanwhile, or never been backed.
                 with contextlib.suppress(OSError, ValueError, OverflowError):
                     space.seek(at)
                     yield "memory", space.read(min(STEP + OVERLAP, end - at))
@@ -172,7 +172,7 @@ def files(roots: Iterable[Path]) -> Contents:
 
 
 def directory(stack: Stack) -> Contents:
-    """The stack's directory, and that of its servers where it lies elsewhere; all written out."""
+    """The stack's directory and, if it is separate, that of its servers, after a checkpoint."""
     with stack.superuser() as conn:
         conn.execute("CHECKPOINT")
     place = read_json(stack.home.path / "servers.json").get("place")
@@ -180,22 +180,22 @@ def directory(stack: Stack) -> Contents:
 
 
 def temporary(stack: Stack) -> Contents:
-    """What lies where temporary files go, and the names of all that lay in a worker's own place."""
+    """Temporary files, and the names of all temporary files that workers have had."""
     yield "names", "\n".join(stack.watch.names).encode("utf-8", "surrogateescape")
-    places = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - looked into, not used
+    places = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - only read
     found = [p for place in places for p in place.glob("vestry-[0-9]*")]
     yield from files([*found, *stack.home.run.glob("*")])
 
 
 def endpoint(cloud: FaultServer) -> Contents:
-    """Every request that a cloud was sent, whole."""
+    """Every request to the cloud."""
     for offer in cloud.offers:
         headers = "\n".join(f"{name}: {value}" for name, value in offer.headers.items())
         yield offer.path, f"{offer.path}\n{headers}\n".encode() + offer.body
 
 
 def dump(stack: Stack, role: str) -> Contents:
-    """Everything a login can read, as text and as bytes, with every owner's name in its context."""
+    """Everything that a login can read, as text and binary, with every owner in its context."""
     owners = stack.owners()
     # A producer may name one owner only.
     contexts = [[owner] for owner in owners] if role == PRODUCER else [owners]
@@ -211,7 +211,7 @@ def _relations(conn: psycopg.Connection[Any]) -> Contents:
             sql.SQL(", ").join(map(sql.Identifier, columns)), sql.Identifier(schema, table)
         )
         for form in ("text", "binary") if schema == "vestry" else ("text",):
-            # Views of the server's that want more than the grant, or have no binary form.
+            # System views that need more than the grant, or have no binary form.
             with contextlib.suppress(psycopg.Error):
                 yield f"{schema}.{table}, {form}", _copy(conn, query, form)
 
@@ -223,7 +223,7 @@ def _copy(conn: psycopg.Connection[Any], query: sql.Composed, form: str) -> byte
 
 
 def statements(stack: Stack) -> Contents:
-    """What the server showed as running, and what it counted."""
+    """Statements that the server showed as running or counted."""
     yield "pg_stat_activity", "\n".join(stack.watch.statements).encode()
     with stack.superuser() as conn:
         conn.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
@@ -232,7 +232,7 @@ def statements(stack: Stack) -> Contents:
 
 
 def flower(described: dict[str, str]) -> Contents:
-    """Flower's pages and interface, each task's and worker's own too."""
+    """Flower's pages and API, those of tasks and workers included."""
     client = FlowerClient(described)
     tasks, workers = client.tasks(), client.workers()
     paths = ["/", "/tasks", "/workers", "/workers?json=1", "/broker", "/metrics",
@@ -240,7 +240,7 @@ def flower(described: dict[str, str]) -> Contents:
              *(f"/task/{name}" for name in list(tasks)[:20]),
              *(f"/worker/{name}" for name in workers)]  # fmt: skip
     yield "all tasks", json.dumps(tasks, ensure_ascii=False).encode()
-    # As they were, before JSON wrote backslashes twice.
+    # Unescaped: JSON writes backslashes twice.
     yield "all words", b"\n".join(word.encode() for word in _words(tasks))
     for path in paths:
         yield path, client.get(path)[1].encode()
@@ -259,13 +259,13 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def processes(watch: Watch) -> Contents:
-    """Arguments and environment: of the stack's processes as seen, of all others as they are."""
+    """Arguments and environments: of the stack's processes as recorded, of all others as they are."""
     for name, seen in list(watch.processes.items()):
         yield name, b"\n".join(seen)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            told = [*process.cmdline(), *(f"{k}={v}" for k, v in process.environ().items())]
-            yield f"{process.name()} {process.pid}", "\n".join(told).encode("utf-8", "replace")
+            words = [*process.cmdline(), *(f"{k}={v}" for k, v in process.environ().items())]
+            yield f"{process.name()} {process.pid}", "\n".join(words).encode("utf-8", "replace")
 
 
 def _flat(value: Any) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Jobs that succeed and fail in every way, with a token in every field that is private."""
+"""Jobs that succeed and fail in every way, with a token in every private field."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 
 import psycopg
 
-from tests.echo_stack import Handmade
+from tests.job_helpers import RawPayload
 from tests.privacy.needles import Marker
 from vestry import Document, Embedding, JobFailed, Vestry, VestryError
 from vestry.jobs.results import JobRef
 
 SOURCE = "canary"
-PATIENCE_S = 240.0
+TIMEOUT_S = 240.0
 
 FAULTS = ("bad-request", "nan", "zero", "wrong-dimension", "raise", "unavailable",
           "out-of-memory", "refused", "rate-limited=0.1")  # fmt: skip
-"""Of the echo backend; each ends a job."""
+"""Faults of the echo backend; each ends a job."""
 
 
 @dataclass(slots=True)
@@ -33,18 +33,18 @@ class Scenario:
     Attributes:
         privacy: of every job.
         marker: of every token.
-        jobs: what each job is about, and the state it is to end in.
-        told: every error a producer was given, with its traceback.
+        jobs: the topic of each job, the job, and its expected final state.
+        errors: every error that a producer received, with its traceback.
     """
 
     privacy: str
     marker: Marker
     vestry: Vestry
     conn: psycopg.Connection[Any]
-    told: list[str]
+    errors: list[str]
     jobs: list[tuple[str, JobRef, str]] = field(default_factory=list)
     running: list[JobRef] = field(default_factory=list)
-    """To be cancelled once they run."""
+    """Jobs that are cancelled once they run."""
 
     @property
     def owner(self) -> str:
@@ -76,7 +76,7 @@ class Scenario:
         return Document(**(given | fields))
 
     def enqueue(self) -> None:
-        """Everything but what crashes a worker."""
+        """Enqueue every job but the one that crashes a worker."""
         self._texts()
         self._documents()
         self._stopped()
@@ -84,28 +84,28 @@ class Scenario:
         self._refused()
 
     def crash(self) -> None:
-        """A job that ends its process, twice; alone at the end, since it delays its neighbours."""
+        """Enqueue a job that ends its process twice; last, since it delays others."""
         self.submit("crash", _embedding(self.text("crash", "echo!exit")), "dead", latency="bulk")
 
     def stop_running(self) -> None:
-        """Cancel what was to be cancelled while it runs."""
+        """Cancel jobs while they run."""
         for job in self.running:
             self._once_running(job)
             self.vestry.cancel([job])
 
     def search(self) -> None:
-        """Queries, one of which fails."""
+        """Search, with queries that succeed and that fail."""
         for fault in ("", "echo!bad-request", "echo!nan"):
             for rerank in (False, True):
-                with self.telling():
+                with self.record_errors():
                     self.vestry.search(
                         self.text(f"query {fault}", fault), owner=self.owner, privacy=self.privacy,
-                        timeout=PATIENCE_S, rerank=rerank,
+                        timeout=TIMEOUT_S, rerank=rerank,
                     )  # fmt: skip
 
     def wait(self) -> None:
-        """Until every job is at its end, which must be the one it was to come to."""
-        until = time.monotonic() + PATIENCE_S
+        """Wait until every job has ended, in its expected state."""
+        until = time.monotonic() + TIMEOUT_S
         references = [reference for _, reference, _ in self.jobs]
         while not all(status.finished for status in self.vestry.statuses(references)):
             assert time.monotonic() < until, "jobs do not end"
@@ -118,23 +118,23 @@ class Scenario:
         }
         assert not wrong, f"state and the one expected: {wrong}"
         for _, reference, _ends in self.jobs:
-            with self.telling():
+            with self.record_errors():
                 self.vestry.result(reference)
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Keep what a producer would see, and might log, of an error."""
+    def record_errors(self) -> Iterator[None]:
+        """Keep the traceback of an error, which a producer might log."""
         try:
             yield
         except (VestryError, JobFailed):
-            self.told.append(traceback.format_exc())
+            self.errors.append(traceback.format_exc())
 
     def _texts(self) -> None:
         key = self.token("idempotency key")
         twice = _embedding(self.text("text"), self.text("second text"))
         self.submit("texts", twice, "succeeded", idempotency_key=key)
         self.submit("texts again", twice, "succeeded", idempotency_key=key)
-        with self.telling():
+        with self.record_errors():
             self.submit("other", _embedding(self.text("other")), "", idempotency_key=key)
         self.submit("in bulk", _embedding(self.text("bulk")), "succeeded", latency="bulk")
         for fault in FAULTS:
@@ -202,10 +202,10 @@ class Scenario:
         if self.privacy == "private":
             payloads["not UTF-8"] = b'{"texts": ["\xff\xfe ' + token("not UTF-8").encode() + b'"]}'
         for about, payload in payloads.items():
-            self.submit(about, Handmade(payload), "dead")
+            self.submit(about, RawPayload(payload), "dead")
 
     def _refused(self) -> None:
-        """What the library, or the database, refuses."""
+        """Requests that the library or the database refuses."""
         token = self.token
         wrong: list[Callable[[], object]] = [
             lambda: _embedding(f"NUL \0 {token('NUL')}"),
@@ -219,20 +219,20 @@ class Scenario:
                                 idempotency_key=token("key") * 20),
         ]  # fmt: skip
         for attempt in wrong:
-            before = len(self.told)
-            with self.telling():
+            before = len(self.errors)
+            with self.record_errors():
                 attempt()
-            assert len(self.told) == before + 1, "it was not refused"
+            assert len(self.errors) == before + 1, "it was not refused"
         if self.privacy == "private":
             try:
                 self.conn.execute(UNSEALED, [[f'{{"texts": ["{token("unsealed")}"]}}']])
             except psycopg.Error as error:
                 assert error.sqlstate == "VY002"  # noqa: PT017 - anything else propagates
             else:
-                raise AssertionError("an unsealed private payload was taken")
+                raise AssertionError("an unsealed private payload was accepted")
 
     def _once_running(self, job: JobRef) -> None:
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + TIMEOUT_S
         while self.vestry.status(job).state == "queued":
             assert time.monotonic() < until, "the job does not start"
             time.sleep(0.02)

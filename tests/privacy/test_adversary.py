@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from tests.privacy.adversary import ACCOUNT, BROKER, SQL, Adversary, done_within
-from tests.privacy.conftest import Canary
+from tests.privacy.conftest import CANARY, Canary
 from tests.privacy.needles import disguises, disguises_of, inflated
 
 ATTEMPTS = {**SQL, **BROKER, **ACCOUNT}
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "privacy.md"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 
 
 @pytest.fixture(scope="module")
@@ -33,55 +33,57 @@ def adversary(canary: Canary) -> Adversary:
 
 @pytest.fixture(scope="module")
 def needles(canary: Canary) -> set[bytes]:
-    """What no attempt may bring to light: private tokens, sealed content, keys, others' passwords."""
-    found = {needle for _, needle in disguises(canary.private.marker.text)}
+    """Bytes that no attempt may return: private tokens, sealed content, keys, others' passwords."""
+    secrets = {needle for _, needle in disguises(canary.private.marker.text)}
     home = canary.stack.home
     for key in json.loads(home.keyring.read_text())["keys"].values():
-        found |= {needle for _, needle in disguises_of("key", base64.b64decode(key))}
-        found.add(key.encode())
+        secrets |= {needle for _, needle in disguises_of("key", base64.b64decode(key))}
+        secrets.add(key.encode())
     for path in home.secrets.glob("*.password"):
         if "cloud" not in path.name:
-            found.add(path.read_bytes().strip())
+            secrets.add(path.read_bytes().strip())
     with canary.stack.superuser() as conn:
         for table in ("payloads", "results", "blobs"):
             query = f"SELECT body FROM vestry.private_{table} LIMIT 50"
             sealed = [bytes(row[0])[29:61] for row in conn.execute(query)]  # type: ignore[call-overload]
-            found |= {form for body in sealed for form in (body, body.hex().encode())}
+            secrets |= {form for body in sealed for form in (body, body.hex().encode())}
         for (wrapped,) in conn.execute("SELECT wrapped FROM vestry.owner_keys"):
-            found |= {bytes(wrapped), bytes(wrapped).hex().encode()}
-    return found
+            secrets |= {bytes(wrapped), bytes(wrapped).hex().encode()}
+    return secrets
 
 
-def obtained(got: Any) -> bytes:
-    """Everything that an attempt brought back, as bytes."""
-    match got:
+def obtained(result: Any) -> bytes:
+    """The whole result of an attempt, as bytes."""
+    match result:
         case bytes() | bytearray() | memoryview():
-            return bytes(got)
+            return bytes(result)
         case dict():
-            return b"\n".join(obtained(pair) for pair in got.items())
+            return b"\n".join(obtained(pair) for pair in result.items())
         case list() | tuple() | set():
-            return b"\n".join(obtained(item) for item in got)
+            return b"\n".join(obtained(item) for item in result)
         case _:
-            return str(got).encode("utf-8", "surrogateescape")
+            return str(result).encode("utf-8", "surrogateescape")
 
 
-def test_there_are_enough_attempts() -> None:
+def test_attempts_are_distinct_and_at_least_sixty() -> None:
     assert len(ATTEMPTS) == len(SQL) + len(BROKER) + len(ACCOUNT)
     assert len(ATTEMPTS) >= 60
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
-def test_no_private_byte_is_obtained(adversary: Adversary, needles: set[bytes], name: str) -> None:
+def test_attempt_obtains_no_private_byte(
+    adversary: Adversary, needles: set[bytes], name: str
+) -> None:
     if name in ACCOUNT and os.geteuid() != 0:
         pytest.skip("only as root have the processes accounts of their own")
-    got, _ = done_within(ATTEMPTS[name], adversary)
-    found = obtained(got)
-    for content in (found, *inflated(found)):
+    result, _ = done_within(ATTEMPTS[name], adversary)
+    content_obtained = obtained(result)
+    for content in (content_obtained, *inflated(content_obtained)):
         assert not [needle for needle in needles if needle in content], name
 
 
-def test_the_needles_would_be_seen(canary: Canary, needles: set[bytes]) -> None:
-    """In what the private worker's own login and account can read, they are."""
+def test_needles_are_found_where_they_are_readable(canary: Canary, needles: set[bytes]) -> None:
+    """The private worker's login and account can read them."""
     with canary.stack.superuser() as conn:
         rows = conn.execute("SELECT body FROM vestry.private_results").fetchall()
         keys = conn.execute("SELECT wrapped FROM vestry.owner_keys").fetchall()
@@ -95,22 +97,22 @@ def test_private_tables_are_denied_not_empty(adversary: Adversary) -> None:
             assert done_within(SQL[name], adversary)[1] == "InsufficientPrivilege", name
 
 
-def test_forged_hints_had_nothing_run(canary: Canary, adversary: Adversary) -> None:
+def test_forged_hints_run_nothing(canary: Canary, adversary: Adversary) -> None:
     for name, attempt in BROKER.items():
         if "forged" in name:
             done_within(attempt, adversary)
-    time.sleep(2)
+    time.sleep(2)  # long enough for a worker to act on a hint
     with canary.stack.superuser() as conn:
-        told = conn.execute(
+        row = conn.execute(
             """SELECT (SELECT state FROM vestry.jobs WHERE id = %(job)s),
                       (SELECT count(*) FROM vestry.receipts WHERE job_id = %(job)s),
                       (SELECT count(*) FROM vestry.egress WHERE %(job)s = ANY (job_ids))""",
             {"job": adversary.job},
         ).fetchone()
-    assert told == ("succeeded", 1, 0)
+    assert row == ("succeeded", 1, 0)
     assert not [offer for offer in canary.stack.cloud.offers if str(adversary.job) in str(offer)]
 
 
-def test_the_list_is_in_the_documentation() -> None:
+def test_attempts_are_listed_in_the_documentation() -> None:
     text = " ".join(DOCS.read_text(encoding="utf-8").split())
     assert [name for name in ATTEMPTS if name not in text] == []

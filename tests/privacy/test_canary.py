@@ -1,6 +1,6 @@
-"""Random tokens in everything private: none may turn up anywhere that is not sealed.
+"""Random tokens in every private field: none may be found anywhere that is not sealed.
 
-Every place is first shown to be seen into, in every disguise a token could have.
+For every place it is first shown that a token would be found there in every disguise.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import httpx2
 import pytest
 
 from models.bootstrap import PRIVATE_WORKER, ROLES
-from tests.echo_stack import eventually
-from tests.privacy.conftest import Canary
+from tests.privacy.conftest import CANARY, Canary
 from tests.privacy.needles import Hit, Marker, detector, disguises_of, is_text, search, spellings
 from tests.privacy.places import Contents
+from tests.waiting import eventually
 from vestry import Embedding
 from workers.app import make_app
 from workers.stack.postgres import SUPERUSER
 from workers.stack.valkey import ValkeyServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 
 Planted = Mapping[str, bytes]
 DUMPS = [f"dump by {role}" for role in (*ROLES, SUPERUSER) if role != PRIVATE_WORKER]
@@ -34,27 +34,29 @@ BROKER = ["broker keys", "broker traffic", "broker memory"]
 FLOWERS = ["flower of private", "flower of shareable"]
 CONTENT_FREE = [*BROKER, *FLOWERS, "logs", "statements", "notices", "processes",
                 "producers' errors", "temporary files"]  # fmt: skip
-"""Where shareable content has no business either."""
+"""Places where shareable content must not be either."""
 EVERYWHERE = [*CONTENT_FREE, *DUMPS, "directory", "cloud endpoint"]
 
 
 def leaks(seen: Mapping[str, Contents], names: list[str], marker: Marker) -> list[Hit]:
-    """The check: every token found in the places named."""
+    """Every token found in the named places."""
     return [hit for name in names if name in seen for hit in search(name, seen[name], marker)]
 
 
-def test_every_place_is_named_here(canary: Canary) -> None:
+def test_list_of_places_is_complete(canary: Canary) -> None:
     assert set(canary.seen) | {"broker memory"} == set(EVERYWHERE)
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_each_place_is_seen_into_in_every_disguise(canary: Canary, name: str) -> None:
+def test_planted_tokens_are_found_in_each_place_in_every_disguise(
+    canary: Canary, name: str
+) -> None:
     if name not in canary.seen:
-        pytest.skip("this system does not let us look into another process's memory")
+        pytest.skip("this system does not allow reading another process's memory")
     markers = {disguise: Marker() for disguise in spellings("")}
     planted = {d: spellings(marker.text)[d] for d, marker in markers.items()}
     if name in [*DUMPS, *FLOWERS, "statements", "notices", "processes", "producers' errors"]:
-        # Text has no place for raw UTF-16; binary columns have a test of their own.
+        # Text cannot hold raw UTF-16; binary columns have a test of their own.
         planted = {d: spelling for d, spelling in planted.items() if is_text(spelling)}
     with PLANTS[name](canary, planted):
         seen = detector({disguise: markers[disguise] for disguise in planted})
@@ -62,7 +64,7 @@ def test_each_place_is_seen_into_in_every_disguise(canary: Canary, name: str) ->
     assert found == set(planted)
 
 
-def test_bytes_in_a_column_are_seen_in_every_disguise(canary: Canary) -> None:
+def test_planted_bytes_in_a_column_are_found_in_every_disguise(canary: Canary) -> None:
     markers = {disguise: Marker() for disguise in spellings("")}
     planted = {d: spellings(marker.text)[d] for d, marker in markers.items()}
     insert = """INSERT INTO vestry.private_results (job_id, owner, key_id, body, expires_at)
@@ -77,22 +79,22 @@ def test_bytes_in_a_column_are_seen_in_every_disguise(canary: Canary) -> None:
     assert set().union(*(seen(content) for _, content in contents)) == set(planted)
 
 
-# A cloud worker sees the jobs of its own lanes only, and those have none.
-TOLD_OF = ["broker traffic", *FLOWERS, *DUMPS, "logs", "notices"]
-TOLD_OF.remove("dump by vestry_cloud")
-BY_HINT = {"broker traffic", "logs"}
-"""They learn of a job by its hint, which an idle interactive worker does without."""
+# A cloud worker sees the jobs of its own lanes alone, and those have none.
+SHOWING_JOBS = ["broker traffic", *FLOWERS, *DUMPS, "logs", "notices"]
+SHOWING_JOBS.remove("dump by vestry_cloud")
+SHOWING_HINTS = {"broker traffic", "logs"}
+"""They show a job by its hint, which an idle interactive worker does not need."""
 
 
-@pytest.mark.parametrize("name", TOLD_OF)
-def test_each_place_tells_of_the_jobs_that_ran(canary: Canary, name: str) -> None:
-    """So it was looked into at the right time: a job's id may be everywhere."""
-    about = canary.shareable if name in {"flower of shareable", "dump by vestry_shareable"} else (
+@pytest.mark.parametrize("name", SHOWING_JOBS)
+def test_each_place_shows_the_jobs_that_ran(canary: Canary, name: str) -> None:
+    """So each place was read at the right time: a job's id may be everywhere."""
+    scenario = canary.shareable if name in {"flower of shareable", "dump by vestry_shareable"} else (
         canary.private
     )  # fmt: skip
-    jobs = [str(job.id).encode() for _, job, _ in about.jobs]
-    sought = jobs if name in BY_HINT else jobs[:1]
-    assert any(job in content for job in sought for _, content in canary.seen[name])
+    jobs = [str(job.id).encode() for _, job, _ in scenario.jobs]
+    needles = jobs if name in SHOWING_HINTS else jobs[:1]
+    assert any(job in content for job in needles for _, content in canary.seen[name])
 
 
 def test_logs_are_at_debug(canary: Canary) -> None:
@@ -101,14 +103,13 @@ def test_logs_are_at_debug(canary: Canary) -> None:
         assert b" DEBUG " in contents[worker]
 
 
-def test_private_content_is_nowhere(canary: Canary) -> None:
+def test_private_content_is_found_nowhere(canary: Canary) -> None:
     assert not leaks(canary.seen, EVERYWHERE, canary.private.marker)
 
 
-def test_the_cloud_was_called_for_what_is_shareable_and_it_is_on_record(canary: Canary) -> None:
-    """So the endpoint is one where private content would have been seen."""
-    offered = leaks(canary.seen, ["cloud endpoint"], canary.shareable.marker)
-    assert offered
+def test_cloud_was_called_for_shareable_jobs_and_each_call_is_recorded(canary: Canary) -> None:
+    """So private content at the endpoint would have been found."""
+    assert leaks(canary.seen, ["cloud endpoint"], canary.shareable.marker)
     with canary.stack.superuser() as conn:
         recorded = conn.execute("SELECT count(*) FROM vestry.egress").fetchone()
         jobs = conn.execute(
@@ -119,27 +120,27 @@ def test_the_cloud_was_called_for_what_is_shareable_and_it_is_on_record(canary: 
     assert {row[1:] for row in jobs} == {("shareable", "cloud")}
 
 
-def test_what_was_degraded_was_degraded(canary: Canary) -> None:
+def test_degraded_jobs_are_marked_so(canary: Canary) -> None:
     for about, job, _ in canary.private.jobs:
         degraded = canary.private.vestry.status(job).degraded
         assert degraded == (about.endswith("degraded") or about == "grounded"), about
 
 
-def test_shareable_content_is_in_its_tables_only(canary: Canary) -> None:
+def test_shareable_content_is_in_its_tables_alone(canary: Canary) -> None:
     assert not leaks(canary.seen, CONTENT_FREE, canary.shareable.marker)
-    kept = leaks(canary.seen, ["dump by vestry_producer"], canary.shareable.marker)
-    assert kept, "the scenario planted nothing"
+    stored = leaks(canary.seen, ["dump by vestry_producer"], canary.shareable.marker)
+    assert stored, "the scenario planted nothing"
 
 
-def test_text_that_was_not_kept_is_nowhere_in_the_tables(canary: Canary) -> None:
-    """Where nothing is sealed, it can be looked for."""
+def test_text_that_was_not_kept_is_not_in_the_tables(canary: Canary) -> None:
+    """It can be searched for where nothing is sealed."""
     hits = leaks(canary.seen, DUMPS, canary.shareable.marker)
     stored = {name for hit in hits for name in hit.fields}
     assert {"shareable: entry, text", "shareable: not kept, id"} <= stored
     assert not {name for name in stored if "not kept, text" in name or ": query" in name}
 
 
-def test_sealed_text_that_was_not_kept_is_gone(canary: Canary) -> None:
+def test_sealed_text_that_was_not_kept_is_deleted(canary: Canary) -> None:
     job = next(ref for about, ref, _ in canary.private.jobs if about == "text not kept")
     with canary.stack.superuser() as conn:
         payloads = conn.execute(
@@ -153,15 +154,15 @@ def test_sealed_text_that_was_not_kept_is_gone(canary: Canary) -> None:
     assert texts == (1, 0)
 
 
-def test_the_key_ring_is_handed_to_private_workers_alone(canary: Canary) -> None:
-    """By a descriptor; of the file's name nobody is told."""
-    told = {
+def test_key_ring_is_passed_to_private_workers_alone(canary: Canary) -> None:
+    """By a descriptor; no process gets the file's name."""
+    seen = {
         process["name"]: b"\n".join(content)
         for process in canary.up.state()["processes"]
         for name, content in list(canary.stack.watch.processes.items())
         if name.endswith(f" {process['pid']}")
     }
-    holders = {name for name, content in told.items() if b"VESTRY_KEYRING_FD=" in content}
+    holders = {name for name, content in seen.items() if b"VESTRY_KEYRING_FD=" in content}
     assert holders == {
         "private-interactive-gpu",
         "private-bulk-gpu",
@@ -169,24 +170,24 @@ def test_the_key_ring_is_handed_to_private_workers_alone(canary: Canary) -> None
         "private-bulk-cpu",
     }
     ring = str(canary.stack.home.keyring).encode()
-    assert not [name for name, content in told.items() if ring in content]
+    assert not [name for name, content in seen.items() if ring in content]
 
 
-def test_the_key_ring_is_in_its_file_alone(canary: Canary) -> None:
+def test_key_ring_is_in_its_file_alone(canary: Canary) -> None:
     ring = canary.stack.home.keyring
     keys = json.loads(ring.read_text(encoding="utf-8"))["keys"]
     key = base64.b64decode(next(iter(keys.values())))
     needles = {needle for _, needle in disguises_of("the key", key)}
-    found = {
+    places = {
         (name, where)
         for name, contents in canary.seen.items()
         for where, content in contents
         if any(needle in content for needle in needles)
     }
-    assert found == {("directory", ring.name)}
+    assert places == {("directory", ring.name)}
 
 
-def test_a_planted_leak_turns_the_check_red(canary: Canary) -> None:
+def test_planted_leaks_are_reported(canary: Canary) -> None:
     leak = Marker()
     scenario, stack = canary.private, canary.stack
     # Private text routed as shareable, a careless log line, an argument in a message.
@@ -213,9 +214,6 @@ def test_a_planted_leak_turns_the_check_red(canary: Canary) -> None:
     }  # fmt: skip
     with pytest.raises(AssertionError, match="misrouted"):
         assert not hits, "; ".join(map(str, hits))
-
-
-# -- what is planted where, for as long as the check looks -----------------------------------------
 
 
 @contextmanager
@@ -245,7 +243,7 @@ def in_logs(canary: Canary, planted: Planted) -> Iterator[None]:
 @contextmanager
 def in_directory(canary: Canary, planted: Planted) -> Iterator[None]:
     path = canary.stack.home.run / "control.bin"
-    # Across the border of two steps of reading.
+    # Across the border of two chunks that are read.
     path.write_bytes(bytes(8 * 1024 * 1024 - 500) + b"\n".join(planted.values()))
     yield
     path.unlink()
@@ -276,8 +274,8 @@ def in_statements(canary: Canary, planted: Planted) -> Iterator[None]:
             # A session shows its last statement for as long as it is idle.
             conn.execute(f"SELECT 1 /* {spelling} */")
             eventually(
-                lambda said=spelling: any(
-                    said in seen for seen in list(canary.stack.watch.statements)
+                lambda needle=spelling: any(
+                    needle in seen for seen in list(canary.stack.watch.statements)
                 )
             )
         yield
@@ -288,8 +286,8 @@ def in_notices(canary: Canary, planted: Planted) -> Iterator[None]:
     with canary.stack.superuser() as conn:
         for spelling in planted.values():
             conn.execute("SELECT pg_notify('vestry_done', %s)", [spelling.decode()])
-    said = {f"vestry_done {spelling.decode()}" for spelling in planted.values()}
-    eventually(lambda: said <= set(canary.stack.watch.notices))
+    payloads = {f"vestry_done {spelling.decode()}" for spelling in planted.values()}
+    eventually(lambda: payloads <= set(canary.stack.watch.notices))
     yield
 
 
@@ -311,14 +309,14 @@ def in_processes(_: Canary, planted: Planted) -> Iterator[None]:
 
 @contextmanager
 def in_errors(canary: Canary, planted: Planted) -> Iterator[None]:
-    canary.stack.told += [spelling.decode("latin-1") for spelling in planted.values()]
+    canary.stack.errors += [spelling.decode("latin-1") for spelling in planted.values()]
     yield
-    del canary.stack.told[-len(planted) :]
+    del canary.stack.errors[-len(planted) :]
 
 
 @contextmanager
 def in_tables(canary: Canary, planted: Planted) -> Iterator[None]:
-    """A dead job of a cloud lane: its error message is there for every role that reads jobs."""
+    """A dead job of a cloud lane: every role that reads jobs sees its error message."""
     insert = """INSERT INTO vestry.jobs
       (id, kind, owner, privacy, latency, pool, state, finished_at, error_message)
       VALUES (%s, 'embedding', 'x', 'shareable', 'bulk', 'cloud', 'dead', now(), %s)"""

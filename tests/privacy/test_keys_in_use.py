@@ -1,4 +1,4 @@
-"""Keys are rotated, and an owner is forgotten, while their documents are being indexed."""
+"""Key rotation, and the erasure of an owner, while documents are being indexed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import eventually
-from tests.privacy.conftest import Canary
-from tests.privacy.scenario import PATIENCE_S
+from tests.privacy.conftest import CANARY, Canary
+from tests.privacy.scenario import TIMEOUT_S
+from tests.waiting import eventually
 from vestry import Document, Embedding, OwnerForgotten, UnknownKey, Vestry
 from vestry.admin.erasure import forget
 from vestry.admin.key_rotation import retire, rotate, statuses
 from vestry.crypto.keyring_file import KeyFile
 from vestry.jobs.results import JobRef
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 
 SOURCE = "letters"
 JOBS = 24
 DOCUMENTS = 4
-"""In a job; each takes a while."""
+"""In a job; each takes 50 ms."""
 
 
 @pytest.fixture
@@ -64,13 +64,11 @@ def states_of(vestry: Vestry, jobs: list[JobRef]) -> list[str]:
 
 def wait_for_all(vestry: Vestry, jobs: list[JobRef]) -> list[str]:
     for job in jobs:
-        vestry.wait_finished(job, PATIENCE_S)
+        vestry.wait_finished(job, TIMEOUT_S)
     return states_of(vestry, jobs)
 
 
-def test_a_rotation_during_an_index(
-    canary: Canary, vestry: Vestry, conn: Any, operator: Any
-) -> None:
+def test_rotation_during_an_index(canary: Canary, vestry: Vestry, conn: Any, operator: Any) -> None:
     ring = KeyFile(canary.stack.home.keyring)
     jobs = index(vestry, conn, "rotating")
     eventually(lambda: "running" in states_of(vestry, jobs))
@@ -78,20 +76,20 @@ def test_a_rotation_during_an_index(
     assert done.not_rewrapped == 0
     left = {"queued", "running"} & set(states_of(vestry, jobs))
     assert left, "the index was over before the rotation"
-    # While it runs: an owner that nobody knew, with a key that only the new one wraps.
+    # Meanwhile a new owner, whose key only the new key wraps.
     new = index(vestry, conn, "after the rotation")
     assert set(wait_for_all(vestry, jobs + new)) == {"succeeded"}
     keys = {status.key: status.wraps for status in statuses(operator, ring)}
     assert {key for key, wraps in keys.items() if wraps} == {done.current}
     assert retire(operator, ring) == [key for key in keys if key != done.current]
-    # What was sealed before, during and after opens with the new ring alone, here and in workers.
+    # Content sealed before, during and after opens with the new ring alone, here and in workers.
     for owner in ("rotating", "after the rotation", canary.private.owner):
-        hits = vestry.search("a letter", owner=owner, privacy="private", timeout=PATIENCE_S)
+        hits = vestry.search("a letter", owner=owner, privacy="private", timeout=TIMEOUT_S)
         assert hits
         assert all(hit.text for hit in hits if hit.source == SOURCE)
 
 
-def left_of(canary: Canary, owner: str) -> dict[str, int]:
+def rows_of(canary: Canary, owner: str) -> dict[str, int]:
     content = ("payloads", "results", "blobs", "documents", "chunks", "embeddings")
     tables = [f"{privacy}_{name}" for privacy in ("private", "shareable") for name in content]
     with canary.stack.superuser() as root:
@@ -104,30 +102,30 @@ def left_of(canary: Canary, owner: str) -> dict[str, int]:
     return {table: row[0] for table, row in counts.items() if row and row[0]}
 
 
-def test_an_owner_is_forgotten_during_an_index(
+def test_owner_is_forgotten_during_an_index(
     canary: Canary, vestry: Vestry, conn: Any, operator: Any
 ) -> None:
     jobs = index(vestry, conn, "forgotten")
-    asked = vestry.enqueue(
+    interactive = vestry.enqueue(
         conn, Embedding(texts=["echo!sleep=8"]), owner="forgotten", privacy="private",
         latency="interactive",
     )  # fmt: skip
     eventually(
         lambda: (
             "succeeded" in states_of(vestry, jobs)
-            and "running" in states_of(vestry, [*jobs, asked])
+            and "running" in states_of(vestry, [*jobs, interactive])
         )
     )
-    running = [s.job for s in vestry.statuses([*jobs, asked]) if s.state == "running"]
+    running = [s.job for s in vestry.statuses([*jobs, interactive]) if s.state == "running"]
     assert running
     report = forget(operator, "forgotten")
     assert report.cancelled > 0
     assert report.gone["keys"] == 1
     assert report.gone["vectors"] > 0
-    assert left_of(canary, "forgotten") == {}
-    ended = dict(zip([*jobs, asked], states_of(vestry, [*jobs, asked]), strict=True))
+    assert rows_of(canary, "forgotten") == {}
+    ended = dict(zip([*jobs, interactive], states_of(vestry, [*jobs, interactive]), strict=True))
     assert set(ended.values()) == {"succeeded", "cancelled"}
-    # Of what ran when the tombstone was set, nothing finished after it.
+    # No job that ran when the tombstone was set finished after it.
     with canary.stack.superuser() as root:
         late = root.execute(
             """SELECT count(*) FROM vestry.jobs j JOIN vestry.owners o USING (owner)
@@ -135,10 +133,13 @@ def test_an_owner_is_forgotten_during_an_index(
                  AND j.finished_at > o.forgotten_at"""
         ).fetchone()
     assert late == (0,)
-    # By now whatever was being computed has been, and was refused.
+    # Long enough for results that were being computed to be refused.
     time.sleep(2.5)
-    assert left_of(canary, "forgotten") == {}
-    assert dict(zip([*jobs, asked], states_of(vestry, [*jobs, asked]), strict=True)) == ended
+    assert rows_of(canary, "forgotten") == {}
+    assert (
+        dict(zip([*jobs, interactive], states_of(vestry, [*jobs, interactive]), strict=True))
+        == ended
+    )
     with pytest.raises((OwnerForgotten, UnknownKey)):
         index(vestry, conn, "forgotten")
-    assert left_of(canary, "forgotten") == {}
+    assert rows_of(canary, "forgotten") == {}

@@ -1,4 +1,4 @@
-"""Flower and remote control: for whom they are, and for nothing but looking."""
+"""Flower and remote control: read-only, and for those with the password."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from flower.urls import handlers
 
-from tests.echo_stack import eventually
 from tests.flower_client import FlowerClient
-from tests.privacy.conftest import Canary
+from tests.privacy.conftest import CANARY, Canary
+from tests.waiting import eventually
 from workers.app import READ_ONLY_PANEL, make_app
 from workers.stack.valkey import PRIVACIES, ValkeyServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 
 OPEN = {"/metrics", "/healthcheck", "/logout", "/static/css/flower.css", "/favicon.ico"}
-"""What Flower answers to everybody, and has no way to close: names of workers and kinds at most."""
+"""Paths that Flower cannot protect: they show names of workers and kinds at most."""
 WORKER = ("pool/restart", "pool/grow", "pool/shrink", "pool/autoscale", "shutdown",
           "queue/add-consumer", "queue/cancel-consumer")  # fmt: skip
 TASK = ("apply", "async-apply", "send-task", "abort", "timeout", "rate-limit", "revoke")
@@ -29,11 +29,11 @@ TASK = ("apply", "async-apply", "send-task", "abort", "timeout", "rate-limit", "
 
 def paths() -> list[str]:
     """A path for each of Flower's routes."""
-    found = []
+    routes = []
     for spec in handlers:
         pattern = str(spec[0]) if isinstance(spec, tuple) else spec.matcher.regex.pattern
-        found.append(re.sub(r"\(.*?\)", "x", pattern).replace("$", "").replace("?", ""))
-    return sorted({path for path in found if path.startswith("/") and ".*" not in path})
+        routes.append(re.sub(r"\(.*?\)", "x", pattern).replace("$", "").replace("?", ""))
+    return sorted({path for path in routes if path.startswith("/") and ".*" not in path})
 
 
 @pytest.fixture(params=PRIVACIES)
@@ -41,17 +41,17 @@ def flower(canary: Canary, request: pytest.FixtureRequest) -> FlowerClient:
     return FlowerClient(canary.stack.client["flower"][request.param])
 
 
-def test_everything_but_what_flower_cannot_close_asks_for_the_password(
+def test_every_path_that_flower_can_protect_needs_the_password(
     flower: FlowerClient,
 ) -> None:
-    asked = {path: flower.get(path, user=None)[0] for path in paths()}
-    assert len(asked) > 20
-    seen = {path for path, status in asked.items() if status == 200}
+    statuses = {path: flower.get(path, user=None)[0] for path in paths()}
+    assert len(statuses) > 20
+    seen = {path for path, status in statuses.items() if status == 200}
     assert seen <= OPEN
     assert {"/metrics", "/healthcheck"} <= seen
 
 
-def test_nobody_commands_a_worker_through_flower(canary: Canary, flower: FlowerClient) -> None:
+def test_flower_refuses_commands_to_workers(canary: Canary, flower: FlowerClient) -> None:
     worker = next(iter(flower.workers()))
     for path in (
         *(f"/api/worker/{action}/{worker}" for action in WORKER),
@@ -86,7 +86,7 @@ def control(canary: Canary, user: str) -> Any:
 
 
 def answering(control: Any, expected: int) -> set[str]:
-    """Who answers; asked again until so many have, for a busy worker takes its time."""
+    """Names of workers that answer a ping; repeated until enough have, since busy ones are slow."""
     names: set[str] = set()
 
     def enough() -> bool:
@@ -98,37 +98,37 @@ def answering(control: Any, expected: int) -> set[str]:
     return names
 
 
-def test_a_private_worker_can_be_asked_and_not_told(canary: Canary) -> None:
-    told = control(canary, "private")
-    assert len(answering(told, 4)) == 4
+def test_private_worker_answers_inspection_and_refuses_commands(canary: Canary) -> None:
+    panel = control(canary, "private")
+    assert len(answering(panel, 4)) == 4
     for command in ("add_consumer", "shutdown", "pool_grow", "rate_limit", "revoke", "terminate"):
         assert command not in READ_ONLY_PANEL
         arguments = {"queue": "shareable.bulk.cloud"} if command == "add_consumer" else {}
-        replies = told.broadcast(command, arguments=arguments, reply=True, timeout=0.3)
+        replies = panel.broadcast(command, arguments=arguments, reply=True, timeout=0.3)
         assert not [r for reply in replies for r in reply.values() if "ok" in r]
     queues: dict[str, Any] = {}
 
-    def told_of() -> bool:
-        queues.update(told.inspect(timeout=1.5).active_queues() or {})
+    def inspected() -> bool:
+        queues.update(panel.inspect(timeout=1.5).active_queues() or {})
         return bool(queues)
 
-    eventually(told_of)
+    eventually(inspected)
     assert {queue["name"].split(".")[0] for found in queues.values() for queue in found} == {
         "private"
     }
 
 
-def test_a_cloud_worker_hears_no_commands(canary: Canary) -> None:
+def test_cloud_worker_receives_no_commands(canary: Canary) -> None:
     names = answering(control(canary, "shareable"), 4)
     assert len(names) == 4
     assert not [name for name in names if "cloud" in name]
 
 
-def test_private_workers_write_no_core(canary: Canary) -> None:
+def test_private_workers_write_no_core_dumps(canary: Canary) -> None:
     for process in canary.up.state()["processes"]:
         if process["name"].startswith("private-"):
             limits = Path(f"/proc/{process['pid']}/limits").read_text(encoding="ascii")
             line = next(line for line in limits.splitlines() if line.startswith("Max core"))
             assert line.split()[4:6] == ["0", "0"]
-            # Root's, whoever runs it: it lets nobody look in.
+            # Root owns it in any case: no other account can read it.
             assert Path(f"/proc/{process['pid']}/environ").stat().st_uid == 0

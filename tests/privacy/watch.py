@@ -1,4 +1,4 @@
-"""What passes by while jobs run, written down: broker traffic, statements, notices, processes."""
+"""Records what passes while jobs run: broker traffic, statements, notices, processes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
 
 
 def everything_below(root: Path) -> Iterator[Path]:
-    """What lies in a directory at any depth, though its owner removes things while we look."""
+    """Every path below a directory, though its owner removes some meanwhile."""
     for at, directories, names in os.walk(root):
         yield from (Path(at, name) for name in (*directories, *names))
 
 
 class Watch:
-    """Watches a stack, as a context manager, on threads of its own."""
+    """Observes a stack, as a context manager, on threads of its own."""
 
     def __init__(self, home: Home, supervisor: int) -> None:
         self._home = home
@@ -53,7 +53,7 @@ class Watch:
             thread.start()
             self._threads.append(thread)
         for begun in ready:
-            assert begun.wait(20), f"a watch did not begin: {self.errors}"
+            assert begun.wait(20), f"an observer did not start: {self.errors}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,7 +62,7 @@ class Watch:
             thread.join(20)
 
     def traffic(self) -> bytes:
-        """Every command that any client sent to the broker, its arguments as they were."""
+        """Every command that any client sent to the broker, arguments unescaped."""
         return _ESCAPE.sub(
             lambda m: bytes([int(m[1][1:], 16)]) if len(m[1]) == 3 else _NAMED.get(m[1], m[1]),
             bytes(self._traffic),
@@ -118,7 +118,7 @@ class Watch:
             self._stop.wait(0.25)
 
     def _temporary(self, begun: threading.Event) -> None:
-        """Names of temporary files, which are gone by the time anybody could look for them."""
+        """Record the names of temporary files, which exist only briefly."""
         while not self._stop.is_set():
             for place in self._home.run.glob("*/vestry-*"):
                 self.names.update(map(str, everything_below(place)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.homes import temporary_home
+from tests.temp_stack_dir import temporary_home
 from workers.home import Home
 from workers.stack import mount_namespace
 from workers.stack.accounts import NUMBERS, ROLES, Accounts

@@ -118,3 +118,17 @@ def test_weight_bytes_depend_on_quantization() -> None:
     assert catalogue.model("llama3.2:3b").weight_bytes == pytest.approx(1.8e9, rel=0.01)
     assert catalogue.model("nomic-embed-text").weight_bytes == 274_000_000
     assert catalogue.model("gpt-4o-mini").weight_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("per_minute", "window_s", "calls"),
+    [(60, 60.0, 60), (60, 10.0, 10), (1, 10.0, 1), (None, 60.0, None)],
+)
+def test_rate_window_has_its_share_of_the_calls_of_a_minute(
+    per_minute: int | None, window_s: float, calls: int | None
+) -> None:
+    backend = load().backend("openai")
+    limited = backend.model_copy(
+        update={"requests_per_minute": per_minute, "rate_window_s": window_s}
+    )
+    assert limited.calls_in_window == calls

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.faults.aggregate import merged, shortfalls
 from tests.faults.checker import Verdict
+from tests.faults.job_mix import ALL, KINDS
 from tests.faults.report import Report
-from tests.faults.summing import merged
+from tests.faults.scales import Minimum
 
 KILLED = "a worker is killed"
 
@@ -49,6 +51,47 @@ def test_it_counts_from_the_return_of_what_kept_everybody_from_it() -> None:
         {"what": "mishap over", "at": 140.0, "name": "the network is cut"},
     )
     assert told.recovery_s == {
-        f"{KILLED}, with the database away": [10.0],
+        f"{KILLED}, database unavailable": [10.0],
         "the network is cut": [10.0],
     }
+
+
+def test_run_that_misses_a_point_or_a_count_says_which() -> None:
+    kinds = {f"committed, {kind.name}": 3 for kind in KINDS}
+    poison = {variant.name: 1 for variant in ALL.values() if variant.poison}
+    document: dict[str, Any] = {
+        "seen": {
+            "committed": 10,
+            "zombies": 1,
+            "zombies' attempts refused, receipts kept": 1,
+            "history: bad input": 1,
+            **kinds,
+        },
+        "kills": {"after the claim": 5, KILLED: 1},
+        "mishaps": {"postgres restarts": 1},
+        "points": {"after the claim": 5},
+        "children": {"dispatcher": 1},
+        "forged": 1,
+        "poison": poison,
+        "laboratories": {"disk": {"notes": ["no"]}, "network": {"notes": []}},
+    }
+    minimum = Minimum(
+        committed=10,
+        kills=5,
+        worker_kills=1,
+        mishaps={"postgres restarts": 1, "the disk is full": 1},
+        zombies=1,
+        forged=1,
+        bad_input=1,
+        poison=len(poison),
+        each_kind=3,
+    )
+    assert shortfalls(document, minimum, ["after the claim"]) == []
+    document["children"]["valkey"] = 0
+    document["mishaps"] = {}
+    missed = shortfalls(document, minimum, ["after the claim", "after the commit"])
+    assert missed == [
+        "after the commit: 0, not 1",
+        "valkey killed: 0, not 1",
+        "postgres restarts: 0, not 1",
+    ]

@@ -14,7 +14,7 @@ from inference.backends import openai_http
 from inference.backends.openai_http import OpenAIBackend
 from inference.device.model_files import locate
 from inference.errors import TooLong
-from tests.echo_stack import eventually
+from tests.waiting import eventually
 from tests.wire.factories import config, entry
 from workers.home import CHECKOUT, Home
 from workers.stack.supervisor import http_ready

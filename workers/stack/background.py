@@ -78,6 +78,7 @@ def start_background(
     flower: bool = True,
     only: Sequence[str] = (),
     timeout_s: float = 300.0,
+    module: str = "workers.stack.commands",
 ) -> BackgroundStack:
     """Start the stack in the background, and return once every process is ready.
 
@@ -87,13 +88,14 @@ def start_background(
         flower: whether to run Flower.
         only: names of the processes to run besides the servers; empty means all.
         timeout_s: for all processes to be ready.
+        module: the module whose `up` runs the stack.
 
     Raises:
         StartError: it did not start, and its processes have ended. The message is one line.
     """
     directory = Home(home or default_home())
     directory.create()
-    argv = [sys.executable, "-m", "workers.stack.commands", "up", "--home", str(directory.path)]
+    argv = [sys.executable, "-m", module, "up", "--home", str(directory.path)]
     argv += ["--flower" if flower else "--no-flower", "--timeout", str(timeout_s)]
     argv += [part for name in only for part in ("--only", name)]
     argv += [part for pair in (settings or {}).items() for part in ("--set", "=".join(pair))]

@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import eventually
 from tests.faults.proxy import Mode, Proxy
-from tests.one_job import at_once, submit, told
+from tests.job_helpers import state_and_attempt, submit, succeed_all
+from tests.waiting import eventually
 from tests.worker_runtime import runtime
 from vestry import Vestry
 from workers import db
@@ -48,17 +48,17 @@ def test_worker_on_half_open_connections_recovers(
 ) -> None:
     url = through_proxy(clean.database_url("vestry_shareable"))
     options = {"database_url": url, "lease_s": 1.0, "heartbeat_s": 0.3, "slots": 1}
-    with runtime(clean, at_once, **options) as worker:
+    with runtime(clean, succeed_all, **options) as worker:
         worker.start()
         (first,) = submit(vestry, conn, "x")
-        eventually(lambda: told(conn, first)[0] == "succeeded", within=30)
+        eventually(lambda: state_and_attempt(conn, first)[0] == "succeeded", within=30)
         # The present connections stay open and are never answered; new ones work.
         with proxy._lock:
             held, proxy._ends = proxy._ends, set()
             for end in held:
                 proxy._selector.unregister(end.socket)
         (second,) = submit(vestry, conn, "x")
-        eventually(lambda: told(conn, second)[0] == "succeeded", within=30)
+        eventually(lambda: state_and_attempt(conn, second)[0] == "succeeded", within=30)
         for end in held:
             end.socket.close()
 

@@ -15,8 +15,8 @@ from kombu.exceptions import OperationalError
 
 from models import claims
 from models.claims import LeasePolicy
-from tests import one_job
-from tests.echo_stack import eventually
+from tests import job_helpers
+from tests.waiting import eventually
 from vestry import Embedding, Vestry
 from vestry.lanes import LANES
 from workers import dispatcher
@@ -71,7 +71,7 @@ def test_lost_hint_is_published_again(  # noqa: PLR0917 - pytest's, by name
 ) -> None:  # fmt: skip
     monkeypatch.setattr(dispatcher, "REHINT_S", 1.0 if lost == "one hint of two" else 3600.0)
     monkeypatch.setattr(dispatcher, "REHINT_EMPTY_S", 3600.0 if lost == "one hint of two" else 1.0)
-    first, _ = one_job.submit(vestry, conn, "a", "b")
+    first, _ = job_helpers.submit(vestry, conn, "a", "b")
     with dispatching(clean):
         eventually(lambda: hints(broker, LATER) >= 2, within=30)
         if lost == "one hint of two":
@@ -87,7 +87,7 @@ def test_queue_is_kept_at_its_window(
 ) -> None:
     settings = Settings()
     window = settings.hints_per_slot * settings.slots
-    one_job.submit(vestry, conn, *map(str, range(200)))
+    job_helpers.submit(vestry, conn, *map(str, range(200)))
     with dispatching(clean):
         for _ in range(3):
             eventually(lambda: hints(broker, LATER) == window, within=30)

@@ -20,8 +20,8 @@ from tasks.protocol import (
     Outcome,
     Succeeded,
 )
-from tests.echo_stack import eventually
-from tests.one_job import VECTORS, at_once, submit, text_of, told
+from tests.job_helpers import VECTORS, state_and_attempt, submit, succeed_all, text_of
+from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
 from workers import failpoints
@@ -29,10 +29,10 @@ from workers.stack.dev_stack import DevStack
 
 
 def test_job_without_a_hint_is_fetched(clean: DevStack, vestry: Vestry, conn: Any) -> None:
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         worker.start()
         (job,) = submit(vestry, conn, "no dispatcher runs")
-        eventually(lambda: told(conn, job) == ("succeeded", 1), within=30)
+        eventually(lambda: state_and_attempt(conn, job) == ("succeeded", 1), within=30)
 
 
 def test_job_longer_than_its_lease_is_run_once(
@@ -49,7 +49,7 @@ def test_job_longer_than_its_lease_is_run_once(
         worker.start()
         (job,) = submit(vestry, conn, "long")
         until = time.monotonic() + 40
-        while told(conn, job)[0] != "succeeded":
+        while state_and_attempt(conn, job)[0] != "succeeded":
             assert transitions.rescue(control).quarantined == 0
             assert time.monotonic() < until
             time.sleep(0.1)
@@ -60,12 +60,12 @@ def test_hint_for_a_lane_that_is_not_served_is_ignored(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
     (job,) = submit(vestry, conn, "x", latency="interactive")
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         assert worker.on_hint("shareable.interactive.gpu", "embedding", job) is None
-        assert told(conn, job) == ("queued", 0)
+        assert state_and_attempt(conn, job) == ("queued", 0)
         (served,) = submit(vestry, conn, "y")
         assert worker.on_hint(LANE, "embedding", served) is not None
-    assert told(conn, served) == ("succeeded", 1)
+    assert state_and_attempt(conn, served) == ("succeeded", 1)
 
 
 def test_batch_claimed_while_draining_is_released_unrun(
@@ -78,10 +78,10 @@ def test_batch_claimed_while_draining_is_released_unrun(
     with runtime(clean, never) as worker:
         worker.drain()
         assert worker.on_hint(LANE, "embedding", job) is None
-        assert told(conn, job) == ("queued", 0)
+        assert state_and_attempt(conn, job) == ("queued", 0)
         # The signal may also arrive between that check and the claim.
         assert worker._claim_and_run(LANE, "embedding") is None
-        assert told(conn, job) == ("queued", 0)
+        assert state_and_attempt(conn, job) == ("queued", 0)
 
 
 def run_once(stack: DevStack, handler: Handler) -> None:
@@ -101,8 +101,8 @@ def test_handler_that_raises_fails_one_job_and_no_other_of_its_batch(
 
     before, bad, after = submit(vestry, conn, "before", "bad", "after", max_attempts=1)
     run_once(clean, touchy)
-    assert told(conn, before) == told(conn, after) == ("succeeded", 1)
-    assert told(conn, bad) == ("dead", 1)
+    assert state_and_attempt(conn, before) == state_and_attempt(conn, after) == ("succeeded", 1)
+    assert state_and_attempt(conn, bad) == ("dead", 1)
 
 
 def test_handler_that_returns_too_few_outcomes_is_run_job_by_job(
@@ -110,7 +110,7 @@ def test_handler_that_returns_too_few_outcomes_is_run_job_by_job(
 ) -> None:
     jobs = submit(vestry, conn, "a", "b", max_attempts=1)
     run_once(clean, lambda _, __: [VECTORS])
-    assert [told(conn, job) for job in jobs] == [("succeeded", 1)] * 2
+    assert [state_and_attempt(conn, job) for job in jobs] == [("succeeded", 1)] * 2
 
 
 def test_result_that_cannot_be_stored_fails_no_other_job_of_its_batch(
@@ -130,7 +130,7 @@ def test_result_that_cannot_be_stored_fails_no_other_job_of_its_batch(
         privacy="shareable",
     )
     run_once(clean, odd)
-    assert told(conn, before) == told(conn, after) == ("succeeded", 1)
+    assert state_and_attempt(conn, before) == state_and_attempt(conn, after) == ("succeeded", 1)
     assert vestry.status(bad).error is not None
     assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]
 
@@ -148,10 +148,10 @@ def test_finish_is_repeated_after_a_transaction_timeout(
 
     with (
         failpoints.installed({failpoints.INSIDE_FINISH: time_out_once}),
-        runtime(clean, at_once) as worker,
+        runtime(clean, succeed_all) as worker,
     ):
         worker.start()
-        eventually(lambda: told(conn, job) == ("succeeded", 1))
+        eventually(lambda: state_and_attempt(conn, job) == ("succeeded", 1))
     assert len(attempts) == 2
 
 
@@ -164,6 +164,6 @@ def test_result_that_cannot_be_encoded_fails_no_other_job_of_its_batch(
 
     good, bad = submit(vestry, conn, "good", "bad")
     run_once(clean, odd)
-    assert told(conn, good) == ("succeeded", 1)
+    assert state_and_attempt(conn, good) == ("succeeded", 1)
     assert vestry.status(bad).error is not None
     assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]

@@ -11,8 +11,8 @@ import pytest
 
 from models import claims, transitions
 from models.claims import Lease, LeasePolicy
-from tests.echo_stack import eventually
-from tests.one_job import at_once, submit, told
+from tests.job_helpers import state_and_attempt, submit, succeed_all
+from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers import db, failpoints
@@ -53,9 +53,9 @@ def test_lost_claim_is_released_by_next_heartbeat(
     clean: DevStack, vestry: Vestry, conn: Any, control: Any
 ) -> None:
     jobs = submit(vestry, conn, "a", "b")
-    with runtime(clean, at_once, heartbeat_s=0.3) as worker:
+    with runtime(clean, succeed_all, heartbeat_s=0.3) as worker:
         lose_claim(worker)
-        eventually(lambda: [told(conn, job) for job in jobs] == [("queued", 0)] * 2)
+        eventually(lambda: [state_and_attempt(conn, job) for job in jobs] == [("queued", 0)] * 2)
         eventually(lambda: not worker.executor.heartbeat.unconfirmed.pending())
         assert leases(control) == []
 
@@ -64,24 +64,24 @@ def test_lost_claim_is_released_before_next_claim(
     clean: DevStack, vestry: Vestry, conn: Any, control: Any
 ) -> None:
     (job,) = submit(vestry, conn, "a")
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         lose_claim(worker)
-        assert told(conn, job) == ("running", 1)
+        assert state_and_attempt(conn, job) == ("running", 1)
         batch = worker.executor.claim(LANE, ["embedding"])
         assert batch is not None
         # The lost lease is gone: its expiry cannot count as a crash.
         assert leases(control) == [batch.lease.id]
-        assert told(conn, job) == ("running", 1)
+        assert state_and_attempt(conn, job) == ("running", 1)
         worker.executor.run(batch)
 
 
 def test_lost_claim_is_released_by_drain(clean: DevStack, vestry: Vestry, conn: Any) -> None:
     (job,) = submit(vestry, conn, "a")
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         lose_claim(worker)
-        assert told(conn, job) == ("running", 1)
+        assert state_and_attempt(conn, job) == ("running", 1)
         worker.drain()
-        assert told(conn, job) == ("queued", 0)
+        assert state_and_attempt(conn, job) == ("queued", 0)
 
 
 def test_release_reverts_the_crash_of_a_rescued_exclusive_claim_once(
@@ -122,9 +122,9 @@ def test_claim_committed_after_a_check_is_released_by_the_next_check(
             unconfirmed.release(heartbeat)
             assert unconfirmed.pending()
             assert not unconfirmed.pending(unchecked=True)
-        assert told(conn, job) == ("running", 1)
+        assert state_and_attempt(conn, job) == ("running", 1)
         unconfirmed.release(heartbeat)
-        assert told(conn, job) == ("queued", 0)
+        assert state_and_attempt(conn, job) == ("queued", 0)
         assert not unconfirmed.pending()
 
 
@@ -165,8 +165,8 @@ def test_locked_job_delays_the_release_of_no_other(
         with admin.transaction():
             admin.execute("SELECT FROM vestry.jobs WHERE id = %s FOR UPDATE", [jobs[0]])
             unconfirmed.release(heartbeat)
-            assert told(conn, jobs[1]) == ("queued", 0)
+            assert state_and_attempt(conn, jobs[1]) == ("queued", 0)
             assert not unconfirmed.pending(unchecked=True)
         unconfirmed.release(heartbeat)
-        assert told(conn, jobs[0]) == ("queued", 0)
+        assert state_and_attempt(conn, jobs[0]) == ("queued", 0)
         assert not unconfirmed.pending()

@@ -18,8 +18,8 @@ from tasks.protocol import (
     Job,
     Outcome,
 )
-from tests.echo_stack import eventually
-from tests.one_job import VECTORS, at_once, submit, text_of, told
+from tests.job_helpers import VECTORS, state_and_attempt, submit, succeed_all, text_of
+from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers import failpoints
@@ -62,8 +62,8 @@ def test_quarantined_job_runs_beside_a_series_of_long_batches(
     admin.execute("UPDATE vestry.jobs SET quarantined = true WHERE id = %s", [quarantined])
     with runtime(clean, long, batch_jobs=1, slots=2, batch_s=0.1) as worker:
         worker.start()
-        eventually(lambda: told(conn, quarantined)[0] == "succeeded", within=25)
-        assert told(conn, jobs[-1])[0] == "queued"
+        eventually(lambda: state_and_attempt(conn, quarantined)[0] == "succeeded", within=25)
+        assert state_and_attempt(conn, jobs[-1])[0] == "queued"
 
 
 def test_other_jobs_run_between_many_quarantined_ones(
@@ -90,8 +90,8 @@ def test_other_jobs_run_between_many_quarantined_ones(
         worker.start()
         assert first_exclusive.wait(20)
         other = submit(vestry, conn, "other")[0]
-        eventually(lambda: told(conn, other)[0] == "succeeded")
-        eventually(lambda: all(told(conn, job)[0] == "succeeded" for job in jobs))
+        eventually(lambda: state_and_attempt(conn, other)[0] == "succeeded")
+        eventually(lambda: all(state_and_attempt(conn, job)[0] == "succeeded" for job in jobs))
     assert ran.index("other") < 11
 
 
@@ -103,7 +103,7 @@ def test_quarantined_job_behind_the_low_water_mark_is_claimed(
     with psycopg.connect(clean.database_url("vestry_shareable")) as lost:
         assert claims.claim(lost, LeasePolicy("lost", "shareable", 0.001, 600), LANE, ["embedding"])
     eventually(lambda: transitions.rescue(control).quarantined == 1)
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         claim, marks = worker.executor.claim, worker.executor.marks
         for _ in range(3):
             submit(vestry, conn, "b")
@@ -146,7 +146,7 @@ def test_quarantined_job_that_may_not_run_causes_no_exclusive_run(
 ) -> None:
     job = submit(vestry, conn, "a")[0]
     admin.execute("UPDATE vestry.jobs SET quarantined = true WHERE id = %s", [job])
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         assert worker._queues_with_quarantined() == [(LANE, "embedding")]
         if reason == "lane paused":
             admin.execute("UPDATE vestry.lanes SET paused_at = now() WHERE lane = %s", [LANE])

@@ -11,8 +11,8 @@ import pytest
 
 from models import claims, transitions
 from models.claims import LeasePolicy
-from tests.echo_stack import eventually
-from tests.one_job import at_once, looping, submit, told
+from tests.job_helpers import running_loop, state_and_attempt, submit, succeed_all
+from tests.waiting import eventually
 from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers import reconciler
@@ -46,10 +46,10 @@ def test_leases_get_a_grace_of_one_lease_after_an_outage_of_the_database(
     assert made._grace(control) == 0
     # As after a reconnection.
     begun = time.monotonic()
-    with looping(clean, made.run, stop):
+    with running_loop(clean, made.run, stop):
         time.sleep(0.6)
-        assert [told(conn, job)[0] for job in jobs] == ["running"] * 2
-        eventually(lambda: told(conn, jobs[0])[0] == "queued", within=30)
+        assert [state_and_attempt(conn, job)[0] for job in jobs] == ["running"] * 2
+        eventually(lambda: state_and_attempt(conn, jobs[0])[0] == "queued", within=30)
     assert time.monotonic() - begun >= 4.0
 
 
@@ -64,12 +64,12 @@ def test_pruning_that_waits_for_a_lock_does_not_prevent_rescue(
     with psycopg.connect(clean.superuser_url) as holding:
         holding.execute("LOCK TABLE vestry.private_results IN ACCESS EXCLUSIVE MODE")
         waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        with looping(clean, made.run, stop):
+        with running_loop(clean, made.run, stop):
             eventually(lambda: holding.execute(waits).fetchone() == (1,))
             with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
                 terms = LeasePolicy("test", "shareable", 0.001, 600)
                 assert claims.claim(worker, terms, LANE, ["embedding"])
-            eventually(lambda: told(conn, job)[0] == "queued")
+            eventually(lambda: state_and_attempt(conn, job)[0] == "queued")
 
 
 def test_pruning_that_timed_out_takes_smaller_steps_for_a_while(
@@ -86,7 +86,7 @@ def test_pruning_that_timed_out_takes_smaller_steps_for_a_while(
     monkeypatch.setattr(reconciler, "PRUNE_EVERY_S", 0.0)
     monkeypatch.setattr("workers.reconciler.retention.prune_jobs", prune)
     stop = threading.Event()
-    with looping(clean, Reconciler(Settings(poll_s=0.01), stop).run, stop):
+    with running_loop(clean, Reconciler(Settings(poll_s=0.01), stop).run, stop):
         eventually(lambda: len(limits) >= 6)
     assert limits[:6] == [1000, 250, 62, 124, 248, 496]
 
@@ -141,7 +141,7 @@ def test_finish_of_a_frozen_process_reverts_its_crash_unless_it_overran(
     (job,) = submit(vestry, conn, "x")
     admin.execute("UPDATE vestry.jobs SET quarantined = true")
     crashes = "SELECT crashes FROM vestry.jobs WHERE id = %s"
-    with runtime(clean, at_once) as worker:
+    with runtime(clean, succeed_all) as worker:
         for overran in (False, True):
             batch = worker.executor.claim(LANE, ["embedding"], quarantined=True)
             assert batch is not None
@@ -156,4 +156,4 @@ def test_finish_of_a_frozen_process_reverts_its_crash_unless_it_overran(
             assert finished.states == {job: "refused"}
             # The crash of a job that ran for VESTRY_MAX_RUN_S stays counted.
             assert admin.execute(crashes, [job]).fetchone() == (1 if overran else 0,)
-    assert told(conn, job) == ("queued", 2)
+    assert state_and_attempt(conn, job) == ("queued", 2)

@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.echo_stack import eventually
-from tests.one_job import submit
+from tests.job_helpers import submit
+from tests.waiting import eventually
 from tests.worker_runtime import LANE
 from vestry import Vestry
 from workers.execution.heartbeat import OVERRUN_EXIT_CODE

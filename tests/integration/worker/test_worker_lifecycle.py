@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psycopg
 
-from tests.echo_stack import eventually
 from tests.faults.proxy import Mode, Proxy
+from tests.waiting import eventually
 from tests.worker_runtime import LANE
 from workers.home import CHECKOUT
 from workers.stack.dev_stack import DevStack

@@ -1,26 +1,124 @@
-"""How much of everything `make faults` and `make soak` do.
-
-`make faults` is a part of `make test`, so it takes minutes; a soak takes as long as it is told to.
-"""
+"""Scales of the smoke test in `make test`, of `make faults` and `make soak`; counts to be reached."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tests.faults import forks, namespaces, real
+from tests.faults.job_mix import FAULTY, KINDS
 from tests.faults.real import OTHERS
-from tests.faults.sorts import FAULTY, KINDS
+from tests.faults.strikes import AT_ONCE, LASTING
+
+EVERY_FAULT = (*AT_ONCE, *LASTING, "the disk is full", "the network is silent")
+"""The faults of servers, network and processes of a real stack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minimum:
+    """The counts that a run must reach, over all laboratories.
+
+    Attributes:
+        committed: jobs.
+        kills: SIGKILLs at named points.
+        worker_kills: SIGKILLs of real workers.
+        mishaps: faults of servers and network, by name; those of disk and network where root allows.
+        zombies: workers frozen past their lease.
+        forged: messages.
+        bad_input: enqueues that had to be refused.
+        poison: jobs that had to die.
+        each_kind: jobs of each kind besides embedding.
+    """
+
+    committed: int
+    kills: int
+    worker_kills: int
+    mishaps: dict[str, int]
+    zombies: int
+    forged: int
+    bad_input: int
+    poison: int
+    each_kind: int
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """The scale of each laboratory."""
+    """The scale of each laboratory, and the counts that all together must reach."""
 
     forks: forks.Scale
     real: real.Scale
     disk: forks.Scale
     network: namespaces.Scale
+    minimum: Minimum | None = None
 
+
+SMOKE = Preset(
+    forks=forks.Scale(
+        jobs=1000,
+        a_second=33,
+        kills=40,
+        zombies=6,
+        certain={
+            "raises": 2,
+            "exits": 2,
+            "segfaults": 2,
+            "takes all memory": 1,
+            "hangs": 1,
+            **{variant.name: 2 for variant in FAULTY},
+        },
+        mishaps={
+            "postgres restarts": 1,
+            "the broker is emptied": 1,
+            "the broker restarts empty": 1,
+            "the broker hangs": 1,
+            "sessions are ended": 1,
+            "connections run out": 1,
+            "a snapshot is held": 1,
+            "messages are forged": 2,
+        },
+        workers=5,
+        every_point=True,
+    ),
+    real=real.Scale(
+        jobs=300,
+        a_second=8,
+        certain={"raises": 1, "exits": 1, **{variant.name: 3 for variant in KINDS}},
+        at_once={
+            "the supervisor is killed": 1,
+            "the broker is emptied": 2,
+            "messages are forged": 2,
+            "sessions are ended": 1,
+        },
+        lasting=dict.fromkeys(LASTING, 1),
+        longest_s={OTHERS: 3.0, "the broker hangs": 4.0},
+    ),
+    disk=forks.Scale(
+        jobs=100,
+        a_second=25,
+        kills=3,
+        zombies=0,
+        certain={},
+        mishaps={"the disk is full": 1},
+        workers=3,
+        producers=1,
+    ),
+    network=namespaces.Scale(jobs=80, a_second=15, silences=1),
+    minimum=Minimum(
+        committed=1500,
+        kills=40,
+        worker_kills=8,
+        mishaps={
+            "the broker is emptied": 3,
+            "postgres restarts": 2,
+            **dict.fromkeys(EVERY_FAULT, 1),
+        },
+        zombies=3,
+        forged=300,
+        bad_input=150,
+        poison=15,
+        each_kind=3,
+    ),
+)
+"""Every fault and every named point at least once: part of `make test`, in a minute and a half."""
 
 FAULTS = Preset(
     forks=forks.Scale(
@@ -34,7 +132,7 @@ FAULTS = Preset(
             "segfaults": 8,
             "takes all memory": 8,
             "hangs": 4,
-            **{sort.name: 2 for sort in FAULTY},
+            **{variant.name: 2 for variant in FAULTY},
         },
         mishaps={
             "postgres restarts": 2,
@@ -47,6 +145,7 @@ FAULTS = Preset(
             "messages are forged": 4,
         },
         workers=5,
+        every_point=True,
     ),
     real=real.Scale(
         jobs=1100,
@@ -57,7 +156,7 @@ FAULTS = Preset(
             "segfaults": 1,
             "hangs": 1,
             # As often as it takes to have some of every kind, whatever is chosen besides.
-            **{sort.name: 6 for sort in KINDS},
+            **{variant.name: 6 for variant in KINDS},
         },
         at_once={
             "a worker is killed": 10,
@@ -96,11 +195,28 @@ FAULTS = Preset(
         producers=1,
     ),
     network=namespaces.Scale(jobs=200, a_second=15, silences=2),
+    minimum=Minimum(
+        committed=5000,
+        kills=200,
+        worker_kills=10,
+        mishaps={
+            **dict.fromkeys(EVERY_FAULT, 1),
+            "the broker is emptied": 10,
+            "postgres restarts": 2,
+            "the disk is full": 2,
+            "the network is silent": 2,
+        },
+        zombies=20,
+        forged=1000,
+        bad_input=500,
+        poison=40,
+        each_kind=5,
+    ),
 )
 
 
 def soak(minutes: float) -> Preset:
-    """For so long: two hours make 110,000 jobs, 2,400 kills at named points and 130 of real workers."""
+    """A soak: two hours make 110,000 jobs, 2,400 kills at points and 130 of real workers."""
 
     def times(in_two_hours: float) -> int:
         return max(1, round(in_two_hours * minutes / 120))
@@ -118,7 +234,7 @@ def soak(minutes: float) -> Preset:
                 "segfaults": times(60),
                 "takes all memory": times(60),
                 "hangs": times(40),
-                **{sort.name: times(20) for sort in FAULTY},
+                **{variant.name: times(20) for variant in FAULTY},
             },
             mishaps={
                 "postgres restarts": times(20),

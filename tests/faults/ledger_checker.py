@@ -1,4 +1,4 @@
-"""Follows the database's ledger, event by event: the rules that hold at every moment."""
+"""Rules on the database's ledger, checked event by event."""
 
 from __future__ import annotations
 
@@ -9,53 +9,62 @@ from typing import Any, Final
 TERMINAL: Final = frozenset({"succeeded", "dead", "cancelled", "expired", "superseded"})
 RECONCILER: Final = "vestry-reconciler"
 BY_WORKER: Final = frozenset({"succeeded", "superseded"})
-"""Ends that only the worker which holds a job can bring about."""
+"""Final states that only the worker which holds the job can cause."""
 MAX_ATTEMPTS: Final = 5
-ALONE_CRASHES: Final = 2
-Blame = Callable[[str, object], None]
+EXCLUSIVE_CRASHES: Final = 2
+CRASHED: Final = "lost in an exclusive run"
+ANSWERED: Final = "answered"
+ReportViolation = Callable[[str, object], None]
 
 
-class Watch:
-    """Takes events in the order of their writing.
+class LedgerChecker:
+    """Checks events in the order in which they were written.
 
     Args:
-        blame: takes violations.
-        counts: takes what was seen.
+        violation: called with the kind and the subject of a violation.
+        counts: counts events by their kinds.
         poison: jobs whose attempts are counted.
         frozen: tokens of workers that were frozen past their lease.
+
+    Attributes:
+        enqueued: jobs that are no replays.
+        ends: job to its final state.
+        tokens: token to the time when it was issued.
+        returned: token to the time when its jobs were queued again for others.
+        wanted: (job, position of the document in it) to the document.
+        zombies: (frozen token, job) to the outcome of its latest receipt.
+        late: (frozen token, job) of each effect under a frozen token.
     """
 
     def __init__(
-        self, blame: Blame, counts: Counter[str], poison: frozenset[str], frozen: set[str]
+        self,
+        violation: ReportViolation,
+        counts: Counter[str],
+        poison: frozenset[str],
+        frozen: set[str],
     ) -> None:
-        self._blame = blame
+        self._violation = violation
         self._counts = counts
         self._poison = poison
         self._frozen = frozen
         self._workers: dict[str, str] = {}
-        self._alone: set[str] = set()
+        self._exclusive: set[str] = set()
         self._held: dict[str, str | None] = {}
         self._parents: dict[str, str | None] = {}
         self._results: set[str] = set()
         self._indexed: set[tuple[str, int]] = set()
         self._attempts: Counter[tuple[str, str]] = Counter()
         self.enqueued: set[str] = set()
-        """Jobs that are no replays."""
         self.ends: dict[str, str] = {}
         self.tokens: dict[str, float] = {}
-        """Each token, and when it was issued."""
         self.returned: dict[str, float] = {}
-        """Of each token whose jobs were given to others, when they stood in line again."""
         self.wanted: dict[tuple[str, int], str] = {}
-        """(job, place of the document in it) to the document."""
         self.zombies: dict[tuple[str, str], str] = {}
-        """(frozen token, job) to the outcome of its latest receipt."""
         self.late: list[tuple[str, str]] = []
-        """(frozen token, job) of effects under it."""
 
-    def see(self, event: Sequence[Any]) -> None:
-        """One event."""
-        what, subject, token, told, version, actor, at = event
+    def add(self, event: Sequence[Any]) -> None:
+        """Check one event."""
+        what, subject, token, detail, version, actor, at = event
         self._counts[what] += 1
         match what:
             case "enqueued":
@@ -63,45 +72,45 @@ class Watch:
                 if not version:
                     self.enqueued.add(subject)
             case "token":
-                self._issued(token, told, at, alone=bool(version))
+                self._issued(token, detail, at, exclusive=bool(version))
             case "moved":
-                before, after = told.split(">")
+                before, after = detail.split(">")
                 self._moved(subject, token, (before, after), actor)
                 self._rescued(token, (before, after), actor, at)
             case "result":
-                self._result(subject, token, told)
+                self._result(subject, token, detail)
             case "receipt":
-                self._receipt(subject, token, told)
+                self._receipt(subject, token, detail)
             case "wanted":
                 self.wanted[token, version] = subject
             case "indexed":
                 if (subject, version) in self._indexed:
-                    self._blame("a document's generation was indexed more than once", subject)
+                    self._violation("a document's generation was indexed more than once", subject)
                 self._indexed.add((subject, version))
 
-    def end(self) -> None:
-        """Everything was seen."""
+    def finish(self) -> None:
+        """Check what can only be known after the last event."""
         for job in self._parents.keys() - self.ends.keys():
-            self._blame("a committed job is lost: it never ended", job)
+            self._violation("a committed job is lost: it never ended", job)
         for (job, what), times in self._attempts.items():
-            if times > (ALONE_CRASHES if what == "lost alone" else MAX_ATTEMPTS):
-                self._blame(f"a poison job had more attempts than it may ({what})", job)
+            if times > (EXCLUSIVE_CRASHES if what == CRASHED else MAX_ATTEMPTS):
+                self._violation(f"a poison job had more attempts than it may ({what})", job)
         for job, end in self.ends.items():
             if (end == "succeeded") != (job in self._results):
-                self._blame("a result without success, or a success without result", job)
+                self._violation("a result without success, or a success without result", job)
         self._counts.update(f"ended {end}" for end in self.ends.values())
 
-    def knows(self, job: str) -> bool:
-        """Whether a job was ever there."""
+    def has_job(self, job: str) -> bool:
+        """Whether a job ever existed."""
         return job in self._parents
 
-    def _issued(self, token: str, worker: str, at: float, *, alone: bool) -> None:
+    def _issued(self, token: str, worker: str, at: float, *, exclusive: bool) -> None:
         if token in self._workers:
-            self._blame("a token was issued twice", token)
+            self._violation("a token was issued twice", token)
         self._workers[token] = worker
         self.tokens[token] = at
-        if alone:
-            self._alone.add(token)
+        if exclusive:
+            self._exclusive.add(token)
 
     def _moved(self, job: str, token: str | None, move: tuple[str, str], actor: str) -> None:
         before, after = move
@@ -109,32 +118,32 @@ class Watch:
             self._held[job] = token
             parent = self._parents.get(job)
             if parent is not None and self.ends.get(parent) != "succeeded":
-                self._blame("a job ran before the one that it waits for had succeeded", job)
+                self._violation("a job ran before the one that it waits for had succeeded", job)
         elif before == "running" and token != self._held.get(job):
-            self._blame("a job was moved under a stale token", job)
+            self._violation("a job was moved under a stale token", job)
         if after in BY_WORKER and not actor.startswith(f"vestry-{self._workers.get(token or '')}"):
-            self._blame("a job was finished by a worker that did not hold it", job)
+            self._violation("a job was finished by a worker that did not hold it", job)
         if before in TERMINAL:
-            self._blame("a job left a final state", job)
+            self._violation("a job left a final state", job)
         if after in TERMINAL:
             if job in self.ends:
-                self._blame("a job ended more than once", job)
+                self._violation("a job ended more than once", job)
             self.ends[job] = after
             if token in self._frozen and after in BY_WORKER:
                 self.late.append((str(token), job))
 
     def _rescued(self, token: str | None, move: tuple[str, str], actor: str, at: float) -> None:
-        """Taken back by the reconciler: a worker's own retry was never lost. A batch's last counts."""
+        """Note a release by the reconciler (a worker's retry was never lost); a batch's last counts."""
         before, after = move
         if before == "running" and after in {"queued", "dead"} and actor.startswith(RECONCILER):
             self.returned[str(token)] = at
 
     def _result(self, job: str, token: str | None, state: str) -> None:
         if job in self._results:
-            self._blame("a job's result was committed more than once", job)
+            self._violation("a job's result was committed more than once", job)
         self._results.add(job)
         if state != "running" or token is None or token != self._held.get(job):
-            self._blame("a result of somebody who did not hold the job", job)
+            self._violation("a result was committed by a worker that did not hold the job", job)
         if token in self._frozen:
             self.late.append((str(token), job))
 
@@ -145,6 +154,6 @@ class Watch:
         if job not in self._poison:
             return
         if outcome in {"retry", "dead"}:
-            self._attempts[job, "answered"] += 1
-        elif outcome == "lost" and token in self._alone:
-            self._attempts[job, "lost alone"] += 1
+            self._attempts[job, ANSWERED] += 1
+        elif outcome == "lost" and token in self._exclusive:
+            self._attempts[job, CRASHED] += 1

@@ -1,4 +1,4 @@
-"""A stack's directory for a test, gone at its end with all that the stack keeps elsewhere."""
+"""A temporary home for a stack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.stack.server_dir import remove
 
 @contextmanager
 def temporary_home(prefix: str = "vestry-test-") -> Iterator[Path]:
-    """A new directory until the end of the block; the stack in it must have ended by then."""
+    """A new directory, removed at the end with its servers' data; the stack must have ended by then."""
     home = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         yield home

@@ -1,11 +1,12 @@
-"""A job or a few, and what tests of one worker's duties do with them."""
+"""Jobs and handlers for tests of a worker's parts."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 from uuid import UUID
 
 import psycopg
@@ -17,6 +18,8 @@ from tasks.protocol import (
     Succeeded,
 )
 from vestry import Embedding, Vestry
+from vestry.jobs.base import Prepared
+from vestry.lanes import Pool
 from workers.stack.dev_stack import DevStack
 
 VECTORS = Succeeded({"vectors": [[1.0]], "space": "s"})
@@ -28,7 +31,7 @@ def submit(vestry: Vestry, conn: Any, *texts: str, **options: Any) -> list[UUID]
     return [job.id for job in jobs]
 
 
-def told(conn: Any, job: UUID) -> tuple[str, int]:
+def state_and_attempt(conn: Any, job: UUID) -> tuple[str, int]:
     row = conn.execute("SELECT state, attempt FROM vestry.jobs WHERE id = %s", [job]).fetchone()
     return (row[0], row[1])
 
@@ -37,12 +40,14 @@ def text_of(job: Job) -> str:
     return str(job.payload["texts"][0])
 
 
-def at_once(batch: Sequence[Job], _: Context) -> list[Outcome]:
+def succeed_all(batch: Sequence[Job], _: Context) -> list[Outcome]:
     return [VECTORS for _ in batch]
 
 
 @contextmanager
-def looping(stack: DevStack, loop: Callable[[psycopg.Connection[Any]], None], stop: Any) -> Any:
+def running_loop(
+    stack: DevStack, loop: Callable[[psycopg.Connection[Any]], None], stop: Any
+) -> Any:
     with psycopg.connect(stack.database_url("vestry_control"), autocommit=True) as conn:
         thread = threading.Thread(target=loop, args=(conn,))
         thread.start()
@@ -51,3 +56,18 @@ def looping(stack: DevStack, loop: Callable[[psycopg.Connection[Any]], None], st
         finally:
             stop.set()
             thread.join(10)
+
+
+@dataclass(frozen=True, slots=True)
+class RawPayload:
+    """A job with a payload that the library would not write."""
+
+    payload: bytes
+    kind: ClassVar[str] = "embedding"
+
+    def prepare(self, digest: Any, payload_limit: int = 0) -> Prepared:
+        del digest, payload_limit
+        return Prepared(
+            kind=self.kind, pool=Pool.GPU, model=None, payload=self.payload, units=1,
+            keep_payload=True,
+        )  # fmt: skip

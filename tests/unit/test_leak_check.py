@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import residue
-from tests.echo_stack import eventually
+from tests import leak_check
+from tests.waiting import eventually
 from workers.stack.server_dir import OWNER
 
 ORPHAN = """
@@ -28,7 +28,7 @@ print(child.pid)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residue, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(leak_check, "ENDING_S", 0.2)
 
 
 def orphan(cwd: Path, *environment: str) -> int:
@@ -51,7 +51,7 @@ def left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
 
 def found(root: Path) -> set[int]:
     """Among them, in a whole run, the servers that other tests share."""
-    return {process.pid for process in residue.processes(root)}
+    return {process.pid for process in leak_check.processes(root)}
 
 
 def test_an_orphan_is_found_until_it_ends(left: int, tmp_path: Path) -> None:
@@ -67,8 +67,8 @@ def test_a_child_is_found_wherever_it_runs(tmp_path: Path) -> None:
 
 
 def test_a_place_is_found_by_its_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residue, "SYSTEM_DIRS", (tmp_path,))
+    monkeypatch.setattr(leak_check, "SYSTEM_DIRS", (tmp_path,))
     for name, home in (("vestry-a", tmp_path / "tests" / "home"), ("vestry-b", Path("/else"))):
         (tmp_path / name).mkdir()
         (tmp_path / name / OWNER).write_text(json.dumps({"home": str(home)}), encoding="utf-8")
-    assert residue.places(tmp_path / "tests") == [tmp_path / "vestry-a"]
+    assert leak_check.server_dirs(tmp_path / "tests") == [tmp_path / "vestry-a"]
