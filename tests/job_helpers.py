@@ -68,6 +68,6 @@ class RawPayload:
     def prepare(self, digest: Any, payload_limit: int = 0) -> Prepared:
         del digest, payload_limit
         return Prepared(
-            kind=self.kind, pool=Pool.GPU, model=None, payload=self.payload, units=1,
+            kind=self.kind, pool=Pool.GPU, model=None, payload=self.payload, cost=1,
             keep_payload=True,
         )  # fmt: skip

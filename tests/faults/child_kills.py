@@ -117,5 +117,5 @@ def _eventually(check: Callable[[], Any], within_s: float) -> bool:
     while not check():
         if time.monotonic() > until:
             return False
-        time.sleep(strikes.LOOK_S)
+        time.sleep(strikes.POLL_S)
     return True
