@@ -123,7 +123,7 @@ def test_ocr_refuses_too_large_file_with_its_size(
         stream.truncate(2**33)
     code, error = submit_ocr(str(file), capsys=capsys)
     assert code == ExitCode.USAGE
-    assert "8589934592 bytes, at most 67108864" in error["message"]
+    assert "8589934592 bytes; at most 67108864" in error["message"]
 
 
 def test_ocr_reads_standard_input(

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {
     "vestry", "tasks", "inference", "models", "workers", "migrations", "tests", "benchmarks",
     "samples", "docs", "tools", ".ci", ".gitignore", "pyproject.toml", "constraints.txt", "Makefile",
-    "compose.yaml", "Dockerfile", ".dockerignore", "README.md", "CHANGELOG.md", "LICENSE",
+    "compose.yaml", "Dockerfile", ".dockerignore", "README.md", "CHANGELOG.md", "CONTRIBUTING.md",
+    "LICENSE",
 }  # fmt: skip
 
 
