@@ -136,11 +136,11 @@ class Library:
                         vector = HalfVector(self.vectors[row])
                         target.write_row((ids[row], space, owner, source, vector))
             root.execute(
-                """CREATE TEMP TABLE told (
+                """CREATE TEMP TABLE seeds (
                      id uuid, n int, owner text, source text, detail bytea, text bytea,
                      key_id uuid)"""
             )
-            with root.cursor().copy("COPY told FROM STDIN WITH (FORMAT binary)") as target:
+            with root.cursor().copy("COPY seeds FROM STDIN WITH (FORMAT binary)") as target:
                 target.set_types(["uuid", "int4", "text", "text", "bytea", "bytea", "uuid"])
                 for row in range(rows):
                     key = keys[f"owner-{self.owners[row]}"]
@@ -168,7 +168,7 @@ class Library:
             root.execute(
                 """INSERT INTO vestry.shareable_embeddings
                    SELECT chunk_id, %s, e.owner, e.source, vector
-                   FROM vestry.shareable_embeddings e JOIN told ON id = chunk_id WHERE n < %s""",
+                   FROM vestry.shareable_embeddings e JOIN seeds ON id = chunk_id WHERE n < %s""",
                 [large, self.large_rows],
             )
             root.execute(definition.encode())
@@ -194,14 +194,14 @@ class Library:
 
 _DOCUMENTS: Final[tuple[LiteralString, ...]] = (
     """INSERT INTO vestry.private_documents (id, owner, source, external_hash, key_id, detail)
-       SELECT id, owner, source, uuid_send(id), key_id, detail FROM told""",
+       SELECT id, owner, source, uuid_send(id), key_id, detail FROM seeds""",
     """INSERT INTO vestry.private_chunks
-       SELECT id, id, owner, 0, 0, 10, '', key_id, text FROM told""",
+       SELECT id, id, owner, 0, 0, 10, '', key_id, text FROM seeds""",
     """INSERT INTO vestry.shareable_documents (id, owner, source, external_hash, detail)
        SELECT id, replace(owner, 'owner', 'library'), source, uuid_send(id),
-              json_build_object('id', n::text)::text FROM told""",
+              json_build_object('id', n::text)::text FROM seeds""",
     """INSERT INTO vestry.shareable_chunks
-       SELECT id, id, replace(owner, 'owner', 'library'), 0, 0, 10, '', 'text' FROM told""",
+       SELECT id, id, replace(owner, 'owner', 'library'), 0, 0, 10, '', 'text' FROM seeds""",
 )
 
 
@@ -240,7 +240,7 @@ def run(options: Options) -> BenchmarkResult:
 def _measure(result: BenchmarkResult, library: Library, vestry: Vestry) -> None:
     own = {"owner": "owner-7", "privacy": "private"}
     other = {"owner": "library-7", "privacy": "shareable"}
-    by_source = {"owner": "nobody", "privacy": "shareable"}
+    by_source = {"owner": "stranger", "privacy": "shareable"}
     first = np.arange(len(library.vectors)) < library.large_rows
     for name, chosen, least, how in (
         ("private, an owner of 1 %", library.owners == 7, 0.99, own),
