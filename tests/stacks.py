@@ -18,19 +18,19 @@ from typing import Any, Final, Protocol
 
 import pytest
 
-from tests import quick_stack
+from tests import faulty_echo, quick_stack
 from tests.cluster_template import migrated_home
 from tests.run_dir import timed_start
 from workers.stack import commands
 from workers.stack.background import BackgroundStack, start_background
 
 ECHO_SETTINGS: Final = {
-    "VESTRY_EMBEDDING_BACKEND": "echo",
+    "VESTRY_EMBEDDING_BACKEND": faulty_echo.RUNTIME,
     "VESTRY_LEASE_S": "3",
     "VESTRY_HEARTBEAT_S": "0.5",
     "VESTRY_BACKOFF_CAP_S": "0.2",
 }
-"""The echo backend, and leases short enough to wait for."""
+"""The echo backend with faults on request, and leases short enough to wait for."""
 INFERENCE: Final = (
     "dispatcher", "reconciler", "private-interactive-gpu", "private-bulk-gpu",
     "shareable-interactive-gpu", "shareable-bulk-gpu",
