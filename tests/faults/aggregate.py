@@ -26,7 +26,7 @@ COUNTED: Final = (
     "ended superseded",
 )
 """The counts that the text shows."""
-LOST: Final = ("after", "before the commit", "in ", "frozen", "a worker is killed")
+LOST: Final = ("after", "before COMMIT", "inside", "frozen", "a worker is killed")
 """Prefixes of faults whose recovery is timed from the loss of jobs until they are runnable again."""
 LEASES_S: Final = {"forks": 1.0, "real": 2.0, "disk": 1.0, "network": 1.0}
 WORKER_KILLED: Final = "a worker is killed"

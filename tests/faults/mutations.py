@@ -197,7 +197,7 @@ MUTATIONS: Final = (
         ),
     ),
     Mutation(
-        "the suspect rule",
+        "the quarantine rule",
         "rescue queues a batch again without quarantine",
         (LOST,),
         lambda: rewrite_query("rescue", ("quarantined = NOT held.dies", "quarantined = false")),
@@ -205,7 +205,7 @@ MUTATIONS: Final = (
     Mutation(
         "the generation check",
         "a document is written without a check for newer versions and deletions, before and after",
-        ("generation was indexed more than once", "a deleted document is still there"),
+        ("generation was indexed more than once", "a deleted document is still stored"),
         _no_generation,
         scale=replace(SMALL, jobs=1500),
     ),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.faults.aggregate import merged, shortfalls
+from tests.faults.aggregate import LOST, merged, shortfalls
 from tests.faults.checker import Verdict
+from tests.faults.failpoints import FROZEN, POINTS
 from tests.faults.job_mix import ALL, KINDS
 from tests.faults.report import Report
 from tests.faults.scales import Minimum
@@ -54,6 +55,10 @@ def test_it_counts_from_the_return_of_what_kept_everybody_from_it() -> None:
         f"{KILLED}, database unavailable": [10.0],
         "the network is cut": [10.0],
     }
+
+
+def test_every_point_that_loses_a_lease_is_timed_from_the_loss() -> None:
+    assert all(point.startswith(LOST) for point in (*POINTS, FROZEN))
 
 
 def test_run_that_misses_a_point_or_a_count_says_which() -> None:
