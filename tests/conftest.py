@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import leak_check, run_dir
 from tests.cluster_template import migrated_home
-from tests.llama import Llama, llama_server
+from tests.llama_server import Llama, llama_server
 from tests.quick_stack import quick_servers
 from tests.stacks import POOL, declared_stack
 from workers.settings import key_prefix

@@ -16,7 +16,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from inference.backends.echo import EchoModel
-from tests.llama import Llama
+from tests.llama_server import Llama
 
 VERSION = "0.40.2"
 TOO_MANY_WORDS = 300

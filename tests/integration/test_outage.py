@@ -19,7 +19,7 @@ import pytest
 
 from tests.cloud_stack import KEY, cloud_stack
 from tests.faultserver import Fault, FaultServer, empty, rate_limited, status
-from tests.llama import llama_server
+from tests.llama_server import llama_server
 from tests.waiting import BULK_S, eventually
 from vestry import Classification, Embedding, Generation, JobRef, Rerank, Vestry
 from vestry.db.receipts import Receipt

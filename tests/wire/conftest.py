@@ -9,7 +9,7 @@ import pytest
 
 from inference.remote.egress import on_behalf_of
 from tests.faultserver import FaultServer
-from tests.llama import Llama
+from tests.llama_server import Llama
 from tests.wire.factories import CLOUD_KEY
 
 

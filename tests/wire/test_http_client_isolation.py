@@ -13,7 +13,7 @@ from inference.errors import InferenceError, ModelMissing
 from inference.protocol import Backend, BackendConfig
 from inference.remote.client import SENT, httpx2_client, httpx_client
 from tests.faultserver import FaultServer, redirect, status
-from tests.llama import Llama
+from tests.llama_server import Llama
 from tests.ollama_fake import FakeOllama
 from tests.wire.factories import CLOUD_KEY, NEEDLE, config, entry, prompt
 

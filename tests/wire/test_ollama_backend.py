@@ -37,7 +37,7 @@ from tests.faultserver import (
     rewrite,
     status,
 )
-from tests.llama import Llama
+from tests.llama_server import Llama
 from tests.ollama_fake import DIMENSION, FakeOllama
 from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
 

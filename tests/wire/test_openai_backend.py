@@ -39,7 +39,7 @@ from tests.faultserver import (
     status,
     until,
 )
-from tests.llama import Llama
+from tests.llama_server import Llama
 from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
 
 
