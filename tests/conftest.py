@@ -27,18 +27,18 @@ from workers.stack.valkey import PRIVACIES
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
-MADE = pytest.StashKey[Path]()
+CREATED_RUN_DIR = pytest.StashKey[Path]()
 """The run's directory, in the process that made it."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The first process of a run makes the directory that all of them share."""
     if run_dir.run_dir() is None:
-        config.stash[MADE] = run_dir.make()
+        config.stash[CREATED_RUN_DIR] = run_dir.create()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if (made := config.stash.get(MADE, None)) is not None:
+    if (made := config.stash.get(CREATED_RUN_DIR, None)) is not None:
         remove(made / run_dir.TEMPLATE)
         shutil.rmtree(made, ignore_errors=True)
         del os.environ[run_dir.VARIABLE]
@@ -47,7 +47,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if MADE in config.stash:
+    if CREATED_RUN_DIR in config.stash:
         for kind, times in run_dir.start_times().items():
             terminalreporter.write_line(f"{sum(times):7.1f} s for {len(times):3} starts: {kind}")
 

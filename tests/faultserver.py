@@ -6,8 +6,8 @@
         cloud.next(status(500), cut(2))       # for the next two requests, before `fault`
         cloud.fault = None                    # no fault
         cloud.stop_listening()                # connections are refused, until .listen()
-        assert not cloud.was_offered("text")
-        [offer.at for offer in cloud.offers]
+        assert not cloud.received("text")
+        [request.at for request in cloud.requests]
 
 Without an upstream it is a fake with a canned answer in OpenAI's or Anthropic's protocol. A fault is
 independent of the protocol: it changes the lines of the real server's response.
@@ -33,7 +33,7 @@ TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class RecordedRequest:
     """One recorded request.
 
     Attributes:
@@ -92,7 +92,7 @@ def rate_limited(retry_after: str | float | None = None) -> Fault:
     return status(429, **({} if retry_after is None else {"retry_after": str(retry_after)}))
 
 
-def until(seconds: float) -> str:
+def http_date_in(seconds: float) -> str:
     """A time from now as an HTTP date, for `rate_limited`."""
     return formatdate(time.time() + seconds, usegmt=True)
 
@@ -178,7 +178,7 @@ class FaultServer:
         key: str | None = None,
     ) -> None:
         self.fault: Fault | None = None
-        self.offers: list[Offer] = []
+        self.requests: list[RecordedRequest] = []
         self.key = key
         self._upstream = urlsplit(upstream) if upstream else None
         self._upstream_key = upstream_key
@@ -215,15 +215,17 @@ class FaultServer:
         with self._lock:
             self._next.extend(faults)
 
-    def was_offered(self, text: str) -> bool:
+    def received(self, text: str) -> bool:
         """Whether any request contained this text, plain or escaped as in JSON."""
         forms = {text.encode(), json.dumps(text)[1:-1].encode()}
-        return any(form in offer.body for offer in list(self.offers) for form in forms)
+        return any(form in request.body for request in list(self.requests) for form in forms)
 
-    def calls(self, path: str = "/") -> list[Offer]:
+    def calls(self, path: str = "/") -> list[RecordedRequest]:
         """The requests with a body, without those of `probe`, whose path ends with `path`."""
         return [
-            o for o in list(self.offers) if o.body and o.path.rstrip("/").endswith(path.rstrip("/"))
+            o
+            for o in list(self.requests)
+            if o.body and o.path.rstrip("/").endswith(path.rstrip("/"))
         ]
 
     def __enter__(self) -> Self:
@@ -233,11 +235,11 @@ class FaultServer:
     def __exit__(self, *_: object) -> None:
         self.stop_listening()
 
-    def _answer(self, path: str, method: str, headers: dict[str, str], body: bytes) -> Reply:
+    def _respond(self, path: str, method: str, headers: dict[str, str], body: bytes) -> Reply:
         with self._lock:
             fault = self._next.popleft() if self._next else self.fault
             name = fault.name if fault else None
-            self.offers.append(Offer(time.monotonic(), path, body, name, headers))
+            self.requests.append(RecordedRequest(time.monotonic(), path, body, name, headers))
         key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and key != self.key:
             return status(401).reply(lambda: Reply(401, {}, []), self._closed)
@@ -278,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length") or 0)
         body = self.rfile.read(length)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        reply = self.owner._answer(self.path, self.command, headers, body)
+        reply = self.owner._respond(self.path, self.command, headers, body)
         lines = iter(reply.lines)
         self.close_connection = True
         try:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from inference.ocr import worker_main
 from inference.ocr.config import WorkerSetup
 
-STRUCK: Final = "struck"
+FAULT_MARKER: Final = "struck"
 """File in the parent's temporary directory that marks a fault, and holds process ids."""
 
 
@@ -31,7 +31,7 @@ def crash() -> None:
 
 def crash_once() -> None:
     """Crash, but not in the second worker."""
-    mark = Path.cwd().parent / STRUCK
+    mark = Path.cwd().parent / FAULT_MARKER
     if not mark.exists():
         mark.touch()
         crash()
@@ -52,17 +52,17 @@ def eat_memory() -> None:
 def hang() -> None:
     """Never reply, with a child process, as Tesseract is one."""
     helper = subprocess.Popen(["sleep", "600"])
-    (Path.cwd().parent / STRUCK).write_text(f"{os.getpid()} {helper.pid}", encoding="ascii")
+    (Path.cwd().parent / FAULT_MARKER).write_text(f"{os.getpid()} {helper.pid}", encoding="ascii")
     time.sleep(600)
 
 
-def burn() -> None:
+def busy_loop() -> None:
     """Compute without end."""
     while True:
         pass
 
 
-def babble() -> None:
+def send_malformed_reply() -> None:
     """Send a malformed reply."""
     for descriptor in range(3, 20):  # the pipe to the parent is one of them
         with contextlib.suppress(OSError):
@@ -71,7 +71,7 @@ def babble() -> None:
 
 
 FAULTS: Final = {
-    601: crash, 602: crash_once, 603: killed, 604: eat_memory, 605: hang, 606: burn, 607: babble,
+    601: crash, 602: crash_once, 603: killed, 604: eat_memory, 605: hang, 606: busy_loop, 607: send_malformed_reply,
 }  # fmt: skip
 
 
@@ -79,9 +79,8 @@ def serve(request: dict[str, Any], setup: WorkerSetup) -> dict[str, Any]:
     """Serve as the real worker does, with the fault."""
     if request["do"] == "page" and request["page"] == 2 and request["dpi"] in FAULTS:
         FAULTS[request["dpi"]]()
-    if (
-        request["do"] == "count" and request["kind"] == "png"
-    ):  # for the test of a worker's environment
+    # For the test of a worker's environment.
+    if request["do"] == "count" and request["kind"] == "png":
         return {
             "environment": dict(os.environ),
             "modules": list(sys.modules),

@@ -17,11 +17,11 @@ TIMEOUT_S = 20.0
 class FlowerClient:
     """One privacy class's Flower; `described` is its part of the stack's client file."""
 
-    def __init__(self, described: dict[str, str]) -> None:
-        self.url = described["url"]
-        password = Path(described["password_file"]).read_text(encoding="utf-8").strip()
+    def __init__(self, config: dict[str, str]) -> None:
+        self.url = config["url"]
+        password = Path(config["password_file"]).read_text(encoding="utf-8").strip()
         self.password = password
-        self.user = described["user"]
+        self.user = config["user"]
 
     def get(self, path: str, *, user: str | None = "", password: str = "") -> tuple[int, str]:
         """Status and body; as Flower's user, as `user` where given, without a login where None."""

@@ -29,8 +29,8 @@ def drawn_line() -> Image.Image:
 
 def hostile() -> Iterator[tuple[str, bytes]]:
     """Name and content of files that cannot be read."""
-    yield from _impostors()
-    yield from _cut_off()
+    yield from _wrong_formats()
+    yield from _truncated()
     yield from _bad_png()
     yield from _bad_jpeg()
     yield from _bad_tiff()
@@ -38,7 +38,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield from _bad_pdf()
 
 
-def odd_images() -> Iterator[tuple[str, bytes]]:
+def unusual_images() -> Iterator[tuple[str, bytes]]:
     """Name and content of unusual image files that show `drawn_line()`."""
     page = drawn_line()
     grey = np.asarray(page)
@@ -62,14 +62,14 @@ def odd_images() -> Iterator[tuple[str, bytes]]:
     yield "turned by its Exif", encoded(page.rotate(90, expand=True), "JPEG", exif=turned)
 
 
-def odd_pdfs() -> Iterator[tuple[str, bytes]]:
+def unusual_pdfs() -> Iterator[tuple[str, bytes]]:
     """Name and content of unusual PDFs whose page says LINE."""
     yield "bytes before a PDF", b"\n" * 500 + pdf(text_page(LINE))
     yield "a table of places that lies", pdf(text_page(LINE)).replace(b"0000000", b"0099999")
     yield "cut off after its trailer", pdf(text_page(LINE)).partition(b"startxref")[0]
 
 
-def _impostors() -> Iterator[tuple[str, bytes]]:
+def _wrong_formats() -> Iterator[tuple[str, bytes]]:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr("page.png", MARK)
@@ -91,7 +91,7 @@ def _impostors() -> Iterator[tuple[str, bytes]]:
     yield "HTML that says PDF", b"<html>%PDF-1.7 " + mark
 
 
-def _cut_off() -> Iterator[tuple[str, bytes]]:
+def _truncated() -> Iterator[tuple[str, bytes]]:
     page = drawn(MARK, size=(600, 200))
     for kind, options in (
         ("PNG", {}), ("JPEG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {}),
@@ -144,8 +144,8 @@ def _bad_jpeg() -> Iterator[tuple[str, bytes]]:
     yield "JPEG: no tables", b"\xff\xd8" + whole[whole.index(b"\xff\xc0") :]
 
 
-def _sized(whole: bytes, place: int, height: int, width: int) -> bytes:
-    return whole[:place] + struct.pack(">HH", height, width) + whole[place + 4 :]
+def _sized(whole: bytes, offset: int, height: int, width: int) -> bytes:
+    return whole[:offset] + struct.pack(">HH", height, width) + whole[offset + 4 :]
 
 
 def _bad_tiff() -> Iterator[tuple[str, bytes]]:

@@ -19,9 +19,9 @@ from inference.backends.echo import EchoModel
 from tests.llama_server import Llama
 
 VERSION = "0.40.2"
-TOO_MANY_WORDS = 300
+MAX_WORDS = 300
 DIMENSION = 64
-Answer = tuple[int, Iterator[dict[str, Any]]]
+Response = tuple[int, Iterator[dict[str, Any]]]
 
 
 class FakeOllama:
@@ -58,23 +58,27 @@ class FakeOllama:
         """The bodies of the requests to a path."""
         return [body for requested, body in list(self.requests) if requested == path]
 
-    def answer(self, path: str, body: dict[str, Any]) -> Answer:
+    def respond(self, path: str, body: dict[str, Any]) -> Response:
         """Status and JSON documents of a response."""
         self.requests.append((path, body))
         name = str(body.get("model", ""))
         tagged = (name, f"{name}:latest")
         model = next((self.models[name] for name in tagged if name in self.models), None)
-        general: dict[str, Callable[[], Answer]] = {
-            "/api/version": lambda: _one({"version": VERSION}),
-            "/api/tags": lambda: _one({"models": [self._described(name) for name in self.models]}),
+        general: dict[str, Callable[[], Response]] = {
+            "/api/version": lambda: _single({"version": VERSION}),
+            "/api/tags": lambda: _single(
+                {"models": [self._described(name) for name in self.models]}
+            ),
             "/api/pull": lambda: self._pull(name),
         }
         if path in general:
             return general[path]()
         if model is None:
-            return _one({"error": f"model '{name}' not found"}, 404)
-        of_a_model: dict[str, Callable[[], Answer]] = {
-            "/api/show": lambda: _one({"model_info": {}, "capabilities": ["completion"], **model}),
+            return _single({"error": f"model '{name}' not found"}, 404)
+        of_a_model: dict[str, Callable[[], Response]] = {
+            "/api/show": lambda: _single(
+                {"model_info": {}, "capabilities": ["completion"], **model}
+            ),
             "/api/embed": lambda: self._embed(body),
             "/api/chat": lambda: self._chat(body),
         }
@@ -84,7 +88,7 @@ class FakeOllama:
         digest = hashlib.sha256(name.encode()).hexdigest()
         return {"name": name, "model": name, "digest": digest, "size": 1000, **self.models[name]}
 
-    def _pull(self, name: str) -> Answer:
+    def _pull(self, name: str) -> Response:
         if name.startswith("no-such"):
             return 200, iter([{"status": "pulling manifest"},
                               {"error": "pull model manifest: file does not exist"}])  # fmt: skip
@@ -93,18 +97,18 @@ class FakeOllama:
         steps += [{"status": "pulling 4b5c", "total": 100, "completed": n} for n in (0, 50, 100)]
         return 200, iter([*steps, {"status": "success"}])
 
-    def _embed(self, body: dict[str, Any]) -> Answer:
+    def _embed(self, body: dict[str, Any]) -> Response:
         texts = body["input"]
-        if any(len(text.split()) > TOO_MANY_WORDS for text in texts) and not body["truncate"]:
-            return _one({"error": "the input length exceeds the context length"}, 400)
+        if any(len(text.split()) > MAX_WORDS for text in texts) and not body["truncate"]:
+            return _single({"error": "the input length exceeds the context length"}, 400)
         vectors = self._echo.embed([" ".join(text.split()[:200]) for text in texts])
-        return _one({"model": body["model"], "embeddings": (3 * vectors).tolist()})
+        return _single({"model": body["model"], "embeddings": (3 * vectors).tolist()})
 
-    def _chat(self, body: dict[str, Any]) -> Answer:
+    def _chat(self, body: dict[str, Any]) -> Response:
         common = {"model": body["model"], "created_at": "2026-11-01T00:00:00Z"}
         if not body["messages"]:
             message = {"role": "assistant", "content": ""}
-            return _one({**common, "message": message, "done": True, "done_reason": "load"})
+            return _single({**common, "message": message, "done": True, "done_reason": "load"})
         assert self._llama is not None
         options = body.get("options", {})
         request = {
@@ -121,11 +125,11 @@ class FakeOllama:
         connection.request("POST", "/v1/chat/completions", json.dumps(request), headers)
         response = connection.getresponse()
         if response.status != 200:  # as since 0.34: llama.cpp's own error, as text
-            return _one({"error": json.dumps(json.loads(response.read()))}, response.status)
+            return _single({"error": json.dumps(json.loads(response.read()))}, response.status)
         return 200, _as_ollama(response, common)
 
 
-def _one(document: dict[str, Any], status: int = 200) -> Answer:
+def _single(document: dict[str, Any], status: int = 200) -> Response:
     return status, iter([document])
 
 
@@ -153,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         length = int(self.headers.get("content-length") or 0)
         body = json.loads(self.rfile.read(length) or b"{}")
-        status, documents = self.owner.answer(self.path, body)
+        status, documents = self.owner.respond(self.path, body)
         try:
             self.send_response(status)
             self.send_header(

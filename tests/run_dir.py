@@ -28,7 +28,7 @@ def run_dir() -> Path | None:
     return Path(path) if path else None
 
 
-def make() -> Path:
+def create() -> Path:
     """Make the directory, and name it to the processes started from now on."""
     path = Path(tempfile.mkdtemp(prefix="vestry-tests-")).resolve()
     if os.geteuid() == 0:

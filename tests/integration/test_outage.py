@@ -137,8 +137,8 @@ def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
         return vestry.receipts(job)[-1].locality == "cloud"
 
     eventually(goes_to_the_cloud)
-    assert cloud.offers
-    assert not cloud.was_offered(SECRET)
+    assert cloud.requests
+    assert not cloud.received(SECRET)
 
 
 @pytest.mark.parametrize(

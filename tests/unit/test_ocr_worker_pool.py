@@ -67,7 +67,7 @@ ALL_BUT_THE_SECOND = [ALL[0], *ALL[2:]]
     [
         ("crash", "reader_crashed"),
         ("killed", "reader_crashed"),
-        ("babble", "reader_crashed"),
+        ("send_malformed_reply", "reader_crashed"),
         ("eat_memory", "out_of_memory"),
     ],
 )
@@ -93,7 +93,7 @@ def test_worker_over_time_limit_is_killed_with_its_child_processes(
     result = read_with_fault(model(ocr), "hang")
     assert errors(result) == {2: "time_limit"}
     assert page_texts(result) == ALL_BUT_THE_SECOND
-    pids = (temp_dir.path / faulty_ocr_worker.STRUCK).read_text(encoding="ascii").split()
+    pids = (temp_dir.path / faulty_ocr_worker.FAULT_MARKER).read_text(encoding="ascii").split()
     assert len(pids) == 2
     assert_ended([int(pid) for pid in pids])
     ocr.close()
@@ -105,7 +105,7 @@ def test_kernel_ends_worker_over_its_cpu_limit(tmp_path: Path) -> None:
     _, workers = ocr.running()
     workers.call({"do": "warm", "languages": "eng"}, 60)
     [worker] = workers._idle
-    request = {"do": "page", "page": 2, "dpi": DPI["burn"], "kind": "pdf", "languages": "eng"}
+    request = {"do": "page", "page": 2, "dpi": DPI["busy_loop"], "kind": "pdf", "languages": "eng"}
     ended: list[BaseException] = []
 
     def call() -> None:
@@ -170,7 +170,7 @@ def test_workers_end_with_killed_parent(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", PARENT, str(root)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=checkout) as parent:
         assert parent.stdout is not None
-        mark = Path(parent.stdout.readline().strip()) / faulty_ocr_worker.STRUCK
+        mark = Path(parent.stdout.readline().strip()) / faulty_ocr_worker.FAULT_MARKER
         eventually(lambda: mark.exists() and len(mark.read_text(encoding="ascii").split()) == 2)
         pids = [int(pid) for pid in mark.read_text(encoding="ascii").split()]
         parent.kill()
@@ -200,7 +200,7 @@ def test_cancelled_file_is_abandoned_between_pages(tmp_path: Path) -> None:
 
 def test_close_does_not_wait_for_running_page(tmp_path: Path) -> None:
     ocr = backend(tmp_path / "parent")
-    mark = ocr.running()[0].path / faulty_ocr_worker.STRUCK
+    mark = ocr.running()[0].path / faulty_ocr_worker.FAULT_MARKER
     ended: list[BaseException] = []
 
     def read() -> None:

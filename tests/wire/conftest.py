@@ -30,6 +30,6 @@ def for_a_job() -> Iterator[None]:
 def faulty(server: FaultServer) -> Iterator[FaultServer]:
     """The proxy, at first without a fault and without recorded requests."""
     server.fault = None
-    server.offers.clear()
+    server.requests.clear()
     yield server
     server.fault = None

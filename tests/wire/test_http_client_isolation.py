@@ -67,16 +67,16 @@ def test_environment_does_not_reach_a_local_server(
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     for key in (CLOUD_KEY, None):
-        server.offers.clear()
+        server.requests.clear()
         server.key = key
         backend = make(locality="local", key=key)
         loaded: Any = backend.load(entry())
         assert loaded.generate(prompt(max_tokens=2)).text
         assert backend.probe().reachable
-        for offer in server.offers:
-            assert offer.headers.keys() <= SENT
-            assert "planted" not in " ".join(offer.headers.values())
-            assert NOWHERE.removeprefix("http://") not in offer.headers["host"]
+        for request in server.requests:
+            assert request.headers.keys() <= SENT
+            assert "planted" not in " ".join(request.headers.values())
+            assert NOWHERE.removeprefix("http://") not in request.headers["host"]
         backend.close()
     server.key = CLOUD_KEY
 
@@ -108,7 +108,7 @@ def test_redirect_to_another_server_is_not_followed(
         loaded: Any = make(locality="cloud").load(entry())
         with pytest.raises(InferenceError, match="another address"):
             loaded.generate(prompt())
-        assert other.offers == []
+        assert other.requests == []
 
 
 @pytest.mark.parametrize("url", [None, "", "127.0.0.1:8080", "file:///etc/passwd", "http://"])
@@ -127,4 +127,4 @@ def test_client_refuses_other_hosts() -> None:
             with pytest.raises(Exception, match="another host"):
                 client.get(f"{other.url}/v1/models")
             client.close()
-        assert other.offers == []
+        assert other.requests == []

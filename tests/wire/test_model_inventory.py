@@ -131,7 +131,7 @@ def test_doctor_rejects_configured_backends_that_cannot_work(
 
         cloud.fault = status(401)
         assert "answers with status 401" in model_checks()["backend openai"].detail
-        assert not cloud.was_offered("messages"), "a probe costs nothing"
+        assert not cloud.received("messages"), "a probe costs nothing"
 
 
 def test_discovered_backend_of_running_stack_is_optional(home: Path, ollama: FakeOllama) -> None:

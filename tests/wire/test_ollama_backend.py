@@ -136,7 +136,7 @@ def test_remote_model_is_refused_before_any_content_is_sent(
                 call()
     with pytest.raises(ModelMissing, match="machines of others"):
         list(backend.pull(entry(name="gpt-oss:120b-cloud")))
-    assert not faulty.was_offered(NEEDLE)
+    assert not faulty.received(NEEDLE)
     assert {path for path, _ in ollama.requests} == {"/api/show"}
 
 

@@ -37,7 +37,7 @@ from tests.faultserver import (
     rewrite,
     slow,
     status,
-    until,
+    http_date_in,
 )
 from tests.llama_server import Llama
 from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
@@ -98,7 +98,7 @@ def test_unsupported_parameters_are_left_out(faulty: FaultServer) -> None:
         ("local", {"sampling": {"repeat_penalty": "repetition_penalty"}},
          {"repetition_penalty": 1.1, "max_tokens": 2}),
     ):  # fmt: skip
-        faulty.offers.clear()
+        faulty.requests.clear()
         other = openai_http.connect(config(f"{faulty.url}/v1", locality=locality))
         other.load(entry(options=options)).generate(prompt(sampling=sampling, max_tokens=2))
         sent = faulty.calls()[0].json()
@@ -141,7 +141,7 @@ def test_server_faults_are_mapped(
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("7", 7.0), ("0.5", 0.5), (lambda: until(90), 90.0), (None, None), ("soon", None)],
+    [("7", 7.0), ("0.5", 0.5), (lambda: http_date_in(90), 90.0), (None, None), ("soon", None)],
     ids=["seconds", "half", "date", "nothing", "nonsense"],
 )
 def test_rate_limit_has_retry_after(
