@@ -20,11 +20,11 @@ from vestry.lanes import Kind, Pool
 
 
 class FakeGuard:
-    """Admits every call and records it; backends are healthy unless named.
+    """Admits every call and records it; a backend named in the constructor is unhealthy.
 
     Attributes:
-        calls: names of the backends that were called.
-        ended: backend and error of each call.
+        calls: name of the backend of each call.
+        ended: backend and error of each finished call.
         refusals: raised by `before_call`, by backend.
         is_probe: returned by `before_call`.
     """

@@ -1,7 +1,7 @@
 """A fake Ollama: its protocol in front of a real llama.cpp server, which generates.
 
-Texts are embedded by the echo backend, and are too long beyond `TOO_MANY_WORDS`. A pull adds a model.
-Some models may be declared remote, as those of Ollama's cloud are.
+The echo backend embeds texts of up to `MAX_WORDS` words. A pull adds a model. A model may be declared
+remote, as those of Ollama's cloud are.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class FakeOllama:
     """See the module's docstring.
 
     Args:
-        llama: generates; None for no chat.
-        models: its models, tags included, with the fields that /api/show adds.
+        llama: server that generates; None for no chat.
+        models: names with tags; each with the fields that /api/show adds.
     """
 
     def __init__(self, llama: Llama | None, models: Mapping[str, Mapping[str, Any]]) -> None:
@@ -51,7 +51,7 @@ class FakeOllama:
 
     @property
     def url(self) -> str:
-        """Its base URL."""
+        """Base URL."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def bodies(self, path: str) -> list[dict[str, Any]]:
@@ -64,25 +64,25 @@ class FakeOllama:
         name = str(body.get("model", ""))
         tagged = (name, f"{name}:latest")
         model = next((self.models[name] for name in tagged if name in self.models), None)
-        general: dict[str, Callable[[], Response]] = {
+        routes: dict[str, Callable[[], Response]] = {
             "/api/version": lambda: _single({"version": VERSION}),
             "/api/tags": lambda: _single(
                 {"models": [self._described(name) for name in self.models]}
             ),
             "/api/pull": lambda: self._pull(name),
         }
-        if path in general:
-            return general[path]()
+        if path in routes:
+            return routes[path]()
         if model is None:
             return _single({"error": f"model '{name}' not found"}, 404)
-        of_a_model: dict[str, Callable[[], Response]] = {
+        model_routes: dict[str, Callable[[], Response]] = {
             "/api/show": lambda: _single(
                 {"model_info": {}, "capabilities": ["completion"], **model}
             ),
             "/api/embed": lambda: self._embed(body),
             "/api/chat": lambda: self._chat(body),
         }
-        return of_a_model[path]()
+        return model_routes[path]()
 
     def _described(self, name: str) -> dict[str, Any]:
         digest = hashlib.sha256(name.encode()).hexdigest()
@@ -119,12 +119,12 @@ class FakeOllama:
         if body.get("format"):
             schema = {"name": "answer", "schema": body["format"]}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
-        at = urlsplit(self._llama.url)
-        connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=60)
+        url = urlsplit(self._llama.url)
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
         headers = {"authorization": f"Bearer {self._llama.key}", "content-type": "application/json"}
         connection.request("POST", "/v1/chat/completions", json.dumps(request), headers)
         response = connection.getresponse()
-        if response.status != 200:  # as since 0.34: llama.cpp's own error, as text
+        if response.status != 200:  # since 0.34 Ollama passes on llama.cpp's error, as text
             return _single({"error": json.dumps(json.loads(response.read()))}, response.status)
         return 200, _as_ollama(response, common)
 
@@ -173,4 +173,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = _serve  # noqa: N815 - as the base class has them
 
     def log_message(self, *_: object) -> None:
-        """No log."""
+        """Log nothing."""

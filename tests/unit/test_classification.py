@@ -108,7 +108,7 @@ def test_cached_label_set_is_not_embedded_again() -> None:
     model.calls.clear()
     assert result(run(handler, job("second of doctors"))[0]).label == "health"
     assert [texts for texts, _ in model.calls] == [["second of doctors"]]
-    # Another description makes another set, another owner too.
+    # Another description or another owner makes another label set.
     model.calls.clear()
     changed = [Label("health", "something else"), *TOPICS[1:]]
     run(handler, job("third", changed), job("fourth", owner="bob"))

@@ -129,8 +129,8 @@ def test_threshold_applies_to_stated_confidence() -> None:
 def test_each_text_is_one_guarded_call() -> None:
     guard = FakeGuard()
     model = ScriptedModel(answer("money"), TooLong(), answer("travel"))
-    one = router("classification", {"only": model}, guard=guard)
-    first, long, last = run(one, job("a"), job("b"), job("c"))
+    model_router = router("classification", {"only": model}, guard=guard)
+    first, long, last = run(model_router, job("a"), job("b"), job("c"))
     assert (result(first).label, failed(long).code, result(last).label) == (
         "money", "too_long", "travel"
     )  # fmt: skip
@@ -147,8 +147,8 @@ def test_refusal_fails_its_own_job() -> None:
 
 def test_remaining_jobs_fall_back_after_a_rate_limit() -> None:
     model = ScriptedModel(answer("money"), RateLimited(retry_after=30), RateLimited(retry_after=30))
-    one = router("classification", {"first": model, "second": EchoModel()})
-    outcomes = run(one, job("doctors"), job("doctors"), job("bills"))
+    two_models = router("classification", {"first": model, "second": EchoModel()})
+    outcomes = run(two_models, job("doctors"), job("doctors"), job("bills"))
     assert [result(outcome).label for outcome in outcomes] == ["money", "health", "money"]
     served = [
         outcome.served.model
@@ -164,8 +164,8 @@ def test_examples_that_do_not_fit_are_left_out() -> None:
         Label("long", examples=["first of long", "x" * 2000, "third of long"]),
     ]
     model = ScriptedModel(answer("short"), answer("short"))
-    one = router("classification", {"only": model}, entries={"only": {"context": 1000}})
-    run(one, job("a", labels))
+    short_context = router("classification", {"only": model}, entries={"only": {"context": 1000}})
+    run(short_context, job("a", labels))
     prompt = model.requests[0].messages[0].content
     assert all(text in prompt for text in ("first of short", "second of short", "third of long"))
     assert "xxx" not in prompt

@@ -31,13 +31,13 @@ from tests.faultserver import (
     empty,
     end_early,
     hang,
+    http_date_in,
     malformed,
     rate_limited,
     redirect,
     rewrite,
     slow,
     status,
-    http_date_in,
 )
 from tests.llama_server import Llama
 from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
