@@ -9,42 +9,13 @@ from typing import Any
 import pytest
 
 from inference.backends.echo import EchoModel
-from inference.errors import InferenceError, RateLimited, TooLong
-from inference.protocol import Cancelled, Generated, GenerationRequest, not_cancelled
+from inference.errors import RateLimited, TooLong
+from inference.protocol import Generated
 from tasks.classification_by_llm import CONFIDENCE
 from tasks.protocol import Succeeded
 from tests.classification_jobs import SECRET, failed, job, result, run
-from tests.handler_fakes import FakeGuard, router
+from tests.handler_fakes import FakeGuard, ScriptedModel, router
 from vestry.jobs.classification import Label
-
-
-class ScriptedModel:
-    """A fake language model with prepared answers.
-
-    Like a server's model it has the methods of every kind; its catalogue entry declares its kinds.
-    """
-
-    def __init__(self, *answers: str | InferenceError | Generated) -> None:
-        self.answers = list(answers)
-        self.requests: list[GenerationRequest] = []
-
-    def generate(
-        self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
-    ) -> Generated:
-        del cancelled
-        self.requests.append(request)
-        answer = self.answers.pop(0)
-        if isinstance(answer, InferenceError):
-            raise answer
-        return answer if isinstance(answer, Generated) else Generated(answer, "stop", 10, 3)
-
-    def embed(self, *_: Any, **__: Any) -> Any:
-        raise AssertionError
-
-    rerank = embed
-
-    def warm_up(self) -> None:
-        pass
 
 
 def answer(label: str, confidence: str = "certain") -> str:

@@ -65,7 +65,7 @@ def test_code_is_translated(tool: ModuleType, source: str, expected: str) -> Non
     assert tool.synchronous(source + "\n") == expected + "\n"
 
 
-def test_a_sentence_that_is_gone_from_the_source_is_an_error(tool: ModuleType) -> None:
+def test_sentence_that_is_gone_from_the_source_is_an_error(tool: ModuleType) -> None:
     with pytest.raises(ValueError, match="not in the source any more: 'gone'"):
         tool.synchronous("x = 1\n", {"gone": "other"})
 

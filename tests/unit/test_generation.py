@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from inference.errors import BadRequest, CallCancelled, InferenceError
-from inference.protocol import Generated, GenerationRequest
+from inference.errors import BadRequest
+from inference.protocol import Generated
 from tasks.generation import GenerationHandler
 from tasks.grounding import Passage
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
 from tasks.structured_output import InvalidJson, parse_json_answer
-from tests.handler_fakes import CancelledJobs, FakePassageSearch, router
+from tests.handler_fakes import CancelledJobs, FakePassageSearch, ScriptedModel, router
 from vestry import Generation, Grounding, Message
 from vestry.crypto.envelope import plain_digest
 from vestry.lanes import Pool
@@ -31,23 +30,6 @@ PASSAGES = [
     Passage("ann", "diary", f"d{n}", f"1660-01-0{n}", 0.9 - n / 10, f"entry {n} " + "word " * 30)
     for n in range(1, 5)
 ]
-
-
-class ScriptedModel:
-    """A fake with prepared answers, which records its requests."""
-
-    def __init__(self, *answers: str | Generated | InferenceError) -> None:
-        self.answers = list(answers)
-        self.requests: list[GenerationRequest] = []
-
-    def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Generated:
-        self.requests.append(request)
-        answer = self.answers.pop(0)
-        if isinstance(answer, InferenceError):
-            raise answer
-        if cancelled():
-            raise CallCancelled
-        return answer if isinstance(answer, Generated) else Generated(answer, "stop", 10, 3)
 
 
 def job(request: Generation | dict[str, Any], **more: Any) -> Job:

@@ -60,7 +60,7 @@ def store(keys: OwnerKeys, database: Database, owner: str) -> None:
     keys.unwrap(*database.rows[owner])
 
 
-def test_a_key_is_dropped_by_the_first_eviction_after_its_time(clock: Clock, ring: KeyRing) -> None:
+def test_key_is_dropped_by_the_first_eviction_after_its_time(clock: Clock, ring: KeyRing) -> None:
     keys = OwnerKeys(ring)
     store(keys, Database(ring, "ann"), "ann")
     clock.now += MAX_AGE_S
@@ -71,7 +71,7 @@ def test_a_key_is_dropped_by_the_first_eviction_after_its_time(clock: Clock, rin
     assert not keys._cache
 
 
-def test_a_key_is_not_used_after_its_time_without_an_eviction_either(
+def test_key_is_not_used_after_its_time_without_an_eviction_either(
     clock: Clock, ring: KeyRing
 ) -> None:
     keys = OwnerKeys(ring)
@@ -103,7 +103,7 @@ def test_above_the_limit_the_least_recently_used_key_is_dropped(
     assert list(keys._cache) == ["ann", "cid"]
 
 
-def test_a_worker_s_keys_are_dropped_too(clock: Clock, ring: KeyRing) -> None:
+def test_worker_s_keys_are_dropped_too(clock: Clock, ring: KeyRing) -> None:
     content: Any = PrivateContent(ring)
     content.begin(Database(ring, "ann"), ["ann"])
     clock.now += MAX_AGE_S + 1
@@ -113,7 +113,7 @@ def test_a_worker_s_keys_are_dropped_too(clock: Clock, ring: KeyRing) -> None:
         content.key_id("ann")
 
 
-def test_a_key_lasts_for_half_of_its_time_after_every_begin(clock: Clock, ring: KeyRing) -> None:
+def test_key_lasts_for_half_of_its_time_after_every_begin(clock: Clock, ring: KeyRing) -> None:
     content: Any = PrivateContent(ring)
     database = Database(ring, "ann", "bob")
     content.begin(database, ["ann"])
@@ -126,7 +126,7 @@ def test_a_key_lasts_for_half_of_its_time_after_every_begin(clock: Clock, ring: 
     assert database.reads == [["ann"], ["bob"], ["ann"]]
 
 
-def test_an_owner_who_was_forgotten_gets_no_key_again(clock: Clock, ring: KeyRing) -> None:
+def test_owner_who_was_forgotten_gets_no_key_again(clock: Clock, ring: KeyRing) -> None:
     content: Any = PrivateContent(ring)
     database = Database(ring, "ann")
     content.begin(database, ["ann"])
@@ -137,7 +137,7 @@ def test_an_owner_who_was_forgotten_gets_no_key_again(clock: Clock, ring: KeyRin
         content.digest("ann")
 
 
-def test_a_key_of_another_ring_fails_its_owner_alone(ring: KeyRing, tmp_path: Path) -> None:
+def test_key_of_another_ring_fails_its_owner_alone(ring: KeyRing, tmp_path: Path) -> None:
     content: Any = PrivateContent(ring)
     database = Database(ring, "ann")
     other = Database(KeyRing.generate(tmp_path / "other.json"), "bob")
@@ -148,7 +148,7 @@ def test_a_key_of_another_ring_fails_its_owner_alone(ring: KeyRing, tmp_path: Pa
         content.key_id("bob")
 
 
-def test_the_heartbeat_does_the_chores_also_without_a_lease() -> None:
+def test_heartbeat_does_the_chores_also_without_a_lease() -> None:
     done: list[int] = []
     heart = Heartbeat(_away, 3.0, 0.01, 60.0, (lambda: done.append(1),))
     heart.start()

@@ -79,7 +79,7 @@ def test_two_sources_at_once_are_refused(path: Path) -> None:
         ("false", "exit code 1"), ("echo SECRET", "printed no key ring"),
     ],
 )  # fmt: skip
-def test_a_command_that_fails_is_named_and_not_quoted(command: str, complaint: str) -> None:
+def test_command_that_fails_is_named_and_not_quoted(command: str, complaint: str) -> None:
     with pytest.raises(KeyRingError, match=complaint) as caught:
         KeyCommand(command).read()
     assert "SECRET" not in str(caught.value)
@@ -87,7 +87,7 @@ def test_a_command_that_fails_is_named_and_not_quoted(command: str, complaint: s
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "999999", "99999999999999999999"])
-def test_an_invalid_descriptor_is_refused(value: str) -> None:
+def test_invalid_descriptor_is_refused(value: str) -> None:
     if not value:
         assert key_source_from_environment({DESCRIPTOR: value}) is None
         return
@@ -95,7 +95,7 @@ def test_an_invalid_descriptor_is_refused(value: str) -> None:
         key_source_from_environment({DESCRIPTOR: value})
 
 
-def test_a_descriptor_is_not_inherited_by_children(path: Path) -> None:
+def test_descriptor_is_not_inherited_by_children(path: Path) -> None:
     held = os.open(path, os.O_RDONLY)
     os.set_inheritable(held, True)
     KeyDescriptor(held)
@@ -103,7 +103,7 @@ def test_a_descriptor_is_not_inherited_by_children(path: Path) -> None:
     os.close(held)
 
 
-def test_a_ring_reads_a_replaced_file(path: Path) -> None:
+def test_ring_reads_a_replaced_file(path: Path) -> None:
     ring, owner, key_id, dek = KeyRing.load(path), "ann", uuid4(), new_dek()
     assert ring.current == "old"
     renew(path)
@@ -116,7 +116,7 @@ def test_a_ring_reads_a_replaced_file(path: Path) -> None:
     assert late.unwrap(owner, key_id, wrapped, kek).key_id == key_id
 
 
-def test_a_missing_key_does_not_reread_the_source_each_time(
+def test_missing_key_does_not_reread_the_source_each_time(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, looked = KeyFile(path), []
@@ -159,7 +159,7 @@ except OSError:
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_file_of_a_ring_is_complete_at_every_moment(path: Path) -> None:
+def test_file_of_a_ring_is_complete_at_every_moment(path: Path) -> None:
     stop, rings = threading.Event(), []
 
     def read() -> None:

@@ -54,19 +54,19 @@ def found(root: Path) -> set[int]:
     return {process.pid for process in leak_check.processes(root)}
 
 
-def test_an_orphan_is_found_until_it_ends(left: int, tmp_path: Path) -> None:
+def test_orphan_is_found_until_it_ends(left: int, tmp_path: Path) -> None:
     assert left in found(tmp_path)
     os.kill(left, signal.SIGKILL)
     eventually(lambda: left not in found(tmp_path))
 
 
-def test_a_child_is_found_wherever_it_runs(tmp_path: Path) -> None:
+def test_child_is_found_wherever_it_runs(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"], cwd="/", env={}) as child:
         assert child.pid in found(tmp_path)
         child.kill()
 
 
-def test_a_place_is_found_by_its_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_place_is_found_by_its_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leak_check, "SYSTEM_DIRS", (tmp_path,))
     for name, home in (("vestry-a", tmp_path / "tests" / "home"), ("vestry-b", Path("/else"))):
         (tmp_path / name).mkdir()

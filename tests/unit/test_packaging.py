@@ -52,19 +52,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
-def test_the_wheel_holds_only_vestry(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_only_vestry(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"vestry"}
 
 
-def test_the_wheel_holds_all_of_vestry(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_all_of_vestry(wheel: zipfile.ZipFile) -> None:
     shipped = {name for name in wheel.namelist() if name.startswith("vestry/")}
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vestry").rglob("*.py")}
     assert ours <= shipped
     assert "vestry/py.typed" in shipped
 
 
-def test_the_wheel_asks_for_no_worker_packages(wheel: zipfile.ZipFile) -> None:
+def test_wheel_asks_for_no_worker_packages(wheel: zipfile.ZipFile) -> None:
     (metadata,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
     lines = wheel.read(metadata).decode().splitlines()
     required = [
@@ -91,7 +91,7 @@ def test_packages_are_the_checkouts_own_from_another_directory(tmp_path: Path) -
     assert Path(printed.strip()).resolve() == (ROOT / "models" / "__init__.py").resolve()
 
 
-def test_the_producer_library_imports_without_the_workers_packages() -> None:
+def test_producer_library_imports_without_the_workers_packages() -> None:
     program = (
         "import sys\n"
         "for name in ('celery', 'kombu', 'redis', 'sqlalchemy', 'torch', 'numpy', 'workers',"
@@ -119,7 +119,7 @@ def test_make_help_lists_every_target() -> None:
     assert {"help", "setup", "run", "up", "down", "test", "check", "bench", "clean"} <= set(listed)
 
 
-def test_the_top_level_is_as_described() -> None:
+def test_top_level_is_as_described() -> None:
     tops = {path.relative_to(ROOT).parts[0] for path in tracked_files()}
     assert tops <= TOP_LEVEL
 

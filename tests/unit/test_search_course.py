@@ -88,7 +88,7 @@ def test_hits_are_reordered_then_cut_and_keep_their_similarity() -> None:
     assert (hits.reranked, hits.degraded, hits.reason) == (True, False, None)
 
 
-def test_the_rerank_job_has_the_privacy_of_the_query_and_keeps_nothing() -> None:
+def test_rerank_job_has_the_privacy_of_the_query_and_keeps_nothing() -> None:
     client = Client([hit(n) for n in range(2)], [(0, 1.0), (1, 0.0)])
     search(client, timeout=5)
     first, second = client.asked
@@ -125,7 +125,7 @@ def test_every_failure_of_the_reranker_leaves_the_hits_degraded(came: Any, reaso
     assert hits[0].rerank_score is None
 
 
-def test_a_fallback_reranker_degrades_the_search() -> None:
+def test_fallback_reranker_degrades_the_search() -> None:
     body = {"ranking": [{"index": 1, "score": 1.0}, {"index": 0, "score": 0.5}]}
     hits = search(Client([hit(0), hit(1)], (status("rerank", degraded=True), body)))
     assert documents(hits) == ["1", "0"]
@@ -143,7 +143,7 @@ def test_hits_without_text_follow_the_reranked_ones() -> None:
     assert [one.rerank_score for one in hits] == [2.0, 1.0, None, None]
 
 
-def test_the_number_of_reranked_passages_is_limited() -> None:
+def test_number_of_reranked_passages_is_limited() -> None:
     client = Client([hit(n) for n in range(300)], [(n, float(-n)) for n in range(RERANK_MAX)])
     hits = search(client, limit=300)
     job = client.asked[1].job
@@ -162,13 +162,13 @@ def test_without_readable_hits_no_rerank_job_is_enqueued(hits: list[Hit]) -> Non
     assert len(client.asked) == 1
 
 
-def test_a_search_past_its_deadline_is_not_reranked() -> None:
+def test_search_past_its_deadline_is_not_reranked() -> None:
     client = Client([hit(0)], AssertionError())
     hits = search(client, timeout=0.0)
     assert (hits.reason, len(client.asked)) == (pipeline.RERANKER_TOO_SLOW, 1)
 
 
-def test_the_asynchronous_client_takes_the_same_course() -> None:
+def test_asynchronous_client_takes_the_same_course() -> None:
     sync = Client([hit(0), hit(1)], [(1, 1.0), (0, 0.0)])
 
     class AsyncClient(AsyncVestry):
@@ -204,6 +204,6 @@ def test_hits_are_a_read_only_sequence() -> None:
         hits.reason = "other"  # type: ignore[misc]
 
 
-def test_the_first_reason_stays() -> None:
+def test_first_reason_stays() -> None:
     hits = Hits((), "space").degrade("first").degrade("second")
     assert (hits.degraded, hits.reason) == (True, "first")
