@@ -50,9 +50,9 @@ def handler_of(model: ScriptedModel, **more: Any) -> GenerationHandler:
 def run(
     model: ScriptedModel, request: Any, search: FakePassageSearch | None = None, **more: Any
 ) -> Outcome:
-    one = request if isinstance(request, Job) else job(request)
+    claimed = request if isinstance(request, Job) else job(request)
     context = Context(CancelledJobs(), {}, search or FakePassageSearch())
-    (outcome,) = handler_of(model, **more)([one], context)
+    (outcome,) = handler_of(model, **more)([claimed], context)
     return outcome
 
 
@@ -224,15 +224,16 @@ def test_job_of_another_pool_is_rerouted() -> None:
 
 
 def test_cancelled_job_stops() -> None:
-    one = job(Generation("a"))
-    (outcome,) = handler_of(ScriptedModel("late"))([one], Context(CancelledJobs(one.id)))
+    cancelled = job(Generation("a"))
+    context = Context(CancelledJobs(cancelled.id))
+    (outcome,) = handler_of(ScriptedModel("late"))([cancelled], context)
     assert failed(outcome).code == "abandoned"
 
 
 def test_messages_are_passed_in_order() -> None:
-    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    messages = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
     model = ScriptedModel("d")
-    run(model, Generation(messages=turns))
+    run(model, Generation(messages=messages))
     assert [message.content for message in model.requests[0].messages] == ["a", "b", "c"]
 
 

@@ -1,4 +1,4 @@
-"""Invalid input: one error that names the field, before anything reaches a database."""
+"""Invalid input raises one error that names the field, before any database call."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from vestry.validation import PAYLOAD_LIMIT
 SECRET = "canary-7f3a"
 
 
-def documents(*given: Any, source: str | None = "diary") -> Embedding:
-    return Embedding(documents=list(given), source=source)
+def documents(*items: Any, source: str | None = "diary") -> Embedding:
+    return Embedding(documents=list(items), source=source)
 
 
 BAD: list[tuple[str, Callable[[], object]]] = [
@@ -86,10 +86,10 @@ def test_bad_input_names_its_field_and_quotes_nothing(
 
 
 def test_payload_over_the_limit_is_refused() -> None:
-    room = PAYLOAD_LIMIT - len('{"texts":[""],"input":"document"}')
-    assert len(Embedding(texts=["x" * room]).prepare(plain_digest).payload) == PAYLOAD_LIMIT
+    longest = PAYLOAD_LIMIT - len('{"texts":[""],"input":"document"}')
+    assert len(Embedding(texts=["x" * longest]).prepare(plain_digest).payload) == PAYLOAD_LIMIT
     with pytest.raises(PayloadTooLarge) as caught:
-        Embedding(texts=["x" * (room + 1)]).prepare(plain_digest)
+        Embedding(texts=["x" * (longest + 1)]).prepare(plain_digest)
     assert (caught.value.size, caught.value.limit) == (PAYLOAD_LIMIT + 1, PAYLOAD_LIMIT)
 
 
@@ -164,10 +164,10 @@ def test_batch_is_bounded_in_jobs_and_bytes() -> None:
 
 
 def test_batch_indexes_a_document_once() -> None:
-    one = batch()
-    one.add(one.prepare(documents(Document("a", "x"))))
-    assert not one.has_room_for(one.prepare(documents(Document("b", "x"))))
-    assert one.has_room_for(one.prepare(documents(Document("b", "x"), source="other")))
+    first = batch()
+    first.add(first.prepare(documents(Document("a", "x"))))
+    assert not first.has_room_for(first.prepare(documents(Document("b", "x"))))
+    assert first.has_room_for(first.prepare(documents(Document("b", "x"), source="other")))
 
 
 @pytest.mark.parametrize(("keys", "word"), [(["a"], "fewer"), (["a", "b", "c"], "more")])

@@ -1,4 +1,4 @@
-"""Image files are loaded as grey images within the limits."""
+"""Image files are loaded as greyscale images, within the limits."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_uneven_lighting_is_corrected() -> None:
         < 8
         < np.abs(np.asarray(shaded) - page).mean()
     )
-    assert image_loading.normalise_lighting(drawn(LINE)) is None, "even already"
+    assert image_loading.normalise_lighting(drawn(LINE)) is None, "already even"
     assert (
         image_loading.normalise_lighting(Image.eval(drawn(LINE), lambda value: 255 - value)) is None
     ), "light on dark"

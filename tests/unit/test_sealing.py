@@ -1,4 +1,4 @@
-"""Sealing and the key ring: what opens, what does not, and reprs without key material."""
+"""Sealing and the key ring: opening, refusal of changed content, reprs without key material."""
 
 from __future__ import annotations
 
@@ -102,18 +102,18 @@ def test_reprs_of_keys_show_no_key_material(tmp_path: Path) -> None:
         assert dek.hex() not in shown
         assert secret not in shown
         assert "alice" not in shown
-    for thing in (key, ring):
+    for secret_object in (key, ring):
         with pytest.raises(TypeError):
-            pickle.dumps(thing)
+            pickle.dumps(secret_object)
 
 
 def test_generated_ring_is_private_complete_and_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "ring.json"
-    usual = os.umask(0)
+    umask = os.umask(0)
     try:
         KeyRing.generate(path)
     finally:
-        os.umask(usual)
+        os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     before = path.read_bytes()
     with pytest.raises(KeyRingError):
@@ -151,7 +151,7 @@ def test_missing_ring_file_raises(tmp_path: Path) -> None:
         KeyRing.load(tmp_path / "nowhere")
 
 
-def test_wrapped_keys_unwrap_for_their_owner_and_id_alone(tmp_path: Path) -> None:
+def test_wrapped_keys_unwrap_only_for_their_owner_and_id(tmp_path: Path) -> None:
     ring = KeyRing.generate(tmp_path / "ring")
     dek, key_id = new_dek(), uuid7()
     wrapped, kek_id = ring.wrap("alice", key_id, dek)
@@ -178,8 +178,8 @@ def test_older_key_of_the_ring_still_unwraps() -> None:
 
 
 def test_uuid7_is_one_and_sorts_by_time() -> None:
-    made = [uuid7() for _ in range(1000)]
-    assert len(set(made)) == 1000
-    assert all(one.version == 7 and one.variant == UUID(int=0x8 << 60).variant for one in made)
-    milliseconds = [one.int >> 80 for one in made]
+    ids = [uuid7() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert all(one.version == 7 and one.variant == UUID(int=0x8 << 60).variant for one in ids)
+    milliseconds = [one.int >> 80 for one in ids]
     assert milliseconds == sorted(milliseconds)
