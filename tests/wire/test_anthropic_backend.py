@@ -37,7 +37,7 @@ from tests.faultserver import (
     slow,
     status,
 )
-from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
+from tests.wire.factories import LABELS, NEEDLE, assert_raises, config, entry, prompt
 
 
 @pytest.fixture
@@ -45,17 +45,6 @@ def backend(faulty: FaultServer) -> Iterator[AnthropicBackend]:
     backend = anthropic_http.connect(config(faulty.url))
     yield backend
     backend.close()
-
-
-def assert_raises(
-    backend: AnthropicBackend, kind: type[InferenceError], **request: object
-) -> InferenceError:
-    with pytest.raises(kind) as caught:
-        backend.load(entry()).generate(prompt(**request))
-    assert type(caught.value) is kind
-    assert NEEDLE not in str(caught.value)
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    return caught.value
 
 
 def test_answer_is_streamed_and_system_prompt_is_separate(
@@ -127,7 +116,7 @@ def test_error_inside_a_stream_is_mapped(backend: AnthropicBackend, faulty: Faul
 
 
 def test_rate_limit_has_retry_after(backend: AnthropicBackend, faulty: FaultServer) -> None:
-    # A date has whole seconds, and is relative to the time at which it is other.
+    # A date has whole seconds, and the wait is relative to the time at which it is read.
     for value, seconds, tolerance in (
         (lambda: "7", 7.0, 0.01), (lambda: http_date_in(60), 60.0, 5), (lambda: None, None, 0),
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""SDK clients take nothing from the environment, log no content and call one host only."""
+"""SDK clients ignore the environment, log no content and call one host only."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PLANTED = {
 def backend_factory(
     request: pytest.FixtureRequest, llama: Llama, faulty: FaultServer
 ) -> Iterator[tuple[Callable[..., Backend], FaultServer]]:
-    """Makes a backend; with the server that it calls."""
+    """A factory of backends, and the server that they call."""
     connect, path = CONNECT[request.param]
     if request.param != "ollama":
         yield lambda **fields: connect(config(f"{faulty.url}{path}", **fields)), faulty
@@ -94,9 +94,9 @@ def test_libraries_log_no_text_and_no_key(
         with pytest.raises(InferenceError) as caught:
             loaded.generate(prompt())
         assert NEEDLE not in str(caught.value)
-    written = caplog.text + "".join(capfd.readouterr())
-    assert NEEDLE not in written
-    assert CLOUD_KEY not in written
+    output = caplog.text + "".join(capfd.readouterr())
+    assert NEEDLE not in output
+    assert CLOUD_KEY not in output
 
 
 def test_redirect_to_another_server_is_not_followed(
