@@ -8,7 +8,7 @@ ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLI
     HOME=/tmp USER=vestry
 
 WORKDIR /vestry
-# Dependencies first: a change of code reuses this layer.
+# Dependencies first: a change of code leaves this layer cached.
 COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
 COPY vestry/__init__.py vestry/
 RUN if [ -n "$TORCH_INDEX" ]; then \

@@ -57,7 +57,7 @@ def main() -> None:
         show(results[name], console)
         # After each benchmark, so that a later failure does not lose its figures.
         save(arguments.json, results)
-    console.print(f"Single rounds: {arguments.json}")
+    console.print(f"Figures of every round: {arguments.json}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Steps: pause the lane; one owner enqueues all jobs but ten; measure the broker while they wait; resume
 the lane; pause and resume it again when a fifth of the jobs is done; when two fifths are done, a
-second owner enqueues ten jobs, whose waiting is measured; wait until all jobs are done.
+second owner enqueues ten jobs, whose wait is measured; wait until all jobs are done.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class BrokerUsage:
 
 
 def run(options: Options) -> BenchmarkResult:
-    """Go through the steps once."""
+    """Run the steps once."""
     result = BenchmarkResult(f"A backlog of {options.scaled(JOBS):,} jobs")
     total = options.scaled(JOBS)
     with bench_stack(NO_OP, ["dispatcher", "reconciler", "private-bulk-gpu"]) as stack:

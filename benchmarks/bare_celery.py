@@ -1,4 +1,4 @@
-"""Celery with its usual settings, the peer of Vestry: `celery -A benchmarks.bare_celery worker`.
+"""Celery with its default settings, the baseline for Vestry: `celery -A benchmarks.bare_celery worker`.
 
 It uses Vestry's broker server and the pool and threads of Vestry's worker; otherwise Celery's defaults,
 with early acknowledgement. Results that a benchmark waits for are stored in Redis.
@@ -96,7 +96,7 @@ def bare_worker(
 
     Args:
         server: the stack's broker.
-        concurrency: threads.
+        concurrency: number of threads.
         log: file for the worker's output.
         events: send task events, as Vestry's workers do.
         nice: the worker's priority, equal to that of the Vestry worker that it is compared with.

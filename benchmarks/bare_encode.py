@@ -1,7 +1,7 @@
-"""A bare `SentenceTransformer.encode` in its own process: the peer of the embedding benchmark.
+"""A bare `SentenceTransformer.encode` in its own process: the baseline of the embedding benchmark.
 
-`python -m benchmarks.bare_encode THREADS` reads lines of JSON, each a list of texts, and prints for
-each line the seconds that their encoding took.
+`python -m benchmarks.bare_encode THREADS` reads lines of JSON, each a list of texts, and prints the
+seconds that the encoding of each line took.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.home import CHECKOUT
 from workers.stack.process import base_environment
 
 BATCH = 32
-"""The library's own default."""
+"""The library's default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class BenchStack:
         return row[0]
 
     def database_time(self) -> float:
-        """The database's clock in seconds since 1970; every duration is measured by it."""
+        """The database's clock in seconds since 1970, comparable with the timestamps of rows."""
         return float(self.scalar("SELECT extract(epoch FROM vestry.clock())"))
 
 

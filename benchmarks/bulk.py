@@ -1,4 +1,4 @@
-"""Durable no-op jobs per second in bulk, against bare Celery's no-op tasks on the same broker.
+"""Durable bulk no-op jobs per second, against bare Celery's no-op tasks on the same broker.
 
 Both backlogs are enqueued before the measurement: Vestry's in a paused lane, Celery's with its
 consumer cancelled. A Vestry job commits a sealed payload, a sealed result, a receipt and its row, with
@@ -32,7 +32,7 @@ OWNERS = 4
 
 
 def run(options: Options) -> BenchmarkResult:
-    """Alternate rounds of both."""
+    """Alternate rounds of Vestry and Celery."""
     result = BenchmarkResult("No-op jobs in bulk")
     jobs, tasks = options.scaled(20_000), options.scaled(4_000)
     threads = Settings.model_fields["slots"].default + SPARE_THREADS
@@ -117,6 +117,6 @@ def _celery(worker: BareWorker, count: int) -> float:
     worker.resume()
     wait_until(lambda: worker.waiting() == 0, within=300, every=0.005)
     seconds = time.perf_counter() - started
-    # The threads still hold a dozen tasks; their end is checked outside the measurement.
+    # The threads still run up to a dozen tasks; their end is checked outside the measurement.
     wait_until(lambda: worker.done("nothing") - before == count, within=30)
     return count / seconds

@@ -34,11 +34,11 @@ SNAPSHOT_CLAIMS = 200_000
 """Jobs claimed while a snapshot is held."""
 DRAIN_BATCH = 256
 MAX_RATIO = 2.0
-"""Aim: a claim takes at most so many times as long as with the shortest queue."""
+"""Aim: ratio of a claim's duration to that with the shortest queue."""
 
 
 def run(options: Options) -> BenchmarkResult:
-    """Fill the queue step by step, and claim at each length."""
+    """Measure claims at increasing queue lengths."""
     result = BenchmarkResult("Claiming, as the backlog grows")
     home = Path(tempfile.mkdtemp(prefix="vestry-bench-"))
     try:
@@ -88,9 +88,9 @@ def _time_claims(
     result: BenchmarkResult, name: str, connections: tuple[Connection, Connection], mark: LowWaterMark,
     baseline: dict[str, float],
 ) -> None:  # fmt: skip
-    """Time claims of a batch and of one hinted job, alternately; replace the claimed jobs.
+    """Time claims of a batch and of one hinted job in alternation; replace the claimed jobs.
 
-    The first call's median is the baseline of the ratios.
+    The median of the first call is the baseline of the ratios.
     """
     admin, worker = connections
     batches: list[float] = []
@@ -154,7 +154,7 @@ def _last_queued_job(admin: Connection) -> UUID:
 
 
 def _enqueue(admin: Connection, count: int) -> None:
-    """Add jobs at the end of the queue, of a hundred owners in rotation."""
+    """Append jobs to the queue, of a hundred owners in rotation."""
     admin.execute(
         """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, start_tag)
            SELECT uuidv7(), 'embedding', 'owner-' || n %% 100, 'private', 'bulk', 'gpu',

@@ -1,7 +1,7 @@
 """Accuracy and latency of classification by each kind of model, on a real stack.
 
-Verses of the Bible by the kind of their book, journal sentences by topic, sentences by language. The
-verses need the whole Bible: `--texts FILE` of `REFERENCE text` lines.
+Verses of the Bible are classified by the kind of their book, journal sentences by topic, sentences by
+language. The verses need the whole Bible: `--texts FILE` of `REFERENCE text` lines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LLM = "SmolLM2-135M-Instruct"
 LANGID = "py3langid"
 EXAMPLES = 12
 TEXTS = 30
-"""Verses of each kind of book, at the full share."""
+"""Verses of each kind of book, at share 1."""
 LANGUAGE_AIM = 0.95
 TIMEOUT_S = 900.0
 ENQUEUE_OPTIONS: dict[str, Any] = {
@@ -39,8 +39,8 @@ class Classifier:
     """A model that classifies.
 
     Attributes:
-        every: with any number of labels, only each n-th text is measured: a language model writes its
-            answer label by label, which is slow.
+        every: with any number of labels, only every n-th text is measured: a language model generates
+            its answer label by label, which is slow.
     """
 
     name: str
@@ -109,7 +109,7 @@ def _measure_single_label(
     confusion = ConfusionMatrix(title, task.names)
     times: list[float] = []
     scores: list[float] = []
-    # The first text also pays for the labels' vectors, or the prompt's prefix: not measured.
+    # Not measured: the first text includes the cost of the labels' vectors or the prompt's prefix.
     _classify(stack, task, texts[0], classifier)
     for text in texts:
         started = time.perf_counter()

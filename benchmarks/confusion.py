@@ -1,4 +1,4 @@
-"""Confusion matrix of a classification: right labels against predicted ones."""
+"""Confusion matrix of a classification: true labels against predicted ones."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ NONE = "none"
 
 @dataclass(slots=True)
 class ConfusionMatrix:
-    """Counts of pairs of a right and a predicted label."""
+    """Counts of pairs of a true and a predicted label."""
 
     title: str
     labels: Sequence[str]
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def add(self, right: str, predicted: str | None) -> None:
+    def add(self, true: str, predicted: str | None) -> None:
         """Count one text."""
-        self.counts[right, predicted or NONE] += 1
+        self.counts[true, predicted or NONE] += 1
 
     @property
     def accuracy(self) -> float:
@@ -32,16 +32,16 @@ class ConfusionMatrix:
         return sum(self.counts[label, label] for label in self.labels) / total
 
     def rows(self) -> list[list[str]]:
-        """A row for each right label: its name, and the count of each predicted label."""
+        """A row for each true label: its name, and the count of each predicted label."""
         return [
-            [right, *(str(self.counts[right, predicted] or "·") for predicted in self._columns)]
-            for right in self.labels
+            [true, *(str(self.counts[true, predicted] or "·") for predicted in self._columns)]
+            for true in self.labels
         ]
 
     @property
     def headings(self) -> list[str]:
         """Headings of the columns."""
-        return ["right \\ given", *self._columns]
+        return ["true \\ predicted", *self._columns]
 
     def markdown(self) -> str:
         """The matrix as a Markdown table."""
@@ -61,6 +61,6 @@ class ConfusionMatrix:
 
     @property
     def _columns(self) -> list[str]:
-        """The predicted labels."""
+        """Predicted labels, with NONE if it occurs."""
         abstained = any(predicted == NONE for _, predicted in self.counts)
         return [*self.labels, *([NONE] if abstained else [])]

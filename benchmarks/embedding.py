@@ -24,7 +24,7 @@ AIM = 0.90
 TEXTS = 2_000
 PER_JOB = 64
 WARM_UP_TEXTS = 256
-"""Enough for a worker to have adapted its batch size."""
+"""Enough for a worker to adapt its batch size."""
 
 
 def run(options: Options) -> BenchmarkResult:

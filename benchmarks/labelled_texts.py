@@ -1,4 +1,4 @@
-"""Texts with known labels, and the labels to choose from."""
+"""Texts with known labels, and the candidate labels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ GENRES: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
         ("Ezekiel", "Hosea", "Amos", "Micah"),
     ),
 }
-"""Of each kind of book: its description, books from which examples are taken, and books without
+"""For each kind of book: its description, books from which examples are taken, and books without
 examples. John shares few verses with the other gospels."""
 
 TOPICS: Mapping[str, str] = {
@@ -71,7 +71,7 @@ LANGUAGE_EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """A text and the labels that fit it."""
+    """A text and its true labels."""
 
     text: str
     labels: tuple[str, ...]
@@ -79,7 +79,7 @@ class LabelledText:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Labels to choose from, and texts to classify, which are not among the labels' examples."""
+    """Candidate labels, and texts to classify, which are not among the labels' examples."""
 
     labels: tuple[Label, ...]
     texts: tuple[LabelledText, ...]
@@ -108,7 +108,7 @@ def verses(file: Path, examples: int, texts: int) -> dict[str, Task] | None:
         canonical = normalised(reference)
         if canonical is not None and len(text.split()) >= MIN_WORDS:
             verses_of_book[canonical.rpartition(" ")[0]].append(text)
-    rng = random.Random(SEED)  # noqa: S311 - the same verses every time
+    rng = random.Random(SEED)  # noqa: S311 - a reproducible sample
     labels: list[Label] = []
     same: list[LabelledText] = []
     other: list[LabelledText] = []

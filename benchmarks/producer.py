@@ -33,7 +33,7 @@ class ProducerRun:
 
 def run_producer(home: Path, owner: str, count: int) -> ProducerRun:
     """Run the producer on the stack in `home`, and wait until it ends."""
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "benchmarks.producer", owner, str(count)],
         env={**base_environment(), "VESTRY_HOME": str(home)},
         cwd=CHECKOUT,
@@ -41,7 +41,7 @@ def run_producer(home: Path, owner: str, count: int) -> ProducerRun:
         stdout=subprocess.PIPE,
         text=True,
     )
-    return ProducerRun(**json.loads(done.stdout))
+    return ProducerRun(**json.loads(completed.stdout))
 
 
 def main() -> None:

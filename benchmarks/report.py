@@ -63,7 +63,7 @@ class Figure:
 
 @dataclass(slots=True)
 class BenchmarkResult:
-    """Result of one benchmark: its figures, and the single rounds that they are computed from."""
+    """Result of one benchmark: its figures, and the rounds from which they are computed."""
 
     title: str
     figures: list[Figure] = field(default_factory=list)
@@ -82,7 +82,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def median_ratio(values: Sequence[float], peer_values: Sequence[float]) -> float:
-    """Median of the ratios of each round, so that a machine that slows down affects both sides."""
+    """Median of the ratios per round: a slowdown of the machine affects both sides of a round."""
     return median(a / b for a, b in zip(values, peer_values, strict=True))
 
 
@@ -107,7 +107,7 @@ def show(result: BenchmarkResult, console: Console) -> None:
 
 
 def readable(value: float) -> str:
-    """Three significant digits, and every digit before the decimal point."""
+    """Format with three significant digits, and every digit before the decimal point."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

@@ -1,4 +1,4 @@
-"""Cost of sealing: its share of the CPU time of indexing private documents in bulk.
+"""Cost of sealing: its share of the CPU time of bulk indexing of private documents.
 
 The worker, with the real model, and its producer run in this process. Each of their calls that seals,
 opens or digests content is timed by the CPU clock of its thread.

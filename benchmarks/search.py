@@ -1,6 +1,6 @@
-"""Search in 100,000 private vectors of a hundred owners, and the same ones as shareable.
+"""Search in 100,000 private vectors of a hundred owners, and in the same vectors as shareable.
 
-`Library` is what `tests/integration/test_search.py` searches too, at a tenth of the size.
+`tests/integration/test_search.py` searches a `Library` of a tenth of the size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workers.stack.server_dir import remove
 
 ROWS: Final = 100_000
 LARGE_SHARE: Final = 0.4
-"""Of the rows, those that are also in a space whose large source is searched through the index."""
+"""Share of the rows that are also in LARGE_SPACE, whose large source is searched by the index."""
 DIM: Final = 384
 OWNERS: Final = 100
 QUERIES: Final = 40
@@ -39,23 +39,23 @@ ENSURE_SPACE: Final = (
 )
 EMPTY: Final = """TRUNCATE vestry.jobs, vestry.private_results, vestry.shareable_results,
   vestry.private_payloads, vestry.shareable_payloads"""
-LONGEST_S: Final = 0.5
-"""The aim of a search."""
+MAX_SEARCH_S: Final = 0.5
+"""Aim for the p95 duration of a search."""
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A hundred owners' private vectors, and the same ones as a hundred libraries' shareable ones.
+    """Private vectors of a hundred owners, and the same as shareable ones of a hundred libraries.
 
     Attributes:
-        stack: the servers that hold them.
-        vectors: of shape (rows, DIM), of length 1.
-        owners: each row's owner, by number.
+        stack: the servers that store them.
+        vectors: of shape (rows, DIM), each of length 1.
+        owners: number of each row's owner.
         sources: each row's source: `big` (60 %), `middle` (35 %) or `small` (5 %).
         queries: of shape (QUERIES, DIM).
-        large_rows: so many of the first rows are in LARGE_SPACE, too.
+        large_rows: number of rows, from the first, that are also in LARGE_SPACE.
     """
 
     stack: DevStack
@@ -91,29 +91,29 @@ class Library:
         """A producer."""
         return Vestry(self.stack.database_url("vestry_producer"), self.stack.keyring)
 
-    def truth(self, query: int, chosen: Any) -> set[str]:
-        """Numbers of the ten nearest rows among the chosen, by plain arithmetic."""
-        rows = np.flatnonzero(chosen)
+    def nearest(self, query: int, selected: Any) -> set[str]:
+        """Numbers of the ten nearest of the selected rows, by exact computation."""
+        rows = np.flatnonzero(selected)
         scores = self.vectors[rows] @ self.queries[query]
         return {str(rows[number]) for number in np.argsort(-scores)[:10]}
 
-    def recall(self, results: Sequence[Hits], chosen: Any) -> float:
-        """The share of the ten nearest that each query found, over all queries."""
-        right = sum(
-            len({hit.document for hit in hits} & self.truth(query, chosen))
+    def recall(self, results: Sequence[Hits], selected: Any) -> float:
+        """Share of the ten nearest of the selected rows among the hits, over all queries."""
+        correct = sum(
+            len({hit.document for hit in hits} & self.nearest(query, selected))
             for query, hits in enumerate(results)
         )
-        return right / (10 * len(results))
+        return correct / (10 * len(results))
 
     def search(
-        self, vestry: Vestry, *, space: str = SPACE, **how: Any
+        self, vestry: Vestry, *, space: str = SPACE, **options: Any
     ) -> tuple[list[Hits], list[float]]:
-        """Every query's hits, and the seconds that each took."""
+        """Hits of every query, and its duration in seconds."""
         results, seconds = [], []
         for query in self.queries:
-            began = time.perf_counter()
-            results.append(vestry.search_by_vector(query.tolist(), space=space, **how))
-            seconds.append(time.perf_counter() - began)
+            started = time.perf_counter()
+            results.append(vestry.search_by_vector(query.tolist(), space=space, **options))
+            seconds.append(time.perf_counter() - started)
         return results, seconds
 
     def _store(self) -> None:
@@ -123,7 +123,7 @@ class Library:
         with psycopg.connect(self.stack.superuser_url) as root:
             register_vector(root)
             space = _space(root, SPACE)
-            # Rows first, index after: the same index in a fraction of the time.
+            # Building the index after the rows takes a fraction of the time.
             index, definition = _hnsw(root, space)
             root.execute(f"DROP INDEX {index}".encode())
             root.execute("SET session_replication_role = replica")
@@ -159,9 +159,9 @@ class Library:
             for statement in _DOCUMENTS:
                 root.execute(statement)
             root.execute("SET maintenance_work_mem = '1GB'")
-            # Coarse, for time's sake: it is only there to show that the planner does not take it.
+            # A coarse index, to save time: it only has to exist, since the planner must not use it.
             root.execute(f"{definition} WITH (m = 4, ef_construction = 16)".encode())
-            # A space whose large source goes through the index that the migration makes.
+            # A space whose large source is searched by an index as the migration creates it.
             large = _space(root, LARGE_SPACE)
             index, definition = _hnsw(root, large)
             root.execute(f"DROP INDEX {index}".encode())
@@ -220,16 +220,16 @@ def _hnsw(root: psycopg.Connection[Any], space: int) -> tuple[str, str]:
 
 
 def run(options: Options) -> BenchmarkResult:
-    """Build the library and search it in each way that there is a rule for."""
+    """Build the library, and search it once for each rule of the search."""
     result = BenchmarkResult("Search, by vector, in shared tables")
     rows = options.scaled(ROWS)
     home = Path(tempfile.mkdtemp(prefix="vestry-bench-"))
     try:
         with DevStack(home) as stack:
-            began = time.perf_counter()
+            started = time.perf_counter()
             library = Library.build(stack, rows)
-            built = time.perf_counter() - began
-            result.add("library built", built, "s", note=f"{rows:,} private and shareable rows")
+            seconds = time.perf_counter() - started
+            result.add("library built", seconds, "s", note=f"{rows:,} private and shareable rows")
             with library.client() as vestry:
                 _measure(result, library, vestry)
     finally:
@@ -242,7 +242,7 @@ def _measure(result: BenchmarkResult, library: Library, vestry: Vestry) -> None:
     other = {"owner": "library-7", "privacy": "shareable"}
     by_source = {"owner": "stranger", "privacy": "shareable"}
     first = np.arange(len(library.vectors)) < library.large_rows
-    for name, chosen, least, how in (
+    for name, selected, min_recall, options in (
         ("private, an owner of 1 %", library.owners == 7, 0.99, own),
         ("shareable, an owner of 1 %", library.owners == 7, 0.99, other),
         ("a source of 35 %, exactly", library.sources == "middle", 0.99,
@@ -250,8 +250,9 @@ def _measure(result: BenchmarkResult, library: Library, vestry: Vestry) -> None:
         ("a source of 60 %, by its index", (library.sources == "big") & first, 0.95,
          {**by_source, "sources": ["big"], "space": LARGE_SPACE}),
     ):  # fmt: skip
-        results, seconds = library.search(vestry, **how)
+        results, seconds = library.search(vestry, **options)
         result.rounds[name] = seconds
-        result.add(f"{name}: recall", library.recall(results, chosen), at_least=least)
+        recall = library.recall(results, selected)
+        result.add(f"{name}: recall", recall, at_least=min_recall)
         p95 = percentile(seconds, 0.95)
-        result.add(f"{name}: p95", p95, "s", at_most=LONGEST_S, note=f"{len(seconds)} searches")
+        result.add(f"{name}: p95", p95, "s", at_most=MAX_SEARCH_S, note=f"{len(seconds)} searches")

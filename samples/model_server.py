@@ -1,7 +1,7 @@
 """Example of a model server: FastAPI around sentence-transformers, with the protocols Vestry uses.
 
-docs/models.md says how to start it. EMBEDDING_MODEL and RERANK_MODEL are directories or hub names of
-models. Texts that are too long are refused, not truncated.
+docs/models.md describes how to start it. EMBEDDING_MODEL and RERANK_MODEL are directories or hub names
+of models. A text that is too long is refused, not truncated.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def rerank(request: RerankRequest) -> dict[str, Any]:
     return {"results": [{"index": n, "relevance_score": score} for n, score in enumerate(scores)]}
 
 
-def _check(tokenizer: Any, inputs: list[Any], longest: int) -> None:
+def _check(tokenizer: Any, inputs: list[Any], max_tokens: int) -> None:
     """Refuse inputs that the model would truncate, with the error code that Vestry recognises."""
     lengths = [len(ids) for ids in tokenizer(inputs, truncation=False)["input_ids"]]
-    if any(length > longest for length in lengths):
+    if any(length > max_tokens for length in lengths):
         raise HTTPException(400, {"code": "context_length_exceeded"})

@@ -34,7 +34,7 @@ def _digest_of(owner: str) -> Callable[[str, bytes], bytes]:
 
 
 def job(text: str, labels: Sequence[Any] = TOPICS, *, task: str | None = None, **more: Any) -> Job:
-    """A claimed job; `multi` and `threshold` are the request's, other fields the job's."""
+    """A claimed job. `multi` and `threshold` go into the request, other keywords into the job."""
     options = {name: more.pop(name) for name in ("multi", "threshold") if name in more}
     prepared = Classification(text, labels=labels, **options).prepare(plain_digest)
     fields: dict[str, Any] = {
@@ -46,27 +46,29 @@ def job(text: str, labels: Sequence[Any] = TOPICS, *, task: str | None = None, *
 
 
 def run(
-    by: Any | Router | ClassificationHandler, *jobs: Job, context: Context | None = None
+    target: Any | Router | ClassificationHandler, *jobs: Job, context: Context | None = None
 ) -> list[Outcome]:
-    """The outcomes of a batch, served by a handler, a Router or one model."""
-    handler = by
+    """Run a batch with a handler, a Router or one model."""
+    handler = target
     if not isinstance(handler, ClassificationHandler):
-        one = by if isinstance(by, Router) else router("classification", {"only": by})
-        handler = ClassificationHandler(one)
+        is_router = isinstance(target, Router)
+        handler = ClassificationHandler(
+            target if is_router else router("classification", {"only": target})
+        )
     outcomes = list(handler(jobs, context or context_of()))
     assert len(outcomes) == len(jobs)
     return outcomes
 
 
 def result(outcome: Outcome) -> ClassificationResult:
-    """The result as the producer reads it."""
+    """The result, as a producer reads it."""
     assert isinstance(outcome, Succeeded), outcome
     json.dumps(outcome.result, allow_nan=False)
     return ClassificationResult.from_json(outcome.result)
 
 
 def failed(outcome: Outcome) -> Failed:
-    """A failure, whose message holds nothing of the text."""
+    """The failure; its message must not contain the text."""
     assert isinstance(outcome, Failed), outcome
     assert SECRET not in outcome.message
     return outcome

@@ -1,4 +1,4 @@
-"""A stack whose clouds are fault servers of the test: real clients, real HTTP, faults on request."""
+"""A stack whose cloud backends call a fault server: real clients, real HTTP, faults on request."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ QUICK = {
 
 def key_file(directory: Path) -> Path:
     """The file with the clouds' API key."""
-    file = directory / "cloud.key"
-    file.write_text(KEY)
-    file.chmod(0o600)
-    return file
+    path = directory / "cloud.key"
+    path.write_text(KEY)
+    path.chmod(0o600)
+    return path
 
 
 def catalogue_file(directory: Path, requests_per_minute: int, window_s: float = 60.0) -> Path:
-    """The shipped catalogue with another limit of the clouds."""
+    """The shipped catalogue with another rate limit for the clouds."""
     text = SHIPPED.read_text(encoding="utf-8")
     limit = f"requests_per_minute: {requests_per_minute}, rate_window_s: {window_s}"
     text = re.sub(r"requests_per_minute: \d+", limit, text)
-    file = directory / "catalogue.yaml"
-    file.write_text(text, encoding="utf-8")
-    return file
+    path = directory / "catalogue.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 @contextmanager
 def cloud_stack(
     cloud: FaultServer, only: Sequence[str] = WORKERS, *, requests_per_minute: int = 100_000
 ) -> Iterator[BackgroundStack]:
-    """A stack with both clouds at one server; local jobs are served by the echo backend."""
+    """A stack whose two clouds are one server; the echo backend serves local jobs."""
     with migrated_home() as home, temporary_home("vestry-keys-") as keys:
         file = key_file(keys)
         settings = {

@@ -1,8 +1,8 @@
-"""One migrated Postgres cluster for a whole run of the tests, copied into the home of each fresh stack.
+"""One migrated Postgres cluster for a test run, copied into the home of each new stack.
 
 `initdb`, roles and schema take 1.7 s of processor time, a copy takes 0.1 s. The first process of the
-run that needs the cluster makes it, under a lock; it is copied only while no server runs on it. A copy
-has the template's passwords of Postgres. Key ring, ports and passwords of the broker are its own.
+run that needs the cluster creates it, under a lock; it is copied only while no server runs on it. A
+copy has the template's Postgres passwords, and its own key ring, ports and broker passwords.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def migrated_home(prefix: str = "vestry-test-") -> Iterator[Path]:
 
 
 def copy_cluster(home: Path) -> None:
-    """Copy the run's cluster and its passwords into a home without one; does nothing outside a run."""
+    """Copy the run's cluster and its passwords into a new home; a no-op outside a test run."""
     directory = run_dir()
     if directory is None:
         return
@@ -45,16 +45,16 @@ def copy_cluster(home: Path) -> None:
 
 
 def _template(directory: Path) -> tuple[Home, Path]:
-    """The home of the migrated cluster and its data, made where missing; no server runs on it."""
-    home, made = Home(directory / TEMPLATE), directory / f"{TEMPLATE}.made"
+    """Home and data directory of the migrated cluster, created on first use; no server runs on it."""
+    home, ready = Home(directory / TEMPLATE), directory / f"{TEMPLATE}.ready"
     with locked(TEMPLATE):
-        if not made.exists():
+        if not ready.exists():
             with timed_start("the migrated cluster"):
                 home.create()
                 postgres = PostgresServer(home)
                 _migrate(postgres)
-            made.write_text(str(postgres.data))
-    return home, Path(made.read_text())
+            ready.write_text(str(postgres.data))
+    return home, Path(ready.read_text())
 
 
 def _migrate(postgres: PostgresServer) -> None:

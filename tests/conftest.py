@@ -1,4 +1,4 @@
-"""The run's directory, its leak check, and servers that tests share."""
+"""The run directory, the leak check, and servers that tests share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import leak_check, run_dir
 from tests.cluster_template import migrated_home
-from tests.llama import Llama, llama_server
+from tests.llama_server import Llama, llama_server
 from tests.quick_stack import quick_servers
 from tests.stacks import POOL, declared_stack
 from workers.settings import key_prefix
@@ -23,31 +23,31 @@ from workers.stack.dev_stack import DevStack
 from workers.stack.server_dir import remove
 from workers.stack.valkey import PRIVACIES
 
-# No property is about time, and on a busy machine any example may be slow.
+# No property depends on time, and on a busy machine any example may be slow.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
-MADE = pytest.StashKey[Path]()
-"""The run's directory, in the process that made it."""
+CREATED_RUN_DIR = pytest.StashKey[Path]()
+"""The run directory, in the process that created it."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The first process of a run makes the directory that all of them share."""
+    """Create the run directory, in the first process of a run."""
     if run_dir.run_dir() is None:
-        config.stash[MADE] = run_dir.make()
+        config.stash[CREATED_RUN_DIR] = run_dir.create()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if (made := config.stash.get(MADE, None)) is not None:
-        remove(made / run_dir.TEMPLATE)
-        shutil.rmtree(made, ignore_errors=True)
+    if (created := config.stash.get(CREATED_RUN_DIR, None)) is not None:
+        remove(created / run_dir.TEMPLATE)
+        shutil.rmtree(created, ignore_errors=True)
         del os.environ[run_dir.VARIABLE]
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if MADE in config.stash:
+    if CREATED_RUN_DIR in config.stash:
         for kind, times in run_dir.start_times().items():
             terminalreporter.write_line(f"{sum(times):7.1f} s for {len(times):3} starts: {kind}")
 
@@ -56,7 +56,7 @@ def pytest_terminal_summary(
 def pytest_runtest_teardown(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, None, None]:
-    """Stop a declared stack after the last of its tests, once their fixtures are finished."""
+    """Stop a declared stack after its last test and the teardown of that test's fixtures."""
     yield
     if nextitem is None or declared_stack(nextitem) != declared_stack(item):
         POOL.close()
@@ -64,31 +64,31 @@ def pytest_runtest_teardown(
 
 @pytest.fixture(scope="session", autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Processes and data of this process's tests lie below one directory, and are gone at the end."""
+    """Keep processes and data of this process's tests below one directory; assert that none remain."""
     root = Path(tempfile.mkdtemp(prefix="process-", dir=run_dir.run_dir())).resolve()
     if os.geteuid() == 0:
-        root.chmod(0o711)  # the servers' account passes through
+        root.chmod(0o711)  # the servers' account must traverse it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(root))
         patch.setattr(tempfile, "tempdir", str(root))
-        # Stacks of tests use the models that the tests give them, and none found on this machine.
+        # Stacks use the models that a test configures, not servers discovered on this machine.
         patch.setenv("VESTRY_OLLAMA", "off")
         patch.setenv("VESTRY_LLAMA", "off")
         yield
         POOL.close()
         processes = leak_check.processes(root)
-        described = [f"{process.pid} {process.name()}" for process in processes]
+        leaked = [f"{process.pid} {process.name()}" for process in processes]
         for process in processes:
             process.kill()
         directories = leak_check.server_dirs(root)
         for path in (*directories, root):
             shutil.rmtree(path, ignore_errors=True)
-    assert (described, directories) == ([], []), "the tests left processes, or servers' data"
+    assert (leaked, directories) == ([], []), "the tests leaked processes or servers' data"
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[DevStack]:
-    """Postgres and Valkey on free ports, roles and schema in place, no workers.
+    """Postgres and Valkey on free ports, with roles and schema, without workers.
 
     `stack.database_url(role)`, `stack.superuser_url`, `stack.broker_url(user)`, `stack.home`,
     `stack.keyring`.
@@ -119,7 +119,7 @@ def clean(stack: DevStack) -> DevStack:
 def empty_tables(conn: psycopg.Connection[tuple[object, ...]]) -> None:
     """Empty every table but the lanes and Alembic's, and drop the partitions of spaces.
 
-    Sessions that a failed test left in a transaction, with locks, are ended first.
+    Sessions that a failed test left in a transaction are terminated first: they may hold locks.
     """
     conn.execute(
         """SELECT pg_terminate_backend(pid) FROM pg_stat_activity

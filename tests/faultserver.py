@@ -6,10 +6,10 @@
         cloud.next(status(500), cut(2))       # for the next two requests, before `fault`
         cloud.fault = None                    # no fault
         cloud.stop_listening()                # connections are refused, until .listen()
-        assert not cloud.was_offered("text")
-        [offer.at for offer in cloud.offers]
+        assert not cloud.received("text")
+        [request.at for request in cloud.requests]
 
-Without an upstream it is a fake with a canned answer in OpenAI's or Anthropic's protocol. A fault is
+Without an upstream it is a fake with a canned response in OpenAI's or Anthropic's protocol. A fault is
 independent of the protocol: it changes the lines of the real server's response.
 """
 
@@ -29,19 +29,19 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 60.0
-"""Longest response of the upstream, and longest hanging request."""
+"""Timeout of the upstream's response, and of a hanging request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class RecordedRequest:
     """One recorded request.
 
     Attributes:
         at: time of arrival, in seconds of `time.monotonic()`.
-        path: of the request.
+        path: path of the URL.
         body: the whole body.
-        fault: name of its fault; None if it was served.
-        headers: by lower-case name.
+        fault: name of the injected fault; None without one.
+        headers: values by lower-case name.
     """
 
     at: float
@@ -80,7 +80,7 @@ class Fault:
 
 
 def status(code: int, body: object = None, **headers: str) -> Fault:
-    """An error of this status; headers with underscores for hyphens."""
+    """An error of this status; names of headers have underscores for hyphens."""
     text = json.dumps(body if body is not None else {"error": {"message": "an injected fault"}})
     fields = {"content-type": "application/json"}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -92,8 +92,8 @@ def rate_limited(retry_after: str | float | None = None) -> Fault:
     return status(429, **({} if retry_after is None else {"retry_after": str(retry_after)}))
 
 
-def until(seconds: float) -> str:
-    """A time from now as an HTTP date, for `rate_limited`."""
+def http_date_in(seconds: float) -> str:
+    """The time `seconds` from now as an HTTP date, for `rate_limited`."""
     return formatdate(time.time() + seconds, usegmt=True)
 
 
@@ -113,14 +113,14 @@ def hang() -> Fault:
 
 
 def cut(after: int = 2) -> Fault:
-    """Close the connection after so many lines of the response."""
+    """Close the connection after this many lines of the response."""
     return Fault(
         "cut", lambda real, _closed: _with_lines(real(), lambda ls: _first(ls, after), True)
     )
 
 
 def end_early(after: int = 2) -> Fault:
-    """End the response regularly after so many lines."""
+    """End the response regularly after this many lines."""
     return Fault(
         "end early", lambda real, _closed: _with_lines(real(), lambda ls: _first(ls, after))
     )
@@ -165,8 +165,8 @@ class FaultServer:
     """See the module's docstring.
 
     Args:
-        upstream: base URL of the real server; None for canned answers.
-        upstream_key: its key, sent in place of the caller's.
+        upstream: base URL of the real server; None for canned responses.
+        upstream_key: key of the real server, sent in place of the caller's.
         key: key that callers must send; None for no check.
     """
 
@@ -178,7 +178,7 @@ class FaultServer:
         key: str | None = None,
     ) -> None:
         self.fault: Fault | None = None
-        self.offers: list[Offer] = []
+        self.requests: list[RecordedRequest] = []
         self.key = key
         self._upstream = urlsplit(upstream) if upstream else None
         self._upstream_key = upstream_key
@@ -215,16 +215,15 @@ class FaultServer:
         with self._lock:
             self._next.extend(faults)
 
-    def was_offered(self, text: str) -> bool:
+    def received(self, text: str) -> bool:
         """Whether any request contained this text, plain or escaped as in JSON."""
         forms = {text.encode(), json.dumps(text)[1:-1].encode()}
-        return any(form in offer.body for offer in list(self.offers) for form in forms)
+        return any(form in request.body for request in list(self.requests) for form in forms)
 
-    def calls(self, path: str = "/") -> list[Offer]:
-        """The requests with a body, without those of `probe`, whose path ends with `path`."""
-        return [
-            o for o in list(self.offers) if o.body and o.path.rstrip("/").endswith(path.rstrip("/"))
-        ]
+    def calls(self, path: str = "/") -> list[RecordedRequest]:
+        """The requests with a body, so without probes, whose path ends with `path`."""
+        suffix = path.rstrip("/")
+        return [r for r in list(self.requests) if r.body and r.path.rstrip("/").endswith(suffix)]
 
     def __enter__(self) -> Self:
         self.listen()
@@ -233,11 +232,11 @@ class FaultServer:
     def __exit__(self, *_: object) -> None:
         self.stop_listening()
 
-    def _answer(self, path: str, method: str, headers: dict[str, str], body: bytes) -> Reply:
+    def _respond(self, path: str, method: str, headers: dict[str, str], body: bytes) -> Reply:
         with self._lock:
             fault = self._next.popleft() if self._next else self.fault
             name = fault.name if fault else None
-            self.offers.append(Offer(time.monotonic(), path, body, name, headers))
+            self.requests.append(RecordedRequest(time.monotonic(), path, body, name, headers))
         key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and key != self.key:
             return status(401).reply(lambda: Reply(401, {}, []), self._closed)
@@ -263,7 +262,7 @@ class FaultServer:
         def lines() -> Iterator[bytes]:
             try:
                 yield from response
-            finally:  # also when the caller has closed its connection: the real server stops then
+            finally:  # also if the caller disconnects: the real server stops then
                 connection.close()
 
         fields = {"content-type": response.headers.get("content-type", "text/plain")}
@@ -278,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length") or 0)
         body = self.rfile.read(length)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        reply = self.owner._answer(self.path, self.command, headers, body)
+        reply = self.owner._respond(self.path, self.command, headers, body)
         lines = iter(reply.lines)
         self.close_connection = True
         try:
@@ -304,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: object) -> None:
-        """No log."""
+        """Log nothing."""
 
 
 def _with_lines(
@@ -314,7 +313,7 @@ def _with_lines(
 
 
 def _first(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
-    """The first non-empty lines."""
+    """The first `count` non-empty lines."""
     for line in lines:
         if line.strip():
             if not count:
@@ -327,7 +326,7 @@ CANNED = "A canned answer."
 
 
 def _canned(path: str) -> Reply:
-    """A short answer in the protocol of the path."""
+    """A short response in the protocol of the path."""
     if path.endswith("/messages"):
         return Reply(200, {"content-type": "text/event-stream"}, _anthropic())
     if path.endswith("/chat/completions"):

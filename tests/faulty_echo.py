@@ -1,6 +1,6 @@
 """The echo backend with faults on request: a runtime for test stacks (`VESTRY_EMBEDDING_BACKEND`).
 
-A word of a text that begins with `echo!` requests a fault; see `FAULTS`.
+A word that begins with `echo!`, anywhere in a text, requests a fault; see `FAULTS`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _ERRORS: Final[dict[str, type[InferenceError]]] = {
 FAULTS: Final = (
     "nan", "zero", "wrong-dimension", "raise", "sleep", "exit", "segfault", "memory", *_ERRORS
 )  # fmt: skip
-"""`echo!nan` and `echo!zero` spoil the text's own vector, `echo!wrong-dimension` the whole call's.
-`echo!sleep=1.5` takes 1.5 s. `echo!raise` raises an error that is no `InferenceError`, `echo!exit` ends
-the process at once and `echo!segfault` by that signal, as crashes in native code do. `echo!memory=512`
-allocates so many MiB, or as many as the process may have, and raises MemoryError.
+"""`echo!nan` and `echo!zero` corrupt the vector of that text, `echo!wrong-dimension` all vectors of the
+call. `echo!sleep=1.5` takes 1.5 s. `echo!raise` raises an error that is not an `InferenceError`.
+`echo!exit` ends the process at once, `echo!segfault` with SIGSEGV, as a crash in native code does.
+`echo!memory=512` allocates 512 MiB, or up to the process's limit, and raises MemoryError.
 `echo!rate-limited=7` raises RateLimited with a wait of 7 s; the other names raise the error of that
 name."""
 _MIB: Final = 1024 * 1024

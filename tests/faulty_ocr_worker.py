@@ -1,7 +1,7 @@
-"""OCR worker process with an optional fault on the second page; reads as `ocr.worker_main` does.
+"""`ocr.worker_main` with an optional fault on the second page.
 
-The fault occurs where the decoder of a hostile page would have it. The job's `dpi` selects it: pages
-with a text layer do not use their `dpi`.
+The fault occurs where the decoder of a hostile page would fail. The job's `dpi` selects it: a page with
+a text layer does not use its `dpi`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, Final
 from inference.ocr import worker_main
 from inference.ocr.config import WorkerSetup
 
-STRUCK: Final = "struck"
-"""File in the parent's temporary directory that marks a fault, and holds process ids."""
+FAULT_MARKER: Final = "fault"
+"""File in the parent's temporary directory that records a fault, and process ids."""
 
 
 def crash() -> None:
@@ -30,15 +30,15 @@ def crash() -> None:
 
 
 def crash_once() -> None:
-    """Crash, but not in the second worker."""
-    mark = Path.cwd().parent / STRUCK
-    if not mark.exists():
-        mark.touch()
+    """Crash, in the first worker only."""
+    marker = Path.cwd().parent / FAULT_MARKER
+    if not marker.exists():
+        marker.touch()
         crash()
 
 
 def killed() -> None:
-    """Be killed, as by the kernel when memory runs out."""
+    """End by SIGKILL, as when the kernel runs out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -50,19 +50,19 @@ def eat_memory() -> None:
 
 
 def hang() -> None:
-    """Never reply, with a child process, as Tesseract is one."""
+    """Start a child process, as Tesseract is one, and never reply."""
     helper = subprocess.Popen(["sleep", "600"])
-    (Path.cwd().parent / STRUCK).write_text(f"{os.getpid()} {helper.pid}", encoding="ascii")
+    (Path.cwd().parent / FAULT_MARKER).write_text(f"{os.getpid()} {helper.pid}", encoding="ascii")
     time.sleep(600)
 
 
-def burn() -> None:
+def busy_loop() -> None:
     """Compute without end."""
     while True:
         pass
 
 
-def babble() -> None:
+def send_malformed_reply() -> None:
     """Send a malformed reply."""
     for descriptor in range(3, 20):  # the pipe to the parent is one of them
         with contextlib.suppress(OSError):
@@ -71,17 +71,17 @@ def babble() -> None:
 
 
 FAULTS: Final = {
-    601: crash, 602: crash_once, 603: killed, 604: eat_memory, 605: hang, 606: burn, 607: babble,
+    601: crash, 602: crash_once, 603: killed, 604: eat_memory, 605: hang, 606: busy_loop,
+    607: send_malformed_reply,
 }  # fmt: skip
 
 
 def serve(request: dict[str, Any], setup: WorkerSetup) -> dict[str, Any]:
-    """Serve as the real worker does, with the fault."""
+    """Serve a request as the real worker does, with the selected fault."""
     if request["do"] == "page" and request["page"] == 2 and request["dpi"] in FAULTS:
         FAULTS[request["dpi"]]()
-    if (
-        request["do"] == "count" and request["kind"] == "png"
-    ):  # for the test of a worker's environment
+    # For the test of a worker's environment.
+    if request["do"] == "count" and request["kind"] == "png":
         return {
             "environment": dict(os.environ),
             "modules": list(sys.modules),

@@ -15,16 +15,16 @@ TIMEOUT_S = 20.0
 
 
 class FlowerClient:
-    """One privacy class's Flower; `described` is its part of the stack's client file."""
+    """Client of one privacy class's Flower; `config` is its entry in the stack's client file."""
 
-    def __init__(self, described: dict[str, str]) -> None:
-        self.url = described["url"]
-        password = Path(described["password_file"]).read_text(encoding="utf-8").strip()
+    def __init__(self, config: dict[str, str]) -> None:
+        self.url = config["url"]
+        password = Path(config["password_file"]).read_text(encoding="utf-8").strip()
         self.password = password
-        self.user = described["user"]
+        self.user = config["user"]
 
     def get(self, path: str, *, user: str | None = "", password: str = "") -> tuple[int, str]:
-        """Status and body; as Flower's user, as `user` where given, without a login where None."""
+        """Status and body of a path, as `user`: empty for Flower's own, None for no login."""
         request = urllib.request.Request(self.url + path)  # noqa: S310 - loopback
         if user is not None:
             pair = f"{user or self.user}:{password or self.password}"
@@ -37,17 +37,17 @@ class FlowerClient:
             return error.code, error.read().decode("utf-8", "replace")
 
     def task(self, job: UUID) -> dict[str, Any]:
-        """A job as the API shows it; empty where it does not."""
+        """A job's task in the API; empty if the API has none."""
         status, body = self.get(f"/api/task/info/{job}")
         return json.loads(body) if status == 200 else {}
 
     def tasks(self) -> dict[str, dict[str, Any]]:
-        """Every task the API lists, by its id."""
+        """Every task that the API lists, by id."""
         listed: dict[str, dict[str, Any]] = json.loads(self.get("/api/tasks?limit=10000")[1])
         return listed
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Every worker by node name, inspected again."""
+        """Every worker by node name, inspected anew."""
         inspected: dict[str, dict[str, Any]] = json.loads(self.get("/api/workers?refresh=1")[1])
         return inspected
 

@@ -1,4 +1,4 @@
-"""Fakes for tests of handlers and the Router: call guard, model registry, cancelled jobs, passages."""
+"""Fakes for tests of handlers and the Router: models, guard, registry, cancelled jobs, passages."""
 
 from __future__ import annotations
 
@@ -8,23 +8,31 @@ from typing import Any
 from uuid import UUID
 
 from inference.catalogue.schema import BackendEntry, Catalogue, ModelEntry, Price, Rule, TaskEntry
-from inference.errors import InferenceError
-from inference.protocol import BackendConfig
+from inference.errors import CallCancelled, InferenceError
+from inference.protocol import (
+    BackendConfig,
+    Cancelled,
+    Generated,
+    GenerationRequest,
+    InputType,
+    not_cancelled,
+)
 from inference.routing.model_registry import ModelRegistry
 from inference.routing.policy import Budget, Health, RoutingPolicy
 from inference.routing.router import Router
 from tasks.grounding import Passage
 from tasks.protocol import Job
+from tests.faulty_echo import FaultyEchoModel
 from vestry.jobs.generation import Grounding
 from vestry.lanes import Kind, Pool
 
 
 class FakeGuard:
-    """Admits every call and records it; backends are healthy unless named.
+    """Admits every call and records it; a backend named in the constructor is unhealthy.
 
     Attributes:
-        calls: names of the backends that were called.
-        ended: backend and error of each call.
+        calls: name of the backend of each call.
+        ended: backend and error of each finished call.
         refusals: raised by `before_call`, by backend.
         is_probe: returned by `before_call`.
     """
@@ -65,6 +73,58 @@ class FakeRegistry:
 
     def model(self, entry: ModelEntry) -> Any:
         return entry.name
+
+
+class RecordingModel(FaultyEchoModel):
+    """The faulty echo model; records the texts, input type and urgency of each embedding call."""
+
+    def __init__(self, model: str | None = None) -> None:
+        super().__init__(model)
+        self.calls: list[tuple[list[str], str, bool]] = []
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        input: InputType = "document",  # noqa: A002 - the protocol's
+        *,
+        urgent: bool = False,
+    ) -> Any:
+        self.calls.append((list(texts), input, urgent))
+        return super().embed(texts, input, urgent=urgent)
+
+    @property
+    def embedded(self) -> list[str]:
+        return [text for texts, _, _ in self.calls for text in texts]
+
+
+class ScriptedModel:
+    """A language model with prepared answers, which records its requests.
+
+    Like a server's model it has the methods of every kind; its catalogue entry declares its kinds.
+    """
+
+    def __init__(self, *answers: str | Generated | InferenceError) -> None:
+        self.answers = list(answers)
+        self.requests: list[GenerationRequest] = []
+
+    def generate(
+        self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
+    ) -> Generated:
+        self.requests.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, InferenceError):
+            raise answer
+        if cancelled():
+            raise CallCancelled
+        return answer if isinstance(answer, Generated) else Generated(answer, "stop", 10, 3)
+
+    def embed(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    rerank = embed
+
+    def warm_up(self) -> None:
+        pass
 
 
 class CancelledJobs:

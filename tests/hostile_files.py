@@ -23,14 +23,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def drawn_line() -> Image.Image:
-    """The page in the unusual images."""
+    """The page that the unusual images show."""
     return drawn(LINE, size=(1200, 400))
 
 
 def hostile() -> Iterator[tuple[str, bytes]]:
     """Name and content of files that cannot be read."""
-    yield from _impostors()
-    yield from _cut_off()
+    yield from _wrong_formats()
+    yield from _truncated()
     yield from _bad_png()
     yield from _bad_jpeg()
     yield from _bad_tiff()
@@ -38,7 +38,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield from _bad_pdf()
 
 
-def odd_images() -> Iterator[tuple[str, bytes]]:
+def unusual_images() -> Iterator[tuple[str, bytes]]:
     """Name and content of unusual image files that show `drawn_line()`."""
     page = drawn_line()
     grey = np.asarray(page)
@@ -57,28 +57,28 @@ def odd_images() -> Iterator[tuple[str, bytes]]:
     yield "lossless WebP", encoded(page, "WEBP", lossless=True)
     yield "animated PNG", encoded(page, "PNG", save_all=True, append_images=[page.rotate(180)])
     yield "progressive", encoded(page.convert("RGB"), "JPEG", progressive=True)
-    turned = Image.Exif()
-    turned[0x0112] = 6  # to be shown turned clockwise by 90 degrees
-    yield "turned by its Exif", encoded(page.rotate(90, expand=True), "JPEG", exif=turned)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # displayed rotated clockwise by 90 degrees
+    yield "rotated by its Exif", encoded(page.rotate(90, expand=True), "JPEG", exif=rotated)
 
 
-def odd_pdfs() -> Iterator[tuple[str, bytes]]:
+def unusual_pdfs() -> Iterator[tuple[str, bytes]]:
     """Name and content of unusual PDFs whose page says LINE."""
     yield "bytes before a PDF", b"\n" * 500 + pdf(text_page(LINE))
-    yield "a table of places that lies", pdf(text_page(LINE)).replace(b"0000000", b"0099999")
-    yield "cut off after its trailer", pdf(text_page(LINE)).partition(b"startxref")[0]
+    yield "wrong cross-references", pdf(text_page(LINE)).replace(b"0000000", b"0099999")
+    yield "truncated after its trailer", pdf(text_page(LINE)).partition(b"startxref")[0]
 
 
-def _impostors() -> Iterator[tuple[str, bytes]]:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as made:
-        made.writestr("page.png", MARK)
+def _wrong_formats() -> Iterator[tuple[str, bytes]]:
+    zip_data = io.BytesIO()
+    with zipfile.ZipFile(zip_data, "w") as archive:
+        archive.writestr("page.png", MARK)
     mark = MARK.encode()
     yield "empty", b""
     yield "one byte", b"%"
     yield "NUL bytes", bytes(4096)
     yield "text", mark
-    yield "ZIP", archive.getvalue()
+    yield "ZIP", zip_data.getvalue()
     yield "EXE", b"MZ" + bytes(58) + mark
     yield "ELF", b"\x7fELF\x02\x01\x01" + bytes(64)
     yield "SVG", b"<svg xmlns='http://www.w3.org/2000/svg'><text>" + mark + b"</text></svg>"
@@ -88,10 +88,10 @@ def _impostors() -> Iterator[tuple[str, bytes]]:
     yield "BMP", encoded(Image.new("L", (8, 8)), "BMP")
     yield "sound", b"RIFF\x24\0\0\0WAVEfmt " + bytes(24)
     yield "gzip", zlib.compress(mark, wbits=31)
-    yield "HTML that says PDF", b"<html>%PDF-1.7 " + mark
+    yield "HTML with a PDF header", b"<html>%PDF-1.7 " + mark
 
 
-def _cut_off() -> Iterator[tuple[str, bytes]]:
+def _truncated() -> Iterator[tuple[str, bytes]]:
     page = drawn(MARK, size=(600, 200))
     for kind, options in (
         ("PNG", {}), ("JPEG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {}),
@@ -115,8 +115,8 @@ def _bad_png() -> Iterator[tuple[str, bytes]]:
     yield "PNG: no pixel", _png(0, 0)
     yield "PNG: 3 bits", _png(8, 8, depth=3)
     yield "PNG: no data", _png(8, 8)
-    yield "PNG: data of nothing", _png(300, 300, data=zlib.compress(b""))
-    yield "PNG: data that is none", _png(300, 300, data=MARK.encode())
+    yield "PNG: empty data", _png(300, 300, data=zlib.compress(b""))
+    yield "PNG: data not compressed", _png(300, 300, data=MARK.encode())
     yield "PNG: bad check sum", whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]
     yield "PNG: text of 80 MB", whole[:33] + _chunk(bomb) + whole[33:]
     yield "PNG: chunk of 4 GB", whole[:33] + b"\xff\xff\xff\xffIDAT" + whole[41:]
@@ -144,8 +144,8 @@ def _bad_jpeg() -> Iterator[tuple[str, bytes]]:
     yield "JPEG: no tables", b"\xff\xd8" + whole[whole.index(b"\xff\xc0") :]
 
 
-def _sized(whole: bytes, place: int, height: int, width: int) -> bytes:
-    return whole[:place] + struct.pack(">HH", height, width) + whole[place + 4 :]
+def _sized(whole: bytes, offset: int, height: int, width: int) -> bytes:
+    return whole[:offset] + struct.pack(">HH", height, width) + whole[offset + 4 :]
 
 
 def _bad_tiff() -> Iterator[tuple[str, bytes]]:
@@ -160,7 +160,7 @@ def _bad_tiff() -> Iterator[tuple[str, bytes]]:
     yield "TIFF: strip outside", _tiff(100, 100, offset=2**31)
     yield "TIFF: unknown compression", _tiff(100, 100, compression=9999)
     yield "TIFF: 65,535 samples", _tiff(100, 100, samples=65_535)
-    yield "TIFF: a directory that is its own next", _tiff(0, 0, following=8)
+    yield "TIFF: directory linked to itself", _tiff(0, 0, following=8)
     yield "BigTIFF: signature", b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**60)
 
 
@@ -201,24 +201,24 @@ def _bad_pdf() -> Iterator[tuple[str, bytes]]:
     yield "PDF: with a password", pdf(page, encrypted_with=b"secret")
     yield "PDF: signature", b"%PDF-1.7\n"
     yield "PDF: no page", pdf()
-    yield "PDF: cut off before its table", pdf(page).partition(b"xref")[0]
+    yield "PDF: truncated before its table", pdf(page).partition(b"xref")[0]
     yield "PDF: no catalog", assemble([b"null"])
-    yield "PDF: catalog of no kind", assemble([b"(" + MARK.encode() + b")"])
+    yield "PDF: catalog is a string", assemble([b"(" + MARK.encode() + b")"])
     yield (
-        "PDF: page tree in a circle",
+        "PDF: circular page tree",
         assemble([catalog, b"<< /Type /Pages /Count 1 /Kids [2 0 R] >>"]),
     )
     yield (
-        "PDF: 10,000,000 pages, it says",
+        "PDF: 10,000,000 pages declared",
         assemble([catalog, b"<< /Type /Pages /Count 10000000 /Kids [3 0 R] >>", b"null"]),
     )
     deep = [b"<< /Type /Pages /Count 1 /Kids [%d 0 R] >>" % (number + 3) for number in range(5000)]
     yield "PDF: page tree 5,000 deep", assemble([catalog, *deep, b"null"])
     yield "PDF: page of 400 km", pdf(Page(b"", size=(2_000_000_000, 2_000_000_000)))
     yield "PDF: objects cut out", pdf(page).replace(b"/Kids [4 0 R]", b"/Kids [9 0 R]")
-    yield "PDF: 0xFF from its middle on", _overwritten(pdf(page))
+    yield "PDF: 0xFF after its first twentieth", _overwritten(pdf(page))
 
 
 def _overwritten(whole: bytes) -> bytes:
-    half = len(whole) // 20
-    return whole[:half] + b"\xff" * (len(whole) - half)
+    kept = len(whole) // 20
+    return whole[:kept] + b"\xff" * (len(whole) - kept)

@@ -11,12 +11,7 @@ from uuid import UUID
 
 import psycopg
 
-from tasks.protocol import (
-    Context,
-    Job,
-    Outcome,
-    Succeeded,
-)
+from tasks.protocol import Context, Job, Outcome, Succeeded
 from vestry import Embedding, Vestry
 from vestry.jobs.base import Prepared
 from vestry.lanes import Pool

@@ -1,6 +1,6 @@
-"""What a run of the tests left behind: processes, and servers' data outside its directory.
+"""Leaks of a test run: processes, and servers' data outside the run directory.
 
-Everything that the tests start and write lies below one directory, which is TMPDIR to every process.
+All data of the tests is below one directory, which is TMPDIR for every process.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from workers.home import read_json
 from workers.stack.server_dir import OWNER, PREFIX, SYSTEM_DIRS
 
 ENDING_S = 20.0
-"""For processes that are just ending."""
+"""Timeout for processes that are ending."""
 
 
 def processes(root: Path) -> list[psutil.Process]:
     """Every process of the tests that still runs, besides this one."""
-    until = time.monotonic() + ENDING_S
-    while (running := _processes(root)) and time.monotonic() < until:
+    deadline = time.monotonic() + ENDING_S
+    while (running := _processes(root)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return running
 
 
 def server_dirs(root: Path) -> list[Path]:
-    """Servers' directories outside a home that lies, or lay, below the tests' directory."""
+    """Servers' directories outside their home, if that home is or was below `root`."""
     return [
         directory
         for base in SYSTEM_DIRS
         for directory in base.glob(f"{PREFIX}*")
-        # Other accounts cannot read them, and have made none.
+        # One that is unreadable belongs to another account, and not to this run.
         if os.access(directory / OWNER, os.R_OK)
         and Path(read_json(directory / OWNER).get("home", "/")).is_relative_to(root)
     ]
@@ -44,7 +44,7 @@ def _processes(root: Path) -> list[psutil.Process]:
     processes = {*own.children(recursive=True)}
     directories = [root, *server_dirs(root)]
     for process in psutil.process_iter():
-        # A server may have written its title over its environment, but it works in its directory.
+        # A server's title may overwrite its environment; its working directory still identifies it.
         with contextlib.suppress(psutil.Error, OSError):
             if Path(process.environ().get("TMPDIR", "/")).is_relative_to(root):
                 processes.add(process)

@@ -1,7 +1,7 @@
 """A fake Ollama: its protocol in front of a real llama.cpp server, which generates.
 
-Texts are embedded by the echo backend, and are too long beyond `TOO_MANY_WORDS`. A pull adds a model.
-Some models may be declared remote, as those of Ollama's cloud are.
+The echo backend embeds texts of up to `MAX_WORDS` words. A pull adds a model. A model may be declared
+remote, as those of Ollama's cloud are.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from inference.backends.echo import EchoModel
-from tests.llama import Llama
+from tests.llama_server import Llama
 
 VERSION = "0.40.2"
-TOO_MANY_WORDS = 300
+MAX_WORDS = 300
 DIMENSION = 64
-Answer = tuple[int, Iterator[dict[str, Any]]]
+Response = tuple[int, Iterator[dict[str, Any]]]
 
 
 class FakeOllama:
     """See the module's docstring.
 
     Args:
-        llama: generates; None for no chat.
-        models: its models, tags included, with the fields that /api/show adds.
+        llama: server that generates; None for no chat.
+        models: names with tags; each with the fields that /api/show adds.
     """
 
     def __init__(self, llama: Llama | None, models: Mapping[str, Mapping[str, Any]]) -> None:
@@ -51,40 +51,44 @@ class FakeOllama:
 
     @property
     def url(self) -> str:
-        """Its base URL."""
+        """Base URL."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def bodies(self, path: str) -> list[dict[str, Any]]:
         """The bodies of the requests to a path."""
         return [body for requested, body in list(self.requests) if requested == path]
 
-    def answer(self, path: str, body: dict[str, Any]) -> Answer:
+    def respond(self, path: str, body: dict[str, Any]) -> Response:
         """Status and JSON documents of a response."""
         self.requests.append((path, body))
         name = str(body.get("model", ""))
         tagged = (name, f"{name}:latest")
         model = next((self.models[name] for name in tagged if name in self.models), None)
-        general: dict[str, Callable[[], Answer]] = {
-            "/api/version": lambda: _one({"version": VERSION}),
-            "/api/tags": lambda: _one({"models": [self._described(name) for name in self.models]}),
+        routes: dict[str, Callable[[], Response]] = {
+            "/api/version": lambda: _single({"version": VERSION}),
+            "/api/tags": lambda: _single(
+                {"models": [self._described(name) for name in self.models]}
+            ),
             "/api/pull": lambda: self._pull(name),
         }
-        if path in general:
-            return general[path]()
+        if path in routes:
+            return routes[path]()
         if model is None:
-            return _one({"error": f"model '{name}' not found"}, 404)
-        of_a_model: dict[str, Callable[[], Answer]] = {
-            "/api/show": lambda: _one({"model_info": {}, "capabilities": ["completion"], **model}),
+            return _single({"error": f"model '{name}' not found"}, 404)
+        model_routes: dict[str, Callable[[], Response]] = {
+            "/api/show": lambda: _single(
+                {"model_info": {}, "capabilities": ["completion"], **model}
+            ),
             "/api/embed": lambda: self._embed(body),
             "/api/chat": lambda: self._chat(body),
         }
-        return of_a_model[path]()
+        return model_routes[path]()
 
     def _described(self, name: str) -> dict[str, Any]:
         digest = hashlib.sha256(name.encode()).hexdigest()
         return {"name": name, "model": name, "digest": digest, "size": 1000, **self.models[name]}
 
-    def _pull(self, name: str) -> Answer:
+    def _pull(self, name: str) -> Response:
         if name.startswith("no-such"):
             return 200, iter([{"status": "pulling manifest"},
                               {"error": "pull model manifest: file does not exist"}])  # fmt: skip
@@ -93,18 +97,18 @@ class FakeOllama:
         steps += [{"status": "pulling 4b5c", "total": 100, "completed": n} for n in (0, 50, 100)]
         return 200, iter([*steps, {"status": "success"}])
 
-    def _embed(self, body: dict[str, Any]) -> Answer:
+    def _embed(self, body: dict[str, Any]) -> Response:
         texts = body["input"]
-        if any(len(text.split()) > TOO_MANY_WORDS for text in texts) and not body["truncate"]:
-            return _one({"error": "the input length exceeds the context length"}, 400)
+        if any(len(text.split()) > MAX_WORDS for text in texts) and not body["truncate"]:
+            return _single({"error": "the input length exceeds the context length"}, 400)
         vectors = self._echo.embed([" ".join(text.split()[:200]) for text in texts])
-        return _one({"model": body["model"], "embeddings": (3 * vectors).tolist()})
+        return _single({"model": body["model"], "embeddings": (3 * vectors).tolist()})
 
-    def _chat(self, body: dict[str, Any]) -> Answer:
+    def _chat(self, body: dict[str, Any]) -> Response:
         common = {"model": body["model"], "created_at": "2026-11-01T00:00:00Z"}
         if not body["messages"]:
             message = {"role": "assistant", "content": ""}
-            return _one({**common, "message": message, "done": True, "done_reason": "load"})
+            return _single({**common, "message": message, "done": True, "done_reason": "load"})
         assert self._llama is not None
         options = body.get("options", {})
         request = {
@@ -115,17 +119,17 @@ class FakeOllama:
         if body.get("format"):
             schema = {"name": "answer", "schema": body["format"]}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
-        at = urlsplit(self._llama.url)
-        connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=60)
+        url = urlsplit(self._llama.url)
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
         headers = {"authorization": f"Bearer {self._llama.key}", "content-type": "application/json"}
         connection.request("POST", "/v1/chat/completions", json.dumps(request), headers)
         response = connection.getresponse()
-        if response.status != 200:  # as since 0.34: llama.cpp's own error, as text
-            return _one({"error": json.dumps(json.loads(response.read()))}, response.status)
+        if response.status != 200:  # since 0.34 Ollama passes on llama.cpp's error, as text
+            return _single({"error": json.dumps(json.loads(response.read()))}, response.status)
         return 200, _as_ollama(response, common)
 
 
-def _one(document: dict[str, Any], status: int = 200) -> Answer:
+def _single(document: dict[str, Any], status: int = 200) -> Response:
     return status, iter([document])
 
 
@@ -153,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         length = int(self.headers.get("content-length") or 0)
         body = json.loads(self.rfile.read(length) or b"{}")
-        status, documents = self.owner.answer(self.path, body)
+        status, documents = self.owner.respond(self.path, body)
         try:
             self.send_response(status)
             self.send_header(
@@ -169,4 +173,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = _serve  # noqa: N815 - as the base class has them
 
     def log_message(self, *_: object) -> None:
-        """No log."""
+        """Log nothing."""

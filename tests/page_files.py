@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 A4 = (595, 842)
 PAD = bytes.fromhex("28BF4E5E4E758A4164004E56FFFA01082E2E00B6D0683E802F0CA9FE6453697A")
-"""PDF's padding of passwords."""
+"""Padding of passwords in the PDF standard."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def pdf(*pages: Page, encrypted_with: bytes | None = None) -> bytes:
 def assemble(objects: Sequence[bytes], trailer: bytes = b"/Root 1 0 R") -> bytes:
     """A file of numbered objects with a table of their offsets."""
     out = bytearray(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n")
-    places = []
+    offsets = []
     for number, body in enumerate(objects, 1):
-        places.append(len(out))
+        offsets.append(len(out))
         out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
     start = len(out)
     out += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
-    out += b"".join(b"%010d 00000 n \n" % place for place in places)
+    out += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     size = len(objects) + 1
     out += b"trailer\n<< /Size %d %s >>\nstartxref\n%d\n%%%%EOF\n" % (size, trailer, start)
     return bytes(out)

@@ -1,4 +1,4 @@
-"""Processes seen from outside: their arguments and environments, and whether they run."""
+"""Arguments, environments and liveness of other processes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def arguments_and_environments(pids: Iterable[int], required: set[int]) -> list[
     """One line a process.
 
     Args:
-        pids: processes; one that ends meanwhile is left out.
-        required: those that must be there.
+        pids: of the processes; one that has ended is left out.
+        required: those of `pids` that must run.
     """
     lines = {}
     for pid in pids:

@@ -1,4 +1,4 @@
-"""`vestry up` for tests in which Postgres is not killed: it does not wait for the disk.
+"""`vestry up` with a Postgres that does not wait for the disk, for tests that do not kill it.
 
 `python -m tests.quick_stack up …` in place of `python -m workers.stack.commands up …`.
 """
@@ -20,14 +20,14 @@ QUICK = {"fsync": "off", "full_page_writes": "off"}
 
 @contextmanager
 def quick_postgres() -> Iterator[None]:
-    """Servers that this process starts in the block do not wait for the disk."""
+    """Start Postgres servers without fsync in the block, in this process."""
     with patch.dict(postgres.SETTINGS, QUICK):
         yield
 
 
 @contextmanager
 def quick_servers(home: Path) -> Iterator[DevStack]:
-    """Postgres and Valkey in a home, as `DevStack` runs them, without waiting for the disk."""
+    """Run `DevStack`, Postgres and Valkey in a home, without fsync."""
     with timed_start("Postgres and Valkey alone"), quick_postgres():
         running = DevStack(home).start()
     try:

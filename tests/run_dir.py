@@ -1,6 +1,6 @@
-"""The directory that all processes of one run of the tests share, and what they note in it.
+"""The directory that all processes of a test run share, and the start times recorded in it.
 
-Each process of the run has a temporary directory of its own below it.
+Each process of the run has its own temporary directory below it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 VARIABLE: Final = "VESTRY_TESTS_RUN_DIR"
 TEMPLATE: Final = "template"
-"""The home in it that `tests/cluster_template.py` makes."""
+"""The home below it that `tests/cluster_template.py` creates."""
 _STARTS: Final = "starts.jsonl"
 
 
@@ -28,18 +28,18 @@ def run_dir() -> Path | None:
     return Path(path) if path else None
 
 
-def make() -> Path:
-    """Make the directory, and name it to the processes started from now on."""
+def create() -> Path:
+    """Create the directory, and name it in the environment of later child processes."""
     path = Path(tempfile.mkdtemp(prefix="vestry-tests-")).resolve()
     if os.geteuid() == 0:
-        path.chmod(0o711)  # the servers' account passes through
+        path.chmod(0o711)  # the servers' account must traverse it
     os.environ[VARIABLE] = str(path)
     return path
 
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """One process of the run at a time."""
+    """Exclude the other processes of the run from this block."""
     directory = run_dir()
     assert directory is not None
     with (directory / f"{name}.lock").open("w", encoding="ascii") as lock:
@@ -49,21 +49,21 @@ def locked(name: str) -> Iterator[None]:
 
 @contextmanager
 def timed_start(kind: str) -> Iterator[None]:
-    """Note how long the block took to start something of a kind."""
-    began = time.monotonic()
+    """Record how long the block took to start something of this kind."""
+    start = time.monotonic()
     yield
     directory = run_dir()
     if directory is not None:
-        line = json.dumps([kind, time.monotonic() - began]).encode() + b"\n"
-        number = os.open(directory / _STARTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        line = json.dumps([kind, time.monotonic() - start]).encode() + b"\n"
+        descriptor = os.open(directory / _STARTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(number, line)
+            os.write(descriptor, line)
         finally:
-            os.close(number)
+            os.close(descriptor)
 
 
 def start_times() -> dict[str, list[float]]:
-    """Kind to the seconds that each start took, the kind with the largest sum first."""
+    """Seconds of each start by kind, the kind with the largest sum first."""
     directory = run_dir()
     times: dict[str, list[float]] = defaultdict(list)
     if directory is not None and (directory / _STARTS).exists():

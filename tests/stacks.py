@@ -35,20 +35,20 @@ INFERENCE: Final = (
     "dispatcher", "reconciler", "private-interactive-gpu", "private-bulk-gpu",
     "shareable-interactive-gpu", "shareable-bulk-gpu",
 )  # fmt: skip
-"""All but the workers for OCR, which cost a second each to start."""
+"""All processes but the OCR workers, each of which takes a second to start."""
 FLOWERS: Final = ("flower-private", "flower-shareable")
 
 
 class SharedStack(Protocol):
-    """A declaration; equal ones share what `start` gives."""
+    """A declared stack; modules with equal declarations share one."""
 
     @property
     def name(self) -> str:
-        """Names the group of modules; different declarations have different names."""
+        """Name of the group of modules; different declarations have different names."""
         ...
 
     def start(self) -> AbstractContextManager[Any]:
-        """Start it; stopped at the end of the block."""
+        """Start the stack, and stop it at the end of the block."""
         ...
 
 
@@ -60,7 +60,7 @@ class StackSpec:
         settings: `VESTRY_*` settings of every process, as pairs.
         only: the processes besides the servers.
         flower: whether Flower runs, too.
-        durable: whether Postgres waits for the disk, for tests that kill it.
+        durable: whether Postgres waits for the disk, as tests that kill it need.
     """
 
     name: str
@@ -71,7 +71,7 @@ class StackSpec:
 
     @contextmanager
     def start(self) -> Iterator[BackgroundStack]:
-        """Start it, and wait until every process is ready."""
+        """Start the stack, and wait until every process is ready."""
         with (
             migrated_home() as home,
             start_stack(
@@ -100,12 +100,12 @@ def start_stack(
         settings: `VESTRY_*` settings of every process.
         only: the processes besides the servers and Flower; empty means all.
         flower: whether Flower runs, too.
-        durable: whether Postgres waits for the disk, for tests that kill it.
+        durable: whether Postgres waits for the disk, as tests that kill it need.
     """
     module = commands.__name__ if durable else quick_stack.__name__
-    chosen = (*only, *FLOWERS) if only and flower else only
-    with timed_start(f"`vestry up` with {len(chosen) or 'all'} processes"):
-        return start_background(home, settings, flower=flower, only=chosen, module=module)
+    processes = (*only, *FLOWERS) if only and flower else only
+    with timed_start(f"`vestry up` with {len(processes) or 'all'} processes"):
+        return start_background(home, settings, flower=flower, only=processes, module=module)
 
 
 class StackPool:
@@ -117,7 +117,7 @@ class StackPool:
         self._running: Any = None
 
     def get(self, declared: SharedStack) -> Any:
-        """What a declaration's `start` gave; a stack of another declaration is stopped first."""
+        """The running stack of a declaration; a stack of another declaration is stopped first."""
         if self._declared != declared:
             self.close()
             self._running = self._open.enter_context(declared.start())
@@ -125,13 +125,13 @@ class StackPool:
         return self._running
 
     def close(self) -> None:
-        """Stop what runs."""
+        """Stop the running stack, if any."""
         self._declared = self._running = None
         self._open.close()
 
 
 POOL: Final = StackPool()
-"""Of this process."""
+"""The pool of this process."""
 
 
 def declared_stack(item: pytest.Item) -> SharedStack | None:

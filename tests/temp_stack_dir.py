@@ -12,7 +12,7 @@ from workers.stack.server_dir import remove
 
 @contextmanager
 def temporary_home(prefix: str = "vestry-test-") -> Iterator[Path]:
-    """A new directory, removed at the end with its servers' data; the stack must have ended by then."""
+    """A new directory. It is removed at the end with its servers' data: the stack must have stopped."""
     home = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         yield home

@@ -1,4 +1,4 @@
-"""Waiting for a condition: tests wait for what must come about, never for a time."""
+"""Waiting for a condition, in place of a fixed time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 
 BULK_S = 240.0
-"""Timeout for jobs in bulk, whose workers have the lowest priority beside whatever else is tested."""
+"""Timeout for bulk jobs, whose workers have the lowest priority beside other tests."""
 
 
 def eventually(check: Callable[[], object], within: float = 60.0) -> None:
-    """Wait until a check is true; an AssertionError after `within` seconds."""
-    until = time.monotonic() + within
+    """Poll a check until it is true; AssertionError after `within` seconds."""
+    deadline = time.monotonic() + within
     while not check():
-        assert time.monotonic() < until, f"not true within {within:.0f} s"
+        assert time.monotonic() < deadline, f"not true within {within:.0f} s"
         time.sleep(0.02)

@@ -1,9 +1,8 @@
-"""The order of the tests: random by a seed, and shared out so that a declared stack is started once.
+"""Order of the tests: random by a seed, and distributed so that a declared stack is started once.
 
-Groups of tests stay together: the modules that declare one stack (`tests/stacks.py`), and each other
-module by itself. With `--dist loadscope --no-loadscope-reorder` xdist gives a group to one process.
-Groups that take long come first, so that short ones fill the end; within that the order of groups,
-modules and tests is random.
+A group of tests is the modules that declare one stack (`tests/stacks.py`), or one other module. With
+`--dist loadscope --no-loadscope-reorder` xdist assigns a group to one process. Long groups come first,
+so that short ones fill the end; otherwise the order of groups, modules and tests is random.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from tests.stacks import declared_stack
 
 SEED: Final = pytest.StashKey[int]()
 GROUPS: Final = "groups.json"
-"""In the run's directory, from which the scheduler reads what only the other processes collect."""
+"""File in the run directory with each module's group: the scheduler's process collects no tests."""
 UNIT: Final = "unit"
-"""The folder of tests that take no time."""
+"""Directory of the tests that start no servers."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,13 +35,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    given = config.getoption("order_seed")
-    drawn = random.randrange(10**6) if given is None else given  # noqa: S311 - an order
-    config.stash[SEED] = getattr(config, "workerinput", {}).get("order_seed", drawn)
+    option = config.getoption("order_seed")
+    seed = random.randrange(10**6) if option is None else option  # noqa: S311 - an order
+    config.stash[SEED] = getattr(config, "workerinput", {}).get("order_seed", seed)
 
 
 class ScopeScheduling(LoadScopeScheduling):
-    """A declared group, or else a module, to one process."""
+    """Assigns each group of tests to one process."""
 
     @cached_property
     def _groups(self) -> dict[str, str]:
@@ -62,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ScopeSchedul
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Give the seed to a process of xdist's: all must collect in one order."""
+    """Pass the seed to an xdist process: all must collect in the same order."""
     node.workerinput["order_seed"] = node.config.stash[SEED]
 
 
@@ -74,7 +73,7 @@ def pytest_terminal_summary(
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Shuffle, and write down each module's group for the scheduler."""
+    """Shuffle the tests, and write each module's group for the scheduler."""
     groups: dict[str, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
         module = item.nodeid.partition("::")[0]
@@ -96,7 +95,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _write_groups(groups: dict[str, str]) -> None:
-    """Write module to group; all processes collect the same, and any may be the last."""
+    """Write the group of each module. All processes write the same; the file is replaced atomically."""
     directory = run_dir()
     assert directory is not None
     part = directory / f"{GROUPS}.{os.getpid()}"
@@ -105,13 +104,13 @@ def _write_groups(groups: dict[str, str]) -> None:
 
 
 def _shuffled(rng: random.Random, names: Iterable[str]) -> list[str]:
-    drawn = sorted(names)
-    rng.shuffle(drawn)
-    return drawn
+    shuffled = sorted(names)
+    rng.shuffle(shuffled)
+    return shuffled
 
 
 def _band(modules: dict[str, list[pytest.Item]]) -> int:
-    """Bands in order: declared stacks, other slow tests and stacks, the rest, unit tests."""
+    """Position of a group: 0 declared stacks, 1 other stacks and slow tests, 2 others, 3 unit tests."""
     tests = [test for each in modules.values() for test in each]
     if any(declared_stack(test) for test in tests):
         return 0

@@ -1,9 +1,9 @@
 """Generate the synchronous code of the library from the asynchronous code, as psycopg does.
 
-Source and target are in `TARGETS`: a whole file, or the second half of one. The rules are few and
-purely lexical: `async` and `await` go, `AsyncName` becomes `Name`, `name_async` becomes `name`, and
-what has another name on the other side is in `NAMES` and `TEXTS`. Comments and layout stay; ruff
-removes the imports that are no longer used and formats the result.
+`TARGETS` lists sources and targets: whole files, or the second half of one. The rules are few and
+purely lexical: `async` and `await` are dropped, `AsyncName` becomes `Name`, `name_async` becomes
+`name`; `NAMES`, `UNWRAPPED`, `REPLACED` and `Target.texts` hold the exceptions. Comments and layout are
+kept; ruff removes unused imports and formats the result.
 
     python tools/generate_sync.py            write the targets
     python tools/generate_sync.py --check    exit with status 1 if one of them is stale
@@ -32,11 +32,11 @@ NAMES: Final[Mapping[str, str]] = {
     "__aexit__": "__exit__",
     "__aiter__": "__iter__",
 }
-"""Names that the two general rules do not cover."""
+"""Names that the general rules do not cover."""
 UNWRAPPED: Final = ("Awaitable", "asyncio.shield")
 """Names dropped together with the brackets around their one argument: `Awaitable[T]` becomes `T`."""
 REPLACED: Final[Mapping[str, str]] = {"asyncio.CancelledError": "KeyboardInterrupt"}
-"""Dotted names with another name on the other side."""
+"""Dotted names with another name in synchronous code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def synchronous(source: str, texts: Mapping[str, str] | None = None) -> str:
 
 
 def _translated(tokens: list[TokenInfo]) -> Iterator[tuple[TokenInfo, str | None]]:
-    """Each token with its new text; None for one that goes."""
+    """Each token with its new text; None for a dropped one."""
     dropped: set[int] = set()
     for index, token in enumerate(tokens):
         dotted = _dotted(tokens, index)
@@ -156,7 +156,7 @@ def _prose(text: str) -> str:
 
 
 def _dotted(tokens: list[TokenInfo], index: int) -> str:
-    """The name that begins at a token, with one attribute, if the table of names has it so."""
+    """The name at a token, with its attribute if `UNWRAPPED` or `REPLACED` has the pair."""
     if tokens[index].type != NAME or (index and tokens[index - 1].string == "."):
         return ""
     pair = "".join(token.string for token in tokens[index : index + 3])
@@ -185,8 +185,8 @@ def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> 
 
 
 def _line_of(lines: list[str], marker: str) -> int:
-    (found,) = [number for number, line in enumerate(lines) if line.startswith(marker)]
-    return found
+    (position,) = [number for number, line in enumerate(lines) if line.startswith(marker)]
+    return position
 
 
 def _without_unused_imports(text: str, path: str) -> str:
@@ -199,8 +199,10 @@ def _formatted(text: str, path: str) -> str:
 
 def _ruff(text: str, *arguments: str) -> str:
     command = [sys.executable, "-m", "ruff", *arguments, "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT, check=True)
-    return done.stdout
+    result = subprocess.run(
+        command, input=text, capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return result.stdout
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
-"""`python -m tests.faults`: enqueue jobs, inject faults, check the promises.
+"""`python -m tests.faults`: enqueue jobs, inject faults, check the guarantees.
 
-One seed decides every choice: it repeats the faults and the load, not the interleaving of processes.
-Four laboratories run, two at a time, each in a process of its own: forks, killed by the hundred; the
-real stack; a disk that fills up; a network that drops every packet.
+One seed determines every choice: it repeats the faults and the load, not the interleaving of processes.
+Four laboratories run, two at a time, each in its own process: forks, killed by the hundred; the real
+stack; a disk that fills up; a network that drops every packet.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any, Final
 
 from tests.cluster_template import copy_cluster
 from tests.faults import disk, forks, namespaces, real, scales
-from tests.faults.aggregate import as_text, merged, shortfalls
+from tests.faults.aggregate import as_text, merge, shortfalls
 from tests.faults.report import Report
 from tests.faults.scales import Preset
 from tests.faults.servers import LabStack
 from tests.temp_stack_dir import temporary_home
 from workers.home import CHECKOUT
 
-AT_ONCE: Final = 2
+PARALLEL_LABORATORIES: Final = 2
 PREFIX: Final = "vestry-faults-"
 FAILED: Final = "the laboratory itself failed"
 
@@ -51,7 +51,7 @@ def _disk(home: Path, seed: int, preset: Preset) -> Report:
             return Report("disk", seed, notes=["no small file system can be mounted here"])
         copy_cluster(home)
         with LabStack(home) as stack:
-            lab = forks.Laboratory(stack, seed, preset.disk, "disk", disk.Filling)
+            lab = forks.Laboratory(stack, seed, preset.disk, "disk", disk.DiskFaults)
             return lab.run()
 
 
@@ -67,14 +67,14 @@ LABORATORIES: Final[dict[str, Callable[[Path, int, Preset], Report]]] = {
     "disk": _disk,
     "network": _network,
 }
-"""The longest first."""
+"""Longest first."""
 
 
 def main() -> int:
-    """Run once and print the report as JSON; 0 if no promise was broken and every count reached."""
+    """Run once and print the report as JSON; 0 if every guarantee held and every count was reached."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="run for so long")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="duration of a soak")
     parser.add_argument("--smoke", action="store_true", help="run every fault once")
     parser.add_argument("--only", choices=[*LABORATORIES], help="one laboratory, in this process")
     parser.add_argument(
@@ -83,11 +83,11 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.only is not None:
-        report = _one(options.only, options.seed, _preset(options)).document()
+        report = _run_one(options.only, options.seed, _preset(options)).as_dict()
         print(json.dumps(report, default=str))
         return 1 if report["violations"] else 0
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
-    report = _all(options)
+    report = _run_all(options)
     print(as_text(report), file=sys.stderr, flush=True)
     text = json.dumps(report, indent=1, default=str)
     if options.report is not None:
@@ -103,8 +103,8 @@ def _preset(options: argparse.Namespace) -> Preset:
     return scales.SMOKE if options.smoke else scales.FAULTS
 
 
-def _one(name: str, seed: int, preset: Preset) -> Report:
-    """One laboratory's report; a failure of the laboratory itself is a violation."""
+def _run_one(name: str, seed: int, preset: Preset) -> Report:
+    """Run one laboratory; a failure of the laboratory itself is a violation."""
     report = Report(name, seed)
     try:
         with temporary_home(PREFIX) as home:
@@ -116,28 +116,30 @@ def _one(name: str, seed: int, preset: Preset) -> Report:
     return report
 
 
-def _all(options: argparse.Namespace) -> dict[str, Any]:
+def _run_all(options: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     waiting, running = list(LABORATORIES), dict[str, subprocess.Popen[str]]()
     reports: dict[str, dict[str, Any]] = {}
-    # Each laboratory of a soak lasts as long as the soak: all run side by side.
-    at_once = AT_ONCE if options.soak is None else len(waiting)
+    # Each laboratory of a soak lasts as long as the soak: all run at the same time.
+    limit = PARALLEL_LABORATORIES if options.soak is None else len(waiting)
     with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
         try:
             while waiting or running:
-                while waiting and len(running) < at_once:
+                while waiting and len(running) < limit:
                     name = waiting.pop(0)
                     running[name] = _start(name, options, Path(directory) / name)
                 for name, process in list(running.items()):
                     if process.poll() is not None:
-                        reports[name] = _report(name, running.pop(name), Path(directory) / name)
+                        reports[name] = _read_report(
+                            name, running.pop(name), Path(directory) / name
+                        )
                 time.sleep(0.1)
         finally:
             for process in running.values():
                 process.terminate()
             for process in running.values():
                 process.wait()
-    report = merged(options.seed, time.monotonic() - began, reports)
+    report = merge(options.seed, time.monotonic() - began, reports)
     minimum = _preset(options).minimum
     report["shortfalls"] = shortfalls(report, minimum, forks.EVERY_POINT) if minimum else []
     return report
@@ -154,11 +156,11 @@ def _start(name: str, options: argparse.Namespace, out: Path) -> subprocess.Pope
         return subprocess.Popen(argv, cwd=CHECKOUT, stdout=file, text=True)
 
 
-def _report(name: str, process: subprocess.Popen[str], out: Path) -> dict[str, Any]:
+def _read_report(name: str, process: subprocess.Popen[str], out: Path) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     except ValueError:
-        report = Report(name, 0).document()
+        report = Report(name, 0).as_dict()
         report["violations"] = {FAILED: [f"exit {process.returncode}"]}
     return report
 

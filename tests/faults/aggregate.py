@@ -1,4 +1,4 @@
-"""One report of all laboratories, as JSON and as text; promised times and minimum counts."""
+"""The report of all laboratories, as JSON and as text; recovery limits and minimum counts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.faults.job_mix import ALL, KINDS
 if TYPE_CHECKING:
     from tests.faults.scales import Minimum
 
-COUNTED: Final = (
+SHOWN_COUNTS: Final = (
     "committed",
     "rolled back",
     "history: bad input",
     "zombies' attempts refused, receipts kept",
-    "documents looked at",
+    "documents compared",
     "token",
     "result",
     "ended succeeded",
@@ -25,28 +25,28 @@ COUNTED: Final = (
     "ended cancelled",
     "ended superseded",
 )
-"""The counts that the text shows."""
-LOST: Final = ("after", "before the commit", "in ", "frozen", "a worker is killed")
-"""Prefixes of faults whose recovery is timed from the loss of jobs until they are runnable again."""
+"""Counts in the text."""
+TIMED_FROM_LOSS: Final = ("after", "before COMMIT", "inside", "frozen", "a worker is killed")
+"""Prefixes of faults whose recovery is timed from the loss of jobs until they are queued again."""
 LEASES_S: Final = {"forks": 1.0, "real": 2.0, "disk": 1.0, "network": 1.0}
 WORKER_KILLED: Final = "a worker is killed"
 ROOT_ONLY: Final = {"disk": "the disk is full", "network": "the network is silent"}
-"""Laboratory to its fault, where that needs root; elsewhere a note in the report says so."""
-RECOVERED_S: Final = 5.0
-"""The promise: a lease and this much."""
+"""Laboratory to its fault, where that requires root; without root the report has a note."""
+RECOVERY_MARGIN_S: Final = 5.0
+"""Lost jobs are guaranteed to be runnable within a lease and this time."""
 
 
-def promised_s(name: str) -> float:
-    """Within this time a laboratory's lost jobs must be runnable again."""
-    return LEASES_S[name] + RECOVERED_S
+def recovery_limit_s(name: str) -> float:
+    """Longest time until a laboratory's lost jobs are runnable again."""
+    return LEASES_S[name] + RECOVERY_MARGIN_S
 
 
-def late(name: str, recovery: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The recoveries of a laboratory that took longer than promised."""
+def late_recoveries(name: str, recovery: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The recoveries of a laboratory that exceeded the limit."""
     return [
         f"{fault}: p99 {times['p99_s']} s"
         for fault, times in recovery.items()
-        if fault.startswith(LOST) and times["p99_s"] > promised_s(name)
+        if fault.startswith(TIMED_FROM_LOSS) and times["p99_s"] > recovery_limit_s(name)
     ]
 
 
@@ -56,8 +56,8 @@ def summary(times: list[float]) -> dict[str, float]:
     return {"count": len(times), "p50_s": round(cuts[49], 3), "p99_s": round(cuts[98], 3)}
 
 
-def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The sum of all laboratories, and each by itself."""
+def merge(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Merge the reports: totals, and the report of each laboratory."""
     parts = list(reports.values())
     recovery: dict[str, list[float]] = {}
     for part in parts:
@@ -65,8 +65,8 @@ def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> 
         part["recovery"] = {fault: summary(each) for fault, each in sorted(times.items())}
         for fault, each in times.items():
             recovery.setdefault(fault, []).extend(each)
-        if exceeded := late(part["name"], part["recovery"]):
-            part["violations"]["lost jobs were not runnable again in time"] = exceeded
+        if late := late_recoveries(part["name"], part["recovery"]):
+            part["violations"]["lost jobs were not runnable again in time"] = late
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
@@ -75,12 +75,12 @@ def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> 
         "children": _summed(part["children"] for part in parts),
         "deaths": sum(part["deaths"] for part in parts),
         "zombies": sum(part["zombies"] for part in parts),
-        "mishaps": _summed(part["mishaps"] for part in parts),
+        "faults": _summed(part["faults"] for part in parts),
         "forged": sum(part["forged"] for part in parts),
         "seen": _summed(part["seen"] for part in parts),
         "poison": _summed(part["poison"] for part in parts),
         "recovery": {fault: summary(times) for fault, times in sorted(recovery.items())},
-        "grown": {name: part["grown"] for name, part in reports.items() if part["grown"]},
+        "growth": {name: part["growth"] for name, part in reports.items() if part["growth"]},
         "notes": [f"{name}: {note}" for name, part in reports.items() for note in part["notes"]],
         "slow": [f"{name}: {slow}" for name, part in reports.items() for slow in part["slow"]],
         "violations": {
@@ -93,14 +93,14 @@ def merged(seed: int, seconds: float, reports: Mapping[str, dict[str, Any]]) -> 
 
 
 def shortfalls(report: Mapping[str, Any], minimum: Minimum, points: Iterable[str]) -> list[str]:
-    """The counts that a run did not reach.
+    """List the counts that a run did not reach.
 
     Args:
-        report: of all laboratories.
-        minimum: of the run's scale.
+        report: the merged report.
+        minimum: the run's minimum counts.
         points: named points, each of which must be reached once.
     """
-    seen, kills, mishaps = report["seen"], report["kills"], report["mishaps"]
+    seen, kills, faults = report["seen"], report["kills"], report["faults"]
     unavailable = {
         fault for lab, fault in ROOT_ONLY.items() if report["laboratories"][lab]["notes"]
     }
@@ -122,12 +122,12 @@ def shortfalls(report: Mapping[str, Any], minimum: Minimum, points: Iterable[str
         *((point, report["points"].get(point, 0), 1) for point in points),
         *((f"{child} killed", count, 1) for child, count in report["children"].items()),
         *(
-            (fault, mishaps.get(fault, 0), least)
-            for fault, least in minimum.mishaps.items()
+            (fault, faults.get(fault, 0), least)
+            for fault, least in minimum.faults.items()
             if fault not in unavailable
         ),
     ]
-    return [f"{what}: {count}, not {least}" for what, count, least in counts if count < least]
+    return [f"{name}: {count}, not {least}" for name, count, least in counts if count < least]
 
 
 def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -138,19 +138,19 @@ def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def as_text(report: Mapping[str, Any]) -> str:
-    """The report as text."""
+    """Format the report as text."""
     violations = report["violations"]
     lines = [
         f"seed {report['seed']}, {report['seconds']} s",
-        "nothing lost, nothing twice" if not violations else f"{len(violations)} promises broken",
-        *(f"  BROKEN {kind}: {examples[0]}" for kind, examples in violations.items()),
+        "nothing lost, nothing done twice" if not violations else f"{len(violations)} violations",
+        *(f"  VIOLATION {kind}: {examples[0]}" for kind, examples in violations.items()),
         *(f"  TOO FEW {shortfall}" for shortfall in report["shortfalls"]),
         "",
         *_table("killed by SIGKILL at", report["kills"]),
-        *_table("faults of servers and network", report["mishaps"]),
+        *_table("faults of servers and network", report["faults"]),
         *_table(
             "seen",
-            {name: report["seen"].get(name, 0) for name in COUNTED}
+            {name: report["seen"].get(name, 0) for name in SHOWN_COUNTS}
             | {"zombies": report["zombies"], "forged messages": report["forged"]},
         ),
         *_table("poison, each dead within its attempts", report["poison"]),
@@ -160,11 +160,11 @@ def as_text(report: Mapping[str, Any]) -> str:
             for fault, times in report["recovery"].items()
         ),
     ]
-    for name, grown in report["grown"].items():
-        lines += ["", f"growth in the laboratory of {name}: first, last, most"]
+    for name, growth in report["growth"].items():
+        lines += ["", f"growth in the laboratory {name}: first, last, most"]
         lines += [
-            f"  {measure:<62} {of['first']:>8} {of['last']:>8} {of['most']:>8}"
-            for measure, of in grown.items()
+            f"  {measure:<62} {values['first']:>8} {values['last']:>8} {values['most']:>8}"
+            for measure, values in growth.items()
         ]
     if report["slow"]:
         lines += ["", "late recoveries, with the faults of that time (seconds after the first)"]

@@ -1,4 +1,4 @@
-"""Compares the producers' history with the database's ledger; uses none of the code under test."""
+"""Compare the producers' history with the database's ledger, without the code under test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.faults.job_mix import ALL
 from tests.faults.ledger_checker import LedgerChecker
 
 WATCHDOG_S: Final = 2.5
-"""The watchdog of a worker that was frozen for longer may end it before it writes a receipt."""
+"""A worker frozen for longer may be ended by its watchdog before it writes a receipt."""
 EVENTS: Final = """SELECT what, subject::text, token::text, detail, version, actor,
   extract(epoch FROM at)::float8 FROM ledger.events ORDER BY n"""
 
@@ -28,13 +28,13 @@ class Verdict:
     Attributes:
         violations: kind to examples.
         counts: of events, for the report.
-        returned: token to the time when its jobs were queued again for others.
+        requeued: token to the time when its jobs were queued again.
         tokens: token to the time when it was issued.
     """
 
     violations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
-    returned: dict[str, float] = field(default_factory=dict)
+    requeued: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, float] = field(default_factory=dict)
 
     def add_violation(self, kind: str, subject: object) -> None:
@@ -45,31 +45,33 @@ class Verdict:
 def check(
     superuser_url: str, history: Iterable[dict[str, Any]], postgres_log: Path | None = None
 ) -> Verdict:
-    """Compare the promises to producers with the effects in the database."""
+    """Compare the results that producers received with the effects in the database."""
     verdict = Verdict()
     lines = list(history)
     frozen = {line["token"] for line in _of(lines, "frozen")}
     ledger = LedgerChecker(verdict.add_violation, verdict.counts, _poison(lines), frozen)
     with psycopg.connect(superuser_url) as conn:
-        # A cursor of the server's: a soak's ledger is long.
+        # A server-side cursor: a soak's ledger is long.
         with conn.cursor("ledger") as events:
             for event in events.execute(EVENTS):
                 ledger.add(event)
         ledger.finish()
-        verdict.tokens, verdict.returned = ledger.tokens, ledger.returned
-        _check_promises(verdict, lines, ledger)
+        verdict.tokens, verdict.requeued = ledger.tokens, ledger.requeued
+        _check_history(verdict, lines, ledger)
         resumed = {line["pid"]: line["at"] for line in _of(lines, "resumed")}
         gave_up = {line["pid"]: line["at"] for line in _of(lines, "gave up")}
         for line in _of(lines, "frozen"):
-            # An overrun well within that time was of this batch, a later one of another batch.
+            # An overrun within that time was of this batch, a later one of another batch.
             gave_up_s = gave_up.get(line["pid"], 0.0) - line["at"]
             lasted_s = resumed.get(line["pid"], math.inf) - line["at"]
-            # If the rescue came later, as on a full disk, the watchdog had ended it before.
-            rescued_s = ledger.returned.get(line["token"], math.inf) - line["at"]
-            came_back = max(lasted_s, rescued_s) < WATCHDOG_S and not 0 < gave_up_s < 2 * WATCHDOG_S
-            _check_zombie(verdict, line, ledger, came_back=came_back)
-        contents.check(conn, verdict.add_violation, verdict.counts, lines, ledger.wanted)
-        _explain(conn, verdict, {line["token"]: line["point"] for line in _of(lines, "point")})
+            # If the rescue was later, as on a full disk, the watchdog had ended the worker before.
+            rescued_s = ledger.requeued.get(line["token"], math.inf) - line["at"]
+            resumed_in_time = (
+                max(lasted_s, rescued_s) < WATCHDOG_S and not 0 < gave_up_s < 2 * WATCHDOG_S
+            )
+            _check_zombie(verdict, line, ledger, resumed_in_time=resumed_in_time)
+        contents.check(conn, verdict.add_violation, verdict.counts, lines, ledger.job_documents)
+        _add_evidence(conn, verdict, {line["token"]: line["point"] for line in _of(lines, "point")})
     for line in lines:
         verdict.counts[f"history: {line['what']}"] += 1
         if line["what"] == "violation":
@@ -96,13 +98,13 @@ def _poison(lines: Iterable[dict[str, Any]]) -> frozenset[str]:
     )
 
 
-def _check_promises(
+def _check_history(
     verdict: Verdict, lines: Iterable[dict[str, Any]], ledger: LedgerChecker
 ) -> None:
-    named: set[str] = set()
+    recorded: set[str] = set()
     for line in lines:
-        named.update(line["jobs"] if line["what"] in {"committed", "unknown"} else ())
-    for job in ledger.enqueued - named:
+        recorded.update(line["jobs"] if line["what"] in {"committed", "unknown"} else ())
+    for job in ledger.enqueued - recorded:
         verdict.add_violation("a job exists that no producer enqueued", job)
     for line in lines:
         match line["what"]:
@@ -111,40 +113,40 @@ def _check_promises(
                 for job in filter(ledger.has_job, line["jobs"]):
                     verdict.add_violation("an enqueue that was rolled back left a job", job)
             case "committed" | "unknown":
-                _check_promise(verdict, line, ledger)
+                _check_enqueue(verdict, line, ledger)
             case "cancelled":
                 for job, state in line["states"].items():
                     if ledger.ends.get(job, state) != state:
                         verdict.add_violation("a job left the state that cancel returned", job)
 
 
-def _check_promise(verdict: Verdict, line: dict[str, Any], ledger: LedgerChecker) -> None:
-    what = line["what"]
-    verdict.counts[what] += len(line["jobs"])
-    verdict.counts[f"{what}, {line['variant']}"] += len(line["jobs"])
+def _check_enqueue(verdict: Verdict, line: dict[str, Any], ledger: LedgerChecker) -> None:
+    outcome = line["what"]
+    verdict.counts[outcome] += len(line["jobs"])
+    verdict.counts[f"{outcome}, {line['variant']}"] += len(line["jobs"])
     for job in line["jobs"]:
         if ledger.has_job(job):
             end = ledger.ends.get(job)
             if end is not None and end not in line["ends"]:
                 verdict.add_violation(f"a job ({line['variant']}) ended {end}", job)
-        elif what == "committed":
+        elif outcome == "committed":
             verdict.add_violation("a committed job is lost: it never existed", job)
 
 
 def _check_zombie(
-    verdict: Verdict, line: dict[str, Any], ledger: LedgerChecker, *, came_back: bool
+    verdict: Verdict, line: dict[str, Any], ledger: LedgerChecker, *, resumed_in_time: bool
 ) -> None:
     """A worker frozen past its lease has no effect under its token, and its receipt is kept."""
-    if line["token"] not in ledger.returned:
-        # After an outage of the database leases are not rescued for a while: it still held its jobs.
+    if line["token"] not in ledger.requeued:
+        # After a database outage leases are not rescued for a while: it still held its jobs.
         verdict.counts["frozen, and not rescued"] += 1
         return
     verdict.counts["zombies"] += 1
-    for token, job in ledger.late:
+    for token, job in ledger.stale_effects:
         if token == line["token"]:
             verdict.add_violation("an effect under the token of a frozen worker", job)
-    if not came_back:
-        verdict.counts["zombies that their watchdog ended"] += 1
+    if not resumed_in_time:
+        verdict.counts["zombies ended by their watchdog"] += 1
         return
     outcomes = [ledger.zombies.get((line["token"], job)) for job in line["jobs"]]
     verdict.counts["zombies' attempts refused, receipts kept"] += outcomes.count("refused")
@@ -154,7 +156,7 @@ def _check_zombie(
         )
 
 
-def _explain(
+def _add_evidence(
     conn: psycopg.Connection[Any], verdict: Verdict, points: dict[str | None, str]
 ) -> None:
     """Add the job's row and its ledger to the first example of each kind."""
@@ -166,7 +168,7 @@ def _explain(
                FROM vestry.jobs WHERE id::text = %s) j""",
             [subject],
         ).fetchone()
-        story = conn.execute(
+        events = conn.execute(
             """SELECT to_char(at, 'MI:SS.MS') || ' ' || what || ' ' || coalesce(detail, '') || ' by '
                       || actor, token::text
                FROM ledger.events WHERE subject::text = %s ORDER BY n""",
@@ -174,4 +176,6 @@ def _explain(
         ).fetchall()
         if row is not None:
             examples.insert(0, str(row[0]))
-        examples.insert(0, "; ".join(f"{text} ({points.get(token, '-')})" for text, token in story))
+        examples.insert(
+            0, "; ".join(f"{text} ({points.get(token, '-')})" for text, token in events)
+        )

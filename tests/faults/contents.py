@@ -1,4 +1,4 @@
-"""Checks what is stored at the end: each document's latest committed text, or nothing."""
+"""Check the stored documents at the end: each has its latest committed text, or nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check(
     violation: Callable[[str, object], None],
     counts: Counter[str],
     lines: Iterable[dict[str, Any]],
-    wanted: Mapping[tuple[str, int], str],
+    job_documents: Mapping[tuple[str, int], str],
 ) -> None:
     """Compare every document with the last version that its producer committed.
 
@@ -41,15 +41,15 @@ def check(
         violation: called with the kind and the subject of a violation.
         counts: counts the documents that were compared.
         lines: the producers' history.
-        wanted: (job, position in it) to the document's id.
+        job_documents: (job, position in it) to the document's id.
     """
-    expected = _expected(lines, wanted)
+    expected = _expected_texts(lines, job_documents)
     model = EchoModel()
     for document, deleted, chunks, vectors in conn.execute(_STORED):
         if document not in expected:
             continue
         text = expected[document]
-        counts["documents looked at"] += 1
+        counts["documents compared"] += 1
         if text is None:
             if not deleted or chunks:
                 violation("a deleted document is still stored", document)
@@ -61,13 +61,13 @@ def check(
             violation("a document's stored vector is not of its latest text", document)
 
 
-def _expected(
-    lines: Iterable[dict[str, Any]], wanted: Mapping[tuple[str, int], str]
+def _expected_texts(
+    lines: Iterable[dict[str, Any]], job_documents: Mapping[tuple[str, int], str]
 ) -> dict[str, str | None]:
-    """Document to its latest text, None if it was deleted; documents in doubt are left out."""
+    """Document to its latest text, None if deleted; without those whose COMMIT result is unknown."""
     names: dict[tuple[str, str, str], str] = {}
     latest: dict[tuple[str, str, str], str | None] = {}
-    in_doubt: set[tuple[str, str, str]] = set()
+    uncertain: set[tuple[str, str, str]] = set()
     for line in lines:
         texts: dict[str, str | None] = dict(
             line.get("texts") or dict.fromkeys(line.get("gone", ()))
@@ -75,11 +75,11 @@ def _expected(
         for position, (name, text) in enumerate(texts.items()):
             key = (line["owner"], line["privacy"], name)
             if line["what"] == "unknown":
-                in_doubt.add(key)
+                uncertain.add(key)
                 continue
             latest[key] = text
             if line["jobs"]:
-                names[key] = wanted.get((line["jobs"][0], position), "")
+                names[key] = job_documents.get((line["jobs"][0], position), "")
     return {
-        names[key]: text for key, text in latest.items() if key not in in_doubt and names.get(key)
+        names[key]: text for key, text in latest.items() if key not in uncertain and names.get(key)
     }

@@ -1,6 +1,6 @@
-"""The laboratory of the full disk: Postgres on a small tmpfs that is filled up.
+"""The disk laboratory: Postgres on a small tmpfs that is filled up.
 
-Only root may mount one; otherwise the laboratory's report says so and nothing is run.
+Only root may mount one; otherwise the laboratory's report has a note and nothing is run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.faults.servers import Mishaps
+from tests.faults.servers import ServerFaults
 from workers.stack.process import server_account
 
 SIZE_MIB: Final = 400
@@ -25,30 +25,30 @@ FULL_S: Final = (1.0, 3.0)
 @contextmanager
 def small_disk(home: Path) -> Iterator[bool]:
     """Mount a small file system for the stack's Postgres; False if that is not possible."""
-    place = home / "postgres"
-    place.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "tmpfs", str(place)]
+    directory = home / "postgres"
+    directory.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "tmpfs", str(directory)]
     try:
-        done = subprocess.run(mount, capture_output=True, check=False)
+        mounted = subprocess.run(mount, capture_output=True, check=False)
     except OSError:
         yield False
         return
-    if done.returncode != 0:
+    if mounted.returncode != 0:
         yield False
         return
     try:
-        server_account(place / "data").own(place)
+        server_account(directory / "data").own(directory)
         yield True
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], capture_output=True, check=False)
+        subprocess.run(["umount", "--lazy", str(directory)], capture_output=True, check=False)
 
 
-class Filling(Mishaps):
-    """The servers' faults and a full disk."""
+class DiskFaults(ServerFaults):
+    """Faults of the servers, and a full disk."""
 
-    def happenings(self) -> dict[str, Any]:
-        """By name, a function that begins each."""
-        return super().happenings() | {"the disk is full": self._fill}
+    def faults(self) -> dict[str, Any]:
+        """Name to a function that begins the fault."""
+        return super().faults() | {"the disk is full": self._fill}
 
     def _fill(self) -> Any:
         ballast = self._stack.home / "postgres" / BALLAST
@@ -56,9 +56,9 @@ class Filling(Mishaps):
             while file.write(b"\0" * CHUNK):
                 pass
 
-        def over() -> None:
+        def end() -> None:
             ballast.unlink()
             # Postgres ends itself if it cannot write its log; it is restarted, as systemd would.
-            self._stack.revive_postgres()
+            self._stack.ensure_postgres()
 
-        return self._rng.uniform(*FULL_S), over
+        return self._rng.uniform(*FULL_S), end

@@ -1,4 +1,4 @@
-"""The model of `test_model`: rows as they must be, leases as their workers see them."""
+"""The model of `test_model`: expected job rows, and leases as their workers see them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from workers.stack.dev_stack import DevStack
 
 
 @dataclass(slots=True)
-class Expected:
+class ExpectedJob:
     """The expected row of a job."""
 
     parent: UUID | None
     flow: bool
     state: str = "queued"
-    in_line: bool = True
+    has_start_tag: bool = True
     attempt: int = 0
     crashes: int = 0
     quarantined: bool = False
@@ -29,23 +29,25 @@ class Expected:
     max_attempts: int = 5
 
     def row(self) -> tuple[Any, ...]:
-        return (self.state, self.in_line, self.attempt, self.crashes, self.quarantined, self.lease)
+        return (
+            self.state, self.has_start_tag, self.attempt, self.crashes, self.quarantined, self.lease,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
-class Held:
+class HeldLease:
     """A lease as its worker sees it, whether or not it still holds the jobs."""
 
     lease: Lease
-    lost: bool = False
-    """Expired, and not yet rescued."""
+    expired: bool = False
+    """Expired and not yet rescued."""
     overran: bool = False
-    blamed: bool = False
-    """A crash was counted for its one job; it is reverted if the worker comes back."""
+    crash_counted: bool = False
+    """A crash was counted for its one job; it is reverted if the worker finishes late."""
     jobs: list[UUID] = field(default_factory=list)
 
 
-class Site:
+class RoleConnections:
     """Connections of each role, shared by all sequences."""
 
     def __init__(self, stack: DevStack, opened: ExitStack) -> None:

@@ -1,6 +1,6 @@
-"""The named points at which the laboratory kills or freezes a process, or takes an answer away.
+"""The named points at which the laboratory kills or freezes a process, or drops an answer.
 
-Each is reached through a failpoint of the system (`workers.failpoints`), in a forked process.
+A forked process reaches each through a failpoint of the system (`workers.failpoints`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Reached = Callable[[str], bool]
 
 
 def kill() -> NoReturn:
-    """End this process as a power failure does."""
+    """End this process as a power failure would."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
@@ -69,7 +69,7 @@ class Trigger:
         history: gets a line for each action.
 
     Attributes:
-        spared: no action for now, except at CLAIM_ANSWER_LOST.
+        spared: no action, except at CLAIM_ANSWER_LOST.
         token: lease of the current batch, for the history.
     """
 
@@ -83,11 +83,11 @@ class Trigger:
 
     def __call__(self, point: str) -> bool:
         """Whether to act at a point now."""
-        # An unconfirmed claim must not count as a crash: it may hit jobs with a crash already.
+        # An unconfirmed claim must not count as a crash, so it may also hit jobs that crashed once.
         if self._point != point or (self.spared and point != CLAIM_ANSWER_LOST):
             return False
         self._passed += 1
-        # Repeatedly: one job must lose two such answers for a missing release to be visible.
+        # Repeatedly: a missing release is visible only if one job's claims lose two answers.
         if point == CLAIM_ANSWER_LOST:
             acts = self._passed % self._nth == 0
         else:
@@ -126,14 +126,14 @@ class _WorkerCallbacks:
             raise psycopg.OperationalError("the answer to a claim was lost")
 
     def after_claim(self, lease: Lease) -> None:
-        # Two crashes of an exclusive run are what poison looks like, by design. Each quarantined job's
-        # worker is killed once at most, so that an innocent dead job is always the system's fault.
-        # Spared until the count is known: the heartbeat's thread may be at a point.
+        # Two crashes of exclusive runs make a job dead, by design. Each quarantined job's worker is
+        # killed once at most, so that an innocent dead job is always the system's error. Spared until
+        # the query has returned: the heartbeat's thread may be at a point.
         self._reached.spared = lease.exclusive
         self._reached.token = lease.id
         if lease.exclusive:
-            # Without the database it stays spared, and the batch goes on: a query of the laboratory's
-            # must not cost a claim.
+            # Without the database it stays spared, and the batch continues: the laboratory's query
+            # must not lose a claim.
             with suppress(psycopg.Error, PoolTimeout), self._executor.pool.connection() as conn:
                 row = conn.execute(
                     "SELECT max(crashes) FROM vestry.jobs WHERE lease_id = %s", [lease.id]

@@ -1,4 +1,4 @@
-"""Flows, enqueued through the producers' SQL contract: a job, and jobs that wait for it."""
+"""Enqueue flows through the producers' SQL contract: a job, and jobs that wait for it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Flow:
     parents: tuple[int | None, ...]
 
 
-def make(rng: random.Random, owner: str) -> Flow:
-    """A flow of two to five jobs, each waiting for an earlier one."""
+def random_flow(rng: random.Random, owner: str) -> Flow:
+    """Make a flow of two to five jobs, each of which waits for an earlier one."""
     count = rng.randint(2, 5)
     parents = (None, *(rng.randint(1, number) for number in range(1, count)))
     ids = tuple(sorted(uuid7() for _ in range(count)))

@@ -1,7 +1,7 @@
-"""The laboratory of forks: many cheap workers, reconciler and dispatcher, killed by the hundred.
+"""The laboratory of forks: many forked workers, reconciler and dispatcher, killed by the hundred.
 
 Producers, workers and control processes are forked; Postgres and Valkey are the laboratory's own. One
-seed decides what is enqueued, where processes die and which faults the servers have.
+seed determines the jobs, the points at which processes are killed, and the faults of the servers.
 """
 
 from __future__ import annotations
@@ -26,26 +26,25 @@ from tests.faults.growth import Growth
 from tests.faults.ledger import History, install
 from tests.faults.producers import Order, Producer
 from tests.faults.report import Report
-from tests.faults.servers import DELICATE, LabStack, Mishaps
-from tests.faults.workers import HOUR_S, LEASE_S, Plan, Site, fork
+from tests.faults.servers import JOB_CRASHED_ONCE, UNFINISHED, LabStack, ServerFaults
+from tests.faults.workers import HOUR_S, LEASE_S, LabConfig, Plan, fork
 from vestry import Vestry
 from workers.execution.heartbeat import OVERRUN_EXIT_CODE
 
 PROGRESS_S: Final = 30.0
 """After the last fault some job must end within each such period, until none is unfinished."""
-COSTLY: Final = frozenset(
+LEASE_LOSING: Final = frozenset(
     {"postgres restarts", "sessions are ended", "connections run out", "the disk is full"}
 )
-"""Faults that may cost a worker its lease. One waits up to `CALM_S` for jobs that crashed once to end;
-it checks every `CHECK_S`."""
-CALM_S: Final = 3.0
+"""Faults by which a worker may lose its lease. Each waits up to `CRASHED_JOB_WAIT_S` for jobs that
+crashed once to end, and checks every `CHECK_S`."""
+CRASHED_JOB_WAIT_S: Final = 3.0
 CHECK_S: Final = 0.1
 PRINT_S: Final = 5.0
 """Interval of progress lines."""
-_UNFINISHED: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
 _PROGRESS: Final = "SELECT count(*), count(*) FILTER (WHERE finished_at IS NULL) FROM vestry.jobs"
 FROZEN_S: Final = LEASE_S + 0.6
-"""Longer than the lease, and too short for the worker's watchdog to end it."""
+"""Longer than the lease, but too short for the worker's watchdog to end it."""
 CONTROLS: Final = {
     "reconciler": failpoints.RECONCILER_POINTS,
     "dispatcher": failpoints.DISPATCHER_POINTS,
@@ -57,7 +56,7 @@ EVERY_POINT: Final = (
     failpoints.FROZEN, *failpoints.RECONCILER_POINTS, *failpoints.DISPATCHER_POINTS,
 )  # fmt: skip
 POINTS_READ_S: Final = 0.5
-"""How often the history is read for the points that were reached."""
+"""Interval of reading the reached points from the history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +65,16 @@ class Scale:
 
     Attributes:
         jobs: enqueued.
-        a_second: jobs enqueued a second, by all producers.
+        jobs_per_s: jobs enqueued a second, by all producers.
         kills: SIGKILLs at named points.
         zombies: workers frozen past their lease.
-        certain: variant of job to the number of its transactions.
-        mishaps: fault of the servers to how often it occurs.
+        required: variant of job to the number of its transactions.
+        faults: fault of the servers to how often it occurs.
         workers: forked workers at a time.
         keep_jobs_s: how long finished jobs are kept.
         missing: a mechanism that is removed; None for none.
         hints_only: workers do not poll, and claim one job for each hint.
-        cancels: the share of transactions that are cancelled soon after.
+        cancels: the share of transactions whose jobs are cancelled soon after.
         progress_s: see PROGRESS_S.
         every_point: the run lasts until every named point was reached; points not reached yet are
             drawn first.
@@ -83,11 +82,11 @@ class Scale:
     """
 
     jobs: int
-    a_second: float
+    jobs_per_s: float
     kills: int
     zombies: int
-    certain: dict[str, int]
-    mishaps: dict[str, int]
+    required: dict[str, int]
+    faults: dict[str, int]
     workers: int = 4
     producers: int = 2
     keep_jobs_s: float = 3600.0
@@ -104,7 +103,7 @@ class Scale:
     )
 
 
-BUG: Final = "a process ended by an error of its own"
+UNEXPECTED_ERROR: Final = "a process ended by an unexpected error"
 
 
 class Laboratory:
@@ -115,7 +114,7 @@ class Laboratory:
         seed: of all choices.
         scale: the size of the run.
         name: the laboratory's, in its report.
-        mishaps: the faults of the servers.
+        faults: the faults of the servers.
     """
 
     def __init__(
@@ -124,19 +123,19 @@ class Laboratory:
         seed: int,
         scale: Scale,
         name: str = "forks",
-        mishaps: type[Mishaps] = Mishaps,
+        faults: type[ServerFaults] = ServerFaults,
     ) -> None:
         self.stack = stack
         self.seed = seed
         self.scale = scale
         self.report = Report(name, seed)
         self._rng = random.Random(seed)
-        self._mishaps = mishaps(stack, self._rng)
+        self._faults = faults(stack, self._rng)
         self._growth = Growth(stack.superuser_url, stack.home / "logs", scale.keep_jobs_s)
         home = Path(stack.keyring).parent
         self._history = History(home / "history.jsonl")
-        self._enough = home / "enough"
-        self._site = Site(
+        self._stop_file = home / "stop"
+        self._config = LabConfig(
             url={
                 "private": stack.database_url(PRIVATE_WORKER),
                 "shareable": stack.database_url(SHAREABLE_WORKER),
@@ -156,91 +155,93 @@ class Laboratory:
         self._points_read_at = 0.0
 
     def run(self) -> Report:
-        """Enqueue all, with faults; let everything end; check."""
+        """Enqueue all jobs, with faults; wait until they have ended; check."""
         began = time.monotonic()
         install(self.stack.superuser_url)
         self.prepare()
         try:
             self._inject([fork(partial(self._produce, n)) for n in range(self.scale.producers)])
-            self._let_end()
+            self._await_end()
         finally:
             self._end_all()
-        self.report.forged = self._mishaps.forged
+        self.report.forged = self._faults.forged
         self.report.seconds = time.monotonic() - began
         lines = list(self._history.read())
-        self.report.take(check(self.stack.superuser_url, lines, self.stack.postgres.log), lines)
-        self.report.grown = self._growth.document()
+        self.report.add_verdict(
+            check(self.stack.superuser_url, lines, self.stack.postgres.log), lines
+        )
+        self.report.growth = self._growth.as_dict()
         for name in self._growth.excessive():
-            self.report.violations[f"{name} grew without bound"] = [str(self.report.grown[name])]
+            self.report.violations[f"{name} grew without bound"] = [str(self.report.growth[name])]
         return self.report
 
     def prepare(self) -> None:
-        """Called once the ledger is installed, before any other process starts."""
+        """Called after the installation of the ledger, before any other process starts."""
 
-    def _let_end(self) -> None:
-        """Wait until every job has ended, or none does any more, and frozen workers have resumed."""
+    def _await_end(self) -> None:
+        """Wait until every job has ended and frozen workers have resumed, while there is progress."""
         unfinished, until = -1, time.monotonic() + self.scale.progress_s
         while (unfinished != 0 or self._frozen or self._resumed) and time.monotonic() < until:
-            self._step(faults=False)
+            self._step(inject=False)
             self._print_progress()
-            row = self._query(_UNFINISHED)
+            row = self._query(UNFINISHED)
             if row is not None and row[0] != unfinished:
                 unfinished, until = row[0], time.monotonic() + self.scale.progress_s
 
     def _produce(self, number: int) -> None:
-        """Run a producer, in a process of its own: it has threads, and then a process must not fork."""
+        """Run a producer in its own process: it starts threads, and the laboratory forks."""
         # One producer's clock is an hour fast, the next one's slow.
         workers.set_clock(HOUR_S * (1 if number % 2 else -1))
         url, share = self.stack.database_url(), self.scale.producers
         order = Order(
             seed=self.seed * 1000 + number,
             jobs=-(-self.scale.jobs // share),
-            a_second=self.scale.a_second / share,
-            certain={
+            jobs_per_s=self.scale.jobs_per_s / share,
+            required={
                 name: count // share + (number < count % share)
-                for name, count in self.scale.certain.items()
+                for name, count in self.scale.required.items()
             },
-            enough=self._enough,
+            stop_file=self._stop_file,
             cancels=self.scale.cancels,
         )
         with Vestry(url, self.stack.keyring) as vestry:
             Producer(vestry, url, self._history, order).run()
 
     def _inject(self, producers: list[int]) -> None:
-        """Inject faults until all is enqueued and there were enough faults."""
-        mishaps = self._mishaps
-        names = [name for name, count in self.scale.mishaps.items() for _ in range(count)]
+        """Inject faults until all jobs are enqueued and the scale's faults have occurred."""
+        server_faults = self._faults
+        names = [name for name, count in self.scale.faults.items() for _ in range(count)]
         self._rng.shuffle(names)
-        every_s = self.scale.jobs / self.scale.a_second / (len(names) + 1)
+        every_s = self.scale.jobs / self.scale.jobs_per_s / (len(names) + 1)
         next_at = time.monotonic() + every_s
         name = ""
-        while producers or names or mishaps.busy or not self._complete():
+        while producers or names or server_faults.busy or not self._complete():
             producers = [pid for pid in producers if not self._ended(pid)]
-            if mishaps.end_if_due():
-                self._history.write("mishap over", name=name)
-            elif names and not mishaps.busy and self._due(names[-1], next_at):
+            if server_faults.end_if_due():
+                self._history.write("fault over", name=name)
+            elif names and not server_faults.busy and self._may_begin(names[-1], next_at):
                 name = names.pop()
-                self._history.write("mishap", name=name)
-                mishaps.begin(name)
-                self.report.mishaps[name] += 1
-                if not mishaps.busy:
-                    self._history.write("mishap over", name=name)
+                self._history.write("fault", name=name)
+                server_faults.begin(name)
+                self.report.faults[name] += 1
+                if not server_faults.busy:
+                    self._history.write("fault over", name=name)
                 next_at = max(next_at + every_s, time.monotonic())
             if not names and self._complete():
-                self._enough.touch()
-            self._step(faults=True)
+                self._stop_file.touch()
+            self._step(inject=True)
             self._print_progress()
 
-    def _due(self, name: str, next_at: float) -> bool:
-        """Whether a fault may begin: it could be the second crash of a job that crashed once."""
-        if name not in COSTLY:
+    def _may_begin(self, name: str, next_at: float) -> bool:
+        """Whether a fault may begin: it could cause the second crash of a job."""
+        if name not in LEASE_LOSING:
             return time.monotonic() >= next_at
         now = time.monotonic()
         if now < max(next_at, self._checked_at + CHECK_S):
             return False
         self._checked_at = now
-        row = self._query(DELICATE)
-        return row is None or not row[0] or now > next_at + CALM_S
+        row = self._query(JOB_CRASHED_ONCE)
+        return row is None or not row[0] or now > next_at + CRASHED_JOB_WAIT_S
 
     def _ended(self, producer: int) -> bool:
         ended, status = os.waitpid(producer, os.WNOHANG)
@@ -257,7 +258,7 @@ class Laboratory:
         )
 
     def _draw(self, points: Sequence[str]) -> str:
-        """A point for a new process; where every point must be reached, one that was not yet."""
+        """Choose a point for a new process; if every point is required, one not reached yet."""
         missing = [point for point in points if point not in self._reached]
         return self._rng.choice(missing if missing and self.scale.every_point else points)
 
@@ -268,9 +269,9 @@ class Laboratory:
                 line["point"] for line in self._history.read() if line["what"] == "point"
             }
 
-    def _step(self, *, faults: bool) -> None:
+    def _step(self, *, inject: bool) -> None:
         self._reap()
-        if faults and self.scale.every_point:
+        if inject and self.scale.every_point:
             self._read_points()
         for pid, until in list(self._frozen.items()):
             if time.monotonic() >= until:
@@ -281,24 +282,24 @@ class Laboratory:
         roles = [plan.role for pid, plan in self._children.items() if pid not in self._frozen]
         for role in CONTROLS.keys() - set(roles):
             if role != self.scale.missing:
-                self._start(self._control_plan(role, faults=faults))
+                self._start(self._control_plan(role, inject=inject))
         for _ in range(self.scale.workers - sum(role not in CONTROLS for role in roles)):
-            self._start(self._worker_plan(faults=faults))
+            self._start(self._worker_plan(inject=inject))
         time.sleep(0.01)
 
     def _start(self, plan: Plan) -> None:
         body = {
             "reconciler": partial(
-                control.reconcile, self._site, plan, keep_jobs_s=self.scale.keep_jobs_s
+                control.reconcile, self._config, plan, keep_jobs_s=self.scale.keep_jobs_s
             ),
-            "dispatcher": partial(control.dispatch, self._site, plan),
-        }.get(plan.role, partial(workers.work, self._site, plan))
+            "dispatcher": partial(control.dispatch, self._config, plan),
+        }.get(plan.role, partial(workers.work, self._config, plan))
         self._children[fork(body)] = plan
 
-    def _worker_plan(self, *, faults: bool) -> Plan:
+    def _worker_plan(self, *, inject: bool) -> Plan:
         rng = self._rng
-        point = self._draw(self.scale.points) if faults else None
-        # A worker that loses every claim's answer would do nothing.
+        point = self._draw(self.scale.points) if inject else None
+        # A worker that loses the answer to every claim would run no job.
         first, last = {
             failpoints.FROZEN: (1, 1),
             failpoints.INSIDE_FINISH_DEAD: (1, 1),
@@ -314,13 +315,13 @@ class Laboratory:
             hints_only=self.scale.hints_only,
         )
 
-    def _control_plan(self, role: str, *, faults: bool) -> Plan:
+    def _control_plan(self, role: str, *, inject: bool) -> Plan:
         rng = self._rng
         complete = self._reached.issuperset(CONTROLS[role]) or not self.scale.every_point
-        point = self._draw(CONTROLS[role]) if faults else None
+        point = self._draw(CONTROLS[role]) if inject else None
         if complete and rng.random() < 1 / (len(CONTROLS[role]) + 1):
             point = None
-        # Until every point was reached, a process dies at the first pass of its point.
+        # Until every point was reached, a process is killed at the first pass of its point.
         nth = rng.randint(1, 5 if complete else 1)
         skew_s = rng.choice((0.0, HOUR_S, -HOUR_S))
         return Plan(role, 0, point, nth, skew_s, self.scale.missing)
@@ -343,11 +344,11 @@ class Laboratory:
                 self.report.kills[str(plan.point)] += 1
             elif status != 0:
                 self.report.deaths += 1
-                if os.WIFEXITED(status) and os.WEXITSTATUS(status) == workers.RAISED:
-                    self._history.write("violation", detail=f"{BUG} ({plan.role})")
+                if os.WIFEXITED(status) and os.WEXITSTATUS(status) == workers.UNEXPECTED_ERROR_EXIT:
+                    self._history.write("violation", detail=f"{UNEXPECTED_ERROR} ({plan.role})")
 
     def _print_progress(self) -> None:
-        """Print a line to standard error from time to time."""
+        """Print a line to standard error every `PRINT_S`."""
         if time.monotonic() < self._printed_at + PRINT_S:
             return
         self._printed_at = time.monotonic()

@@ -38,7 +38,7 @@ class Growth:
 
     Args:
         superuser_url: of its Postgres.
-        logs: where its processes' logs are.
+        logs: directory of its processes' logs.
         keep_s: how long finished jobs are kept.
     """
 
@@ -82,7 +82,7 @@ class Growth:
             }
         )
 
-    def document(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """First, last and largest value of each measure."""
         if len(self.samples) < 2 * SHARE:
             return {}
@@ -101,10 +101,10 @@ class Growth:
         return self.samples[-1]["at_s"] - self.samples[0]["at_s"]
 
     def excessive(self) -> list[str]:
-        """The measures that grew by more than is allowed."""
+        """The measures that grew by more than allowed."""
         return [
             name
-            for name, values in self.document().items()
+            for name, values in self.as_dict().items()
             # Rows are pruned only in runs much longer than they are kept.
             if (name != "rows" or self._lasted_s() > 3 * self.keep_s)
             and values["last"] > FACTOR * values["first"] + ALLOWANCE[name]

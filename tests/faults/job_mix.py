@@ -1,7 +1,7 @@
 """The jobs that producers enqueue: variants, each with the final states that are allowed for it.
 
-A variant says how its n-th job is made and in which states it may end. Poison must be `dead` within its
-attempts; all others must succeed.
+A variant defines its n-th job and the states in which the job may end. Poison must be `dead` within
+its attempts; all others must succeed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Variant:
     Attributes:
         make: makes the n-th of them.
         ends: the final states that are allowed.
-        codes: the error codes that are allowed where it is dead.
-        weight: how often, among 1000 transactions.
-        neighbours: most harmless jobs that are enqueued around it, in one transaction.
+        codes: the error codes that are allowed for a dead job.
+        weight: relative frequency.
+        neighbours: most harmless jobs in its transaction.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Variant:
 
     @property
     def poison(self) -> bool:
-        """Whether it must die."""
+        """Whether it must become dead."""
         return self.ends == DEAD
 
 
@@ -53,7 +53,7 @@ def _texts(text: str) -> Callable[[int], JobRequest]:
 
 HARMLESS: Final = Variant("harmless", _texts("a quiet day at the office"), weight=800)
 SLOW: Final = Variant("slow", _texts("echo!sleep=0.2 is slow"), weight=40)
-"""Harmless too, and long enough in work for another process to interfere."""
+"""Harmless too, and long enough for another process to interfere."""
 POISON: Final = (
     Variant("raises", _texts("echo!raise and again"), DEAD, ("handler_error",), neighbours=12),
     Variant("exits", _texts("echo!exit at once"), DEAD, ("crashed",), neighbours=12),
@@ -65,12 +65,12 @@ POISON: Final = (
         ("handler_error", "crashed"),
         neighbours=8,
     ),
-    # A process that hangs may also be killed before its time is over.
+    # A process that hangs may also be killed before its timeout.
     Variant(
         "hangs", _texts("echo!sleep=600 for ever"), DEAD, ("timed_out", "crashed"), neighbours=4
     ),
 )
-"""Jobs that harm the process that runs them; each occurs only as often as a scale says."""
+"""Jobs that harm the process that runs them; a scale sets how often each occurs."""
 FAULTY: Final = (
     Variant("spoils its vector", _texts("echo!nan in it"), DEAD, ("bad_vector",), 10, 6),
     Variant("is too long", _texts("word " * 900), DEAD, ("too_long",), 10, 6),

@@ -1,7 +1,7 @@
 """`vestry up` for the laboratory: its children reach Postgres and Valkey through proxies.
 
 `python -m tests.faults.lab_up up …` is the supervisor; `LabUp` starts, kills and restarts it from
-outside, as systemd or Compose would.
+another process, as systemd or Compose would.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from workers.stack.valkey import PORT_NAME as VALKEY
 DATABASE_PORT: Final = "LABORATORY_DATABASE_PORT"
 BROKER_PORT: Final = "LABORATORY_BROKER_PORT"
 ORPHANS_S: Final = 15.0
-"""Within this time after a kill of the supervisor all of its processes have ended."""
+"""Within this time after the supervisor was killed all of its processes have ended."""
 
 
 class ProxiedStack(processes.EmbeddedStack):
-    """The stack, whose processes get the proxies' ports."""
+    """The stack with the proxies' ports for its processes."""
 
     def _database(self, role: str) -> dict[str, str]:
         environment = super()._database(role)
@@ -49,10 +49,10 @@ def _through(environment: dict[str, str], name: str, port: int, proxy: str) -> d
 
 
 class LabUp:
-    """The supervisor's process, from outside.
+    """Controls the supervisor's process.
 
     Args:
-        path: its home.
+        path: the stack's home.
         settings: of every child.
     """
 
@@ -65,7 +65,7 @@ class LabUp:
         self.broker_port = self.home.port(VALKEY)
 
     def start(self, database_proxy: int, broker_proxy: int) -> None:
-        """Start the stack, and return once every process is ready."""
+        """Start the stack; return once every process is ready."""
         argv = [sys.executable, "-m", "tests.faults.lab_up", "up", "--home", str(self.home.path)]
         argv += ["--no-flower", "--timeout", "120"]
         argv += [part for pair in self._settings.items() for part in ("--set", "=".join(pair))]
@@ -81,12 +81,12 @@ class LabUp:
                 start_new_session=True,
             )
         background._await_ready(self._process, self.home)
-        # The proxies lead to the ports chosen before; a server whose port was taken has moved.
+        # The proxies forward to the ports chosen before; a server whose port was taken uses another.
         chosen = self.home.port(POSTGRES), self.home.port(VALKEY)
         assert chosen == (self.postgres_port, self.broker_port), "a server's port was taken"
 
     def kill(self) -> None:
-        """Kill the supervisor alone; returns once all of its processes have ended."""
+        """Kill the supervisor only; return once all of its processes have ended."""
         assert self._process is not None
         children = [Identity(**p["identity"]) for p in self.processes() if p["identity"]]
         self._process.kill()
@@ -142,7 +142,7 @@ class LabUp:
 
     @property
     def superuser_url(self) -> str:
-        """The superuser's login, past the proxy."""
+        """The superuser's login, which bypasses the proxy."""
         return PostgresServer(self.home).url(SUPERUSER)
 
     def administrator_password(self) -> str:

@@ -1,6 +1,6 @@
-"""The oracle: promises and effects, recorded outside the code under test.
+"""The oracle: the producers' history and the database's ledger, written outside the code under test.
 
-Producers append to a file what they committed and what they rolled back. Effects are recorded by
+Producers append to a file which jobs they committed or rolled back. Effects are recorded by
 triggers in the database: every token issued, every transition of a job, every result, receipt and
 indexed document, with the process that caused it, in the transaction that causes it. No record is
 ever changed or pruned.
@@ -19,9 +19,9 @@ import psycopg
 
 INSTALL: Final = """
 CREATE SCHEMA ledger;
--- actor: the connection's application name, which names the process. version: of 'token', 1 for a
--- lease that lets its job run exclusively; of 'enqueued', 1 for a replay; of 'indexed', the document's
--- generation; of 'wanted', its place in the job.
+-- actor: the connection's application name, which names the process. version: of 'token', 1 for an
+-- exclusive lease; of 'enqueued', 1 for a replay; of 'indexed', the document's
+-- generation; of 'job_document', its position in the job.
 CREATE TABLE ledger.events (
   n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -73,14 +73,14 @@ END $$;
 CREATE TRIGGER note AFTER INSERT OR UPDATE ON vestry.receipts
 FOR EACH ROW EXECUTE FUNCTION ledger.note_receipt();
 
-CREATE FUNCTION ledger.note_wanted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+CREATE FUNCTION ledger.note_job_document() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   INSERT INTO ledger.events (what, subject, token, version)
-  VALUES ('wanted', NEW.document_id, NEW.job_id, NEW.ordinal);
+  VALUES ('job_document', NEW.document_id, NEW.job_id, NEW.ordinal);
   RETURN NULL;
 END $$;
 CREATE TRIGGER note AFTER INSERT ON vestry.job_documents
-FOR EACH ROW EXECUTE FUNCTION ledger.note_wanted();
+FOR EACH ROW EXECUTE FUNCTION ledger.note_job_document();
 
 CREATE FUNCTION ledger.note_document() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
@@ -101,15 +101,15 @@ _true_time: Final = time.time
 
 
 def install(superuser_url: str) -> None:
-    """Create the triggers as the superuser: no role of the system can write the ledger."""
+    """Create the ledger as the superuser: no role of the system can write it."""
     with psycopg.connect(superuser_url, autocommit=True) as conn:
         conn.execute(INSTALL.encode())
-        # A deadlock must be detected before either transaction runs into its own timeout.
+        # A deadlock must be detected before either transaction's timeout.
         conn.execute("ALTER DATABASE vestry SET deadlock_timeout = '20ms'")
 
 
 class History:
-    """An append-only file of JSON lines; several processes may write it.
+    """Append-only file of JSON lines; several processes may write it.
 
     Args:
         path: created by the first line.
@@ -123,11 +123,11 @@ class History:
         line = (
             json.dumps({"what": what, "at": _true_time(), **fields}, default=str).encode() + b"\n"
         )
-        number = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(number, line)
+            os.write(descriptor, line)
         finally:
-            os.close(number)
+            os.close(descriptor)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Every line so far."""

@@ -1,4 +1,4 @@
-"""Rules on the database's ledger, checked event by event."""
+"""Check the database's ledger event by event."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Final
 TERMINAL: Final = frozenset({"succeeded", "dead", "cancelled", "expired", "superseded"})
 RECONCILER: Final = "vestry-reconciler"
 BY_WORKER: Final = frozenset({"succeeded", "superseded"})
-"""Final states that only the worker which holds the job can cause."""
+"""Final states that only the worker that holds the job can cause."""
 MAX_ATTEMPTS: Final = 5
 EXCLUSIVE_CRASHES: Final = 2
-CRASHED: Final = "lost in an exclusive run"
+CRASHED: Final = "lost in exclusive runs"
 ANSWERED: Final = "answered"
 ReportViolation = Callable[[str, object], None]
 
@@ -23,17 +23,17 @@ class LedgerChecker:
     Args:
         violation: called with the kind and the subject of a violation.
         counts: counts events by their kinds.
-        poison: jobs whose attempts are counted.
+        poison: jobs whose attempts are limited.
         frozen: tokens of workers that were frozen past their lease.
 
     Attributes:
         enqueued: jobs that are no replays.
         ends: job to its final state.
         tokens: token to the time when it was issued.
-        returned: token to the time when its jobs were queued again for others.
-        wanted: (job, position of the document in it) to the document.
+        requeued: token to the time when its jobs were queued again.
+        job_documents: (job, position of the document in it) to the document.
         zombies: (frozen token, job) to the outcome of its latest receipt.
-        late: (frozen token, job) of each effect under a frozen token.
+        stale_effects: (frozen token, job) of each effect under a frozen token.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class LedgerChecker:
         self.enqueued: set[str] = set()
         self.ends: dict[str, str] = {}
         self.tokens: dict[str, float] = {}
-        self.returned: dict[str, float] = {}
-        self.wanted: dict[tuple[str, int], str] = {}
+        self.requeued: dict[str, float] = {}
+        self.job_documents: dict[tuple[str, int], str] = {}
         self.zombies: dict[tuple[str, str], str] = {}
-        self.late: list[tuple[str, str]] = []
+        self.stale_effects: list[tuple[str, str]] = []
 
     def add(self, event: Sequence[Any]) -> None:
         """Check one event."""
@@ -72,29 +72,29 @@ class LedgerChecker:
                 if not version:
                     self.enqueued.add(subject)
             case "token":
-                self._issued(token, detail, at, exclusive=bool(version))
+                self._check_token(token, detail, at, exclusive=bool(version))
             case "moved":
                 before, after = detail.split(">")
-                self._moved(subject, token, (before, after), actor)
-                self._rescued(token, (before, after), actor, at)
+                self._check_transition(subject, token, (before, after), actor)
+                self._record_rescue(token, (before, after), actor, at)
             case "result":
-                self._result(subject, token, detail)
+                self._check_result(subject, token, detail)
             case "receipt":
-                self._receipt(subject, token, detail)
-            case "wanted":
-                self.wanted[token, version] = subject
+                self._record_receipt(subject, token, detail)
+            case "job_document":
+                self.job_documents[token, version] = subject
             case "indexed":
                 if (subject, version) in self._indexed:
                     self._violation("a document's generation was indexed more than once", subject)
                 self._indexed.add((subject, version))
 
     def finish(self) -> None:
-        """Check what can only be known after the last event."""
+        """Check the rules that require every event."""
         for job in self._parents.keys() - self.ends.keys():
             self._violation("a committed job is lost: it never ended", job)
-        for (job, what), times in self._attempts.items():
-            if times > (EXCLUSIVE_CRASHES if what == CRASHED else MAX_ATTEMPTS):
-                self._violation(f"a poison job had more attempts than it may ({what})", job)
+        for (job, outcome), times in self._attempts.items():
+            if times > (EXCLUSIVE_CRASHES if outcome == CRASHED else MAX_ATTEMPTS):
+                self._violation(f"a poison job had more attempts than allowed ({outcome})", job)
         for job, end in self.ends.items():
             if (end == "succeeded") != (job in self._results):
                 self._violation("a result without success, or a success without result", job)
@@ -104,7 +104,7 @@ class LedgerChecker:
         """Whether a job ever existed."""
         return job in self._parents
 
-    def _issued(self, token: str, worker: str, at: float, *, exclusive: bool) -> None:
+    def _check_token(self, token: str, worker: str, at: float, *, exclusive: bool) -> None:
         if token in self._workers:
             self._violation("a token was issued twice", token)
         self._workers[token] = worker
@@ -112,13 +112,15 @@ class LedgerChecker:
         if exclusive:
             self._exclusive.add(token)
 
-    def _moved(self, job: str, token: str | None, move: tuple[str, str], actor: str) -> None:
+    def _check_transition(
+        self, job: str, token: str | None, move: tuple[str, str], actor: str
+    ) -> None:
         before, after = move
         if after == "running":
             self._held[job] = token
             parent = self._parents.get(job)
             if parent is not None and self.ends.get(parent) != "succeeded":
-                self._violation("a job ran before the one that it waits for had succeeded", job)
+                self._violation("a job ran before its parent had succeeded", job)
         elif before == "running" and token != self._held.get(job):
             self._violation("a job was moved under a stale token", job)
         if after in BY_WORKER and not actor.startswith(f"vestry-{self._workers.get(token or '')}"):
@@ -130,24 +132,26 @@ class LedgerChecker:
                 self._violation("a job ended more than once", job)
             self.ends[job] = after
             if token in self._frozen and after in BY_WORKER:
-                self.late.append((str(token), job))
+                self.stale_effects.append((str(token), job))
 
-    def _rescued(self, token: str | None, move: tuple[str, str], actor: str, at: float) -> None:
-        """Note a release by the reconciler (a worker's retry was never lost); a batch's last counts."""
+    def _record_rescue(
+        self, token: str | None, move: tuple[str, str], actor: str, at: float
+    ) -> None:
+        """Record a rescue by the reconciler, not a worker's retry; the last job of a batch counts."""
         before, after = move
         if before == "running" and after in {"queued", "dead"} and actor.startswith(RECONCILER):
-            self.returned[str(token)] = at
+            self.requeued[str(token)] = at
 
-    def _result(self, job: str, token: str | None, state: str) -> None:
+    def _check_result(self, job: str, token: str | None, state: str) -> None:
         if job in self._results:
             self._violation("a job's result was committed more than once", job)
         self._results.add(job)
         if state != "running" or token is None or token != self._held.get(job):
             self._violation("a result was committed by a worker that did not hold the job", job)
         if token in self._frozen:
-            self.late.append((str(token), job))
+            self.stale_effects.append((str(token), job))
 
-    def _receipt(self, job: str, token: str, outcome: str) -> None:
+    def _record_receipt(self, job: str, token: str, outcome: str) -> None:
         self._counts[f"receipt: {outcome}"] += 1
         if token in self._frozen:
             self.zombies[token, job] = outcome

@@ -14,23 +14,23 @@ from vestry.lanes import KINDS, LANES
 from workers.celery_integration.transport import hint
 from workers.settings import key_prefix
 
-A_BURST: Final = 120
-"""Messages in one burst, about."""
+BURST: Final = 120
+"""Approximate number of messages in one burst."""
 
 
 def forge(broker: redis.Redis, rng: random.Random, jobs: Sequence[str]) -> int:
-    """Put a burst of messages into the lanes' queues; returns how many.
+    """Put a burst of messages into the lanes' queues; return their number.
 
     Args:
         broker: a client that may write to every queue.
         rng: of all choices.
-        jobs: ids of jobs that exist: done, running or queued, of any lane.
+        jobs: ids of existing jobs in any state, of any lane.
     """
     count = 0
     queues = [key_prefix(lane.privacy) + lane.name for lane in LANES.values()]
     for queue in queues:
         count += _repeat(broker, rng, queue)
-    while count < A_BURST:
+    while count < BURST:
         queue = rng.choice(queues)
         lane = queue.split(".", 2)[2]
         broker.lpush(queue, rng.choice(_FORGERIES)(rng, lane, jobs))
@@ -39,7 +39,7 @@ def forge(broker: redis.Redis, rng: random.Random, jobs: Sequence[str]) -> int:
 
 
 def _repeat(broker: redis.Redis, rng: random.Random, queue: str) -> int:
-    """Repeat what is in the queue, in another order."""
+    """Duplicate the queue's messages, in another order."""
     queued: Any = broker.lrange(queue, 0, 20)
     if not queued:
         return 0

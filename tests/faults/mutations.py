@@ -1,8 +1,8 @@
-"""`make mutations`: remove one mechanism at a time, and show that the laboratory reports violations.
+"""`make mutations`: remove one mechanism at a time, and check that the laboratory reports violations.
 
-A laboratory that finds nothing may be unable to. Each mechanism is removed from the running code of the
-laboratory's processes, or from its database; no file is changed. Where a second mechanism alone would
-prevent the violation, it is removed too, and the table says so.
+Each mechanism is removed from the running code of the laboratory's processes, or from its database; no
+file is changed. Where a second mechanism alone would prevent the violation, it is removed too, and the
+table says so.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ import psycopg
 from models import documents, transitions
 from models.sql import QUERIES
 from tests.faults import failpoints
-from tests.faults.forks import BUG, Laboratory, Scale
+from tests.faults.forks import UNEXPECTED_ERROR, Laboratory, Scale
 from tests.faults.servers import LabStack
 from tests.temp_stack_dir import temporary_home
 from workers import dispatcher
 from workers.home import CHECKOUT
 
-SMALL: Final = Scale(
+DEFAULT_SCALE: Final = Scale(
     jobs=700,
-    a_second=90,
+    jobs_per_s=90,
     kills=25,
     zombies=5,
-    certain={"exits": 2},
-    mishaps={"the broker is emptied": 3},
+    required={"exits": 2},
+    faults={"the broker is emptied": 3},
     workers=5,
     progress_s=12.0,
 )
-"""Enough to notice most of the missing mechanisms."""
-BY_HINTS: Final = replace(
-    SMALL, hints_only=True, certain={}, kills=5, mishaps={"the broker is emptied": 8}
+"""Large enough to detect most missing mechanisms."""
+HINTS_ONLY: Final = replace(
+    DEFAULT_SCALE, hints_only=True, required={}, kills=5, faults={"the broker is emptied": 8}
 )
-NONE: Final = ("nowhere",)
-"""Workers that are not killed."""
+NO_POINT: Final = ("nowhere",)
+"""No worker is killed."""
 SHOWN: Final = 3
-LOST: Final = "a committed job is lost"
+LOST_JOB: Final = "a committed job is lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,10 @@ class Mutation:
 
     Attributes:
         how: description of the removal.
-        expects: parts of violations, one of which must be reported: others show nothing.
+        expects: parts of violation texts; one must be reported, others prove nothing.
         code: changes functions of this process, before it forks.
         sql: changes the laboratory's database.
-        scale: where SMALL is not enough.
+        scale: for mutations that DEFAULT_SCALE does not detect.
     """
 
     name: str
@@ -70,25 +70,25 @@ class Mutation:
     expects: tuple[str, ...] = ()
     code: Callable[[], object] = lambda: None
     sql: str = ""
-    scale: Scale = field(default=SMALL)
+    scale: Scale = field(default=DEFAULT_SCALE)
 
 
 def rewrite(module: ModuleType, name: str, *changes: tuple[str, str]) -> None:
-    """Replace a module's function by one of changed text; each old text must occur once."""
+    """Replace text in a module's function; each old text must occur once."""
     text = textwrap.dedent(inspect.getsource(getattr(module, name)))
     for old, new in changes:
         if text.count(old) != 1:
-            raise ValueError(f"{name} does not hold once: {old}")
+            raise ValueError(f"{name} must contain once: {old}")
         text = text.replace(old, new)
-    exec(compile(text, f"<{name}, mutated>", "exec"), vars(module))  # noqa: S102 - our own text
+    exec(compile(text, f"<{name}, mutated>", "exec"), vars(module))  # noqa: S102 - the repository's own text
 
 
 def rewrite_query(name: str, *changes: tuple[str, str]) -> None:
-    """Replace text of a named statement; every change must occur once."""
+    """Replace text in a named statement; each old text must occur once."""
     text = QUERIES[name]
     for old, new in changes:
         if text.count(old) != 1:
-            raise ValueError(f"{name} does not hold once: {old}")
+            raise ValueError(f"{name} must contain once: {old}")
         text = text.replace(old, new)
     QUERIES[name] = text
 
@@ -108,8 +108,8 @@ def _no_state() -> None:
 
 
 def _no_generation() -> None:
-    standing = "return pairs & frozenset((row[0], row[1]) for row in rows)"
-    rewrite(documents, "lock_current", (standing, "return pairs"))
+    locked = "return pairs & frozenset((row[0], row[1]) for row in rows)"
+    rewrite(documents, "lock_current", (locked, "return pairs"))
     current = "coalesce(d.generation = jd.generation AND NOT d.deleted, false)"
     rewrite(documents, "read_states", (current, "true"))
 
@@ -125,18 +125,18 @@ def _no_order() -> None:
     ) -> frozenset[UUID]:
         del owners, flows
         conn.execute("SELECT FROM vestry.leases WHERE id = %s FOR UPDATE", [token])
-        one = """SELECT id FROM vestry.jobs
+        lock_one = """SELECT id FROM vestry.jobs
                  WHERE id = %s AND lease_id = %s AND state = 'running' FOR UPDATE"""
         held = set()
         for job in random.sample(job_ids, len(job_ids)):
-            # As on a busy machine: another process can interfere meanwhile.
+            # Simulates a busy machine: another process can interfere between two locks.
             time.sleep(0.002)
-            held |= {row[0] for row in conn.execute(one, [job, token])}
+            held |= {row[0] for row in conn.execute(lock_one, [job, token])}
         return frozenset(held)
 
     # A wrong signature would cause violations for another reason.
-    whole = inspect.signature(transitions.lock_held).parameters
-    assert inspect.signature(lock_held).parameters.keys() == whole.keys()
+    original = inspect.signature(transitions.lock_held).parameters
+    assert inspect.signature(lock_held).parameters.keys() == original.keys()
     transitions.lock_held = lock_held  # type: ignore[assignment]
 
 
@@ -161,10 +161,10 @@ DROP TRIGGER jobs_transition ON vestry.jobs;
 CONTROL: Final = (
     Mutation("nothing", "no mechanism is removed"),
     Mutation(
-        "nothing, by hints alone",
+        "nothing, hints only",
         "no mechanism is removed; workers do not poll",
         code=_quick_refill,
-        scale=BY_HINTS,
+        scale=HINTS_ONLY,
     ),
 )
 """Must stay green, or a red mutation would prove nothing."""
@@ -176,7 +176,7 @@ MUTATIONS: Final = (
         ("a worker that did not hold it", "that did not hold the job"),
         _no_token,
         scale=replace(
-            SMALL, zombies=15, kills=0, points=(failpoints.FROZEN, failpoints.AFTER_CLAIM)
+            DEFAULT_SCALE, zombies=15, kills=0, points=(failpoints.FROZEN, failpoints.AFTER_CLAIM)
         ),
     ),
     Mutation(
@@ -186,41 +186,41 @@ MUTATIONS: Final = (
         ("left a final state", "that did not hold the job", "ended more than once"),
         _no_state,
         _CANCEL_KEEPS_LEASE,
-        replace(SMALL, cancels=0.2),
+        replace(DEFAULT_SCALE, cancels=0.2),
     ),
     Mutation(
         "the crash count",
         "rescue does not count the crash of an exclusive run",
-        ("more attempts than it may (lost in an exclusive run)",),
+        ("more attempts than allowed (lost in exclusive runs)",),
         lambda: rewrite_query(
             "rescue", ("crashes = j.crashes + held.exclusive::int", "crashes = j.crashes")
         ),
     ),
     Mutation(
-        "the suspect rule",
+        "the quarantine rule",
         "rescue queues a batch again without quarantine",
-        (LOST,),
+        (LOST_JOB,),
         lambda: rewrite_query("rescue", ("quarantined = NOT held.dies", "quarantined = false")),
     ),
     Mutation(
         "the generation check",
         "a document is written without a check for newer versions and deletions, before and after",
-        ("generation was indexed more than once", "a deleted document is still there"),
+        ("generation was indexed more than once", "a deleted document is still stored"),
         _no_generation,
-        scale=replace(SMALL, jobs=1500),
+        scale=replace(DEFAULT_SCALE, jobs=1500),
     ),
     Mutation(
         "the reconciler",
         "expired leases are not rescued",
-        (LOST,),
-        scale=replace(SMALL, missing="reconciler"),
+        (LOST_JOB,),
+        scale=replace(DEFAULT_SCALE, missing="reconciler"),
     ),
     Mutation(
         "the hint refill",
-        "a hint is given once; workers do not poll",
-        (LOST,),
+        "a hint is published once; workers do not poll",
+        (LOST_JOB,),
         _no_refill,
-        scale=BY_HINTS,
+        scale=HINTS_ONLY,
     ),
     Mutation(
         "the unique index",
@@ -234,14 +234,14 @@ MUTATIONS: Final = (
         ("deadlocked", "SQLSTATE 40P01"),
         _no_order,
         scale=replace(
-            SMALL,
+            DEFAULT_SCALE,
             jobs=5000,
-            a_second=150,
+            jobs_per_s=150,
             kills=0,
             zombies=0,
             producers=3,
             cancels=0.8,
-            points=NONE,
+            points=NO_POINT,
         ),
     ),
 )
@@ -249,7 +249,7 @@ ALL: Final = {mutation.name: mutation for mutation in (*CONTROL, *MUTATIONS)}
 
 
 class Mutated(Laboratory):
-    """A laboratory whose database is mutated, too."""
+    """A laboratory whose database is mutated."""
 
     sql = ""
 
@@ -261,16 +261,16 @@ class Mutated(Laboratory):
 
 
 def run(mutation: Mutation, seed: int) -> dict[str, Any]:
-    """Run one laboratory without the mechanism, in a process that does nothing else."""
+    """Run one laboratory without the mechanism. It changes the process: use one process for each."""
     mutation.code()
     with temporary_home("vestry-faults-") as home, LabStack(home) as stack:
         laboratory = Mutated(stack, seed, mutation.scale)
         laboratory.sql = mutation.sql
-        return laboratory.run().document()
+        return laboratory.run().as_dict()
 
 
 def main() -> int:
-    """Run each; 0 if every mutation was noticed and no violation was reported without one."""
+    """Run each; 0 if every mutation was detected and no violation was reported without one."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.mutations", description=__doc__)
     parser.add_argument("--seed", type=int, default=20261126)
     parser.add_argument("--only", choices=[*ALL])
@@ -279,26 +279,30 @@ def main() -> int:
     if options.only is not None:
         print(json.dumps(run(ALL[options.only], options.seed), default=str))
         return 0
-    wrong = 0
+    failures = 0
     print(f"seed {options.seed}\n")
     for mutation in (*CONTROL, *MUTATIONS):
         argv = [sys.executable, "-m", "tests.faults.mutations", f"--only={mutation.name}"]
-        done = subprocess.run(
+        completed = subprocess.run(
             [*argv, f"--seed={options.seed}"],
             cwd=CHECKOUT, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        failed = {"violations": {"the laboratory failed": [done.stderr[-2000:]]}}
-        found = (json.loads(done.stdout) if done.stdout else failed)["violations"]
-        whole = mutation in CONTROL
-        seen = any(expected in kind for kind in found for expected in mutation.expects)
-        wrong += whole == seen or (whole and bool(found)) or any(BUG in kind for kind in found)
-        print(
-            f"without {mutation.name}: {'RED' if found else 'green'}\n  {mutation.how}", flush=True
+        failed = {"violations": {"the laboratory failed": [completed.stderr[-2000:]]}}
+        output = json.loads(completed.stdout) if completed.stdout else failed
+        violations = output["violations"]
+        control = mutation in CONTROL
+        detected = any(expected in kind for kind in violations for expected in mutation.expects)
+        failures += (
+            control == detected
+            or (control and bool(violations))
+            or any(UNEXPECTED_ERROR in kind for kind in violations)
         )
-        for kind, examples in list(found.items())[:SHOWN]:
+        color = "RED" if violations else "green"
+        print(f"without {mutation.name}: {color}\n  {mutation.how}", flush=True)
+        for kind, examples in list(violations.items())[:SHOWN]:
             print(f"  -> {kind}: {examples[0]}", flush=True)
-    print(f"\n{'each was noticed' if not wrong else f'{wrong} were not noticed'}")
-    return 1 if wrong else 0
+    print(f"\n{f'{failures} were not detected' if failures else 'each was detected'}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The network laboratory: workers in a network namespace whose packets are dropped.
 
-A proxy can only stop answering; here no packet is acknowledged, as with an unplugged cable. Only root
-can create a namespace; without one the laboratory notes that, and does nothing.
+A proxy can only stop forwarding; here no packet is acknowledged, as with an unplugged cable. Only root
+can create a namespace; without one the laboratory adds a note and does nothing.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from vestry import Vestry
 from workers.home import CHECKOUT
 from workers.stack.process import base_environment, open_log
 
-HERE: Final = "10.213.7.1"
-THERE: Final = "10.213.7.2"
-SILENCE: Final = ("tbf", "rate", "8bit", "burst", "1", "limit", "1")
+HOST_ADDRESS: Final = "10.213.7.1"
+WORKER_ADDRESS: Final = "10.213.7.2"
+DROP_ALL: Final = ("tbf", "rate", "8bit", "burst", "1", "limit", "1")
 """Queueing discipline that drops every packet."""
-LASTS_S: Final = (1.0, 6.0)
+OUTAGE_S: Final = (1.0, 6.0)
 """Range of durations: some shorter than a lease, some longer."""
 ROLES: Final = {"private": PRIVATE_WORKER, "shareable": SHAREABLE_WORKER}
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Number and rate of jobs, and number of silences."""
+    """Number and rate of jobs, and number of outages."""
 
     jobs: int
-    a_second: float
-    silences: int
+    jobs_per_s: float
+    outages: int
 
 
 class Namespace:
@@ -54,42 +54,57 @@ class Namespace:
 
     def __init__(self) -> None:
         self.name = f"vestry-{secrets.token_hex(3)}"
-        self._here, self._there = f"vl{secrets.token_hex(3)}", f"vr{secrets.token_hex(3)}"
+        self._host_link, self._worker_link = (
+            f"vl{secrets.token_hex(3)}",
+            f"vr{secrets.token_hex(3)}",
+        )
 
-    def make(self) -> bool:
+    def create(self) -> bool:
         """Create it; False if that is not possible."""
         inside = ("ip", "netns", "exec", self.name, "ip")
         steps: tuple[tuple[str, ...], ...] = (
             ("ip", "netns", "add", self.name),
-            ("ip", "link", "add", self._here, "type", "veth", "peer", "name", self._there),
-            ("ip", "link", "set", self._there, "netns", self.name),
-            ("ip", "addr", "add", f"{HERE}/30", "dev", self._here),
-            ("ip", "link", "set", self._here, "up"),
-            (*inside, "addr", "add", f"{THERE}/30", "dev", self._there),
-            (*inside, "link", "set", self._there, "up"),
+            (
+                "ip",
+                "link",
+                "add",
+                self._host_link,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                self._worker_link,
+            ),
+            ("ip", "link", "set", self._worker_link, "netns", self.name),
+            ("ip", "addr", "add", f"{HOST_ADDRESS}/30", "dev", self._host_link),
+            ("ip", "link", "set", self._host_link, "up"),
+            (*inside, "addr", "add", f"{WORKER_ADDRESS}/30", "dev", self._worker_link),
+            (*inside, "link", "set", self._worker_link, "up"),
             (*inside, "link", "set", "lo", "up"),
         )
         try:
             created = all(_run(step) for step in steps)
         except OSError:
             return False
-        # Dropping packets must be possible, too.
-        possible = created and self.silence(silent=True) and self.silence(silent=False)
+        # Dropping packets must also be possible.
+        possible = (
+            created and self.set_dropping(dropping=True) and self.set_dropping(dropping=False)
+        )
         if not possible:
             self.remove()
         return possible
 
-    def silence(self, *, silent: bool) -> bool:
-        """Drop every packet in both directions, or let them through again."""
-        verb, what = ("add", SILENCE) if silent else ("del", ())
+    def set_dropping(self, *, dropping: bool) -> bool:
+        """Drop every packet in both directions, or forward them again."""
+        verb, discipline = ("add", DROP_ALL) if dropping else ("del", ())
         inside = ("ip", "netns", "exec", self.name)
-        return _run(("tc", "qdisc", verb, "dev", self._here, "root", *what)) and _run(
-            (*inside, "tc", "qdisc", verb, "dev", self._there, "root", *what)
+        return _run(("tc", "qdisc", verb, "dev", self._host_link, "root", *discipline)) and _run(
+            (*inside, "tc", "qdisc", verb, "dev", self._worker_link, "root", *discipline)
         )
 
     def remove(self) -> None:
         """Delete it."""
-        _run(("ip", "link", "del", self._here))
+        _run(("ip", "link", "del", self._host_link))
         _run(("ip", "netns", "del", self.name))
 
 
@@ -118,29 +133,29 @@ class Laboratory:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self) -> Report:
-        """Enqueue while the network drops all packets at times; then check."""
+        """Enqueue while the network drops all packets at intervals; then check."""
         namespace = Namespace()
-        if not namespace.make():
+        if not namespace.create():
             self.report.notes.append("network namespaces are not available here")
             return self.report
         began = time.monotonic()
         install(self._stack.superuser_url)
         try:
             with ExitStack() as stack:
-                database = stack.enter_context(Proxy(self._stack.postgres.port, HERE))
-                broker = stack.enter_context(Proxy(self._stack.valkey.port, HERE))
-                self._describe(namespace, database.port, broker.port)
+                database = stack.enter_context(Proxy(self._stack.postgres.port, HOST_ADDRESS))
+                broker = stack.enter_context(Proxy(self._stack.valkey.port, HOST_ADDRESS))
+                self._set_commands(namespace, database.port, broker.port)
                 stack.enter_context(self._processes())
-                self._disturb(namespace)
+                self._inject(namespace)
         finally:
             namespace.remove()
         lines = list(self._history.read())
         log = self._stack.postgres.log
-        self.report.take(check(self._stack.superuser_url, lines, log), lines)
+        self.report.add_verdict(check(self._stack.superuser_url, lines, log), lines)
         self.report.seconds = time.monotonic() - began
         return self.report
 
-    def _describe(self, namespace: Namespace, database: int, broker: int) -> None:
+    def _set_commands(self, namespace: Namespace, database: int, broker: int) -> None:
         control = base_environment() | SETTINGS
         control["VESTRY_DATABASE_URL"] = self._stack.database_url(CONTROL)
         control["VESTRY_BROKER_URL"] = self._stack.broker_url("dispatcher")
@@ -166,7 +181,7 @@ class Laboratory:
 
     @contextmanager
     def _processes(self) -> Iterator[None]:
-        """Run all processes, and restart those that end."""
+        """Run all processes; restart those that end."""
         self._supervise()
         try:
             yield
@@ -187,26 +202,26 @@ class Laboratory:
                     stderr=subprocess.STDOUT,
                 )  # fmt: skip
 
-    def _disturb(self, namespace: Namespace) -> None:
+    def _inject(self, namespace: Namespace) -> None:
         producer = threading.Thread(target=self._produce)
         producer.start()
-        remaining = self._scale.silences
-        pause_s = self._scale.jobs / self._scale.a_second / (remaining + 1)
+        remaining = self._scale.outages
+        pause_s = self._scale.jobs / self._scale.jobs_per_s / (remaining + 1)
         try:
             while remaining:
                 self._wait(pause_s)
-                self._history.write("mishap", name="the network is silent")
-                assert namespace.silence(silent=True)
-                self._wait(self._rng.uniform(*LASTS_S))
-                assert namespace.silence(silent=False)
-                self._history.write("mishap over", name="the network is silent")
-                self.report.mishaps["the network is silent"] += 1
+                self._history.write("fault", name="the network is silent")
+                assert namespace.set_dropping(dropping=True)
+                self._wait(self._rng.uniform(*OUTAGE_S))
+                assert namespace.set_dropping(dropping=False)
+                self._history.write("fault over", name="the network is silent")
+                self.report.faults["the network is silent"] += 1
                 remaining -= 1
         finally:
             self._stop_file.touch()
         producer.join()
         until = time.monotonic() + 2 * PROGRESS_S
-        while not self._ended() and time.monotonic() < until:
+        while not self._all_ended() and time.monotonic() < until:
             self._wait(0.2)
 
     def _wait(self, seconds: float) -> None:
@@ -218,12 +233,12 @@ class Laboratory:
     def _produce(self) -> None:
         url = self._stack.database_url()
         order = Order(
-            self._seed * 1000 + 900, self._scale.jobs, self._scale.a_second, {}, self._stop_file
+            self._seed * 1000 + 900, self._scale.jobs, self._scale.jobs_per_s, {}, self._stop_file
         )
         with Vestry(url, self._stack.keyring) as vestry:
             Producer(vestry, url, self._history, order).run()
 
-    def _ended(self) -> bool:
+    def _all_ended(self) -> bool:
         with psycopg.connect(self._stack.superuser_url, autocommit=True) as conn:
             row: Any = conn.execute(
                 "SELECT NOT EXISTS (SELECT FROM vestry.jobs WHERE finished_at IS NULL)"
@@ -232,4 +247,4 @@ class Laboratory:
 
 
 def _through_proxy(url: str, port: int, proxy: int) -> str:
-    return url.replace(f"127.0.0.1:{port}", f"{HERE}:{proxy}")
+    return url.replace(f"127.0.0.1:{port}", f"{HOST_ADDRESS}:{proxy}")

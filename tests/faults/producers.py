@@ -1,7 +1,7 @@
-"""Producers: they enqueue by a seed and record the promises that they were given.
+"""Producers: they enqueue jobs chosen by a seed, and record the jobs that were committed.
 
-A promise is recorded after its COMMIT was answered. If the answer was lost, as in a restart of
-Postgres, that is recorded instead: the job may exist or not, but nothing in between.
+A job is recorded as committed after the answer to COMMIT. If the answer was lost, as in a restart of
+Postgres, it is recorded as unknown: the job may exist or not, but nothing in between.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import psycopg
 from tests.faults import flows, job_mix
 from tests.faults.job_mix import GOOD, SUPERSEDED, Variant
 from tests.faults.ledger import History
+from tests.faults.servers import UNFINISHED
 from vestry import Document, Embedding, Reason, Vestry
 from vestry.errors import DatabaseError, Unavailable, VestryError
 
@@ -27,13 +28,12 @@ OWNERS: Final = ("ann", "ben", "cleo", "dan")
 PRIVACIES: Final = ("private", "shareable")
 RETRY_S: Final = 0.2
 """Pause before a retry after a connection error."""
-BAD_AT_ONCE: Final = 80
-"""Requests that must be refused, in one step."""
-MOST_OPEN: Final = 400
-"""Unfinished jobs; above this number producers wait."""
-_OPEN: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
+BAD_INPUTS_A_STEP: Final = 80
+"""Requests with bad input in one step."""
+MAX_UNFINISHED: Final = 400
+"""Producers wait while there are more unfinished jobs."""
 REPLAYABLE: Final = frozenset({Reason.BAD_INPUT, Reason.BAD_OUTPUT, Reason.REFUSED})
-"""Reasons of dead jobs whose replay does no harm to other jobs."""
+"""Reasons of dead jobs whose replay does not harm other jobs."""
 RACERS: Final = 4
 """Callers that use one idempotency key at the same time."""
 
@@ -45,18 +45,18 @@ class Order:
     Attributes:
         seed: of all choices.
         jobs: least number of jobs.
-        a_second: jobs a second at most, about.
-        certain: variant to the least number of its transactions, all in the first half.
-        enough: the producer ends once it has enqueued all and this file exists.
-        cancels: the share of transactions that are cancelled soon after.
+        jobs_per_s: about the highest rate.
+        required: variant to the least number of its transactions, all in the first half.
+        stop_file: the producer ends once it has enqueued all jobs and this file exists.
+        cancels: the share of transactions whose jobs are cancelled soon after.
         kinds: whether jobs of the other kinds are enqueued, too.
     """
 
     seed: int
     jobs: int
-    a_second: float
-    certain: dict[str, int]
-    enough: Path
+    jobs_per_s: float
+    required: dict[str, int]
+    stop_file: Path
     cancels: float = 0.03
     kinds: bool = False
 
@@ -68,7 +68,7 @@ class Producer:
     Args:
         vestry: the client.
         url: a producer's login.
-        history: the file of promises.
+        history: the file of records.
         order: the work.
     """
 
@@ -79,30 +79,30 @@ class Producer:
     rng: random.Random = field(init=False)
     _conn: psycopg.Connection[Any] | None = None
     _document: int = 0
-    _first: list[Callable[[], int]] = field(init=False)
+    _first_steps: list[Callable[[], int]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.order.seed)
-        self._first = [
-            self._documents, self._race, self._flow, self._bad, self._replay, self._cancelled,
+        self._first_steps = [
+            self._documents, self._race, self._flow, self._bad_input, self._replay, self._cancelled,
         ]  # fmt: skip
-        self.rng.shuffle(self._first)
+        self.rng.shuffle(self._first_steps)
 
     def run(self) -> None:
-        """Enqueue all, in many transactions, at a steady rate."""
+        """Enqueue all jobs in many transactions, at a steady rate."""
         jobs, began = 0, time.monotonic()
-        waiting = [name for name, count in self.order.certain.items() for _ in range(count)]
-        self.rng.shuffle(waiting)
-        # In the first half, which leaves time for poison to die.
-        every = max(1, self.order.jobs // 2 // (len(waiting) + 1))
-        while jobs < self.order.jobs or not self.order.enough.exists():
+        remaining = [name for name, count in self.order.required.items() for _ in range(count)]
+        self.rng.shuffle(remaining)
+        # In the first half, which leaves time for poison to become dead.
+        every = max(1, self.order.jobs // 2 // (len(remaining) + 1))
+        while jobs < self.order.jobs or not self.order.stop_file.exists():
             try:
-                due = waiting and jobs >= every * (
-                    sum(self.order.certain.values()) - len(waiting) + 1
+                due = remaining and jobs >= every * (
+                    sum(self.order.required.values()) - len(remaining) + 1
                 )
                 if due:
-                    jobs += self._enqueue(job_mix.ALL[waiting[-1]])
-                    waiting.pop()
+                    jobs += self._enqueue(job_mix.ALL[remaining[-1]])
+                    remaining.pop()
                 else:
                     jobs += self._transaction()
             except (psycopg.OperationalError, psycopg.InterfaceError, Unavailable):
@@ -112,31 +112,31 @@ class Producer:
                 self._disconnect()
                 detail = f"a caller's statement was refused (SQLSTATE {error.sqlstate})"
                 self.history.write("violation", detail=detail)
-            self._pause(began + jobs / self.order.a_second)
+            self._pause(began + jobs / self.order.jobs_per_s)
         self.history.write("all enqueued", seed=self.order.seed)
 
     def _pause(self, until: float) -> None:
         """Wait until a time, and until there are fewer than MOST_OPEN unfinished jobs."""
-        while not self.order.enough.exists():
+        while not self.order.stop_file.exists():
             if time.monotonic() >= until:
                 with suppress(psycopg.Error):
-                    row = self.conn.execute(_OPEN).fetchone()
-                    if row is None or row[0] <= MOST_OPEN:
+                    row = self.conn.execute(UNFINISHED).fetchone()
+                    if row is None or row[0] <= MAX_UNFINISHED:
                         return
             time.sleep(0.1)
 
     def _transaction(self) -> int:
-        """One step: of each kind once, then at random."""
-        if self._first:
-            jobs = self._first[-1]()
-            self._first.pop()
+        """Run one step: each kind of step once, then at random."""
+        if self._first_steps:
+            jobs = self._first_steps[-1]()
+            self._first_steps.pop()
             return jobs
         choice = self.rng.random()
         steps: Sequence[tuple[float, Callable[[], int]]] = (
             (0.15, self._documents),
             (0.05, self._race),
             (0.06, self._flow),
-            (0.05, self._bad),
+            (0.05, self._bad_input),
             (0.02, self._replay),
             (self.order.cancels, self._cancelled),
         )
@@ -151,7 +151,7 @@ class Producer:
 
     @property
     def conn(self) -> psycopg.Connection[Any]:
-        """A caller's connection, opened again after it was lost."""
+        """The caller's connection, reopened after it was lost."""
         if self._conn is None or self._conn.closed:
             self._conn = psycopg.connect(self.url, autocommit=True, connect_timeout=5)
         return self._conn
@@ -162,8 +162,8 @@ class Producer:
         self._conn = None
 
     @contextmanager
-    def _promise(self, *, roll_back: bool = False) -> Iterator[list[dict[str, Any]]]:
-        """A transaction; the lines that are put into the list are recorded once it has ended."""
+    def _recorded_transaction(self, *, roll_back: bool = False) -> Iterator[list[dict[str, Any]]]:
+        """A transaction; the lines appended to the yielded list are recorded once it has ended."""
         lines: list[dict[str, Any]] = []
         self.conn.execute("BEGIN")
         yield lines
@@ -199,7 +199,7 @@ class Producer:
         requests = [each.make(number) for number, each in enumerate(chosen)]
         roll_back = variant is job_mix.HARMLESS and rng.random() < 0.1
         options = self._choose_owner() | {"latency": rng.choice(("bulk", "bulk", "interactive"))}
-        with self._promise(roll_back=roll_back) as lines:
+        with self._recorded_transaction(roll_back=roll_back) as lines:
             refs = self.vestry.enqueue_many(self.conn, requests, **options)
             for each in dict.fromkeys(chosen):
                 lines.append(
@@ -225,7 +225,7 @@ class Producer:
         if again < 0.2:
             self._index(owner, names, "of the diary, amended", superseded=False)
         elif again < 0.4:
-            with self._promise() as lines:
+            with self._recorded_transaction() as lines:
                 self.vestry.delete_documents(self.conn, source="diary", ids=names, **owner)
                 lines.append(
                     {"jobs": [], "variant": "deletion", "ends": GOOD, "gone": names, **owner}
@@ -236,7 +236,7 @@ class Producer:
         self, owner: dict[str, str], names: Sequence[str], text: str, *, superseded: bool
     ) -> None:
         documents = [Document(f"entry {name} {text}", id=name) for name in names]
-        with self._promise() as lines:
+        with self._recorded_transaction() as lines:
             ref = self.vestry.enqueue(
                 self.conn, Embedding(documents=documents, source="diary"), **owner
             )
@@ -251,7 +251,7 @@ class Producer:
             )
 
     def _race(self) -> int:
-        """Use one idempotency key in several callers at the same time: that is one job."""
+        """Use one idempotency key in several callers at the same time, which makes one job."""
         key, owner = f"key-{self.order.seed}-{self.rng.randrange(10**9)}", self._choose_owner()
         start, ids = threading.Barrier(RACERS), set[str]()
         unknown: list[bool] = []
@@ -261,26 +261,29 @@ class Producer:
                 start.wait(10)
                 conn.execute("BEGIN")
                 ref = self.vestry.enqueue(
-                    conn, Embedding(texts=["said by many, done once"]), idempotency_key=key, **owner
+                    conn,
+                    Embedding(texts=["enqueued by several callers"]),
+                    idempotency_key=key,
+                    **owner,
                 )
                 ids.add(str(ref.id))
                 conn.execute("COMMIT")
 
-        def caught() -> None:
+        def call_or_abort() -> None:
             try:
                 call()
             except (psycopg.Error, VestryError, threading.BrokenBarrierError):
-                # Whether it committed is not known, so the answers of the others prove nothing.
+                # Whether it committed is unknown, so the results of the others prove nothing.
                 start.abort()
                 unknown.append(True)
 
-        racers = [threading.Thread(target=caught) for _ in range(RACERS)]
+        racers = [threading.Thread(target=call_or_abort) for _ in range(RACERS)]
         for racer in racers:
             racer.start()
         for racer in racers:
             racer.join()
-        what = "unknown" if unknown else "committed"
-        self.history.write(what, jobs=sorted(ids), variant="keyed", ends=GOOD)
+        outcome = "unknown" if unknown else "committed"
+        self.history.write(outcome, jobs=sorted(ids), variant="keyed", ends=GOOD)
         if not unknown and len(ids) != 1:
             self.history.write("violation", detail="one key made several jobs")
         return 1
@@ -288,8 +291,8 @@ class Producer:
     def _flow(self) -> int:
         """Enqueue a flow; half of them are cancelled at a random moment."""
         rng = self.rng
-        flow = flows.make(rng, rng.choice(OWNERS))
-        with self._promise() as lines:
+        flow = flows.random_flow(rng, rng.choice(OWNERS))
+        with self._recorded_transaction() as lines:
             flows.enqueue(self.conn, flow)
             cancelled = rng.random() < 0.5
             lines.append(
@@ -310,7 +313,7 @@ class Producer:
     def _cancelled(self) -> int:
         """Enqueue many jobs and cancel many of them in one call soon after, running ones too."""
         rng = self.rng
-        with self._promise() as lines:
+        with self._recorded_transaction() as lines:
             refs = self.vestry.enqueue_many(
                 self.conn,
                 [job_mix.HARMLESS.make(n) for n in range(rng.randint(5, 30))],
@@ -330,21 +333,21 @@ class Producer:
         return len(refs)
 
     def _replay(self) -> int:
-        """Replay dead jobs, each twice: one replay is made, and it dies again."""
+        """Replay dead jobs, each twice: the first call makes a job, which becomes dead again."""
         dead = self.vestry.dead(owner=self.rng.choice(OWNERS), limit=3)
-        jobs = [job.status for job in dead if job.reason in REPLAYABLE]
-        for job in jobs:
-            first, again = self.vestry.replay(job), self.vestry.replay(job)
+        statuses = [job.status for job in dead if job.reason in REPLAYABLE]
+        for status in statuses:
+            first, again = self.vestry.replay(status), self.vestry.replay(status)
             self.history.write(
                 "committed", jobs=[str(first.id)], variant="replay", ends=job_mix.DEAD
             )
             if again.created or again.id != first.id:
                 self.history.write("violation", detail="a job was replayed twice")
-        return len(jobs)
+        return len(statuses)
 
-    def _bad(self) -> int:
-        """Enqueue bad input: it is refused before it is a job, and the transaction goes on."""
-        for make in self.rng.choices(job_mix.BAD_ENQUEUES, k=BAD_AT_ONCE):
+    def _bad_input(self) -> int:
+        """Enqueue bad input: it is refused before it is a job, and the transaction continues."""
+        for make in self.rng.choices(job_mix.BAD_ENQUEUES, k=BAD_INPUTS_A_STEP):
             with self.conn.transaction():
                 try:
                     self.vestry.enqueue(self.conn, make(), owner="ann", privacy="private")

@@ -1,7 +1,7 @@
 """A TCP proxy on loopback that can cut connections or hold them: half-open connections.
 
-Both ends of a held connection see it established and silent; the kernel answers their keepalives. That
-is what a machine behind a load balancer sees of a peer that is down.
+To both ends a held connection is established but idle; the kernel acknowledges their keepalives, as a
+load balancer does for a peer that is down.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHUNK: Final = 65_536
 
 
 class Mode(StrEnum):
-    """What the proxy does with connections and data."""
+    """How the proxy treats connections and data."""
 
     OPEN = "open"
     CUT = "cut"
@@ -32,7 +32,7 @@ class _End:
 
     socket: socket.socket
     other: _End | None = None
-    waiting: bytearray = field(default_factory=bytearray)
+    unsent: bytearray = field(default_factory=bytearray)
 
 
 class Proxy:
@@ -40,7 +40,7 @@ class Proxy:
 
     Args:
         target: the port.
-        host: where to listen.
+        host: address on which it listens.
     """
 
     def __init__(self, target: int, host: str = "127.0.0.1") -> None:
@@ -94,7 +94,7 @@ class Proxy:
             for key, _ in self._selector.select(TICK_S):
                 with self._lock:
                     if key.data in self._ends and self._mode is Mode.OPEN:
-                        self._move(key.data)
+                        self._forward(key.data)
 
     def _accept(self) -> None:
         with self._lock, contextlib.suppress(BlockingIOError):
@@ -116,17 +116,17 @@ class Proxy:
                     self._ends.add(end)
                     self._selector.register(end.socket, selectors.EVENT_READ, end)
 
-    def _move(self, end: _End) -> None:
-        """Read from one end and write to the other, then write what was waiting for this end."""
+    def _forward(self, end: _End) -> None:
+        """Read from one end and write to the other; then write the unsent bytes of this end."""
         other = end.other
         assert other is not None
         try:
-            if not other.waiting:
+            if not other.unsent:
                 data = end.socket.recv(CHUNK)
                 if not data:
                     self._drop(end)
                     return
-                other.waiting += data
+                other.unsent += data
         except BlockingIOError:
             pass
         except OSError:
@@ -137,15 +137,15 @@ class Proxy:
 
     def _flush(self, end: _End) -> None:
         try:
-            if end.waiting:
-                del end.waiting[: end.socket.send(end.waiting)]
+            if end.unsent:
+                del end.unsent[: end.socket.send(end.unsent)]
         except BlockingIOError:
             pass
         except OSError:
             self._drop(end)
             return
         if end in self._ends:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if end.waiting else 0)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if end.unsent else 0)
             self._selector.modify(end.socket, events, end)
 
     def _drop(self, end: _End) -> None:

@@ -1,8 +1,8 @@
-"""The laboratory of the real stack: `vestry up` with Celery workers, a fault in each of its parts.
+"""The laboratory of the real stack: `vestry up` with Celery workers, and faults in each process.
 
-Real workers, dispatcher, reconciler and supervisor are killed, frozen and cut off from database and
-broker by proxies; the servers are restarted, emptied and stopped. Some faults are instantaneous, others
-last; both occur side by side, by one seed.
+Real workers, dispatcher, reconciler and supervisor are killed, frozen and disconnected from database
+and broker by proxies; the servers are restarted, emptied and stopped. Instantaneous and lasting faults
+occur at the same time, chosen by one seed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +18,7 @@ from typing import Any, Final
 import psycopg
 
 from tests import faulty_echo
-from tests.faults import strikes
+from tests.faults import stack_faults
 from tests.faults.checker import check
 from tests.faults.child_kills import kill_each_child
 from tests.faults.growth import Growth
@@ -29,8 +28,8 @@ from tests.faults.ledger import History, install
 from tests.faults.producers import OWNERS, PRIVACIES, Order, Producer
 from tests.faults.proxy import Proxy
 from tests.faults.report import Report
-from tests.faults.servers import DELICATE
-from tests.faults.strikes import Lasting, Site
+from tests.faults.servers import JOB_CRASHED_ONCE, UNFINISHED
+from tests.faults.stack_faults import LastingFault, StackUnderTest
 from vestry import Embedding, Ocr, Vestry
 
 SETTINGS: Final = {
@@ -46,9 +45,9 @@ SETTINGS: Final = {
 PROGRESS_S: Final = 40.0
 """After the last fault some job must end within each such period, until none is unfinished."""
 PRINT_S: Final = 5.0
-OTHERS: Final = "others"
+OTHER_FAULTS: Final = "others"
 SETTLED_S: Final = 20.0
-"""Once all faults are over, a job of every lane is done within this time: no process is idle."""
+"""After the last fault a job of every lane finishes within this time: no process is idle."""
 LEASES_KEPT: Final = frozenset(
     {
         "the broker is emptied",
@@ -60,23 +59,22 @@ LEASES_KEPT: Final = frozenset(
         "a snapshot is held",
     }
 )
-"""Faults that cost no worker its lease; the others wait until no job is about that crashed once."""
-CALM_S: Final = 15.0
-"""How long a fault waits for jobs that crashed once to end; then it is tried later."""
-_UNFINISHED: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
+"""Faults by which no worker loses its lease; others wait until no unfinished job has crashed once."""
+CRASHED_JOB_WAIT_S: Final = 15.0
+"""How long a fault waits for jobs that crashed once to end; then it is postponed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The size of a run; the names of faults are those of `strikes`."""
+    """The size of a run; the names of faults are those of `stack_faults`."""
 
     jobs: int
-    a_second: float
-    certain: dict[str, int]
-    at_once: dict[str, int]
+    jobs_per_s: float
+    required: dict[str, int]
+    instant: dict[str, int]
     lasting: dict[str, int]
     longest_s: dict[str, float]
-    """Longest duration of each lasting fault; `OTHERS` for those that are not named."""
+    """Longest duration of each lasting fault; `OTHER_FAULTS` for those that are not named."""
     keep_jobs_s: float = 3600.0
 
 
@@ -98,7 +96,7 @@ class Laboratory:
         self._up = LabUp(path, settings)
         self._history = History(path / "history.jsonl")
         self._children_killed = path / "children killed"
-        self._enough = path / "enough"
+        self._stop_file = path / "stop"
         self._printed_at = 0.0
         self._failures: list[BaseException] = []
 
@@ -106,9 +104,9 @@ class Laboratory:
         """Start the stack, enqueue with faults, let everything end, check."""
         began = time.monotonic()
         with Proxy(self._up.postgres_port) as database, Proxy(self._up.broker_port) as broker:
-            self._site = Site(self._up, database, broker, self._history, self._rng)
+            self._stack = StackUnderTest(self._up, database, broker, self._history, self._rng)
             try:
-                self._site.start()
+                self._stack.start()
                 install(self._up.superuser_url)
                 logs, keep_s = self._up.home.logs, self._scale.keep_jobs_s
                 self._growth = Growth(self._up.superuser_url, logs, keep_s)
@@ -122,43 +120,48 @@ class Laboratory:
         # Read once: a killed supervisor leaves no client file.
         client = self._up.client
         try:
-            # Without poison: a child that dies beside the one that is killed is then a violation.
-            harmless = {kind.name: self._scale.certain.get(kind.name, 0) for kind in KINDS}
+            # Without poison: the end of a child other than the killed one is then a violation.
+            harmless = {kind.name: self._scale.required.get(kind.name, 0) for kind in KINDS}
             producers = self._start_producers(client, 500, 0, harmless, self._children_killed)
-            kill_each_child(self._site, self._rng, self.report, self._calm)
+            kill_each_child(self._stack, self._rng, self.report, self._await_crashed_jobs)
             self._children_killed.touch()
             for producer in producers:
                 producer.join()
             self._inject(
                 self._start_producers(
-                    client, 600, self._scale.jobs, self._scale.certain, self._enough
+                    client, 600, self._scale.jobs, self._scale.required, self._stop_file
                 )
             )
         finally:
             self._children_killed.touch()
-            self._enough.touch()
-            self._site.restore()
+            self._stop_file.touch()
+            self._stack.restore()
         unfinished, until = -1, time.monotonic() + PROGRESS_S
         while unfinished != 0 and time.monotonic() < until:
             self._print_progress()
             time.sleep(0.2)
-            now_unfinished = self._query(_UNFINISHED, default=unfinished)
-            if now_unfinished != unfinished:
-                unfinished, until = now_unfinished, time.monotonic() + PROGRESS_S
+            count = self._query(UNFINISHED, default=unfinished)
+            if count != unfinished:
+                unfinished, until = count, time.monotonic() + PROGRESS_S
         if self._failures:
             raise self._failures[0]
         self._check_settled(client)
         lines = list(self._history.read())
         log = self._up.home.logs / "postgres.log"
-        self.report.take(check(self._up.superuser_url, lines, log), lines)
-        self.report.grown = self._growth.document()
+        self.report.add_verdict(check(self._up.superuser_url, lines, log), lines)
+        self.report.growth = self._growth.as_dict()
         for name in self._growth.excessive():
-            self.report.violations[f"{name} grew without bound"] = [str(self.report.grown[name])]
+            self.report.violations[f"{name} grew without bound"] = [str(self.report.growth[name])]
 
     def _start_producers(
-        self, client: dict[str, Any], seed: int, jobs: int, certain: dict[str, int], enough: Path
+        self,
+        client: dict[str, Any],
+        seed: int,
+        jobs: int,
+        required: dict[str, int],
+        stop_file: Path,
     ) -> list[threading.Thread]:
-        """Two threads that share jobs and certain transactions."""
+        """Start two threads that share the jobs and the required transactions."""
         producers = [
             threading.Thread(
                 target=self._produce,
@@ -167,12 +170,12 @@ class Laboratory:
                     Order(
                         seed=self._seed * 1000 + seed + number,
                         jobs=-(-jobs // 2),
-                        a_second=self._scale.a_second / 2,
-                        certain={
+                        jobs_per_s=self._scale.jobs_per_s / 2,
+                        required={
                             name: count // 2 + (number < count % 2)
-                            for name, count in certain.items()
+                            for name, count in required.items()
                         },
-                        enough=enough,
+                        stop_file=stop_file,
                         kinds=True,
                     ),
                 ),
@@ -192,36 +195,36 @@ class Laboratory:
             self._failures.append(error)
 
     def _inject(self, producers: list[threading.Thread]) -> None:
-        at_once = self._shuffled(self._scale.at_once)
+        instant = self._shuffled(self._scale.instant)
         lasting = self._shuffled(self._scale.lasting)
-        length_s = self._scale.jobs / self._scale.a_second
-        every_s = length_s / (len(at_once) + 1)
+        length_s = self._scale.jobs / self._scale.jobs_per_s
+        every_s = length_s / (len(instant) + 1)
         lasts_s = sum(map(self._longest_s, lasting)) / 2
         pause_s = max(1.0, (length_s - lasts_s) / (len(lasting) + 1))
         now = time.monotonic()
-        next_at_once, next_lasting = now + every_s, now + pause_s
-        goes_on: Lasting | None = None
-        while at_once or lasting or goes_on or any(p.is_alive() for p in producers):
+        next_instant, next_lasting = now + every_s, now + pause_s
+        active: LastingFault | None = None
+        while instant or lasting or active or any(p.is_alive() for p in producers):
             if self._failures:
                 return
             now = time.monotonic()
-            if goes_on is not None and now >= goes_on.until:
-                goes_on.end()
-                self._history.write("mishap over", name=goes_on.name)
-                goes_on, next_lasting = None, now + pause_s
+            if active is not None and now >= active.until:
+                active.end()
+                self._history.write("fault over", name=active.name)
+                active, next_lasting = None, now + pause_s
             elif (
-                goes_on is None and lasting and now >= next_lasting and self._may_begin(lasting[-1])
+                active is None and lasting and now >= next_lasting and self._may_begin(lasting[-1])
             ):
-                goes_on = self._begin(lasting.pop())
-            if at_once and now >= next_at_once and self._may_begin(at_once[-1]):
-                name = at_once.pop()
+                active = self._begin_lasting(lasting.pop())
+            if instant and now >= next_instant and self._may_begin(instant[-1]):
+                name = instant.pop()
                 # A new supervisor waits for readiness, which a lasting fault may prevent.
-                exclusive = name == strikes.SUPERVISOR
-                if (exclusive and goes_on is not None) or not self._strike(name):
-                    at_once.insert(0, name)
-                next_at_once = max(next_at_once + every_s, now)
-            if not at_once and not lasting and goes_on is None:
-                self._enough.touch()
+                exclusive = name == stack_faults.SUPERVISOR
+                if (exclusive and active is not None) or not self._inject_instant(name):
+                    instant.insert(0, name)
+                next_instant = max(next_instant + every_s, now)
+            if not instant and not lasting and active is None:
+                self._stop_file.touch()
             self._print_progress()
             time.sleep(0.05)
 
@@ -230,52 +233,44 @@ class Laboratory:
         self._rng.shuffle(names)
         return names
 
-    def _begin(self, name: str) -> Lasting | None:
+    def _begin_lasting(self, name: str) -> LastingFault | None:
         seconds = self._rng.uniform(0.3, 1.0) * self._longest_s(name)
-        self._history.write("mishap", name=name)
-        goes_on = strikes.LASTING[name](self._site, seconds)
-        self.report.mishaps[name] += 1
-        return goes_on
+        self._history.write("fault", name=name)
+        active = stack_faults.LASTING[name](self._stack, seconds)
+        self.report.faults[name] += 1
+        return active
 
     def _longest_s(self, name: str) -> float:
-        return self._scale.longest_s.get(name, self._scale.longest_s[OTHERS])
+        return self._scale.longest_s.get(name, self._scale.longest_s[OTHER_FAULTS])
 
-    def _strike(self, name: str) -> bool:
-        """Whether the fault occurred: a process that is just restarting cannot be hit."""
-        self._history.write("mishap", name=name)
-        done = strikes.AT_ONCE[name](self._site)
-        if done:
-            self.report.mishaps[name] += 1
-            if name in strikes.KILLS:
+    def _inject_instant(self, name: str) -> bool:
+        """Inject a fault; False if it did not occur: a process that is restarting cannot be killed."""
+        self._history.write("fault", name=name)
+        injected = stack_faults.INSTANT[name](self._stack)
+        if injected:
+            self.report.faults[name] += 1
+            if name in stack_faults.KILLS:
                 self.report.kills[name] += 1
-        self._history.write("mishap over", name=name)
-        self.report.forged = self._site.forged
-        return done
+        self._history.write("fault over", name=name)
+        self.report.forged = self._stack.forged
+        return injected
 
     def _may_begin(self, fault: str) -> bool:
-        return fault in LEASES_KEPT or self._calm()
+        return fault in LEASES_KEPT or self._await_crashed_jobs()
 
-    def _calm(self) -> bool:
-        """Wait until no unfinished job has crashed once in an exclusive run; False after CALM_S.
+    def _await_crashed_jobs(self) -> bool:
+        """Wait until no unfinished job has crashed once in an exclusive run; False after a timeout.
 
-        Two such crashes make a job poison, by design. Faults hit each job once at most, so a harmless
-        job that dies is always the system's error.
+        Two such crashes make a job dead, by design. Faults hit each job once at most, so a dead
+        harmless job is always the system's error.
         """
-        return self._eventually(lambda: not self._query(DELICATE), CALM_S)
-
-    def _eventually(self, check: Callable[[], Any], within_s: float) -> bool:
-        until = time.monotonic() + within_s
-        while not check():
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.05)
-        return True
+        return stack_faults.wait_for(lambda: not self._query(JOB_CRASHED_ONCE), CRASHED_JOB_WAIT_S)
 
     def _check_settled(self, client: dict[str, Any]) -> None:
-        """Check that every process runs, holds its locks and does a job: none is alive but idle."""
+        """Check that every process runs, holds its locks and finishes a job: none is alive but idle."""
         began = time.monotonic()
-        if not self._eventually(self._up.all_ready, SETTLED_S):
-            self.report.violations["a process did not come back"] = [str(self._up.processes())]
+        if not stack_faults.wait_for(self._up.all_ready, SETTLED_S):
+            self.report.violations["a process was not ready again"] = [str(self._up.processes())]
         with (
             Vestry(client["database_url"], client["keyring"]) as vestry,
             psycopg.connect(client["database_url"], autocommit=True) as conn,
@@ -291,7 +286,7 @@ class Laboratory:
             idle = [
                 vestry.status(job).lane
                 for job in jobs
-                if not self._eventually(
+                if not stack_faults.wait_for(
                     lambda job=job: vestry.status(job).finished,  # type: ignore[misc]
                     SETTLED_S,
                 )
@@ -299,7 +294,9 @@ class Laboratory:
         if idle:
             self.report.violations["a worker is alive but idle"] = idle
         locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
-        if not self._eventually(lambda: self._query(locks) >= 1 + len(PRIVACIES) * 4, SETTLED_S):
+        if not stack_faults.wait_for(
+            lambda: self._query(locks) >= 1 + len(PRIVACIES) * 4, SETTLED_S
+        ):
             self.report.violations["a dispatcher or reconciler is alive but idle"] = [""]
         self.report.seen["settled after ms"] = int(1000 * (time.monotonic() - began))
 
@@ -319,9 +316,9 @@ class Laboratory:
         self._printed_at = time.monotonic()
         self._growth.sample(p["pid"] for p in self._up.processes() if p["pid"])
         jobs = self._query("SELECT count(*) FROM vestry.jobs", "?")
-        unfinished = self._query(_UNFINISHED, "?")
+        unfinished = self._query(UNFINISHED, "?")
         print(
-            f"real: {jobs} jobs, {unfinished} unfinished; {sum(self.report.mishaps.values())} faults",
+            f"real: {jobs} jobs, {unfinished} unfinished; {sum(self.report.faults.values())} faults",
             file=sys.stderr,
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""Scales of the smoke test in `make test`, of `make faults` and `make soak`; counts to be reached."""
+"""Scales of the smoke test in `make test`, of `make faults` and of `make soak`; minimum counts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from tests.faults import forks, namespaces, real
 from tests.faults.job_mix import FAULTY, KINDS
-from tests.faults.real import OTHERS
-from tests.faults.strikes import AT_ONCE, LASTING
+from tests.faults.real import OTHER_FAULTS
+from tests.faults.stack_faults import INSTANT, LASTING
 
-EVERY_FAULT = (*AT_ONCE, *LASTING, "the disk is full", "the network is silent")
+EVERY_FAULT = (*INSTANT, *LASTING, "the disk is full", "the network is silent")
 """The faults of servers, network and processes of a real stack."""
 
 
@@ -21,18 +21,18 @@ class Minimum:
         committed: jobs.
         kills: SIGKILLs at named points.
         worker_kills: SIGKILLs of real workers.
-        mishaps: faults of servers and network, by name; those of disk and network where root allows.
+        faults: faults of servers and network, by name; those of disk and network if root.
         zombies: workers frozen past their lease.
         forged: messages.
-        bad_input: enqueues that had to be refused.
-        poison: jobs that had to die.
+        bad_input: enqueues with bad input.
+        poison: jobs that had to become dead.
         each_kind: jobs of each kind besides embedding.
     """
 
     committed: int
     kills: int
     worker_kills: int
-    mishaps: dict[str, int]
+    faults: dict[str, int]
     zombies: int
     forged: int
     bad_input: int
@@ -42,7 +42,7 @@ class Minimum:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """The scale of each laboratory, and the counts that all together must reach."""
+    """The scale of each laboratory, and their total minimum counts."""
 
     forks: forks.Scale
     real: real.Scale
@@ -54,10 +54,10 @@ class Preset:
 SMOKE = Preset(
     forks=forks.Scale(
         jobs=1000,
-        a_second=33,
+        jobs_per_s=33,
         kills=40,
         zombies=6,
-        certain={
+        required={
             "raises": 2,
             "exits": 2,
             "segfaults": 2,
@@ -65,7 +65,7 @@ SMOKE = Preset(
             "hangs": 1,
             **{variant.name: 2 for variant in FAULTY},
         },
-        mishaps={
+        faults={
             "postgres restarts": 1,
             "the broker is emptied": 1,
             "the broker restarts empty": 1,
@@ -80,33 +80,33 @@ SMOKE = Preset(
     ),
     real=real.Scale(
         jobs=300,
-        a_second=8,
-        certain={"raises": 1, "exits": 1, **{variant.name: 3 for variant in KINDS}},
-        at_once={
+        jobs_per_s=8,
+        required={"raises": 1, "exits": 1, **{variant.name: 3 for variant in KINDS}},
+        instant={
             "the supervisor is killed": 1,
             "the broker is emptied": 2,
             "messages are forged": 2,
             "sessions are ended": 1,
         },
         lasting=dict.fromkeys(LASTING, 1),
-        longest_s={OTHERS: 3.0, "the broker hangs": 4.0},
+        longest_s={OTHER_FAULTS: 3.0, "the broker hangs": 4.0},
     ),
     disk=forks.Scale(
         jobs=100,
-        a_second=25,
+        jobs_per_s=25,
         kills=3,
         zombies=0,
-        certain={},
-        mishaps={"the disk is full": 1},
+        required={},
+        faults={"the disk is full": 1},
         workers=3,
         producers=1,
     ),
-    network=namespaces.Scale(jobs=80, a_second=15, silences=1),
+    network=namespaces.Scale(jobs=80, jobs_per_s=15, outages=1),
     minimum=Minimum(
         committed=1500,
         kills=40,
         worker_kills=8,
-        mishaps={
+        faults={
             "the broker is emptied": 3,
             "postgres restarts": 2,
             **dict.fromkeys(EVERY_FAULT, 1),
@@ -118,15 +118,15 @@ SMOKE = Preset(
         each_kind=3,
     ),
 )
-"""Every fault and every named point at least once: part of `make test`, in a minute and a half."""
+"""Every fault and every named point at least once: part of `make test`, a minute and a half."""
 
 FAULTS = Preset(
     forks=forks.Scale(
         jobs=3900,
-        a_second=65,
+        jobs_per_s=65,
         kills=200,
         zombies=24,
-        certain={
+        required={
             "raises": 8,
             "exits": 8,
             "segfaults": 8,
@@ -134,7 +134,7 @@ FAULTS = Preset(
             "hangs": 4,
             **{variant.name: 2 for variant in FAULTY},
         },
-        mishaps={
+        faults={
             "postgres restarts": 2,
             "the broker is emptied": 4,
             "the broker restarts empty": 1,
@@ -149,16 +149,16 @@ FAULTS = Preset(
     ),
     real=real.Scale(
         jobs=1100,
-        a_second=16,
-        certain={
+        jobs_per_s=16,
+        required={
             "raises": 2,
             "exits": 1,
             "segfaults": 1,
             "hangs": 1,
-            # As often as it takes to have some of every kind, whatever is chosen besides.
+            # Enough of every kind, independent of the random choices.
             **{variant.name: 6 for variant in KINDS},
         },
-        at_once={
+        instant={
             "a worker is killed": 10,
             "the dispatcher is killed": 1,
             "the reconciler is killed": 1,
@@ -182,24 +182,24 @@ FAULTS = Preset(
             "connections run out": 1,
             "a snapshot is held": 1,
         },
-        longest_s={OTHERS: 4.0, "the broker hangs": 6.0},
+        longest_s={OTHER_FAULTS: 4.0, "the broker hangs": 6.0},
     ),
     disk=forks.Scale(
         jobs=300,
-        a_second=25,
+        jobs_per_s=25,
         kills=5,
         zombies=0,
-        certain={},
-        mishaps={"the disk is full": 2},
+        required={},
+        faults={"the disk is full": 2},
         workers=3,
         producers=1,
     ),
-    network=namespaces.Scale(jobs=200, a_second=15, silences=2),
+    network=namespaces.Scale(jobs=200, jobs_per_s=15, outages=2),
     minimum=Minimum(
         committed=5000,
         kills=200,
         worker_kills=10,
-        mishaps={
+        faults={
             **dict.fromkeys(EVERY_FAULT, 1),
             "the broker is emptied": 10,
             "postgres restarts": 2,
@@ -225,10 +225,10 @@ def soak(minutes: float) -> Preset:
     return Preset(
         forks=forks.Scale(
             jobs=round(11.0 * seconds),
-            a_second=11.0,
+            jobs_per_s=11.0,
             kills=times(2400),
             zombies=times(200),
-            certain={
+            required={
                 "raises": times(60),
                 "exits": times(60),
                 "segfaults": times(60),
@@ -236,7 +236,7 @@ def soak(minutes: float) -> Preset:
                 "hangs": times(40),
                 **{variant.name: times(20) for variant in FAULTY},
             },
-            mishaps={
+            faults={
                 "postgres restarts": times(20),
                 "the broker is emptied": times(60),
                 "the broker restarts empty": times(20),
@@ -251,14 +251,14 @@ def soak(minutes: float) -> Preset:
         ),
         real=real.Scale(
             jobs=round(4.0 * seconds),
-            a_second=4.0,
-            certain={
+            jobs_per_s=4.0,
+            required={
                 "raises": times(20),
                 "exits": times(15),
                 "segfaults": times(15),
                 "hangs": times(15),
             },
-            at_once={
+            instant={
                 "a worker is killed": times(130),
                 "the dispatcher is killed": times(20),
                 "the reconciler is killed": times(20),
@@ -283,7 +283,7 @@ def soak(minutes: float) -> Preset:
                 "a snapshot is held": times(8),
             },
             longest_s={
-                OTHERS: min(12.0, seconds / 20),
+                OTHER_FAULTS: min(12.0, seconds / 20),
                 "the broker hangs": min(90.0, seconds / 20),
                 "a snapshot is held": min(240.0, seconds / 10),
             },
@@ -291,14 +291,14 @@ def soak(minutes: float) -> Preset:
         ),
         disk=forks.Scale(
             jobs=times(3000),
-            a_second=10,
+            jobs_per_s=10,
             kills=times(50),
             zombies=0,
-            certain={},
-            mishaps={"the disk is full": times(20)},
+            required={},
+            faults={"the disk is full": times(20)},
             workers=2,
             producers=1,
             keep_jobs_s=60.0,
         ),
-        network=namespaces.Scale(jobs=times(3000), a_second=6, silences=times(40)),
+        network=namespaces.Scale(jobs=times(3000), jobs_per_s=6, outages=times(40)),
     )

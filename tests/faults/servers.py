@@ -7,8 +7,6 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -26,9 +24,10 @@ from workers.stack.valkey import ValkeyServer
 ADMINISTRATOR: Final = "laboratory"
 """A broker user with all permissions; the system's users may not even flush."""
 LIMITED: Final = (PRIVATE_WORKER, SHAREABLE_WORKER, CONTROL, PRODUCER)
-DELICATE: Final = """SELECT EXISTS (SELECT FROM vestry.jobs
+UNFINISHED: Final = "SELECT count(*) FROM vestry.jobs WHERE finished_at IS NULL"
+JOB_CRASHED_ONCE: Final = """SELECT EXISTS (SELECT FROM vestry.jobs
   WHERE crashes >= 1 AND finished_at IS NULL)"""
-"""Whether any unfinished job has crashed once in an exclusive run; twice is what poison looks like."""
+"""Whether an unfinished job has crashed once in an exclusive run; a second crash makes it dead."""
 
 
 class OpenValkey(ValkeyServer):
@@ -43,22 +42,22 @@ class LabStack(DevStack):
     broker_class = OpenValkey
 
     def restart_postgres(self) -> None:
-        """Restart Postgres by an immediate shutdown: sessions are cut, the start recovers."""
+        """Restart Postgres by an immediate shutdown: sessions are cut, the start runs recovery."""
         self._restart(self.postgres, signal.SIGQUIT)
 
-    def revive_postgres(self) -> None:
-        """Start Postgres if it has ended or is ending; returns once it answers."""
+    def ensure_postgres(self) -> None:
+        """Start Postgres if it has ended or is ending; return once it accepts connections."""
         process, _ = self._process(self.postgres)
         until = time.monotonic() + dev_stack.START_TIMEOUT_S
         while process.poll() is None and not self.postgres.ready():
             if time.monotonic() > until:
-                raise RuntimeError("Postgres neither answers nor ends")
+                raise RuntimeError("Postgres neither accepts connections nor ends")
             time.sleep(0.05)
         if process.poll() is not None:
             self._restart(self.postgres, signal.SIGQUIT)
 
     def restart_broker(self) -> None:
-        """Kill the broker and start it, empty."""
+        """Kill the broker and start it empty."""
         self._restart(self.valkey, signal.SIGKILL)
 
     def broker_pid(self) -> int:
@@ -119,19 +118,26 @@ def hold_snapshot(superuser_url: str) -> psycopg.Connection[Any]:
     return conn
 
 
-class Mishaps:
+def random_job_ids(superuser_url: str) -> list[str]:
+    """Ids of up to 100 jobs in any state."""
+    with psycopg.connect(superuser_url, autocommit=True) as conn:
+        rows = conn.execute("SELECT id::text FROM vestry.jobs ORDER BY random() LIMIT 100")
+        return [row[0] for row in rows]
+
+
+class ServerFaults:
     """Faults of the servers, one at a time, each of limited duration.
 
     Args:
         stack: the servers.
-        rng: all choices.
+        rng: of all choices.
     """
 
     def __init__(self, stack: LabStack, rng: random.Random) -> None:
         self._stack = stack
         self._rng = rng
         self._until = 0.0
-        self._over: Any = None
+        self._end: Any = None
         self._broker = administrator(
             stack.broker_url("private"), stack.valkey.home.password(f"valkey.{ADMINISTRATOR}")
         )
@@ -139,35 +145,35 @@ class Mishaps:
 
     @property
     def busy(self) -> bool:
-        """Whether one is in progress."""
-        return self._over is not None
+        """Whether a fault is in progress."""
+        return self._end is not None
 
-    def happenings(self) -> dict[str, Any]:
-        """By name, a function that begins each; it returns duration and end function, or None."""
+    def faults(self) -> dict[str, Any]:
+        """Name to a function that begins the fault; it returns duration and end function, or None."""
         return {
             "postgres restarts": self._stack.restart_postgres,
             "the broker is emptied": self._flush,
             "the broker restarts empty": self._stack.restart_broker,
             "the broker hangs": self._stop_broker,
             "sessions are ended": self._end_sessions,
-            "connections run out": self._limit,
-            "a snapshot is held": self._hold,
+            "connections run out": self._limit_connections,
+            "a snapshot is held": self._hold_snapshot,
             "messages are forged": self._forge,
         }
 
     def begin(self, name: str) -> None:
-        """Begin one."""
-        lasting = self.happenings()[name]()
+        """Begin a fault."""
+        lasting = self.faults()[name]()
         if lasting is not None:
-            seconds, self._over = lasting
+            seconds, self._end = lasting
             self._until = time.monotonic() + seconds
 
     def end_if_due(self, *, now: bool = False) -> bool:
-        """End the one in progress once its time is over; whether it ended."""
-        if self._over is None or (time.monotonic() < self._until and not now):
+        """End the fault in progress once its duration has passed; whether it ended."""
+        if self._end is None or (time.monotonic() < self._until and not now):
             return False
-        self._over()
-        self._over = None
+        self._end()
+        self._end = None
         return True
 
     def _flush(self) -> None:
@@ -181,23 +187,16 @@ class Mishaps:
     def _end_sessions(self) -> None:
         terminate_backends(self._stack.superuser_url, self._rng, 0.5)
 
-    def _limit(self) -> Any:
+    def _limit_connections(self) -> Any:
         url = self._stack.superuser_url
         limit_connections(url, 2)
         terminate_backends(url, self._rng, 0.7)
         return self._rng.uniform(0.5, 1.5), lambda: limit_connections(url, -1)
 
-    def _hold(self) -> Any:
+    def _hold_snapshot(self) -> Any:
         conn = hold_snapshot(self._stack.superuser_url)
         return self._rng.uniform(3.0, 6.0), conn.close
 
     def _forge(self) -> None:
-        with _job_ids(self._stack.superuser_url) as ids:
-            self.forged += messages.forge(self._broker, self._rng, ids)
-
-
-@contextmanager
-def _job_ids(superuser_url: str) -> Iterator[list[str]]:
-    with psycopg.connect(superuser_url, autocommit=True) as conn:
-        rows = conn.execute("SELECT id::text FROM vestry.jobs ORDER BY random() LIMIT 100")
-        yield [row[0] for row in rows]
+        ids = random_job_ids(self._stack.superuser_url)
+        self.forged += messages.forge(self._broker, self._rng, ids)

@@ -1,4 +1,4 @@
-"""The smoke scale of `make faults`: nothing is lost and nothing done twice while everything is killed.
+"""The smoke scale of `make faults`: nothing is lost and nothing is done twice under faults.
 
 A run that fails prints its seed; `python -m tests.faults --smoke --seed N` repeats faults and load.
 """
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.faults.aggregate import LOST, late
+from tests.faults.aggregate import TIMED_FROM_LOSS, late_recoveries
 from workers.home import CHECKOUT
 
 LONGEST_S: Final = 560.0
@@ -21,7 +21,7 @@ LONGEST_S: Final = 560.0
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    # A process of its own: it forks its workers, which a process with threads must not do.
+    # Its own process: it forks workers, which a process with threads must not do.
     seed = secrets.randbelow(2**31)
     run = subprocess.run(
         [sys.executable, "-m", "tests.faults", "--smoke", f"--seed={seed}"],
@@ -35,25 +35,25 @@ def report() -> dict[str, Any]:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(LONGEST_S + 20)]
 
 
-def test_no_promise_is_broken(report: dict[str, Any]) -> None:
+def test_run_with_faults_violates_no_guarantee(report: dict[str, Any]) -> None:
     violations = json.dumps(report["violations"], indent=1)
     assert not report["violations"], f"seed {report['seed']}: {violations}"
 
 
-def test_every_fault_and_every_named_point_occurred_and_enough_was_done(
+def test_run_reaches_every_fault_and_point_and_minimum_count(
     report: dict[str, Any],
 ) -> None:
     assert report["shortfalls"] == [], f"seed {report['seed']}"
 
 
-def test_every_lost_job_is_runnable_again_in_time(report: dict[str, Any]) -> None:
+def test_lost_jobs_are_runnable_again_within_limit(report: dict[str, Any]) -> None:
     for name in ("forks", "real"):
         times = report["laboratories"][name]["recovery"]
-        assert any(fault.startswith(LOST) for fault in times)
-        assert late(name, times) == []
+        assert any(fault.startswith(TIMED_FROM_LOSS) for fault in times)
+        assert late_recoveries(name, times) == []
 
 
-def test_laboratory_that_cannot_run_here_says_so(report: dict[str, Any]) -> None:
-    for name, mishap in (("disk", "the disk is full"), ("network", "the network is silent")):
+def test_laboratory_without_root_adds_note(report: dict[str, Any]) -> None:
+    for name, fault in (("disk", "the disk is full"), ("network", "the network is silent")):
         part = report["laboratories"][name]
-        assert part["mishaps"].get(mishap, 0) or part["notes"]
+        assert part["faults"].get(fault, 0) or part["notes"]

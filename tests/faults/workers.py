@@ -1,7 +1,7 @@
-"""Cheap workers: forks that claim, run and finish with the real code, and die at a chosen failpoint.
+"""Forked workers: they claim, run and finish with the real code, and are killed at a chosen failpoint.
 
 Each is a worker's executor on the echo backend, without Celery, so that hundreds can be killed in a
-minute. Like a real worker it takes hints from its lanes' queues, and polls.
+minute. Like a real worker it receives hints from its lanes' queues, and polls.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ LEASE_S: Final = 1.0
 HEARTBEAT_S: Final = 0.3
 MAX_RUN_S: Final = 3.0
 OVERRUN_GRACE_S: Final = 1.0
-LIFE_S: Final = 2.5
-"""A worker that is not killed ends in order after this long, and is replaced."""
+LIFETIME_S: Final = 2.5
+"""A worker that is not killed ends in order after this time, and is replaced."""
 RELEASE_S: Final = 10.0
 """Longest time that an ending worker tries to release unconfirmed claims."""
 MEMORY_BYTES: Final = 384 * 1024 * 1024
@@ -57,7 +57,7 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class LabConfig:
     """Logins and files of the laboratory.
 
     Attributes:
@@ -66,7 +66,7 @@ class Site:
         control_url: the reconciler's and the dispatcher's login.
         dispatcher_url: the dispatcher's broker login.
         keyring: the private workers' key ring.
-        history: file in which processes record what they do at their failpoints.
+        history: file in which processes record their actions at failpoints.
     """
 
     url: dict[str, str]
@@ -84,8 +84,8 @@ class Plan:
     Attributes:
         role: a worker's privacy class, `reconciler` or `dispatcher`.
         seed: of its own choices.
-        point: where it is killed or frozen, or loses an answer; None to end in order.
-        nth: pass of that point at which it happens.
+        point: where it is killed or frozen, or an answer to it is lost; None to end in order.
+        nth: pass of that point at which it acts.
         skew_s: error of its clock.
         mutation: the mechanism that is missing; None for none.
         hints_only: it does not poll, and claims one job for each hint.
@@ -100,7 +100,7 @@ class Plan:
     hints_only: bool = False
 
 
-RAISED: Final = 4
+UNEXPECTED_ERROR_EXIT: Final = 4
 """Exit status of a process that ended by an unexpected error."""
 
 
@@ -111,23 +111,23 @@ def fork(body: Callable[[], None]) -> int:
         return pid
     status = 1
     try:
-        _die_with_parent()
+        _end_with_parent()
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         body()
         status = 0
     except (psycopg.Error, PoolTimeout, redis.RedisError):
         status = 3  # a server is unavailable
     except MemoryError:
-        pass  # poison has used up the memory
+        pass  # poison has exhausted the memory
     except Exception:
-        status = RAISED
+        status = UNEXPECTED_ERROR_EXIT
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _die_with_parent() -> None:
-    """End this process with the laboratory, where the kernel offers that."""
+def _end_with_parent() -> None:
+    """Let the kernel kill this process when the laboratory ends, where it supports that."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -140,21 +140,21 @@ def set_clock(skew_s: float) -> None:
         time.time_ns = lambda: true_time_ns() + int(skew_s * 1e9)
 
 
-def work(site: Site, plan: Plan) -> None:
+def work(config: LabConfig, plan: Plan) -> None:
     """Claim and run batches for LIFE_S, or until the point is reached."""
     set_clock(plan.skew_s)
     limit_memory()
     rng = random.Random(plan.seed)
     name = f"lab-{os.getpid()}"
-    executor = _executor(site, plan, name)
-    arm_worker(executor, plan.point, plan.nth, History(site.history))
+    executor = _executor(config, plan, name)
+    arm_worker(executor, plan.point, plan.nth, History(config.history))
     executor.heartbeat.start()
     lanes = [f"{plan.role}.{latency}.gpu" for latency in ("interactive", "bulk")]
     with redis.Redis.from_url(
-        site.broker[plan.role], socket_timeout=0.5, socket_connect_timeout=0.5
+        config.broker[plan.role], socket_timeout=0.5, socket_connect_timeout=0.5
     ) as broker:
         fetcher = Fetcher(executor, lanes, broker, rng, hints_only=plan.hints_only)
-        until = time.monotonic() + LIFE_S
+        until = time.monotonic() + LIFETIME_S
         while time.monotonic() < until:
             if not fetcher.fetch_each_lane():
                 time.sleep(0.01)
@@ -172,16 +172,18 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _executor(site: Site, plan: Plan, name: str) -> Executor:
+def _executor(config: LabConfig, plan: Plan, name: str) -> Executor:
     heartbeat.OVERRUN_GRACE_S = OVERRUN_GRACE_S
-    url = site.url[plan.role]
+    url = config.url[plan.role]
     pool = db.open_pool(url, name, LEASE_S, 4)
     backend = FaultyEchoModel()
     space = declare_space(pool, backend.space)
     content: Content = (
-        PrivateContent(KeyRing.load(site.keyring)) if plan.role == "private" else ShareableContent()
+        PrivateContent(KeyRing.load(config.keyring))
+        if plan.role == "private"
+        else ShareableContent()
     )
-    beat = Heartbeat(
+    renewal = Heartbeat(
         lambda: psycopg.connect(
             url, autocommit=True, **db.connection_options(f"{name}-heartbeat", LEASE_S)
         ),
@@ -194,13 +196,13 @@ def _executor(site: Site, plan: Plan, name: str) -> Executor:
         content=content,
         handlers={"embedding": EmbeddingHandler(backend, space)},
         policy=LeasePolicy(name, plan.role, LEASE_S, MAX_RUN_S),
-        heartbeat=beat,
+        heartbeat=renewal,
         finisher=Finisher(pool, content, 0.2, MAX_RUN_S, LEASE_S),
     )
 
 
 class Fetcher:
-    """Fetches batches as a worker does: by hint, by polling, and quarantined jobs exclusively."""
+    """Fetch batches as a worker does: by hint, by polling, and quarantined jobs exclusively."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ import pytest
 
 from models import claims, transitions
 from models.claims import Lease, LeasePolicy
-from tests.producing import HELLO, count, succeed
+from tests.producer_helpers import HELLO, count, succeed
 from tests.waiting import eventually
 from vestry import Document, Embedding, KeyRing, OwnerForgotten, Unavailable, Vestry
 from vestry.admin.erasure import backups_until, forget

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.cluster_template import migrated_home
-from tests.llama import Llama, llama_server
+from tests.llama_server import Llama, llama_server
 from tests.stacks import start_stack
 from tests.waiting import eventually
 from workers.home import CHECKOUT, Home

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.producing import HELLO
+from tests.producer_helpers import HELLO
 from vestry import KeyRing, Vestry
 from vestry.cli import main
 from workers.stack.dev_stack import DevStack

@@ -19,7 +19,7 @@ import pytest
 
 from tests.cloud_stack import KEY, cloud_stack
 from tests.faultserver import Fault, FaultServer, empty, rate_limited, status
-from tests.llama import llama_server
+from tests.llama_server import llama_server
 from tests.waiting import BULK_S, eventually
 from vestry import Classification, Embedding, Generation, JobRef, Rerank, Vestry
 from vestry.db.receipts import Receipt
@@ -137,8 +137,8 @@ def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
         return vestry.receipts(job)[-1].locality == "cloud"
 
     eventually(goes_to_the_cloud)
-    assert cloud.offers
-    assert not cloud.was_offered(SECRET)
+    assert cloud.requests
+    assert not cloud.received(SECRET)
 
 
 @pytest.mark.parametrize(

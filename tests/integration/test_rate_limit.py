@@ -82,7 +82,7 @@ def test_eight_workers_keep_to_a_limit_and_use_it(clean: DevStack) -> None:
         for job in jobs:
             vestry.wait(job, timeout=120)
         receipts = [vestry.receipts(job) for job in jobs]
-    times = sorted(offer.at for offer in cloud.calls("/chat/completions"))
+    times = sorted(request.at for request in cloud.calls("/chat/completions"))
     assert len(times) == JOBS, "each job was asked for once"
     assert {found[-1].locality for found in receipts} == {"cloud"}
     crowded = [later - earlier for earlier, later in zip(times, times[LIMIT:], strict=False)]

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.producing import HELLO, count
+from tests.producer_helpers import HELLO, count
 from vestry import InvalidInput, KeyRing, UnknownKey, Vestry
 from vestry.admin import key_rotation
 from vestry.crypto.envelope import PAYLOAD

@@ -189,9 +189,9 @@ def temporary(stack: Stack) -> Contents:
 
 def endpoint(cloud: FaultServer) -> Contents:
     """Every request to the cloud."""
-    for offer in cloud.offers:
-        headers = "\n".join(f"{name}: {value}" for name, value in offer.headers.items())
-        yield offer.path, f"{offer.path}\n{headers}\n".encode() + offer.body
+    for request in cloud.requests:
+        headers = "\n".join(f"{name}: {value}" for name, value in request.headers.items())
+        yield request.path, f"{request.path}\n{headers}\n".encode() + request.body
 
 
 def dump(stack: Stack, role: str) -> Contents:

@@ -110,7 +110,7 @@ def test_forged_hints_run_nothing(canary: Canary, adversary: Adversary) -> None:
             {"job": adversary.job},
         ).fetchone()
     assert row == ("succeeded", 1, 0)
-    assert not [offer for offer in canary.stack.cloud.offers if str(adversary.job) in str(offer)]
+    assert not [r for r in canary.stack.cloud.requests if str(adversary.job) in str(r)]
 
 
 def test_attempts_are_listed_in_the_documentation() -> None:

@@ -116,7 +116,7 @@ def test_cloud_was_called_for_shareable_jobs_and_each_call_is_recorded(canary: C
             """SELECT j.id, j.privacy, j.pool FROM vestry.egress e, unnest(e.job_ids) u(id)
                JOIN vestry.jobs j USING (id)"""
         ).fetchall()
-    assert recorded == (len([o for o in canary.stack.cloud.offers if "/chat" in o.path]),)
+    assert recorded == (len([o for o in canary.stack.cloud.requests if "/chat" in o.path]),)
     assert {row[1:] for row in jobs} == {("shareable", "cloud")}
 
 
@@ -260,11 +260,11 @@ def in_temporary_files(canary: Canary, planted: Planted) -> Iterator[None]:
 @contextmanager
 def at_endpoint(canary: Canary, planted: Planted) -> Iterator[None]:
     cloud = canary.stack.cloud
-    before = len(cloud.offers)
+    before = len(cloud.requests)
     with httpx2.Client(base_url=cloud.url, trust_env=False) as client:
         client.post("/v1/chat/completions", content=b"\n".join(planted.values()))
     yield
-    del cloud.offers[before:]
+    del cloud.requests[before:]
 
 
 @contextmanager

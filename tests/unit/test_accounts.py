@@ -1,4 +1,4 @@
-"""Accounts of a stack's processes, process directories, and mount namespaces for a closed Python."""
+"""Accounts of a stack's processes, process directories, and mount namespaces for closed directories."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts process
 
 
 @pytest.fixture
-def shut(tmp_path: Path) -> Path:
+def closed(tmp_path: Path) -> Path:
     """A directory closed to other accounts, with a path that a process needs and one it does not."""
     for parent in (tmp_path, *tmp_path.parents):
         if parent.stat().st_mode & stat.S_IXOTH == 0:
             parent.chmod(0o711)
-    shut = tmp_path / "shut"
-    for path in (shut / "needed" / "lib", shut / "secret"):
+    closed = tmp_path / "closed"
+    for path in (closed / "needed" / "lib", closed / "secret"):
         path.mkdir(parents=True)
         (path / "file").write_text("here")
-    shut.chmod(0o700)
-    return shut
+    closed.chmod(0o700)
+    return closed
 
 
-def test_closed_directories_are_detected_with_the_paths_below(shut: Path) -> None:
-    needed = [shut / "needed" / "lib", shut / "needed", Path("/usr/bin")]
-    assert mount_namespace.forbidden_directories(needed) == {shut: (shut / "needed",)}
+def test_closed_directories_are_detected_with_the_paths_below(closed: Path) -> None:
+    needed = [closed / "needed" / "lib", closed / "needed", Path("/usr/bin")]
+    assert mount_namespace.forbidden_directories(needed) == {closed: (closed / "needed",)}
     assert mount_namespace.forbidden_directories([Path("/usr/bin")]) == {}
 
 
 @as_root
-def test_process_sees_the_paths_it_needs_and_no_others(shut: Path) -> None:
-    views = mount_namespace.forbidden_directories([shut / "needed" / "lib"])
+def test_process_reads_only_the_paths_it_needs(closed: Path) -> None:
+    views = mount_namespace.forbidden_directories([closed / "needed" / "lib"])
     account = Account(NUMBERS[0], NUMBERS[0], views)
     try:
         account.run(["true"])
     except (OSError, subprocess.SubprocessError):
         pytest.skip("this root may not mount")
 
-    def sees(path: Path) -> bool:
+    def can_read(path: Path) -> bool:
         return account.run(["cat", str(path)], capture_output=True).returncode == 0
 
-    assert sees(shut / "needed" / "lib" / "file")
-    assert not sees(shut / "secret" / "file")
-    assert not Account(NUMBERS[0], NUMBERS[0]).can_enter(shut / "needed")
-    # The namespace is that process's alone.
-    assert (shut / "secret" / "file").read_text() == "here"
+    assert can_read(closed / "needed" / "lib" / "file")
+    assert not can_read(closed / "secret" / "file")
+    assert not Account(NUMBERS[0], NUMBERS[0]).can_enter(closed / "needed")
+    # The namespace is the process's own.
+    assert (closed / "secret" / "file").read_text() == "here"
 
 
 @as_root
@@ -77,8 +77,8 @@ def test_missing_isolation_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> No
     with temporary_home() as path:
         home = Home(path)
         home.create()
-        one = Accounts(home, "off")
-        assert (one.isolated, one.why_not, one.account_of("private")) == (
+        off = Accounts(home, "off")
+        assert (off.isolated, off.why_not, off.account_of("private")) == (
             False,
             "VESTRY_ISOLATION=off",
             Account(),
@@ -90,7 +90,7 @@ def test_missing_isolation_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @as_root
-def test_process_dir_and_its_copies_of_secrets_are_its_account_s_alone() -> None:
+def test_only_its_account_reads_a_process_dir_and_its_copies_of_secrets() -> None:
     with temporary_home() as path:
         home = Home(path)
         home.create()
@@ -109,7 +109,7 @@ def test_process_dir_and_its_copies_of_secrets_are_its_account_s_alone() -> None
         for file in (variables["VESTRY_DATABASE_PASSWORD_FILE"], key_file):
             assert account.run(["cat", file], capture_output=True).stdout
             assert other.run(["cat", file], capture_output=True).returncode
-        # The originals are closed to it.
+        # It cannot read the originals.
         for secret in (home.password_file("llama"), home.keyring):
             assert account.run(["cat", str(secret)], capture_output=True).returncode
         assert {variables["TMPDIR"], variables["HOME"]} == {str(directory.path)}
@@ -117,7 +117,7 @@ def test_process_dir_and_its_copies_of_secrets_are_its_account_s_alone() -> None
 
 @as_root
 def test_link_in_a_process_dir_is_not_followed(tmp_path: Path) -> None:
-    """The directory's account could put one there; root must not write or chown through it."""
+    """The directory's account can create one there; root must not write or chown through it."""
     with temporary_home() as path:
         home = Home(path)
         home.create()

@@ -18,11 +18,11 @@ from inference.errors import BadRequest, ModelMissing
 from inference.protocol import BackendConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-SENTENCES = [
+SENLANGUAGESCES = [
     json.loads(line)
     for line in (ROOT / "samples" / "sentences.jsonl").read_text(encoding="utf-8").splitlines()
 ]
-TEN = sorted({row["language"] for row in SENTENCES})
+LANGUAGES = sorted({row["language"] for row in SENLANGUAGESCES})
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +33,23 @@ def languages() -> LanguageClassifier:
 
 
 def test_language_of_ten_words_is_right_in_95_percent(languages: LanguageClassifier) -> None:
-    assert len(TEN) == 10
-    assert all(len(row["text"].split()) >= 10 for row in SENTENCES)
+    assert len(LANGUAGES) == 10
+    assert all(len(row["text"].split()) >= 10 for row in SENLANGUAGESCES)
     right = sum(
-        languages.classify(row["text"], ())[0].label == row["language"] for row in SENTENCES
+        languages.classify(row["text"], ())[0].label == row["language"] for row in SENLANGUAGESCES
     )
-    assert right / len(SENTENCES) >= 0.95
+    assert right / len(SENLANGUAGESCES) >= 0.95
 
 
 def test_scores_of_short_texts_do_not_exceed_accuracy(
     languages: LanguageClassifier,
 ) -> None:
     hits: dict[int, list[tuple[bool, float]]] = defaultdict(list)
-    for row in SENTENCES:
+    for row in SENLANGUAGESCES:
         words = row["text"].split()
         for length in (1, 2, 3):
             text = " ".join(words[:length])
-            scores = languages.classify(text, TEN)
+            scores = languages.classify(text, LANGUAGES)
             if scores:
                 hits[length].append((scores[0].label == row["language"], scores[0].score))
     means = {}
@@ -73,7 +73,7 @@ def test_labels_restrict_languages_and_scores_add_up_to_one(
     assert scores[0].label == "German"
     assert {one.label for one in scores} == {"French", "German", "en"}
     assert sum(one.score for one in scores) == pytest.approx(1, abs=1e-6)
-    free = languages.classify(SENTENCES[0]["text"], ())
+    free = languages.classify(SENLANGUAGESCES[0]["text"], ())
     assert len(free) == len(languages.labels) >= 97
     assert sum(one.score for one in free) == pytest.approx(1, abs=1e-5)
 
@@ -93,8 +93,6 @@ def test_only_the_beginning_of_a_long_text_is_read(languages: LanguageClassifier
     english = "This is a lovely day, is it not? " * 100_000
     assert languages.classify(german + english, ())[0].label == "de"
 
-
-# -- references -----------------------------------------------------------------------------------
 
 WELL_FORMED = {
     "1 Cor 13:4-7": "1 Corinthians 13:4-7",

@@ -37,7 +37,7 @@ def test_no_local_model_is_adequate_for_the_four_demanding_tasks() -> None:
     catalogue = load()
     assert {
         task.name for task in catalogue.tasks if "generation" in task.kinds and task.demanding
-    } == (DEMANDING)
+    } == DEMANDING
     for task in DEMANDING:
         adequate = {
             catalogue.backend(model.backend).locality

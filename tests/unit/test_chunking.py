@@ -56,15 +56,15 @@ def backend(request: pytest.FixtureRequest) -> EchoModel:
 def assert_sound(backend: EchoModel, text: str, spans: list[Span]) -> None:
     assert [span.start for span in spans] == sorted(span.start for span in spans)
     counts = backend.count_tokens([span.text for span in spans])
-    reached = 0
+    covered = 0
     for span, count in zip(spans, counts, strict=True):
         assert span.text == text[span.start : span.end]
         assert span.text.strip()
         assert span.tokens == count <= backend.max_tokens
-        assert text[reached : span.start].strip() == "", "text lost between two chunks"
-        assert span.start >= reached, "chunks overlap"
-        reached = span.end
-    assert text[reached:].strip() == "", "text lost at the end"
+        assert text[covered : span.start].strip() == "", "text lost between two chunks"
+        assert span.start >= covered, "chunks overlap"
+        covered = span.end
+    assert text[covered:].strip() == "", "text lost at the end"
 
 
 RANDOM = random.Random(7)  # noqa: S311 - made-up words, no secrets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,10 @@ from tasks.classification import ClassificationHandler
 from tasks.protocol import Rerouted, Succeeded
 from tests.classification_jobs import SECRET, TOPICS, context_of, failed, job, result, run
 from tests.faulty_echo import FaultyEchoModel
-from tests.handler_fakes import FakeGuard, router
+from tests.handler_fakes import FakeGuard, RecordingModel, router
 from vestry.jobs.classification import Label
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class RecordingModel(FaultyEchoModel):
-    """Records the texts that it embeds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[list[str], bool]] = []
-
-    def embed(self, texts: Sequence[str], input: Any = "document", *, urgent: bool = False) -> Any:  # noqa: A002
-        self.calls.append((list(texts), urgent))
-        return super().embed(texts, input, urgent=urgent)
 
 
 def test_label_with_nearest_description_is_chosen() -> None:
@@ -95,7 +82,7 @@ def test_batch_is_embedded_in_one_call_and_each_text_once() -> None:
     jobs = [job(f"text number {n} of doctors") for n in range(20)]
     outcomes = run(model, *jobs, job("text number 3 of doctors", latency="interactive"))
     assert all(result(outcome).label == "health" for outcome in outcomes)
-    (bulk, _), (interactive, urgent) = model.calls
+    (bulk, _, _), (interactive, _, urgent) = model.calls
     # Twenty texts, and two for each label.
     assert len(bulk) == len(set(bulk)) == 20 + 6
     assert (interactive, urgent) == (["text number 3 of doctors"], True)
@@ -107,8 +94,8 @@ def test_cached_label_set_is_not_embedded_again() -> None:
     run(handler, job("first of doctors"))
     model.calls.clear()
     assert result(run(handler, job("second of doctors"))[0]).label == "health"
-    assert [texts for texts, _ in model.calls] == [["second of doctors"]]
-    # Another description makes another set, another owner too.
+    assert [texts for texts, _, _ in model.calls] == [["second of doctors"]]
+    # Another description or another owner makes another label set.
     model.calls.clear()
     changed = [Label("health", "something else"), *TOPICS[1:]]
     run(handler, job("third", changed), job("fourth", owner="bob"))

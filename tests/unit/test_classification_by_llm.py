@@ -9,42 +9,13 @@ from typing import Any
 import pytest
 
 from inference.backends.echo import EchoModel
-from inference.errors import InferenceError, RateLimited, TooLong
-from inference.protocol import Cancelled, Generated, GenerationRequest, not_cancelled
+from inference.errors import RateLimited, TooLong
+from inference.protocol import Generated
 from tasks.classification_by_llm import CONFIDENCE
 from tasks.protocol import Succeeded
 from tests.classification_jobs import SECRET, failed, job, result, run
-from tests.handler_fakes import FakeGuard, router
+from tests.handler_fakes import FakeGuard, ScriptedModel, router
 from vestry.jobs.classification import Label
-
-
-class ScriptedModel:
-    """A fake language model with prepared answers.
-
-    Like a server's model it has the methods of every kind; its catalogue entry declares its kinds.
-    """
-
-    def __init__(self, *answers: str | InferenceError | Generated) -> None:
-        self.answers = list(answers)
-        self.requests: list[GenerationRequest] = []
-
-    def generate(
-        self, request: GenerationRequest, cancelled: Cancelled = not_cancelled
-    ) -> Generated:
-        del cancelled
-        self.requests.append(request)
-        answer = self.answers.pop(0)
-        if isinstance(answer, InferenceError):
-            raise answer
-        return answer if isinstance(answer, Generated) else Generated(answer, "stop", 10, 3)
-
-    def embed(self, *_: Any, **__: Any) -> Any:
-        raise AssertionError
-
-    rerank = embed
-
-    def warm_up(self) -> None:
-        pass
 
 
 def answer(label: str, confidence: str = "certain") -> str:
@@ -129,8 +100,8 @@ def test_threshold_applies_to_stated_confidence() -> None:
 def test_each_text_is_one_guarded_call() -> None:
     guard = FakeGuard()
     model = ScriptedModel(answer("money"), TooLong(), answer("travel"))
-    one = router("classification", {"only": model}, guard=guard)
-    first, long, last = run(one, job("a"), job("b"), job("c"))
+    model_router = router("classification", {"only": model}, guard=guard)
+    first, long, last = run(model_router, job("a"), job("b"), job("c"))
     assert (result(first).label, failed(long).code, result(last).label) == (
         "money", "too_long", "travel"
     )  # fmt: skip
@@ -147,8 +118,8 @@ def test_refusal_fails_its_own_job() -> None:
 
 def test_remaining_jobs_fall_back_after_a_rate_limit() -> None:
     model = ScriptedModel(answer("money"), RateLimited(retry_after=30), RateLimited(retry_after=30))
-    one = router("classification", {"first": model, "second": EchoModel()})
-    outcomes = run(one, job("doctors"), job("doctors"), job("bills"))
+    two_models = router("classification", {"first": model, "second": EchoModel()})
+    outcomes = run(two_models, job("doctors"), job("doctors"), job("bills"))
     assert [result(outcome).label for outcome in outcomes] == ["money", "health", "money"]
     served = [
         outcome.served.model
@@ -164,8 +135,8 @@ def test_examples_that_do_not_fit_are_left_out() -> None:
         Label("long", examples=["first of long", "x" * 2000, "third of long"]),
     ]
     model = ScriptedModel(answer("short"), answer("short"))
-    one = router("classification", {"only": model}, entries={"only": {"context": 1000}})
-    run(one, job("a", labels))
+    short_context = router("classification", {"only": model}, entries={"only": {"context": 1000}})
+    run(short_context, job("a", labels))
     prompt = model.requests[0].messages[0].content
     assert all(text in prompt for text in ("first of short", "second of short", "third of long"))
     assert "xxx" not in prompt

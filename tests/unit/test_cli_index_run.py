@@ -17,7 +17,7 @@ from vestry.jobs.embedding import Document, FailedDocument, IndexResult
 
 
 class FakeMeter:
-    """Records the progress that it is given."""
+    """Records the progress shown."""
 
     def __init__(self) -> None:
         self.shown: list[tuple[int, int | None]] = []
@@ -38,7 +38,7 @@ class FakeMeter:
 
 
 class FakeQueue:
-    """Ends every job at the first poll, by `end`; the first `failures` calls lose the connection."""
+    """Ends every job with `end` at the first poll; the first `failures` calls lose the connection."""
 
     def __init__(self, end: EndedJob | None = None, failures: int = 0) -> None:
         self.end = end

@@ -48,7 +48,7 @@ SECRETS = {
     **{f"llama-{p}": {f"llama_{p}"} for p in Privacy},
     **{f"flower-{p}": {f"valkey_{p}", f"flower_{p}"} for p in Privacy},
 }  # fmt: skip
-"""Which secrets a service holds; private workers hold the key ring besides."""
+"""Secrets of each service; private workers also have the key ring."""
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +60,18 @@ def compose() -> dict[str, Any]:
 
 
 def environment(service: dict[str, Any]) -> dict[str, str]:
-    found: dict[str, str] = service.get("environment", {})
-    return found
+    variables: dict[str, str] = service.get("environment", {})
+    return variables
 
 
-def ours(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def vestry_services(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: s for name, s in compose["services"].items() if s["image"] == "vestry"}
 
 
 def workers(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: s for name, s in ours(compose).items() if "VESTRY_LANES" in environment(s)}
+    return {
+        name: s for name, s in vestry_services(compose).items() if "VESTRY_LANES" in environment(s)
+    }
 
 
 def in_profile(services: dict[str, dict[str, Any]], profile: str) -> dict[str, dict[str, Any]]:
@@ -84,7 +86,7 @@ def test_every_variable_is_a_setting(compose: dict[str, Any]) -> None:
     known = {f"VESTRY_{name.upper()}" for name in Settings.model_fields} | MIGRATION_VARIABLES
     known |= {f"VESTRY_LLAMA_{name.upper()}" for name in LlamaSettings.model_fields}
     known |= {port_forwarder.VARIABLE}
-    for service in ours(compose).values():
+    for service in vestry_services(compose).values():
         assert set(environment(service)) <= known
 
 
@@ -110,7 +112,7 @@ def test_every_lane_is_served_once_in_each_profile(compose: dict[str, Any], prof
     assert sorted(served) == sorted(LANES)
 
 
-def test_each_service_has_its_own_secrets_alone(compose: dict[str, Any]) -> None:
+def test_each_service_has_only_its_own_secrets(compose: dict[str, Any]) -> None:
     held = {
         name: set(service.get("secrets", [])) - {"keyring"}
         for name, service in compose["services"].items()
@@ -122,7 +124,7 @@ def test_each_service_has_its_own_secrets_alone(compose: dict[str, Any]) -> None
 
 
 def test_secret_named_in_an_environment_is_mounted(compose: dict[str, Any]) -> None:
-    for service in ours(compose).values():
+    for service in vestry_services(compose).values():
         text = f"{environment(service)} {service['command']}"
         named = set(re.findall(r"/run/secrets/(\w+)", text))
         assert named <= set(service.get("secrets", []))
@@ -136,9 +138,9 @@ def test_no_service_that_a_private_worker_reaches_has_external_access(
         name for name, network in compose["networks"].items() if (network or {}).get("internal")
     }
     outside = {
-        name: found
+        name: external
         for name, service in compose["services"].items()
-        if (found := set(service["networks"]) - internal)
+        if (external := set(service["networks"]) - internal)
     }
     assert outside == EXTERNAL
     reached = {
@@ -158,7 +160,7 @@ def test_no_service_that_a_private_worker_reaches_has_external_access(
 def test_no_service_shares_secrets_or_networks_with_the_other_class(
     compose: dict[str, Any],
 ) -> None:
-    for name, service in ours(compose).items():
+    for name, service in vestry_services(compose).items():
         if privacy := environment(service).get("VESTRY_PRIVACY"):
             other = next(str(p) for p in Privacy if p != privacy)
             assert not [secret for secret in service["secrets"] if other in secret], name
@@ -167,19 +169,19 @@ def test_no_service_shares_secrets_or_networks_with_the_other_class(
 
 def test_each_worker_has_the_logins_of_its_class(compose: dict[str, Any]) -> None:
     logins = {
-        name: tuple(urlsplit(environment(service)[f"VESTRY_{what}_URL"]).username
-                    for what in ("DATABASE", "BROKER"))
+        name: tuple(urlsplit(environment(service)[f"VESTRY_{server}_URL"]).username
+                    for server in ("DATABASE", "BROKER"))
         for name, service in workers(compose).items()
     }  # fmt: skip
-    for name, found in logins.items():
+    for name, users in logins.items():
         role = "cloud" if name == "cloud" else name.split("-")[0]
-        assert found == (f"vestry_{role}", role)
+        assert users == (f"vestry_{role}", role)
 
 
 def test_model_servers_of_private_workers_are_in_their_local_network(
     compose: dict[str, Any],
 ) -> None:
-    """A private worker refuses to start with any other."""
+    """A private worker with a server elsewhere refuses to start."""
     (subnet,) = (c["subnet"] for c in compose["networks"]["private"]["ipam"]["config"])
     for name, service in workers(compose).items():
         if is_private(name):
@@ -190,25 +192,25 @@ def test_model_servers_of_private_workers_are_in_their_local_network(
                 assert compose["services"][server]["networks"] == ["private"]
 
 
-@pytest.mark.parametrize("what", ["user", "read_only", "cap_drop", "security_opt", "mem_limit",
-                                  "pids_limit", "healthcheck", "ulimits"])  # fmt: skip
-def test_each_service_is_restricted(compose: dict[str, Any], what: str) -> None:
-    without = {name for name, service in compose["services"].items() if not service.get(what)}
-    # It downloads into a volume that belongs to root.
-    assert without <= ({"ollama-pull"} if what == "user" else set())
-    if what == "cap_drop":
-        assert all(s[what] == ["ALL"] for s in compose["services"].values())
-    if what == "ulimits":
-        assert all(s[what] == {"core": 0} for s in compose["services"].values())
+@pytest.mark.parametrize("field", ["user", "read_only", "cap_drop", "security_opt", "mem_limit",
+                                   "pids_limit", "healthcheck", "ulimits"])  # fmt: skip
+def test_each_service_is_restricted(compose: dict[str, Any], field: str) -> None:
+    without = {name for name, service in compose["services"].items() if not service.get(field)}
+    # `ollama-pull` downloads into a volume that belongs to root.
+    assert without <= ({"ollama-pull"} if field == "user" else set())
+    if field == "cap_drop":
+        assert all(s[field] == ["ALL"] for s in compose["services"].values())
+    if field == "ulimits":
+        assert all(s[field] == {"core": 0} for s in compose["services"].values())
 
 
-def test_gpu_is_requested_in_its_profile_alone(compose: dict[str, Any]) -> None:
+def test_gpu_is_requested_only_in_its_profile(compose: dict[str, Any]) -> None:
     services = {n for n, s in compose["services"].items() if "nvidia" in str(s.get("deploy"))}
     assert services == {n for n, s in workers(compose).items() if s.get("profiles") == ["gpu"]}
     assert len(services) == 2
 
 
-def test_port_forwarder_forwards_the_published_ports_alone(compose: dict[str, Any]) -> None:
+def test_port_forwarder_forwards_only_the_published_ports(compose: dict[str, Any]) -> None:
     service = compose["services"]["port-forwarder"]
     forwards = port_forwarder.parse_forwards(environment(service)[port_forwarder.VARIABLE])
     published = {int(port.rpartition(":")[2]) for port in service["ports"]}
@@ -225,7 +227,7 @@ def test_file_has_no_secret(compose: dict[str, Any]) -> None:
     assert "API_KEY" not in (ROOT / "compose.yaml").read_text(encoding="utf-8")
 
 
-def test_ports_are_published_on_loopback_alone(compose: dict[str, Any]) -> None:
+def test_ports_are_published_only_on_loopback(compose: dict[str, Any]) -> None:
     published = [port for s in compose["services"].values() for port in s.get("ports", [])]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)

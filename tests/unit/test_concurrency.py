@@ -5,18 +5,19 @@ from __future__ import annotations
 import threading
 import time
 
+from tests.waiting import eventually
 from workers.execution.concurrency import SlotPool, Wakeup
 
 LANE = "private.interactive.gpu"
 
 
 class Waiters:
-    """Threads that count how often one of them was released."""
+    """Threads that count their releases."""
 
     def __init__(self, wakeup: Wakeup, count: int) -> None:
         self.released = 0
         self._wakeup = wakeup
-        self._over = False
+        self._ending = False
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._run) for _ in range(count)]
         for thread in self._threads:
@@ -25,19 +26,16 @@ class Waiters:
     def _run(self) -> None:
         while True:
             self._wakeup.wait()
-            if self._over:
+            if self._ending:
                 return
             with self._lock:
                 self.released += 1
 
     def await_released(self, times: int) -> None:
-        until = time.monotonic() + 10
-        while self.released < times:
-            assert time.monotonic() < until, "no thread was released"
-            time.sleep(0.01)
+        eventually(lambda: self.released >= times, within=10)
 
     def end(self) -> None:
-        self._over = True
+        self._ending = True
         self._wakeup.close()
         for thread in self._threads:
             thread.join(5)
@@ -67,12 +65,12 @@ def test_notifications_without_a_waiter_are_kept_as_one() -> None:
 
 
 def test_interval_releases_one_waiter_however_many_wait() -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     wakeup = Wakeup(every_s=0.2)
     waiters = Waiters(wakeup, 5)
     waiters.await_released(3)
     released = waiters.released
-    assert released <= (time.monotonic() - begun) / 0.2 + 1
+    assert released <= (time.monotonic() - start) / 0.2 + 1
     waiters.end()
 
 

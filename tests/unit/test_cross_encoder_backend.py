@@ -68,7 +68,7 @@ def batches(model: CrossEncoderModel, monkeypatch: pytest.MonkeyPatch) -> Iterat
     return sizes
 
 
-def test_scores_equal_the_librarys_in_order(
+def test_scores_equal_those_of_the_library_in_order(
     model: CrossEncoderModel,
 ) -> None:
     expected = model._model.predict([(QUERY, one) for one in PASSAGES], show_progress_bar=False)

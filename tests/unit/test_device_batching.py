@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -13,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.device.batching import MAX_PREEMPTIONS, DeviceThread, padded_tokens, sub_batches
+from tests.waiting import eventually
 
 
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
-    """Set at the end in any case, so that no thread waits for ever."""
+    """Set at the end of the test, so that no thread waits forever."""
     event = threading.Event()
     yield event
     event.set()
@@ -46,10 +46,7 @@ def blocked(
 
 
 def wait_for_queue(device: DeviceThread, length: int) -> None:
-    deadline = time.monotonic() + 10
-    while len(device._urgent) + len(device._bulk) < length:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    eventually(lambda: len(device._urgent) + len(device._bulk) >= length, within=10)
 
 
 def test_device_thread_runs_all_work(callers: ThreadPoolExecutor) -> None:

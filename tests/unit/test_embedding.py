@@ -24,26 +24,10 @@ from tasks.protocol import (
     Succeeded,
 )
 from tests.faulty_echo import FaultyEchoModel
-from tests.handler_fakes import CancelledJobs
+from tests.handler_fakes import CancelledJobs, RecordingModel
 
 SPACE_ID = 17
 SECRET = "sekrit-token"
-
-
-class RecordingModel(FaultyEchoModel):
-    """Records its calls."""
-
-    def __init__(self, model: str | None = None) -> None:
-        super().__init__(model)
-        self.calls: list[tuple[list[str], str, bool]] = []
-
-    def embed(self, texts: Sequence[str], input: Any = "document", *, urgent: bool = False) -> Any:  # noqa: A002
-        self.calls.append((list(texts), input, urgent))
-        return super().embed(texts, input, urgent=urgent)
-
-    @property
-    def embedded(self) -> list[str]:
-        return [text for texts, _, _ in self.calls for text in texts]
 
 
 def digest(purpose: str, data: bytes) -> bytes:

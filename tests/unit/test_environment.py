@@ -1,4 +1,4 @@
-"""VESTRY_ variables: former names are refused by every process, lists of pairs are parsed one way."""
+"""VESTRY_ variables: every process refuses former names; one parser reads lists of pairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRESENT = {f"VESTRY_{name.upper()}" for name in Settings.model_fields} | {
 former = pytest.mark.parametrize(("old", "new"), RENAMED.items())
 
 
-def test_renamed_settings_exist_under_their_new_names_alone() -> None:
+def test_renamed_settings_exist_only_under_their_new_names() -> None:
     assert set(RENAMED.values()) <= PRESENT
     assert not RENAMED.keys() & PRESENT
 

@@ -1,4 +1,4 @@
-"""Failpoints: each name has one place in the code, and callbacks run only while they are installed."""
+"""Failpoints: the code passes each name once, and callbacks run only while they are installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.failpoints import failpoint
 PRODUCT = Path(failpoints.__file__).parent
 
 
-def test_each_name_is_passed_at_one_place() -> None:
+def test_each_name_is_passed_once() -> None:
     values = {k: v for k, v in vars(failpoints).items() if isinstance(v, str)}
     names = {name for name, value in values.items() if value in failpoints.NAMES}
     text = "".join(path.read_text(encoding="utf-8") for path in PRODUCT.rglob("*.py"))

@@ -53,7 +53,7 @@ def test_rate_limit_has_the_requested_wait() -> None:
     assert caught.value.retry_after == 7.5
 
 
-def test_vectors_are_spoilt_delayed_or_raise() -> None:
+def test_vector_faults_corrupt_delay_or_raise() -> None:
     model = FaultyEchoModel()
     vectors = model.embed(["fine", "echo!nan"])
     assert np.isfinite(vectors[0]).all()

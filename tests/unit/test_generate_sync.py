@@ -1,4 +1,4 @@
-"""The synchronous half of the library is generated, and what is generated is current."""
+"""The synchronous half of the library is generated, and the committed code is current."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_code_is_translated(tool: ModuleType, source: str, expected: str) -> Non
     assert tool.synchronous(source + "\n") == expected + "\n"
 
 
-def test_a_sentence_that_is_gone_from_the_source_is_an_error(tool: ModuleType) -> None:
+def test_sentence_missing_from_the_source_is_an_error(tool: ModuleType) -> None:
     with pytest.raises(ValueError, match="not in the source any more: 'gone'"):
         tool.synchronous("x = 1\n", {"gone": "other"})
 
@@ -75,7 +75,7 @@ def test_both_clients_have_the_same_methods_and_documentation() -> None:
         members = inspect.getmembers(client, inspect.isfunction)
         return {name: inspect.getdoc(kind) for name, kind in members if not name.startswith("_")}
 
-    sync, other = public(Vestry), public(AsyncVestry)
-    assert sync.keys() == other.keys()
+    sync, asynchronous = public(Vestry), public(AsyncVestry)
+    assert sync.keys() == asynchronous.keys()
     assert all(sync.values())
-    assert {name for name in sync if sync[name] != other[name]} == {"enqueue"}
+    assert {name for name in sync if sync[name] != asynchronous[name]} == {"enqueue"}

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from inference.errors import BadRequest, CallCancelled, InferenceError
-from inference.protocol import Generated, GenerationRequest
+from inference.errors import BadRequest
+from inference.protocol import Generated
 from tasks.generation import GenerationHandler
 from tasks.grounding import Passage
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
 from tasks.structured_output import InvalidJson, parse_json_answer
-from tests.handler_fakes import CancelledJobs, FakePassageSearch, router
+from tests.handler_fakes import CancelledJobs, FakePassageSearch, ScriptedModel, router
 from vestry import Generation, Grounding, Message
 from vestry.crypto.envelope import plain_digest
 from vestry.lanes import Pool
@@ -31,23 +30,6 @@ PASSAGES = [
     Passage("ann", "diary", f"d{n}", f"1660-01-0{n}", 0.9 - n / 10, f"entry {n} " + "word " * 30)
     for n in range(1, 5)
 ]
-
-
-class ScriptedModel:
-    """A fake with prepared answers, which records its requests."""
-
-    def __init__(self, *answers: str | Generated | InferenceError) -> None:
-        self.answers = list(answers)
-        self.requests: list[GenerationRequest] = []
-
-    def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Generated:
-        self.requests.append(request)
-        answer = self.answers.pop(0)
-        if isinstance(answer, InferenceError):
-            raise answer
-        if cancelled():
-            raise CallCancelled
-        return answer if isinstance(answer, Generated) else Generated(answer, "stop", 10, 3)
 
 
 def job(request: Generation | dict[str, Any], **more: Any) -> Job:
@@ -68,9 +50,9 @@ def handler_of(model: ScriptedModel, **more: Any) -> GenerationHandler:
 def run(
     model: ScriptedModel, request: Any, search: FakePassageSearch | None = None, **more: Any
 ) -> Outcome:
-    one = request if isinstance(request, Job) else job(request)
+    claimed = request if isinstance(request, Job) else job(request)
     context = Context(CancelledJobs(), {}, search or FakePassageSearch())
-    (outcome,) = handler_of(model, **more)([one], context)
+    (outcome,) = handler_of(model, **more)([claimed], context)
     return outcome
 
 
@@ -242,15 +224,16 @@ def test_job_of_another_pool_is_rerouted() -> None:
 
 
 def test_cancelled_job_stops() -> None:
-    one = job(Generation("a"))
-    (outcome,) = handler_of(ScriptedModel("late"))([one], Context(CancelledJobs(one.id)))
+    cancelled = job(Generation("a"))
+    context = Context(CancelledJobs(cancelled.id))
+    (outcome,) = handler_of(ScriptedModel("late"))([cancelled], context)
     assert failed(outcome).code == "abandoned"
 
 
 def test_messages_are_passed_in_order() -> None:
-    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    messages = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
     model = ScriptedModel("d")
-    run(model, Generation(messages=turns))
+    run(model, Generation(messages=messages))
     assert [message.content for message in model.requests[0].messages] == ["a", "b", "c"]
 
 

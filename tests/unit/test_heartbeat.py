@@ -1,4 +1,4 @@
-"""A heartbeat that fails is repeated before the leases expire."""
+"""A failed heartbeat is retried before the leases expire."""
 
 from __future__ import annotations
 

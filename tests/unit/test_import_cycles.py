@@ -1,4 +1,4 @@
-"""No module imports itself through others, not even for types."""
+"""No module imports itself through others, imports for types included."""
 
 from __future__ import annotations
 

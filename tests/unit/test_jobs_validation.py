@@ -1,4 +1,4 @@
-"""Invalid input: one error that names the field, before anything reaches a database."""
+"""Invalid input raises one error that names the field, before any database call."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from vestry.validation import PAYLOAD_LIMIT
 SECRET = "canary-7f3a"
 
 
-def documents(*given: Any, source: str | None = "diary") -> Embedding:
-    return Embedding(documents=list(given), source=source)
+def documents(*items: Any, source: str | None = "diary") -> Embedding:
+    return Embedding(documents=list(items), source=source)
 
 
 BAD: list[tuple[str, Callable[[], object]]] = [
@@ -85,22 +85,22 @@ def test_bad_input_names_its_field_and_quotes_nothing(
     assert caught.value.__cause__ is None
 
 
-def test_a_payload_over_the_limit_is_refused() -> None:
-    room = PAYLOAD_LIMIT - len('{"texts":[""],"input":"document"}')
-    assert len(Embedding(texts=["x" * room]).prepare(plain_digest).payload) == PAYLOAD_LIMIT
+def test_payload_over_the_limit_is_refused() -> None:
+    longest = PAYLOAD_LIMIT - len('{"texts":[""],"input":"document"}')
+    assert len(Embedding(texts=["x" * longest]).prepare(plain_digest).payload) == PAYLOAD_LIMIT
     with pytest.raises(PayloadTooLarge) as caught:
-        Embedding(texts=["x" * (room + 1)]).prepare(plain_digest)
+        Embedding(texts=["x" * (longest + 1)]).prepare(plain_digest)
     assert (caught.value.size, caught.value.limit) == (PAYLOAD_LIMIT + 1, PAYLOAD_LIMIT)
 
 
-def test_the_same_document_twice_without_an_id_is_named() -> None:
+def test_same_document_twice_without_an_id_is_named() -> None:
     job = documents(Document("same", date="1660"), Document("same"), Document("same", date="1660"))
     with pytest.raises(InvalidInput) as caught:
         job.prepare(plain_digest)
     assert caught.value.field == "documents[2].id"
 
 
-def test_the_payload_has_the_fields_that_the_handler_reads() -> None:
+def test_payload_has_the_fields_that_the_handler_reads() -> None:
     texts = Embedding(texts=["größer", "b"], input="query", model="m").prepare(plain_digest)
     assert json.loads(texts.payload) == {"texts": ["größer", "b"], "input": "query"}
     assert (texts.kind, texts.pool.value, texts.model, texts.cost) == ("embedding", "gpu", "m", 1)
@@ -122,7 +122,7 @@ def test_the_payload_has_the_fields_that_the_handler_reads() -> None:
     assert [source for source, _ in prepared.documents] == ["diary"]
 
 
-def test_a_derived_id_depends_on_key_date_and_text_and_reveals_none() -> None:
+def test_derived_id_depends_on_key_date_and_text_and_reveals_none() -> None:
     def derived(document: Document, key: OwnerKey) -> str:
         return str(
             json.loads(documents(document).prepare(key.digest).payload)["documents"][0]["id"]
@@ -152,7 +152,7 @@ def batch() -> EnqueueBatch:
     return EnqueueBatch(JobOptions("alice", "shareable"), plain_digest, None)
 
 
-def test_a_batch_is_bounded_in_jobs_and_bytes() -> None:
+def test_batch_is_bounded_in_jobs_and_bytes() -> None:
     many, small = batch(), batch().prepare(Embedding(texts=["a"]))
     while many.has_room_for(small):
         many.add(small)
@@ -163,15 +163,15 @@ def test_a_batch_is_bounded_in_jobs_and_bytes() -> None:
     assert len(heavy) == 4
 
 
-def test_a_batch_indexes_a_document_once() -> None:
-    one = batch()
-    one.add(one.prepare(documents(Document("a", "x"))))
-    assert not one.has_room_for(one.prepare(documents(Document("b", "x"))))
-    assert one.has_room_for(one.prepare(documents(Document("b", "x"), source="other")))
+def test_batch_indexes_a_document_once() -> None:
+    first = batch()
+    first.add(first.prepare(documents(Document("a", "x"))))
+    assert not first.has_room_for(first.prepare(documents(Document("b", "x"))))
+    assert first.has_room_for(first.prepare(documents(Document("b", "x"), source="other")))
 
 
 @pytest.mark.parametrize(("keys", "word"), [(["a"], "fewer"), (["a", "b", "c"], "more")])
-def test_the_numbers_of_keys_and_jobs_must_match(keys: list[str], word: str) -> None:
+def test_numbers_of_keys_and_jobs_must_match(keys: list[str], word: str) -> None:
     with pytest.raises(InvalidInput, match=word):
         list(KeyedJobs([Embedding(texts=["a"])] * 2, keys))
 

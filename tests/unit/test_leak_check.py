@@ -1,4 +1,4 @@
-"""The look at the end of a run finds what it is for."""
+"""The leak check detects orphans, child processes and servers' directories."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ print(child.pid)
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leak_check, "ENDING_S", 0.2)
 
 
-def orphan(cwd: Path, *environment: str) -> int:
+def start_orphan(cwd: Path, *environment: str) -> int:
     """A process whose parent has ended."""
     done = subprocess.run(
         [sys.executable, "-c", ORPHAN, str(cwd), *environment],
@@ -41,32 +41,37 @@ def orphan(cwd: Path, *environment: str) -> int:
 
 
 @pytest.fixture(params=["directory", "environment"])
-def left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
-    by_directory = request.param == "directory"
-    pid = orphan(tmp_path, "A=1") if by_directory else orphan(Path("/"), f"TMPDIR={tmp_path}")
+def orphan(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
+    """An orphan that the check identifies by its working directory, or by its TMPDIR."""
+    if request.param == "directory":
+        pid = start_orphan(tmp_path, "A=1")
+    else:
+        pid = start_orphan(Path("/"), f"TMPDIR={tmp_path}")
     yield pid
     if psutil.pid_exists(pid):
         os.kill(pid, signal.SIGKILL)
 
 
-def found(root: Path) -> set[int]:
-    """Among them, in a whole run, the servers that other tests share."""
+def detected(root: Path) -> set[int]:
+    """Detected processes; in a whole run also the servers that other tests share."""
     return {process.pid for process in leak_check.processes(root)}
 
 
-def test_an_orphan_is_found_until_it_ends(left: int, tmp_path: Path) -> None:
-    assert left in found(tmp_path)
-    os.kill(left, signal.SIGKILL)
-    eventually(lambda: left not in found(tmp_path))
+def test_orphan_is_detected_until_it_ends(orphan: int, tmp_path: Path) -> None:
+    assert orphan in detected(tmp_path)
+    os.kill(orphan, signal.SIGKILL)
+    eventually(lambda: orphan not in detected(tmp_path))
 
 
-def test_a_child_is_found_wherever_it_runs(tmp_path: Path) -> None:
+def test_child_process_is_detected_in_any_directory(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"], cwd="/", env={}) as child:
-        assert child.pid in found(tmp_path)
+        assert child.pid in detected(tmp_path)
         child.kill()
 
 
-def test_a_place_is_found_by_its_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_dir_is_detected_by_its_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leak_check, "SYSTEM_DIRS", (tmp_path,))
     for name, home in (("vestry-a", tmp_path / "tests" / "home"), ("vestry-b", Path("/else"))):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""Local backends are called at local addresses only, whatever their names resolve to."""
+"""Local backends are called only at local addresses, also if a name resolves to another one."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_host_name_is_checked_for_every_connection(
 def test_connection_is_made_to_the_checked_address(
     library: ModuleType, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no second lookup, which might have another result."""
+    """There is no second lookup, which could have another result."""
     resolve_names_to(monkeypatch, "127.0.0.1")
     lookups = [socket.getaddrinfo]
 

@@ -27,7 +27,7 @@ def root_logger() -> Iterator[None]:
     root.handlers[:], root.level = before
 
 
-def careless(name: str) -> None:
+def log_errors_with_secret(name: str) -> None:
     log = logging.getLogger(name)
     try:
         int(SECRET)
@@ -39,11 +39,11 @@ def careless(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["any.library", "celery.worker.consumer.consumer", "kombu"])
-def test_exception_is_logged_by_its_type_alone(
+def test_exception_is_logged_only_by_its_type(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     log_redaction.configure("DEBUG")
-    careless(name)
+    log_errors_with_secret(name)
     output = capsys.readouterr().err
     assert SECRET not in output
     assert "it broke [ValueError]" in output

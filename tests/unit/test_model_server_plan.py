@@ -21,7 +21,7 @@ from workers.stack.processes import worker_lanes, worker_name
 INTERACTIVE, BULK = ["private.interactive.gpu"], ["shareable.bulk.gpu"]
 CLOUD = ["shareable.interactive.cloud", "shareable.bulk.cloud"]
 CLOSED = "http://127.0.0.1:9"
-"""No server listens there."""
+"""An address at which no server listens."""
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_part_of_a_stack_has_the_servers_of_its_workers(home: Home) -> None:
     assert servers(home, LLAMA="off").llama == ()
 
 
-def test_urls_and_keys_of_clouds_go_to_cloud_workers_alone(home: Home) -> None:
+def test_urls_and_keys_of_clouds_go_only_to_cloud_workers(home: Home) -> None:
     plan = servers(
         home,
         BACKENDS="openai, anthropic=https://proxy.example llama-cpp=http://127.0.0.1:8080/v1",
@@ -111,7 +111,7 @@ def test_urls_and_keys_of_clouds_go_to_cloud_workers_alone(home: Home) -> None:
     assert parse_pairs(plan.overview()["VESTRY_BACKENDS"]).keys() == names
 
 
-def test_private_workers_use_servers_of_local_networks_alone(home: Home) -> None:
+def test_private_workers_use_only_servers_of_local_networks(home: Home) -> None:
     external = {"BACKENDS": "llama-cpp=http://192.0.2.7:8080/v1", "LLAMA": "off"}
     plan = servers(home, **external)
     assert pairs(plan, INTERACTIVE) == {}

@@ -1,4 +1,4 @@
-"""The loader of models/queries.sql, and placeholders in Postgres's own notation."""
+"""The loader of models/queries.sql, and placeholders in Postgres's notation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_statements_are_loaded_by_name_without_comments(tmp_path: Path) -> None:
     assert load(path) == {"one": "SELECT 1\n  WHERE true", "two": "SELECT 2"}
 
 
-def test_a_name_stands_for_one_statement(tmp_path: Path) -> None:
+def test_duplicate_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "some.sql"
     path.write_text("-- name: one\nSELECT 1\n-- name: one\nSELECT 2\n")
     with pytest.raises(ValueError, match="two statements named one"):
@@ -34,11 +34,11 @@ def test_every_statement_is_used_once_in_this_package() -> None:
     assert sorted(re.findall(r'QUERIES\["(\w+)"\]', code)) == sorted(QUERIES)
 
 
-def test_a_native_query_numbers_its_parameters() -> None:
+def test_native_query_numbers_its_parameters() -> None:
     query = NativeQuery.of("SELECT %(b)s::int, %(a)s, %(b)s")
     assert query == NativeQuery("SELECT $1::int, $2, $1", ("b", "a"))
 
 
-def test_the_claim_has_no_field_and_no_placeholder_left() -> None:
+def test_claim_has_no_unresolved_field_or_placeholder() -> None:
     for query in (claims.CLAIM, claims.CLAIM_QUARANTINED):
         assert not re.search(r"[{}%]", query.text)

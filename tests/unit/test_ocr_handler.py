@@ -90,8 +90,8 @@ def run(
 
 def test_file_is_read_with_the_jobs_options() -> None:
     model = FakeModel()
-    one = job({"languages": ["deu"], "pages": [2, 3], "dpi": 200, "word_boxes": True})
-    [outcome] = run(model, one)
+    claimed = job({"languages": ["deu"], "pages": [2, 3], "dpi": 200, "word_boxes": True})
+    [outcome] = run(model, claimed)
     assert isinstance(outcome, Succeeded)
     assert outcome.result == GOOD.to_json()
     assert outcome.served is not None

@@ -1,4 +1,4 @@
-"""Image files are loaded as grey images within the limits."""
+"""Image files are loaded as greyscale images, within the limits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 from inference.ocr import image_loading, pdf
 from inference.ocr.config import OcrLimits
 from inference.ocr.errors import MESSAGES, PageError
-from tests.hostile_files import LINE, drawn_line, odd_images, odd_pdfs
+from tests.hostile_files import LINE, drawn_line, unusual_images, unusual_pdfs
 from tests.page_files import drawn, encoded
 from vestry.jobs.ocr import file_kind
 
 LIMITS = OcrLimits()
 
 
-@pytest.mark.parametrize(("name", "content"), list(odd_images()))
+@pytest.mark.parametrize(("name", "content"), list(unusual_images()))
 def test_unusual_images_are_loaded(name: str, content: bytes, tmp_path: Path) -> None:
     del name
     kind = file_kind(content)
@@ -33,7 +33,7 @@ def test_unusual_images_are_loaded(name: str, content: bytes, tmp_path: Path) ->
     assert np.abs(np.asarray(image, dtype=np.int16) - gold).mean() < 2.5
 
 
-@pytest.mark.parametrize(("name", "content"), list(odd_pdfs()))
+@pytest.mark.parametrize(("name", "content"), list(unusual_pdfs()))
 def test_text_layer_of_unusual_pdf_is_read(name: str, content: bytes, tmp_path: Path) -> None:
     del name
     file = tmp_path / "page"
@@ -83,7 +83,7 @@ def test_uneven_lighting_is_corrected() -> None:
         < 8
         < np.abs(np.asarray(shaded) - page).mean()
     )
-    assert image_loading.normalise_lighting(drawn(LINE)) is None, "even already"
+    assert image_loading.normalise_lighting(drawn(LINE)) is None, "already even"
     assert (
         image_loading.normalise_lighting(Image.eval(drawn(LINE), lambda value: 255 - value)) is None
     ), "light on dark"

@@ -57,7 +57,7 @@ def test_bad_input_names_its_field_and_quotes_nothing(
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_a_sparse_file_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
+def test_sparse_file_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
     file = tmp_path / "huge.pdf"
     with file.open("wb") as stream:
         stream.truncate(2**40)
@@ -66,7 +66,7 @@ def test_a_sparse_file_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
     assert caught.value.size == 2**40
 
 
-def test_a_file_without_read_permission_is_refused(
+def test_file_without_read_permission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(path: Path) -> bytes:
@@ -74,7 +74,7 @@ def test_a_file_without_read_permission_is_refused(
 
     file = tmp_path / f"{SECRET}.png"
     file.write_bytes(PNG)
-    monkeypatch.setattr(Path, "read_bytes", denied)  # root may read everything
+    monkeypatch.setattr(Path, "read_bytes", denied)  # root can read every file
     with pytest.raises(InvalidInput, match="permission denied") as caught:
         Ocr(file)
     assert SECRET not in str(caught.value)
@@ -84,19 +84,19 @@ def prepared(**options: Any) -> Prepared:
     return Ocr(PNG, **options).prepare(plain_digest)
 
 
-def test_the_file_is_a_blob_beside_the_payload(tmp_path: Path) -> None:
-    file = tmp_path / f"{SECRET}.txt"  # the content decides, not the name
+def test_file_is_a_blob_beside_the_payload(tmp_path: Path) -> None:
+    file = tmp_path / f"{SECRET}.txt"  # the type is that of the content, not of the name
     file.write_bytes(PNG)
     job = Ocr(str(file), languages=["eng", "script/Latin"], pages=3, dpi=200, word_boxes=True)
-    made = job.prepare(plain_digest)
-    assert json.loads(made.payload) == {
+    prepared = job.prepare(plain_digest)
+    assert json.loads(prepared.payload) == {
         "languages": ["eng", "script/Latin"], "pages": [3, 3], "dpi": 200, "word_boxes": True,
     }  # fmt: skip
-    assert made.blobs == {"file": PNG}
-    assert (made.kind, made.pool) == ("ocr", Pool.CPU)
-    assert KINDS[made.kind] is made.pool
-    assert SECRET not in repr(job) + repr(made.blobs and "")
-    assert job.prepare(plain_digest) == made
+    assert prepared.blobs == {"file": PNG}
+    assert (prepared.kind, prepared.pool) == ("ocr", Pool.CPU)
+    assert KINDS[prepared.kind] is prepared.pool
+    assert SECRET not in repr(job) + repr(prepared.blobs and "")
+    assert job.prepare(plain_digest) == prepared
 
 
 def test_unset_options_are_null_in_the_payload() -> None:
@@ -106,7 +106,7 @@ def test_unset_options_are_null_in_the_payload() -> None:
     assert not prepared(keep_file=False).keep_payload
 
 
-def test_the_cost_of_a_job_follows_the_size_of_its_file() -> None:
+def test_cost_of_a_job_depends_on_the_size_of_its_file() -> None:
     assert prepared().cost == 1
     assert Ocr(PNG + bytes(100 * 1024)).prepare(plain_digest).cost == 101
 
@@ -120,11 +120,11 @@ def test_the_cost_of_a_job_follows_the_size_of_its_file() -> None:
         (b"GIF89a", None), (b"RIFF\0\0\0\0WAVE", None), (b"PK\3\4", None), (b"", None),
     ],
 )  # fmt: skip
-def test_the_type_of_a_file_is_detected_by_its_first_bytes(start: bytes, kind: str | None) -> None:
+def test_type_of_a_file_is_detected_by_its_first_bytes(start: bytes, kind: str | None) -> None:
     assert file_kind(start) == kind
 
 
-def test_a_result_survives_a_round_trip() -> None:
+def test_result_survives_a_round_trip() -> None:
     words = (OcrWord(SECRET, (1.0, 2.0, 3.5, 4.0), 0.9),)
     pages = (
         OcrPage(1, f"{SECRET}\n", 0.9, None, "ocr", 90, -2.1, 640.0, 480.0, "px", words),
@@ -140,7 +140,7 @@ def test_a_result_survives_a_round_trip() -> None:
     assert SECRET not in repr(result)
 
 
-def test_the_shortest_result_is_read_too() -> None:
+def test_result_without_optional_fields_is_parsed() -> None:
     stored = {"text": "a", "pages": [{"page": 1, "text": "a", "confidence": 0.5, "error": None}]}
     result = parse_result("ocr", stored)
     assert isinstance(result, OcrResult)

@@ -1,4 +1,4 @@
-"""Whether the text layer of a PDF page is usable as its text."""
+"""Detection of text layers of PDF pages that are usable as their text."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def ink(image: Image.Image) -> Box:
 )
 def test_box_is_mapped_back_to_the_page(image: PageImage, off: float) -> None:
     box = image.box(ink(image.image))
-    assert all(abs(is_ - was) <= off for is_, was in zip(box, INK, strict=True)), box
+    assert all(abs(a - b) <= off for a, b in zip(box, INK, strict=True)), box
 
 
 def test_rotation_is_clockwise() -> None:

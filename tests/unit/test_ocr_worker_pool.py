@@ -1,4 +1,4 @@
-"""OCR workers are killed, crash and restart without effect on other pages."""
+"""OCR workers that crash or are killed are replaced, without effect on other pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,8 @@ from inference.ocr.protocol import OcrRequest
 from inference.protocol import BackendConfig
 from tests import faulty_ocr_worker
 from tests.page_files import pdf, text_page
+from tests.process_env import alive
+from tests.waiting import eventually
 from vestry.jobs.ocr import OcrResult
 
 FAULTY = (sys.executable, faulty_ocr_worker.__file__)
@@ -30,8 +32,8 @@ DPI = {fault.__name__: dpi for dpi, fault in faulty_ocr_worker.FAULTS.items()}
 
 
 def backend(root: Path, **options: object) -> TesseractBackend:
-    usual: dict[str, object] = {"processes": 2, "page_s": 60}
-    config = BackendConfig("tesseract", "local", temp_dir=root, options={**usual, **options})
+    defaults: dict[str, object] = {"processes": 2, "page_s": 60}
+    config = BackendConfig("tesseract", "local", temp_dir=root, options={**defaults, **options})
     return TesseractBackend(config, FAULTY)
 
 
@@ -67,7 +69,7 @@ ALL_BUT_THE_SECOND = [ALL[0], *ALL[2:]]
     [
         ("crash", "reader_crashed"),
         ("killed", "reader_crashed"),
-        ("babble", "reader_crashed"),
+        ("send_malformed_reply", "reader_crashed"),
         ("eat_memory", "out_of_memory"),
     ],
 )
@@ -93,7 +95,7 @@ def test_worker_over_time_limit_is_killed_with_its_child_processes(
     result = read_with_fault(model(ocr), "hang")
     assert errors(result) == {2: "time_limit"}
     assert page_texts(result) == ALL_BUT_THE_SECOND
-    pids = (temp_dir.path / faulty_ocr_worker.STRUCK).read_text(encoding="ascii").split()
+    pids = (temp_dir.path / faulty_ocr_worker.FAULT_MARKER).read_text(encoding="ascii").split()
     assert len(pids) == 2
     assert_ended([int(pid) for pid in pids])
     ocr.close()
@@ -105,7 +107,7 @@ def test_kernel_ends_worker_over_its_cpu_limit(tmp_path: Path) -> None:
     _, workers = ocr.running()
     workers.call({"do": "warm", "languages": "eng"}, 60)
     [worker] = workers._idle
-    request = {"do": "page", "page": 2, "dpi": DPI["burn"], "kind": "pdf", "languages": "eng"}
+    request = {"do": "page", "page": 2, "dpi": DPI["busy_loop"], "kind": "pdf", "languages": "eng"}
     ended: list[BaseException] = []
 
     def call() -> None:
@@ -170,15 +172,15 @@ def test_workers_end_with_killed_parent(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", PARENT, str(root)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=checkout) as parent:
         assert parent.stdout is not None
-        mark = Path(parent.stdout.readline().strip()) / faulty_ocr_worker.STRUCK
-        eventually(lambda: mark.exists() and len(mark.read_text(encoding="ascii").split()) == 2)
-        pids = [int(pid) for pid in mark.read_text(encoding="ascii").split()]
+        marker = Path(parent.stdout.readline().strip()) / faulty_ocr_worker.FAULT_MARKER
+        eventually(lambda: marker.exists() and len(marker.read_text(encoding="ascii").split()) == 2)
+        pids = [int(pid) for pid in marker.read_text(encoding="ascii").split()]
         parent.kill()
     assert_ended(pids)
-    assert list(root.iterdir()), "the killed parent cannot have removed it"
+    assert list(root.iterdir()), "a killed parent removes nothing"
     ocr = backend(root)
     model(ocr).warm_up()
-    assert not mark.exists()
+    assert not marker.exists()
     ocr.close()
     assert not root.exists()
 
@@ -200,7 +202,7 @@ def test_cancelled_file_is_abandoned_between_pages(tmp_path: Path) -> None:
 
 def test_close_does_not_wait_for_running_page(tmp_path: Path) -> None:
     ocr = backend(tmp_path / "parent")
-    mark = ocr.running()[0].path / faulty_ocr_worker.STRUCK
+    marker = ocr.running()[0].path / faulty_ocr_worker.FAULT_MARKER
     ended: list[BaseException] = []
 
     def read() -> None:
@@ -211,7 +213,7 @@ def test_close_does_not_wait_for_running_page(tmp_path: Path) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    eventually(mark.exists)
+    eventually(marker.exists)
     start = time.monotonic()
     ocr.close()
     reader.join(10)
@@ -261,23 +263,10 @@ def test_worker_is_replaced_after_max_requests(
     ocr.close()
 
 
-def eventually(true: Callable[[], bool], seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
 def assert_ended(pids: list[int]) -> None:
-    def has_ended(pid: int) -> bool:
-        try:
-            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
     try:
-        eventually(lambda: all(has_ended(pid) for pid in pids), 5)
+        eventually(lambda: not any(alive(pid) for pid in pids), within=5)
     finally:
         for pid in pids:
-            if not has_ended(pid):
+            if alive(pid):
                 os.kill(pid, signal.SIGKILL)

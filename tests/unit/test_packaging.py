@@ -1,4 +1,4 @@
-"""What is shipped, what is imported, and what a newcomer sees."""
+"""Contents of the wheel, imports of the packages, and the files of the project."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ TOP_LEVEL = {
 
 
 def tracked_files() -> list[Path]:
-    """The files of the project: what git knows, or, in an unpacked archive, all there is."""
+    """The files of the project: those git tracks, or all that are not ignored in an archive."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         lines = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
         ignored = {line.rstrip("/") for line in lines}
-        found = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
-        return [ROOT / path for path in found if ignored.isdisjoint(path.parts)]
+        files = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
+        return [ROOT / path for path in files if ignored.isdisjoint(path.parts)]
     listed = subprocess.run(
         [git, "-c", f"safe.directory={ROOT}", "ls-files", "-z"],
         cwd=ROOT, check=True, capture_output=True, text=True,
@@ -52,19 +52,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
-def test_the_wheel_holds_only_vestry(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_only_vestry(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"vestry"}
 
 
-def test_the_wheel_holds_all_of_vestry(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_all_of_vestry(wheel: zipfile.ZipFile) -> None:
     shipped = {name for name in wheel.namelist() if name.startswith("vestry/")}
-    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vestry").rglob("*.py")}
-    assert ours <= shipped
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vestry").rglob("*.py")}
+    assert modules <= shipped
     assert "vestry/py.typed" in shipped
 
 
-def test_the_wheel_asks_for_no_worker_packages(wheel: zipfile.ZipFile) -> None:
+def test_wheel_requires_no_worker_packages(wheel: zipfile.ZipFile) -> None:
     (metadata,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
     lines = wheel.read(metadata).decode().splitlines()
     required = [
@@ -91,7 +91,7 @@ def test_packages_are_the_checkouts_own_from_another_directory(tmp_path: Path) -
     assert Path(printed.strip()).resolve() == (ROOT / "models" / "__init__.py").resolve()
 
 
-def test_the_producer_library_imports_without_the_workers_packages() -> None:
+def test_producer_library_imports_without_the_workers_packages() -> None:
     program = (
         "import sys\n"
         "for name in ('celery', 'kombu', 'redis', 'sqlalchemy', 'torch', 'numpy', 'workers',"
@@ -119,15 +119,15 @@ def test_make_help_lists_every_target() -> None:
     assert {"help", "setup", "run", "up", "down", "test", "check", "bench", "clean"} <= set(listed)
 
 
-def test_the_top_level_is_as_described() -> None:
+def test_top_level_has_only_known_entries() -> None:
     tops = {path.relative_to(ROOT).parts[0] for path in tracked_files()}
     assert tops <= TOP_LEVEL
 
 
 def test_constraints_pin_every_requirement_exactly() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    names = {canonical(re.split(r"[\s\[<>=!~;]", requirement)[0]) for requirement in wanted}
+    required = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    names = {canonical(re.split(r"[\s\[<>=!~;]", requirement)[0]) for requirement in required}
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     pinned = {canonical(pin.split("==")[0]) for pin in pins}
@@ -143,11 +143,11 @@ def canonical(name: str) -> str:
 
 
 def test_no_file_names_a_path_of_one_machine() -> None:
-    # Somebody's home directory, or the very folder this checkout lies in.
+    # A home directory, or the directory of this checkout.
     absolute = re.compile(rb"/(?:home|Users|root)/\w|" + re.escape(os.fsencode(ROOT)) + rb"/")
-    guilty = [
+    matches = [
         path.relative_to(ROOT).as_posix()
         for path in tracked_files()
         if absolute.search(path.read_bytes())
     ]
-    assert not guilty
+    assert not matches

@@ -77,12 +77,12 @@ def test_private_work_never_has_a_cloud_candidate() -> None:
     "task", ["study-guide", "multi-text-reasoning", "nuanced-interpretation", "consistency-check"]
 )
 def test_demanding_task_waits_for_its_only_model(task: str) -> None:
-    well = candidates_of(policy(), task=task)
-    assert names(well) == ["claude-opus-4-8"]
-    down = candidates_of(policy(), {"anthropic": "rate_limited"}, task=task)
-    assert down.first is None
-    assert down.intended is not None
-    assert down.unavailable == {"claude-opus-4-8": "rate_limited"}
+    healthy = candidates_of(policy(), task=task)
+    assert names(healthy) == ["claude-opus-4-8"]
+    limited = candidates_of(policy(), {"anthropic": "rate_limited"}, task=task)
+    assert limited.first is None
+    assert limited.intended is not None
+    assert limited.unavailable == {"claude-opus-4-8": "rate_limited"}
     assert candidates_of(policy(), task=task, privacy="private").intended is None
     assert candidates_of(policy("anthropic"), task=task).intended is None
 

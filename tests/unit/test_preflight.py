@@ -114,10 +114,8 @@ def test_worker_refuses_to_start(extra: dict[str, str], message: str) -> None:
     assert "quartzite" not in done.stderr
 
 
-# -- each in its own process, since an audit hook cannot be removed --------------------------------
-
-
 def run(script: str, **environment: str) -> str:
+    """Run a script in its own process, since an audit hook cannot be removed."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, env=environment,
         capture_output=True, text=True, check=False, timeout=60,
@@ -132,7 +130,7 @@ CONNECTING = """
     from workers.isolation.network_guard import block_external_connections
 
     server = socket.create_server(("127.0.0.1", 0))
-    home = server.getsockname()
+    local = server.getsockname()
     servers = ("redis://user:word@broker.invalid:6379/0", "postgresql://db/x")
     block_external_connections(servers, cloud=CLOUD)
 
@@ -162,7 +160,7 @@ CONNECTING = """
         finally:
             egress._sending.reset(token)
 
-    print(outcome(lambda: connect(*home)), outcome(lambda: connect("192.0.2.1")),
+    print(outcome(lambda: connect(*local)), outcome(lambda: connect("192.0.2.1")),
           outcome(lambda: connect("2001:db8::1")), outcome(send),
           outcome(lambda: urllib.request.urlopen("http://192.0.2.1/", timeout=0.05).read()),
           outcome(on_record))

@@ -16,7 +16,7 @@ from tasks.protocol import Failed, Job, Outcome, Succeeded
 from tasks.rerank import RerankHandler
 from tests.classification_jobs import SECRET, context_of, failed
 from tests.faulty_echo import FaultyEchoModel
-from tests.handler_fakes import FakeGuard, router
+from tests.handler_fakes import FakeGuard, RecordingModel, router
 from vestry.crypto.envelope import plain_digest
 from vestry.jobs.rerank import Rerank, RerankResult
 
@@ -42,14 +42,8 @@ class FakeReranker:
         pass
 
 
-class RecordingModel(FaultyEchoModel):
-    """An embedding model that counts its calls."""
-
-    calls = 0
-
-    def embed(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        return super().embed(*args, **kwargs)
+class EmbeddingModel(RecordingModel):
+    """An embedding model, which must not be called as a reranker."""
 
     def rerank(self, *_: Any, **__: Any) -> Any:
         raise AssertionError
@@ -64,9 +58,11 @@ def job(query: str, *passages: Any, limit: int | None = None, **more: Any) -> Jo
     return Job(**fields | more)
 
 
-def run(by: Any, *jobs: Job, context: Any = None) -> list[Outcome]:
-    one = by if isinstance(by, Router) else router("rerank", {"only": by})
-    return list(RerankHandler(one)(jobs, context or context_of()))
+def run(target: Any, *jobs: Job, context: Any = None) -> list[Outcome]:
+    """Run a batch with a Router or one model."""
+    is_router = isinstance(target, Router)
+    handler = RerankHandler(target if is_router else router("rerank", {"only": target}))
+    return list(handler(jobs, context or context_of()))
 
 
 def indices(outcome: Outcome) -> list[int]:
@@ -89,7 +85,7 @@ def test_passages_are_ranked_best_first_then_by_index() -> None:
 
 
 def test_embedding_model_ranks_by_similarity() -> None:
-    model = RecordingModel()
+    model = EmbeddingModel()
     (outcome,) = run(model, job("river rain"))
     assert indices(outcome) == [2, 1, 0]
     assert isinstance(outcome, Succeeded)
@@ -98,12 +94,12 @@ def test_embedding_model_ranks_by_similarity() -> None:
         FaultyEchoModel().count_tokens(["river rain", *PASSAGES])
     )
     # The query, as a query, and the passages.
-    assert model.calls == 2
+    assert len(model.calls) == 2
 
 
 def test_long_passage_is_scored_by_its_best_piece() -> None:
     long = "\n\n".join([part * 40 for part in ("nothing to the point. ", "river rain. ") * 3])
-    assert indices(run(RecordingModel(), job("river rain", "a river", long))[0]) == [1, 0]
+    assert indices(run(EmbeddingModel(), job("river rain", "a river", long))[0]) == [1, 0]
 
 
 def test_too_long_passage_is_named() -> None:
@@ -113,12 +109,12 @@ def test_too_long_passage_is_named() -> None:
         "passage 2: too long",
         False,
     )
-    query = failed(run(RecordingModel(), job("word " * 400))[0])
+    query = failed(run(EmbeddingModel(), job("word " * 400))[0])
     assert (query.code, query.message.startswith("the query is longer")) == ("too_long", True)
 
 
 def test_refused_passage_is_named_and_fails_its_own_job() -> None:
-    bad, fine = run(RecordingModel(), job("river", "fine", f"echo!refused {SECRET}"), job("river"))
+    bad, fine = run(EmbeddingModel(), job("river", "fine", f"echo!refused {SECRET}"), job("river"))
     assert failed(bad).code == "backend_refused"
     assert failed(bad).message.startswith("passage 1: ")
     assert indices(fine)[0] in {1, 2}
@@ -126,7 +122,7 @@ def test_refused_passage_is_named_and_fails_its_own_job() -> None:
 
 def test_unavailable_reranker_is_replaced_and_job_degraded() -> None:
     both = router(
-        "rerank", {"first": FakeReranker(BackendUnavailable()), "second": RecordingModel()}
+        "rerank", {"first": FakeReranker(BackendUnavailable()), "second": EmbeddingModel()}
     )
     (outcome,) = run(both, job("river rain"))
     assert indices(outcome) == [2, 1, 0]

@@ -116,9 +116,9 @@ def test_rerouted_job_does_not_return_to_tried_models() -> None:
     assert (result.value, result.reason, result.degraded) == ("llama3.2:3b", "bad_answer", True)
     local = [name for name in ENABLED if load().backend(name).locality == "local"]
     unhealthy = FakeGuard(**dict.fromkeys(local, "backend_unavailable"))
-    with pytest.raises(SkippedModel) as over:
+    with pytest.raises(SkippedModel) as skipped:
         serve(unhealthy, Pool.GPU, tried_models=tried)
-    assert over.value.retryable, "it spends an attempt instead of moving back and forth"
+    assert skipped.value.retryable, "the job spends an attempt instead of alternating between pools"
 
 
 def test_failed_half_open_probe_spends_no_attempt() -> None:

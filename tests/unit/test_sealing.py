@@ -1,4 +1,4 @@
-"""Sealing and the key ring: what opens, what does not, and reprs without key material."""
+"""Sealing and the key ring: opening, refusal of changed content, reprs without key material."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_sealed_content_opens(plaintext: bytes) -> None:
     assert key.open(PAYLOAD, row, key.seal(PAYLOAD, row, plaintext)) == plaintext
 
 
-def test_the_envelope_is_version_key_id_nonce_ciphertext_tag() -> None:
+def test_envelope_is_version_key_id_nonce_ciphertext_tag() -> None:
     key = owner_key()
     sealed = key.seal(PAYLOAD, uuid4(), b"secret words")
     assert sealed[:17] == b"\x01" + key.key_id.bytes
@@ -37,7 +37,7 @@ def test_the_envelope_is_version_key_id_nonce_ciphertext_tag() -> None:
     assert b"secret" not in sealed
 
 
-def test_the_same_text_seals_differently_each_time() -> None:
+def test_same_text_seals_differently_each_time() -> None:
     key, row = owner_key(), uuid4()
     assert len({key.seal(PAYLOAD, row, b"again") for _ in range(100)}) == 100
 
@@ -102,18 +102,18 @@ def test_reprs_of_keys_show_no_key_material(tmp_path: Path) -> None:
         assert dek.hex() not in shown
         assert secret not in shown
         assert "alice" not in shown
-    for thing in (key, ring):
+    for secret_object in (key, ring):
         with pytest.raises(TypeError):
-            pickle.dumps(thing)
+            pickle.dumps(secret_object)
 
 
-def test_a_generated_ring_is_private_complete_and_never_overwritten(tmp_path: Path) -> None:
+def test_generated_ring_is_private_complete_and_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "ring.json"
-    usual = os.umask(0)
+    umask = os.umask(0)
     try:
         KeyRing.generate(path)
     finally:
-        os.umask(usual)
+        os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     before = path.read_bytes()
     with pytest.raises(KeyRingError):
@@ -123,7 +123,7 @@ def test_a_generated_ring_is_private_complete_and_never_overwritten(tmp_path: Pa
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
-def test_a_ring_file_that_other_users_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+def test_ring_file_that_other_users_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "ring.json"
     KeyRing.generate(path)
     path.chmod(mode)
@@ -136,7 +136,7 @@ def test_a_ring_file_that_other_users_can_read_is_refused(tmp_path: Path, mode: 
     ["", "{", "[]", "{}", '{"current": "a", "keys": {}}', '{"current": "a", "keys": {"a": "c2hvcnQ="}}',
      '{"current": "a", "keys": {"a": "not base64, SECRET"}}', '{"current": "a", "keys": {"a": 3}}'],
 )  # fmt: skip
-def test_a_malformed_ring_is_refused_without_quoting_it(tmp_path: Path, text: str) -> None:
+def test_malformed_ring_is_refused_without_quoting_it(tmp_path: Path, text: str) -> None:
     path = tmp_path / "ring.json"
     path.touch(0o600)
     path.write_text(text)
@@ -146,12 +146,12 @@ def test_a_malformed_ring_is_refused_without_quoting_it(tmp_path: Path, text: st
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_a_missing_ring_file_raises(tmp_path: Path) -> None:
+def test_missing_ring_file_raises(tmp_path: Path) -> None:
     with pytest.raises(KeyRingError, match="does not exist"):
         KeyRing.load(tmp_path / "nowhere")
 
 
-def test_wrapped_keys_unwrap_for_their_owner_and_id_alone(tmp_path: Path) -> None:
+def test_wrapped_keys_unwrap_only_for_their_owner_and_id(tmp_path: Path) -> None:
     ring = KeyRing.generate(tmp_path / "ring")
     dek, key_id = new_dek(), uuid7()
     wrapped, kek_id = ring.wrap("alice", key_id, dek)
@@ -168,7 +168,7 @@ def test_wrapped_keys_unwrap_for_their_owner_and_id_alone(tmp_path: Path) -> Non
         ring.unwrap("alice", key_id, wrapped, "kek-of-another-ring")
 
 
-def test_an_older_key_of_the_ring_still_unwraps() -> None:
+def test_older_key_of_the_ring_still_unwraps() -> None:
     old, new = os.urandom(32), os.urandom(32)
     dek, key_id = new_dek(), uuid7()
     wrapped, kek_id = KeyRing({"old": old}, "old").wrap("alice", key_id, dek)
@@ -178,8 +178,8 @@ def test_an_older_key_of_the_ring_still_unwraps() -> None:
 
 
 def test_uuid7_is_one_and_sorts_by_time() -> None:
-    made = [uuid7() for _ in range(1000)]
-    assert len(set(made)) == 1000
-    assert all(one.version == 7 and one.variant == UUID(int=0x8 << 60).variant for one in made)
-    milliseconds = [one.int >> 80 for one in made]
+    ids = [uuid7() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert all(one.version == 7 and one.variant == UUID(int=0x8 << 60).variant for one in ids)
+    milliseconds = [one.int >> 80 for one in ids]
     assert milliseconds == sorted(milliseconds)

@@ -1,4 +1,4 @@
-"""An error of the supervisor itself is reported once, and ends nothing."""
+"""An error in the supervisor's own check is reported once, and ends no process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workers.home import Home
 from workers.stack.supervisor import Supervisor
 
 
-def test_incomplete_key_ring_is_reported_once_and_ends_nothing(
+def test_incomplete_key_ring_is_reported_once_and_ends_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = ["not a ring yet", "not a ring yet", "", "not a ring yet"]

@@ -1,4 +1,4 @@
-"""Temporary files are private to a process, and removed with it or by the next one."""
+"""Temporary files are private to a process, and removed at its end or by the next start."""
 
 from __future__ import annotations
 

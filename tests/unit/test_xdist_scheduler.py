@@ -1,4 +1,4 @@
-"""The order of the tests: random by a seed, with modules and shared stacks kept together."""
+"""Order of the tests: random by a seed; modules and declared stacks stay together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULES: dict[str, SharedStack | None] = {
 
 
 class Item:
-    """As much of a collected test as is looked at."""
+    """The attributes of a collected test that the scheduler reads."""
 
     def __init__(self, module: str, number: int) -> None:
         self.nodeid = f"{module}::test_{number}"
@@ -38,8 +38,8 @@ class Item:
 
 def ordered(seed: int, **config: Any) -> list[Item]:
     items = [Item(module, number) for module in MODULES for number in range(5)]
-    given: Any = SimpleNamespace(stash={xdist_scheduler.SEED: seed}, **config)
-    xdist_scheduler.pytest_collection_modifyitems(given, items)  # type: ignore[arg-type]
+    fake: Any = SimpleNamespace(stash={xdist_scheduler.SEED: seed}, **config)
+    xdist_scheduler.pytest_collection_modifyitems(fake, items)  # type: ignore[arg-type]
     return items
 
 
@@ -64,7 +64,7 @@ def test_modules_and_declared_stacks_stay_together_and_unit_tests_come_last(seed
     assert all("unit" in module for module in modules[-2:])
 
 
-def test_scheduler_gives_a_declared_group_or_a_module_to_one_process(
+def test_scheduler_assigns_a_declared_group_or_a_module_to_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(run_dir.VARIABLE, str(tmp_path))

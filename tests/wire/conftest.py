@@ -1,4 +1,4 @@
-"""Fixtures for backends: a real llama.cpp server, and a proxy with faults in front of it."""
+"""Fixtures for tests of backends: a real llama.cpp server behind a proxy with faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from inference.remote.egress import on_behalf_of
 from tests.faultserver import FaultServer
-from tests.llama import Llama
+from tests.llama_server import Llama
 from tests.wire.factories import CLOUD_KEY
 
 
@@ -20,16 +20,16 @@ def server(llama: Llama) -> Iterator[FaultServer]:
 
 
 @pytest.fixture(autouse=True)
-def for_a_job() -> Iterator[None]:
-    """Name a job: requests to a cloud are sent for jobs only."""
+def egress_jobs() -> Iterator[None]:
+    """Set a current job: a request to a cloud is sent only on behalf of jobs."""
     with on_behalf_of([uuid4()]):
         yield
 
 
 @pytest.fixture
 def faulty(server: FaultServer) -> Iterator[FaultServer]:
-    """The proxy, at first without a fault and without recorded requests."""
+    """The proxy, without a fault and without recorded requests."""
     server.fault = None
-    server.offers.clear()
+    server.requests.clear()
     yield server
     server.fault = None

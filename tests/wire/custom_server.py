@@ -19,11 +19,11 @@ DIMENSION = 48
 
 
 class CustomServer:
-    """The application and its requests; `spoil` changes its responses."""
+    """The application and its requests. `change_response` is applied to each response."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
-        self.spoil: Any = lambda response: response
+        self.change_response: Any = lambda response: response
         self.url = ""
         self._echo = EchoModel(f"echo-{DIMENSION}")
         self.app = FastAPI()
@@ -42,7 +42,7 @@ class CustomServer:
             vectors = rows.tolist()
         data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(vectors)]
         # Not in the order of the input: `index` is the input's position.
-        return self.spoil({"object": "list", "model": body["model"], "data": data[::-1],
+        return self.change_response({"object": "list", "model": body["model"], "data": data[::-1],
                            "usage": {"prompt_tokens": 1, "total_tokens": 1}})  # fmt: skip
 
     def rerank(self, body: dict[str, Any]) -> Any:
@@ -51,7 +51,9 @@ class CustomServer:
         words = set(body["query"].split())
         scores = [len(words & set(document.split())) for document in body["documents"]]
         order = sorted(range(len(scores)), key=lambda n: -scores[n])
-        return self.spoil({"results": [{"index": n, "relevance_score": scores[n]} for n in order]})
+        return self.change_response(
+            {"results": [{"index": n, "relevance_score": scores[n]} for n in order]}
+        )
 
 
 @contextmanager

@@ -1,10 +1,13 @@
-"""Configurations, catalogue entries and requests for tests of backends."""
+"""Configurations, catalogue entries, requests and the expected error for tests of backends."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from inference.catalogue.schema import ModelEntry
+from inference.errors import InferenceError
 from inference.protocol import BackendConfig, GenerationRequest, Sampling
 from vestry.jobs.generation import Message
 
@@ -35,3 +38,15 @@ def prompt(text: str = "Name a colour.", **fields: Any) -> GenerationRequest:
     messages = [Message("system", "Be brief."), Message("user", f"{NEEDLE}: {text}")]
     defaults = {"max_tokens": 12, "sampling": Sampling(temperature=0.0)}
     return GenerationRequest(messages, **(defaults | fields))
+
+
+def assert_raises(
+    backend: Any, kind: type[InferenceError], model: ModelEntry | None = None, **request: Any
+) -> InferenceError:
+    """Generate and expect an error of exactly this class, without content."""
+    with pytest.raises(kind) as caught:
+        backend.load(model or entry()).generate(prompt(**request))
+    assert type(caught.value) is kind
+    assert NEEDLE not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return caught.value

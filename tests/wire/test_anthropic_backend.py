@@ -29,15 +29,15 @@ from tests.faultserver import (
     empty,
     end_early,
     hang,
+    http_date_in,
     malformed,
     rate_limited,
     redirect,
     rewrite,
     slow,
     status,
-    until,
 )
-from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
+from tests.wire.factories import LABELS, NEEDLE, assert_raises, config, entry, prompt
 
 
 @pytest.fixture
@@ -45,17 +45,6 @@ def backend(faulty: FaultServer) -> Iterator[AnthropicBackend]:
     backend = anthropic_http.connect(config(faulty.url))
     yield backend
     backend.close()
-
-
-def assert_raises(
-    backend: AnthropicBackend, kind: type[InferenceError], **request: object
-) -> InferenceError:
-    with pytest.raises(kind) as caught:
-        backend.load(entry()).generate(prompt(**request))
-    assert type(caught.value) is kind
-    assert NEEDLE not in str(caught.value)
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    return caught.value
 
 
 def test_answer_is_streamed_and_system_prompt_is_separate(
@@ -78,7 +67,7 @@ def test_answer_is_streamed_and_system_prompt_is_separate(
 def test_schema_is_native_or_in_the_prompt(backend: AnthropicBackend, faulty: FaultServer) -> None:
     backend.load(entry()).generate(prompt(schema=LABELS))
     backend.load(entry(options={"schema": "instruct"})).generate(prompt(schema=LABELS))
-    native, instructed = (offer.json() for offer in faulty.calls())
+    native, instructed = (request.json() for request in faulty.calls())
     output_format = native["output_config"]["format"]
     assert output_format["type"] == "json_schema"
     assert output_format["schema"]["properties"] == LABELS["properties"]
@@ -127,9 +116,9 @@ def test_error_inside_a_stream_is_mapped(backend: AnthropicBackend, faulty: Faul
 
 
 def test_rate_limit_has_retry_after(backend: AnthropicBackend, faulty: FaultServer) -> None:
-    # A date has whole seconds, and is relative to the time at which it is other.
+    # A date has whole seconds, and the wait is relative to the time at which it is read.
     for value, seconds, tolerance in (
-        (lambda: "7", 7.0, 0.01), (lambda: until(60), 60.0, 5), (lambda: None, None, 0),
+        (lambda: "7", 7.0, 0.01), (lambda: http_date_in(60), 60.0, 5), (lambda: None, None, 0),
     ):  # fmt: skip
         faulty.fault = rate_limited(value())
         assert assert_raises(backend, RateLimited).retry_after == pytest.approx(
@@ -150,7 +139,7 @@ def test_too_long_prompt_is_refused_not_truncated(
     faulty.next(status(400), None, status(400), None)
     assert_raises(backend, TooLong, text="word " * 1200)
     assert_raises(backend, BadRequest)
-    assert [offer.path for offer in faulty.calls("count_tokens")] == [
+    assert [request.path for request in faulty.calls("count_tokens")] == [
         "/v1/messages/count_tokens"
     ] * 2
 
@@ -180,7 +169,7 @@ def test_probe_lists_models_and_cloud_is_not_warmed_up(
     backend: AnthropicBackend, faulty: FaultServer
 ) -> None:
     backend.load(entry()).warm_up()
-    assert faulty.offers == []
+    assert faulty.requests == []
     assert backend.probe().models == {"SmolLM2-135M-Instruct"}
     faulty.fault = status(401)
     assert backend.probe().detail == "answers with status 401"

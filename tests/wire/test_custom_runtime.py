@@ -34,7 +34,7 @@ class Backend:
         return Model(model, self.config)
 
     def probe(self):
-        return BackendProbe(True, frozenset({"loud"}), "always here")
+        return BackendProbe(True, frozenset({"loud"}), "in this process")
 
     def close(self):
         pass
@@ -56,10 +56,10 @@ backends:
 models:
   - {name: loud, backend: shouting, kinds: generation}
 """
-ONE_MORE = """  - {name: louder, backend: shouting, kinds: generation, tasks: all,
+SECOND_MODEL = """  - {name: louder, backend: shouting, kinds: generation, tasks: all,
      options: {mark: "!!"}}
 """
-REST = """
+TASKS_AND_POLICY = """
 tasks:
   - {name: study-guide, kinds: [generation], demanding: true}
 policy:
@@ -93,13 +93,16 @@ def served(catalogue: Path, text: str, task: str | None = None) -> tuple[str, st
 
 
 def test_module_and_catalogue_entry_make_a_backend(catalogue: Path) -> None:
-    assert served(catalogue, ENTRIES + REST) == ("BE QUIET!", "loud")
+    assert served(catalogue, ENTRIES + TASKS_AND_POLICY) == ("BE QUIET!", "loud")
 
 
 def test_catalogue_entry_makes_a_model_for_demanding_tasks(catalogue: Path) -> None:
-    assert served(catalogue, ENTRIES + ONE_MORE + REST, "study-guide") == ("BE QUIET!!", "louder")
+    assert served(catalogue, ENTRIES + SECOND_MODEL + TASKS_AND_POLICY, "study-guide") == (
+        "BE QUIET!!",
+        "louder",
+    )
 
 
 def test_missing_module_is_named(catalogue: Path) -> None:
     with pytest.raises(ModelMissing, match=r"acme_inference\.silent cannot be imported"):
-        served(catalogue, ENTRIES.replace(".shouting", ".silent") + REST)
+        served(catalogue, ENTRIES.replace(".shouting", ".silent") + TASKS_AND_POLICY)

@@ -29,7 +29,7 @@ def running_server() -> Iterator[CustomServer]:
 @pytest.fixture
 def server(running_server: CustomServer) -> CustomServer:
     running_server.requests.clear()
-    running_server.spoil = lambda response: response
+    running_server.change_response = lambda response: response
     return running_server
 
 
@@ -84,7 +84,7 @@ def _overflow(response: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "kind", "indices"),
+    ("change", "kind", "indices"),
     [
         (lambda a: {**a, "data": a["data"][1:]}, BadVectors, (0, 1, 2)),
         (lambda a: {**a, "data": [{**d, "embedding": d["embedding"][1:]} for d in a["data"]]},
@@ -101,11 +101,11 @@ def _overflow(response: dict[str, Any]) -> dict[str, Any]:
 )  # fmt: skip
 def test_invalid_vectors_are_refused(
     server: CustomServer,
-    spoil: Callable[[Any], Any],
+    change: Callable[[Any], Any],
     kind: type[InferenceError],
     indices: tuple[int, ...],
 ) -> None:
-    server.spoil = spoil
+    server.change_response = change
     with pytest.raises(kind) as caught:
         model(server).embed(["a", "b", "c"])
     assert caught.value.indices == indices
@@ -126,7 +126,7 @@ def test_scores_are_in_the_order_of_passages(server: CustomServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "change",
     [
         lambda a: {"results": a["results"][1:]},
         lambda _: {"results": [{"index": 0, "relevance_score": "high"}]},
@@ -134,8 +134,8 @@ def test_scores_are_in_the_order_of_passages(server: CustomServer) -> None:
         lambda a: {"results": [{**row, "relevance_score": 1e999} for row in a["results"]]},
     ],
 )
-def test_invalid_scores_are_refused(server: CustomServer, spoil: Callable[[Any], Any]) -> None:
-    server.spoil = spoil
+def test_invalid_scores_are_refused(server: CustomServer, change: Callable[[Any], Any]) -> None:
+    server.change_response = change
     with pytest.raises(InferenceError):
         model(server).rerank("bread", ["a", "b"])
 

@@ -1,4 +1,4 @@
-"""SDK clients take nothing from the environment, log no content and call one host only."""
+"""SDK clients ignore the environment, log no content and call one host only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.errors import InferenceError, ModelMissing
 from inference.protocol import Backend, BackendConfig
 from inference.remote.client import SENT, httpx2_client, httpx_client
 from tests.faultserver import FaultServer, redirect, status
-from tests.llama import Llama
+from tests.llama_server import Llama
 from tests.ollama_fake import FakeOllama
 from tests.wire.factories import CLOUD_KEY, NEEDLE, config, entry, prompt
 
@@ -48,7 +48,7 @@ PLANTED = {
 def backend_factory(
     request: pytest.FixtureRequest, llama: Llama, faulty: FaultServer
 ) -> Iterator[tuple[Callable[..., Backend], FaultServer]]:
-    """Makes a backend; with the server that it calls."""
+    """A factory of backends, and the server that they call."""
     connect, path = CONNECT[request.param]
     if request.param != "ollama":
         yield lambda **fields: connect(config(f"{faulty.url}{path}", **fields)), faulty
@@ -67,16 +67,16 @@ def test_environment_does_not_reach_a_local_server(
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     for key in (CLOUD_KEY, None):
-        server.offers.clear()
+        server.requests.clear()
         server.key = key
         backend = make(locality="local", key=key)
         loaded: Any = backend.load(entry())
         assert loaded.generate(prompt(max_tokens=2)).text
         assert backend.probe().reachable
-        for offer in server.offers:
-            assert offer.headers.keys() <= SENT
-            assert "planted" not in " ".join(offer.headers.values())
-            assert NOWHERE.removeprefix("http://") not in offer.headers["host"]
+        for request in server.requests:
+            assert request.headers.keys() <= SENT
+            assert "planted" not in " ".join(request.headers.values())
+            assert NOWHERE.removeprefix("http://") not in request.headers["host"]
         backend.close()
     server.key = CLOUD_KEY
 
@@ -94,9 +94,9 @@ def test_libraries_log_no_text_and_no_key(
         with pytest.raises(InferenceError) as caught:
             loaded.generate(prompt())
         assert NEEDLE not in str(caught.value)
-    written = caplog.text + "".join(capfd.readouterr())
-    assert NEEDLE not in written
-    assert CLOUD_KEY not in written
+    output = caplog.text + "".join(capfd.readouterr())
+    assert NEEDLE not in output
+    assert CLOUD_KEY not in output
 
 
 def test_redirect_to_another_server_is_not_followed(
@@ -108,7 +108,7 @@ def test_redirect_to_another_server_is_not_followed(
         loaded: Any = make(locality="cloud").load(entry())
         with pytest.raises(InferenceError, match="another address"):
             loaded.generate(prompt())
-        assert other.offers == []
+        assert other.requests == []
 
 
 @pytest.mark.parametrize("url", [None, "", "127.0.0.1:8080", "file:///etc/passwd", "http://"])
@@ -127,4 +127,4 @@ def test_client_refuses_other_hosts() -> None:
             with pytest.raises(Exception, match="another host"):
                 client.get(f"{other.url}/v1/models")
             client.close()
-        assert other.offers == []
+        assert other.requests == []

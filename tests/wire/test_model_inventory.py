@@ -86,7 +86,7 @@ def test_pull_shows_progress_and_installs_the_model(
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "says"),
+    ("name", "code", "message"),
     [
         ("no-such-model", 2, "The catalogue has no model no-such-model"),
         ("gpt-4o-mini", 2, "to get it: VESTRY_BACKENDS=openai"),
@@ -94,12 +94,12 @@ def test_pull_shows_progress_and_installs_the_model(
     ],
 )
 def test_failed_pull_names_the_reason(
-    name: str, code: int, says: str,
+    name: str, code: int, message: str,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("VESTRY_BACKENDS", f"ollama={UNREACHABLE}")
     assert main(["models", "pull", name]) == code
-    assert says in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_doctor_accepts_absent_optional_models() -> None:
@@ -120,7 +120,7 @@ def test_doctor_rejects_configured_backends_that_cannot_work(
         )
         monkeypatch.setenv("VESTRY_BACKEND_KEYS", f"openai={key}")
         checks = model_checks()
-        # One has no key; the other responds, without the catalogue's models.
+        # Anthropic has no key; OpenAI responds, without the catalogue's models.
         assert not checks["backend anthropic"].ok
         assert "VESTRY_BACKEND_KEYS=anthropic=FILE" in checks["backend anthropic"].detail
         assert not checks["backend openai"].ok
@@ -131,7 +131,7 @@ def test_doctor_rejects_configured_backends_that_cannot_work(
 
         cloud.fault = status(401)
         assert "answers with status 401" in model_checks()["backend openai"].detail
-        assert not cloud.was_offered("messages"), "a probe costs nothing"
+        assert not cloud.received("messages"), "a probe sends no prompt"
 
 
 def test_discovered_backend_of_running_stack_is_optional(home: Path, ollama: FakeOllama) -> None:
@@ -176,15 +176,15 @@ def test_model_memory_is_that_of_the_graphics_card() -> None:
 def test_invalid_setting_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value, says in (
+    for name, value, message in (
         ("VESTRY_SLOTS", "none", "VESTRY_SLOTS"),
         ("VESTRY_BACKENDS", "nonsense", "there is no backend nonsense"),
         ("VESTRY_CATALOGUE", "/no/such/file", "cannot be read"),
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            with pytest.raises(InventoryError, match=says):
+            with pytest.raises(InventoryError, match=message):
                 probe_all(*load_settings(), {})
             assert not model_checks()["catalogue"].ok
             assert main(["models", "list"]) == 2
-            assert says in capsys.readouterr().err
+            assert message in capsys.readouterr().err

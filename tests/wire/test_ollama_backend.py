@@ -37,9 +37,9 @@ from tests.faultserver import (
     rewrite,
     status,
 )
-from tests.llama import Llama
+from tests.llama_server import Llama
 from tests.ollama_fake import DIMENSION, FakeOllama
-from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
+from tests.wire.factories import LABELS, NEEDLE, assert_raises, config, entry, prompt
 
 MODELS = {
     "llama3.2:3b": {},
@@ -72,17 +72,6 @@ CHAT = entry(name="llama3.2:3b", context=1024)
 EMBED = entry(name="nomic-embed-text", kinds="embedding", dimension=DIMENSION, context=2048,
               query_prefix="search_query: ", document_prefix="search_document: ",
               quantization="fp16")  # fmt: skip
-
-
-def assert_raises(
-    backend: OllamaBackend, kind: type[InferenceError], **request: object
-) -> InferenceError:
-    with pytest.raises(kind) as caught:
-        backend.load(CHAT).generate(prompt(**request))
-    assert type(caught.value) is kind
-    assert NEEDLE not in str(caught.value)
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    return caught.value
 
 
 def test_answer_is_streamed_and_truncation_is_off(
@@ -130,13 +119,13 @@ def test_remote_model_is_refused_before_any_content_is_sent(
     for name in ("remote:70b", "gpt-oss:120b-cloud", "anything:cloud"):
         model = entry(name="short", served_as=name, kinds=["generation", "embedding"], dimension=8)
         loaded = backend.load(model)
-        for call in (lambda it=loaded: it.generate(prompt()), lambda it=loaded: it.embed([NEEDLE]),
+        for call in (lambda m=loaded: m.generate(prompt()), lambda m=loaded: m.embed([NEEDLE]),
                      loaded.warm_up):  # fmt: skip
             with pytest.raises(ModelMissing, match="machines of others"):
                 call()
     with pytest.raises(ModelMissing, match="machines of others"):
         list(backend.pull(entry(name="gpt-oss:120b-cloud")))
-    assert not faulty.was_offered(NEEDLE)
+    assert not faulty.received(NEEDLE)
     assert {path for path, _ in ollama.requests} == {"/api/show"}
 
 
@@ -183,17 +172,17 @@ def test_server_faults_are_mapped(
 ) -> None:
     faulty.next(None)  # the request of the model's details
     faulty.fault = fault
-    assert_raises(backend, kind)
+    assert_raises(backend, kind, CHAT)
     assert len(faulty.calls("/api/chat")) == 1, "calls are not retried"
 
 
 def test_rate_limit_has_retry_after(backend: OllamaBackend, faulty: FaultServer) -> None:
     faulty.fault = rate_limited("7")
-    assert assert_raises(backend, RateLimited).retry_after == 7
+    assert assert_raises(backend, RateLimited, CHAT).retry_after == 7
 
 
 def test_too_long_prompt_is_refused_not_truncated(backend: OllamaBackend) -> None:
-    assert_raises(backend, TooLong, text="word " * 1200)
+    assert_raises(backend, TooLong, CHAT, text="word " * 1200)
 
 
 def test_cancelled_hanging_or_refused_call_ends(
@@ -205,11 +194,11 @@ def test_cancelled_hanging_or_refused_call_ends(
     short_timeout = ollama_http.connect(config(faulty.url, locality="local", timeout_s=0.5))
     faulty.next(None, hang())
     start = time.monotonic()
-    assert_raises(short_timeout, BackendUnavailable)
+    assert_raises(short_timeout, BackendUnavailable, CHAT)
     assert time.monotonic() - start < 5
     short_timeout.close()
     faulty.stop_listening()
-    assert_raises(backend, BackendUnavailable)
+    assert_raises(backend, BackendUnavailable, CHAT)
 
 
 def test_texts_are_embedded_with_prefixes(backend: OllamaBackend, ollama: FakeOllama) -> None:

@@ -31,16 +31,17 @@ from tests.faultserver import (
     empty,
     end_early,
     hang,
+    http_date_in,
     malformed,
     rate_limited,
     redirect,
     rewrite,
     slow,
     status,
-    until,
 )
-from tests.llama import Llama
-from tests.wire.factories import LABELS, NEEDLE, config, entry, prompt
+from tests.llama_server import Llama
+from tests.waiting import eventually
+from tests.wire.factories import LABELS, assert_raises, config, entry, prompt
 
 
 @pytest.fixture
@@ -48,17 +49,6 @@ def backend(faulty: FaultServer) -> Iterator[OpenAIBackend]:
     backend = openai_http.connect(config(f"{faulty.url}/v1"))
     yield backend
     backend.close()
-
-
-def assert_raises(
-    backend: OpenAIBackend, kind: type[InferenceError], **request: object
-) -> InferenceError:
-    with pytest.raises(kind) as caught:
-        backend.load(entry()).generate(prompt(**request))
-    assert type(caught.value) is kind
-    assert NEEDLE not in str(caught.value)
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    return caught.value
 
 
 def test_answer_is_streamed_with_usage(backend: OpenAIBackend, faulty: FaultServer) -> None:
@@ -98,7 +88,7 @@ def test_unsupported_parameters_are_left_out(faulty: FaultServer) -> None:
         ("local", {"sampling": {"repeat_penalty": "repetition_penalty"}},
          {"repetition_penalty": 1.1, "max_tokens": 2}),
     ):  # fmt: skip
-        faulty.offers.clear()
+        faulty.requests.clear()
         other = openai_http.connect(config(f"{faulty.url}/v1", locality=locality))
         other.load(entry(options=options)).generate(prompt(sampling=sampling, max_tokens=2))
         sent = faulty.calls()[0].json()
@@ -141,7 +131,7 @@ def test_server_faults_are_mapped(
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("7", 7.0), ("0.5", 0.5), (lambda: until(90), 90.0), (None, None), ("soon", None)],
+    [("7", 7.0), ("0.5", 0.5), (lambda: http_date_in(90), 90.0), (None, None), ("soon", None)],
     ids=["seconds", "half", "date", "nothing", "nonsense"],
 )
 def test_rate_limit_has_retry_after(
@@ -223,17 +213,14 @@ def test_cancelled_call_stops_the_server(llama: Llama) -> None:
     other = openai_http.connect(config(f"{llama.url}/v1", locality="local", key=llama.key))
     pieces = 0
 
-    def enough() -> bool:
+    def cancelled() -> bool:
         nonlocal pieces
         pieces += 1
         return pieces > 4
 
     with pytest.raises(CallCancelled):
-        other.load(entry()).generate(prompt("Tell a story.", max_tokens=900), enough)
-    deadline = time.monotonic() + 5
-    while _is_generating(llama):
-        assert time.monotonic() < deadline, "the server still generates"
-        time.sleep(0.05)
+        other.load(entry()).generate(prompt("Tell a story.", max_tokens=900), cancelled)
+    eventually(lambda: not _is_generating(llama), within=5)
     with pytest.raises(CallCancelled):
         other.load(entry()).generate(prompt(), lambda: True)
     other.close()

@@ -38,13 +38,13 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIBackend]
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}/v1"
     try:
-        answering = http_ready(lambda: f"{url}/models")
+        responds = http_ready(lambda: f"{url}/models")
 
-        def up() -> bool:
+        def is_ready() -> bool:
             assert process.poll() is None, log.read_text()
-            return answering()
+            return responds()
 
-        eventually(up, within=240)  # it loads torch and two models
+        eventually(is_ready, within=240)  # the server loads torch and two models
         yield openai_http.connect(config(url, locality="local", key=None))
     finally:
         process.terminate()
@@ -54,9 +54,9 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIBackend]
 @pytest.mark.slow
 def test_sample_server_embeds_reranks_and_does_not_truncate(backend: OpenAIBackend) -> None:
     model = backend.load(entry(kinds=["embedding", "rerank"], dimension=384))
-    awake, coal, sleepless = model.embed(["lying awake", "the price of coal", "no sleep at night"])
-    assert np.linalg.norm(awake) == pytest.approx(1, abs=1e-5)
-    assert awake @ sleepless > awake @ coal
+    query, far, near = model.embed(["lying awake", "the price of coal", "no sleep at night"])
+    assert np.linalg.norm(query) == pytest.approx(1, abs=1e-5)
+    assert query @ near > query @ far
     scores = model.rerank("frost", ["it is freezing", "a hot desert"])
     assert len(set(scores)) == 2
     assert all(np.isfinite(scores))

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from models import retention
-from tests.producing import HELLO, attach, count, kill, succeed
+from tests.producer_helpers import HELLO, attach, count, kill, succeed
 from vestry import InvalidInput, JobFailed, KeyRing, Reason, UnknownJob, Vestry
 from workers.stack.dev_stack import DevStack
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from tests.producing import HELLO, count, kill, succeed
+from tests.producer_helpers import HELLO, count, kill, succeed
 from vestry import KeyRing, Vestry
 from vestry.cli import main
 from workers.stack.dev_stack import DevStack

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.producing import HELLO, count
+from tests.producer_helpers import HELLO, count
 from vestry import (
     Document,
     Embedding,

@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from tests.producing import HELLO, count
+from tests.producer_helpers import HELLO, count
 from vestry import (
     Embedding,
     KeyRing,

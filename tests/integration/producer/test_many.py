@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.producing import CHECKOUT, HELLO, count
+from tests.producer_helpers import CHECKOUT, HELLO, count
 from vestry import (
     Document,
     Embedding,

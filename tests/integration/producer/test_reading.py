@@ -12,7 +12,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from tests.producing import HELLO, count, end, succeed
+from tests.producer_helpers import HELLO, count, end, succeed
 from vestry import (
     Document,
     Embedding,

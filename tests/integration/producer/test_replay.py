@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from tests.producing import HELLO, attach, count, end, key_of, kill, succeed
+from tests.producer_helpers import HELLO, attach, count, end, key_of, kill, succeed
 from vestry import (
     AsyncVestry,
     Document,

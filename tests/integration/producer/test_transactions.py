@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from tests.producing import HELLO, count
+from tests.producer_helpers import HELLO, count
 from vestry import (
     InvalidInput,
     UnknownJob,

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from tests.faults.proxy import Mode, Proxy
+from tests.in_process_fetcher import runtime
 from tests.job_helpers import state_and_attempt, submit, succeed_all
 from tests.waiting import eventually
-from tests.worker_runtime import runtime
 from vestry import Vestry
 from workers import db
 from workers.reconciler import Reconciler

@@ -20,9 +20,9 @@ from tasks.protocol import (
     Outcome,
     Succeeded,
 )
+from tests.in_process_fetcher import LANE, runtime
 from tests.job_helpers import VECTORS, state_and_attempt, submit, succeed_all, text_of
 from tests.waiting import eventually
-from tests.worker_runtime import LANE, runtime
 from vestry import Document, Embedding, Vestry
 from workers import failpoints
 from workers.stack.dev_stack import DevStack

@@ -15,8 +15,8 @@ import pytest
 from models import claims
 from models.claims import LeasePolicy
 from tasks.protocol import Context, Job, Outcome, Succeeded
+from tests.in_process_fetcher import runtime
 from tests.waiting import eventually
-from tests.worker_runtime import runtime
 from vestry.db.operations import uuid7
 from workers.stack.dev_stack import DevStack
 

@@ -11,9 +11,9 @@ import pytest
 
 from models import claims, transitions
 from models.claims import Lease, LeasePolicy
+from tests.in_process_fetcher import LANE, runtime
 from tests.job_helpers import state_and_attempt, submit, succeed_all
 from tests.waiting import eventually
-from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers import db, failpoints
 from workers.execution.fetcher import JobFetcher

@@ -11,9 +11,9 @@ import pytest
 
 from models import claims, transitions
 from models.claims import LeasePolicy
+from tests.in_process_fetcher import LANE, runtime
 from tests.job_helpers import running_loop, state_and_attempt, submit, succeed_all
 from tests.waiting import eventually
-from tests.worker_runtime import LANE, runtime
 from vestry import Vestry
 from workers import reconciler
 from workers.db import open_pool

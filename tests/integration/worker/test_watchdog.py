@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.in_process_fetcher import LANE
 from tests.job_helpers import submit
 from tests.waiting import eventually
-from tests.worker_runtime import LANE
 from vestry import Vestry
 from workers.execution.heartbeat import OVERRUN_EXIT_CODE
 from workers.execution.watchdog import StallWatchdog

@@ -10,8 +10,8 @@ from pathlib import Path
 import psycopg
 
 from tests.faults.proxy import Mode, Proxy
+from tests.in_process_fetcher import LANE
 from tests.waiting import eventually
-from tests.worker_runtime import LANE
 from workers.home import CHECKOUT
 from workers.stack.dev_stack import DevStack
 from workers.stack.process import base_environment

@@ -1,4 +1,4 @@
-"""Helpers of tests of the producer library: a job, and the final states that a worker would set."""
+"""Helpers of tests of the producer library: a job, and the final states that a worker sets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from vestry import (
-    Embedding,
-    KeyRing,
-)
+from vestry import Embedding, KeyRing
 from vestry.crypto.envelope import RESULT, OwnerKey, blob_field
 from workers.stack.dev_stack import DevStack
 
@@ -67,7 +64,7 @@ def succeed(
 
 def kill(root: psycopg.Connection[Any], job: UUID, code: str = "backend_unavailable") -> None:
     root.execute(
-        "UPDATE vestry.jobs SET error_code = %s, error_message = 'it is so' WHERE id = %s",
+        "UPDATE vestry.jobs SET error_code = %s, error_message = 'a message' WHERE id = %s",
         [code, job],
     )
     end(root, job, "dead")
@@ -84,7 +81,7 @@ def key_of(root: psycopg.Connection[Any], stack: DevStack, owner: str) -> OwnerK
 def attach(
     root: psycopg.Connection[Any], stack: DevStack, job: UUID, owner: str, privacy: str
 ) -> None:
-    """Two parts of a file, as a producer stores them."""
+    """Store two parts of a file, as a producer does."""
     for part in range(2):
         body = b"page %d" % part
         if privacy == "private":

@@ -24,12 +24,15 @@ LANE = "shareable.bulk.gpu"
 
 @contextmanager
 def runtime(
-    stack: DevStack, handler: Handler | Mapping[str, Handler], **given: Any
+    stack: DevStack, handler: Handler | Mapping[str, Handler], **overrides: Any
 ) -> Iterator[JobFetcher]:
-    """A fetcher as a worker builds it, not started, and without hints."""
+    """A fetcher as a worker builds it, not started and without hints."""
     url = stack.database_url("vestry_shareable")
     settings = Settings(
-        **({"database_url": url, "privacy": "shareable", "lanes": (LANE,), "poll_s": 0.05} | given)
+        **(
+            {"database_url": url, "privacy": "shareable", "lanes": (LANE,), "poll_s": 0.05}
+            | overrides
+        )
     )
     life = WorkerLifecycle(make_app(stack.broker_url("shareable"), "shareable"), settings)
     handlers = handler if isinstance(handler, Mapping) else {"embedding": handler}
@@ -38,13 +41,13 @@ def runtime(
             components, "build_components", lambda *_: WorkerComponents(handlers, NoPassageSearch())
         )
         life.init(SimpleNamespace(hostname="test"))
-    made = life.fetcher()
-    executor = made.executor
+    fetcher = life.fetcher()
+    executor = fetcher.executor
     try:
-        yield made
+        yield fetcher
     finally:
-        made.drain()
-        # A pool that is closed while a fetch thread uses it is no error of the code under test.
+        fetcher.drain()
+        # Closing the pool while a fetch thread uses it would raise errors that are not under test.
         eventually(lambda: not executor.heartbeat.held_leases())
         executor.heartbeat.stop()
         executor.pool.close()

@@ -1,4 +1,4 @@
-"""The course of a search with a reranker: the jobs it runs, their order, and their failures."""
+"""The search pipeline with a reranker: its jobs, their order, and their failures."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ class Call:
 
 
 class Client(Vestry):
-    """A client whose database finds these hits, and whose reranker answers with `ranking`."""
+    """A client whose database returns these hits, and whose reranker responds with `ranking`."""
 
     def __init__(self, hits: list[Hit], ranking: Any, *, to_rerank: bool = True) -> None:
         super().__init__("postgresql://nowhere.invalid/none")
-        self.found = Hits(tuple(hits), "space"), to_rerank
+        self.hits = Hits(tuple(hits), "space"), to_rerank
         self.ranking = ranking
-        self.asked: list[Call] = []
+        self.calls: list[Call] = []
 
     def _run(self, operation: Callable[[], Any], *, atomic: bool = False) -> Any:
         del operation
         assert atomic
-        return self.found
+        return self.hits
 
     def _ask(self, job: JobRequest, options: JobOptions, timeout: float) -> Any:
-        self.asked.append(Call(job, options, timeout))
+        self.calls.append(Call(job, options, timeout))
         if job.kind == "embedding":
             return status("embedding"), {"vectors": [[1.0, 0.0]], "space": "space"}
         if isinstance(self.ranking, BaseException):
@@ -79,7 +79,7 @@ def documents(hits: Hits) -> list[str]:
     return [one.document for one in hits]
 
 
-def test_hits_are_reordered_then_cut_and_keep_their_similarity() -> None:
+def test_hits_are_reordered_then_limited_and_keep_their_similarity() -> None:
     client = Client([hit(n) for n in range(4)], [(3, 9.0), (0, 5.0), (2, 1.0), (1, -4.0)])
     hits = search(client, limit=3)
     assert documents(hits) == ["3", "0", "2"]
@@ -88,10 +88,10 @@ def test_hits_are_reordered_then_cut_and_keep_their_similarity() -> None:
     assert (hits.reranked, hits.degraded, hits.reason) == (True, False, None)
 
 
-def test_the_rerank_job_has_the_privacy_of_the_query_and_keeps_nothing() -> None:
+def test_rerank_job_has_the_privacy_of_the_query_and_keeps_nothing() -> None:
     client = Client([hit(n) for n in range(2)], [(0, 1.0), (1, 0.0)])
     search(client, timeout=5)
-    first, second = client.asked
+    first, second = client.calls
     assert isinstance(first.job, Embedding)
     job = second.job
     assert isinstance(job, Rerank)
@@ -105,7 +105,7 @@ def test_the_rerank_job_has_the_privacy_of_the_query_and_keeps_nothing() -> None
 
 
 @pytest.mark.parametrize(
-    ("came", "reason"),
+    ("response", "reason"),
     [
         (WaitTimeout(), pipeline.RERANKER_TOO_SLOW),
         (JobFailed("too_long", SECRET), pipeline.RERANKER_FAILED),
@@ -118,14 +118,14 @@ def test_the_rerank_job_has_the_privacy_of_the_query_and_keeps_nothing() -> None
         ((status("rerank"), {"ranking": [{"index": "x"}]}), pipeline.RERANKER_FAILED),
     ],
 )
-def test_every_failure_of_the_reranker_leaves_the_hits_degraded(came: Any, reason: str) -> None:
-    hits = search(Client([hit(0), hit(1)], came), limit=1)
+def test_every_failure_of_the_reranker_degrades_the_hits(response: Any, reason: str) -> None:
+    hits = search(Client([hit(0), hit(1)], response), limit=1)
     assert documents(hits) == ["0"]
     assert (hits.degraded, hits.reason, hits.reranked) == (True, reason, False)
     assert hits[0].rerank_score is None
 
 
-def test_a_fallback_reranker_degrades_the_search() -> None:
+def test_fallback_reranker_degrades_the_search() -> None:
     body = {"ranking": [{"index": 1, "score": 1.0}, {"index": 0, "score": 0.5}]}
     hits = search(Client([hit(0), hit(1)], (status("rerank", degraded=True), body)))
     assert documents(hits) == ["1", "0"]
@@ -143,32 +143,32 @@ def test_hits_without_text_follow_the_reranked_ones() -> None:
     assert [one.rerank_score for one in hits] == [2.0, 1.0, None, None]
 
 
-def test_the_number_of_reranked_passages_is_limited() -> None:
+def test_number_of_reranked_passages_is_limited() -> None:
     client = Client([hit(n) for n in range(300)], [(n, float(-n)) for n in range(RERANK_MAX)])
     hits = search(client, limit=300)
-    job = client.asked[1].job
+    job = client.calls[1].job
     assert isinstance(job, Rerank)
     assert len(job.passages) == RERANK_MAX
     assert documents(hits) == [str(n) for n in range(300)]
 
 
 @pytest.mark.parametrize("hits", [[], [hit(0, None)]])
-def test_without_readable_hits_no_rerank_job_is_enqueued(hits: list[Hit]) -> None:
+def test_rerank_job_is_enqueued_only_with_readable_hits(hits: list[Hit]) -> None:
     client = Client(hits, AssertionError())
     assert len(search(client)) == len(hits)
-    assert len(client.asked) == 1
+    assert len(client.calls) == 1
     client = Client([hit(0)], AssertionError(), to_rerank=False)
     assert not search(client).reranked
-    assert len(client.asked) == 1
+    assert len(client.calls) == 1
 
 
-def test_a_search_past_its_deadline_is_not_reranked() -> None:
+def test_search_past_its_deadline_is_not_reranked() -> None:
     client = Client([hit(0)], AssertionError())
     hits = search(client, timeout=0.0)
-    assert (hits.reason, len(client.asked)) == (pipeline.RERANKER_TOO_SLOW, 1)
+    assert (hits.reason, len(client.calls)) == (pipeline.RERANKER_TOO_SLOW, 1)
 
 
-def test_the_asynchronous_client_takes_the_same_course() -> None:
+def test_asynchronous_client_has_the_same_pipeline() -> None:
     sync = Client([hit(0), hit(1)], [(1, 1.0), (0, 0.0)])
 
     class AsyncClient(AsyncVestry):
@@ -184,10 +184,10 @@ def test_the_asynchronous_client_takes_the_same_course() -> None:
         client = AsyncClient("postgresql://nowhere.invalid/none")
         return await client.search("a query", owner="ann", privacy="private")
 
-    began = time.monotonic()
+    start = time.monotonic()
     hits = asyncio.run(search())
     assert documents(hits) == ["1", "0"]
-    assert hits.rerank_s <= time.monotonic() - began
+    assert hits.rerank_s <= time.monotonic() - start
 
 
 def test_hits_are_a_read_only_sequence() -> None:
@@ -204,6 +204,6 @@ def test_hits_are_a_read_only_sequence() -> None:
         hits.reason = "other"  # type: ignore[misc]
 
 
-def test_the_first_reason_stays() -> None:
+def test_first_reason_of_degradation_is_kept() -> None:
     hits = Hits((), "space").degrade("first").degrade("second")
     assert (hits.degraded, hits.reason) == (True, "first")

@@ -1,4 +1,4 @@
-"""Sources of the key ring, a file, a command, an inherited descriptor, and rereading them."""
+"""Sources of the key ring (a file, a command, an inherited descriptor), and rereading them."""
 
 from __future__ import annotations
 
@@ -67,27 +67,27 @@ def test_each_source_gives_the_same_ring(path: Path) -> None:
     os.close(piped)
 
 
-def test_two_sources_at_once_are_refused(path: Path) -> None:
+def test_two_configured_sources_are_refused(path: Path) -> None:
     with pytest.raises(KeyRingError, match="both set"):
         key_source_from_environment({FILE: str(path), COMMAND: "cat"})
 
 
 @pytest.mark.parametrize(
-    ("command", "complaint"),
+    ("command", "message"),
     [
         ("", "not a command line"), ("'", "not a command line"), ("/no/such/program", "cannot be run"),
         ("false", "exit code 1"), ("echo SECRET", "printed no key ring"),
     ],
 )  # fmt: skip
-def test_a_command_that_fails_is_named_and_not_quoted(command: str, complaint: str) -> None:
-    with pytest.raises(KeyRingError, match=complaint) as caught:
+def test_failed_command_is_named_and_not_quoted(command: str, message: str) -> None:
+    with pytest.raises(KeyRingError, match=message) as caught:
         KeyCommand(command).read()
     assert "SECRET" not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "999999", "99999999999999999999"])
-def test_an_invalid_descriptor_is_refused(value: str) -> None:
+def test_invalid_descriptor_is_refused(value: str) -> None:
     if not value:
         assert key_source_from_environment({DESCRIPTOR: value}) is None
         return
@@ -95,7 +95,7 @@ def test_an_invalid_descriptor_is_refused(value: str) -> None:
         key_source_from_environment({DESCRIPTOR: value})
 
 
-def test_a_descriptor_is_not_inherited_by_children(path: Path) -> None:
+def test_descriptor_is_not_inherited_by_children(path: Path) -> None:
     held = os.open(path, os.O_RDONLY)
     os.set_inheritable(held, True)
     KeyDescriptor(held)
@@ -103,7 +103,7 @@ def test_a_descriptor_is_not_inherited_by_children(path: Path) -> None:
     os.close(held)
 
 
-def test_a_ring_reads_a_replaced_file(path: Path) -> None:
+def test_ring_reads_a_replaced_file(path: Path) -> None:
     ring, owner, key_id, dek = KeyRing.load(path), "ann", uuid4(), new_dek()
     assert ring.current == "old"
     renew(path)
@@ -116,19 +116,19 @@ def test_a_ring_reads_a_replaced_file(path: Path) -> None:
     assert late.unwrap(owner, key_id, wrapped, kek).key_id == key_id
 
 
-def test_a_missing_key_does_not_reread_the_source_each_time(
+def test_missing_key_does_not_reread_the_source_each_time(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, looked = KeyFile(path), []
+    source, reads = KeyFile(path), []
     ring = KeyRing.read(source)
-    monkeypatch.setattr(source, "read_with", lambda kek: looked.append(kek) or source.read())
+    monkeypatch.setattr(source, "read_with", lambda kek: reads.append(kek) or source.read())
     for _ in range(3):
         with pytest.raises(UnknownKey):
             ring.unwrap("ann", uuid4(), bytes(60), "elsewhere")
-    assert looked == ["elsewhere"]
+    assert reads == ["elsewhere"]
 
 
-def test_process_inherits_the_ring_and_gets_the_next(path: Path, tmp_path: Path) -> None:
+def test_process_inherits_the_ring_and_reads_the_next_one(path: Path, tmp_path: Path) -> None:
     pipe = KeyringPipe(path, tmp_path)
     descriptor = pipe.descriptor()
     script = """
@@ -159,7 +159,7 @@ except OSError:
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_file_of_a_ring_is_complete_at_every_moment(path: Path) -> None:
+def test_ring_file_is_replaced_atomically(path: Path) -> None:
     stop, rings = threading.Event(), []
 
     def read() -> None:
@@ -168,8 +168,8 @@ def test_the_file_of_a_ring_is_complete_at_every_moment(path: Path) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    for turn in range(100):
-        renew(path, BOTH if turn % 2 else OLD)
+    for number in range(100):
+        renew(path, BOTH if number % 2 else OLD)
     stop.set()
     reader.join()
     assert rings

@@ -1,4 +1,4 @@
-"""Owners' unwrapped keys: how long and how many of them stay in the memory of a process."""
+"""The cache of owners' unwrapped keys: age limit and size limit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from models.content import PrivateContent
+from tests.waiting import eventually
 from vestry.crypto import owner_keys
 from vestry.crypto.envelope import new_dek
 from vestry.crypto.keyring import KeyRing
@@ -19,7 +20,7 @@ from workers.execution.heartbeat import Heartbeat
 
 
 class Clock:
-    """Stands for the module `time`."""
+    """Replaces the module `time`."""
 
     now = 1000.0
 
@@ -29,9 +30,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(owner_keys, "time", made)
-    return made
+    clock = Clock()
+    monkeypatch.setattr(owner_keys, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def ring(tmp_path: Path) -> KeyRing:
 
 
 class Database:
-    """A connection that finds the wrapped keys of these owners, and counts the reads."""
+    """A connection that returns the wrapped keys of these owners, and records the reads."""
 
     def __init__(self, ring: KeyRing, *owners: str) -> None:
         self.rows = {}
@@ -60,7 +61,7 @@ def store(keys: OwnerKeys, database: Database, owner: str) -> None:
     keys.unwrap(*database.rows[owner])
 
 
-def test_a_key_is_dropped_by_the_first_eviction_after_its_time(clock: Clock, ring: KeyRing) -> None:
+def test_expired_key_is_dropped_by_the_next_eviction(clock: Clock, ring: KeyRing) -> None:
     keys = OwnerKeys(ring)
     store(keys, Database(ring, "ann"), "ann")
     clock.now += MAX_AGE_S
@@ -71,9 +72,7 @@ def test_a_key_is_dropped_by_the_first_eviction_after_its_time(clock: Clock, rin
     assert not keys._cache
 
 
-def test_a_key_is_not_used_after_its_time_without_an_eviction_either(
-    clock: Clock, ring: KeyRing
-) -> None:
+def test_expired_key_is_not_used_before_an_eviction(clock: Clock, ring: KeyRing) -> None:
     keys = OwnerKeys(ring)
     store(keys, Database(ring, "ann"), "ann")
     clock.now += MAX_AGE_S + 1
@@ -81,7 +80,7 @@ def test_a_key_is_not_used_after_its_time_without_an_eviction_either(
     assert not keys._cache
 
 
-def test_use_does_not_prolong_the_life_of_a_key(clock: Clock, ring: KeyRing) -> None:
+def test_use_does_not_extend_the_age_limit_of_a_key(clock: Clock, ring: KeyRing) -> None:
     keys = OwnerKeys(ring)
     store(keys, Database(ring, "ann"), "ann")
     for _ in range(10):
@@ -91,7 +90,7 @@ def test_use_does_not_prolong_the_life_of_a_key(clock: Clock, ring: KeyRing) -> 
     assert keys.get("ann") is None
 
 
-def test_above_the_limit_the_least_recently_used_key_is_dropped(
+def test_least_recently_used_key_is_dropped_above_the_limit(
     ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner_keys, "MAX_OWNERS", 2)
@@ -103,7 +102,7 @@ def test_above_the_limit_the_least_recently_used_key_is_dropped(
     assert list(keys._cache) == ["ann", "cid"]
 
 
-def test_a_worker_s_keys_are_dropped_too(clock: Clock, ring: KeyRing) -> None:
+def test_worker_content_drops_expired_keys(clock: Clock, ring: KeyRing) -> None:
     content: Any = PrivateContent(ring)
     content.begin(Database(ring, "ann"), ["ann"])
     clock.now += MAX_AGE_S + 1
@@ -113,7 +112,7 @@ def test_a_worker_s_keys_are_dropped_too(clock: Clock, ring: KeyRing) -> None:
         content.key_id("ann")
 
 
-def test_a_key_lasts_for_half_of_its_time_after_every_begin(clock: Clock, ring: KeyRing) -> None:
+def test_key_is_valid_for_half_its_age_limit_after_every_begin(clock: Clock, ring: KeyRing) -> None:
     content: Any = PrivateContent(ring)
     database = Database(ring, "ann", "bob")
     content.begin(database, ["ann"])
@@ -126,7 +125,7 @@ def test_a_key_lasts_for_half_of_its_time_after_every_begin(clock: Clock, ring: 
     assert database.reads == [["ann"], ["bob"], ["ann"]]
 
 
-def test_an_owner_who_was_forgotten_gets_no_key_again(clock: Clock, ring: KeyRing) -> None:
+def test_erased_owner_gets_no_key_after_expiry(clock: Clock, ring: KeyRing) -> None:
     content: Any = PrivateContent(ring)
     database = Database(ring, "ann")
     content.begin(database, ["ann"])
@@ -137,7 +136,7 @@ def test_an_owner_who_was_forgotten_gets_no_key_again(clock: Clock, ring: KeyRin
         content.digest("ann")
 
 
-def test_a_key_of_another_ring_fails_its_owner_alone(ring: KeyRing, tmp_path: Path) -> None:
+def test_key_of_another_ring_fails_only_its_owner(ring: KeyRing, tmp_path: Path) -> None:
     content: Any = PrivateContent(ring)
     database = Database(ring, "ann")
     other = Database(KeyRing.generate(tmp_path / "other.json"), "bob")
@@ -148,19 +147,15 @@ def test_a_key_of_another_ring_fails_its_owner_alone(ring: KeyRing, tmp_path: Pa
         content.key_id("bob")
 
 
-def test_the_heartbeat_does_the_chores_also_without_a_lease() -> None:
-    done: list[int] = []
-    heart = Heartbeat(_away, 3.0, 0.01, 60.0, (lambda: done.append(1),))
-    heart.start()
+def test_heartbeat_runs_periodic_tasks_without_a_lease() -> None:
+    calls: list[int] = []
+    heartbeat = Heartbeat(_unreachable, 3.0, 0.01, 60.0, (lambda: calls.append(1),))
+    heartbeat.start()
     try:
-        for _ in range(200):
-            if done:
-                break
-            heart._stop.wait(0.01)
+        eventually(lambda: calls, within=2)
     finally:
-        heart.stop()
-    assert done
+        heartbeat.stop()
 
 
-def _away() -> psycopg.Connection[Any]:
+def _unreachable() -> psycopg.Connection[Any]:
     raise psycopg.OperationalError
