@@ -91,8 +91,8 @@ def check_names(declared: Catalogue, urls: Iterable[str], keys: Iterable[str]) -
         BackendSettingsError: one of them is not in the catalogue.
     """
     names = [entry.name for entry in declared.backends]
-    for variable, given in (("VESTRY_BACKENDS", urls), ("VESTRY_BACKEND_KEYS", keys)):
-        if unknown := sorted(set(given) - set(names)):
+    for variable, used in (("VESTRY_BACKENDS", urls), ("VESTRY_BACKEND_KEYS", keys)):
+        if unknown := sorted(set(used) - set(names)):
             raise BackendSettingsError(
                 f"{variable}: there is no backend {unknown[0]}; there are: {', '.join(names)}"
             )

@@ -158,4 +158,6 @@ class Home:
                 ports[name] = port
                 write_private(self.path / "ports.json", json.dumps(ports))
                 return port
-        raise OSError(f"no free port on 127.0.0.1 among 200 of {low} to {high}")
+        raise OSError(
+            f"no free port on 127.0.0.1: 200 random ones from {low} to {high} are in use; free some"
+        )

