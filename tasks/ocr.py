@@ -36,7 +36,7 @@ class OcrHandler:
         self._router = router
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
-        """One outcome a job, in the batch's order."""
+        """One outcome per job, in the batch's order."""
         with ThreadPoolExecutor(min(len(batch), MAX_PARALLEL_FILES) or 1, "ocr-file") as pool:
             return list(pool.map(lambda job: self._run(job, context), batch))
 

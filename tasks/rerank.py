@@ -66,7 +66,7 @@ class RerankHandler:
         self._chunkers = Chunkers()
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
-        """One outcome a job, in the batch's order."""
+        """One outcome per job, in the batch's order."""
         return [self._run(job, context) for job in batch]
 
     def _run(self, job: Job, context: Context) -> Outcome:
@@ -130,7 +130,7 @@ def _nearest(query: PendingVector, pieces: Sequence[PendingVector], index: int) 
 
 
 def _at(error: InferenceError, *passages: int) -> InferenceError:
-    """The same error, its indices those of the job's passages."""
+    """The same error, with indices of the job's passages."""
     return type(error)(str(error), retry_after=error.retry_after, indices=passages)
 
 

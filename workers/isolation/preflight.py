@@ -34,11 +34,11 @@ PR_SET_DUMPABLE: Final = 4
 
 
 class PrivacyPreflightError(SystemExit):
-    """A private worker refuses to start."""
+    """A private worker failed its preflight; the message names each fault."""
 
 
 def cloud_credentials(environment: Iterable[str]) -> list[str]:
-    """The variable names that stand for credentials of a cloud."""
+    """Names of the variables that hold credentials of a cloud."""
     return sorted(
         name
         for name in environment
@@ -62,8 +62,8 @@ def check_private_worker(
 
     Args:
         environment: the process's.
-        catalogue: of the enabled backends alone, with their URLs.
-        keys: names of the backends of which it has API keys.
+        catalogue: of the enabled backends only, with their URLs.
+        keys: names of the backends whose API keys it has.
         allowed: networks that count as local besides the loopback interface.
 
     Raises:
