@@ -156,7 +156,7 @@ class InferenceFailed(InferenceError):
 class OutOfMemory(InferenceError):
     """The device ran out of memory."""
 
-    default_message = "The device has too little memory even for one text at a time."
+    default_message = "The device has too little memory even for one text; use a smaller model."
     code = "out_of_memory"
     retryable = True
     per_text = True
@@ -219,5 +219,5 @@ class ModelMissing(InferenceError):
 class DeviceMissing(InferenceError):
     """The configured device is not available."""
 
-    default_message = "The configured device is not on this machine."
+    default_message = "The configured device is not on this machine; set VESTRY_DEVICE."
     code = "device_missing"

@@ -371,16 +371,16 @@ def plan_of(job: Job) -> TextsPlan | DocumentsPlan:
         raise BadPayload("the payload is not an object")
     texts, documents = payload.get("texts"), payload.get("documents")
     if (texts is None) == (documents is None):
-        raise BadPayload("the payload has neither or both of texts and documents")
+        raise BadPayload("the payload must have either texts or documents")
     if texts is not None:
         return _texts_plan(job, texts)
     source, keep_text = payload.get("source"), payload.get("keep_text", True)
     if not isinstance(source, str) or not source:
-        raise BadPayload("source is not a name")
+        raise BadPayload("source is not a non-empty string")
     if not isinstance(keep_text, bool):
         raise BadPayload("keep_text is neither true nor false")
     if not isinstance(documents, list) or not documents:
-        raise BadPayload("documents is not a list of at least one")
+        raise BadPayload("documents is not a list with at least one entry")
     if len(documents) != len(job.documents):
         raise BadPayload("the number of documents differs from that at enqueue")
     planned = [_document(value, ref) for value, ref in zip(documents, job.documents, strict=True)]
@@ -411,7 +411,7 @@ def _failed(error: InferenceError, subject: str | None, served: Served) -> Faile
 
 def _texts_plan(job: Job, texts: Any) -> TextsPlan:
     if not isinstance(texts, list) or not texts:
-        raise BadPayload("texts is not a list of at least one")
+        raise BadPayload("texts is not a list with at least one entry")
     for index, text in enumerate(texts):
         error = _text_error(text)
         if error is not None:
@@ -449,7 +449,7 @@ def _detail_error(detail: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _text_error(text: Any) -> tuple[str, str] | None:
     if not isinstance(text, str):
-        return ("bad_text", "its text is missing or not a string")
+        return ("bad_text", "it is missing or not a string")
     if not text.strip():
         return ("empty_text", "it is empty or only white space")
     if "\0" in text:

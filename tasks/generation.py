@@ -177,7 +177,7 @@ def plan_of(job: Job) -> GenerationPlan:
     payload = job.payload
     messages = payload.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise BadPayload("messages is not a list of at least one")
+        raise BadPayload("messages is not a list with at least one entry")
     request = GenerationRequest(
         messages=tuple(_message(index, value) for index, value in enumerate(messages)),
         max_tokens=_positive("max_tokens", payload.get("max_tokens", DEFAULT_MAX_TOKENS)),
@@ -241,7 +241,7 @@ def _grounding(value: Any) -> Grounding | None:
 
 def _positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadPayload(f"{name} is not a whole number from 1")
+        raise BadPayload(f"{name} is not a positive whole number")
     return value
 
 

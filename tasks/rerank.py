@@ -151,9 +151,9 @@ def plan_of(job: Job) -> RerankPlan:
         raise BadPayload("the payload is not an object")
     passages, limit = payload.get("passages"), payload.get("limit")
     if not isinstance(passages, list) or not passages:
-        raise BadPayload("passages is not a list of at least one")
+        raise BadPayload("passages is not a list with at least one entry")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise BadPayload("limit is not a whole number from 1")
+        raise BadPayload("limit is not a positive whole number")
     return RerankPlan(
         job,
         text_of("query", payload.get("query")),

@@ -38,7 +38,7 @@ def enabled_catalogue(settings: Settings) -> Catalogue:
         clouds = [name for name in enabled if declared.backend(name).locality == "cloud"]
         if clouds:
             raise SystemExit(
-                f"a private worker may not use a cloud: take {clouds[0]} out of VESTRY_BACKENDS"
+                f"a private worker may not use a cloud: remove {clouds[0]} from VESTRY_BACKENDS"
             )
     try:
         chosen = choose(declared, settings.embedding_backend, settings.embedding_model)
@@ -99,7 +99,7 @@ def check_names(declared: Catalogue, urls: Iterable[str], keys: Iterable[str]) -
 
 
 def breaker_settings(settings: Settings) -> BreakerSettings:
-    """When circuit breakers open, and their cool-down."""
+    """Circuit-breaker settings of a process."""
     return BreakerSettings(
         failures=settings.breaker_failures,
         cooldown_s=settings.breaker_cooldown_s,

@@ -106,7 +106,7 @@ class Home:
             os.close(descriptor)
             pid = read_json(self.state).get("supervisor", {}).get("pid")
             raise HomeInUseError(
-                f"a stack is already running in {self.path}" + (f" (pid {pid})" if pid else "")
+                f"a stack is already running in {self.path}{f' (pid {pid})' if pid else ''}; stop it first"
             ) from None
         self._lock = descriptor
 

@@ -78,7 +78,7 @@ def model_file(model: Path | None = None) -> Path:
         raise NoModelError(f"{RUNTIME} is not installed (pip install {RUNTIME})")
     if model is not None:
         if not model.is_file():
-            raise NoModelError("VESTRY_LLAMA_MODEL names no file")
+            raise NoModelError("VESTRY_LLAMA_MODEL is not a file; set it to a .gguf file")
         return model
     spec = find_spec(MODEL_PACKAGE)
     directories = (spec.submodule_search_locations or ()) if spec else ()

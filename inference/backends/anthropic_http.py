@@ -166,7 +166,9 @@ class AnthropicModel:
             try:
                 schema = anthropic.transform_schema(dict(request.schema))
             except MALFORMED:
-                raise BadRequest("the schema has parts that this backend cannot enforce") from None
+                raise BadRequest(
+                    "the schema has parts that this backend cannot enforce; simplify it"
+                ) from None
             limits["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
         return limits
 

@@ -44,7 +44,7 @@ class LanguageClassifier:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """All its languages."""
+        """Codes of all its languages."""
         return tuple(sorted(self._identifier.labels))
 
     def classify(self, text: str, labels: Sequence[str]) -> Sequence[LabelScore]:

@@ -123,5 +123,5 @@ class StallWatchdog:
             self._end_process("it claims no runnable job")
 
     def _end_process(self, reason: str) -> None:
-        log.critical("this worker is stalled (%s); ending the process", reason)
+        log.critical("worker stalled (%s); ending the process", reason)
         self._end(OVERRUN_EXIT_CODE)

@@ -84,7 +84,7 @@ def _faults(
         yield f"its environment has a cloud's credentials, unset {', '.join(names)}"
     for backend in catalogue.backends:
         if backend.locality != "local":
-            yield f"the cloud backend {backend.name} is enabled, take it out of VESTRY_BACKENDS"
+            yield f"the cloud backend {backend.name} is enabled, remove it from VESTRY_BACKENDS"
             continue
         try:
             if backend.url is not None:
@@ -93,7 +93,7 @@ def _faults(
             yield f"backend {backend.name}: {error}"
     local = {backend.name for backend in catalogue.backends if backend.locality == "local"}
     for name in sorted(set(keys) - local):
-        yield f"it has a key of {name}, take it out of VESTRY_BACKEND_KEYS"
+        yield f"it has a key of {name}, remove it from VESTRY_BACKEND_KEYS"
 
 
 def disable_core_dumps() -> None:
