@@ -105,8 +105,9 @@ class Home:
         except BlockingIOError:
             os.close(descriptor)
             pid = read_json(self.state).get("supervisor", {}).get("pid")
+            owner = f" (pid {pid})" if pid else ""
             raise HomeInUseError(
-                f"a stack is already running in {self.path}{f' (pid {pid})' if pid else ''}; stop it first"
+                f"a stack is already running in {self.path}{owner}; stop it first"
             ) from None
         self._lock = descriptor
 
