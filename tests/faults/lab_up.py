@@ -111,7 +111,7 @@ class LabUp:
         """Child to process id, guardian included; None for one that does not run."""
         state = read_json(self.home.state)
         children = {process["name"]: process["pid"] for process in state["processes"]}
-        return children | {"guardian": state["keeper"]}
+        return children | {"guardian": state["guardian"]}
 
     def child_pids(self) -> set[int]:
         """The supervisor's child processes, from the operating system."""
