@@ -1,4 +1,4 @@
-"""What a backend may raise. Every SDK error is mapped to one of these once, in its backend's module.
+"""Errors of backends. Every SDK error is mapped to one of these, in its backend's module.
 
 No message holds any of the text that was sent to the backend, so all of them may be stored and logged.
 """
@@ -10,17 +10,17 @@ from typing import Any, ClassVar, Self
 
 
 class InferenceError(Exception):
-    """Base class of what a backend may raise.
+    """Base class of the errors that a backend may raise.
 
     Attributes:
         default_message: the message of an error that is raised without one.
         code: short stable name, stored on the job.
         retryable: another attempt later may succeed.
         per_text: some texts of the call are at fault; the others may be tried without them.
-        retry_after: seconds to wait that the backend named, if it did.
+        retry_after: seconds to wait, if the backend named any.
         indices: positions, in the call's list, of the texts at fault; empty if unknown.
         usage: tokens in and out of those calls that were answered nevertheless, if any.
-        served_by: the candidate whose call it was; set by the Router.
+        served_by: the candidate that was called; set by the Router.
     """
 
     default_message: ClassVar[str] = "The backend could not answer."
@@ -50,7 +50,7 @@ class InferenceError(Exception):
 class RateLimited(InferenceError):
     """Rate limit of the backend."""
 
-    default_message = "The backend asked to be called less often."
+    default_message = "The backend's rate limit is reached."
     code = "rate_limited"
     retryable = True
 
@@ -156,7 +156,7 @@ class InferenceFailed(InferenceError):
 class OutOfMemory(InferenceError):
     """The device ran out of memory."""
 
-    default_message = "The device has too little memory even for one text at a time."
+    default_message = "The device has too little memory even for one text; use a smaller model."
     code = "out_of_memory"
     retryable = True
     per_text = True
@@ -182,7 +182,7 @@ class NoBackendAvailable(InferenceError):
 
 
 class SkippedModel(InferenceError):
-    """Every adequate model of this pool failed or is unavailable."""
+    """A model is not called again: this attempt tried it in another pool."""
 
     default_message = "Every model that is good enough failed or is unavailable."
     code = "passed_over"
@@ -219,5 +219,5 @@ class ModelMissing(InferenceError):
 class DeviceMissing(InferenceError):
     """The configured device is not available."""
 
-    default_message = "The configured device is not on this machine."
+    default_message = "The configured device is not on this machine; set VESTRY_DEVICE."
     code = "device_missing"

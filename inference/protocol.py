@@ -62,7 +62,7 @@ class BackendConfig:
             of the shareable class, which may call servers anywhere.
         egress: writes the record of each request to a cloud; None in a process that may call no cloud.
         options: further settings of this runtime, from the catalogue.
-        acquire_permit: called right before each request that counts against the backend's calls a
+        acquire_permit: called right before each request that counts against the backend's calls per
             minute; waits for a permit, or raises `LocalRateLimit` if the wait would be too long.
     """
 
@@ -114,7 +114,7 @@ class Backend(Protocol):
         """Load one of its models; `warm_up` makes the first call as fast as later ones.
 
         The returned object implements the protocol of every kind in `model.kinds` that the runtime
-        serves. A server is not asked for the model: the first call fails if it is missing.
+        serves. No request is sent to a server: the first call fails if its model is missing.
 
         Raises:
             ModelMissing: it is not on this machine; the message says what to do.
@@ -365,7 +365,7 @@ class EmbeddingModel(Protocol):
 
         Raises:
             TooLong: with `indices`; a text is never truncated.
-            InferenceError: any other of the family.
+            InferenceError: any other error of a backend.
         """
         ...
 

@@ -1,6 +1,6 @@
-"""A private directory for temporary files, of which nothing outlives its process by long.
+"""A private directory for temporary files, removed when its process ends.
 
-A killed process leaves its directory behind; the next `TempDir` of that parent and name removes it.
+The directory of a killed process remains; the next `TempDir` of that parent and name removes it.
 Directories in use are locked: the kernel releases a lock with the process that holds it.
 """
 
@@ -32,8 +32,8 @@ class TempDir:
 
     Args:
         parent: created if missing, and made 0700. Other processes of this account may use it too.
-        name: of the directory, with a number appended while other processes hold that name. What
-            begins with `name` in `parent` and is not held by a process is removed.
+        name: of the directory, with a number appended while other processes hold that name. Entries
+            of `parent` that begin with `name` and that no process holds are removed.
 
     Raises:
         TempDirError: `parent` belongs to another account, others may write to it, or it cannot be
@@ -46,7 +46,9 @@ class TempDir:
         try:
             self.path, lock = self._acquire()
         except OSError:
-            raise TempDirError(f"{parent} cannot be used for temporary files") from None
+            raise TempDirError(
+                f"{parent} cannot be used for temporary files; set VESTRY_TEMP_DIR to another directory"
+            ) from None
         self._lock: int | None = lock
 
     def new_directory(self) -> Path:
@@ -102,7 +104,7 @@ class TempDir:
 
 
 def default_parent() -> Path:
-    """Where temporary directories go by default: TMPDIR, else memory with enough space, else /tmp."""
+    """Default parent of temporary directories: TMPDIR, else memory with enough space, else /tmp."""
     memory = Path("/dev/shm")  # noqa: S108 - a private directory in it
     root = Path(tempfile.gettempdir())
     if "TMPDIR" not in os.environ and os.access(memory, os.W_OK):
@@ -116,7 +118,7 @@ def _make_private(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise TempDirError(f"{path} is not a directory of this account")
+        raise TempDirError(f"{path} is not a directory of this account; set VESTRY_TEMP_DIR to one")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise TempDirError(f"{path} is writable by other accounts; set its mode to 0700")
     path.chmod(0o700)

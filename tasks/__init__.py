@@ -1,1 +1,1 @@
-"""What a job of each kind does: one module per kind, plain functions, no Celery."""
+"""Handlers of jobs: one module per kind, plain functions, no Celery."""

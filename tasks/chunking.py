@@ -58,7 +58,7 @@ class Chunker:
         self._overhead = overhead
 
     def split(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Cut each text; white space alone gives no piece.
+        """Cut each text; a text of white space has no piece.
 
         Raises:
             TooLong: a single character is longer than the model reads.
@@ -147,7 +147,7 @@ def _windows(text: str, start: int, end: int) -> list[tuple[int, int]]:
 
 def _halves(text: str, start: int, end: int) -> list[tuple[int, int]]:
     if end - start < 2:  # noqa: PLR2004 - one character has no halves
-        raise TooLong("a single character is longer than the model reads")
+        raise TooLong("a single character is longer than the model reads; use another model")
     middle = (start + end) // 2
     space = text.rfind(" ", start + 1, middle)
     middle = space if space > 0 else middle

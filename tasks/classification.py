@@ -53,7 +53,7 @@ class ClassificationHandler:
         self._similarity = SimilarityClassifier()
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
-        """One outcome a job, in the batch's order; jobs with equal routing requests go together."""
+        """One outcome per job, in order; jobs with equal routing requests are served together."""
         outcomes: dict[UUID, Outcome] = {}
         groups: dict[RoutingRequest, list[LabelPlan]] = {}
         for job in batch:
@@ -104,7 +104,7 @@ class ClassificationHandler:
                 model, candidate.model.options, labelled, context, urgent=urgent
             )
             return unlabelled | results
-        # One job a call of the Router: rate limits and circuit breakers count calls of a model.
+        # One job per call of the Router: rate limits and circuit breakers count calls of a model.
         first = labelled[0]
         cancelled = partial(context.cancellation.is_lost, first.job.id)
         with on_behalf_of([first.job.id]):  # the request holds no other job's text

@@ -25,7 +25,7 @@ CONFIDENCE: Final[Mapping[str, float]] = {
 with a percentage; the true probability of each word differs from model to model."""
 
 _EXAMPLES_SHARE: Final = 4
-"""Examples fill at most one part in so many of the model's context."""
+"""Examples fill at most a quarter of the model's context."""
 _DEFAULT_CONTEXT: Final = 2048
 """Tokens, for a model whose catalogue entry names no context."""
 _CHARACTERS_PER_TOKEN: Final = 3
@@ -48,7 +48,9 @@ _RULES: Final = (
 class NoLabel(InferenceError):
     """The model chose none of the labels, even after the repair attempt."""
 
-    default_message = "The model did not answer with one of the labels, even when asked again."
+    default_message = (
+        "The model did not answer with one of the labels, even after the repair attempt."
+    )
     code = "no_label"
     per_text = True
 

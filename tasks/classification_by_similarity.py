@@ -43,7 +43,7 @@ from tasks.vector_pool import (
 LABEL_SET: Final = "label-set"
 """Digest purpose of a set of labels."""
 MAX_PROTOTYPES: Final = 4_000
-"""Cached, over all label sets: about 12 MB at 384 dimensions."""
+"""Most prototypes cached, over all label sets: about 12 MB at 384 dimensions."""
 IDLE_S: Final = 600.0
 
 
@@ -210,7 +210,7 @@ class LabelSetCache:
     """Bounded LRU cache of label sets. Threads share it.
 
     Args:
-        most: prototypes over all sets.
+        most: largest number of prototypes over all sets.
         idle_s: seconds without use, after which a set is dropped.
         clock: in seconds.
     """

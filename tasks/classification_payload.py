@@ -113,7 +113,7 @@ def _threshold(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadPayload("threshold is not a number")
     if not math.isfinite(value) or not 0 <= value <= 1:
-        raise BadPayload("threshold is not 0 to 1")
+        raise BadPayload("threshold is not between 0 and 1")
     return float(value)
 
 

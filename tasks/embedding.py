@@ -41,9 +41,9 @@ Spaces = Callable[[SpaceSpec], int]
 
 
 class RoutedEmbedding:
-    """The kind's handler: each batch is embedded by the model that its jobs ask for.
+    """The kind's handler: each batch is embedded by the model that its jobs request.
 
-    All jobs of a batch ask for the same model: the claim selects by model.
+    All jobs of a batch request the same model: the claim selects by model.
 
     Args:
         router: of this process.
@@ -58,7 +58,7 @@ class RoutedEmbedding:
         self._handlers: dict[str, EmbeddingHandler] = {}
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
-        """One outcome a job, in the batch's order."""
+        """One outcome per job, in the batch's order."""
         name = self._model_name(batch[0].model)
 
         def call(model: EmbeddingModel, candidate: Candidate) -> Sequence[Outcome]:
@@ -95,13 +95,13 @@ class RoutedEmbedding:
         return handler
 
     def _known_models(self) -> str:
-        known = {
+        models = {
             name: f"{name} (space {handler.space.name})" for name, handler in self._handlers.items()
         }
         if self._default is not None:
-            known.setdefault(self._default, self._default)
-        models = ", ".join(sorted(known.values())) or "no model"
-        return f"the workers of this lane embed with {models} only"
+            models.setdefault(self._default, self._default)
+        names = ", ".join(sorted(models.values())) or "none"
+        return f"the job's model is unknown; models of this lane: {names}"
 
 
 class EmbeddingHandler:
@@ -127,10 +127,10 @@ class EmbeddingHandler:
         return self._backend.space
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
-        """One outcome a job, in the batch's order.
+        """One outcome per job, in the batch's order.
 
         All texts of all jobs are embedded together, each distinct one once. A job that is cancelled
-        meanwhile is left out from the next call of the backend on.
+        meanwhile is left out of later calls of the backend.
         """
         plans = [self._plan(job) for job in batch]
         pool = EmbeddingBatch()
@@ -163,7 +163,7 @@ class EmbeddingHandler:
             # The requested name is the caller's text and stays out of the message.
             return Failed(
                 "unknown_model",
-                f"the workers of this lane embed with {space.model} only (space {space.name})",
+                f"the job's model is unknown; models of this lane: {space.model} (space {space.name})",
             )
         try:
             return plan_of(job)
@@ -270,7 +270,7 @@ class PlannedDocument:
 
     Attributes:
         error: code and message.
-        cause: the backend's error behind it, if that is what it is.
+        cause: the backend's error, if that is the reason.
     """
 
     ref: DocumentRef
@@ -284,7 +284,7 @@ class PlannedDocument:
     chunks: list[tuple[Span, PendingVector]] = field(default_factory=list, repr=False)
 
     def settle(self) -> bool:
-        """Take over the first error of its chunks. False if the job was cancelled meanwhile."""
+        """Set `error` to the first of its chunks. Returns False if the job was cancelled meanwhile."""
         for _, pending in self.chunks:
             if pending.error is not None:
                 self.cause = pending.error
@@ -371,18 +371,18 @@ def plan_of(job: Job) -> TextsPlan | DocumentsPlan:
         raise BadPayload("the payload is not an object")
     texts, documents = payload.get("texts"), payload.get("documents")
     if (texts is None) == (documents is None):
-        raise BadPayload("the payload has neither or both of texts and documents")
+        raise BadPayload("the payload must have either texts or documents")
     if texts is not None:
         return _texts_plan(job, texts)
     source, keep_text = payload.get("source"), payload.get("keep_text", True)
     if not isinstance(source, str) or not source:
-        raise BadPayload("source is not a name")
+        raise BadPayload("source is not a non-empty string")
     if not isinstance(keep_text, bool):
         raise BadPayload("keep_text is neither true nor false")
     if not isinstance(documents, list) or not documents:
-        raise BadPayload("documents is not a list of at least one")
+        raise BadPayload("documents is not a list with at least one entry")
     if len(documents) != len(job.documents):
-        raise BadPayload("the number of documents is not that at enqueueing")
+        raise BadPayload("the number of documents differs from that at enqueue")
     planned = [_document(value, ref) for value, ref in zip(documents, job.documents, strict=True)]
     return DocumentsPlan(job, source, keep_text, planned)
 
@@ -411,7 +411,7 @@ def _failed(error: InferenceError, subject: str | None, served: Served) -> Faile
 
 def _texts_plan(job: Job, texts: Any) -> TextsPlan:
     if not isinstance(texts, list) or not texts:
-        raise BadPayload("texts is not a list of at least one")
+        raise BadPayload("texts is not a list with at least one entry")
     for index, text in enumerate(texts):
         error = _text_error(text)
         if error is not None:
@@ -449,7 +449,7 @@ def _detail_error(detail: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _text_error(text: Any) -> tuple[str, str] | None:
     if not isinstance(text, str):
-        return ("bad_text", "it has no text that is a string")
+        return ("bad_text", "it is missing or not a string")
     if not text.strip():
         return ("empty_text", "it is empty or only white space")
     if "\0" in text:

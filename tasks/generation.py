@@ -50,7 +50,9 @@ NO_PASSAGES: Final = Failed(
 class InvalidOutput(InferenceError):
     """The answer does not match the JSON schema, even after the repair attempt."""
 
-    default_message = "The model's answer does not match the JSON schema, even when asked again."
+    default_message = (
+        "The model's answer does not match the JSON schema, even after the repair attempt."
+    )
     code = "invalid_output"
 
 
@@ -58,7 +60,7 @@ class CutOutput(InferenceError):
     """The answer reached max_tokens before its JSON was complete."""
 
     default_message = (
-        "The answer was cut at max_tokens before its JSON was complete; ask for more tokens."
+        "The answer was cut at max_tokens before its JSON was complete; raise max_tokens."
     )
     code = "output_cut"
 
@@ -93,7 +95,7 @@ class GenerationHandler:
         self._router = router
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
-        """One outcome a job, in the batch's order."""
+        """One outcome per job, in the batch's order."""
         return [self._run(job, context) for job in batch]
 
     def _run(self, job: Job, context: Context) -> Outcome:
@@ -125,7 +127,7 @@ class GenerationHandler:
 
 
 def _generate(model: GenerationModel, request: GenerationRequest, cancelled: Cancelled) -> Answer:
-    """Ask a model, twice if the answer has to fit a schema and does not.
+    """Call a model, a second time if its answer does not fit the schema.
 
     Raises:
         InvalidOutput: the second answer does not fit either.
@@ -136,7 +138,7 @@ def _generate(model: GenerationModel, request: GenerationRequest, cancelled: Can
         generated = model.generate(request, cancelled)
         tokens = total_tokens([generated])
         if not generated.text.strip() and generated.finish_reason == "stop":
-            raise BadAnswer("the model answered nothing").with_usage(*tokens)
+            raise BadAnswer("the model's answer is empty").with_usage(*tokens)
         return Answer(generated, *tokens)
     output = generate_json(
         model,
@@ -175,7 +177,7 @@ def plan_of(job: Job) -> GenerationPlan:
     payload = job.payload
     messages = payload.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise BadPayload("messages is not a list of at least one")
+        raise BadPayload("messages is not a list with at least one entry")
     request = GenerationRequest(
         messages=tuple(_message(index, value) for index, value in enumerate(messages)),
         max_tokens=_positive("max_tokens", payload.get("max_tokens", DEFAULT_MAX_TOKENS)),
@@ -239,7 +241,7 @@ def _grounding(value: Any) -> Grounding | None:
 
 def _positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadPayload(f"{name} is not a whole number from 1")
+        raise BadPayload(f"{name} is not a positive whole number")
     return value
 
 

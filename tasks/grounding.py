@@ -44,7 +44,7 @@ def grounded(
     Returns:
         The request, and the passages in it.
     """
-    used = _that_fit(request, passages, context)
+    used = _fitting(request, passages, context)
     numbered = "\n\n".join(f"[{n}] {_titled(passage)}" for n, passage in enumerate(used, 1))
     *before, question = request.messages
     prompt = Message(question.role, f"Passages:\n\n{numbered}\n\nQuestion: {question.content}")
@@ -69,7 +69,7 @@ def _titled(passage: Passage) -> str:
     return f"({title}) {passage.text}" if title else passage.text
 
 
-def _that_fit(
+def _fitting(
     request: GenerationRequest, passages: Sequence[Passage], context: int | None
 ) -> Sequence[Passage]:
     if context is None:

@@ -1,7 +1,7 @@
 """Scores of labels by similarity: each label's prototype is compared with the text's vector.
 
 A label's prototype is the direction of its description and its examples; the description counts as
-three examples. Descriptions alone suffice for topics; for properties that are hard to describe, such as
+three examples. For topics, descriptions suffice; for properties that are hard to describe, such as
 style, a dozen examples help. The mapping of similarities to probabilities is fitted to the examples,
 each compared with prototypes made without it. With few or no examples it is the one measured with
 all-MiniLM-L6-v2 (`docs/classification.md`); another model's catalogue entry may set the options
@@ -89,10 +89,10 @@ class LabelSet:
         )
         temperature = float(options.get("temperature", TEMPERATURE))
         midpoint = float(options.get("midpoint", MIDPOINT))
-        left_out, own = _left_out(sums, examples)
+        similar, own = _leave_one_out(sums, examples)
         if len(own) and len(sums) > 1:
-            temperature = _fitted_temperature(left_out, own, temperature)
-            midpoint = _fitted_midpoint(left_out, own, midpoint)
+            temperature = _fitted_temperature(similar, own, temperature)
+            midpoint = _fitted_midpoint(similar, own, midpoint)
         return cls(unit(sums), temperature, midpoint)
 
     def scores(self, names: Sequence[str], vector: Floats, *, multi: bool) -> list[LabelScore]:
@@ -119,7 +119,7 @@ def unit(vectors: Floats) -> Floats:
     return scaled
 
 
-def _left_out(sums: Floats, examples: Sequence[Floats]) -> tuple[Floats, NDArray[np.int64]]:
+def _leave_one_out(sums: Floats, examples: Sequence[Floats]) -> tuple[Floats, NDArray[np.int64]]:
     """Similarities of each example to prototypes made without it, and the index of its label."""
     prototypes = unit(sums)
     rows: list[Floats] = []

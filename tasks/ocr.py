@@ -36,7 +36,7 @@ class OcrHandler:
         self._router = router
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
-        """One outcome a job, in the batch's order."""
+        """One outcome per job, in the batch's order."""
         with ThreadPoolExecutor(min(len(batch), MAX_PARALLEL_FILES) or 1, "ocr-file") as pool:
             return list(pool.map(lambda job: self._run(job, context), batch))
 
@@ -83,7 +83,7 @@ def request_of(job: Job) -> tuple[OcrRequest, bytes]:
         raise BadPayload("languages is not a list of names")
     dpi, boxes = payload.get("dpi"), payload.get("word_boxes", False)
     if dpi is not None and not _is_count(dpi):
-        raise BadPayload("dpi is not a whole number")
+        raise BadPayload("dpi is not a positive whole number")
     if not isinstance(boxes, bool):
         raise BadPayload("word_boxes is neither true nor false")
     request = OcrRequest(
@@ -101,7 +101,7 @@ def _pages(value: Any) -> tuple[int, int] | None:
             return None
         case [first, last] if _is_count(first) and _is_count(last) and first <= last:
             return first, last
-    raise BadPayload("pages is not a first and a last number")
+    raise BadPayload("pages is not a pair of first and last page number")
 
 
 def _is_count(value: Any) -> bool:

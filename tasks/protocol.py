@@ -1,8 +1,8 @@
 """The contract between the worker and the handlers of the kinds. No Celery, no SQL.
 
-A handler is a function `run(batch, context) -> outcomes`, one outcome a job, in the batch's order.
-It must not raise for the fault of one job: a bad job gets `Failed`, its neighbours their results. An
-exception counts as a fault of the whole batch, which is then bisected until that job is isolated.
+A handler is a function `run(batch, context) -> outcomes`, one outcome per job, in the batch's order. It
+must not raise for one faulty job: that job gets `Failed`, the others their results. An exception counts
+as a fault of the whole batch, which is then bisected until the faulty job is isolated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vestry.lanes import Kind, Pool
 
 
 class BadPayload(Exception):
-    """The payload is not one of the kind; the message names the field and nothing of its content."""
+    """The payload is invalid for its kind; the message names the field and nothing of its content."""
 
 
 def text_of(name: str, value: Any) -> str:
@@ -133,8 +133,8 @@ class ConfirmDocument:
 class Succeeded:
     """The job's result (a JSON object) and its effects, committed together or not at all.
 
-    The finishing transaction corrects `result["superseded"]` and the like: only there it is known which
-    effects applied.
+    The finishing transaction corrects counts such as `result["superseded"]`: it decides which effects
+    apply.
     """
 
     result: dict[str, Any] = field(repr=False)
@@ -152,7 +152,7 @@ class Failed:
         retryable: a later attempt may succeed.
         retry_after: least seconds until then.
         uncounted: the job waits for a backend; the retry spends no attempt.
-        served: calls that were paid for all the same.
+        served: the calls, if they were paid for nevertheless.
     """
 
     code: str
@@ -206,14 +206,14 @@ class NoPassageSearch:
     """A `PassageSearch` for handlers that run without a database."""
 
     def passages(self, job: Job, grounding: Grounding) -> Sequence[Passage]:
-        """None."""
+        """Returns no passages."""
         del job, grounding
         return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a handler may use besides its batch.
+    """Services for a handler, besides its batch.
 
     Attributes:
         digest: content digest by owner (HMAC if private).
@@ -228,7 +228,7 @@ class Handler(Protocol):
     """A kind's entry point."""
 
     def __call__(self, batch: Sequence[Job], context: Context, /) -> Sequence[Outcome]:
-        """One outcome a job, in order."""
+        """One outcome per job, in order."""
         ...
 
 

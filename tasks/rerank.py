@@ -66,7 +66,7 @@ class RerankHandler:
         self._chunkers = Chunkers()
 
     def __call__(self, batch: Sequence[Job], context: Context) -> Sequence[Outcome]:
-        """One outcome a job, in the batch's order."""
+        """One outcome per job, in the batch's order."""
         return [self._run(job, context) for job in batch]
 
     def _run(self, job: Job, context: Context) -> Outcome:
@@ -130,7 +130,7 @@ def _nearest(query: PendingVector, pieces: Sequence[PendingVector], index: int) 
 
 
 def _at(error: InferenceError, *passages: int) -> InferenceError:
-    """The same error, its indices those of the job's passages."""
+    """The same error, with indices of the job's passages."""
     return type(error)(str(error), retry_after=error.retry_after, indices=passages)
 
 
@@ -151,9 +151,9 @@ def plan_of(job: Job) -> RerankPlan:
         raise BadPayload("the payload is not an object")
     passages, limit = payload.get("passages"), payload.get("limit")
     if not isinstance(passages, list) or not passages:
-        raise BadPayload("passages is not a list of at least one")
+        raise BadPayload("passages is not a list with at least one entry")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise BadPayload("limit is not a whole number from 1")
+        raise BadPayload("limit is not a positive whole number")
     return RerankPlan(
         job,
         text_of("query", payload.get("query")),

@@ -22,7 +22,7 @@ from vestry.jobs.generation import Message
 T = TypeVar("T")
 
 MAX_REPAIR_ATTEMPTS: Final = 1
-"""How often an answer that does not fit is sent back to the model with the reason."""
+"""Times that an answer that does not fit is sent back to the model with the reason."""
 
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(?P<inner>.*)\n\s*```\s*\Z", re.DOTALL)
 
@@ -104,8 +104,8 @@ def total_tokens(calls: Sequence[Generated]) -> tuple[int | None, int | None]:
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+    reported = [count for count in counts if count is not None]
+    return sum(reported) if reported else None
 
 
 def schema_error(schema: object) -> str | None:

@@ -1,4 +1,4 @@
-"""Vectors of the texts of a batch of jobs: each distinct text is embedded once, and fails alone.
+"""Vectors of the texts of a batch of jobs: each distinct text is embedded once, and fails by itself.
 
 A text of any length has one vector: the mean of the vectors of those pieces that fit the model.
 """

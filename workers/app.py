@@ -88,7 +88,7 @@ def _from_environment() -> Celery:
     log_redaction.own_process()
     if settings.privacy is None:
         logging.getLogger(__name__).warning("VESTRY_PRIVACY is not set; using shareable")
-    # A cloud worker, which has external network access, accepts hints alone from the broker.
+    # A cloud worker, which has external network access, accepts only hints from the broker.
     cloud = any(LANES[name].pool == Pool.CLOUD for name in settings.lanes)
     app = make_app(settings.broker, settings.privacy or "shareable", remote_control=not cloud)
     app.set_current()

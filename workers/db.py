@@ -1,9 +1,9 @@
 """Database connections of worker processes: options, pool, deadlines, reconnecting loops.
 
 Every wait is bounded below half a lease. The server enforces `statement_timeout`, which does not help a
-client whose statement never arrived: behind a proxy or load balancer that has lost its other side, TCP
-keepalives are answered and a process would wait for ever. `deadline` shuts down the socket of such a
-connection, and the wait fails as for any lost connection.
+client whose statement never arrived: behind a proxy or load balancer that has lost its own connection,
+TCP keepalives are answered and the client would wait for ever. `deadline` shuts down the socket of such
+a connection, and the wait fails as for any lost connection.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ CONNECTION_ERRORS = (
 """Errors of the connection, not of the statement: the database is unavailable, has ended the session of
 a frozen process, or has become a standby. The last three are no `OperationalError`."""
 POOL_RECONNECT_S = 2.0
-"""How long the pool tries to replace a lost connection. Its pauses double without bound; after this the
-next request for a connection tries again at once."""
+"""How long the pool retries a lost connection. Its back-off doubles without bound; after this the next
+request for a connection tries again at once."""
 DEADLINE_CHECK_S: Final = 0.5
 MIN_DEADLINE_S: Final = 3.0
 """Shortest deadline: on a busy machine, answers are slow."""
 IDLE_SESSION_TIMEOUT_S = 10.0
-"""The server ends a dispatcher's or reconciler's session that is silent for this long; each sends a
-statement every second. The session may hold an advisory lock for which others wait, and belong to a
-process that is frozen, or unreachable behind a proxy."""
+"""The server ends a dispatcher's or reconciler's session that is idle for this long; each sends a
+statement every second. The session may hold an advisory lock that others wait for, while its process is
+frozen, or unreachable behind a proxy."""
 LOOP_DEADLINE_S = 20.0
-"""Deadline of one round of such a loop, its calls to the broker included."""
+"""Deadline of one round of a dispatcher or reconciler, calls to the broker included."""
 MAX_RECONNECT_PAUSE_S = 2.0
-"""Longest pause between two attempts to connect. After an outage a lost job waits for this, a lease's
-grace and a `poll_s`; the promise is a lease and five seconds."""
+"""Longest pause between two attempts to connect. After an outage a lost job waits for this, one lease
+of grace and one `poll_s`; the guarantee is one lease and five seconds."""
 
 
 def connection_options(name: str, lease_s: float, idle_s: float = 0.0) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class DeadlineWatcher:
                 for number, (until, conn) in list(self._waits.items()):
                     if now >= until:
                         del self._waits[number]
-                        log.warning("no answer from the database in time; closing the connection")
+                        log.warning("database wait exceeded its deadline; closing the connection")
                         abort_socket(conn)
 
 

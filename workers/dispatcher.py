@@ -78,7 +78,7 @@ class Dispatcher:
     def run(self, conn: Connection) -> None:
         """Dispatch until stopped or the connection breaks."""
         self._lanes.clear()
-        self._routes.forget()
+        self._routes.invalidate()
         with deadline(conn, LOOP_DEADLINE_S):
             conn.execute("LISTEN vestry_lane")
             # A hint stamp lost in a crash costs one stale hint: the commit need not wait for the disk.
@@ -89,7 +89,7 @@ class Dispatcher:
             timeout_s = max(0.0, due - time.monotonic())
             lanes = {note.payload for note in conn.notifies(timeout=timeout_s, stop_after=1)}
             if lanes:
-                # With all others that have arrived: a burst is one round.
+                # Include all others that have arrived: a burst is one round.
                 lanes |= {note.payload for note in conn.notifies(timeout=0)}
             now = time.monotonic()
             if not self._notified:
@@ -171,7 +171,7 @@ class Dispatcher:
 
     @contextmanager
     def _pausing_on_error(self, lane: str) -> Iterator[None]:
-        """Pause every lane if the broker is unavailable, this one if the broker refuses it alone."""
+        """Pause every lane if the broker is unavailable, only this one if the broker refuses it."""
         try:
             yield
         except (OperationalError, redis.RedisError, OSError) as error:

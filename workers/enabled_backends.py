@@ -38,7 +38,7 @@ def enabled_catalogue(settings: Settings) -> Catalogue:
         clouds = [name for name in enabled if declared.backend(name).locality == "cloud"]
         if clouds:
             raise SystemExit(
-                f"a private worker may not use a cloud: take {clouds[0]} out of VESTRY_BACKENDS"
+                f"a private worker may not use a cloud: remove {clouds[0]} from VESTRY_BACKENDS"
             )
     try:
         chosen = choose(declared, settings.embedding_backend, settings.embedding_model)
@@ -91,15 +91,15 @@ def check_names(declared: Catalogue, urls: Iterable[str], keys: Iterable[str]) -
         BackendSettingsError: one of them is not in the catalogue.
     """
     names = [entry.name for entry in declared.backends]
-    for variable, given in (("VESTRY_BACKENDS", urls), ("VESTRY_BACKEND_KEYS", keys)):
-        if unknown := sorted(set(given) - set(names)):
+    for variable, used in (("VESTRY_BACKENDS", urls), ("VESTRY_BACKEND_KEYS", keys)):
+        if unknown := sorted(set(used) - set(names)):
             raise BackendSettingsError(
                 f"{variable}: there is no backend {unknown[0]}; there are: {', '.join(names)}"
             )
 
 
 def breaker_settings(settings: Settings) -> BreakerSettings:
-    """When circuit breakers open, and their cool-down."""
+    """Circuit-breaker settings of a process."""
     return BreakerSettings(
         failures=settings.breaker_failures,
         cooldown_s=settings.breaker_cooldown_s,

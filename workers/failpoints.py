@@ -1,7 +1,8 @@
-"""Named failpoints: places at which a test kills, freezes or fails a process.
+"""Named failpoints: points at which a test kills, freezes or fails a process.
 
-The code calls `failpoint(NAME, …)` at each place. Without callbacks, as always outside tests, a call
-costs about 50 ns. A test installs callbacks by name: each gets its place's arguments, and may raise.
+The code calls `failpoint(NAME, …)` at each point. Without callbacks, as always outside tests, a call
+costs about 50 ns. A test installs callbacks by name: each gets its failpoint's arguments, and may
+raise.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 AFTER_CLAIM_COMMIT: Final = "after claim COMMIT"
-"""(connection, lease): a claim is committed, and the worker has not read anything since."""
+"""(connection, lease): a claim is committed; the worker has not read its payloads yet."""
 AFTER_CLAIM: Final = "after claim"
 """(lease): a batch is claimed and its payloads are read."""
 AFTER_INFERENCE: Final = "after inference"
@@ -19,7 +20,7 @@ AFTER_INFERENCE: Final = "after inference"
 INSIDE_FINISH: Final = "inside finish transaction"
 """(lease, finished): everything is written, nothing committed."""
 BEFORE_FINISH_COMMIT: Final = "before finish COMMIT"
-"""(connection)."""
+"""(connection): COMMIT is next."""
 AFTER_FINISH_COMMIT: Final = "after finish COMMIT"
 """(connection): committed; the worker has not left the transaction's block."""
 AFTER_FINISH: Final = "after finish"
@@ -27,7 +28,7 @@ AFTER_FINISH: Final = "after finish"
 AFTER_HEARTBEAT: Final = "after heartbeat"
 """(leases): they are extended."""
 INSIDE_RESCUE: Final = "inside rescue transaction"
-"""(rescued): a reconciler's round has moved these counts of jobs, and not committed."""
+"""(rescued): a reconciler's round has moved these counts of jobs, but not committed."""
 AFTER_RESCUE: Final = "after rescue"
 """(rescued): the same, committed."""
 AFTER_HINT_STAMP: Final = "after hint stamp"
@@ -47,7 +48,7 @@ _callbacks: dict[str, Callback] = {}
 
 
 def failpoint(name: str, *arguments: Any) -> None:
-    """Run the callback that is installed for a place, if any."""
+    """Run the callback that is installed for a failpoint, if any."""
     if _callbacks and (callback := _callbacks.get(name)) is not None:
         callback(*arguments)
 

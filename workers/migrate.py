@@ -83,11 +83,11 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise MissingSettingError(f"{file}: {error.strerror}") from None
+        raise MissingSettingError(f"{file} cannot be read ({error.strerror})") from None
 
 
 def main() -> None:
-    """Migrate as the environment says; exit status 1 and one sentence where that is impossible."""
+    """Migrate as the environment says; exit status 1 and one sentence if that fails."""
     try:
         prepare(admin_login(os.environ), role_passwords(os.environ))
     except (MissingSettingError, SchemaError) as error:

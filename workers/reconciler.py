@@ -123,7 +123,7 @@ class Reconciler:
         return row is not None and bool(row[0])
 
     def _grace(self, conn: Connection) -> float:
-        """Seconds until leases may count as expired: one lease after the database came back."""
+        """Seconds until leases may count as expired: one lease after the database became available."""
         if self._connected_before:
             return self._settings.lease_s
         self._connected_before = True

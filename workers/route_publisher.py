@@ -31,8 +31,8 @@ REFRESH_EVERY_S: Final = 1.0
 """Longest delay until a circuit breaker's change or a spent budget changes the routes."""
 MOVE_TIME_BUDGET_S: Final = 0.1
 """Time for moving queued jobs, per tick of the dispatcher."""
-ONE_POOL: Final = frozenset(kind for kind, pool in KINDS.items() if pool is Pool.CPU)
-"""Kinds that one pool alone serves."""
+SINGLE_POOL_KINDS: Final = frozenset(kind for kind, pool in KINDS.items() if pool is Pool.CPU)
+"""Kinds that a single pool serves."""
 QUALITIES: Final = ("adequate", "best")
 
 
@@ -80,7 +80,7 @@ class RoutePublisher:
                     self._to_move[lane.name, kind] = backend_health.QUEUE_START
 
     def _move(self, conn: Connection) -> None:
-        """Move jobs out of lanes that are no longer theirs, for at most MOVE_TIME_BUDGET_S."""
+        """Move jobs out of lanes that their route no longer names, for at most MOVE_TIME_BUDGET_S."""
         until = time.monotonic() + MOVE_TIME_BUDGET_S
         while self._to_move and time.monotonic() < until:
             (lane, kind), position = next(iter(self._to_move.items()))
@@ -92,8 +92,8 @@ class RoutePublisher:
             if moved:
                 log.info("routes changed: %d jobs moved from %s", moved, lane)
 
-    def forget(self) -> None:
-        """Publish at the next refresh in any case: the connection is a new one."""
+    def invalidate(self) -> None:
+        """Make the next refresh publish in any case: the connection is a new one."""
         self._last = None
         self._next = 0.0
 
@@ -128,5 +128,5 @@ def _movable(changed: list[Route]) -> set[tuple[str, str, str]]:
     return {
         (route.kind, route.privacy, route.latency)
         for route in changed
-        if route.privacy == Privacy.SHAREABLE.value and route.kind not in ONE_POOL
+        if route.privacy == Privacy.SHAREABLE.value and route.kind not in SINGLE_POOL_KINDS
     }

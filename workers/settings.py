@@ -61,12 +61,12 @@ class Settings(BaseSettings):
     poll_s: float = Field(1.0, gt=0)
     """Polling interval of an idle worker."""
     stall_timeout_s: float = Field(60.0, gt=0)
-    """How long a runnable job may wait beside an idle worker before the watchdog ends the process."""
+    """How long a runnable job may wait while a worker is idle before the watchdog ends the process."""
 
     embedding_backend: str = Field(
         "sentence-transformers", pattern=r"^(sentence-transformers|echo|\w+(\.\w+)+)$"
     )
-    """`echo`, or a runtime module that takes its place, is for tests and benchmarks."""
+    """`echo`, or a runtime module that replaces it, is for tests and benchmarks."""
     embedding_model: str = ""
     device: str = "auto"
 
@@ -123,7 +123,9 @@ class Settings(BaseSettings):
                     f"VESTRY_LANES: there is no lane {name}; there are: {', '.join(LANES)}"
                 )
             if self.privacy is not None and LANES[name].privacy != self.privacy:
-                raise ValueError(f"a {self.privacy} worker cannot serve the lane {name}")
+                raise ValueError(
+                    f"VESTRY_LANES: a {self.privacy} worker cannot serve the lane {name}; remove it"
+                )
         pools = {LANES[name].pool for name in self.lanes}
         if Pool.CLOUD in pools and len(pools) > 1:
             raise ValueError(

@@ -135,7 +135,7 @@ class AnthropicModel:
         )
 
     def warm_up(self) -> None:
-        """Have a local server load the model; Anthropic's are loaded, and calls cost money."""
+        """Have a local server load the model; Anthropic's are always loaded, and calls cost money."""
         if self._config.locality == "local":
             with suppress(BadAnswer):  # a single token may be half a character: an empty answer
                 self.generate(GenerationRequest([Message("user", "Hello")], max_tokens=1))
@@ -166,7 +166,9 @@ class AnthropicModel:
             try:
                 schema = anthropic.transform_schema(dict(request.schema))
             except MALFORMED:
-                raise BadRequest("the schema has parts that this backend cannot enforce") from None
+                raise BadRequest(
+                    "the schema has parts that this backend cannot enforce; simplify it"
+                ) from None
             limits["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
         return limits
 

@@ -102,7 +102,7 @@ class OllamaBackend:
 
         Raises:
             ModelMissing: there is no such model, or it is not local.
-            InferenceError: any other of the family.
+            InferenceError: any other error of a backend.
         """
         _refuse_remote_name(model, self._config)
         steps = self._client.pull(model.served_name, stream=True)
@@ -322,7 +322,7 @@ def _refuse_remote_name(model: ModelEntry, config: BackendConfig) -> None:
 
 def _not_local(model: ModelEntry, config: BackendConfig) -> ModelMissing:
     return ModelMissing(
-        f"backend {config.name} is declared local, but runs {model.served_name} on machines of others: "
+        f"backend {config.name} is declared local, but runs {model.served_name} on remote machines: "
         "use a model that it runs itself, or declare a backend of locality cloud"
     )
 

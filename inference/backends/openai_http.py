@@ -161,7 +161,7 @@ class OpenAIModel(RemoteEmbedding):
         )
 
     def warm_up(self) -> None:
-        """Have a local server load the model; a cloud's is loaded, and calls cost money."""
+        """Have a local server load the model; a cloud's is always loaded, and calls cost money."""
         if self.locality == "cloud":
             return
         kinds = set(self._entry.kinds)

@@ -44,7 +44,7 @@ _FILE_ERRORS: Final[dict[str, type[InferenceError]]] = {
     "page_too_large": FileTooLarge,
     "too_many_pages": FileTooLarge,
 }
-"""Errors of a whole file, by code; others are `UnreadableFile`."""
+"""Errors of a whole file, by code; all others are `UnreadableFile`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class TesseractOptions:
             limits = OcrLimits(**fields)
         except (TypeError, ValueError):
             raise ModelMissing(
-                f"backend {config.name}: an option has a value of wrong type"
+                f"backend {config.name}: an option's value has the wrong type; see docs/ocr.md"
             ) from None
         if options:
             raise ModelMissing(f"backend {config.name}: unknown option {min(options)}")
@@ -176,7 +176,7 @@ class TesseractBackend:
             return self._installation
 
     def running(self) -> tuple[TempDir, OcrWorkerPool]:
-        """Temporary directory and worker pool, made at the first call.
+        """Temporary directory and worker pool, created at the first call.
 
         Raises:
             ModelMissing: Tesseract is not installed.
@@ -206,7 +206,7 @@ class TesseractBackend:
             return TempDir(self._config.temp_dir or default_parent(), "pages")
         except TempDirError:
             raise BackendUnavailable(
-                "the worker's temporary directory cannot be used; VESTRY_TEMP_DIR names another"
+                "the worker's temporary directory cannot be used; set VESTRY_TEMP_DIR to another"
             ) from None
 
 
@@ -260,7 +260,8 @@ class TesseractModel:
         except PageError as error:
             raise _FILE_ERRORS.get(error.code, UnreadableFile)(error.message) from None
         except OSError as error:
-            message = f"the temporary directory cannot be used ({type(error).__name__})"
+            cause = type(error).__name__
+            message = f"the temporary directory cannot be used ({cause}); set VESTRY_TEMP_DIR"
             raise BackendUnavailable(message) from None
 
     def warm_up(self) -> None:

@@ -15,7 +15,7 @@ from vestry.lanes import Privacy
 
 SHIPPED: Final = Path(__file__).with_name("catalogue.yaml")
 _REMOTE = re.compile(r".*[-:]cloud")
-"""Ollama's names of models that run on machines of others."""
+"""Ollama's names of models that run on remote machines."""
 _Path = tuple[int | str, ...]
 _Problem = tuple[_Path, str]
 
@@ -45,7 +45,7 @@ def parse(text: str, file: str = "catalogue") -> Catalogue:
     """Check a catalogue's text; see `load`."""
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            # A few of them can expand to an endless document.
+            # A few aliases can expand to a huge document.
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line + 1 if event.start_mark else 1
                 raise CatalogueError(
@@ -104,15 +104,18 @@ def _problems_of_model(catalogue: Catalogue, model: ModelEntry) -> Iterator[tupl
     if "embedding" in model.kinds and model.dimension is None:
         yield "kinds", "an embedding model needs its dimension"
     if "ocr" in model.kinds and locality == "cloud":
-        yield "kinds", "no lane leads from OCR to a cloud"
+        yield "kinds", "there is no cloud lane for OCR: use a local backend"
     if locality == "local" and _REMOTE.fullmatch(model.served_name):
         field = "served_as" if model.served_as else "name"
-        yield field, "a model that its server runs on machines of others is not local"
+        yield (
+            field,
+            "a model that its server runs on remote machines is not local: use a cloud backend",
+        )
 
 
 def _problems_of_rule(catalogue: Catalogue, rule: Rule) -> Iterator[_Problem]:
     if "cloud" in rule.prefer and Privacy.PRIVATE in rule.when.privacy:
-        yield ("prefer",), "private work never goes to a cloud"
+        yield ("prefer",), "private jobs may not use a cloud: remove it from the rule"
     if len(set(rule.prefer)) < len(rule.prefer):
         yield ("prefer",), "a locality is named twice"
     if unknown := set(rule.when.task) - {entry.name for entry in catalogue.tasks}:

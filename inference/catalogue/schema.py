@@ -218,7 +218,7 @@ class Catalogue(_Entry):
 
     @cached_property
     def version(self) -> str:
-        """Twelve hex digits that change with anything that decides a route."""
+        """Twelve hex digits that change with anything that affects a route."""
         fields = self.model_dump(mode="json", exclude={"backends": {"__all__": {"url"}}})
         content = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -240,7 +240,7 @@ class Catalogue(_Entry):
         return not any(entry.demanding for entry in self.tasks if entry.name == task)
 
     def only(self, backends: Mapping[str, str | None]) -> Catalogue:
-        """The part of it that these backends serve, with their URLs replaced by those named here."""
+        """Restricted to some backends, with their URLs replaced where one is named."""
         return self.model_copy(
             update={
                 "backends": tuple(
@@ -253,7 +253,7 @@ class Catalogue(_Entry):
         )
 
     def adding(self, backend: BackendEntry | None, model: ModelEntry) -> Catalogue:
-        """With a model before all others, and its backend if that is new.
+        """With a model added before all others, and its backend if that is new.
 
         Other embedding models are no longer resident: this one is the default.
         """

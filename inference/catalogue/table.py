@@ -10,7 +10,7 @@ HEADINGS: Final = ("model", "where", "serves", "good enough for", "while unavail
 
 
 def rows(catalogue: Catalogue) -> list[tuple[str, ...]]:
-    """One row a model, in the catalogue's order; see `HEADINGS`."""
+    """One row per model, in the catalogue's order; see `HEADINGS`."""
     return [
         (
             f"{model.name}{_size(model)}",
@@ -48,7 +48,7 @@ def _tasks(model: ModelEntry) -> str:
 
 
 def _fallback(catalogue: Catalogue, model: ModelEntry) -> str:
-    """What happens to a model's jobs while it is unavailable."""
+    """Fallback for a model's jobs while it is unavailable."""
     if model.tasks == ALL:
         return "demanding tasks wait, others are served by the next model"
     waits = [

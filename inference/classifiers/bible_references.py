@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 MAX_CHARACTERS: Final = 200
-"""Of a reference; a longer text is none."""
+"""Longest reference; a longer text is not one."""
 
 _CANON: Final = Path(__file__).with_name("canon.json")
 _ORDINALS: Final = {
@@ -80,8 +80,8 @@ def books() -> dict[str, Book]:
 def normalised(text: str) -> str | None:
     """A reference in canonical form, such as `1 Corinthians 13:4-7`; None if it is malformed.
 
-    Nothing is guessed: an unknown book, a chapter or verse beyond the last, or a range that runs
-    backwards make it malformed.
+    An unknown book, a chapter or verse beyond the last, or a range that runs backwards makes it
+    malformed.
     """
     if len(text) > MAX_CHARACTERS:
         return None

@@ -12,12 +12,12 @@ from inference.errors import BadRequest, ModelMissing
 from vestry.jobs.classification import LabelScore
 
 READ_CHARACTERS: Final = 10_000
-"""Only so much of a text is read: a hundred characters are as accurate, at about 4 µs each."""
+"""Characters of a text that are read: a hundred are as accurate, at about 4 µs each."""
 
 _NAMES: Final = Path(__file__).with_name("languages.json")
 _NO_EVIDENCE: Final = 2.5
-"""A best score below so many times an even share means that nothing in the text was recognised: without
-evidence the model gives each of its classes the same score, and two classes share a label."""
+"""A best score below this multiple of an even share means that nothing in the text was recognised:
+without evidence the model gives each of its classes the same score, and two classes share a label."""
 
 
 class LanguageClassifier:
@@ -44,7 +44,7 @@ class LanguageClassifier:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """All its languages."""
+        """Codes of all its languages."""
         return tuple(sorted(self._identifier.labels))
 
     def classify(self, text: str, labels: Sequence[str]) -> Sequence[LabelScore]:

@@ -15,14 +15,14 @@ from vestry.bisection import bisect_failures
 T = TypeVar("T")
 
 MAX_PREEMPTIONS: Final = 20
-"""Urgent pieces that may run before a waiting bulk piece: bulk work slows down, it never starves."""
+"""Urgent pieces that may run before a waiting bulk piece: bulk work is slowed, never starved."""
 
 
 class DeviceThread:
     """Runs small pieces of work one at a time, urgent ones first.
 
-    A single thread keeps a GPU's context and, on a CPU, the maths library's one team of threads; with
-    several callers each would bring a team, all spinning for the same cores.
+    A single thread keeps a GPU's context and, on a CPU, the maths library's one thread team; with
+    several calling threads each would have a team, all spinning on the same cores.
     """
 
     def __init__(self, name: str) -> None:
@@ -140,7 +140,7 @@ class DeviceBatches:
                 pass
             except torch.AcceleratorError:
                 # The device's context is lost for good; only a new process gets a new one.
-                raise BackendUnavailable("the device failed; the process must restart") from None
+                raise BackendUnavailable("the device failed; restart the worker") from None
             except MemoryError:
                 pass
             except Exception as error:  # its message may hold the text

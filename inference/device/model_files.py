@@ -35,14 +35,14 @@ class ModelFiles:
 
     @property
     def revision(self) -> str:
-        """Hex SHA-256 over the files that decide a vector; see `revision_of`."""
+        """Hex SHA-256 over the files that determine a vector; see `revision_of`."""
         return revision_of(self.path)
 
 
 def stay_offline() -> None:
-    """Keep the model libraries from the network, unless HF_HUB_OFFLINE is 0.
+    """Disable network access of the model libraries, unless HF_HUB_OFFLINE is 0.
 
-    Call it before they are imported: they read these variables then.
+    Call it before they are imported: they read these variables on import.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
@@ -80,7 +80,7 @@ def revision_of(path: Path) -> str:
     """Digest of weights, configuration and vocabulary; the same on every machine with these files.
 
     Documentation, other runtimes' exports and a second format of the same weights are ignored.
-    About 1 GB/s, computed once a process.
+    About 1 GB/s, computed once per process.
     """
     files = [
         file

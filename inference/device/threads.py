@@ -24,7 +24,7 @@ def default_threads() -> int:
     """Physical cores that this process may use: hyper-threads add nothing to matrix products.
 
     Bounded by the CPU affinity and, in a container, by its CPU quota (cgroup v2 `cpu.max`). Workers
-    of one machine share the cores by priority: the cores of an idle lane serve the busy one.
+    of one machine share the cores by priority: a busy lane uses the cores of an idle one.
     """
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):

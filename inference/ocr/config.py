@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 MEGABYTE = 1024 * 1024
 MAX_SIDE = 32_767
-"""Pixels of a side of an image: Tesseract counts them in 16 bits, signed."""
+"""Most pixels of an image's side: Tesseract counts them in 16 bits, signed."""
 
 
 @dataclass(frozen=True, slots=True)

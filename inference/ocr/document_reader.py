@@ -20,7 +20,7 @@ from vestry.jobs.ocr import OcrPage, OcrResult
 REPLY_MARGIN_S: Final = 5.0
 """Seconds beyond a page's limit in which a worker ends its Tesseract and replies."""
 MAX_ATTEMPTS: Final = 2
-"""For a page whose worker died: the first may have been killed for the memory of another process."""
+"""Attempts at a page whose worker died: it may have been killed for another process's memory."""
 
 
 @dataclass(frozen=True, slots=True)

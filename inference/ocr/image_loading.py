@@ -21,8 +21,8 @@ _PLAUSIBLE_DPI: Final = (100, 1200)
 _PAPER_TILES: Final = 200
 """Tiles along the shorter side in which the paper's shade is measured."""
 _UNEVEN: Final = 0.85
-"""Lighting is corrected if the dark parts of the paper have less than so much of its bright parts'
-light."""
+"""Lighting is corrected if the paper's dark parts have less than this share of its bright parts'
+brightness."""
 _DARKEST_PAPER: Final = 100
 _BLANK_RANGE: Final = 16
 """Of 255: the range that JPEG compression may make of a single shade."""

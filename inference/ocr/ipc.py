@@ -13,7 +13,7 @@ import time
 from typing import Any, Final
 
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
-"""A page with a million characters and their boxes has fewer."""
+"""Longest frame; a page with a million characters and their boxes has fewer bytes."""
 _LENGTH: Final = struct.Struct(">I")
 
 

@@ -128,8 +128,8 @@ def _from_image(
 def read_image(image: PageImage, dpi: int | None, tesseract: Tesseract) -> Attempt:
     """The best of several attempts; most pages need one.
 
-    If the first is not confident, the image is rotated as Tesseract's orientation detection says, or to
-    all other orientations if the page has too little text for that.
+    If the first is not confident, the image is rotated to the orientation that Tesseract detects, or to
+    each other orientation if the page has too little text for that.
 
     Raises:
         PageError: as `Tesseract.read`.

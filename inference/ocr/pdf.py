@@ -26,7 +26,7 @@ from inference.ocr.transforms import Box
 RENDER_DPI: Final = 300
 """Tesseract reads best at this resolution."""
 POINTS: Final = 72
-"""Points of an inch."""
+"""Points per inch."""
 _MIN_DPI: Final = 72
 """A page that fits the limits only at a lower resolution is refused."""
 _MAX_OBJECTS: Final = 20_000

@@ -111,7 +111,9 @@ def _system_data(program: str) -> list[Path]:
     except OSError:
         listed = None
     if listed is None:
-        raise ModelMissing("this machine's Tesseract does not name its data; set VESTRY_TESSDATA")
+        raise ModelMissing(
+            "the system's Tesseract does not state its data directory; set VESTRY_TESSDATA"
+        )
     return [Path(listed["directory"])]
 
 

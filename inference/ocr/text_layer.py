@@ -1,9 +1,9 @@
 """Decides whether a PDF page's text layer is the text of the page. Pure.
 
-It is not if the page is a picture: a scan without text, with an archive's stamp, or with invisible text
-of another OCR program. Nor if it is unintelligible: fonts without a mapping from shapes to letters.
+A text layer is not used if the page is a picture (a scan without text, with an archive's stamp, or with
+another OCR program's invisible text) or if its fonts do not map shapes to letters.
 
-In doubt the page is rendered and read, which costs time but is never wrong about the source.
+In doubt the page is rendered and read: slower, but always the text that the page shows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 SCAN_IMAGE_SHARE: Final = 0.6
 """With this share of its area under images a page counts as a scan, unless it has much visible text."""
 STAMP_CHARACTERS: Final = 300
-"""Up to so many characters, the text on a scan counts as a stamp or a footer."""
+"""Up to this many characters, the text on a scan counts as a stamp or a footer."""
 MAX_MEANINGLESS: Final = 0.05
 """Share of meaningless characters beyond which a text counts as garbage."""
 MIN_VOWELS: Final = 0.2

@@ -1,7 +1,7 @@
 """Entry point of the process that opens untrusted files: `python -m inference.ocr.worker_main SETUP`.
 
-It has a temporary directory, in which it runs, and its limits: no login, no key, no network address. It
-ends with its parent, together with the Tesseract that it runs: both are one process group.
+It gets a temporary directory, in which it runs, and its limits: no login, no key, no network address.
+It ends with its parent, together with the Tesseract that it runs: both are one process group.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _restrict(setup: WorkerSetup) -> None:
 
 
 def _limit_cpu_time(seconds: float) -> None:
-    """Have the kernel end this process after so much CPU time, independent of the parent."""
+    """Have the kernel end this process after `seconds` of CPU time, independent of the parent."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = math.ceil(used.ru_utime + used.ru_stime + seconds) + 1
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)

@@ -32,7 +32,7 @@ START_TIMEOUT_S: Final = 60.0
 CLOSE_TIMEOUT_S: Final = 5.0
 """Longest wait of `close` for the threads whose worker was killed."""
 MAX_REQUESTS: Final = 200
-"""A worker is replaced after so many requests, to free the memory that decoders leak."""
+"""A worker is replaced after this many requests, to free the memory that decoders leak."""
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
 _INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
@@ -139,7 +139,7 @@ class OcrWorkerPool:
     def call(
         self, request: dict[str, Any], timeout_s: float, *, urgent: bool = False
     ) -> dict[str, Any]:
-        """Have a request served by the next free worker; urgent requests first.
+        """Serve a request with the next free worker; urgent requests first.
 
         Args:
             request: see `inference.ocr.worker_main`.

@@ -1,1 +1,1 @@
-"""HTTP clients of model servers, and the record of what leaves for a cloud."""
+"""HTTP clients of model servers, and the egress record of requests to a cloud."""

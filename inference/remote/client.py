@@ -39,9 +39,9 @@ _QUIET: Final = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore
 """Loggers that write requests at DEBUG, texts and keys included."""
 _CONNECTIONS: Final = 64
 _KEEP_ALIVE: Final = {"local": 0, "cloud": 8}
-"""Connections kept open between calls. A new one to a
-local server costs next to nothing, and a kept one may be closing: with llama.cpp one call in three
-failed for it, and calls are not retried here."""
+"""Connections kept open between calls. A new one to a local server costs next to nothing, and a kept
+one may be closing: with llama.cpp one call in three failed for that reason, and calls are not retried
+here."""
 
 
 def base_url(config: BackendConfig) -> str:
@@ -61,14 +61,14 @@ def base_url(config: BackendConfig) -> str:
 
 
 def httpx2_client(config: BackendConfig) -> httpx2.Client:
-    """For the `openai` and `anthropic` SDKs."""
+    """HTTP client for the `openai` and `anthropic` SDKs."""
     import httpx2  # noqa: PLC0415 - optional, and slow to import
 
     return httpx2.Client(**_settings(config, httpx2))
 
 
 def httpx_client(config: BackendConfig, headers: dict[str, str]) -> httpx.Client:
-    """For the `ollama` SDK, which expects the client to have base URL and headers."""
+    """HTTP client for the `ollama` SDK, which expects it to have base URL and headers."""
     import httpx  # noqa: PLC0415 - optional, and slow to import
 
     return httpx.Client(**_settings(config, httpx), base_url=base_url(config), headers=headers)

@@ -36,7 +36,7 @@ class Recorder(Protocol):
         Args:
             backend: as in the catalogue.
             size: bytes of the request.
-            jobs: that it is made for.
+            jobs: for which it is made.
         """
         ...
 
@@ -53,7 +53,7 @@ def on_behalf_of(jobs: Sequence[UUID]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def probing() -> Iterator[None]:
-    """Let this thread probe a cloud with a GET of a bare path, in a process that runs no jobs."""
+    """Allow this thread to probe a cloud with a GET of a bare path, in a process that runs no jobs."""
     token = _probing.set(True)
     try:
         yield
@@ -102,12 +102,12 @@ class EgressTransport:
         if self._record is None and _probing.get() and _is_probe(request):
             return self._inner.handle_request(request)
         if self._record is None or not jobs:
-            log.error("request to a cloud without a job: not sent")
+            log.error("request to a cloud not sent (no job, or a process without a recorder)")
             raise self._httpx.ConnectError("no request to a cloud is allowed here")
         try:
             self._record(self._backend, _size(request), jobs)
         except Exception as error:  # of any kind: without a record nothing is sent
-            log.warning("request to a cloud not recorded (%s): not sent", type(error).__name__)
+            log.warning("request to a cloud not sent (%s while recording)", type(error).__name__)
             if isinstance(error, InferenceError):
                 raise  # through the SDK, which wraps it: see `send_refused_reason`
             raise self._httpx.ConnectError("the request is not recorded") from None

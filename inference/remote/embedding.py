@@ -28,8 +28,8 @@ BATCH_TEXTS: Final = 64
 DEFAULT_CONTEXT: Final = 512
 _SPECIAL_TOKENS: Final = 2
 _SHARE: Final = 0.75
-"""Share of the context that an estimate may fill. A text that is too long
-nevertheless is refused by the server, not truncated."""
+"""Share of the context that an estimate may fill. The server refuses a longer text, without
+truncation."""
 CHARACTERS_PER_TOKEN: Final = 4
 """Of a word of plain letters. Tokenizers of English have 4.2 and more, for words alone 3.5."""
 
@@ -61,7 +61,7 @@ class RemoteEmbedding(ABC):
 
     @property
     def space(self) -> SpaceSpec:
-        """The space of its vectors; the first access may ask the server for the revision.
+        """The space of its vectors; the first access may request the revision from the server.
 
         Raises:
             InferenceError: the server did not answer.
@@ -97,7 +97,7 @@ class RemoteEmbedding(ABC):
         Raises:
             TooLong: a text is too long; of several, the server does not say which.
             BadVectors: their dimension, number or values are invalid.
-            InferenceError: any other of the family.
+            InferenceError: any other error of a backend.
         """
         dimension = self._dimension
         prepared = [self._prefixes[input] + text for text in texts]
@@ -174,7 +174,7 @@ def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
 
 def _as_vectors(answer: ArrayLike) -> Vectors:
     try:
-        with np.errstate(over="ignore"):  # what exceeds float32 becomes infinite, and invalid
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and invalid
             vectors: Vectors = np.asarray(answer, dtype=np.float32)
     except (TypeError, ValueError):  # ragged, or no numbers
         raise BadVectors from None

@@ -97,11 +97,11 @@ def check_url(url: str, allowed: Iterable[Network] = ()) -> None:
         host = port = None
     # With a login or a backslash in it, two parsers may disagree about the host.
     if host is None or parts.scheme not in {"http", "https"} or "@" in url or "\\" in url:
-        raise NotLocal("a backend's URL is http://HOST:PORT or https://HOST:PORT")
+        raise NotLocal("a backend's URL must be http://HOST:PORT or https://HOST:PORT")
     try:
         addresses(host, port or 0, allowed)
     except OSError:
-        raise NotLocal(f"{host} cannot be resolved, so it is not known to be local") from None
+        raise NotLocal(f"{host} cannot be resolved, so it does not count as local") from None
 
 
 def is_own(url: str, allowed: Iterable[Network] = ()) -> bool:
@@ -184,7 +184,7 @@ class _GuardedNetwork:
         try:
             return addresses(host, port, self._allowed)
         except NotLocal:
-            log.error("local backend resolves to an address that is not local: not called")  # noqa: TRY400
+            log.error("local backend not called (its address is not local)")  # noqa: TRY400
             raise self._refusal() from None
         except OSError:
             raise self._core.ConnectError("the name cannot be resolved") from None

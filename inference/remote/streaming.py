@@ -12,7 +12,7 @@ from inference.protocol import Cancelled, FinishReason, Generated, GenerationReq
 T = TypeVar("T")
 
 MALFORMED: Final = (ValueError, TypeError, AttributeError, LookupError)
-"""Raised by reading a malformed answer. Broken JSON is a ValueError."""
+"""Errors of reading a malformed answer. Broken JSON is a ValueError."""
 
 
 def stream_until(pieces: Iterable[T], cancelled: Cancelled, timeout_s: float) -> Iterator[T]:
@@ -21,7 +21,7 @@ def stream_until(pieces: Iterable[T], cancelled: Cancelled, timeout_s: float) ->
     Args:
         pieces: as they arrive; the caller closes their source.
         cancelled: polled after each piece.
-        timeout_s: for all of them, in seconds. The HTTP client's timeout ends a silent stream.
+        timeout_s: for all of them, in seconds. The HTTP client's timeout ends an idle stream.
 
     Raises:
         CallCancelled: `cancelled` returned True.

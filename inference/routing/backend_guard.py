@@ -45,10 +45,10 @@ STATE_TTL_S: Final = 0.5
 MAX_PERMIT_WAIT_S: Final = 10.0
 """A call waits at most this long for a permit under a rate limit; beyond it, the job is rerouted."""
 SLACK_S: Final = 1.5
-"""Added to the window of a rate limit: a call may reach the server so much sooner after its permit than
-an earlier call did. A call that is not made within half of it acquires another permit."""
+"""Added to the window of a rate limit: a call's delay from permit to server may be this much shorter
+than an earlier call's. A call that is not made within half of it acquires another permit."""
 PROBE_TIMEOUT_S: Final = 30.0
-"""After so long without a result of a probe, another caller may make one."""
+"""After a probe has had no result for this long, another caller may probe."""
 
 BREAKER_ERRORS: Final = (BackendUnavailable, RateLimited, Unauthorised)
 """Errors that count as failures of the server: no request would be served."""
@@ -78,7 +78,7 @@ class BackendGuard:
         connect: opens a connection that commits at the end of its block.
         catalogue: restricted to the enabled backends.
         breaker: settings of the circuit breakers.
-        budget: limit of spending on clouds, in US dollars a day; None for no limit.
+        budget: limit of spending on clouds, in US dollars per day; None for no limit.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class BackendGuard:
         return True
 
     def acquire_permit(self, backend: BackendEntry) -> None:
-        """Wait for a permit under a backend's limit of calls a minute, if it has one.
+        """Wait for a permit under a backend's limit of calls per minute, if it has one.
 
         Raises:
             LocalRateLimit: the wait would be too long; `retry_after` is the wait.
@@ -235,7 +235,9 @@ class BackendGuard:
 
 
 def _log_database_error(error: psycopg.Error) -> None:
-    log.warning("backend health not read or written (%s)", type(error).__name__)
+    log.warning(
+        "backend health not read or written (%s); using the last state", type(error).__name__
+    )
 
 
 def breaker_key(backend: BackendEntry) -> str:

@@ -105,7 +105,7 @@ class RoutingPolicy:
 
     @property
     def version(self) -> str:
-        """For receipts: changes with anything that decides a route."""
+        """For receipts: changes with anything that affects a route."""
         return self.catalogue.version
 
     def candidates(self, request: RoutingRequest, health: Health, budget: Budget) -> Candidates:

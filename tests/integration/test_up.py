@@ -100,7 +100,7 @@ def test_up_reports_its_processes_and_down_ends_them(home: Path) -> None:
     second = vestry("up", "--home", str(home))
     assert second.returncode == 3
     assert second.stderr.strip() == (
-        f"Error: a stack is already running in {home} (pid {running.supervisor.pid})"
+        f"Error: a stack is already running in {home} (pid {running.supervisor.pid}); stop it first"
     )
 
     down = vestry("down", "--json", "--home", str(home))

@@ -64,7 +64,7 @@ def test_only_local_backends_without_url_are_enabled_by_default() -> None:
         ("name: phi-3-mini", "name: tesseract", "name: tesseract\n    backend: llama-cpp", "twice"),
         ('name: "llama3.2:3b"', 'name: "llama3.2:3b-cloud"', "llama3.2:3b-cloud", "not local"),
         ("    prefer: [local]\n    because: private t", "    prefer: [cloud]\n    because: private t",
-         "prefer: [cloud]\n    because: private t", "private work never goes to a cloud"),
+         "prefer: [cloud]\n    because: private t", "private jobs may not use a cloud"),
         ("    prefer: [local]\n    because: private t", "    prefer: [lokal]\n    because: private t",
          "prefer: [lokal]", "'local' or 'cloud'"),
         ("    tasks: all\n", "    tasks: all\n    tasks: all\n", "tasks: all\n    context", "twice"),

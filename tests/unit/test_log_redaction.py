@@ -89,7 +89,7 @@ def test_undecodable_message_is_logged_without_its_content(
         ("celery.worker", "%d %s", (SECRET, 1), "%d %s"),
         ("sqlalchemy.pool", "error connecting in %r: %s", ("x", OSError(SECRET)), "in 'x': OSError"),
         ("py.warnings", "%s", (f"/a/b/model.py:7: UserWarning: {SECRET}\n  f({SECRET})\n",),
-         "a warning: model.py:7: UserWarning"),
+         "Python warning: model.py:7: UserWarning"),
     ],
 )  # fmt: skip
 def test_lines_of_libraries_are_redacted(
@@ -130,7 +130,7 @@ fail()
     assert done.returncode == 1
     assert SECRET not in done.stderr
     assert done.stderr.count("ValueError at <string>:7") == 3
-    assert "a warning: <string>:15: UserWarning" in done.stderr
+    assert "Python warning: <string>:15: UserWarning" in done.stderr
 
 
 def test_other_lines_are_logged_unchanged(capsys: pytest.CaptureFixture[str]) -> None:

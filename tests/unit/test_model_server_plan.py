@@ -80,7 +80,7 @@ def test_missing_runtime_leaves_llama_out_with_a_note(
     plan = servers(home)
     assert plan.llama == ()
     assert pairs(plan, INTERACTIVE) == {}
-    assert any("left out" in note and "not_installed_here" in note for note in plan.notes)
+    assert any("not started" in note and "not_installed_here" in note for note in plan.notes)
 
 
 def test_part_of_a_stack_has_the_servers_of_its_workers(home: Home) -> None:
@@ -181,9 +181,9 @@ def test_configured_servers_take_precedence_over_discovered_ones(home: Home) -> 
     [
         ({"BACKENDS": "no-such"}, "there is no backend no-such"),
         ({"BACKEND_KEYS": "no-such=x"}, "there is no backend no-such"),
-        ({"OLLAMA": "maybe"}, "VESTRY_OLLAMA is auto, off or a URL"),
-        ({"LLAMA": "maybe"}, "VESTRY_LLAMA is auto or off"),
-        ({"LLAMA_ALIAS": "gpt-4o-mini"}, "no such model of llama"),
+        ({"OLLAMA": "maybe"}, "VESTRY_OLLAMA must be auto, off or a URL"),
+        ({"LLAMA": "maybe"}, "VESTRY_LLAMA must be auto or off"),
+        ({"LLAMA_ALIAS": "gpt-4o-mini"}, "must name a model of the backend llama"),
         ({"CATALOGUE": "/no/such/file"}, "cannot be read"),
         ({"LOCAL_NETWORKS": "here"}, "here"),
     ],

@@ -24,4 +24,4 @@ def test_incomplete_key_ring_is_reported_once_and_ends_no_process(
     monkeypatch.setattr(supervisor.guardian, "ensure", lambda: False)
     for _ in range(4):
         supervisor.tick([])
-    assert notes == ["not a ring yet; trying again"] * 2
+    assert notes == ["not a ring yet; retrying"] * 2

@@ -1,6 +1,6 @@
-"""Task events for Flower: of jobs that ran without a message of their own, and batched for all.
+"""Task events for Flower: published for jobs that ran without a hint of their own, batched for all.
 
-A job without a message was added to a hinted batch or fetched. Events of interactive jobs are always
+A job without a hint was added to a hinted batch or fetched. Events of interactive jobs are always
 published, those of bulk jobs up to a rate; above it they are dropped and counted. Postgres, not Flower,
 is the record of jobs.
 """
@@ -108,12 +108,12 @@ class TaskEventPublisher:
     def _run(self) -> None:
         while True:
             event = self._events.get()
-            # Later: its job is running in this process.
+            # Wait first: its job is running in this process.
             time.sleep(BATCH_DELAY_S)
             try:
                 self._send(event)
             except Exception as error:  # the thread must survive for the next event
-                log.debug("task events not sent (%s)", type(error).__name__)
+                log.debug("task event dropped (%s)", type(error).__name__)
                 self.dropped += 1
                 time.sleep(1)
 
@@ -134,11 +134,11 @@ class TaskEventPublisher:
             while True:
                 kind, fields = event
                 dispatcher.send(kind, **fields)
-                waited = self._events.empty()
-                if waited:
+                is_last = self._events.empty()
+                if is_last:
                     dispatcher.flush()
                 event = self._events.get(timeout=IDLE_S)
-                if waited:
+                if is_last:
                     time.sleep(BATCH_DELAY_S)
 
 

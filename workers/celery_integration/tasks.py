@@ -1,7 +1,7 @@
 """The Celery tasks: one per kind, named after it. A task is a hint; its only argument is the job's id.
 
-A task ends as Flower is to show its job: with `Ignore` if the job is done or another worker has it,
-`Retry` if it will run again, a failure if it is dead, `task-revoked` if it was cancelled, expired or
+Flower shows a job by the end of its task: `Ignore` if the job is done or another worker has it, `Retry`
+if it will run again, a failure if it is dead, `task-revoked` if it was cancelled, expired or
 superseded.
 """
 
@@ -71,7 +71,7 @@ def _body(kind: str, fetcher: Callable[[], JobFetcher]) -> Callable[[Any, str], 
             raise JobRetried("database_away") from None
         except Exception as error:
             # The boundary: the error's message may quote a payload, and Flower and the log show it.
-            log.error("hint failed (%s)", type(error).__name__)  # noqa: TRY400
+            log.error("hint failed (%s); its job will be retried", type(error).__name__)  # noqa: TRY400
             raise JobRetried(type(error).__name__) from None
         if finished is None:
             state, code = ended or (None, None)
@@ -94,7 +94,7 @@ def _body(kind: str, fetcher: Callable[[], JobFetcher]) -> Callable[[Any, str], 
 
 
 def _send_revoked(task: Any, state: str | None) -> None:
-    """Send `task-revoked` for a stopped job: `Ignore` alone would leave it started in Flower."""
+    """Send `task-revoked` for a stopped job: with `Ignore` alone, Flower would show it as started."""
     if state in STOPPED:
         with contextlib.suppress(OperationalError, OSError):
             task.send_event("task-revoked", retry=False, terminated=False, expired=False)

@@ -1,8 +1,8 @@
-"""The Redis transport, which passes nothing but hints to a worker.
+"""The Redis transport, which passes only hints to a worker.
 
-Kombu and Celery trust the messages of a queue: a body that is neither base64 nor a JSON list ends the
-worker, and some such messages are requeued to end the next one too (kombu and Celery 5.7.0). Of a
-message in a lane's queue, this transport keeps the kind and the job's id, and rebuilds the rest.
+Kombu and Celery do not validate the messages of a queue: a body that is neither base64 nor a JSON list
+ends the worker, and some such messages are requeued to end the next one too (kombu and Celery 5.7.0).
+Of a message in a lane's queue, this transport keeps the kind and the job's id, and rebuilds the rest.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class HintTransport(redis.Transport):  # type: ignore[misc] # kombu ships no typ
 
     def _deliver(self, message: Any, queue: str) -> None:
         if queue in LANES:
-            parsed = kind_and_job(message)
+            parsed = parse_hint(message)
             if parsed is None:
-                log.warning("message that is no hint dropped from %s", queue)
+                log.warning("malformed hint dropped from %s", queue)
                 return
-            message = hint(*parsed, queue)
+            message = build_hint(*parsed, queue)
         super()._deliver(message, queue)
 
 
-def kind_and_job(message: Any) -> tuple[str, UUID] | None:
+def parse_hint(message: Any) -> tuple[str, UUID] | None:
     """Kind and job id of a hint; None for any other message."""
     headers = message.get("headers") if isinstance(message, dict) else None
     if not isinstance(headers, dict) or headers.get("task") not in list(KINDS):
@@ -64,7 +64,7 @@ def kind_and_job(message: Any) -> tuple[str, UUID] | None:
         return None
 
 
-def hint(kind: str, job: UUID, lane: str) -> dict[str, Any]:
+def build_hint(kind: str, job: UUID, lane: str) -> dict[str, Any]:
     """A hint as a message of Celery's protocol 2, in the form of kombu's Redis transport."""
     name = str(job)
     embed = dict.fromkeys(("callbacks", "errbacks", "chain", "chord"))

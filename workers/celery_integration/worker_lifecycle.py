@@ -36,7 +36,7 @@ from workers.settings import Settings
 log = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 10.0
-"""Longest wait of a process's end for its leases to be released."""
+"""Longest wait for the drain at the end of a process."""
 
 
 class WorkerLifecycle:

@@ -24,11 +24,11 @@ class SlotPool:
         self._lock = threading.Lock()
 
     def acquire(self, lane: str, kind: str) -> None:
-        """Take a slot, waiting for one if need be."""
+        """Acquire a slot; waits until one is free."""
         self._semaphore(lane, kind).acquire()
 
     def try_acquire(self, lane: str, kinds: Iterable[str]) -> list[str]:
-        """Take one slot of each kind that has a free one; returns those kinds."""
+        """Acquire a slot of each kind that has a free one; returns those kinds."""
         return [kind for kind in kinds if self._try_one(lane, kind)]
 
     def release(self, lane: str, kinds: Iterable[str]) -> bool:
@@ -86,7 +86,7 @@ class SharedExclusiveLock:
 
     @contextmanager
     def exclusive(self, timeout_s: float) -> Iterator[bool]:
-        """Hold the lock alone; yields False if the shared holders have not released it in time.
+        """Hold the lock exclusively; yields False if the shared holders have not released it in time.
 
         New shared holders wait no longer than `timeout_s` either: one hanging batch must not stop the
         whole process.
@@ -120,7 +120,7 @@ class Wakeup:
     next only if work remains.
 
     Args:
-        every_s: longest time without a release, of one waiter, however many wait.
+        every_s: longest interval between releases of a waiter.
     """
 
     def __init__(self, every_s: float) -> None:

@@ -40,9 +40,12 @@ Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
 
 NO_UPSTREAM_TEXT: Final = Failed(
-    "no_upstream_text", "no job before it in its flow has a result with a text, or it is pruned"
+    "no_upstream_text",
+    "no earlier job of its flow has a result with a text, or the result was pruned",
 )
-EMPTY_UPSTREAM_TEXT: Final = Failed("empty_text", "the text of the job before it is empty")
+EMPTY_UPSTREAM_TEXT: Final = Failed(
+    "empty_text", "the text of the earlier job in its flow is empty"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class ClaimedBatch:
     states: Mapping[UUID, list[DocumentState]]
     blobs: Mapping[UUID, Mapping[str, Sequence[bytes]]] = field(default_factory=dict)
     upstream: Mapping[UUID, Sequence[tuple[UUID, bytes | str]]] = field(default_factory=dict)
-    """By job, the results of the jobs before it in its flow, the nearest first."""
+    """By job, the results of the earlier jobs in its flow, the nearest first."""
 
 
 @dataclass(slots=True)
@@ -65,8 +68,8 @@ class Executor:
         pool: database connections.
         content: how the privacy class stores content.
         handlers: kind to handler.
-        policy: of the leases it takes.
-        heartbeat: the process's.
+        policy: of its leases.
+        heartbeat: extends the claimed leases.
         finisher: commits outcomes.
         passage_search: finds the passages that answers are grounded in.
     """
@@ -79,8 +82,8 @@ class Executor:
     finisher: Finisher
     passage_search: PassageSearch = field(default_factory=NoPassageSearch)
     marks: dict[tuple[str, str, bool], LowWaterMark] = field(default_factory=dict)
-    """By lane, kind and whether quarantined: quarantined jobs have their own mark, since they may lie
-    behind the ordinary one."""
+    """By lane, kind and whether quarantined: quarantined jobs have their own mark, since their start
+    tags may be below the ordinary one."""
 
     def claim(
         self,
@@ -153,7 +156,7 @@ class Executor:
             self.heartbeat.remove(lease)
 
     def release(self, lease: Lease) -> None:
-        """Release a batch, unrun or half run, with no attempt spent."""
+        """Release a batch that has not run to its end, with no attempt spent."""
         self.heartbeat.mark_lost(lease)
         with session(self.pool, self.policy.lease_s) as conn:
             transitions.release(conn, lease.id)
@@ -197,7 +200,7 @@ class Executor:
         """Open a job's payload, files and upstream text."""
         body = batch.bodies.get(row.id)
         if body is None:
-            return Failed("payload_missing", "the job's payload is gone; submit it again")
+            return Failed("payload_missing", "the job's payload is missing; submit it again")
         try:
             payload = payloads.open_payload(self.content, row.id, row.owner, body)
             blobs = payloads.open_blobs(
@@ -261,17 +264,18 @@ def _fill_placeholder(value: Any, text: str) -> Any:
 
 
 def _run_isolated(handler: Handler, batch: Sequence[Job], context: Context) -> dict[UUID, Outcome]:
-    """Run a handler; if it raises, run each half alone, so that one job cannot fail the others."""
+    """Run a handler; if it raises, run its halves separately, so that one job fails alone."""
 
     def call(jobs: Sequence[Job]) -> Sequence[Outcome]:
         try:
             with on_behalf_of([job.id for job in jobs]):
                 outcomes = handler(jobs, context)
             if len(outcomes) != len(jobs):
-                raise RuntimeError("the handler returned another number of outcomes")  # noqa: TRY301
+                message = f"the handler returned {len(outcomes)} outcomes for {len(jobs)} jobs"
+                raise RuntimeError(message)  # noqa: TRY301
         except Exception as error:
             name = type(error).__name__
-            log.error("handler raised %s for a batch of %d jobs", name, len(jobs))  # noqa: TRY400
+            log.error("batch of %d jobs failed in its handler (%s)", len(jobs), name)  # noqa: TRY400
             raise
         return outcomes
 

@@ -25,10 +25,10 @@ from workers.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ERROR_PAUSE_S: Final = 1.0
-"""Pause of a fetch thread after a failure, such as a lost database connection."""
-PAUSE_RATIO: Final = 3
-"""Pause after an exclusive run that timed out, as a multiple of its timeout."""
+ERROR_BACKOFF_S: Final = 1.0
+"""Back-off of a fetch thread after a failure, such as a lost database connection."""
+EXCLUSIVE_BACKOFF_RATIO: Final = 3
+"""Back-off after an exclusive run that timed out, as a multiple of its timeout."""
 SMOOTHING: Final = 0.3
 """Weight of the newest batch in the moving average of cost units per second."""
 FIRST_BUDGET: Final = 16
@@ -45,7 +45,7 @@ INTERACTIVE_BATCH_S: Final = 0.05
 
 
 class JobEvents(Protocol):
-    """Receives the start and end of jobs that ran without a message of their own."""
+    """Receives the start and end of jobs that ran without a hint of their own."""
 
     def started(self, kind: str, lane: str, job_ids: Iterable[UUID], *, sure: bool) -> None:
         """Jobs of a kind and lane began. `sure` exempts them from the rate limit of events."""
@@ -62,7 +62,7 @@ class JobFetcher:
     Args:
         executor: runs batches.
         settings: the process's settings.
-        events: receives the jobs that ran without a message of their own.
+        events: receives the jobs that ran without a hint of their own.
         watchdog: is notified of every poll and batch.
     """
 
@@ -107,7 +107,7 @@ class JobFetcher:
     def on_hint(self, lane: str, kind: str, job_id: UUID) -> Finished | None:
         """Run the batch that begins with a hinted job; None if the job cannot be claimed.
 
-        A message may be forged, or name a kind that only a newer worker serves: it is ignored.
+        A hint that is forged, or names a kind that only a newer worker serves, is ignored.
         """
         if self._draining.is_set() or lane not in self._wakeups or kind not in self._kinds:
             return None
@@ -116,7 +116,7 @@ class JobFetcher:
             with self._run_lock.shared():
                 return self._claim_and_run(lane, kind, hint=job_id)
         except psycopg.Error as error:
-            # No fault of the job: a fetch thread or the reconciler will take it.
+            # Not the job's fault: a fetch thread claims it, or the reconciler requeues it.
             log.warning("hinted job not run (%s); it stays queued", type(error).__name__)
             return None
         finally:
@@ -127,7 +127,7 @@ class JobFetcher:
     def terminal_state(self, lane: str, job_id: UUID) -> tuple[str, str | None] | None:
         """State and error code of a job that ended, or waits for a retry, before its hint arrived.
 
-        Looked up for interactive jobs alone: Flower shows each of those, and most late hints of a bulk
+        Looked up only for interactive jobs: Flower shows each of those, and most late hints of a bulk
         lane are of jobs that an earlier batch included.
 
         Returns:
@@ -172,7 +172,7 @@ class JobFetcher:
                 log.warning(
                     "fetch from %s failed (%s); polling goes on", lane, type(error).__name__
                 )
-                self._draining.wait(ERROR_PAUSE_S)
+                self._draining.wait(ERROR_BACKOFF_S)
 
     def _fetch_once(self, lane: str) -> bool:
         """Run a batch of a kind with a free slot; whether to poll again without a wake-up."""
@@ -221,7 +221,7 @@ class JobFetcher:
         else:
             # A batch takes long, or hangs until the heartbeat ends the process: let others begin.
             self._exclusive_timeout_s = min(2 * timeout_s, self._settings.max_run_s)
-            self._draining.wait(PAUSE_RATIO * timeout_s)
+            self._draining.wait(EXCLUSIVE_BACKOFF_RATIO * timeout_s)
 
     def _queues_with_quarantined(self) -> list[tuple[str, str]]:
         """The (lane, kind) queues that hold a runnable quarantined job."""

@@ -39,7 +39,7 @@ REFUSED: Final = "refused"
 _REROUTED: Final = "rerouted"
 """Outcome on the receipt of an attempt whose job moved to another pool."""
 RETRY_S: Final = 1.0
-"""Pause before the transaction is repeated after a lost connection."""
+"""Back-off before the transaction is repeated after a lost connection."""
 LOCK_TIMEOUT_S: Final = 2.0
 """Longest wait of a batch for a document that another transaction has locked. The lease's row is locked
 meanwhile, which blocks its heartbeat: never more than a quarter of a lease."""
@@ -50,7 +50,7 @@ LOCKED_RETRY_AFTER_S: Final = 10.0
 
 DOCUMENTS_LOCKED: Final = Failed(
     "documents_locked",
-    "another transaction holds its documents; it is tried again",
+    "another transaction has locked its documents; it is retried",
     uncounted=True,
     retry_after=LOCKED_RETRY_AFTER_S,
 )
@@ -75,7 +75,7 @@ class Finisher:
         content: how the privacy class stores content.
         backoff_cap_s: longest wait before a retry.
         retry_for_s: how long to repeat the transaction while the database is unavailable.
-        lease_s: the lease.
+        lease_s: duration of a lease.
     """
 
     pool: ConnectionPool[Connection]
@@ -88,8 +88,8 @@ class Finisher:
         """Commit the outcomes of a batch.
 
         Repeats while the database is unavailable: meanwhile, and for one lease after, no reconciler can
-        take the jobs. Repeating is safe after a lost COMMIT answer too, since a committed finish has
-        removed the lease from its jobs. If the batch cannot be stored, each job is finished alone.
+        requeue the jobs. Repeating is safe after a lost COMMIT reply too, since a committed finish has
+        removed the lease from its jobs. If the batch cannot be stored, each job is finished separately.
 
         Raises:
             psycopg.Error: the database was unavailable for `retry_for_s`; the lease will expire.
@@ -109,9 +109,9 @@ class Finisher:
                 if outcomes[next(iter(outcomes))] is not DOCUMENTS_LOCKED:
                     locked = dict.fromkeys(outcomes, DOCUMENTS_LOCKED)
                     return self._repeat(lease, locked, lock_timeout_s)
-                self._pause(error, deadline)
+                self._back_off(error, deadline)
             except CONNECTION_ERRORS as error:
-                self._pause(error, deadline)
+                self._back_off(error, deadline)
             except Exception as error:  # a result that cannot be encoded fails its own job
                 if len(outcomes) > 1:
                     return self._finish_each(lease, outcomes)
@@ -150,8 +150,8 @@ class Finisher:
             finished.worked.update(part.worked)
         return finished
 
-    def _pause(self, error: psycopg.Error, deadline: float) -> None:
-        log.warning("finish failed (%s); repeating it", type(error).__name__)
+    def _back_off(self, error: psycopg.Error, deadline: float) -> None:
+        log.warning("finish failed (%s); retrying", type(error).__name__)
         if time.monotonic() > deadline:
             raise error
         time.sleep(RETRY_S)
@@ -346,13 +346,13 @@ def _attempt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Attempt:
 def _backoff_s(attempt: int, cap_s: float, retry_after: float | None = None) -> float:
     """Exponential back-off with full jitter: uniform in 0 … min(cap, 2**attempt) seconds.
 
-    Full jitter spreads a crowd of retries best (AWS Architecture Blog, "Exponential Backoff And
+    Full jitter spreads simultaneous retries best (AWS Architecture Blog, "Exponential Backoff And
     Jitter", 2015). The wait is never shorter than `retry_after`.
 
     Args:
         attempt: number of the failed attempt, from 1.
         cap_s: longest wait.
-        retry_after: seconds that the backend asked for.
+        retry_after: seconds to wait, as the backend requested.
     """
     ceiling = min(cap_s, 2.0 ** min(attempt, 30))
     jittered = random.uniform(0, ceiling)  # noqa: S311 - spreading load, not guarding a secret

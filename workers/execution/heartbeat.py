@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 OVERRUN_GRACE_S = 5.0
-"""Grace of a batch past its longest run, before the process is ended."""
+"""Time that a batch may run beyond `max_run_s` before the process is ended."""
 OVERRUN_EXIT_CODE = 75
 """Exit code of a process that ended itself (EX_TEMPFAIL of sysexits.h); its supervisor restarts it."""
 
@@ -40,7 +40,7 @@ class Heartbeat:
 
     Args:
         connect: opens an autocommit connection.
-        lease_s: the lease.
+        lease_s: duration of a lease.
         every_s: interval of rounds.
         max_run_s: longest run of a batch.
         periodic_tasks: quick functions that raise nothing, run each round.
@@ -101,7 +101,9 @@ class Heartbeat:
             with self._connect() as conn, deadline(conn, self._lease_s / 3):
                 self.unconfirmed.release(conn)
         except psycopg.Error as error:
-            log.warning("unconfirmed claims not released (%s)", type(error).__name__)
+            log.warning(
+                "unconfirmed claims not released (%s); they will expire", type(error).__name__
+            )
 
     def held_leases(self) -> list[Lease]:
         """The leases of batches that have not ended."""
@@ -139,7 +141,7 @@ class Heartbeat:
         overrun = self.overruns()
         if not overrun:
             return
-        log.critical("a batch has run longer than VESTRY_MAX_RUN_S; ending this process")
+        log.critical("batch exceeded VESTRY_MAX_RUN_S; ending this process")
         for lease in self.held_leases():
             if lease.id not in overrun:
                 with contextlib.suppress(psycopg.Error), conn.transaction():
@@ -160,7 +162,7 @@ class Heartbeat:
                     self._end_overruns(conn)
                     self.unconfirmed.release(conn)
             except psycopg.Error as error:
-                log.warning("heartbeat failed (%s); repeating it", type(error).__name__)
+                log.warning("heartbeat failed (%s); retrying", type(error).__name__)
                 if conn is not None:
                     conn.close()
                 conn = None

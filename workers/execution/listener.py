@@ -1,6 +1,6 @@
 """Listener: passes on Postgres notifications of interactive jobs, so that idle workers begin at once.
 
-It improves latency alone: without it a worker still gets hints from the broker and polls every
+It only improves latency: without it a worker still gets hints from the broker and polls every
 VESTRY_POLL_S.
 """
 
@@ -83,7 +83,7 @@ class LaneListener:
                     conn.execute("SELECT 1")
                 checked_at = time.monotonic()
             if notified:
-                # With all others that have arrived: a burst notifies a lane once.
+                # Include all others that have arrived: a burst notifies a lane once.
                 notified |= {note.payload for note in conn.notifies(timeout=0)}
                 self._notify_lanes(self._lanes & notified)
 

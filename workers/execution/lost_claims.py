@@ -1,4 +1,4 @@
-"""Lost claims: leases that may have been committed although the COMMIT's answer was lost."""
+"""Lost claims: claims whose COMMIT result is unknown, because the reply was lost."""
 
 from __future__ import annotations
 

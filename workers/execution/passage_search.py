@@ -22,11 +22,11 @@ from vestry.search.vector_search import SearchRequest, nearest
 from workers.db import CONNECTION_ERRORS, session
 
 RETRY_S = 5.0
-"""Wait before the next try if the database is unavailable; no attempt is spent."""
+"""Delay of the retry if the database is unavailable; no attempt is spent."""
 
 
 class PassagesUnreadable(InferenceError):
-    """The owner's passages do not open."""
+    """The owner's passages cannot be decrypted."""
 
     default_message = (
         "The owner's passages cannot be read; check that the key ring is the right one."

@@ -1,6 +1,6 @@
-"""Watchdog: ends a worker that is alive but idle beside runnable jobs; its supervisor restarts it.
+"""Watchdog: ends a worker that is idle while jobs are runnable; its supervisor restarts it.
 
-It detects dead and deadlocked threads by the times of their last poll and progress alone.
+It detects dead and deadlocked threads only by the times of their last poll and progress.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class StallWatchdog:
         connect: opens an autocommit connection.
         lanes: of the worker.
         kinds: that it has handlers for.
-        heartbeat: the worker's; it has the leases that the worker holds.
-        stall_timeout_s: how long a runnable job may wait beside an idle worker.
+        heartbeat: holds the worker's leases; its rounds are watched too.
+        stall_timeout_s: how long a runnable job may wait while the worker is idle.
         end: ends the process.
     """
 
@@ -83,7 +83,7 @@ class StallWatchdog:
         while not self._stop.wait(self._stall_timeout_s / CHECKS_PER_TIMEOUT):
             self.check_threads()
             if self._heartbeat.held_leases():
-                # A batch that does not end is ended by the heartbeat.
+                # The heartbeat ends the process if a batch does not end.
                 self._runnable_since.clear()
                 continue
             try:
@@ -123,5 +123,5 @@ class StallWatchdog:
             self._end_process("it claims no runnable job")
 
     def _end_process(self, reason: str) -> None:
-        log.critical("this worker is stalled (%s); ending the process", reason)
+        log.critical("worker stalled (%s); ending the process", reason)
         self._end(OVERRUN_EXIT_CODE)

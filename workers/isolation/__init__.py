@@ -1,1 +1,1 @@
-"""Isolation of workers: preflight checks, network guard, temporary directory."""
+"""Isolation of workers: preflight checks and network guard."""

@@ -33,7 +33,7 @@ class ExternalConnectionBlocked(PermissionError):
 def block_external_connections(
     servers: Sequence[str], allowed: Iterable[Network] = (), *, cloud: bool = False
 ) -> None:
-    """Refuse all connections from now on but those to local addresses and some servers.
+    """From now on, refuse all connections except those to local addresses and some servers.
 
     Args:
         servers: URLs of the database and the broker.
@@ -59,7 +59,7 @@ def block_external_connections(
 def _is_allowed(host: str, hosts: frozenset[str], networks: tuple[Network, ...]) -> bool:
     if is_local(host, networks) or host in hosts:
         return True
-    # A server's address, by the present answer of the name service.
+    # A server's name may resolve to a new address.
     return any(host in _lookup(name) for name in hosts)
 
 

@@ -34,11 +34,11 @@ PR_SET_DUMPABLE: Final = 4
 
 
 class PrivacyPreflightError(SystemExit):
-    """A private worker refuses to start."""
+    """A private worker failed its preflight; the message names each fault."""
 
 
 def cloud_credentials(environment: Iterable[str]) -> list[str]:
-    """The variable names that stand for credentials of a cloud."""
+    """Names of the variables that hold credentials of a cloud."""
     return sorted(
         name
         for name in environment
@@ -62,8 +62,8 @@ def check_private_worker(
 
     Args:
         environment: the process's.
-        catalogue: of the enabled backends alone, with their URLs.
-        keys: names of the backends of which it has API keys.
+        catalogue: of the enabled backends only, with their URLs.
+        keys: names of the backends whose API keys it has.
         allowed: networks that count as local besides the loopback interface.
 
     Raises:
@@ -84,7 +84,7 @@ def _faults(
         yield f"its environment has a cloud's credentials, unset {', '.join(names)}"
     for backend in catalogue.backends:
         if backend.locality != "local":
-            yield f"the cloud backend {backend.name} is enabled, take it out of VESTRY_BACKENDS"
+            yield f"the cloud backend {backend.name} is enabled, remove it from VESTRY_BACKENDS"
             continue
         try:
             if backend.url is not None:
@@ -93,7 +93,7 @@ def _faults(
             yield f"backend {backend.name}: {error}"
     local = {backend.name for backend in catalogue.backends if backend.locality == "local"}
     for name in sorted(set(keys) - local):
-        yield f"it has a key of {name}, take it out of VESTRY_BACKEND_KEYS"
+        yield f"it has a key of {name}, remove it from VESTRY_BACKEND_KEYS"
 
 
 def disable_core_dumps() -> None:

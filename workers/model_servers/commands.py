@@ -31,7 +31,7 @@ from workers.model_servers.plan import DEFAULT_OLLAMA_URL
 GB = 1_000_000_000
 RUNTIME = "ollama_http"
 PULL_S = 3600.0
-"""Longest pause between two progress reports of Ollama, which also verifies a download in between."""
+"""Longest interval between two progress reports of Ollama; it includes the check of a download."""
 
 
 def register(app: typer.Typer) -> None:

@@ -117,7 +117,7 @@ def load_settings() -> tuple[Settings, Catalogue]:
             f"VESTRY_{str(fault['loc'][0]).upper()}" if fault["loc"] else fault["msg"]
             for fault in error.errors()
         ]
-        raise InventoryError(f"the settings cannot be used: {', '.join(faults)}") from None
+        raise InventoryError(f"invalid settings, correct them: {', '.join(faults)}") from None
 
 
 def running_stack(home: Path) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Plan of a stack's model servers: the llama.cpp servers it runs, and the backends each worker may use.
 
-Local backends are configured for the workers of both privacy classes, clouds for the cloud worker
-alone.
+Local backends are configured for the workers of both privacy classes, clouds only for the
+cloud worker.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ModelServers:
 
     Attributes:
         llama: the llama.cpp servers to run.
-        notes: a line for the operator on each server used or left out.
+        notes: a line for the operator on each server that is used or not started.
 
     Raises:
         ValueError: a setting cannot be used; the message names it.
@@ -101,7 +101,7 @@ class ModelServers:
         return tuple(name for name in self._urls if self._entry(name).locality == "cloud")
 
     def overview(self) -> dict[str, str]:
-        """Environment of a process that routes and calls no backend: every backend, no key."""
+        """Environment of a process that routes but calls no backend: every backend, no key."""
         backends = format_pairs(dict(self._urls) | self._first_llama())
         return {"VESTRY_BACKENDS": backends} if backends else {}
 
@@ -180,7 +180,7 @@ class ModelServers:
         return self._catalogue.backend(name)
 
     def _allowed(self, name: str, privacy: Privacy) -> bool:
-        """Whether workers of a privacy class may use a backend; private ones use local ones alone."""
+        """Whether workers of a privacy class may use a backend; private ones use only local ones."""
         if privacy is not Privacy.PRIVATE or name in self.clouds:
             return privacy is not Privacy.PRIVATE
         url = self._urls[name] or self._entry(name).url
@@ -192,7 +192,7 @@ class ModelServers:
             return
         url = DEFAULT_OLLAMA_URL if setting == "auto" else setting
         if "://" not in url:
-            raise ValueError("VESTRY_OLLAMA is auto, off or a URL")
+            raise ValueError("VESTRY_OLLAMA must be auto, off or a URL")
         version = ollama_version(url)
         if version is None and setting == "auto":
             return
@@ -211,16 +211,18 @@ class ModelServers:
     def _plan_llama(self) -> None:
         setting = self._settings.get("VESTRY_LLAMA") or "auto"
         if setting not in {"auto", "off"}:
-            raise ValueError("VESTRY_LLAMA is auto or off")
+            raise ValueError("VESTRY_LLAMA must be auto or off")
         if setting == "off" or LLAMA in self._urls:
             return
         if self._alias not in {m.name for m in self._catalogue.models if m.backend == LLAMA}:
-            raise ValueError(f"VESTRY_LLAMA_ALIAS: the catalogue has no such model of {LLAMA}")
+            raise ValueError(
+                f"VESTRY_LLAMA_ALIAS must name a model of the backend {LLAMA} in the catalogue"
+            )
         model = self._settings.get("VESTRY_LLAMA_MODEL")
         try:
             file = model_file(Path(model) if model else None)
         except NoModelError as error:
-            self.notes.append(f"llama.cpp's server is left out: {error}")
+            self.notes.append(f"llama.cpp's server is not started: {error}")
             return
         self.llama = tuple(s for s in self._llama_servers() if self._wanted(s.name))
         if self.llama:

@@ -1,7 +1,7 @@
 """Operating-system accounts of the embedded stack's processes: one for each role.
 
 The accounts need no entry in the user database: each is an unused number. A process can then read
-neither the files nor the memory of another role's, nor the key ring. Only root can start processes so;
+neither the files nor the memory of another role's, nor the key ring. Only root can do this;
 otherwise all run under the caller's account, and `vestry doctor` reports that.
 """
 
@@ -61,7 +61,7 @@ class Accounts:
     def _reason(self, setting: str, needed: tuple[Path, ...]) -> str:
         """Why roles cannot have their own accounts; empty if they can."""
         if setting not in {"auto", "off"}:
-            raise ValueError(f"{SETTING} is auto or off")
+            raise ValueError(f"{SETTING} must be auto or off")
         if setting == "off":
             return f"{SETTING}=off"
         if os.geteuid() != 0:
@@ -79,7 +79,7 @@ class Accounts:
         return ""
 
     def _try(self) -> None:
-        """Run under one of the accounts what every process needs."""
+        """Check that one of the accounts can run this Python and import the code; raises if not."""
         number = self._numbers["control"]
         account = Account(number, number, self._views)
         subprocess.run(  # type: ignore[call-overload]
@@ -96,7 +96,7 @@ class Accounts:
 
 
 def _numbers(home: Home) -> dict[str, int]:
-    """Each role's number in this home. Chosen once, since files belong to them."""
+    """Each role's number in this home, chosen once: the accounts own files."""
     first = read_json(home.path / RECORD).get("first")
     if not isinstance(first, int) or first not in NUMBERS:
         first = next(

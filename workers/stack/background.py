@@ -39,7 +39,7 @@ class BackgroundStack:
         return read_json(Home(self.home).state)
 
     def pid(self, name: str) -> int | None:
-        """The present id of a process, by its name (`postgres`, `private-bulk-gpu`, …)."""
+        """The current id of a process, by its name (`postgres`, `private-bulk-gpu`, …)."""
         pids = [p["pid"] for p in self.state().get("processes", []) if p["name"] == name]
         return pids[0] if pids else None
 
@@ -58,7 +58,10 @@ class BackgroundStack:
         until = time.monotonic() + STOP_TIMEOUT_S
         while self.running():
             if time.monotonic() > until:
-                raise TimeoutError(f"the supervisor (pid {self.supervisor.pid}) has not ended")
+                raise TimeoutError(
+                    f"the supervisor (pid {self.supervisor.pid}) has not ended within "
+                    f"{STOP_TIMEOUT_S:.0f} s; stop it again to shorten the drain"
+                )
             time.sleep(0.05)
         if self.process is not None:
             self.process.wait()
@@ -84,7 +87,7 @@ def start_background(
 
     Args:
         home: its data directory; VESTRY_HOME or `.vestry/` by default.
-        settings: `VESTRY_*` settings of every process, over those of the environment.
+        settings: `VESTRY_*` settings of every process; they override those of the environment.
         flower: whether to run Flower.
         only: names of the processes to run besides the servers; empty means all.
         timeout_s: for all processes to be ready.

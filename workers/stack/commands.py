@@ -210,7 +210,7 @@ def _show(console: Console, state: dict[str, Any], client: dict[str, Any]) -> No
 
 
 def main() -> int:
-    """Run these two commands alone: `python -m workers.stack.commands up`."""
+    """Run only these two commands: `python -m workers.stack.commands up`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     register(app)
     try:

@@ -1,7 +1,7 @@
 """`python -m workers.stack.compose_secrets DIRECTORY`: creates the secrets that compose.yaml mounts.
 
 One 0600 file each, random; existing files are kept. Back up `keyring.json` separately from the
-database: without it private content cannot be opened.
+database: without it private content cannot be decrypted.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Server(Protocol):
     log: Path
 
     def prepare(self) -> Command:
-        """Prepare a start; the command that starts it."""
+        """Prepare a start; returns the command that starts it."""
         ...
 
     def ready(self) -> bool:
@@ -175,7 +175,7 @@ def prepare_database(postgres: PostgresServer) -> bool:
 
 
 def ensure_keyring(home: Home) -> None:
-    """Create the key ring if there is none: a new one cannot open content of an earlier one."""
+    """Create the key ring if there is none: a new one cannot decrypt content of an earlier one."""
     if not home.keyring.exists() and not os.environ.get(COMMAND):
         from vestry.crypto.keyring import KeyRing  # noqa: PLC0415 - not needed by most starts
 

@@ -1,9 +1,9 @@
 """The guardian: ends the stack's processes if the supervisor has ended without ending them.
 
-It reads one JSON object per line from a pipe that only the supervisor holds open, and keeps a
-register: `{"keep": …}`, an `Identity`, adds a process, `{"forget": pid}` removes it. The end of the
-pipe means that the supervisor has ended, in whatever way. This needs no signal and no parent id, and
-works on every Unix.
+It reads one JSON object per line from a pipe that only the supervisor holds open, and keeps a register:
+`{"add": …}`, an `Identity`, adds a process, `{"remove": pid}` removes it. The end of the pipe means
+that the supervisor has ended, in any way. This needs no signal and no parent id, and works on every
+Unix.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def main() -> None:
     register: dict[int, Identity] = {}
     for line in sys.stdin:
         message = json.loads(line)
-        if identity := message.get("keep"):
+        if identity := message.get("add"):
             register[identity["pid"]] = Identity(**identity)
         else:
-            register.pop(message["forget"], None)
+            register.pop(message["remove"], None)
     end_all(list(register.values()), TERMINATION_TIMEOUT_S)
 
 
@@ -68,7 +68,7 @@ class OrphanGuardian:
         """
         if self._process is not None and self._process.poll() is None:
             return False
-        died = self._process is not None
+        replaced = self._process is not None
         with open_log(self._command.log) as log:
             self._process = subprocess.Popen(
                 self._command.argv,
@@ -81,18 +81,18 @@ class OrphanGuardian:
                 text=True,
             )
         for identity in self._register.values():
-            self._send({"keep": asdict(identity)})
-        return died
+            self._send({"add": asdict(identity)})
+        return replaced
 
-    def keep(self, identity: Identity) -> None:
+    def add(self, identity: Identity) -> None:
         """Register a process."""
         self._register[identity.pid] = identity
-        self._send({"keep": asdict(identity)})
+        self._send({"add": asdict(identity)})
 
-    def forget(self, pid: int) -> None:
+    def remove(self, pid: int) -> None:
         """Remove a process that has ended."""
         if self._register.pop(pid, None):
-            self._send({"forget": pid})
+            self._send({"remove": pid})
 
     def close(self) -> None:
         """End the guardian, and with it all registered processes."""

@@ -43,7 +43,7 @@ def parse_forwards(text: str) -> dict[int, tuple[str, int]]:
     for port, target in parse_pairs(text).items():
         host, _, target_port = target.rpartition(":")
         if not (host and port.isdecimal() and target_port.isdecimal()):
-            raise ValueError(f"{VARIABLE}: PORT=HOST:PORT, not {port}={target}")
+            raise ValueError(f"{VARIABLE} takes PORT=HOST:PORT, not {port}={target}")
         forwards[int(port)] = (host, int(target_port))
     if not forwards:
         raise ValueError(f"{VARIABLE} is empty; it takes PORT=HOST:PORT")

@@ -88,7 +88,7 @@ class PostgresServer:
         return self.home.password_file(f"postgres.{role}")
 
     def prepare(self) -> Command:
-        """Prepare a start, after an orderly or a violent end of the last run.
+        """Prepare a start, after an orderly end or a crash of the last run.
 
         Returns:
             The command that starts the server.

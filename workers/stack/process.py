@@ -102,7 +102,7 @@ def server_account(data: Path) -> Account:
     """Account of the servers: if the caller is root, an unprivileged one, as Postgres requires.
 
     Args:
-        data: the data directory; its present owner is kept, unless that is root.
+        data: the data directory; its owner is kept, unless that is root.
     """
     if os.geteuid() != 0:
         return Account()
@@ -146,7 +146,7 @@ class Command:
 def spawn(command: Command) -> subprocess.Popen[bytes]:
     """Start a command, its output appended to its 0600 log.
 
-    In its own session, so that Ctrl-C in a terminal reaches the supervisor alone.
+    In its own session, so that Ctrl-C in a terminal reaches only the supervisor.
     """
     prefix = ["nice", "-n", str(command.nice)] if command.nice else []
     with open_log(command.log) as log:
@@ -171,7 +171,7 @@ def open_log(path: Path) -> IO[bytes]:
 
 
 def stop(process: subprocess.Popen[bytes], command: Command, grace_s: float = 15.0) -> None:
-    """End a child in order; after `grace_s` at once."""
+    """End a child by its stop signal, after `grace_s` by its kill signal."""
     for number, timeout_s in ((command.stop_signal, grace_s), (command.kill_signal, 5.0)):
         if process.poll() is not None:
             return
@@ -185,7 +185,7 @@ def stop(process: subprocess.Popen[bytes], command: Command, grace_s: float = 15
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A process, identified beyond the reuse of its id by its start time and boot.
+    """A process, identified by id, start time and boot: a reused id does not match.
 
     Attributes:
         pid: its id.

@@ -45,7 +45,7 @@ class StackOptions:
     """Options of a stack.
 
     Attributes:
-        settings: `VESTRY_*` settings of every process, over those of the environment.
+        settings: `VESTRY_*` settings of every process; they override those of the environment.
         flower: whether to run Flower.
         only: names of the processes to run besides the servers; empty means all.
     """
@@ -173,7 +173,7 @@ class EmbeddedStack:
 
         It leaves one core free: its threads spin while they wait for each other, so that all are
         blocked if one of them gets no core (two busy cores, two threads: 0.6 tokens per second instead
-        of 50; one thread: half of its speed alone).
+        of 50; one thread: half of its speed on idle cores).
         """
         account = self.accounts.account_of("models")
         directory = ProcessDir(self.home, server.name, account)

@@ -5,7 +5,7 @@ If the caller is root, the servers run under another account, which may have no 
 are copied there.
 
 Home and system directory name each other, by a file in each. A moved home keeps its data; a copy of it,
-or a new home at its path, never gets another's; and a directory whose home is gone can be detected.
+or a new home at its path, never gets another's; a directory without a home can be detected.
 """
 
 from __future__ import annotations
@@ -154,7 +154,10 @@ def _root(home: Home) -> Path:
         _write(home.path / RECORD, {"place": str(path)})
         return path
     bases = ", ".join(map(str, SYSTEM_DIRS))
-    raise OSError(f"the servers' account can enter neither {home.path} nor any of {bases}")
+    raise OSError(
+        f"the servers' account can enter neither {home.path} nor any of {bases}: "
+        "set VESTRY_HOME to a directory that every account can enter"
+    )
 
 
 def _system_dir(home: Home) -> Path | None:

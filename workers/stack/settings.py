@@ -78,7 +78,7 @@ def check_settings(settings: Mapping[str, str]) -> None:
     valid = {*TUNABLES, *plan.SETTINGS, accounts.SETTING}
     if unknown := sorted(settings.keys() - valid):
         raise ValueError(
-            f"cannot be set: {', '.join(unknown)}; these can: {', '.join(sorted(valid))}"
+            f"unknown settings: {', '.join(unknown)}; use one of: {', '.join(sorted(valid))}"
         )
 
 

@@ -27,7 +27,7 @@ BACKOFF_CAP_S = 30.0
 START_LIMIT_S = 300.0
 """A process that is not ready this long after its start is ended and restarted."""
 STABLE_S = 20.0
-"""After this long in readiness, a process's failures no longer count."""
+"""A process's failures no longer count once it has been ready for this long."""
 MAX_START_FAILURES = 4
 """Consecutive failures of a process that was never ready, after which the start fails."""
 STOP_TIMEOUT_S = 30.0
@@ -75,7 +75,7 @@ class ProcessSpec:
 
 @dataclass(slots=True)
 class SupervisedProcess:
-    """Present state of a process."""
+    """Current state of a process."""
 
     spec: ProcessSpec
     state: ProcessState = ProcessState.WAITING
@@ -193,7 +193,7 @@ class Supervisor:
         except OSError as error:
             if str(error) != self._last_error:
                 self._last_error = str(error)
-                self._notify(f"{error}; trying again")
+                self._notify(f"{error}; retrying")
         for child in children:
             self._step(child)
         with suppress(OSError):
@@ -244,10 +244,10 @@ class Supervisor:
         child.state, child.last_error, child.since = ProcessState.STARTING, "", time.monotonic()
         child.identity = Identity.of(child.process.pid, child.command.kill_signal)
         if child.identity:
-            self.guardian.keep(child.identity)
+            self.guardian.add(child.identity)
 
     def _on_exit(self, child: SupervisedProcess, description: str) -> None:
-        self._forget(child, ProcessState.WAITING)
+        self._clear(child, ProcessState.WAITING)
         child.failures += 1
         child.restarts += 1
         # The first restart has a short delay: nearly always it is the only one.
@@ -256,9 +256,9 @@ class Supervisor:
         child.retry_at = time.monotonic() + delay
         self._notify(f"{child.spec.name} {description}; restarting it in {delay:.1f} s")
 
-    def _forget(self, child: SupervisedProcess, state: ProcessState) -> None:
+    def _clear(self, child: SupervisedProcess, state: ProcessState) -> None:
         if child.process is not None:
-            self.guardian.forget(child.process.pid)
+            self.guardian.remove(child.process.pid)
         child.state, child.process, child.identity = state, None, None
 
     def _end(self, children: Sequence[SupervisedProcess]) -> None:
@@ -274,7 +274,7 @@ class Supervisor:
         while running := [c for c in children if c.process is not None]:
             for child in running:
                 if child.process is not None and child.process.poll() is not None:
-                    self._forget(child, ProcessState.STOPPED)
+                    self._clear(child, ProcessState.STOPPED)
             now = time.monotonic()
             if now - began > (FORCED_STOP_S if self._signals > 1 else STOP_TIMEOUT_S):
                 for child in running:

