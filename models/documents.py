@@ -30,8 +30,8 @@ class DocumentState:
     """Current state of a job's document; see the columns of `*_documents`.
 
     Attributes:
-        generation: the one that the job was enqueued for.
-        current: it is still the document's generation.
+        generation: the generation that the job was enqueued for.
+        current: the document still has that generation.
     """
 
     document_id: UUID
