@@ -45,7 +45,7 @@ FULL_SCAN_EVERY_S: Final = 0.5
 FULL_SCAN_SHARE: Final = 20
 """A full scan that took d seconds is not repeated for 20 d: at most 5 % of the time is spent on it."""
 FULL_SCAN_LATEST_S: Final = 5.0
-"""Upper bound of that interval: a scan may also be slow because its process was suspended."""
+"""Upper bound of that interval: a scan may also be slow because the process was suspended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class LowWaterMark:
     _full_at: float = 0.0
 
     def start(self) -> int:
-        """Start tag from which to scan now: usually the mark, at intervals the beginning of the queue."""
+        """Start tag from which to scan now: the mark or, at intervals, the beginning of the queue."""
         return BEGINNING if time.monotonic() >= self._full_at else self.value
 
     def update(
@@ -257,7 +257,7 @@ def claim(
 def claimable_heads(
     conn: Connection, lanes: Sequence[str], kinds: Sequence[str]
 ) -> list[tuple[UUID]]:
-    """First job, and first quarantined job, of every (lane, kind) queue that is not row-locked.
+    """First unlocked job, and first unlocked quarantined job, of every (lane, kind) queue.
 
     Low-water marks are not applied.
 

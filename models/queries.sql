@@ -103,7 +103,7 @@ SELECT c.lease_id, c.id, c.kind, c.task, c.model, c.owner, c.latency, c.cost, c.
 FROM claimed c ORDER BY c.id
 
 -- name: claimable_heads
--- First job, and first quarantined job, of every (lane, kind) queue that is not row-locked; no marks.
+-- First unlocked job, and first unlocked quarantined job, of every (lane, kind) queue; no marks.
 SELECT f.id FROM unnest(%(lanes)s::text[]) l(lane), unnest(%(kinds)s::text[]) k(kind), LATERAL (
   SELECT j.id FROM (SELECT vestry.clock() AS t OFFSET 0) now, vestry.jobs j
   WHERE j.lane = l.lane AND j.kind = k.kind AND j.state = 'queued' AND j.start_tag IS NOT NULL
