@@ -18,9 +18,9 @@ import psycopg
 from psycopg import sql
 
 from models.content import Content
-from models.sql import QUERIES, column
+from models.sql import QUERIES
 from vestry.crypto.envelope import CHUNK, DETAIL
-from vestry.db.operations import uuid7
+from vestry.db.operations import column, uuid7
 
 Connection = psycopg.Connection[Any]
 

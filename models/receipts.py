@@ -10,7 +10,8 @@ from uuid import UUID
 
 import psycopg
 
-from models.sql import QUERIES, column
+from models.sql import QUERIES
+from vestry.db.operations import column
 from vestry.db.receipts import Served
 
 Connection = psycopg.Connection[Any]

@@ -24,8 +24,9 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from models.sql import QUERIES, column
+from models.sql import QUERIES
 from models.states import State
+from vestry.db.operations import column
 from vestry.lanes import Pool
 
 Connection = psycopg.Connection[Any]

@@ -105,7 +105,7 @@ class Failure:
         return {"error": {"code": self.code, "message": self.message}, **self.fields}
 
 
-def failure_from(error: BaseException) -> Failure:  # noqa: PLR0911 - one return a family
+def failure_from(error: BaseException) -> Failure:  # noqa: PLR0911 - one return per family
     """The error to print for an exception."""
     if isinstance(error, CommandError):
         return Failure(error.code, str(error), error.exit_code, error.fields)

@@ -41,7 +41,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """Which label fits a text, or which labels do.
+    """The label of a text, or its labels.
 
     Two tasks, set at enqueue, have labels of their own: `task="language"` returns ISO 639-1 codes, of
     all languages or of those in `labels`; `task="passage-reference"` returns `valid` or `invalid`.

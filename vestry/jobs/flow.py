@@ -25,7 +25,7 @@ class Flow:
     Attributes:
         job: the first job.
         then: jobs or flows that follow it directly, all at once.
-        task: the purpose of the job, as in `Vestry.enqueue`; of the first job, the argument there.
+        task: the purpose of the job; for the first job, `task` of `Vestry.enqueue` by default.
     """
 
     job: JobRequest
@@ -84,7 +84,7 @@ def steps_of(
         flow = job if isinstance(job, Flow) else Flow(job)
         prepared = _prepared(flow.job, path, digest, payload_limit)
         if parent is None and UPSTREAM.encode() in prepared.payload:
-            raise InvalidInput("job", "uses UPSTREAM, and has no job before it")
+            raise InvalidInput("job", "uses UPSTREAM but is the first of its flow")
         if len(steps) == MAX_STEPS:
             raise InvalidInput("then", f"makes a flow of more than {MAX_STEPS} jobs")
         position = len(steps)

@@ -29,7 +29,7 @@ _MAGIC: Final[tuple[tuple[bytes, FileKind], ...]] = (
     (b"MM\0+", "tiff"),
 )
 _PDF_WITHIN: Final = 1024
-"""Bytes in which a PDF's signature may begin; readers have always accepted that."""
+"""Bytes in which a PDF's signature may begin; PDF readers accept this."""
 
 
 def file_kind(content: bytes) -> FileKind | None:

@@ -74,7 +74,7 @@ class Hits(Sequence[Hit]):
 
     @property
     def degraded(self) -> bool:
-        """Whether a part of the search was not done as intended."""
+        """Whether a part of the search failed, or was served by a fallback."""
         return self.reason is not None
 
     def degrade(self, reason: str) -> Hits:
