@@ -68,7 +68,7 @@ class IdempotencyConflict(VestryError):
 
     default_message = (
         "The idempotency key belongs to a job with other content, so nothing was enqueued. Use another "
-        "key, or repeat the content."
+        "key, or the same content."
     )
 
     def __init__(self, jobs: tuple[UUID, ...] = ()) -> None:

@@ -86,7 +86,7 @@ def resolve_operator() -> OperatorSettings:
 
     Raises:
         SettingsError: no database is configured, or its settings cannot be read.
-        KeyRingError: the key ring is configured twice, or wrongly.
+        KeyRingError: several key rings are configured, or an invalid one.
     """
     source = key_source_from_environment()
     url = os.environ.get("VESTRY_OPERATOR_URL")

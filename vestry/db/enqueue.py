@@ -285,7 +285,7 @@ class KeyedJobs:
 
     def __iter__(self) -> Iterator[tuple[JobRequest | Flow, str | None]]:
         if not isinstance(self._jobs, Iterable):
-            raise InvalidInput("jobs", "is not iterable")
+            raise InvalidInput("jobs", "must be an iterable of jobs")
         for job in self._jobs:
             yield job, self.key()
         self.check_exhausted()

@@ -262,7 +262,7 @@ def delete_documents(
     privacy = privacy_name(privacy)
     check_source(source)
     if isinstance(ids, (str, bytes)):
-        raise InvalidInput("ids", "is not a list")
+        raise InvalidInput("ids", "must be a list")
     digest: Any = plain_digest
     if privacy == Privacy.PRIVATE.value:
         key = yield from keys.find(owner)

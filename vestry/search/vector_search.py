@@ -95,7 +95,7 @@ class SearchRequest:
             if sources is None:
                 continue
             if isinstance(sources, (str, bytes)):
-                raise InvalidInput(name, "is not a list of sources")
+                raise InvalidInput(name, "must be a list of sources")
             for source in sources:
                 check_source(source)
             object.__setattr__(self, name, list(sources))
