@@ -366,8 +366,8 @@ class AsyncVestry:
         Args:
             query: the text to search for.
             owner: owner of the documents.
-            privacy: `private` searches all of the owner's documents, `shareable` the shareable ones
-                alone (a cloud model may then read the query).
+            privacy: `private` searches all of the owner's documents, `shareable` only the shareable
+                ones (a cloud model may then read the query).
             sources: shareable sources, of any owner, to search as well.
             own_sources: search only these of the owner's sources.
             limit: most hits, up to 1000.

@@ -1,4 +1,4 @@
-"""Bisection of a failing batch: an item at fault fails alone, and its neighbours are served."""
+"""Bisection of a failing batch: only the item at fault fails, and its neighbours are served."""
 
 from __future__ import annotations
 

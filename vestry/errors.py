@@ -107,7 +107,7 @@ class SealBroken(VestryError):
 class SettingsError(VestryError):
     """Settings of the library are missing or unreadable."""
 
-    default_message = "No usable database or key ring is configured; set VESTRY_DATABASE_URL."
+    default_message = "No usable database or key ring is configured; see `vestry doctor`."
 
 
 class UnknownJob(VestryError):
@@ -252,7 +252,7 @@ def from_sqlstate(sqlstate: str | None, own_message: str | None = None) -> Vestr
     Args:
         sqlstate: its code. VYxxx are raised by Vestry's own SQL functions; classes 08, 53 and 57P
             mean that the server is unreachable, out of resources, or shutting down.
-        own_message: the server's primary message; used for VYxxx alone, whose texts hold no content.
+        own_message: the server's primary message; used only for VYxxx, whose texts hold no content.
     """
     if sqlstate is None or sqlstate[:2] in {"08", "53"} or sqlstate.startswith("57P"):
         return Unavailable()

@@ -38,7 +38,7 @@ class ClientSettings:
 
     Attributes:
         conninfo: libpq's connection string.
-        keyring: None in a producer of shareable jobs alone.
+        keyring: None in a producer of only shareable jobs.
     """
 
     conninfo: str = field(repr=False)

@@ -1,7 +1,7 @@
 """Rotation of key-encryption keys, while producers and workers run.
 
-Data keys are rewrapped and sealed content is not, so the duration of a rotation depends on the number
-of owners alone. The old key stays in the ring, to unwrap, until no data key is wrapped with it and
+Data keys are rewrapped and sealed content is not, so the duration of a rotation depends only on the
+number of owners. The old key stays in the ring, to unwrap, until no data key is wrapped with it and
 `retire` removes it.
 """
 

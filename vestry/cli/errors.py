@@ -123,7 +123,7 @@ def failure_from(error: BaseException) -> Failure:  # noqa: PLR0911 - one return
         return Failure("unavailable", message, ExitCode.UNAVAILABLE, {})
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return Failure("interrupted", "Interrupted.", ExitCode.INTERRUPTED, {})
-    # The class alone: the exception's message might quote a text.
+    # Only the class: the exception's message might quote a text.
     message = f"Internal error ({type(error).__name__}). Please report the command that caused it."
     return Failure("internal", message, ExitCode.FAILED, {})
 

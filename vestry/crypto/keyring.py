@@ -121,10 +121,10 @@ class KeyRing:
 
     @classmethod
     def read(cls, source: KeySource) -> KeyRing:
-        """Read a key ring from a source, and again from there when a key is missing.
+        """Read a key ring from a source, which is read again when a key is missing.
 
         Raises:
-            KeyRingError: as the source says.
+            KeyRingError: as `KeySource.read`.
         """
         ring = source.read()
         return cls(ring.keys, ring.current, source)
@@ -133,7 +133,7 @@ class KeyRing:
         """Read the source again, if there is one.
 
         Raises:
-            KeyRingError: as the source says; the ring stays as it was.
+            KeyRingError: as `KeySource.read`; the ring is unchanged.
         """
         if self._source is not None:
             self._held = _opened(self._source.read())
@@ -244,7 +244,7 @@ class KeyDescriptor:
             os.set_inheritable(descriptor, False)
             self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         except (OSError, OverflowError):
-            raise KeyRingError(f"{DESCRIPTOR} does not name an open descriptor") from None
+            raise KeyRingError(f"{DESCRIPTOR} is not an inherited, open descriptor") from None
 
     def read(self) -> RingText:
         """The latest ring."""
@@ -304,7 +304,7 @@ def key_source_from_environment(environment: Mapping[str, str] = os.environ) -> 
     if names[0] == COMMAND:
         return KeyCommand(value)
     if not value.isdecimal():
-        raise KeyRingError(f"{DESCRIPTOR} is not the number of a descriptor")
+        raise KeyRingError(f"{DESCRIPTOR} must be the number of a descriptor")
     return KeyDescriptor(int(value))
 
 

@@ -300,7 +300,7 @@ class KeyedJobs:
         self.check_exhausted()
 
     def key(self) -> str | None:
-        """The key of the next job."""
+        """Advance to the next job; returns its key."""
         self._index += 1
         if self._keys is None:
             return None

@@ -297,7 +297,7 @@ class OcrResult:
 
     @classmethod
     def of(cls, pages: tuple[OcrPage, ...], page_count: int) -> OcrResult:
-        """From pages alone."""
+        """From pages; the text is theirs, joined."""
         texts = (page.text.strip() for page in pages)
         return cls("\n\n".join(filter(None, texts)), pages, page_count)
 

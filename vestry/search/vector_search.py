@@ -257,7 +257,7 @@ class _Comparison:
             chunks=sql.Identifier(f"{selection.privacy}_chunks"),
             documents=sql.Identifier(f"{selection.privacy}_documents"),
         )
-        # Never prepared: a generic plan would not know how many rows this owner has.
+        # Never prepared: a generic plan ignores how many rows this owner has.
         return Query(near + columns, (self.vector, *selection.params), prepare=False)
 
 

@@ -52,7 +52,7 @@ STUCK_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Result of one check; `detail` is the state, or the fault and its repair."""
+    """Result of one check; `detail` is the state, or the fault and what to do."""
 
     name: str
     ok: bool

@@ -122,7 +122,9 @@ class Reader:
 
     def _parse_line(self, number: int, raw: bytes | None, is_json: bool) -> Record | RepeatedLine:
         if raw is None:
-            raise InvalidInput("line", f"longer than a document's limit of {DOCUMENT_LIMIT} bytes")
+            raise InvalidInput(
+                "line", f"more than {DOCUMENT_LIMIT} bytes, the limit of a document; split it"
+            )
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -233,7 +235,7 @@ def _checked_size(document: Document) -> int:
     row = {"text": document.text, "date": document.date, "metadata": document.metadata}
     size = len(dump_json("metadata", row)) + 2 * len((document.id or "").encode())
     if size > DOCUMENT_LIMIT:
-        raise InvalidInput("text", f"{size} bytes; a document may have {DOCUMENT_LIMIT}")
+        raise InvalidInput("text", f"{size} bytes; at most {DOCUMENT_LIMIT} are allowed: split it")
     return size
 
 

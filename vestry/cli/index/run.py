@@ -81,7 +81,7 @@ class IndexQueue(Protocol):
         ...
 
     def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:
-        """Those of the jobs that are finished."""
+        """The finished ones of the jobs, by id."""
         ...
 
     def stall_reason(self) -> str | None:
