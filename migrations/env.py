@@ -11,7 +11,7 @@ from alembic import context
 from sqlalchemy import create_engine, text
 
 LOCK_TIMEOUT = "5s"
-"""A migration that does not get its lock fails, rather than queue every worker behind it."""
+"""A migration that does not get its lock fails, so that workers do not queue behind it."""
 STATEMENT_TIMEOUT = "15min"
 
 

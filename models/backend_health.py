@@ -24,8 +24,8 @@ class BreakerState:
     """Circuit breaker of a backend that failed recently.
 
     Attributes:
-        open: it is not closed: open, or half-open once `retry_in_s` is 0.
-        retry_in_s: seconds until a call may be tried; 0 if it may be now.
+        open: it is open, or half-open (`retry_in_s` is 0).
+        retry_in_s: seconds until the next probe is allowed; 0 if it is allowed now.
         probing: a caller has the half-open probe.
         reason: the code of the last error.
     """
@@ -38,7 +38,7 @@ class BreakerState:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Pool and model of one sort of request; '' is any task or tier without a route of its own."""
+    """Pool and model of one sort of request; the task or tier '' matches those without a route."""
 
     kind: str
     task: str
@@ -51,7 +51,7 @@ class Route:
 
 
 def breaker_states(conn: Connection) -> dict[str, BreakerState]:
-    """Breakers by backend; those of the backends left out are closed and have no failure."""
+    """Circuit breakers by backend; a backend without an entry has no failure, and a closed breaker."""
     rows = conn.execute(
         """SELECT backend, state <> 'closed', coalesce(open_s, 0), probing, reason
            FROM vestry.breakers_v1()""",
@@ -153,7 +153,7 @@ def publish(conn: Connection, routes: Sequence[Route]) -> list[Route]:
 def move_jobs(
     conn: Connection, lane: str, kind: str, after: MovePosition
 ) -> tuple[int, MovePosition | None]:
-    """Move jobs of one page of a queue to the pools of the routes that are published now.
+    """Move the jobs of one page of a queue to the pools of the published routes.
 
     Args:
         conn: a connection.

@@ -1,4 +1,4 @@
-"""Roles, schema and extension, which only an administrator can create; then migrations as the owner."""
+"""Bootstrap as an administrator: roles, schema and extension. Then migrations as the schema's owner."""
 
 from __future__ import annotations
 

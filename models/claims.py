@@ -31,8 +31,8 @@ PLANNER_OPTIONS: Final = (
 )
 """Settings of every connection that claims. The statistics of a queue are always wrong: the table was
 empty when it was analysed and holds a million rows now, or the reverse. The plan must not depend on
-them, so where there is an ordered index scan it is the only plan on offer. A plan made for each call,
-as Postgres would do here, then has no advantage (a hinted claim among 100,000 jobs: 1.70 ms, and 0.93
+them, so an ordered index scan, where one exists, is the only plan allowed. Planning each call anew,
+Postgres's choice here, then has no advantage (a hinted claim among 100,000 jobs: 1.70 ms, against 0.93
 with the plan made once)."""
 
 UNLIMITED_COST: Final = 1_000_000
@@ -45,7 +45,7 @@ FULL_SCAN_EVERY_S: Final = 0.5
 FULL_SCAN_SHARE: Final = 20
 """A full scan that took d seconds is not repeated for 20 d: at most 5 % of the time is spent on it."""
 FULL_SCAN_LATEST_S: Final = 5.0
-"""But for this long at most: a scan may also have been slow because its process was suspended."""
+"""Upper bound of that interval: a scan may also be slow because the process was suspended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Lease:
 
     Attributes:
         id: the fencing token.
-        exclusive: the process runs nothing else under it; its one job is quarantined.
+        exclusive: its one job is quarantined; the process runs nothing else meanwhile.
         more: other jobs of the requested kinds were ready beside the batch.
     """
 
@@ -115,7 +115,7 @@ class LowWaterMark:
     _full_at: float = 0.0
 
     def start(self) -> int:
-        """Start tag from which to scan now: usually the mark, at intervals the very beginning."""
+        """Start tag from which to scan now: the mark or, at intervals, the beginning of the queue."""
         return BEGINNING if time.monotonic() >= self._full_at else self.value
 
     def update(
@@ -224,7 +224,7 @@ def claim(
             "lane": lane,
             "kinds": list(kinds),
             "hint": hint,
-            # One type for all values: else the statement would be planned for each.
+            # The driver would choose int2, int4 or int8 by value, and prepare the statement for each.
             "marks": [Int8(start) for start in starts],
             "limit": 1 if quarantined else limit,
             "budgets": [Int8((budgets or {}).get(kind, UNLIMITED_COST)) for kind in kinds],
@@ -257,7 +257,7 @@ def claim(
 def claimable_heads(
     conn: Connection, lanes: Sequence[str], kinds: Sequence[str]
 ) -> list[tuple[UUID]]:
-    """Head of every (lane, kind) queue that is not row-locked, quarantined jobs included.
+    """First unlocked job, and first unlocked quarantined job, of every (lane, kind) queue.
 
     Low-water marks are not applied.
 
@@ -274,8 +274,8 @@ def claimable_heads(
 def extend(conn: Connection, tokens: Sequence[UUID], lease_s: float) -> frozenset[UUID]:
     """Extend leases, never past their `max_until`; returns the jobs that they still hold.
 
-    An expired lease that is not rescued yet is extended, too: after an outage longer than a lease,
-    the process reports in this way that it lives, before the reconciler's grace period ends.
+    An expired lease that is not rescued yet is extended too: after an outage longer than a lease, a
+    running process keeps its jobs if it calls this within the reconciler's grace period.
 
     Args:
         conn: a connection; under autocommit each statement commits.

@@ -7,7 +7,7 @@ One class per privacy class, instead of a condition at every statement. A sharea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import psycopg
@@ -19,6 +19,10 @@ from vestry.db.operations import SET_OWNERS
 from vestry.errors import UnknownKey, VestryError
 
 Connection = psycopg.Connection[Any]
+
+_NO_KEY: Final = (
+    "The owner has no data key in this database: its content was never stored, or was erased."
+)
 
 
 class Content(Protocol):
@@ -75,7 +79,7 @@ class ShareableContent:
     sealed = False
 
     def begin(self, conn: Connection, owners: Iterable[str]) -> None:
-        """Set the owners; there are no keys."""
+        """Set the owners of this transaction's rows; there are no keys."""
         set_row_security_owners(conn, owners)
 
     def encode(self, owner: str, field: str, row_id: UUID, text: str) -> bytes | str:
@@ -101,7 +105,7 @@ class ShareableContent:
         return None
 
     def evict_expired(self) -> None:
-        """Nothing: there are no keys."""
+        """Do nothing: there are no keys."""
 
     def digest(self, owner: str) -> Callable[[str, bytes], bytes]:
         """SHA-256 of purpose and data."""
@@ -179,5 +183,5 @@ class PrivateContent:
     def _key(self, owner: str) -> OwnerKey:
         key = self.keys.get(owner)
         if key is None:
-            raise UnknownKey(self._faults.get(owner, "The owner has no data key in this database."))
+            raise UnknownKey(self._faults.get(owner, _NO_KEY))
         return key

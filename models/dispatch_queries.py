@@ -25,12 +25,12 @@ _MARK_HINTED: Final = QUERIES["mark_hinted"].format(
 def lanes_with_ready_jobs(
     conn: Connection, marks: Mapping[tuple[str, str], LowWaterMark], ages_s: Mapping[str, float]
 ) -> frozenset[tuple[str, str]]:
-    """Those of the (lane, kind) pairs that have a ready job: the one query of an idle tick.
+    """The (lane, kind) pairs that have a ready job; the only query of an idle tick.
 
     Args:
         conn: a connection.
         marks: the pairs' low-water marks in this process.
-        ages_s: by lane, how old a job must be to count, in seconds; 0 where none is given.
+        ages_s: by lane, least age of a job that counts, in seconds; 0 by default.
     """
     starts = {pair: mark.start() for pair, mark in marks.items()}
     begun = time.monotonic()
@@ -72,7 +72,7 @@ def mark_hinted(
         limit: most hints.
         rehint_s: seconds after its last hint at which a job that is still queued is hinted at again.
         mark: the low-water mark of the lane and kind in this process.
-        age_s: seconds ago that a job must have been enqueued.
+        age_s: least age of a job, in seconds since it was enqueued.
     """
     start = mark.start()
     begun = time.monotonic()

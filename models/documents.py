@@ -18,9 +18,9 @@ import psycopg
 from psycopg import sql
 
 from models.content import Content
-from models.sql import QUERIES, column
+from models.sql import QUERIES
 from vestry.crypto.envelope import CHUNK, DETAIL
-from vestry.db.operations import uuid7
+from vestry.db.operations import column, uuid7
 
 Connection = psycopg.Connection[Any]
 
@@ -30,8 +30,8 @@ class DocumentState:
     """Current state of a job's document; see the columns of `*_documents`.
 
     Attributes:
-        generation: the one that the job was enqueued for.
-        current: it is still the document's generation.
+        generation: the generation that the job was enqueued for.
+        current: the document still has that generation.
     """
 
     document_id: UUID

@@ -12,8 +12,8 @@ import psycopg
 from psycopg import sql
 
 from models.content import Content
-from models.sql import column
 from vestry.crypto.envelope import PAYLOAD, RESULT, blob_field
+from vestry.db.operations import column
 
 Connection = psycopg.Connection[Any]
 

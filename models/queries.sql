@@ -18,7 +18,7 @@ LIMIT %(limit)s
 FOR UPDATE OF j SKIP LOCKED
 
 -- name: claim
--- Take a batch of one kind and model under a new lease. A row named by its id is asked for with
+-- Take a batch of one kind and model under a new lease. A row selected by its id has the condition
 -- "j.state || '' = 'queued'", which no partial index matches: with statistics from before the backlog the
 -- planner otherwise scans the whole queue and filters for that id (100,000 jobs: 21 to 49 ms).
 WITH heads AS MATERIALIZED (
@@ -37,7 +37,7 @@ free AS MATERIALIZED (
   WHERE cardinality(%(kinds)s::text[]) > 1 AND j.state || '' = 'queued'
   ORDER BY f.start_tag, f.id LIMIT 1 FOR UPDATE OF j SKIP LOCKED),
 head AS MATERIALIZED (
-  -- Kind and model of the batch: the hinted job's, else the free one's, else those of the first (another
+  -- Kind and model of the batch: those of the hinted job, else of the free one, else of the first (another
   -- job of its kind may be free).
   SELECT h.id, h.kind, h.model, h.mark, h.budget FROM (
     SELECT j.id, j.kind, j.model, k.mark, k.budget FROM vestry.jobs j
@@ -103,7 +103,7 @@ SELECT c.lease_id, c.id, c.kind, c.task, c.model, c.owner, c.latency, c.cost, c.
 FROM claimed c ORDER BY c.id
 
 -- name: claimable_heads
--- Head of every (lane, kind) queue that is not row-locked, quarantined jobs included; no marks.
+-- First unlocked job, and first unlocked quarantined job, of every (lane, kind) queue; no marks.
 SELECT f.id FROM unnest(%(lanes)s::text[]) l(lane), unnest(%(kinds)s::text[]) k(kind), LATERAL (
   SELECT j.id FROM (SELECT vestry.clock() AS t OFFSET 0) now, vestry.jobs j
   WHERE j.lane = l.lane AND j.kind = k.kind AND j.state = 'queued' AND j.start_tag IS NOT NULL

@@ -1,4 +1,4 @@
-"""Receipts: one per attempt, written even if its effects were refused: the call was made."""
+"""Receipts: one per attempt, also if its effects were refused, since the model call was made."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from uuid import UUID
 
 import psycopg
 
-from models.sql import QUERIES, column
+from models.sql import QUERIES
+from vestry.db.operations import column
 from vestry.db.receipts import Served
 
 Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class FinishedAttempt:
     """One finished attempt; its receipt is read as `vestry.db.receipts.Receipt`.
 
     Attributes:
@@ -38,12 +39,14 @@ _ATTEMPT = ("job_id", "attempt", "outcome", "reason", "started_at")
 _SERVED = tuple(field.name for field in fields(Served) if field.name != "reason")
 
 
-def insert(conn: Connection, privacy: str, token: UUID, attempts: Sequence[Attempt]) -> None:
+def insert(
+    conn: Connection, privacy: str, token: UUID, attempts: Sequence[FinishedAttempt]
+) -> None:
     """Write the receipts of one lease's attempts.
 
     A rescued attempt that finishes after all replaces the outcome `lost` written by the reconciler.
-    Nothing else is replaced: a finish repeated after an unclear COMMIT must not turn success into
-    refusal.
+    No other receipt is replaced: a finish repeated after a COMMIT of unknown result must not turn
+    success into refusal.
     """
     if not attempts:
         return

@@ -1,4 +1,4 @@
-"""The moves between the states of a job. The drawing is docs/state_machine.md."""
+"""Transitions between the states of a job; docs/state_machine.md has the diagram."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ TRANSITIONS: Final[frozenset[tuple[State, State]]] = frozenset(
         (State.RUNNING, State.SUPERSEDED),
     }
 )
-"""All allowed moves. A database trigger refuses every other."""
+"""All allowed transitions; a database trigger refuses every other."""

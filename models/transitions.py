@@ -24,8 +24,9 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from models.sql import QUERIES, column
+from models.sql import QUERIES
 from models.states import State
+from vestry.db.operations import column
 from vestry.lanes import Pool
 
 Connection = psycopg.Connection[Any]
@@ -33,7 +34,7 @@ Connection = psycopg.Connection[Any]
 MAX_EXCLUSIVE_CRASHES: Final = 2
 """A job under whose exclusive lease the process crashed twice is dead: nothing else ran there."""
 LOST_EXCLUSIVE: Final = "the process ended or froze in an exclusive run"
-"""Receipt reason of a crash that counts, unless the process comes back (`revert_crash`)."""
+"""Receipt reason of a crash that counts, unless the process is still running (`revert_crash`)."""
 LOST_UNCONFIRMED: Final = "the claim was unconfirmed, and nothing ran"
 """Receipt reason that replaces `LOST_EXCLUSIVE` when an unconfirmed claim is released."""
 
@@ -43,7 +44,7 @@ class Settlement:
     """A job's state at the end of an attempt.
 
     Attributes:
-        code: stored in the clear, as is `message`: content-free.
+        code: stored unsealed like `message`, so both are content-free.
         delay_s: until the next attempt; for a retry only.
         uncounted: the attempt is not counted, since the job did not cause its end.
         degraded: another model than the intended one served it.
@@ -77,8 +78,7 @@ def lock_held(
 
     Returns:
         The jobs whose attempt may still finish. The others were cancelled, expired, rescued or
-        released, or their owner is being forgotten; nothing may be written for them but their
-        receipt.
+        released, or their owner is being forgotten; only their receipt may be written.
     """
     if flows:
         conn.execute("SELECT vestry.lock_roots_v1(%s::uuid[])", [list(job_ids)])
@@ -98,7 +98,7 @@ def lock_held(
 
 
 def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> None:
-    """Set the states in which attempts leave locked jobs, and drop the lease once it is empty.
+    """Set the states of locked jobs at the end of their attempts; drop the lease once it is empty.
 
     The commit notifies callers that wait for interactive jobs.
 
@@ -127,7 +127,7 @@ def settle(conn: Connection, token: UUID, settlements: Sequence[Settlement]) -> 
 
 
 def revert_crash(conn: Connection, token: UUID, job_ids: Sequence[UUID]) -> int:
-    """Uncount the crash of jobs under a lost exclusive lease whose process has come back.
+    """Uncount the crash of jobs under a lost exclusive lease whose process is still running.
 
     The process was frozen, disconnected or starved, and did not end. A job that reached the longest
     permitted run keeps its crash. Called before the attempt's own receipt replaces the `lost` one.
@@ -254,8 +254,8 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
     """Quarantine the jobs of expired leases; a job is dead after two crashes in exclusive runs.
 
     The attempt of a batch's jobs is not counted: which of them ended the process is unknown. Each is
-    then run under an exclusive lease. A lease that expired at its `max_until` is one of a job that
-    does not end; any other, of a process that ended or froze. A job whose crashes were reverted each
+    then run under an exclusive lease. A lease that expired at its `max_until` means a job that does not
+    end; any other means a process that ended or froze. A job whose crashes were reverted each
     time is dead once it is out of attempts. A job that an open transaction is cancelling stays under
     its lease until that transaction ends, and does not block the others.
 
@@ -272,7 +272,7 @@ def rescue(conn: Connection, limit: int = 100) -> Rescued:
 
 
 def schedule_due(conn: Connection, limit: int = 1000) -> list[str]:
-    """Give queued jobs whose run_at has passed a start tag; returns their lanes.
+    """Set start tags of queued jobs whose `run_at` has passed; returns their lanes.
 
     Args:
         conn: a connection in a transaction.

@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class AsyncVestry:
-    """A producer: enqueues jobs in the caller's transactions, waits for them, reads results, searches.
+    """Producer client: enqueue in the caller's transactions, wait, read results, search.
 
     It belongs to the event loop that first uses it. Close it, or use it as a context manager.
     """
@@ -72,7 +72,7 @@ class AsyncVestry:
         Args:
             database_url: `postgresql://…` of a producer's login, used for everything that is not
                 done on the caller's own connection. Without it, see `vestry.settings`.
-            keyring: for private jobs: a key ring or the path of its file.
+            keyring: a key ring, or the path of its file; required for private jobs.
             pool_size: most connections, besides one that listens.
             payload_limit: most bytes of a job's serialised payload.
 
@@ -262,14 +262,14 @@ class AsyncVestry:
         return await self._run(lambda: job_queries.statuses(ids))
 
     async def flow(self, job: JobLike) -> list[JobStatus]:
-        """All jobs of a job's flow, each after the job it follows; a job outside of flows alone.
+        """All jobs of a job's flow, each after its parent; one job if it is in no flow.
 
         Raises `UnknownJob`.
         """
         return await self._run(lambda: job_queries.flow(job_queries.job_id(job)))
 
     async def cancel(self, jobs: JobLike | Sequence[JobLike]) -> dict[UUID, State]:
-        """Cancel one job or many, queued or running; returns the state that each is in now.
+        """Cancel one job or many, queued or running; returns the state of each after that.
 
         A finished job stays as it is. Raises `UnknownJob` for a single job that does not exist.
         """
@@ -366,16 +366,16 @@ class AsyncVestry:
         Args:
             query: the text to search for.
             owner: owner of the documents.
-            privacy: `private` searches all of the owner's documents, `shareable` the shareable ones
-                alone (a cloud model may then read the query).
+            privacy: `private` searches all of the owner's documents, `shareable` only the shareable
+                ones (a cloud model may then read the query).
             sources: shareable sources, of any owner, to search as well.
             own_sources: search only these of the owner's sources.
             limit: most hits, up to 1000.
             space: name of the embedding space; by default that of the workers' embedding model.
             timeout: seconds for the whole search.
             known_owner: raise if nothing is indexed for the owner, instead of returning no hits.
-            rerank: have a reranker read the nearest passages, in a job of the same privacy; by
-                default if the workers have one. If it fails or is slow, the hits are `degraded`.
+            rerank: rerank the nearest passages, in a job of the same privacy; by default if the
+                workers have a reranker. If it fails or is slow, the hits are `degraded`.
 
         Returns:
             The best passage of each of the nearest documents, nearest first, or as reranked.
@@ -390,12 +390,14 @@ class AsyncVestry:
         if space is not None:
             model = await self._run(lambda: vector_search.embedding_model(space))
         if known_owner:
-            known = await self._run(lambda: job_queries.has_documents(owner), atomic=True)
-            if not known:
+            indexed = await self._run(lambda: job_queries.has_documents(owner), atomic=True)
+            if not indexed:
                 raise UnknownOwner
         options = pipeline.job_options(request)
         try:
-            status, body = await self._ask(pipeline.embedding_job(query, model), options, timeout)
+            status, body = await self._run_search_job(
+                pipeline.embedding_job(query, model), options, timeout
+            )
         except WaitTimeout:
             raise WaitTimeout(SEARCH_TIMEOUT) from None
         embedded = time.monotonic()
@@ -435,7 +437,7 @@ class AsyncVestry:
         )
 
     async def _rerank(self, query: str, hits: Hits, options: JobOptions, deadline: float) -> Hits:
-        """Hits as a reranker orders them; degraded and in their order if it fails or is slow."""
+        """Hits in the reranker's order; unchanged and degraded if it fails or is slow."""
         positions = pipeline.readable(hits)
         if not positions:
             return hits
@@ -445,7 +447,7 @@ class AsyncVestry:
             return hits.degrade(pipeline.RERANKER_TOO_SLOW)
         job = pipeline.rerank_job(query, hits, positions)
         try:
-            status, body = await self._ask(job, options, timeout)
+            status, body = await self._run_search_job(job, options, timeout)
             hits = pipeline.reranked(hits, positions, status, body)
         except WaitTimeout:
             hits = hits.degrade(pipeline.RERANKER_TOO_SLOW)
@@ -453,13 +455,13 @@ class AsyncVestry:
             hits = hits.degrade(pipeline.RERANKER_FAILED)
         return dataclasses.replace(hits, rerank_s=time.monotonic() - began)
 
-    async def _ask(
+    async def _run_search_job(
         self,
         job: JobRequest,
         options: JobOptions,
         timeout: float,  # noqa: ASYNC109
     ) -> tuple[JobStatus, dict[str, Any]]:
-        """Run a job of a search; returns its status and its result, which is deleted."""
+        """Run a job of a search; returns its status and result, and deletes the result."""
         reference = await self._run(
             lambda: enqueue_one(job, options, None, self._keys, self._payload_limit), atomic=True
         )
@@ -473,7 +475,7 @@ class AsyncVestry:
                 ),
             )
         except (WaitTimeout, asyncio.CancelledError):
-            # No other caller reads the result; neither query nor result may outlive the search.
+            # No other caller reads the result, and query and result must not outlive the search.
             await asyncio.shield(self.cancel(reference))
             raise
 
@@ -485,24 +487,24 @@ class AsyncVestry:
         timeout: float | None,  # noqa: ASYNC109
         read: Callable[[], Awaitable[T]],
     ) -> T:
-        """Call `read` until it succeeds: once a second, and at once when the job is reported done."""
+        """Call `read` until it succeeds: every second, and when the job's end is notified."""
         deadline = None if timeout is None else time.monotonic() + timeout
         async with self._listener.watch(job_queries.job_id(job)) as wait:
             while True:
-                lost: Unavailable | None = None
+                unavailable: Unavailable | None = None
                 try:
                     return await read()
                 except NotFinished:
                     pass
                 except Unavailable as error:
-                    lost = error
+                    unavailable = error
                 remaining = POLL_S if deadline is None else deadline - time.monotonic()
                 if remaining <= 0:
-                    raise lost or WaitTimeout
+                    raise unavailable or WaitTimeout
                 await wait(min(POLL_S, remaining))
 
     async def _run(self, operation: Callable[[], Operation[T]], *, atomic: bool = False) -> T:
-        """Run an operation on a connection of the pool, and once more if that turns out dead."""
+        """Run an operation on a pooled connection; repeat it once if that connection is lost."""
         with translated():
             await self._pool.open()
             try:

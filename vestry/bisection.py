@@ -1,4 +1,4 @@
-"""Bisection of a failing batch: an item at fault fails alone, and its neighbours are served."""
+"""Bisection of a failing batch: only the item at fault fails, and its neighbours are served."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bisect_failures(
 
     Args:
         items: at least one, in order.
-        call: handles any part of them.
+        call: processes any part of them.
         errors: raised by `call` for items at fault; other exceptions propagate.
 
     Yields:
@@ -35,7 +35,7 @@ def bisect_failures(
     else:
         yield items, result
         return
-    # Outside the handler: inside, the traceback would hold what the failed call computed with.
+    # Outside the handler: inside, the traceback would keep the failed call's data in memory.
     middle = len(items) // 2
     yield from bisect_failures(items[:middle], call, errors)
     yield from bisect_failures(items[middle:], call, errors)

@@ -1,4 +1,4 @@
-"""Errors of the producer library: a small family, distinguished by class and never by message.
+"""Errors of the producer library, distinguished by class and never by message.
 
 No message holds a job's content, and none chains a driver error that could: Postgres errors are
 translated by SQLSTATE (`from_sqlstate`) and raised `from None`.
@@ -56,7 +56,7 @@ class PayloadTooLarge(InvalidInput):
     def __init__(self, field: str, size: int, limit: int) -> None:
         self.size = size
         self.limit = limit
-        super().__init__(field, f"{size} bytes; at most {limit} are allowed in one job")
+        super().__init__(field, f"{size} bytes; at most {limit} are allowed: split it")
 
 
 class IdempotencyConflict(VestryError):
@@ -67,7 +67,8 @@ class IdempotencyConflict(VestryError):
     """
 
     default_message = (
-        "The idempotency key was used before for a job with other content; nothing was enqueued."
+        "The idempotency key belongs to a job with other content, so nothing was enqueued. Use another "
+        "key, or the same content."
     )
 
     def __init__(self, jobs: tuple[UUID, ...] = ()) -> None:
@@ -76,7 +77,7 @@ class IdempotencyConflict(VestryError):
 
 
 class OwnerForgotten(VestryError):
-    """Content for an owner that was forgotten."""
+    """The owner was forgotten, so its content is refused."""
 
     default_message = "The owner was forgotten: nothing may be stored for this owner."
 
@@ -85,18 +86,18 @@ class UnknownKey(VestryError):
     """A key is missing, from the key ring or from the database."""
 
     default_message = (
-        "A key is missing: neither key ring nor database has the key that sealed this content."
+        "Neither key ring nor database has the key that sealed this content; restore the key ring."
     )
 
 
 class KeyRingError(VestryError):
     """The key ring is missing, unreadable or malformed."""
 
-    default_message = "The key ring cannot be used."
+    default_message = "The key ring cannot be used; check the VESTRY_KEYRING_… settings."
 
 
 class SealBroken(VestryError):
-    """Sealed content that does not authenticate."""
+    """Sealed content does not authenticate."""
 
     default_message = (
         "Sealed content does not open: it was changed, or belongs to another row, owner or field."
@@ -104,15 +105,15 @@ class SealBroken(VestryError):
 
 
 class SettingsError(VestryError):
-    """Missing or unreadable settings of the library."""
+    """Settings of the library are missing or unreadable."""
 
-    default_message = "No usable database or key ring is configured."
+    default_message = "No usable database or key ring is configured; see `vestry doctor`."
 
 
 class UnknownJob(VestryError):
     """No job has this id."""
 
-    default_message = "There is no such job."
+    default_message = "There is no such job: its id is wrong, or it was pruned."
 
 
 class UnknownOwner(VestryError):
@@ -127,25 +128,25 @@ class UnknownOwner(VestryError):
 class UnknownSpace(VestryError):
     """No embedding space has this name."""
 
-    default_message = "There is no such embedding space."
+    default_message = "There is no such embedding space; check its name."
 
 
 class UnknownLane(VestryError):
     """No lane has this name."""
 
-    default_message = "There is no such lane."
+    default_message = "There is no such lane; `vestry lanes` lists them."
 
 
 class NotFinished(VestryError):
     """The job is not in a final state."""
 
-    default_message = "The job has no result yet."
+    default_message = "The job has no result yet; wait for it."
 
 
 class ResultGone(VestryError):
-    """The result was deleted: its time to live is over, or it was taken."""
+    """The result was deleted: its time to live ended, or a search read it."""
 
-    default_message = "The job succeeded, and its result is no longer kept."
+    default_message = "The job succeeded, but its result is no longer kept; submit it again."
 
 
 class PayloadGone(VestryError):
@@ -156,7 +157,7 @@ class PayloadGone(VestryError):
     """
 
     default_message = (
-        "The job's payload is no longer kept, so it cannot be replayed; submit it again."
+        "The job's payload is no longer kept, so the job cannot be replayed; submit it again."
     )
 
     def __init__(self, jobs: tuple[UUID, ...] = ()) -> None:
@@ -228,7 +229,7 @@ _BY_STATE: dict[str, type[JobFailed]] = {
 class Unavailable(VestryError):
     """The database cannot be reached, is shutting down, or is out of resources."""
 
-    default_message = "The database cannot be reached."
+    default_message = "The database cannot be reached; `vestry doctor` shows the reason."
 
 
 class DatabaseError(VestryError):
@@ -240,7 +241,9 @@ class DatabaseError(VestryError):
 
     def __init__(self, sqlstate: str | None) -> None:
         self.sqlstate = sqlstate
-        super().__init__(f"The database refused a statement (SQLSTATE {sqlstate or 'unknown'}).")
+        super().__init__(
+            f"The database refused a statement (SQLSTATE {sqlstate or 'unknown'}); see its log."
+        )
 
 
 def from_sqlstate(sqlstate: str | None, own_message: str | None = None) -> VestryError:
@@ -249,7 +252,7 @@ def from_sqlstate(sqlstate: str | None, own_message: str | None = None) -> Vestr
     Args:
         sqlstate: its code. VYxxx are raised by Vestry's own SQL functions; classes 08, 53 and 57P
             mean that the server is unreachable, out of resources, or shutting down.
-        own_message: the server's primary message; used for VYxxx alone, whose texts hold no content.
+        own_message: the server's primary message; used only for VYxxx, whose texts hold no content.
     """
     if sqlstate is None or sqlstate[:2] in {"08", "53"} or sqlstate.startswith("57P"):
         return Unavailable()
@@ -259,7 +262,7 @@ def from_sqlstate(sqlstate: str | None, own_message: str | None = None) -> Vestr
         case "VY002" | "VY006":
             return UnknownKey(own_message)
         case "VY003":
-            return InvalidInput("request", own_message or "refused by the database")
+            return InvalidInput("request", own_message or "was refused by the database")
         case "VY004":
             return OwnerForgotten()
         case _:

@@ -12,10 +12,10 @@ from typing import Final
 
 
 class Reason(StrEnum):
-    """Why a job is dead. `advice` says what to do."""
+    """Reason for a dead job; `advice` says what to do about it."""
 
     POISON = "poison"
-    """It crashed its worker process, and again when it ran there alone."""
+    """It crashed its worker process in two exclusive runs."""
     TIMED_OUT = "timed_out"
     """Every attempt exceeded the longest run time."""
     REFUSED = "refused"

@@ -1,7 +1,7 @@
 """The lane table, privacy x latency x pool, and the pool of each kind.
 
-A lane has a broker queue and a queue of jobs per kind. `private.*.cloud` is not in the table, and
-nothing can add it: the first privacy wall is that the combination has no name.
+A lane has a broker queue and a queue of jobs per kind. `private.*.cloud` is not in the table, and no
+setting adds it: the first privacy wall is that the combination has no name.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class ClientSettings:
 
     Attributes:
         conninfo: libpq's connection string.
-        keyring: None in a producer of shareable jobs alone.
+        keyring: None in a producer of only shareable jobs.
     """
 
     conninfo: str = field(repr=False)
@@ -51,7 +51,7 @@ class OperatorSettings:
 
     Attributes:
         conninfo: libpq's connection string, of the role vestry_operator.
-        source: of the key ring, which is not read yet.
+        source: source of the key ring, not read yet.
     """
 
     conninfo: str = field(repr=False)
@@ -86,7 +86,7 @@ def resolve_operator() -> OperatorSettings:
 
     Raises:
         SettingsError: no database is configured, or its settings cannot be read.
-        KeyRingError: the key ring is configured twice, or wrongly.
+        KeyRingError: several key rings are configured, or an invalid one.
     """
     source = key_source_from_environment()
     url = os.environ.get("VESTRY_OPERATOR_URL")
@@ -98,7 +98,7 @@ def resolve_operator() -> OperatorSettings:
         client_file = _read_client_file()
         url = str(client_file.get("operator_url") or "")
         if not url:
-            raise SettingsError("the embedded stack is older than this command: start it again")
+            raise SettingsError("the embedded stack is older than this command: restart it")
         if source is None and (path := client_file.get("keyring")):
             source = KeyFile(str(path))
     return OperatorSettings(_conninfo(url, "VESTRY_OPERATOR_PASSWORD_FILE"), source)
@@ -145,11 +145,13 @@ def _read_client_file() -> dict[str, object]:
         ) from None
     except PermissionError:
         raise SettingsError(
-            "the embedded stack's client.json cannot be read by this user"
+            "the embedded stack's client.json cannot be read by this user: run as its owner"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         # `from None`: a parser's error may quote a line with a password.
-        raise SettingsError("the embedded stack's client.json is malformed") from None
+        raise SettingsError(
+            "the embedded stack's client.json is malformed: restart the stack"
+        ) from None
     checked: dict[str, object] = content
     return checked
 
@@ -161,14 +163,16 @@ def _conninfo(url: str, password_variable: str = "VESTRY_DATABASE_PASSWORD_FILE"
             url = "postgresql://" + url.removeprefix(dialect)
     password_file = os.environ.get(password_variable)
     try:
-        given = conninfo_to_dict(url)
-        timeouts = {name: value for name, value in CONNECTION_TIMEOUTS.items() if name not in given}
+        in_url = conninfo_to_dict(url)
+        timeouts = {
+            name: value for name, value in CONNECTION_TIMEOUTS.items() if name not in in_url
+        }
         conninfo = make_conninfo(url, application_name="vestry", **timeouts)
         if password_file and "password=" not in conninfo:
             password = Path(password_file).read_text(encoding="utf-8").strip()
             conninfo = make_conninfo(conninfo, password=password)
     except psycopg.Error:
-        raise SettingsError("the database URL cannot be read; it is postgresql://…") from None
+        raise SettingsError("the database URL is malformed; it must be postgresql://…") from None
     except OSError:
-        raise SettingsError("the database password file cannot be read") from None
+        raise SettingsError(f"the password file in {password_variable} cannot be read") from None
     return conninfo

@@ -21,9 +21,9 @@ def check_text(name: str, text: object) -> None:
         InvalidInput: names the field.
     """
     if not isinstance(text, str):
-        raise InvalidInput(name, "is not text (str)")
+        raise InvalidInput(name, "must be text (str)")
     if not text.strip():
-        raise InvalidInput(name, "is empty")
+        raise InvalidInput(name, "must not be empty")
     _check_storable(name, text)
     if len(text) > PAYLOAD_LIMIT:
         raise PayloadTooLarge(name, len(text.encode()), PAYLOAD_LIMIT)
@@ -36,7 +36,7 @@ def check_label(name: str, value: object) -> None:
         InvalidInput: names the field.
     """
     if not isinstance(value, str):
-        raise InvalidInput(name, "is not text (str)")
+        raise InvalidInput(name, "must be text (str)")
     if not 1 <= len(value) <= _LABEL_MAX or not value.strip():
         raise InvalidInput(name, f"must be 1 to {_LABEL_MAX} characters")
     _check_storable(name, value)
@@ -64,12 +64,12 @@ def dump_json(name: str, body: object) -> bytes:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError):
         # `from None`: the encoder's message may quote the value.
-        raise InvalidInput(name, "cannot be written as JSON") from None
+        raise InvalidInput(name, "must contain only JSON values in valid Unicode") from None
 
 
 def _check_storable(name: str, text: str) -> None:
     if "\x00" in text:
-        raise InvalidInput(name, "contains a NUL character")
+        raise InvalidInput(name, "must not contain a NUL character")
     if not text.isascii():
         try:
             text.encode()

@@ -110,7 +110,7 @@ def test_index_run_counts_every_document_once() -> None:
 def test_index_run_counts_bad_and_repeated_lines_and_indexes_the_others() -> None:
     lines: list[tuple[str, Line]] = [
         ("a", Record(1, Document("x"), 10)),
-        ("a", BadLine(2, "text: is empty")),
+        ("a", BadLine(2, "text: must not be empty")),
         ("a", RepeatedLine(3)),
         ("a", Record(4, Document("y"), 10)),
     ]
@@ -118,7 +118,7 @@ def test_index_run_counts_bad_and_repeated_lines_and_indexes_the_others() -> Non
     assert (summary.documents, summary.done, summary.failed, summary.unchanged) == (4, 4, 1, 1)
     assert summary.embedded == 2
     assert summary.failures == [
-        {"file": "a", "line": 2, "code": "invalid_input", "message": "text: is empty"}
+        {"file": "a", "line": 2, "code": "invalid_input", "message": "text: must not be empty"}
     ]
 
 

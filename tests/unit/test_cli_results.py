@@ -74,7 +74,7 @@ def test_single_ocr_page_is_printed_as_its_text() -> None:
     text = printed_pages(
         OcrPage(1, "Up betimes\x1b[31m\n\n[bold]and[/bold] out", 0.957, source="ocr", rotation=90)
     )
-    assert text == "image, confidence 96%, turned 90°\nUp betimes [31m\n\n[bold]and[/bold] out\n"
+    assert text == "image, confidence 96%, rotated 90°\nUp betimes [31m\n\n[bold]and[/bold] out\n"
     assert "No text was found." in printed_pages(OcrPage(1, "", source="ocr"))
 
 
@@ -85,7 +85,7 @@ def test_several_ocr_pages_are_printed_as_table_and_text() -> None:
         OcrPage(3, "third", 0.8, source="ocr", skew=-2.1),
     )
     lines = text.splitlines()
-    assert lines[0].split() == ["page", "read", "from", "confidence", "words", "turned", "error"]
+    assert lines[0].split() == ["page", "read", "from", "confidence", "words", "rotated", "error"]
     assert lines[1].split() == ["1", "text", "layer", "-", "2", "-", "-"]
     assert "the page cannot be decoded" in lines[2]
     assert lines[3].split() == ["3", "image", "80%", "1", "-2.1°", "-"]

@@ -97,9 +97,9 @@ def test_rerank_refuses_unreadable_files_and_no_passages(
     ("arguments", "message"),
     [
         (["/nowhere/page.tif"], "/nowhere/page.tif: does not exist"),
-        ([str(PAGE.parent)], "is a directory"),
-        ([str(PAGE.with_name("README.md"))], "is not a PNG, JPEG, TIFF, WebP or PDF file"),
-        (["/dev/null"], "is not a regular file"),
+        ([str(PAGE.parent)], "must be a file, not a directory"),
+        ([str(PAGE.with_name("README.md"))], "must be a PNG, JPEG, TIFF, WebP or PDF file"),
+        (["/dev/null"], "must be a regular file"),
         ([str(PAGE), "--pages", "7-3"], "pages: must be"),
         ([str(PAGE), "--pages", "one"], "such as 3 or 3-7"),
         ([str(PAGE), "--dpi", "7"], "dpi: must be"),
@@ -131,7 +131,7 @@ def test_ocr_reads_standard_input(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no page")))
     _, error = submit_ocr("-", capsys=capsys)
-    assert error["message"].startswith("stdin: is not a PNG")
+    assert error["message"].startswith("stdin: must be a PNG")
 
 
 def test_ocr_parses_pages() -> None:

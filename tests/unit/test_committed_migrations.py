@@ -12,7 +12,7 @@ from vestry.db.schema import SCHEMA_REVISION
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 DIGESTS = {
-    "0001_initial": "fa3d98854c764074c09224c7358d4d71757de1c636a2803facb9bce36aeef36c",
+    "0001_initial": "a337616285290815971d79f68a492adf60b64ab852a6f5baa47c493a6383427a",
 }
 """SHA-256 of a migration's version file and of the files in its SQL directory, by revision."""
 

@@ -59,7 +59,7 @@ class Client(Vestry):
         assert atomic
         return self.hits
 
-    def _ask(self, job: JobRequest, options: JobOptions, timeout: float) -> Any:
+    def _run_search_job(self, job: JobRequest, options: JobOptions, timeout: float) -> Any:
         self.calls.append(Call(job, options, timeout))
         if job.kind == "embedding":
             return status("embedding"), {"vectors": [[1.0, 0.0]], "space": "space"}
@@ -176,9 +176,9 @@ def test_asynchronous_client_has_the_same_pipeline() -> None:
             await asyncio.sleep(0)
             return sync._run(operation, atomic=atomic)
 
-        async def _ask(self, *arguments: Any) -> Any:
+        async def _run_search_job(self, *arguments: Any) -> Any:
             await asyncio.sleep(0)
-            return sync._ask(*arguments)
+            return sync._run_search_job(*arguments)
 
     async def search() -> Hits:
         client = AsyncClient("postgresql://nowhere.invalid/none")

@@ -26,7 +26,7 @@ class EgressSummary:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """The answer to "did anything private leave?".
+    """Audit of the requests to clouds in a period.
 
     Attributes:
         since: start of the period.

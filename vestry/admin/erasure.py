@@ -1,4 +1,4 @@
-"""Erasure of an owner: key, rows, files, vectors and results are deleted, a tombstone stays.
+"""Erasure of an owner: deletes key, rows, files, vectors and results, and keeps a tombstone.
 
 The SQL of `vestry.forget_owner_v1` explains the order. Each step commits by itself and may
 be repeated, so an interrupted call is repeated.
@@ -23,7 +23,7 @@ PAGE: Final = 500
 
 @dataclass(slots=True)
 class ErasureReport:
-    """Counts of an erasure: what was deleted, and what stays.
+    """Counts of deleted and kept rows of an erasure.
 
     Attributes:
         owner: the owner.
@@ -42,7 +42,7 @@ class ErasureReport:
 
 
 def forget(conn: Connection, owner: str, *, timeout_s: float = 30.0) -> ErasureReport:
-    """Delete all content of an owner, for good.
+    """Delete all content of an owner permanently.
 
     Args:
         conn: an operator's connection, under autocommit.
@@ -76,13 +76,13 @@ def _await_enqueues(conn: Connection, owner: str, timeout_s: float) -> int:
     except psycopg.errors.LockNotAvailable:
         raise Unavailable(
             "A producer's open transaction stores content of this owner. New content is refused from "
-            "now on; run the command again when that transaction has ended."
+            "now on. Run the command again after that transaction has ended."
         ) from None
     return int(row[0]) if row else 0
 
 
 def _cancel(conn: Connection, owner: str) -> int:
-    """Cancel all unfinished jobs, until none is left: jobs of a flow may be released meanwhile."""
+    """Cancel jobs until none is unfinished: jobs of a flow may be released meanwhile."""
     count = 0
     while ids := [
         row[0]

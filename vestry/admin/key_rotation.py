@@ -1,8 +1,8 @@
 """Rotation of key-encryption keys, while producers and workers run.
 
-Data keys are rewrapped; what they seal is not touched, so the duration of a rotation depends on the
-number of owners alone. The old key stays in the ring, to unwrap, until no data key is wrapped with it
-and `retire` removes it.
+Data keys are rewrapped and sealed content is not, so the duration of a rotation depends only on the
+number of owners. The old key stays in the ring, to unwrap, until no data key is wrapped with it and
+`retire` removes it.
 """
 
 from __future__ import annotations
@@ -103,12 +103,12 @@ def add(source: KeySource) -> str:
 def rotate(conn: Connection, source: KeySource) -> Rotated:
     """Rewrap every data key with a new key. After an interruption the next call resumes.
 
-    The new key is the ring's youngest if that wraps nothing yet, else it is created. If the ring comes
-    from a command, its current key is used: change that at its source before.
+    The new key is the ring's newest if that wraps nothing yet, else it is created. If the ring comes
+    from a command, its current key is used: make the new key current at the source first.
 
     Args:
         conn: an operator's connection, under autocommit.
-        source: of the key ring.
+        source: source of the key ring.
 
     Raises:
         KeyRingError: the ring cannot be read or written.
@@ -127,8 +127,8 @@ def retire(conn: Connection, source: KeySource, key: str | None = None) -> list[
 
     Args:
         conn: an operator's connection, under autocommit.
-        source: of the key ring.
-        key: its id; None for all that wrap nothing and are older than the current one.
+        source: source of the key ring.
+        key: id of the key; None for all that wrap nothing and are older than the current one.
 
     Returns:
         The keys retired.
@@ -142,19 +142,19 @@ def retire(conn: Connection, source: KeySource, key: str | None = None) -> list[
         raise InvalidInput("key", "is the current key; rotate first")
     if key is not None and key not in {status.key for status in statuses(conn, source)}:
         raise InvalidInput("key", "is in neither key ring nor database; see `vestry keys list`")
-    gone = []
+    retired = []
     for name in older if key is None else [key]:
         row = conn.execute("SELECT vestry.retire_key_v1(%s)", [name]).fetchone()
         assert row is not None  # noqa: S101 - a function call has one row
         if row[0] == 0:
-            gone.append(name)
+            retired.append(name)
         elif key is not None:
             raise InvalidInput("key", f"still wraps the data keys of {row[0]} owners; rotate first")
-    if isinstance(source, KeyFile) and set(gone) & set(ring.key_ids):
+    if isinstance(source, KeyFile) and set(retired) & set(ring.key_ids):
         with keyring_file.changing(source.path) as change:
-            kept = {name: held for name, held in change.ring.keys.items() if name not in gone}
+            kept = {name: held for name, held in change.ring.keys.items() if name not in retired}
             change.replace(RingText(kept, change.ring.current))
-    return gone
+    return retired
 
 
 @contextmanager
@@ -177,15 +177,15 @@ def _is_unfinished(conn: Connection, ring: RingText) -> bool:
 
 
 def _with_next_current(ring: RingText) -> RingText:
-    *_, youngest = ring.keys
-    if youngest != ring.current:
-        return RingText(ring.keys, youngest)
+    *_, newest = ring.keys
+    if newest != ring.current:
+        return RingText(ring.keys, newest)
     key = new_key_id()
     return RingText({**ring.keys, key: os.urandom(KEY_BYTES)}, key)
 
 
 def _rewrap_all(conn: Connection, ring: KeyRing, *, new_key: bool) -> Rotated:
-    """Rewrap data keys until a whole pass finds none to rewrap.
+    """Rewrap data keys until a whole pass rewraps none.
 
     A producer wraps new data keys with the old key until it reads its key ring again.
     """

@@ -45,7 +45,7 @@ BUILT_IN = frozenset(
         "audit",
     }
 )
-"""Commands that do not need the checkout's commands, whose import is slow."""
+"""Commands that run without importing the checkout's commands, which is slow."""
 
 
 def application(*, checkout: bool = True) -> typer.Typer:

@@ -57,7 +57,7 @@ def list_dead(
     replayed: Annotated[
         bool, typer.Option("--replayed", help="Include jobs that were replayed already.")
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="List at most so many jobs.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most jobs to list.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """List dead jobs, latest first."""

@@ -105,7 +105,7 @@ class Failure:
         return {"error": {"code": self.code, "message": self.message}, **self.fields}
 
 
-def failure_from(error: BaseException) -> Failure:  # noqa: PLR0911 - one return a family
+def failure_from(error: BaseException) -> Failure:  # noqa: PLR0911 - one return per family
     """The error to print for an exception."""
     if isinstance(error, CommandError):
         return Failure(error.code, str(error), error.exit_code, error.fields)
@@ -123,7 +123,7 @@ def failure_from(error: BaseException) -> Failure:  # noqa: PLR0911 - one return
         return Failure("unavailable", message, ExitCode.UNAVAILABLE, {})
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return Failure("interrupted", "Interrupted.", ExitCode.INTERRUPTED, {})
-    # The class alone: the exception's message might quote a text.
+    # Only the class: the exception's message might quote a text.
     message = f"Internal error ({type(error).__name__}). Please report the command that caused it."
     return Failure("internal", message, ExitCode.FAILED, {})
 

@@ -24,8 +24,8 @@ TRANSACTION_JOBS: Final = 100
 """Jobs replayed in one transaction."""
 MAX_JOBS: Final = 1_000_000
 """Most jobs that one command replays."""
-PAYLOAD_GONE: Final = "its input is no longer kept"
-FOLLOWS_ANOTHER: Final = "it waited for another job: replay that one"
+PAYLOAD_GONE: Final = "its input is no longer kept; submit it again"
+FOLLOWS_ANOTHER: Final = "it waited for another job; replay that job"
 """Reasons for which a job is not replayed."""
 
 JobsArgument = Annotated[list[str] | None, typer.Argument(metavar="[JOB]…", help="The jobs' ids.")]

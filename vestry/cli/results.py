@@ -24,7 +24,7 @@ PASSAGE_SHOWN: Final = 200
 """Characters of a cited passage that are printed."""
 REJECTED_SHOWN: Final = 5
 """Labels below the threshold that are printed, the likeliest first."""
-OCR_COLUMNS: Final = ("#page", "read from", "#confidence", "#words", "turned", "error")
+OCR_COLUMNS: Final = ("#page", "read from", "#confidence", "#words", "rotated", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def print_ocr(console: Console, result: Mapping[str, Any]) -> None:
     elif read.pages:
         page = read.pages[0]
         confidence = "" if page.confidence is None else f", confidence {page.confidence:.0%}"
-        line = f"{_page_source(page)}{confidence}{_correction(page, ', turned ')}"
+        line = f"{_page_source(page)}{confidence}{_correction(page, ', rotated ')}"
         console.print(Text(line, style="dim"))
     if read.text:
         console.print(Text("\n".join(map(printable, read.text.splitlines()))), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Sealing of private content under its owner's key, and digests that compare it unread.
+"""Sealing of private content under its owner's key, and digests that compare it without opening it.
 
 Envelope of sealed content; the database checks it up to the key id:
 
@@ -47,7 +47,7 @@ BLOB: Final = "blob"
 
 
 def blob_field(name: str, part: int) -> str:
-    """The field name that a part of a file is sealed with: no part opens in the position of another."""
+    """Field name for sealing a part of a file, so that no part opens in the position of another."""
     return f"{BLOB}/{name}/{part}"
 
 
@@ -64,7 +64,7 @@ class OwnerKey:
     def __init__(self, key_id: UUID, owner: str, dek: bytes) -> None:
         """Derive the keys from an owner's 32-byte data key (`new_dek`)."""
         if len(dek) != KEY_BYTES:
-            raise UnknownKey("a data key is 32 bytes")
+            raise UnknownKey(f"the data key is not {KEY_BYTES} bytes long")
         self.key_id = key_id
         self.owner = owner
         # Separate keys for sealing and for digests, so that neither use weakens the other.
@@ -88,10 +88,10 @@ class OwnerKey:
 
         Raises:
             UnknownKey: it is sealed with another key.
-            SealBroken: it is no envelope, was changed, or belongs to another row, owner or field.
+            SealBroken: it is not an envelope, was changed, or belongs to another row, owner or field.
         """
         if len(sealed) < HEADER_BYTES + TAG_BYTES or sealed[:1] != VERSION:
-            raise SealBroken("this is not a sealed envelope")
+            raise SealBroken("the content is not a sealed envelope")
         if sealed[1:17] != self.key_id.bytes:
             raise UnknownKey("the content is sealed with another key of the owner")
         nonce = bytes(sealed[17:HEADER_BYTES])
@@ -102,7 +102,7 @@ class OwnerKey:
             raise SealBroken from None
 
     def digest(self, purpose: str, data: bytes) -> bytes:
-        """32 bytes of HMAC-SHA256: they reveal whether data are equal, and nothing else."""
+        """32 bytes of HMAC-SHA256, which reveal only whether data are equal."""
         return hmac.digest(self._mac_key, _purposed(purpose, data), hashlib.sha256)
 
 

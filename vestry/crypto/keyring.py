@@ -2,10 +2,10 @@
 
 Without it no private content can be read: back it up, apart from the database's backups.
 
-A key ring comes from a private file, a command's output, or an inherited descriptor. All three give the
+A key ring comes from a private file, a command's output, or an inherited descriptor. All three hold the
 same JSON, `{"current": id, "keys": {id: base64 of 32 bytes}}`. A command is for a key management
-service that unwraps the ring. By a descriptor a supervisor passes it to a child, so that it is neither
-in an argument, nor in the environment, nor in a file that the child could name.
+service that unwraps the ring. A supervisor passes the ring to a child by descriptor, so that it is in
+no argument, environment variable or file that the child could name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DESCRIPTOR: Final = "VESTRY_KEYRING_FD"
 COMMAND_TIMEOUT_S: Final = 30.0
 """Longest run of a command that prints the key ring."""
 DESCRIPTOR_READ_TIMEOUT_S: Final = 2.0
-"""How long a child waits for a key that its supervisor is about to write."""
+"""Longest wait of a child for a key that its supervisor is about to write."""
 RELOAD_INTERVAL_S: Final = 5.0
 """Shortest time between two readings of a source that lacks a key."""
 _FIELD: Final = "data key"
@@ -59,7 +59,7 @@ class KeySource(Protocol):
         ...
 
     def read_with(self, kek_id: str) -> RingText:
-        """The ring, as soon as it has this key; as it is if that takes too long."""
+        """The ring with this key; without it if the source does not have it in time."""
         ...
 
 
@@ -121,10 +121,10 @@ class KeyRing:
 
     @classmethod
     def read(cls, source: KeySource) -> KeyRing:
-        """Read a key ring from a source, and again from there when a key is missing.
+        """Read a key ring from a source, which is read again when a key is missing.
 
         Raises:
-            KeyRingError: as the source says.
+            KeyRingError: as `KeySource.read`.
         """
         ring = source.read()
         return cls(ring.keys, ring.current, source)
@@ -133,7 +133,7 @@ class KeyRing:
         """Read the source again, if there is one.
 
         Raises:
-            KeyRingError: as the source says; the ring stays as it was.
+            KeyRingError: as `KeySource.read`; the ring is unchanged.
         """
         if self._source is not None:
             self._held = _opened(self._source.read())
@@ -163,12 +163,16 @@ class KeyRing:
     def _dek(self, owner: str, key_id: UUID, wrapped: bytes, kek_id: str) -> bytes:
         kek = self._held[0].get(kek_id) or self._reloaded(kek_id)
         if kek is None:
-            raise UnknownKey("the owner's key is wrapped with a key that this key ring lacks")
+            raise UnknownKey(
+                "the owner's key is wrapped with a key that this key ring lacks; see `vestry keys list`"
+            )
         aad = associated_data(key_id, owner, _FIELD)
         try:
             return kek.decrypt(bytes(wrapped[:NONCE_BYTES]), bytes(wrapped[NONCE_BYTES:]), aad)
         except (InvalidTag, ValueError):
-            raise SealBroken("the owner's stored key does not open") from None
+            raise SealBroken(
+                "the owner's data key does not unwrap: it was changed, or is another owner's"
+            ) from None
 
     def _reloaded(self, kek_id: str) -> AESGCM | None:
         """A missing key, after reading the source again; one thread at a time, rate-limited."""
@@ -188,7 +192,7 @@ class KeyCommand:
     """A command that prints the ring, run without a shell.
 
     Args:
-        command: as in a shell: words, quotes, no more.
+        command: words and quotes as in a shell, without expansion.
     """
 
     def __init__(self, command: str) -> None:
@@ -197,10 +201,10 @@ class KeyCommand:
         except ValueError:
             self._argv = []
         if not self._argv:
-            raise KeyRingError(f"{COMMAND} is not a command line")
+            raise KeyRingError(f"{COMMAND} is not a command line: it is empty, or a quote is open")
 
     def read(self) -> RingText:
-        """Run the command; its stderr is that of this process."""
+        """Run the command; it inherits this process's stderr."""
         try:
             done = subprocess.run(
                 self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False,
@@ -210,9 +214,9 @@ class KeyCommand:
             # `from None`: the error holds the output so far.
             raise KeyRingError(f"{COMMAND} took longer than {COMMAND_TIMEOUT_S:.0f} s") from None
         except OSError:
-            raise KeyRingError(f"{COMMAND} cannot be run") from None
+            raise KeyRingError(f"{COMMAND} cannot be run: check the path of its program") from None
         if done.returncode != 0:
-            raise KeyRingError(f"{COMMAND} ended with exit code {done.returncode}")
+            raise KeyRingError(f"{COMMAND} ended with exit code {done.returncode}; see its stderr")
         return parse(done.stdout, f"{COMMAND} printed no key ring")
 
     def changed(self) -> bool:
@@ -235,24 +239,24 @@ class KeyDescriptor:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._size = -1
-        self._once: RingText | None = None
+        self._from_pipe: RingText | None = None
         try:
             os.set_inheritable(descriptor, False)
             self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         except (OSError, OverflowError):
-            raise KeyRingError(f"{DESCRIPTOR} does not name an open descriptor") from None
+            raise KeyRingError(f"{DESCRIPTOR} is not an inherited, open descriptor") from None
 
     def read(self) -> RingText:
         """The latest ring."""
-        if self._once is not None:
-            return self._once
+        if self._from_pipe is not None:
+            return self._from_pipe
         try:
             text = self._content()
         except OSError:
             raise KeyRingError(f"the descriptor in {DESCRIPTOR} cannot be read") from None
         if not self._is_file:
-            self._once = parse(text, keyring_file.MALFORMED)
-            return self._once
+            self._from_pipe = parse(text, keyring_file.MALFORMED)
+            return self._from_pipe
         complete = text[: text.rfind(b"\n") + 1].splitlines()
         try:
             return parse(text, keyring_file.MALFORMED)
@@ -266,11 +270,11 @@ class KeyDescriptor:
         return False
 
     def read_with(self, kek_id: str) -> RingText:
-        """The ring, as soon as the parent has written one with this key."""
-        until = time.monotonic() + DESCRIPTOR_READ_TIMEOUT_S
+        """The ring once the parent has written this key; without it after a timeout."""
+        deadline = time.monotonic() + DESCRIPTOR_READ_TIMEOUT_S
         while True:
             ring = self.read()
-            if kek_id in ring.keys or not self._is_file or time.monotonic() > until:
+            if kek_id in ring.keys or not self._is_file or time.monotonic() > deadline:
                 return ring
             time.sleep(0.05)
 
@@ -300,7 +304,7 @@ def key_source_from_environment(environment: Mapping[str, str] = os.environ) -> 
     if names[0] == COMMAND:
         return KeyCommand(value)
     if not value.isdecimal():
-        raise KeyRingError(f"{DESCRIPTOR} is not the number of a descriptor")
+        raise KeyRingError(f"{DESCRIPTOR} must be the number of a descriptor")
     return KeyDescriptor(int(value))
 
 
@@ -310,9 +314,9 @@ def new_key_id() -> str:
 
 
 def _opened(ring: RingText) -> tuple[Mapping[str, AESGCM], str]:
-    """Keys and the current one's id, as one value that threads read and replace atomically."""
+    """Keys and the id of the current one, as one value that threads read and replace atomically."""
     if ring.current not in ring.keys:
-        raise KeyRingError("the key ring's current key is not among its keys")
+        raise KeyRingError("the key ring lacks its current key; restore it from its backup")
     if any(len(key) != KEY_BYTES for key in ring.keys.values()):
-        raise KeyRingError("a key of the key ring is not 32 bytes long")
+        raise KeyRingError("a key of the key ring is not 32 bytes long; restore it from its backup")
     return {kek_id: AESGCM(key) for kek_id, key in ring.keys.items()}, ring.current

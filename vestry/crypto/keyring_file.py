@@ -1,4 +1,4 @@
-"""The key ring's format and its file, which is complete at every moment and changed under a lock."""
+"""Format and file of the key ring. The file is replaced atomically, and changed under a lock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Final
 
 from vestry.errors import KeyRingError
 
-MALFORMED: Final = "the key ring is malformed"
+MALFORMED: Final = "the key ring is malformed; restore it from its backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class RingText:
     current: str
 
 
-def parse(text: bytes, complaint: str = MALFORMED) -> RingText:
+def parse(text: bytes, message: str = MALFORMED) -> RingText:
     """A ring from its JSON.
 
     Raises:
-        KeyRingError: with the complaint, if it is not a key ring.
+        KeyRingError: with `message`, if it is not a key ring.
     """
     try:
         raw = json.loads(text)
@@ -41,7 +41,7 @@ def parse(text: bytes, complaint: str = MALFORMED) -> RingText:
         return RingText(keys, str(raw["current"]))
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
         # `from None`: a parser's error may quote the line, which is a key.
-        raise KeyRingError(complaint) from None
+        raise KeyRingError(message) from None
 
 
 def dump(ring: RingText) -> str:
@@ -66,13 +66,15 @@ class KeyFile:
                     raise KeyRingError("other users can read the key ring file; make it mode 0600")
                 text = file.read()
         except FileNotFoundError:
-            raise KeyRingError("the key ring file does not exist") from None
+            raise KeyRingError("the key ring file does not exist; check its path") from None
         except PermissionError:
-            raise KeyRingError("the key ring file cannot be read by this user") from None
+            raise KeyRingError(
+                "the key ring file cannot be read by this user; check its owner"
+            ) from None
         except OSError:
-            raise KeyRingError("the key ring file cannot be read") from None
+            raise KeyRingError("the key ring file cannot be read; check its path") from None
         self._seen = _identity(status)
-        return parse(text, "the key ring file is not a key ring")
+        return parse(text, "the key ring file holds no key ring; restore it from its backup")
 
     def changed(self) -> bool:
         """Whether the file was replaced since it was read."""
@@ -97,7 +99,9 @@ def create(path: Path, ring: RingText) -> None:
             # A link, unlike a rename, fails where the target exists.
             os.link(temporary, path)
         except FileExistsError:
-            raise KeyRingError("the key ring file exists already; it is not overwritten") from None
+            raise KeyRingError(
+                "the key ring file exists and is not overwritten; use another path"
+            ) from None
     _sync_directory(path.parent)
 
 
@@ -114,7 +118,7 @@ def changing(path: Path) -> Iterator[RingChange]:
         # The directory, since the file itself is replaced.
         lock = os.open(path.parent, os.O_RDONLY)
     except OSError:
-        raise KeyRingError("the key ring file does not exist") from None
+        raise KeyRingError("the key ring file does not exist; check its path") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield RingChange(path)
@@ -142,12 +146,14 @@ class RingChange:
 
 @contextlib.contextmanager
 def _temporary(path: Path, ring: RingText) -> Iterator[Path]:
-    """A temporary file with the ring, synced to disk; deleted at the end unless it was renamed."""
+    """A temporary file with the ring, synced to disk; deleted on exit unless it was renamed."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError:
-        raise KeyRingError("this user cannot write to the key ring's directory") from None
+        raise KeyRingError(
+            "this user cannot write to the key ring's directory; check its owner"
+        ) from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(dump(ring))

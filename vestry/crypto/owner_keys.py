@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_OWNERS: Final = 10_000
 """Unwrapped keys in memory; above it the least recently used one is dropped."""
 MAX_AGE_S: Final = 600.0
-"""Longest time an unwrapped key stays in memory: after it, that of a forgotten owner is gone."""
+"""Longest time an unwrapped key stays in memory, also that of a forgotten owner."""
 
 _ENSURE: Final = """SELECT key_id, wrapped, kek_id, fresh
 FROM vestry.ensure_owner_key_v1(%s::text, %s::uuid, %b::bytea, %s::text)"""
@@ -40,8 +40,8 @@ class OwnerKeys:
     def ensure(self, owner: str) -> Operation[OwnerKey]:
         """The owner's key, created in this transaction if there was none.
 
-        A key that this transaction created is not cached: if it rolls back, the next job would be
-        sealed with a key that is stored nowhere.
+        A key that this transaction created is not cached: after a rollback, the next job would be
+        sealed with a key that is not stored.
         """
         cached = self.get(owner)
         if cached is not None:
@@ -93,7 +93,7 @@ class OwnerKeys:
             return key
 
     def expiring(self, owners: Iterable[str]) -> list[str]:
-        """Those owners whose key is not cached, or not for another half of `MAX_AGE_S`."""
+        """Owners whose key is not cached, or is older than half of `MAX_AGE_S`."""
         oldest = time.monotonic() - MAX_AGE_S / 2
         with self._lock:
             return [
@@ -138,7 +138,5 @@ class OwnerKeys:
 
     def _require_keyring(self) -> KeyRing:
         if self._keyring is None:
-            raise SettingsError(
-                "private content needs the key ring: set VESTRY_KEYRING_FILE or _COMMAND"
-            )
+            raise SettingsError("private content needs the key ring: set VESTRY_KEYRING_FILE")
         return self._keyring

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from vestry.crypto.envelope import PAYLOAD, OwnerKey, blob_field, plain_digest
 from vestry.crypto.owner_keys import OwnerKeys
-from vestry.db.operations import Operation, Query, uuid7
+from vestry.db.operations import Operation, Query, column, uuid7
 from vestry.errors import IdempotencyConflict, InvalidInput, PayloadTooLarge, UnknownKey
 from vestry.jobs.base import Digest, JobOptions, JobRequest
 from vestry.jobs.flow import Flow, Step, steps_of
@@ -85,7 +85,9 @@ class EnqueueBatch:
         base = len(self._steps)
         for step in steps:
             if not self._documents.isdisjoint(step.prepared.documents):
-                raise InvalidInput("then", "indexes the same document twice")
+                raise InvalidInput(
+                    "then", "indexes the same document twice; give the documents other ids"
+                )
             self._documents.update(step.prepared.documents)
             for body in step.prepared.blobs.values():
                 if len(body) > BLOB_LIMIT:
@@ -126,14 +128,15 @@ class EnqueueBatch:
         return references
 
     def _check_sources(self) -> Operation[None]:
-        """Refuse a shareable job that reads private sources: a cloud could read its answer."""
+        """Refuse a shareable job that reads private sources: a cloud could read the passages."""
         sources = sorted({source for step in self._steps for source in step.prepared.sources})
         if not sources or self.options.private:
             return
         rows = yield Query(_PRIVATE_SOURCES, (self.options.owner, sources))
         if rows:
             raise InvalidInput(
-                "grounding", f"source {rows[0][0]} is private, and the job is shareable"
+                "grounding",
+                f"source {rows[0][0]} is private: make the job private, or omit the source",
             )
 
     def _store_blobs(self, enqueued: Sequence[tuple[UUID, bool]]) -> Operation[None]:
@@ -188,15 +191,15 @@ class EnqueueBatch:
             "costs": [job.cost for job in jobs],
             "keep_payload": [job.keep_payload for job in jobs],
             "result_ttl_s": [options.result_ttl_s] * len(jobs),
-            "pools": _column(None if job.pool is None else job.pool.value for job in jobs),
-            "models": _column(job.model for job in jobs),
-            "tasks": _column(
+            "pools": column(None if job.pool is None else job.pool.value for job in jobs),
+            "models": column(job.model for job in jobs),
+            "tasks": column(
                 options.task if step.parent is None and step.task is None else step.task
                 for step in self._steps
             ),
-            "parents": _column(self._parents),
-            "key_hashes": _column(pair and pair[0] for pair in self._hashes),
-            "content_hashes": _column(pair and pair[1] for pair in self._hashes),
+            "parents": column(self._parents),
+            "key_hashes": column(pair and pair[0] for pair in self._hashes),
+            "content_hashes": column(pair and pair[1] for pair in self._hashes),
             "sealed": sealed,
             "texts": texts,
             "key_id": None if self.key is None else self.key.key_id,
@@ -205,10 +208,10 @@ class EnqueueBatch:
             "run_at": options.run_at,
             "deadline": options.deadline,
             "max_attempts": options.max_attempts,
-            "doc_jobs": _column(row[0] for row in documents),
-            "doc_ordinals": _column(row[1] for row in documents),
-            "doc_sources": _column(row[2] for row in documents),
-            "doc_hashes": _column(row[3] for row in documents),
+            "doc_jobs": column(row[0] for row in documents),
+            "doc_ordinals": column(row[1] for row in documents),
+            "doc_sources": column(row[2] for row in documents),
+            "doc_hashes": column(row[3] for row in documents),
         }
 
 
@@ -230,7 +233,7 @@ def _ascending(parents: Sequence[int | None]) -> list[UUID]:
 
 
 def _nested(enqueued: Sequence[tuple[UUID, bool]], parents: Sequence[int | None]) -> list[JobRef]:
-    """References of first jobs, with those of their followers inside."""
+    """References of the first jobs, which hold those of their followers."""
     followers: list[list[JobRef]] = [[] for _ in enqueued]
     roots: list[JobRef] = []
     # From the last: the followers of a job come after it.
@@ -240,12 +243,6 @@ def _nested(enqueued: Sequence[tuple[UUID, bool]], parents: Sequence[int | None]
         parent = parents[index]
         (roots if parent is None else followers[parent - 1]).append(reference)
     return roots[::-1]
-
-
-def _column(values: Iterable[Any]) -> list[Any] | None:
-    """An array; NULL for one of only NULLs, whose type the driver cannot infer."""
-    column = list(values)
-    return column if any(value is not None for value in column) else None
 
 
 def _scope(options: JobOptions) -> bytes:
@@ -288,7 +285,7 @@ class KeyedJobs:
 
     def __iter__(self) -> Iterator[tuple[JobRequest | Flow, str | None]]:
         if not isinstance(self._jobs, Iterable):
-            raise InvalidInput("jobs", "is not iterable")
+            raise InvalidInput("jobs", "must be an iterable of jobs")
         for job in self._jobs:
             yield job, self.key()
         self.check_exhausted()
@@ -303,7 +300,7 @@ class KeyedJobs:
         self.check_exhausted()
 
     def key(self) -> str | None:
-        """The key of the next job."""
+        """Advance to the next job; returns its key."""
         self._index += 1
         if self._keys is None:
             return None
@@ -313,7 +310,7 @@ class KeyedJobs:
             raise InvalidInput("idempotency_keys", "has fewer keys than there are jobs") from None
 
     def check_exhausted(self) -> None:
-        """Check that no key is left."""
+        """Check that there is no further key."""
         if self._keys is not None and next(self._keys, self) is not self:
             raise InvalidInput("idempotency_keys", "has more keys than there are jobs")
 

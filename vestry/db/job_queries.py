@@ -138,7 +138,7 @@ def job_id(job: JobLike) -> UUID:
                 return UUID(job)
             except ValueError:
                 pass
-    raise InvalidInput("job", "is not a job's id (a UUID)")
+    raise InvalidInput("job", "must be a job's id, which is a UUID")
 
 
 def job_ids(jobs: JobLike | Iterable[JobLike]) -> list[UUID]:
@@ -175,14 +175,14 @@ def statuses(jobs: Sequence[UUID]) -> Operation[list[JobStatus]]:
 
 def status(job: UUID) -> Operation[JobStatus]:
     """One job's state."""
-    known = yield from statuses([job])
-    if not known:
+    existing = yield from statuses([job])
+    if not existing:
         raise UnknownJob
-    return known[0]
+    return existing[0]
 
 
 def flow(job: UUID) -> Operation[list[JobStatus]]:
-    """All jobs of a job's flow, each after the job it follows; a job outside of flows alone."""
+    """All jobs of a job's flow, each after its parent; one job if it is in no flow."""
     rows = yield Query(_FLOW, (job, job))
     if not rows:
         raise UnknownJob
@@ -230,7 +230,7 @@ def result(job: UUID, keys: OwnerKeys) -> Operation[Result]:
 
 
 def cancel(jobs: Sequence[UUID]) -> Operation[dict[UUID, State]]:
-    """Cancel the unfinished ones of these jobs; returns the state that each is in now."""
+    """Cancel those of the jobs that are unfinished; returns the state of each after that."""
     rows = yield Query(_CANCEL, (list(jobs),))
     states = {row[0]: State(row[1]) for row in rows}
     if len(jobs) == 1 and not states:
@@ -262,7 +262,7 @@ def delete_documents(
     privacy = privacy_name(privacy)
     check_source(source)
     if isinstance(ids, (str, bytes)):
-        raise InvalidInput("ids", "is not a list")
+        raise InvalidInput("ids", "must be a list")
     digest: Any = plain_digest
     if privacy == Privacy.PRIVATE.value:
         key = yield from keys.find(owner)

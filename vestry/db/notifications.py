@@ -23,9 +23,9 @@ POLL_S: Final = 1.0
 """How often a waiting caller reads the job's state, notified or not."""
 _LISTEN: Final = "LISTEN vestry_done"
 _RETRY_S: Final = 0.5
-"""Pause before connecting again, and half the longest time that closing takes."""
+"""Delay before reconnecting, and half of the longest time that closing takes."""
 _START_TIMEOUT_S: Final = 2.0
-"""How long the first caller waits for the listener to connect before it goes on by polling."""
+"""Longest wait of the first caller for the listener to connect; after it, the caller polls."""
 
 Wait = Callable[[float], None]
 """Wait for the notification, at most so many seconds."""
@@ -34,7 +34,7 @@ AsyncWait = Callable[[float], Awaitable[None]]
 
 
 class CompletionListener:
-    """Listens in a daemon thread, started by the first `watch`."""
+    """Listener in a daemon thread, started by the first `watch`."""
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
@@ -97,7 +97,7 @@ class CompletionListener:
 
 
 class AsyncCompletionListener:
-    """Listens in a task of the running event loop, started by the first `watch`."""
+    """Listener in a task of the running event loop, started by the first `watch`."""
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo

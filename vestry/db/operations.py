@@ -73,6 +73,18 @@ def row_security_owners(owners: Iterable[str]) -> Query:
     return Query(SET_OWNERS, (list(owners),))
 
 
+def column(values: Iterable[T | None]) -> list[T | None] | None:
+    """An array for a `%b::type[]` placeholder; NULL if every element is NULL.
+
+    Binary arrays are written several times faster than text ones (256 UUIDs in 0.08 ms against
+    0.41, times in 0.08 against 1.04), but the driver cannot derive the type of an array of NULLs.
+    `unnest` of several arrays pads the shorter ones with NULL, and `= ANY (NULL)` matches no row,
+    so the statements mean the same.
+    """
+    listed = list(values)
+    return listed if any(value is not None for value in listed) else None
+
+
 def uuid7() -> UUID:
     """An id for a new row: version 7 UUID (RFC 9562 section 5.7), 48 bits of milliseconds, 74 random.
 
@@ -91,7 +103,7 @@ def translate(error: psycopg.Error) -> VestryError:
         translated: VestryError = DatabaseError(None)
     else:
         translated = from_sqlstate(error.sqlstate, error.diag.message_primary)
-    # Raised while the driver's error is handled; a traceback must not show that one.
+    # Raised while the driver's error is handled, which a traceback must not show.
     translated.__cause__ = None
     translated.__suppress_context__ = True
     return translated
@@ -130,7 +142,9 @@ def psycopg_connection(conn: ConnectionLike) -> psycopg.Connection[Any]:
         if not connection.in_transaction():
             connection.begin()
         return driver
-    raise InvalidInput("conn", "is no psycopg 3 connection, nor a SQLAlchemy session on psycopg 3")
+    raise InvalidInput(
+        "conn", "must be a psycopg 3 connection, or a SQLAlchemy session on psycopg 3"
+    )
 
 
 async def psycopg_connection_async(conn: AsyncConnectionLike) -> psycopg.AsyncConnection[Any]:
@@ -153,7 +167,7 @@ async def psycopg_connection_async(conn: AsyncConnectionLike) -> psycopg.AsyncCo
                 await connection.begin()
             return driver
     raise InvalidInput(
-        "conn", "is no psycopg 3 AsyncConnection, nor a SQLAlchemy AsyncSession on psycopg 3"
+        "conn", "must be a psycopg 3 AsyncConnection, or a SQLAlchemy AsyncSession on psycopg 3"
     )
 
 

@@ -21,7 +21,7 @@ WHERE j.id = %b::uuid ORDER BY r.finished_at, r.attempt"""
 
 
 class ModelRef(NamedTuple):
-    """A model and the backend it runs on; None of both if no model was called."""
+    """A model and its backend; both None if no model was called."""
 
     backend: str | None
     model: str | None
@@ -63,7 +63,7 @@ class Receipt(Served):
     """One attempt of a job, as stored. `intended_backend` and `intended_model` are always set.
 
     Attributes:
-        attempt: its number; a job that is rerouted, or waits for a backend, keeps it.
+        attempt: its number, which a job keeps when it is rerouted or waits for a backend.
         outcome: the job's state after it; `retry`; `rerouted`; `refused` if the lease was no longer
             held when it finished; `lost` if its process ended.
         reason: error code of a failed attempt, else as in `Served`.

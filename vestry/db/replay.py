@@ -1,7 +1,7 @@
-"""Replay of finished jobs: dead ones, and ones that another model served. No I/O.
+"""Replay of finished jobs: dead or degraded ones. No I/O.
 
 A replay is a new job that names the old one. The old payload is opened, and sealed again for the new
-id, so it must still be stored; docs/guarantees.md says how long it is.
+id, so it must still be stored; docs/guarantees.md says for how long it is.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class JobFilter:
         lane: only jobs that ran in this lane.
         code: only this error code.
         reason: only error codes of this reason.
-        since: only jobs that ended at this time or later, or at most so long ago.
+        since: only jobs that ended at this time or later, or within this duration before now.
         replayed: include jobs that were replayed already.
         limit: most jobs, the latest ones.
     """
@@ -142,8 +142,7 @@ class PastJob:
         replay_of: the job that it replays.
         replayed_as: the job that replays it.
         kept: its payload is still stored, so that it can be replayed.
-        degraded_by: if another model than the intended one served it: why, as one of the policy's
-            reasons.
+        degraded_by: the policy's reason, if another model than the intended one served it.
         intended_model: the intended model of a degraded job.
         served_model: the model that served it.
     """
@@ -170,10 +169,10 @@ def degraded(job_filter: JobFilter) -> Operation[list[PastJob]]:
 
 def past_job(job: UUID) -> Operation[PastJob]:
     """One job; in a transaction. Raises `UnknownJob`."""
-    known = yield from _past([job])
-    if not known:
+    existing = yield from _past([job])
+    if not existing:
         raise UnknownJob
-    return known[0]
+    return existing[0]
 
 
 def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Operation[list[JobRef]]:
@@ -193,7 +192,7 @@ def replay(jobs: Sequence[UUID], keys: OwnerKeys) -> Operation[list[JobRef]]:
     if set(jobs) - {row[0] for row in rows}:
         raise UnknownJob
     if not all(row[4] for row in rows):
-        raise NotFinished("The job has not ended; only a finished job can be replayed.")
+        raise NotFinished("The job has not ended; wait for it, or cancel it, before a replay.")
     references: dict[UUID, JobRef] = {}
     for (owner, privacy), group in groupby(rows, key=lambda row: (row[2], row[3])):
         key = None

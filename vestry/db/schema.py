@@ -17,7 +17,7 @@ class SchemaError(RuntimeError):
 
 
 def read_revision(conn: psycopg.Connection[Any]) -> str | None:
-    """The schema's revision; None if there is none, or one that this role may not read.
+    """The schema's revision; None if there is no schema, or this role may not read it.
 
     Args:
         conn: a connection; a failed read aborts a transaction that it is in.
@@ -34,7 +34,7 @@ def read_revision(conn: psycopg.Connection[Any]) -> str | None:
 
 
 def revision_fault(revision: str | None) -> str | None:
-    """One sentence that says what to do about a schema of another revision; None if it is ours."""
+    """Sentence that says what to do about another revision; None for SCHEMA_REVISION."""
     if revision == SCHEMA_REVISION:
         return None
     if revision is None:
@@ -47,7 +47,7 @@ def revision_fault(revision: str | None) -> str | None:
 
 
 def pgvector_fault(release: str | None) -> str | None:
-    """One sentence that says what to do about a missing or old pgvector; None if it is new enough.
+    """Sentence that says what to do about a missing or old pgvector; None if it is new enough.
 
     Args:
         release: such as `0.8.3`; None if the extension is not installed.

@@ -29,7 +29,7 @@ expected: `Embedding(documents=[Document(UPSTREAM, id="scan-7")], source="scans"
 RESULT_TTL_S: Final = 7 * 24 * 3600
 """Seconds a result is kept by default."""
 COST_BYTES: Final = 1024
-"""In fair queueing a job costs 1, and 1 more for so many bytes of text."""
+"""Bytes of text that add 1 to a job's cost in fair queueing, which is 1 for an empty text."""
 _MAX_ATTEMPTS_LIMIT: Final = 1000
 
 
@@ -44,7 +44,7 @@ class EnqueueOptions(TypedDict, total=False):
         quality: `adequate` (default) or `best`.
         tier: the user's tier, an input of routing.
         run_at: the earliest time to run, with a time zone.
-        deadline: the job expires unless it is done by this time, with a time zone.
+        deadline: the job expires unless it is finished by this time, with a time zone.
         max_attempts: attempts before the job is dead, 1 to 1000; 5 by default.
         result_ttl_s: seconds that the result is kept, 7 days by default.
     """
@@ -134,7 +134,7 @@ class Prepared:
         cost: its cost in fair queueing: 1, and 1 more for each COST_BYTES of text.
         documents: source and external hash of each document, in the payload's order.
         blobs: files by name, stored apart from the payload.
-        sources: collections that it reads.
+        sources: document sources that it reads.
     """
 
     kind: Kind
@@ -149,7 +149,7 @@ class Prepared:
 
 
 class JobRequest(Protocol):
-    """Any of the job classes."""
+    """Interface of the job classes."""
 
     kind: ClassVar[Kind]
 

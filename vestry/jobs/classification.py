@@ -41,7 +41,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """Which label fits a text, or which labels do.
+    """The label of a text, or its labels.
 
     Two tasks, set at enqueue, have labels of their own: `task="language"` returns ISO 639-1 codes, of
     all languages or of those in `labels`; `task="passage-reference"` returns `valid` or `invalid`.
@@ -67,7 +67,7 @@ class Classification:
     def __post_init__(self) -> None:
         check_text("text", self.text)
         if isinstance(self.labels, (str, bytes)) or not isinstance(self.labels, Sequence):
-            raise InvalidInput("labels", "is not a list")
+            raise InvalidInput("labels", "must be a list")
         labels = tuple(Label(label) if isinstance(label, str) else label for label in self.labels)
         object.__setattr__(self, "labels", labels)
         _check_labels(labels)
@@ -126,7 +126,7 @@ def _check_labels(labels: Sequence[object]) -> None:
     for index, label in enumerate(labels):
         name = f"labels[{index}]"
         if not isinstance(label, Label):
-            raise InvalidInput(name, "is neither a name nor a Label")
+            raise InvalidInput(name, "must be a name or a Label")
         check_label(f"{name}.name", label.name)
         first = seen.setdefault(label.name, index)
         if first != index:
@@ -134,7 +134,7 @@ def _check_labels(labels: Sequence[object]) -> None:
         if label.description is not None:
             check_text(f"{name}.description", label.description)
         if not isinstance(label.examples, tuple):
-            raise InvalidInput(f"{name}.examples", "is not a list")
+            raise InvalidInput(f"{name}.examples", "must be a list")
         if len(label.examples) > EXAMPLES_MAX:
             raise InvalidInput(
                 f"{name}.examples",
@@ -146,7 +146,7 @@ def _check_labels(labels: Sequence[object]) -> None:
 
 def _share(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidInput(name, "is not a number")
+        raise InvalidInput(name, "must be a number")
     if not math.isfinite(value) or not 0 <= value <= 1:
         raise InvalidInput(name, "must be 0 to 1")
     return float(value)

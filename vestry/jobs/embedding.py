@@ -145,14 +145,14 @@ def external_hash(digest: Digest, source: str, document_id: str) -> bytes:
 
 def _check_list(name: str, values: object) -> None:
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise InvalidInput(name, "is not a list")
+        raise InvalidInput(name, "must be a list")
     if not values:
-        raise InvalidInput(name, "is empty")
+        raise InvalidInput(name, "must not be empty")
 
 
 def _check_document(name: str, document: object) -> None:
     if not isinstance(document, Document):
-        raise InvalidInput(name, "is not a Document")
+        raise InvalidInput(name, "must be a Document")
     check_text(f"{name}.text", document.text)
     if document.text == UPSTREAM and document.id is None:
         raise InvalidInput(f"{name}.id", "is required if the text is UPSTREAM")
@@ -161,10 +161,10 @@ def _check_document(name: str, document: object) -> None:
     if isinstance(document.date, str):
         check_label(f"{name}.date", document.date)
     elif document.date is not None and not isinstance(document.date, dt.date):
-        raise InvalidInput(f"{name}.date", "is neither text nor a date")
+        raise InvalidInput(f"{name}.date", "must be text or a date")
     if document.metadata is not None:
         if not isinstance(document.metadata, Mapping):
-            raise InvalidInput(f"{name}.metadata", "is not a JSON object")
+            raise InvalidInput(f"{name}.metadata", "must be a JSON object")
         dump_json(f"{name}.metadata", dict(document.metadata))
 
 

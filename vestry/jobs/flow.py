@@ -25,7 +25,7 @@ class Flow:
     Attributes:
         job: the first job.
         then: jobs or flows that follow it directly, all at once.
-        task: the purpose of the job, as in `Vestry.enqueue`; of the first job, the argument there.
+        task: the purpose of the job; for the first job, `task` of `Vestry.enqueue` by default.
     """
 
     job: JobRequest
@@ -34,7 +34,7 @@ class Flow:
 
     def __post_init__(self) -> None:
         if isinstance(self.then, (str, bytes)) or not isinstance(self.then, Sequence):
-            raise InvalidInput("then", "is not a list of jobs")
+            raise InvalidInput("then", "must be a list of jobs")
         object.__setattr__(self, "then", tuple(self.then))
         if self.task is not None:
             check_label("task", self.task)
@@ -64,7 +64,7 @@ def followed(job: JobRequest | Flow, then: Sequence[JobRequest | Flow]) -> JobRe
 
 
 def has_files(job: JobRequest | Flow) -> bool:
-    """Whether a job or a follower carries a file: its enqueue takes several statements."""
+    """Whether a job or a follower has a file; its enqueue then takes several statements."""
     if isinstance(job, Flow):
         return has_files(job.job) or any(map(has_files, job.then))
     return getattr(job, "kind", None) in WITH_FILES
@@ -84,9 +84,9 @@ def steps_of(
         flow = job if isinstance(job, Flow) else Flow(job)
         prepared = _prepared(flow.job, path, digest, payload_limit)
         if parent is None and UPSTREAM.encode() in prepared.payload:
-            raise InvalidInput("job", "uses UPSTREAM, and has no job before it")
+            raise InvalidInput("job", "uses UPSTREAM but is the first of its flow")
         if len(steps) == MAX_STEPS:
-            raise InvalidInput("then", f"makes a flow of more than {MAX_STEPS} jobs")
+            raise InvalidInput("then", f"makes a flow of more than {MAX_STEPS} jobs; split it")
         position = len(steps)
         steps.append(Step(prepared, parent, flow.task))
         for number, following in enumerate(flow.then):
@@ -98,7 +98,7 @@ def steps_of(
 
 def _prepared(job: JobRequest, path: str, digest: Digest, payload_limit: int) -> Prepared:
     if not callable(getattr(job, "prepare", None)):
-        raise InvalidInput(path or "job", "is not a job, such as Embedding(texts=[…])")
+        raise InvalidInput(path or "job", "must be a job, such as Embedding(texts=[…])")
     try:
         return job.prepare(digest, payload_limit)
     except InvalidInput as error:

@@ -56,7 +56,7 @@ class Grounding:
             if sources is None:
                 continue
             if isinstance(sources, (str, bytes)) or not isinstance(sources, Sequence):
-                raise InvalidInput(f"grounding.{name}", "is not a list of sources")
+                raise InvalidInput(f"grounding.{name}", "must be a list of sources")
             for source in sources:
                 check_source(source)
             object.__setattr__(self, name, tuple(sources))
@@ -114,9 +114,9 @@ class Generation:
             if self.system is not None:
                 raise InvalidInput("system", "is for prompt; put it into messages")
         if self.schema is not None and not isinstance(self.schema, Mapping):
-            raise InvalidInput("schema", "is not a JSON schema object")
+            raise InvalidInput("schema", "must be a JSON schema object")
         if self.grounding is not None and not isinstance(self.grounding, Grounding):
-            raise InvalidInput("grounding", "is not a Grounding")
+            raise InvalidInput("grounding", "must be a Grounding")
         if self.model is not None:
             check_label("model", self.model)
         _check_whole("max_tokens", self.max_tokens, MAX_TOKENS_LIMIT)
@@ -177,12 +177,12 @@ class Generation:
 
     def _check_stop(self) -> None:
         if isinstance(self.stop, (str, bytes)) or not isinstance(self.stop, Sequence):
-            raise InvalidInput("stop", "is not a list of strings")
+            raise InvalidInput("stop", "must be a list of strings")
         if len(self.stop) > _STOPS_MAX:
-            raise InvalidInput("stop", f"has more than {_STOPS_MAX} strings")
+            raise InvalidInput("stop", f"must have at most {_STOPS_MAX} strings")
         for index, text in enumerate(self.stop):
             if not isinstance(text, str) or not text:
-                raise InvalidInput(f"stop[{index}]", "is not a string of at least one character")
+                raise InvalidInput(f"stop[{index}]", "must be a string of at least one character")
         object.__setattr__(self, "stop", tuple(self.stop))
 
     def _check_sampling(self) -> None:
@@ -191,7 +191,7 @@ class Generation:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InvalidInput(name, "is not a number")
+                raise InvalidInput(name, "must be a number")
             if not low <= value <= high:
                 raise InvalidInput(name, f"must be {low:g} to {high:g}")
         if self.top_k is not None:
@@ -206,12 +206,12 @@ class Generation:
 
 def _check_messages(messages: object) -> None:
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
-        raise InvalidInput("messages", "is not a list")
+        raise InvalidInput("messages", "must be a list")
     if not messages:
-        raise InvalidInput("messages", "is empty")
+        raise InvalidInput("messages", "must not be empty")
     for index, message in enumerate(messages):
         if not isinstance(message, Message):
-            raise InvalidInput(f"messages[{index}]", "is not a Message")
+            raise InvalidInput(f"messages[{index}]", "must be a Message")
         if message.role not in {"system", "user", "assistant"}:
             raise InvalidInput(f"messages[{index}].role", "must be system, user or assistant")
         check_text(f"messages[{index}].content", message.content)
@@ -230,7 +230,7 @@ class Citation:
 
     Attributes:
         passage: its number in the model's prompt, from 1.
-        marked: the answer cites it; if an answer cites none, all passages of the prompt are listed.
+        marked: the answer cites it; an answer that cites none lists all passages of its prompt.
         owner: owner of its document.
         source: the document's collection.
         document: the document's id, as it was indexed.

@@ -29,7 +29,7 @@ _MAGIC: Final[tuple[tuple[bytes, FileKind], ...]] = (
     (b"MM\0+", "tiff"),
 )
 _PDF_WITHIN: Final = 1024
-"""Bytes in which a PDF's signature may begin; readers have always accepted that."""
+"""Bytes in which a PDF's signature may begin; PDF readers accept this."""
 
 
 def file_kind(content: bytes) -> FileKind | None:
@@ -84,11 +84,11 @@ class Ocr:
     def __post_init__(self) -> None:
         content = _content(self.file)
         if not content:
-            raise InvalidInput(FILE, "is empty")
+            raise InvalidInput(FILE, "must not be empty")
         if len(content) > FILE_LIMIT:
             raise PayloadTooLarge(FILE, len(content), FILE_LIMIT)
         if file_kind(content) is None:
-            raise InvalidInput(FILE, f"is not a {READ_KINDS} file")
+            raise InvalidInput(FILE, f"must be a {READ_KINDS} file")
         object.__setattr__(self, "file", content)
         object.__setattr__(self, "languages", _languages(self.languages))
         object.__setattr__(self, "pages", _pages(self.pages))
@@ -142,13 +142,13 @@ def _content(file: object) -> bytes:
     if isinstance(file, (bytes, bytearray, memoryview)):
         return bytes(file)
     if not isinstance(file, (str, os.PathLike)):
-        raise InvalidInput(FILE, "is neither bytes nor a path")
+        raise InvalidInput(FILE, "must be bytes or a path")
     try:
         status = Path(file).stat()
         if stat.S_ISDIR(status.st_mode):
-            raise InvalidInput(FILE, "is a directory")
+            raise InvalidInput(FILE, "must be a file, not a directory")
         if not stat.S_ISREG(status.st_mode):
-            raise InvalidInput(FILE, "is not a regular file")
+            raise InvalidInput(FILE, "must be a regular file")
         if status.st_size > FILE_LIMIT:
             raise PayloadTooLarge(FILE, status.st_size, FILE_LIMIT)
         return Path(file).read_bytes()
@@ -165,13 +165,13 @@ def _languages(languages: object) -> tuple[str, ...] | None:
     if languages is None:
         return None
     if isinstance(languages, str) or not isinstance(languages, Sequence):
-        raise InvalidInput("languages", "is not a list")
+        raise InvalidInput("languages", "must be a list")
     if not 1 <= len(languages) <= _LANGUAGES_MAX:
         raise InvalidInput("languages", f"must be 1 to {_LANGUAGES_MAX}")
     for index, language in enumerate(languages):
         if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
             raise InvalidInput(
-                f"languages[{index}]", "is not a Tesseract language name, such as eng"
+                f"languages[{index}]", "must be a Tesseract language name, such as eng"
             )
     return tuple(languages)
 
@@ -297,7 +297,7 @@ class OcrResult:
 
     @classmethod
     def of(cls, pages: tuple[OcrPage, ...], page_count: int) -> OcrResult:
-        """From pages alone."""
+        """From pages; the text is theirs, joined."""
         texts = (page.text.strip() for page in pages)
         return cls("\n\n".join(filter(None, texts)), pages, page_count)
 

@@ -37,7 +37,7 @@ class Rerank:
     def __post_init__(self) -> None:
         check_text("query", self.query)
         if isinstance(self.passages, (str, bytes)) or not isinstance(self.passages, Sequence):
-            raise InvalidInput("passages", "is not a list")
+            raise InvalidInput("passages", "must be a list")
         object.__setattr__(self, "passages", tuple(self.passages))
         if not 1 <= len(self.passages) <= PASSAGES_MAX:
             raise InvalidInput(
@@ -48,7 +48,7 @@ class Rerank:
         if self.limit is not None and (
             isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1
         ):
-            raise InvalidInput("limit", "must be a whole number from 1")
+            raise InvalidInput("limit", "must be a whole number of at least 1")
         if not isinstance(self.keep_text, bool):
             raise InvalidInput("keep_text", "must be True or False")
         if self.model is not None:

@@ -21,7 +21,7 @@ class State(StrEnum):
     """The state of a job, as stored in `jobs.state`; equal to the plain string."""
 
     WAITING = "waiting"
-    """For its parent to succeed."""
+    """Starts after its parent has succeeded."""
     QUEUED = "queued"
     """Ready to run from `run_at` on. A broker message is not part of the state."""
     RUNNING = "running"
@@ -65,7 +65,7 @@ def parse_result(kind: str, body: Mapping[str, Any]) -> Result:
         return ClassificationResult.from_json(body)
     if kind == "rerank":
         return RerankResult.from_json(body)
-    raise InvalidInput("kind", "is unknown to this version of the library; upgrade it")
+    raise InvalidInput("kind", "is not supported by this version of the library; upgrade it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class JobRef:
 
     Attributes:
         id: its id in the library, in Celery and Flower, and in logs.
-        created: False if an earlier job has the same idempotency key and content.
+        created: False if an earlier call created it: same idempotency key and content, or replay.
         then: its followers, in the order of its `Flow`.
     """
 
@@ -92,7 +92,7 @@ class JobStatus:
         attempt: number of attempts started.
         degraded: another model than the intended one served it.
         parent: the job that it follows in its flow.
-        root: the first job of its flow, also of that job itself; None outside of flows.
+        root: the first job of its flow, itself for that job; None outside of flows.
     """
 
     job: UUID

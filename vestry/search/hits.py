@@ -45,7 +45,7 @@ class Hits(Sequence[Hit]):
         reason: why the search is degraded, such as `reranker_too_slow`; None if it is not.
         reranked: a reranker ordered the hits.
         queue_s: seconds that the query waited for a worker; 0 if none was involved.
-        embedding_s: seconds from the request for the query's vector to its arrival, queue included.
+        embedding_s: seconds until the query was embedded, `queue_s` included.
         database_s: seconds that the comparison took, measured by the client.
         rerank_s: seconds spent on the reranker.
     """
@@ -74,7 +74,7 @@ class Hits(Sequence[Hit]):
 
     @property
     def degraded(self) -> bool:
-        """Whether a part of the search was not done as intended."""
+        """Whether a part of the search failed, or was served by a fallback."""
         return self.reason is not None
 
     def degrade(self, reason: str) -> Hits:

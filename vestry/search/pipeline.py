@@ -1,4 +1,4 @@
-"""The steps of a search around its database work: its jobs, and the use of their results.
+"""Steps of a search outside the database: its jobs, and the use of their results.
 
 No I/O: the clients run the jobs and the operations, in the order of `Vestry.search`.
 """
@@ -52,7 +52,7 @@ def query_vector(body: Mapping[str, Any], space: str | None) -> tuple[list[float
     """
     embedded_in = str(body["space"])
     if space is not None and embedded_in != space:
-        raise UnknownSpace("No worker embeds queries for that space.")
+        raise UnknownSpace("No worker embeds queries for that space; enable its embedding model.")
     return [float(number) for number in body["vectors"][0]], embedded_in
 
 
@@ -79,7 +79,7 @@ def rerank_job(query: str, hits: Sequence[Hit], positions: Sequence[int]) -> Rer
 def reranked(
     hits: Hits, positions: Sequence[int], status: JobStatus, body: Mapping[str, Any]
 ) -> Hits:
-    """Hits in the reranker's order; behind them, in their order, those it did not read.
+    """Hits in the reranker's order, followed by those that it did not read, in their order.
 
     Args:
         hits: nearest first.

@@ -31,7 +31,7 @@ EXACT_FILTERED_ROWS: Final = 200_000
 """A selection of less than half of its space is compared row by row up to this size."""
 LIMIT_MAX: Final = 1000
 RERANK_DEPTH_FACTOR: Final = 3
-"""How many times the limit is searched for a reranker: it may raise a hit from further down."""
+"""Hits for a reranker, as a multiple of the limit: it may promote one from beyond the limit."""
 RERANK_MIN: Final = 20
 RERANK_MAX: Final = 100
 """Most passages for a reranker: a small cross-encoder on two cores reads some twenty a second."""
@@ -95,7 +95,7 @@ class SearchRequest:
             if sources is None:
                 continue
             if isinstance(sources, (str, bytes)):
-                raise InvalidInput(name, "is not a list of sources")
+                raise InvalidInput(name, "must be a list of sources")
             for source in sources:
                 check_source(source)
             object.__setattr__(self, name, list(sources))
@@ -121,7 +121,7 @@ def candidates(
     *,
     rerank: bool | None,
 ) -> Operation[tuple[Hits, bool]]:
-    """The nearest documents, and whether to rerank them; then more than the limit, to choose from.
+    """The nearest documents, and whether to rerank them; if so, more of them than the limit.
 
     Runs in a transaction; raises as `nearest`.
 
@@ -210,7 +210,7 @@ class _Comparison:
     vector: str
 
     def chunks(self, selection: _Selection, documents: int) -> Operation[list[Row]]:
-        """Nearest chunks: enough for so many documents, or all there are."""
+        """Nearest chunks: of at least so many documents, or of all."""
         exact = True
         if selection.privacy == "shareable":
             selected = yield from self._count(selection)
@@ -221,7 +221,7 @@ class _Comparison:
         while True:
             rows = yield self._query(selection, exact=exact, limit=limit)
             if not exact and len(rows) < limit:
-                # The approximate search stopped early: the count says that there are more rows.
+                # The approximate search stopped early: by the count there are more rows.
                 exact = True
             elif len(rows) < limit or len({row[1] for row in rows}) >= documents:
                 return rows
@@ -229,7 +229,7 @@ class _Comparison:
                 limit *= 4
 
     def _count(self, selection: _Selection) -> Operation[int]:
-        """Rows of a selection, counted up to the largest number that makes a difference."""
+        """Number of rows of a selection, counted up to EXACT_FILTERED_ROWS + 1."""
         count = _COUNT.format(
             space=sql.Literal(self.space_id),
             chosen=selection.condition,
@@ -257,7 +257,7 @@ class _Comparison:
             chunks=sql.Identifier(f"{selection.privacy}_chunks"),
             documents=sql.Identifier(f"{selection.privacy}_documents"),
         )
-        # Never prepared: a generic plan would not know how many rows this owner has.
+        # Never prepared: a generic plan ignores how many rows this owner has.
         return Query(near + columns, (self.vector, *selection.params), prepare=False)
 
 

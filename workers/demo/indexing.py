@@ -29,7 +29,7 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Query:
+class SampleQuery:
     """One search of an owner's diary and of shareable sources."""
 
     text: str
@@ -43,9 +43,9 @@ COLLECTIONS = (
     Collection("verses.txt", "kjv", "library", "shareable", 50),
 )
 QUERIES = (
-    Query("a sermon heard in church", "samuel-1660"),
-    Query("the dancing master teaching my wife to dance", "samuel-1663"),
-    Query("sleeping badly at night", "samuel-1660", ("kjv",)),
+    SampleQuery("a sermon heard in church", "samuel-1660"),
+    SampleQuery("the dancing master teaching my wife to dance", "samuel-1663"),
+    SampleQuery("sleeping badly at night", "samuel-1660", ("kjv",)),
 )
 
 
@@ -118,7 +118,7 @@ def print_index_results(results: dict[Collection, IndexResult], console: Console
         console.print(f"Nothing was embedded: all {documents} documents are unchanged.")
 
 
-def search(vestry: Vestry, query: Query, console: Console) -> bool:
+def search(vestry: Vestry, query: SampleQuery, console: Console) -> bool:
     """Search and print the hits; returns whether there are hits, and no other owner's private ones."""
     hits = vestry.search(
         query.text,

@@ -330,7 +330,7 @@ def _settle_failure(job: ClaimedJob, outcome: Failed, cap_s: float) -> Settlemen
     return Settlement(job.id, State.DEAD, outcome.code, outcome.message)
 
 
-def _attempt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Attempt:
+def _attempt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.FinishedAttempt:
     served = outcome.served or Served(backend=None, model=None, locality=None)
     reason = served.reason
     if isinstance(outcome, Failed):
@@ -340,7 +340,7 @@ def _attempt(job: ClaimedJob, outcome: Outcome, state: str) -> receipts.Attempt:
     label = "retry" if state == State.QUEUED else state
     if isinstance(outcome, Rerouted) and state != REFUSED:
         label = _REROUTED
-    return receipts.Attempt(job.id, job.attempt, label, job.started_at, reason, served)
+    return receipts.FinishedAttempt(job.id, job.attempt, label, job.started_at, reason, served)
 
 
 def _backoff_s(attempt: int, cap_s: float, retry_after: float | None = None) -> float:

@@ -79,7 +79,7 @@ AS $$
   WHERE h.failures > 0 OR h.open_until IS NOT NULL ORDER BY h.backend
 $$;
 COMMENT ON FUNCTION vestry.breakers_v1 IS
-  'Breakers of the backends that failed recently; those of the others are closed. state: ''closed'', '
+  'Breakers of the backends that failed recently; all others are closed. state: ''closed'', '
   '''open'' or ''half_open''. open_s: seconds until an open breaker is half-open. probing: a caller has '
   'the probe.';
 

@@ -1,4 +1,4 @@
--- The producers' contract: functions that enqueue jobs in the caller's transaction. A breaking change is a
+-- The producers' contract: functions that enqueue jobs in the caller's transaction. A breaking change adds a
 -- _v2 beside them. Errors that a caller can act on have SQLSTATE VYxxx; vestry/errors.py names them.
 
 CREATE FUNCTION vestry.next_start_tag_v1(p_lane text, p_owner text) RETURNS bigint

@@ -6,9 +6,9 @@
 --   forget_content_v1    page by page, until no content is left
 -- No lock of one step is held in the next, so that the lock order holds.
 
--- An insert for an owner locks the owner's row until the end of its transaction. A transaction that
--- cannot see the tombstone yet is waited for by await_enqueues_v1. Above read committed the tombstone might
--- never become visible: there the stronger lock fails if the row changed since the snapshot.
+-- An insert for an owner locks the owner's row until the end of its transaction. await_enqueues_v1 waits for
+-- transactions that cannot see the tombstone yet. Above read committed the tombstone might never become
+-- visible: there the stronger lock fails if the row changed since the snapshot.
 CREATE FUNCTION vestry.guard_owners() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp
 AS $$
@@ -117,5 +117,5 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION vestry.forget_content_v1 IS
   'Delete content of a forgotten owner: up to p_limit documents of each privacy class with their chunks and '
-  'vectors, and once none is left everything else. One row per kind of content; if a row has more, call '
-  'again.';
+  'vectors, then, if no document remains, everything else. One row per kind of content; if a row has more, '
+  'call again.';

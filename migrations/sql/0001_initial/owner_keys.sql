@@ -40,8 +40,8 @@ BEGIN
   RETURN v_count;
 END $$;
 COMMENT ON FUNCTION vestry.rewrap_owner_keys_v1 IS
-  'Replace wrapped data keys by the same keys wrapped anew. A row that no longer holds what was read, or is '
-  'gone with its owner, is left as it is. Returns how many were replaced.';
+  'Replace wrapped data keys by the same keys wrapped anew. A row that changed since it was read, or was '
+  'deleted with its owner, is skipped. Returns how many were replaced.';
 
 CREATE FUNCTION vestry.retire_key_v1(p_kek_id text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, vestry, pg_temp

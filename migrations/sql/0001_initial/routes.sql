@@ -14,7 +14,7 @@ AS $$
     CASE p_kind WHEN 'ocr' THEN 'cpu' ELSE 'gpu' END)
 $$;
 COMMENT ON FUNCTION vestry.route_v1 IS
-  'The pool for a request: the published route, else a pool of the own machines.';
+  'The pool for a request: that of the published route, else a local pool.';
 
 CREATE FUNCTION vestry.reroute_jobs_v1(
   p_token uuid, p_ids uuid[], p_pools text[], p_tried jsonb[]

@@ -116,8 +116,8 @@ BEGIN
   CREATE POLICY cloud_pool ON vestry.jobs AS RESTRICTIVE TO vestry_cloud USING (pool = 'cloud');
   CREATE POLICY cloud_pool ON vestry.leases AS RESTRICTIVE TO vestry_cloud USING (lane LIKE '%.cloud');
 
-  -- Content. A worker sees the owners of its batch. A producer sees one owner: a query of its that omits
-  -- the owner still returns only that owner's rows.
+  -- Content. A worker sees the owners of its batch. A producer sees one owner: even a query without a
+  -- condition on the owner returns only that owner's rows.
   FOREACH p IN ARRAY ARRAY['private', 'shareable'] LOOP
     worker := CASE p WHEN 'private' THEN 'vestry_private' ELSE 'vestry_shareable, vestry_cloud' END;
     FOREACH t IN ARRAY ARRAY['payloads', 'results', 'blobs', 'documents', 'chunks', 'embeddings'] LOOP

@@ -95,7 +95,7 @@ COMMENT ON COLUMN vestry.jobs.quarantined IS
   'Its lease expired: it runs next under an exclusive lease.';
 COMMENT ON COLUMN vestry.jobs.tried_models IS
   'Models that an attempt tried in one pool before the job was rerouted to another, each with the reason '
-  'why it did not serve. Without it the other pool would send the job back, and so on for ever.';
+  'why it did not serve. Without it the other pool would reroute the job back, endlessly.';
 
 CREATE INDEX jobs_ready       ON vestry.jobs (lane, kind, start_tag, id)
   WHERE state = 'queued' AND start_tag IS NOT NULL AND NOT quarantined;
@@ -363,5 +363,6 @@ CREATE TABLE vestry.egress (
 );
 CREATE INDEX egress_at ON vestry.egress (at);
 COMMENT ON TABLE vestry.egress IS
-  'Every request to a cloud, recorded before its first byte is sent; of its subject only the job ids. No '
-  'role may change or delete a row, the schema''s owner included: no policy of its own covers that.';
+  'Every request to a cloud, recorded before its first byte is sent, with the job ids and no content. Row '
+  'security has no policy for UPDATE or DELETE: no role, the schema''s owner included, may change or delete '
+  'a row.';

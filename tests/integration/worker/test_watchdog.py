@@ -74,7 +74,9 @@ def test_worker_with_a_reason_to_be_idle_goes_on(  # noqa: PLR0917 - pytest's, b
         if reason == "holds a lease":
             heartbeat.leases = ["one"]
         if reason == "job not due":
-            other.execute("UPDATE vestry.jobs SET start_tag = NULL, run_at = now() + interval '1 h'")
+            other.execute(
+                "UPDATE vestry.jobs SET start_tag = NULL, run_at = now() + interval '1 h'"
+            )
             other.commit()
         watchdog.start()
         for _ in range(15):

@@ -1,6 +1,6 @@
 """Checks of `vestry doctor`: interpreter, packages, settings, database, broker, model, device.
 
-A check never raises. A failed one says what does not work; a missing optional part is ok, and named.
+A check never raises. A failed one says what to repair; a missing optional part is ok, and named.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ STUCK_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Result of one check; `detail` says what it found, or what does not work."""
+    """Result of one check; `detail` is the state, or the fault and what to do."""
 
     name: str
     ok: bool
@@ -102,19 +102,21 @@ def settings() -> tuple[ClientSettings | None, tuple[Check, Check]]:
     return client, (source_check, Check("key ring", True, detail))
 
 
-def database(found: ClientSettings) -> Iterator[Check]:
+def database(client: ClientSettings) -> Iterator[Check]:
     """PostgreSQL, pgvector, the schema, and lanes without a worker."""
     try:
         with psycopg.connect(
-            found.conninfo, connect_timeout=CONNECT_TIMEOUT_S, autocommit=True
+            client.conninfo, connect_timeout=CONNECT_TIMEOUT_S, autocommit=True
         ) as conn:
             release = conn.info.parameter_status("server_version")
-            yield Check("database", True, f"PostgreSQL {release} answers")
+            yield Check("database", True, f"PostgreSQL {release} responds")
             yield from _schema(conn)
     except psycopg.Error as error:
         # Never the driver's text: it may hold the connection string.
-        state = error.sqlstate or "no answer"
-        yield Check("database", False, f"cannot be used ({state}): wrong URL, or not running")
+        state = error.sqlstate or "no response"
+        yield Check(
+            "database", False, f"cannot be used ({state}): check its URL, and whether it runs"
+        )
 
 
 def _schema(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Check]:
@@ -146,7 +148,9 @@ def _lanes_check(conn: psycopg.Connection[tuple[object, ...]]) -> Check:
     if not rows:
         return Check("lanes", True, f"{len(LANES)} lanes; no runnable job waits without a worker")
     names = ", ".join(f"{lane} ({float(str(age)):.0f} s)" for lane, age in rows)
-    return Check("lanes", False, f"jobs wait and no worker runs them: {names}")
+    return Check(
+        "lanes", False, f"no worker runs the waiting jobs of {names}: start one for these lanes"
+    )
 
 
 def broker() -> Iterator[Check]:
@@ -164,7 +168,11 @@ def broker() -> Iterator[Check]:
             responds = connection.recv(64)[:1] in {b"+", b"-"}
     except OSError:
         responds = False
-    detail = f"{host}:{port} responds" if responds else f"{host}:{port} does not respond"
+    detail = (
+        f"{host}:{port} responds"
+        if responds
+        else f"{host}:{port} does not respond: check VESTRY_BROKER_URL"
+    )
     yield Check("broker", responds, detail)
 
 

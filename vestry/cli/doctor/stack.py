@@ -77,7 +77,7 @@ def _listed(accounts: dict[str, set[int]]) -> str:
 
 
 def _account_of(pid: int) -> int | None:
-    """A process's real user id, from its status; root owns the file itself if it is not dumpable."""
+    """A process's real user id, from its status: if it is not dumpable, root owns the file itself."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:

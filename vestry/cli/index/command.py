@@ -212,7 +212,7 @@ class _ProducerQueue:
         return [reference.id for reference in references]
 
     def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:
-        """Those of the jobs that are finished."""
+        """The finished ones of the jobs, by id."""
         return {
             status.job: self._end_of(status)
             for status in self._vestry.statuses(jobs)

@@ -13,7 +13,7 @@ from rich.text import Text
 from vestry.cli.output import duration
 
 LINE_INTERVAL_S: Final = 5.0
-"""Seconds between two lines without a terminal."""
+"""Seconds between two progress lines where there is no terminal."""
 
 
 class ProgressMeter(Protocol):

@@ -122,7 +122,9 @@ class Reader:
 
     def _parse_line(self, number: int, raw: bytes | None, is_json: bool) -> Record | RepeatedLine:
         if raw is None:
-            raise InvalidInput("line", f"longer than a document's limit of {DOCUMENT_LIMIT} bytes")
+            raise InvalidInput(
+                "line", f"more than {DOCUMENT_LIMIT} bytes, the limit of a document; split it"
+            )
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -205,7 +207,7 @@ def _parse_reference(line: str) -> Document:
 
 def _document_from(value: dict[str, Any]) -> Document:
     if "text" not in value:
-        raise InvalidInput("text", "is missing")
+        raise InvalidInput("text", "is required")
     document_id: Any = value.get("id")
     if isinstance(document_id, int) and not isinstance(document_id, bool):
         document_id = str(document_id)
@@ -229,11 +231,11 @@ def _checked_size(document: Document) -> int:
     if document.date is not None:
         check_label("date", document.date)
     if document.metadata is not None and not isinstance(document.metadata, dict):
-        raise InvalidInput("metadata", "is not a JSON object")
+        raise InvalidInput("metadata", "must be a JSON object")
     row = {"text": document.text, "date": document.date, "metadata": document.metadata}
     size = len(dump_json("metadata", row)) + 2 * len((document.id or "").encode())
     if size > DOCUMENT_LIMIT:
-        raise InvalidInput("text", f"{size} bytes; a document may have {DOCUMENT_LIMIT}")
+        raise InvalidInput("text", f"{size} bytes; at most {DOCUMENT_LIMIT} are allowed: split it")
     return size
 
 

@@ -1,4 +1,4 @@
-"""Enqueue documents and follow their jobs to the end, in bounded memory.
+"""Enqueue documents and wait for their jobs to end, in bounded memory.
 
 Documents are enqueued some hundred per transaction while earlier ones run; at most IN_FLIGHT are
 unfinished at a time. Each job has an idempotency key: a transaction whose COMMIT result is unknown is
@@ -81,7 +81,7 @@ class IndexQueue(Protocol):
         ...
 
     def ended(self, jobs: Collection[UUID]) -> Mapping[UUID, EndedJob]:
-        """Those of the jobs that are finished."""
+        """The finished ones of the jobs, by id."""
         ...
 
     def stall_reason(self) -> str | None:

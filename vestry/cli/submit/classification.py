@@ -96,5 +96,6 @@ def parse_labels(labels: Sequence[str], examples: Sequence[str]) -> list[Label]:
             raise CommandError("usage", "--example takes NAME=TEXT, with the NAME of a --label.")
         texts[name.strip()].append(text.strip())
     return [
-        Label(name.strip(), about.strip() or None, texts[name.strip()]) for name, _, about in parts
+        Label(name.strip(), description.strip() or None, texts[name.strip()])
+        for name, _, description in parts
     ]

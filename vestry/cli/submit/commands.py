@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
     group.callback()(_group)
     for name, command, example in _COMMANDS:
         group.command(name, epilog=f"Example: {example}")(command)
-    group.command("classify", hidden=True)(classification)  # an alias for users who expect a verb
+    group.command("classify", hidden=True)(classification)  # alias: a verb
     app.add_typer(group, name="submit", rich_help_panel="Jobs")
 
 

@@ -106,7 +106,7 @@ def _read_schema(file: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise CommandError("usage", f"{file} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError):
-        raise CommandError("usage", f"{file} is not a JSON document.") from None
+        raise CommandError("usage", f"{file} is not valid JSON.") from None
     if not isinstance(schema, dict):
         raise CommandError("usage", f"{file} is not a JSON schema: it must hold an object.")
     return schema

@@ -127,7 +127,7 @@ def _job(
     model: str | None,
     keep_file: bool,
 ) -> Ocr:
-    """The job. An error of the file names it as the command line does."""
+    """Build the job; an error of the file names it as on the command line."""
     try:
         return Ocr(
             # One byte more than the limit, so that a larger file is refused and not cut.

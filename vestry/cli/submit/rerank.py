@@ -43,7 +43,7 @@ def rerank(
         typer.Option(help="A file with one passage per line, numbered after those of --passage."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="Return only the best so many.")
+        int | None, typer.Option("--limit", "-n", min=1, help="Most passages to return.")
     ] = None,
     latency: LatencyOption = Latency.INTERACTIVE,
     task: TaskOption = None,
