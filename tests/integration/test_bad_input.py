@@ -62,7 +62,7 @@ BAD_JOBS: dict[str, tuple[Any, str, str]] = {
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_bad_jobs_get_their_error_and_spoil_no_neighbour(
+def test_bad_jobs_fail_with_their_error_and_no_neighbour_fails(
     vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     lane = f"{privacy}.bulk.gpu"
@@ -87,7 +87,7 @@ def test_bad_jobs_get_their_error_and_spoil_no_neighbour(
 
 
 @pytest.mark.parametrize("fault", ["nan", "wrong-dimension", "zero", "bad-request"])
-def test_a_bad_document_is_named_and_its_neighbours_are_indexed(
+def test_bad_document_is_reported_and_its_neighbours_are_indexed(
     vestry: Vestry, conn: Any, fault: str
 ) -> None:
     documents = [Document("good", id="0"), Document(f"echo!{fault}", id="1"),
@@ -102,7 +102,7 @@ def test_a_bad_document_is_named_and_its_neighbours_are_indexed(
     assert {hit.document for hit in hits} == {"0", "2"}
 
 
-def test_one_bad_job_of_many_is_named_and_nothing_is_enqueued(vestry: Vestry, conn: Any) -> None:
+def test_one_bad_job_of_many_is_reported_and_none_is_enqueued(vestry: Vestry, conn: Any) -> None:
     def jobs() -> Iterator[Embedding]:
         yield texts("a")
         yield texts("b", "\x00")
@@ -157,9 +157,7 @@ def key_of(conn: Any, owner: str) -> UUID:
     return key
 
 
-def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
-    vestry: Vestry, conn: Any
-) -> None:
+def test_unsealed_private_payload_is_refused_with_the_whole_call(vestry: Vestry, conn: Any) -> None:
     owner = "refused"
     vestry.wait(vestry.enqueue(conn, texts("a"), owner=owner, privacy="private"), timeout=BULK_S)
     key = key_of(conn, owner)
@@ -183,7 +181,7 @@ def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
     assert stored == (1,)
 
 
-def test_what_only_looks_sealed_fails_alone(vestry: Vestry, conn: Any) -> None:
+def test_forged_payload_fails_and_its_neighbour_succeeds(vestry: Vestry, conn: Any) -> None:
     good = vestry.enqueue(conn, texts("a"), owner="raw", privacy="private")
     key = key_of(conn, "raw")
     (forged,) = call(conn, key=key, sealed=[b"\x01" + key.bytes + bytes(60)])
@@ -282,7 +280,7 @@ def clock_set_back(up: BackgroundStack) -> Iterator[None]:
             admin.execute(replace.format("clock_timestamp()"))
 
 
-def test_a_clock_set_back_and_put_right_loses_and_repeats_nothing(
+def test_clock_set_back_and_forward_loses_and_repeats_no_job(
     up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
     where: dict[str, Any] = {"owner": "clock", "privacy": "private"}

@@ -260,7 +260,7 @@ def test_data_without_its_password_is_refused_and_kept(home: Path) -> None:
         assert words(stack) == ["kept"]
 
 
-def test_secrets_are_readable_by_their_owner_alone(stack: DevStack) -> None:
+def test_secrets_are_readable_by_their_owner_only(stack: DevStack) -> None:
     # Other accounts traverse `run`, each to its process directory.
     traversable = 0o711 if os.geteuid() == 0 else 0o700
     for name, mode in (("secrets", 0o700), ("logs", 0o700), ("run", traversable)):

@@ -63,13 +63,13 @@ def records(root: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
     ).fetchall()
 
 
-def test_a_request_for_a_running_shareable_job_is_taken(root: Any, cloud: Any) -> None:
+def test_egress_of_a_running_shareable_job_is_recorded(root: Any, cloud: Any) -> None:
     mine = job(root, "shareable", "cloud")
     cloud.execute(RECORD, [[mine]])
     assert records(root) == [("shareable", "cloud", "openai", 10, [mine])]
 
 
-def test_nothing_else_is(root: Any, cloud: Any) -> None:
+def test_egress_of_any_other_job_is_refused(root: Any, cloud: Any) -> None:
     mine = job(root, "shareable", "cloud")
     for jobs, code in (
         ([job(root, "private", "gpu")], "VY007"),
@@ -85,7 +85,7 @@ def test_nothing_else_is(root: Any, cloud: Any) -> None:
     assert records(root) == []
 
 
-def test_a_batch_of_which_one_was_cancelled_goes_on(root: Any, cloud: Any) -> None:
+def test_batch_with_one_cancelled_job_is_recorded(root: Any, cloud: Any) -> None:
     cloud.execute(
         RECORD, [[job(root, "shareable", "cloud"), job(root, "shareable", "cloud", "cancelled")]]
     )
@@ -138,7 +138,7 @@ def server(answer: Callable[[], None]) -> Iterator[str]:
             thread.join()
 
 
-def test_the_record_is_committed_before_the_request_arrives(
+def test_record_is_committed_before_the_request_arrives(
     clean: DevStack, root: Any, pool: ConnectionPool[Any]
 ) -> None:
     seen: list[list[tuple[Any, ...]]] = []
@@ -164,7 +164,7 @@ def test_the_record_is_committed_before_the_request_arrives(
     del clean
 
 
-def test_what_the_database_says_stays_out_of_the_error(pool: ConnectionPool[Any]) -> None:
+def test_database_error_is_not_chained_to_the_refusal(pool: ConnectionPool[Any]) -> None:
     with pytest.raises(NotRecorded) as caught:
         recorder(pool)("openai", 1, [uuid4()])
     assert caught.value.__suppress_context__
@@ -184,7 +184,7 @@ def receipt(root: Any, job_id: UUID, privacy: str) -> None:
     )
 
 
-def test_the_report_adds_up_and_says_that_nothing_private_left(
+def test_report_totals_requests_and_is_clean_without_private_egress(
     clean: DevStack, root: Any, cloud: Any
 ) -> None:
     assert report(clean).clean
@@ -204,12 +204,12 @@ def test_the_report_adds_up_and_says_that_nothing_private_left(
     assert (before.egress, before.private_requests, before.clean) == ((), 0, True)
 
 
-def test_the_report_tells_of_a_call_without_a_record(clean: DevStack, root: Any) -> None:
+def test_report_counts_a_call_without_a_record(clean: DevStack, root: Any) -> None:
     receipt(root, job(root, "shareable", "cloud"), "shareable")
     assert (report(clean).unrecorded, report(clean).clean) == (1, False)
 
 
-def test_the_report_tells_of_a_private_job_that_says_it_left(clean: DevStack, root: Any) -> None:
+def test_report_counts_a_private_receipt_of_a_cloud(clean: DevStack, root: Any) -> None:
     receipt(root, job(root, "private", "gpu"), "private")
     assert (report(clean).private_receipts, report(clean).clean) == (1, False)
 
@@ -221,7 +221,7 @@ def test_the_report_tells_of_a_private_job_that_says_it_left(clean: DevStack, ro
      "ALTER TABLE vestry.egress NO FORCE ROW LEVEL SECURITY",
      "CREATE POLICY sweeping ON vestry.egress FOR DELETE TO vestry_owner USING (true)"],
 )  # fmt: skip
-def test_the_report_tells_of_a_record_that_is_not_guarded(clean: DevStack, tampering: str) -> None:
+def test_report_detects_a_record_that_is_not_guarded(clean: DevStack, tampering: str) -> None:
     with psycopg.connect(clean.superuser_url) as conn:
         conn.execute(tampering)
         assert not audit.report(conn, LONG_AGO, dt.datetime.now(dt.UTC)).clean

@@ -198,7 +198,7 @@ def test_worker_pages_show_the_lanes(flower: FlowerClient, privacy: str) -> None
     assert all(node in listed for node in workers)
 
 
-def test_killed_flower_is_restarted_alone_and_finds_the_workers_again(
+def test_killed_flower_is_restarted_alone_and_lists_the_workers_again(
     up: BackgroundStack, flower: FlowerClient, privacy: str
 ) -> None:
     def pids() -> dict[str, int | None]:

@@ -71,7 +71,7 @@ def test_followers_wait_and_exist_only_if_the_transaction_commits(
 
 
 @pytest.mark.parametrize("state", ["dead", "cancelled"])
-def test_a_failed_job_ends_its_followers(
+def test_failed_job_ends_its_followers(
     vestry: Vestry, conn: psycopg.Connection[Any], state: str
 ) -> None:
     fault = "echo!bad-request" if state == "dead" else "echo!sleep=30"
@@ -98,7 +98,7 @@ def test_cancelling_a_finished_first_job_cancels_its_unfinished_followers(
     assert vestry.status(job.then[0]).state == "cancelled"
 
 
-def test_the_same_key_is_the_same_flow(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
+def test_repeated_key_returns_the_same_flow(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
     asked = Flow(
         Generation(TEXT), [indexing("keyed"), Flow(Generation(UPSTREAM), [Generation(UPSTREAM)])]
     )
@@ -114,7 +114,7 @@ def test_the_same_key_is_the_same_flow(vestry: Vestry, conn: psycopg.Connection[
     assert vestry.wait(first.then[0], timeout=60).embedded == 1
 
 
-def test_a_result_without_text_fails_its_follower(
+def test_result_without_text_fails_its_follower(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation(UPSTREAM)])
@@ -123,7 +123,7 @@ def test_a_result_without_text_fails_its_follower(
     assert failed.value.code == "no_upstream_text"
 
 
-def test_a_follower_without_upstream_needs_no_text(
+def test_follower_without_upstream_needs_no_text(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation("of my own")])
@@ -149,6 +149,6 @@ def test_invalid_flows_are_refused_at_enqueue(
         enqueue(vestry, conn, job)
 
 
-def test_an_upstream_document_needs_an_id() -> None:
+def test_upstream_document_requires_an_id() -> None:
     with pytest.raises(InvalidInput, match="UPSTREAM"):
         Embedding(documents=[Document(UPSTREAM)], source="flows")

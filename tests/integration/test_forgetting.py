@@ -138,14 +138,14 @@ def test_nothing_is_enqueued_for_a_forgotten_owner(site: Site) -> None:
     assert not any(again.gone.values())
 
 
-def test_an_unknown_owner_cannot_be_forgotten(site: Site) -> None:
+def test_unknown_owner_cannot_be_forgotten(site: Site) -> None:
     with pytest.raises(UnknownOwner):
         forget(site.operator, "stranger")
     assert count(site.root, "owners") == 0
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_a_running_attempt_cannot_finish_after_the_tombstone(site: Site, privacy: str) -> None:
+def test_running_attempt_cannot_finish_after_the_tombstone(site: Site, privacy: str) -> None:
     """With the tombstone alone, before any job is cancelled; other owners' jobs of the batch finish."""
     for owner in ("ann", "bob"):
         site.vestry.enqueue(site.conn, HELLO, owner=owner, privacy=privacy)
@@ -182,7 +182,7 @@ def test_erasure_waits_for_a_producers_open_transaction(site: Site, level: str) 
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_transaction_with_an_old_snapshot_stores_nothing(site: Site, level: str) -> None:
+def test_transaction_with_an_old_snapshot_stores_nothing(site: Site, level: str) -> None:
     """It cannot see the tombstone, and erasure does not wait for one that has stored nothing."""
     job = site.vestry.enqueue(site.conn, HELLO, owner="ann", privacy="shareable")
     store = "SELECT vestry.store_blobs_v1('ann', 'shareable', NULL, ARRAY[%s], '{f}', '{0}', '{x}')"
@@ -202,7 +202,7 @@ def is_waiting(root: Any) -> bool:
     return bool(row[0])
 
 
-def test_the_last_backup_date_follows_from_the_retention(site: Site) -> None:
+def test_backup_expiry_is_derived_from_the_retention(site: Site) -> None:
     site.vestry.enqueue(site.conn, HELLO, owner="ann", privacy="shareable")
     done = forget(site.operator, "ann")
     assert backups_until(None, done.forgotten_at) is None

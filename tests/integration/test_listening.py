@@ -91,7 +91,7 @@ def took(admin: Any, job: JobRef) -> tuple[float, bool]:
 
 
 @pytest.mark.parametrize("away", [("dispatcher",), ("valkey",), ("dispatcher", "valkey")])
-def test_a_job_runs_at_once_without_broker_or_dispatcher(
+def test_job_runs_promptly_without_broker_or_dispatcher(
     up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any, away: tuple[str, ...]
 ) -> None:
     times = []
@@ -103,7 +103,7 @@ def test_a_job_runs_at_once_without_broker_or_dispatcher(
     assert median(times) < PROMPT_S
 
 
-def test_a_burst_runs_at_once(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
+def test_burst_of_jobs_runs_promptly(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
     with stopped(up, "dispatcher"):
         # In one transaction, which is one notification; then in one transaction each.
         with conn.transaction():
@@ -113,7 +113,7 @@ def test_a_burst_runs_at_once(up: BackgroundStack, vestry: Vestry, conn: Any) ->
             vestry.wait(job, timeout=20)
 
 
-def test_a_worker_without_its_listen_connection_gets_a_hint(
+def test_worker_without_its_listen_connection_gets_a_hint(
     vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     times = []
@@ -131,7 +131,7 @@ def test_a_worker_without_its_listen_connection_gets_a_hint(
     assert median(times) < PROMPT_S
 
 
-def test_a_reconnected_listener_claims_what_it_missed(
+def test_reconnected_listener_claims_missed_jobs(
     up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     with stopped(up, "dispatcher"):

@@ -48,11 +48,11 @@ def differences(url: str) -> list[Any]:
     return [change for change in changes if not change[0].endswith("_comment")]
 
 
-def test_the_migrated_schema_is_the_declared_one(clean: DevStack) -> None:
+def test_migrated_schema_equals_the_declared_one(clean: DevStack) -> None:
     assert differences(owner_url(clean)) == []
 
 
-def test_an_undeclared_column_is_a_difference(clean: DevStack) -> None:
+def test_undeclared_column_is_a_difference(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute("ALTER TABLE vestry.jobs ADD COLUMN stray integer")
         try:
@@ -98,7 +98,7 @@ def test_downgrade_and_upgrade_with_data(clean: DevStack) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.permutations(State, 2)))
-def test_the_database_allows_exactly_the_transitions_declared(
+def test_database_allows_exactly_the_declared_transitions(
     clean: DevStack, before: State, after: State
 ) -> None:
     columns = {
@@ -149,9 +149,7 @@ def test_everything_in_the_schema_belongs_to_its_owner_role(clean: DevStack) -> 
 @pytest.mark.parametrize(
     "table", ["payloads", "results", "blobs", "documents", "chunks", "embeddings"]
 )
-def test_private_content_is_denied_to_every_other_role(
-    clean: DevStack, role: str, table: str
-) -> None:
+def test_private_content_is_denied_to_other_roles(clean: DevStack, role: str, table: str) -> None:
     column = {"chunks": "text", "embeddings": "vector", "documents": "detail"}.get(table, "body")
     with (
         psycopg.connect(clean.database_url(role)) as conn,
@@ -160,7 +158,7 @@ def test_private_content_is_denied_to_every_other_role(
         conn.execute(f"SELECT {column} FROM vestry.private_{table}")
 
 
-def test_a_private_worker_sees_only_the_owners_that_it_names(clean: DevStack) -> None:
+def test_private_worker_sees_only_the_owners_that_it_names(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         for owner in ("ann", "bob"):
             conn.execute(
@@ -178,7 +176,7 @@ def test_a_private_worker_sees_only_the_owners_that_it_names(clean: DevStack) ->
         assert conn.execute(seen).fetchall() == []
 
 
-def test_the_job_tables_show_each_class_its_own(clean: DevStack) -> None:
+def test_jobs_table_shows_each_role_its_own_jobs(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute(
             text(

@@ -100,7 +100,7 @@ def breakers(up: BackgroundStack) -> dict[str, str]:
 
 
 @pytest.mark.timeout(900)
-def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
+def test_jobs_degrade_or_wait_during_an_outage_and_return_after_it(
     up: BackgroundStack, vestry: Vestry, conn: psycopg.Connection[Any], cloud: FaultServer
 ) -> None:
     cloud.stop_listening()
@@ -150,7 +150,7 @@ def test_two_hundred_jobs_and_a_cloud_that_is_away_for_a_while(
     ],
     ids=["an empty answer", "a rejected key", "no such model"],
 )
-def test_a_cloud_that_answers_and_does_not_serve_is_asked_once(
+def test_non_retryable_cloud_fault_is_called_once_and_degraded(
     up: BackgroundStack, vestry: Vestry, conn: Any, cloud: FaultServer, told: tuple[Fault, str]
 ) -> None:
     fault, reason = told
@@ -172,7 +172,7 @@ def test_a_cloud_that_answers_and_does_not_serve_is_asked_once(
     eventually(well)
 
 
-def test_too_many_requests_are_answered_at_home_until_the_cloud_said_to_come_back(
+def test_rate_limited_cloud_is_not_called_before_its_retry_after(
     vestry: Vestry, conn: psycopg.Connection[Any], cloud: FaultServer
 ) -> None:
     cloud.fault = rate_limited("2")

@@ -54,7 +54,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_a_job_exists_if_and_only_if_the_transaction_commits(clean: DevStack, privacy: str) -> None:
+def test_job_exists_if_and_only_if_the_transaction_commits(clean: DevStack, privacy: str) -> None:
     async def work() -> None:
         async with Producer(clean) as (client, conn):
             lost = await client.enqueue(conn, HELLO, owner="alice", privacy=privacy)
@@ -70,7 +70,7 @@ def test_a_job_exists_if_and_only_if_the_transaction_commits(clean: DevStack, pr
     run(work())
 
 
-def test_many_from_an_asynchronous_source_are_all_or_none(clean: DevStack) -> None:
+def test_enqueue_many_from_an_asynchronous_source_is_atomic(clean: DevStack) -> None:
     async def jobs(upto: int) -> AsyncIterator[Embedding]:
         for number in range(upto):
             await asyncio.sleep(0)
@@ -144,7 +144,7 @@ def test_invalid_calls_raise(clean: DevStack) -> None:
     run(work())
 
 
-def test_a_job_is_enqueued_by_an_asynchronous_sqlalchemy_session_and_connection(
+def test_job_is_enqueued_by_an_asynchronous_sqlalchemy_session_and_connection(
     clean: DevStack,
 ) -> None:
     pytest.importorskip("greenlet", reason="SQLAlchemy's asyncio needs sqlalchemy[asyncio]")

@@ -64,9 +64,7 @@ def admin(clean: DevStack) -> Any:
         yield conn
 
 
-def test_one_index_scan_and_no_more_pages_at_200_times_the_backlog(
-    clean: DevStack, admin: Any
-) -> None:
+def test_claim_is_one_index_scan_at_200_times_the_backlog(clean: DevStack, admin: Any) -> None:
     fill(admin, 1_000)
     small = explain(clean)
     fill(admin, 199_000, 1_000)
@@ -107,7 +105,7 @@ def test_every_connection_that_claims_has_the_planner_options(clean: DevStack) -
                 assert conn.execute(f"SHOW {name}").fetchone() == ("off",)
 
 
-def test_the_mark_keeps_it_flat_under_a_held_snapshot(clean: DevStack, admin: Any) -> None:
+def test_mark_keeps_the_claim_flat_under_a_held_snapshot(clean: DevStack, admin: Any) -> None:
     fill(admin, 60_000)
     with psycopg.connect(clean.superuser_url) as holder:
         holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -123,7 +121,7 @@ def test_the_mark_keeps_it_flat_under_a_held_snapshot(clean: DevStack, admin: An
     assert from_the_mark <= fresh * 2 + 20
 
 
-def test_the_mark_advances_and_late_commits_are_found(
+def test_mark_advances_and_late_commits_are_found(
     clean: DevStack, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(admin, 1_000)
@@ -154,7 +152,7 @@ def test_the_mark_advances_and_late_commits_are_found(
         assert len(claim_once()) == 1
 
 
-def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mark_lags_one_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a job of a transaction that began before the last full scan is still found."""
     clock = [1000.0]
     monkeypatch.setattr("models.claims.time.monotonic", lambda: clock[0])

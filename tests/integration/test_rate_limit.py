@@ -64,7 +64,7 @@ def processes(stack: DevStack, cloud: FaultServer, directory: Path) -> Iterator[
 
 
 @pytest.mark.slow
-def test_eight_workers_keep_to_a_limit_and_use_it(clean: DevStack) -> None:
+def test_eight_workers_observe_and_use_a_rate_limit(clean: DevStack) -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
         FaultServer(

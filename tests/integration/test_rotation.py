@@ -95,7 +95,7 @@ def test_every_data_key_is_rewrapped_and_opens_what_it_sealed(site: Site) -> Non
     assert wrapping(site.root) == {done.current: len(OWNERS) + 1}
 
 
-def test_an_interrupted_rotation_is_resumed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_rotation_is_resumed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     enqueue(site.vestry, site.conn, *OWNERS)
     monkeypatch.setattr(key_rotation, "PAGE", 3)
     store, pages = key_rotation._store, []
@@ -119,7 +119,7 @@ def test_an_interrupted_rotation_is_resumed(site: Site, monkeypatch: pytest.Monk
     assert len(KeyRing.load(site.path).key_ids) == 2
 
 
-def test_a_rotation_uses_a_key_distributed_before(site: Site) -> None:
+def test_rotation_uses_a_key_distributed_before(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     before = KeyRing.load(site.path).current
     key = key_rotation.add(site.source)
@@ -131,7 +131,7 @@ def test_a_rotation_uses_a_key_distributed_before(site: Site) -> None:
     assert (listed[key].wraps, listed[key].current) == (1, True)
 
 
-def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
+def test_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
     enqueue(site.vestry, site.conn, *OWNERS)
     old = KeyRing.load(site.path).current
     assert key_rotation.retire(site.operator, site.source) == []
@@ -153,7 +153,7 @@ def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
     assert wrapping(site.root) == {current: len(OWNERS)}
 
 
-def test_a_key_that_wraps_data_keys_is_not_retired(site: Site) -> None:
+def test_key_that_wraps_data_keys_is_not_retired(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     old = KeyRing.load(site.path).current
     key_rotation.rotate(site.operator, site.source)
@@ -185,7 +185,7 @@ def test_data_keys_of_missing_keys_are_counted(site: Site) -> None:
     assert (done.rewrapped, done.not_rewrapped) == (1, 1)
 
 
-def test_the_ring_of_a_command_is_rotated_at_its_source(site: Site) -> None:
+def test_ring_of_a_command_is_rotated_at_its_source(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     command = KeyCommand(f"cat {site.path}")
     assert key_rotation.rotate(site.operator, command).rewrapped == 0

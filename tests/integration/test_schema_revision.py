@@ -73,7 +73,7 @@ def test_doctor_refuses_an_older_pgvector(clean: DevStack) -> None:
         ("worker", SHAREABLE_WORKER, "shareable"),
     ],
 )
-def test_a_process_refuses_an_older_revision_with_one_sentence(
+def test_process_refuses_an_older_revision_with_one_line(
     outdated: DevStack, tmp_path: Path, process: str, role: str, user: str
 ) -> None:
     done = subprocess.run(

@@ -81,7 +81,7 @@ def test_recall_for_an_owner_of_one_percent(
 
 
 @pytest.mark.parametrize("source", ["small", "middle"])
-def test_a_shareable_source_among_others_is_searched_exactly(
+def test_shareable_source_among_others_is_searched_exactly(
     library: Library, vestry: Vestry, source: str
 ) -> None:
     found, _ = library.search(vestry, owner="stranger", privacy="shareable", sources=[source])
@@ -89,7 +89,7 @@ def test_a_shareable_source_among_others_is_searched_exactly(
     assert {hit.source for hits in found for hit in hits} == {source}
 
 
-def test_a_source_that_is_most_of_a_space_is_searched_through_its_index(
+def test_source_with_most_of_a_space_is_searched_by_index(
     library: Library, vestry: Vestry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a selection too large to compare row by row
@@ -196,7 +196,7 @@ def test_invalid_searches_raise(library: Library, vestry: Vestry) -> None:
     assert caught.value.field == "query"
 
 
-def test_the_query_is_embedded_by_a_private_job_that_keeps_nothing(clean: DevStack) -> None:
+def test_query_is_embedded_by_a_private_job_whose_content_is_deleted(clean: DevStack) -> None:
     # Given a worker that embeds the query
     ring, asked = KeyRing.load(clean.keyring), []
     with psycopg.connect(clean.superuser_url, autocommit=True) as root:

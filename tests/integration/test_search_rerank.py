@@ -134,7 +134,7 @@ def documents(hits: Hits) -> list[str]:
         ([("rerank", "shareable", "other"), ("embedding", "shareable", "other")], False),
     ],
 )
-def test_a_published_route_to_a_reranker_enables_reranking(
+def test_published_route_to_a_reranker_enables_reranking(
     library: DevStack, routes: list[tuple[str, str, str]], wanted: bool
 ) -> None:
     publish(library, *routes)
@@ -179,7 +179,7 @@ def test_both_clients_have_their_hits_reranked_and_nothing_is_kept(library: DevS
             assert root.execute(f"SELECT count(*) FROM vestry.{table}").fetchone() == (0,)  # type: ignore[call-overload]
 
 
-def test_a_slow_reranker_degrades_the_search_and_its_job_is_cancelled(
+def test_slow_reranker_degrades_the_search_and_its_job_is_cancelled(
     library: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "RERANK_TIMEOUT_S", 0.3)

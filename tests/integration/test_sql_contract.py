@@ -86,7 +86,7 @@ def test_enqueue_refuses_arrays_that_do_not_match(
     assert [row[2] for row in enqueue(producer)] == ["created", "created"]
 
 
-def test_a_document_deleted_while_its_chunks_are_stored_has_none(
+def test_document_deleted_while_its_chunks_are_stored_has_none(
     clean: DevStack, producer: psycopg.Connection[Any], worker: psycopg.Connection[Any]
 ) -> None:
     row = worker.execute(SPACE).fetchone()

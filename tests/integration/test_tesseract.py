@@ -73,7 +73,7 @@ def sample(name: str) -> bytes:
     return (SAMPLES / name).read_bytes()
 
 
-def test_a_page_is_read_as_its_gold_text_says(model: TesseractModel) -> None:
+def test_page_text_matches_its_gold_text(model: TesseractModel) -> None:
     result = model.read(sample("phototest.tif"), OcrRequest(word_boxes=True))
     [page] = result.pages
     assert accuracy(page.text, GOLD) >= 0.99
@@ -91,7 +91,7 @@ def test_a_page_is_read_as_its_gold_text_says(model: TesseractModel) -> None:
     json.dumps(result.to_json(), allow_nan=False)
 
 
-def test_a_page_on_its_side_is_turned_and_its_boxes_turned_back(model: TesseractModel) -> None:
+def test_sideways_page_is_rotated_and_its_boxes_are_mapped_back(model: TesseractModel) -> None:
     result = model.read(sample("phototestrot.tif"), OcrRequest(word_boxes=True))
     [page] = result.pages
     assert accuracy(page.text, GOLD) >= 0.97
@@ -104,7 +104,7 @@ def test_a_page_on_its_side_is_turned_and_its_boxes_turned_back(model: Tesseract
 
 
 @pytest.mark.parametrize("degrees", [180, 12, -6])
-def test_a_page_that_lies_otherwise_is_put_right(model: TesseractModel, degrees: int) -> None:
+def test_inverted_or_skewed_page_is_straightened(model: TesseractModel, degrees: int) -> None:
     with Image.open(SAMPLES / "phototest.tif") as image:
         page = image.convert("L").resize((1280, 960))
     turned = page.rotate(degrees, expand=True, fillcolor=255, resample=Image.Resampling.BICUBIC)
@@ -114,7 +114,7 @@ def test_a_page_that_lies_otherwise_is_put_right(model: TesseractModel, degrees:
     assert read.skew == pytest.approx(0 if degrees == 180 else degrees, abs=0.5)
 
 
-def test_a_page_in_the_shade_is_read_to_its_dark_end(model: TesseractModel) -> None:
+def test_unevenly_lit_page_is_read_completely(model: TesseractModel) -> None:
     with Image.open(SAMPLES / "phototest.tif") as image:
         page = image.convert("L").resize((1280, 960))
     shade = Image.linear_gradient("L").rotate(90).resize(page.size)
@@ -126,7 +126,7 @@ def test_a_page_in_the_shade_is_read_to_its_dark_end(model: TesseractModel) -> N
     assert accuracy(read.text, GOLD) >= 0.97
 
 
-def test_a_mixed_pdf_of_twenty_pages_comes_back_in_order(model: TesseractModel) -> None:
+def test_mixed_pdf_of_twenty_pages_is_returned_in_order(model: TesseractModel) -> None:
     pages: list[Page] = []
     expected: list[tuple[str, str, int]] = []
     for number in range(1, 21):
@@ -157,7 +157,7 @@ def test_a_mixed_pdf_of_twenty_pages_comes_back_in_order(model: TesseractModel) 
     assert result.page_count == 20
 
 
-def test_every_page_of_a_tiff_is_read_and_a_range_if_asked(model: TesseractModel) -> None:
+def test_tiff_pages_are_read_all_or_by_range(model: TesseractModel) -> None:
     pages = [drawn(f"Page number {n}", size=(700, 300)) for n in range(1, 5)]
     tiff = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
     result = model.read(tiff, OcrRequest(pages=(2, 9)))
@@ -169,7 +169,7 @@ def test_every_page_of_a_tiff_is_read_and_a_range_if_asked(model: TesseractModel
         model.read(tiff, OcrRequest(pages=(5, 6)))
 
 
-def test_a_bad_page_is_reported_and_the_others_are_kept(model: TesseractModel) -> None:
+def test_bad_page_is_reported_and_the_others_are_kept(model: TesseractModel) -> None:
     pages = [text_page("first"), Page(b"", size=(2_000_000_000, 99)), Page(b""), text_page("last")]
     result = model.read(pdf(*pages), OcrRequest())
     assert [page.error and page.error[0] for page in result.pages] == [
@@ -180,7 +180,7 @@ def test_a_bad_page_is_reported_and_the_others_are_kept(model: TesseractModel) -
     assert (blank.text, blank.confidence, blank.error) == ("", None, None)
 
 
-def test_hostile_files_each_have_one_clear_error_and_no_child_dies(
+def test_hostile_files_have_one_clear_error_each_and_kill_no_child(
     tesseract: TesseractBackend, model: TesseractModel
 ) -> None:
     model.warm_up()
@@ -209,7 +209,7 @@ def test_hostile_files_each_have_one_clear_error_and_no_child_dies(
     assert slowest < 10
 
 
-def test_what_is_wrong_with_a_file_is_told_by_type(
+def test_file_errors_have_their_own_types(
     tesseract: TesseractBackend, model: TesseractModel
 ) -> None:
     with pytest.raises(EncryptedFile, match="password"):
@@ -229,7 +229,7 @@ def test_what_is_wrong_with_a_file_is_told_by_type(
     small._backend.close()
 
 
-def test_pages_that_a_documents_time_does_not_reach_say_so(tmp_path: Path) -> None:
+def test_pages_beyond_the_document_time_limit_have_an_error(tmp_path: Path) -> None:
     made = backend(tmp_path / "scratch", processes=1, document_s=0.001)
     result = made.load(CATALOGUE.model("tesseract")).read(
         pdf(text_page("a"), text_page("b")), OcrRequest()
@@ -238,7 +238,7 @@ def test_pages_that_a_documents_time_does_not_reach_say_so(tmp_path: Path) -> No
     made.close()
 
 
-def test_a_model_of_ones_own_drops_in(tmp_path: Path) -> None:
+def test_custom_traineddata_is_loaded_as_a_model(tmp_path: Path) -> None:
     finetuned = CATALOGUE.model("tesseract-finetuned")
     made = backend(tmp_path / "scratch")
     with pytest.raises(ModelMissing, match="VESTRY_TESSDATA"):
@@ -260,7 +260,7 @@ def test_a_model_of_ones_own_drops_in(tmp_path: Path) -> None:
     made.close()
 
 
-def test_data_that_tesseract_cannot_use_is_found_out_when_it_is_loaded(tmp_path: Path) -> None:
+def test_invalid_traineddata_fails_at_load(tmp_path: Path) -> None:
     (tmp_path / "finetuned.traineddata").write_bytes(b"not what it says")
     made = backend(tmp_path / "scratch", tessdata=str(tmp_path))
     with pytest.raises(ModelMissing, match="cannot read its language data"):
@@ -276,7 +276,7 @@ def test_data_that_tesseract_cannot_use_is_found_out_when_it_is_loaded(tmp_path:
         ({"pages": 0}, "greater than 0"),
     ],
 )
-def test_options_are_checked_when_the_backend_is_made(
+def test_invalid_options_fail_at_construction(
     options: dict[str, object], told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelMissing, match=told):

@@ -43,12 +43,12 @@ def leaks(seen: Mapping[str, Contents], names: list[str], marker: Marker) -> lis
     return [hit for name in names if name in seen for hit in search(name, seen[name], marker)]
 
 
-def test_list_of_places_is_complete(canary: Canary) -> None:
+def test_list_of_locations_is_complete(canary: Canary) -> None:
     assert set(canary.seen) | {"broker memory"} == set(EVERYWHERE)
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_planted_tokens_are_found_in_each_place_in_every_disguise(
+def test_planted_tokens_are_found_in_each_location_in_every_encoding(
     canary: Canary, name: str
 ) -> None:
     if name not in canary.seen:
@@ -64,7 +64,7 @@ def test_planted_tokens_are_found_in_each_place_in_every_disguise(
     assert found == set(planted)
 
 
-def test_planted_bytes_in_a_column_are_found_in_every_disguise(canary: Canary) -> None:
+def test_planted_bytes_in_a_column_are_found_in_every_encoding(canary: Canary) -> None:
     markers = {disguise: Marker() for disguise in spellings("")}
     planted = {d: spellings(marker.text)[d] for d, marker in markers.items()}
     insert = """INSERT INTO vestry.private_results (job_id, owner, key_id, body, expires_at)
@@ -87,7 +87,7 @@ SHOWING_HINTS = {"broker traffic", "logs"}
 
 
 @pytest.mark.parametrize("name", SHOWING_JOBS)
-def test_each_place_shows_the_jobs_that_ran(canary: Canary, name: str) -> None:
+def test_each_location_shows_the_jobs_that_ran(canary: Canary, name: str) -> None:
     """So each place was read at the right time: a job's id may be everywhere."""
     scenario = canary.shareable if name in {"flower of shareable", "dump by vestry_shareable"} else (
         canary.private
@@ -126,7 +126,7 @@ def test_degraded_jobs_are_marked_so(canary: Canary) -> None:
         assert degraded == (about.endswith("degraded") or about == "grounded"), about
 
 
-def test_shareable_content_is_in_its_tables_alone(canary: Canary) -> None:
+def test_shareable_content_is_in_its_tables_only(canary: Canary) -> None:
     assert not leaks(canary.seen, CONTENT_FREE, canary.shareable.marker)
     stored = leaks(canary.seen, ["dump by vestry_producer"], canary.shareable.marker)
     assert stored, "the scenario planted nothing"

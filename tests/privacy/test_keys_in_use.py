@@ -68,7 +68,9 @@ def wait_for_all(vestry: Vestry, jobs: list[JobRef]) -> list[str]:
     return states_of(vestry, jobs)
 
 
-def test_rotation_during_an_index(canary: Canary, vestry: Vestry, conn: Any, operator: Any) -> None:
+def test_index_completes_during_a_key_rotation(
+    canary: Canary, vestry: Vestry, conn: Any, operator: Any
+) -> None:
     ring = KeyFile(canary.stack.home.keyring)
     jobs = index(vestry, conn, "rotating")
     eventually(lambda: "running" in states_of(vestry, jobs))
@@ -102,7 +104,7 @@ def rows_of(canary: Canary, owner: str) -> dict[str, int]:
     return {table: row[0] for table, row in counts.items() if row and row[0]}
 
 
-def test_owner_is_forgotten_during_an_index(
+def test_owner_is_erased_during_an_index(
     canary: Canary, vestry: Vestry, conn: Any, operator: Any
 ) -> None:
     jobs = index(vestry, conn, "forgotten")

@@ -96,7 +96,7 @@ def test_degraded_jobs_are_listed_with_their_reason_and_replayed(
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_a_dead_job_keeps_its_payload_until_it_is_pruned(
+def test_dead_job_keeps_its_payload_until_it_is_pruned(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack, privacy: str
 ) -> None:
     job = vestry.enqueue(conn, HELLO, owner="ann", privacy=privacy)

@@ -19,7 +19,7 @@ from workers.stack.dev_stack import DevStack
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_the_same_key_and_content_is_the_same_job(
+def test_repeated_key_and_content_return_the_same_job(
     vestry: Vestry,
     conn: psycopg.Connection[Any],
     root: psycopg.Connection[Any],
@@ -42,7 +42,7 @@ def test_the_same_key_and_content_is_the_same_job(
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_the_same_key_with_other_content_conflicts_and_leaves_the_transaction_usable(
+def test_repeated_key_with_other_content_conflicts_and_keeps_the_transaction(
     vestry: Vestry,
     conn: psycopg.Connection[Any],
     root: psycopg.Connection[Any],
@@ -80,7 +80,7 @@ def test_the_same_key_with_other_content_conflicts_and_leaves_the_transaction_us
     assert count(root, "jobs") == count(root, "idempotency_keys") == 2
 
 
-def test_two_transactions_with_the_same_key_create_one_job(
+def test_transactions_with_the_same_key_create_one_job(
     vestry: Vestry, clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
     url = clean.database_url("vestry_producer")

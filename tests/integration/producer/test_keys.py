@@ -41,7 +41,7 @@ def test_private_content_is_stored_sealed_and_opens_with_the_ring(
         key.open(PAYLOAD, uuid4(), body)
 
 
-def test_a_rolled_back_key_is_never_used_again(
+def test_rolled_back_key_is_never_used_again(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     # Given a key created in a transaction, and in a savepoint, that rolled back
@@ -61,7 +61,7 @@ def test_a_rolled_back_key_is_never_used_again(
     assert list(vestry._keys._cache) == ["alice"]
 
 
-def test_two_producers_agree_on_a_new_owners_key(
+def test_concurrent_producers_agree_on_a_new_owners_key(
     clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
     url, barrier, faults = clean.database_url("vestry_producer"), threading.Barrier(4), []
@@ -91,7 +91,7 @@ def test_two_producers_agree_on_a_new_owners_key(
     assert mismatched == (0,)
 
 
-def test_a_key_deleted_from_the_database_is_read_again(
+def test_key_deleted_from_the_database_is_read_again(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     for _ in range(2):
@@ -132,7 +132,7 @@ def call_function(conn: psycopg.Connection[Any], **given: Any) -> None:
     conn.execute(f"SELECT * FROM vestry.enqueue_jobs_v1({call})", arguments)  # type: ignore[call-overload]
 
 
-def test_the_database_itself_refuses_an_unsealed_private_payload(
+def test_database_refuses_an_unsealed_private_payload(
     vestry: Vestry,
     conn: psycopg.Connection[Any],
     root: psycopg.Connection[Any],
@@ -168,7 +168,7 @@ def test_the_database_itself_refuses_an_unsealed_private_payload(
     assert count(root, "jobs") == 3
 
 
-def test_a_forgotten_owner_is_refused(
+def test_forgotten_owner_is_refused(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     root.execute("INSERT INTO vestry.owners (owner, forgotten_at) VALUES ('gone', now())")

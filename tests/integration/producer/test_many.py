@@ -33,7 +33,7 @@ def test_one_invalid_job_of_many_enqueues_none(
     assert count(root, "jobs") == 0
 
 
-def test_the_same_document_in_two_jobs_of_a_call_goes_into_two_batches(
+def test_repeated_document_in_a_call_goes_into_separate_batches(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     jobs = [
@@ -65,7 +65,7 @@ print(len(made), peak)
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_jobs_fit_in_a_small_producer(
+def test_hundred_thousand_jobs_fit_in_a_small_producer(
     clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
     done = subprocess.run(

@@ -152,7 +152,7 @@ def test_documents_are_deleted_by_id_and_by_content(
     assert left == [(1, False), (2, True), (2, True)]
 
 
-def test_an_unreachable_database_raises_unavailable() -> None:
+def test_unreachable_database_raises_unavailable() -> None:
     with Vestry("postgresql://stranger:hunter2@127.0.0.1:1/none?connect_timeout=1") as client:
         client._pool.timeout = 1.0
         with pytest.raises(Unavailable) as caught:

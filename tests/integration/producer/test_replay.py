@@ -60,7 +60,7 @@ SAME = """SELECT kind, task, quality, tier, model, owner, privacy, latency, pool
 
 
 @PRIVACIES
-def test_a_replay_is_a_new_job_with_all_that_the_old_one_had(
+def test_replay_is_a_new_job_with_the_fields_of_the_old_one(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack, privacy: str
 ) -> None:
     job = vestry.enqueue(
@@ -94,7 +94,7 @@ def test_a_replay_is_a_new_job_with_all_that_the_old_one_had(
     assert vestry.status(job).state == "dead"
 
 
-def test_a_job_is_replayed_once(
+def test_job_is_replayed_once(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     jobs = vestry.enqueue_many(conn, [HELLO] * 5, owner="ann", privacy="private")
@@ -123,7 +123,7 @@ def test_a_job_is_replayed_once(
 
 
 @PRIVACIES
-def test_the_idempotency_key_belongs_to_the_replay(
+def test_idempotency_key_belongs_to_the_replay(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, privacy: str
 ) -> None:
     def enqueue() -> Any:
@@ -140,7 +140,7 @@ def test_the_idempotency_key_belongs_to_the_replay(
 
 
 @PRIVACIES
-def test_a_replay_indexes_the_documents_of_the_old_job(
+def test_replay_indexes_the_documents_of_the_old_job(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, privacy: str
 ) -> None:
     def index(text: str) -> Any:
@@ -222,7 +222,7 @@ def story(root: Root, job: UUID) -> tuple[Any, ...]:
 
 
 @PRIVACIES
-def test_jobs_that_died_waiting_are_replayed_too(
+def test_jobs_that_died_waiting_are_replayed(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack, privacy: str
 ) -> None:
     vestry.enqueue(conn, HELLO, owner="ann", privacy=privacy)
@@ -252,7 +252,7 @@ def test_jobs_that_died_waiting_are_replayed_too(
     assert count(root, "jobs") == 9
 
 
-def test_what_follows_a_replay_that_failed_runs_after_the_one_that_did_not(
+def test_follower_of_a_failed_replay_gets_the_succeeded_parent(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     """Waiting for a parent that has ended, it would wait for ever."""
@@ -279,7 +279,7 @@ def test_what_follows_a_replay_that_failed_runs_after_the_one_that_did_not(
     assert story(root, new[tail][0]) == ("waiting", new[middle][0], head, None)
 
 
-def test_the_asynchronous_client_replays_too(
+def test_asynchronous_client_replays(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     one, other = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="private")
@@ -300,7 +300,7 @@ def test_the_asynchronous_client_replays_too(
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
-def test_the_sql_function_validates_its_arguments(
+def test_sql_function_validates_its_arguments(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root
 ) -> None:
     ann = vestry.enqueue(conn, HELLO, owner="ann", privacy="private")

@@ -65,7 +65,7 @@ def pass_time(clean: DevStack, seconds: float) -> None:
         )
 
 
-def test_the_third_failure_of_anybody_s_opens_it_for_everybody(
+def test_third_failure_across_guards_opens_the_breaker_for_all(
     gates: tuple[BackendGuard, BackendGuard],
 ) -> None:
     one, other = gates
@@ -77,7 +77,9 @@ def test_the_third_failure_of_anybody_s_opens_it_for_everybody(
     assert 15 < one.wait_s(CLOUD) <= 20.5
 
 
-def test_an_answer_between_starts_the_count_again(gates: tuple[BackendGuard, BackendGuard]) -> None:
+def test_response_between_failures_resets_the_count(
+    gates: tuple[BackendGuard, BackendGuard],
+) -> None:
     one, other = gates
     for error in (
         BackendUnavailable(),
@@ -92,7 +94,7 @@ def test_an_answer_between_starts_the_count_again(gates: tuple[BackendGuard, Bac
         assert other.health() == {}
 
 
-def test_half_open_lets_one_through_and_its_answer_closes_it(
+def test_half_open_breaker_admits_one_probe_and_its_response_closes_it(
     clean: DevStack, gates: tuple[BackendGuard, BackendGuard]
 ) -> None:
     one, other = gates
@@ -112,7 +114,7 @@ def test_half_open_lets_one_through_and_its_answer_closes_it(
 
 
 @pytest.mark.parametrize("error", [CallCancelled(), TooLong()])
-def test_a_probe_that_never_reached_it_tells_nothing_and_the_next_may_try(
+def test_probe_without_a_call_is_inconclusive_and_another_is_admitted(
     clean: DevStack, gates: tuple[BackendGuard, BackendGuard], error: InferenceError
 ) -> None:
     one, other = gates
@@ -124,7 +126,7 @@ def test_a_probe_that_never_reached_it_tells_nothing_and_the_next_may_try(
     assert other.before_call(CLOUD)
 
 
-def test_a_probe_that_fails_opens_it_for_twice_as_long(
+def test_failed_probe_doubles_the_cooldown(
     clean: DevStack, gates: tuple[BackendGuard, BackendGuard]
 ) -> None:
     one, other = gates
@@ -138,7 +140,7 @@ def test_a_probe_that_fails_opens_it_for_twice_as_long(
     assert other.health() == {}
 
 
-def test_a_backend_that_says_when_is_left_alone_until_then(
+def test_retry_after_opens_the_breaker_until_then(
     gates: tuple[BackendGuard, BackendGuard],
 ) -> None:
     one, other = gates
@@ -151,7 +153,7 @@ def test_a_backend_that_says_when_is_left_alone_until_then(
     assert other.wait_s(CLOUD) < 62
 
 
-def test_servers_of_our_own_are_known_by_their_address(
+def test_local_servers_have_a_breaker_per_address(
     gates: tuple[BackendGuard, BackendGuard], connect: Any
 ) -> None:
     del gates
@@ -164,14 +166,14 @@ def test_servers_of_our_own_are_known_by_their_address(
     assert breaker_key(LOCAL) == "ollama at 127.0.0.1:11434"
 
 
-def test_what_runs_in_the_process_has_no_breaker(gates: tuple[BackendGuard, BackendGuard]) -> None:
+def test_in_process_backend_has_no_breaker(gates: tuple[BackendGuard, BackendGuard]) -> None:
     one, _ = gates
     for _ in range(5):
         one.after_call(CATALOGUE.backend("tesseract"), BackendUnavailable())
     assert one.health() == {}
 
 
-def test_a_limit_holds_over_threads_and_is_used(connect: Any) -> None:
+def test_rate_limit_is_observed_and_used_across_threads(connect: Any) -> None:
     limited = CLOUD.model_copy(update={"requests_per_minute": 600, "rate_window_s": 1.0})
     calls: list[float] = []
 
@@ -193,7 +195,7 @@ def test_a_limit_holds_over_threads_and_is_used(connect: Any) -> None:
     assert calls[30] - calls[0] < 10
 
 
-def test_a_turn_that_is_far_off_is_refused_and_said(connect: Any) -> None:
+def test_distant_permit_is_refused_with_its_delay(connect: Any) -> None:
     gate = BackendGuard(connect, CATALOGUE, LIMITS)
     limited = CLOUD.model_copy(update={"requests_per_minute": 1})
     gate.acquire_permit(limited)
@@ -205,7 +207,7 @@ def test_a_turn_that_is_far_off_is_refused_and_said(connect: Any) -> None:
     assert gate.health() == {}, "our own limit says nothing of the server"
 
 
-def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:
+def test_spending_is_summed_and_limited_by_the_budget(connect: Any) -> None:
     gate = BackendGuard(connect, CATALOGUE, LIMITS, budget=Decimal("0.01"))
     assert not gate.budget().used_up
     with connect() as conn:
@@ -219,7 +221,7 @@ def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:
     assert BackendGuard(connect, CATALOGUE, LIMITS, budget=Decimal("0.01")).budget().used_up
 
 
-def test_while_the_database_is_away_what_was_known_goes_on(
+def test_last_known_state_is_used_while_the_database_is_unavailable(
     connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate_module, "STATE_TTL_S", 0.0)

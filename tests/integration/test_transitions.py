@@ -69,7 +69,7 @@ def states(conn: Any, ids: list[UUID]) -> list[str]:
     return [row[0] for row in rows]
 
 
-def test_a_claimed_batch_finishes_once(producer: Any, worker: Any) -> None:
+def test_claimed_batch_finishes_once(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 3)
     with worker.transaction():
         lease = claims.claim(worker, TERMS, LANE, ["embedding"])
@@ -91,7 +91,7 @@ def test_a_claimed_batch_finishes_once(producer: Any, worker: Any) -> None:
     assert [row[0] for row in outcome] == ["succeeded", "succeeded", "dead"]
 
 
-def test_owners_take_turns(producer: Any, worker: Any) -> None:
+def test_claim_alternates_between_owners(producer: Any, worker: Any) -> None:
     enqueue(producer, "many", 1000)
     enqueue(producer, "few", 5)
     with worker.transaction():
@@ -100,7 +100,9 @@ def test_owners_take_turns(producer: Any, worker: Any) -> None:
     assert sum(job.owner == "few" for job in lease.jobs) == 5
 
 
-def test_a_hint_is_first_and_the_line_tops_up(producer: Any, worker: Any) -> None:
+def test_hinted_job_is_claimed_first_and_the_queue_fills_the_batch(
+    producer: Any, worker: Any
+) -> None:
     ids = enqueue(producer, "ann", 10)
     with worker.transaction():
         lease = claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[7], limit=3)
@@ -110,7 +112,7 @@ def test_a_hint_is_first_and_the_line_tops_up(producer: Any, worker: Any) -> Non
         assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[7]) is None
 
 
-def test_a_paused_lane_gives_nothing(producer: Any, worker: Any) -> None:
+def test_paused_lane_has_no_claims(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 2)
     producer.execute("SELECT vestry.pause_lane_v1(%s, true)", [LANE])
     with worker.transaction():
@@ -121,7 +123,7 @@ def test_a_paused_lane_gives_nothing(producer: Any, worker: Any) -> None:
         assert claims.claim(worker, TERMS, LANE, ["embedding"]) is not None
 
 
-def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
+def test_lost_batch_is_quarantined_and_a_second_exclusive_crash_is_dead(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 2)
@@ -154,7 +156,7 @@ def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
     assert attempts == (0,)
 
 
-def test_a_retry_waits_and_is_admitted_to_the_front(
+def test_retry_waits_and_is_scheduled_at_the_front(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 5)
@@ -177,7 +179,7 @@ def test_a_retry_waits_and_is_admitted_to_the_front(
     assert again.jobs[0].attempt == 2
 
 
-def test_handing_back_costs_no_attempt(producer: Any, worker: Any) -> None:
+def test_release_costs_no_attempt(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 2)
     with worker.transaction():
         lease = claims.claim(worker, TERMS, LANE, ["embedding"])
@@ -216,7 +218,7 @@ def claimed(worker: Any, terms: LeasePolicy = TERMS, **how: Any) -> Lease:
     return lease
 
 
-def test_who_lost_a_lease_can_do_nothing_to_the_attempt_after_it(
+def test_expired_lease_cannot_change_the_next_attempt(
     producer: Any, worker: Any, control: Any
 ) -> None:
     # Given an attempt whose lease ran out, and the same job running again elsewhere
@@ -259,23 +261,21 @@ def test_claims_at_the_same_time_share_no_job_and_wait_for_none(
         assert [job.id for job in (*first.jobs, *second.jobs)] == ids
 
 
-def test_an_owner_who_enqueues_one_by_one_stands_in_line_like_one_with_many(
-    producer: Any, worker: Any
-) -> None:
+def test_owner_enqueueing_one_by_one_has_the_same_share(producer: Any, worker: Any) -> None:
     for _ in range(20):
         enqueue(producer, "often", 1)
     (once,) = enqueue(producer, "once", 1)
     assert once in {job.id for job in claimed(worker, limit=3).jobs}
 
 
-def test_large_jobs_take_larger_turns(producer: Any, worker: Any) -> None:
+def test_costly_jobs_get_fewer_claims(producer: Any, worker: Any) -> None:
     enqueue(producer, "heavy", 10, cost=10)
     enqueue(producer, "light", 20)
     owners = [job.owner for job in claimed(worker, limit=22).jobs]
     assert owners.count("light") >= 18
 
 
-def test_work_already_done_gives_no_owner_a_place_behind(producer: Any, worker: Any) -> None:
+def test_past_claims_do_not_delay_an_owner(producer: Any, worker: Any) -> None:
     # Given an owner of whom much was run while others waited for nothing
     enqueue(producer, "early", 100)
     claimed(worker, limit=90)
@@ -285,7 +285,7 @@ def test_work_already_done_gives_no_owner_a_place_behind(producer: Any, worker: 
     assert 5 <= owners.count("late") <= 7
 
 
-def test_a_scheduled_job_stands_behind_its_owners_others(
+def test_scheduled_job_is_queued_behind_its_owners_others(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 5)
@@ -295,7 +295,7 @@ def test_a_scheduled_job_stands_behind_its_owners_others(
     assert [job.id for job in claimed(worker).jobs] == ids[:1]
 
 
-def test_a_job_past_its_deadline_is_not_begun(admin: Any, producer: Any, worker: Any) -> None:
+def test_job_past_its_deadline_is_not_claimed(admin: Any, producer: Any, worker: Any) -> None:
     late, good = enqueue(producer, "ann", 2)
     admin.execute("UPDATE vestry.jobs SET deadline = vestry.clock() WHERE id = %s", [late])
     with worker.transaction():
@@ -303,7 +303,7 @@ def test_a_job_past_its_deadline_is_not_begun(admin: Any, producer: Any, worker:
     assert [job.id for job in claimed(worker).jobs] == [good]
 
 
-def test_a_running_job_past_its_deadline_ends_and_its_worker_is_fenced(
+def test_running_job_past_its_deadline_ends_and_its_worker_is_fenced(
     admin: Any, producer: Any, worker: Any, control: Any
 ) -> None:
     (job,) = enqueue(producer, "ann", 1)
@@ -317,7 +317,7 @@ def test_a_running_job_past_its_deadline_ends_and_its_worker_is_fenced(
     assert states(producer, [job]) == ["expired"]
 
 
-def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
+def test_quarantined_jobs_are_claimed_singly_and_stay_quarantined_after_a_retry(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 3)
@@ -336,7 +336,7 @@ def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
         assert claims.claim(worker, TERMS, LANE, ["embedding"]) is None
 
 
-def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
+def test_heartbeat_extends_unrescued_leases_up_to_the_longest_run(
     admin: Any, producer: Any, worker: Any, control: Any
 ) -> None:
     enqueue(producer, "ann", 3)
@@ -356,7 +356,7 @@ def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
     assert claims.extend(worker, [over.id], 600) == frozenset()
 
 
-def test_a_conflicting_key_enqueues_nothing_of_the_call(admin: Any, producer: Any) -> None:
+def test_conflicting_key_enqueues_nothing_of_the_call(admin: Any, producer: Any) -> None:
     def call(*jobs: tuple[str, str], owner: str = "ann") -> list[tuple[int, str]]:
         ids = [uuid7() for _ in jobs]
         return producer.execute(
