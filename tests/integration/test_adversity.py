@@ -1,4 +1,4 @@
-"""What must not stop a lane: foreign keys, open transactions, unknown kinds, jobs that never end."""
+"""Conditions that must not stop a lane: foreign keys, open transactions, jobs that never end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_job_sealed_with_a_foreign_key_fails_and_no_other_does(
     with pytest.raises(JobFailed) as failed:
         vestry.result(bad)
     assert failed.value.code == "unsealable"
-    vestry.wait(submit(vestry, conn, "the feeders still live"), timeout=90)
+    vestry.wait(submit(vestry, conn, "after the failed job"), timeout=90)
 
 
 def test_open_transaction_on_a_document_delays_its_job_and_no_other(
@@ -76,7 +76,7 @@ def test_open_transaction_on_a_document_delays_its_job_and_no_other(
     row = conn.execute(
         "SELECT attempt, crashes, quarantined FROM vestry.jobs WHERE id = %s", [first.id]
     ).fetchone()
-    assert row == (1, 0, False), "nobody's fault: no attempt spent, no suspicion"
+    assert row == (1, 0, False), "a lock wait costs no attempt and no crash"
 
 
 def test_hung_job_times_out_and_its_process_is_restarted(

@@ -1,4 +1,4 @@
-"""A claim reads a few pages, whatever the table's statistics say."""
+"""A claim reads few pages, even with wrong table statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKLOG = 20_000
 
 @pytest.fixture
 def backlog(clean: DevStack) -> Iterator[UUID]:
-    """A queue that was filled after the table was analysed; its last job's id."""
+    """Fill a queue after the table was analysed. Yields the last job's id."""
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute("ALTER TABLE vestry.jobs SET (autovacuum_enabled = false)")
         try:

@@ -1,4 +1,4 @@
-"""The migrated schema is the declared one, and migrations run both ways with data present."""
+"""The migrated schema equals the declared one, and migrations run both ways with data present."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def differences(url: str) -> list[Any]:
                 ),
             },
         )
-        found = compare_metadata(context, metadata)
+        result = compare_metadata(context, metadata)
     engine.dispose()
     # Comments are in the database only: `\d+` shows them.
     changes = [
-        change for entry in found for change in (entry if isinstance(entry, list) else [entry])
+        change for entry in result for change in (entry if isinstance(entry, list) else [entry])
     ]
     return [change for change in changes if not change[0].endswith("_comment")]
 
@@ -119,12 +119,12 @@ def test_database_allows_exactly_the_declared_transitions(
              "now" if before in TERMINAL else None],
         )  # fmt: skip
         conn.execute("SET session_replication_role = origin")
-        move = f"UPDATE vestry.jobs SET state = '{after}', {columns[after]} WHERE id = '{job}'"
+        update = f"UPDATE vestry.jobs SET state = '{after}', {columns[after]} WHERE id = '{job}'"
         if (before, after) in TRANSITIONS:
-            conn.execute(move)
+            conn.execute(update)
         else:
             with pytest.raises(psycopg.Error) as refused:
-                conn.execute(move)
+                conn.execute(update)
             assert refused.value.sqlstate == "VY005"
 
 
@@ -167,13 +167,13 @@ def test_private_worker_sees_only_the_owners_that_it_names(clean: DevStack) -> N
                 [owner],
             )
     with psycopg.connect(clean.database_url("vestry_private")) as conn:
-        seen = "SELECT owner FROM vestry.private_results"
-        assert conn.execute(seen).fetchall() == []
+        query = "SELECT owner FROM vestry.private_results"
+        assert conn.execute(query).fetchall() == []
         conn.execute("SELECT set_config('vestry.owners', '{bob}', true)")
-        assert conn.execute(seen).fetchall() == [("bob",)]
+        assert conn.execute(query).fetchall() == [("bob",)]
         conn.commit()
         # The setting is an empty string now, not NULL: no rows, and no error.
-        assert conn.execute(seen).fetchall() == []
+        assert conn.execute(query).fetchall() == []
 
 
 def test_jobs_table_shows_each_role_its_own_jobs(clean: DevStack) -> None:
@@ -186,13 +186,13 @@ def test_jobs_table_shows_each_role_its_own_jobs(clean: DevStack) -> None:
                      v(p, o)"""
             ).text
         )
-    seen = {}
+    visible = {}
     for role in ("private", "shareable", "cloud"):
         with psycopg.connect(clean.database_url(f"vestry_{role}")) as conn:
-            seen[role] = sorted(
+            visible[role] = sorted(
                 row[0] for row in conn.execute("SELECT privacy || '.' || pool FROM vestry.jobs")
             )
-    assert seen == {
+    assert visible == {
         "private": ["private.gpu"],
         "shareable": ["shareable.cloud", "shareable.gpu"],
         "cloud": ["shareable.cloud"],

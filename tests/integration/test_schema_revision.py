@@ -22,7 +22,7 @@ OLDER = "0000_older"
 
 @pytest.fixture
 def outdated(clean: DevStack) -> Iterator[DevStack]:
-    """The stack with a schema that says that it is of an older revision."""
+    """The stack with a schema marked as an older revision."""
     change = "UPDATE vestry.alembic_version SET version_num = %s"
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute(change, [OLDER])

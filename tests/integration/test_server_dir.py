@@ -34,7 +34,7 @@ def closed() -> Iterator[Path]:
 
 
 def run(home: Path, word: str = "") -> tuple[Path, list[str]]:
-    """Start the servers, insert a word, stop them; their directory, and the words there were before."""
+    """Start the servers, insert a word, stop them. Returns their directory and the earlier words."""
     with DevStack(home) as stack, psycopg.connect(stack.superuser_url) as conn:
         assert psutil.Process(stack.processes[0][0].pid).uids().real != 0
         conn.execute("CREATE TABLE IF NOT EXISTS public.kept (word text)")
