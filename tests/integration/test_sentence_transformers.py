@@ -1,4 +1,4 @@
-"""The real model, on this machine's processor."""
+"""The sentence-transformers backend with the real model, on the CPU."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ SENTENCES = [
 @pytest.fixture(scope="module")
 def backend() -> SentenceTransformersModel:
     before = dict(os.environ)
-    made = SentenceTransformersModel(device="cpu", threads=2)
+    model = SentenceTransformersModel(device="cpu", threads=2)
     os.environ.clear()
     os.environ.update(before)
-    return made
+    return model
 
 
 @pytest.fixture
 def forward(
     backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[int]]:
-    """Sizes of the batches that reach the model; tests replace `Model.fault`."""
+    """Sizes of the batches that reach the model."""
     sizes: list[int] = []
     run = backend._run_model
 
-    def watched(texts: list[str], input: Any) -> Any:  # noqa: A002
+    def recording(texts: list[str], input: Any) -> Any:  # noqa: A002
         sizes.append(len(texts))
         return run(texts, input)
 
-    monkeypatch.setattr(backend, "_run_model", watched)
+    monkeypatch.setattr(backend, "_run_model", recording)
     return sizes
 
 
@@ -120,7 +120,7 @@ def test_overlong_texts_are_refused_not_truncated(backend: SentenceTransformersM
     with pytest.raises(TooLong) as caught:
         backend.embed(["short", over, fits, over])
     assert caught.value.indices == (1, 3)
-    # The last word of a text that just fits still counts.
+    # The last word of a text of exactly the limit has an effect.
     a, b = backend.embed([fits, "word " * 253 + "rain"])
     assert not np.allclose(a, b, atol=1e-4)
 
@@ -131,7 +131,7 @@ def test_word_too_long_for_the_tokenizer_is_embedded(
     first, second = backend.embed(["sunshine" * 20, "mortgage" * 20])
     assert first @ second < 0.9
     plain = backend._model.encode(["sunshine" * 20, "mortgage" * 20], normalize_embeddings=True)
-    assert plain[0] @ plain[1] > 0.99, "the library now reads such words itself"
+    assert plain[0] @ plain[1] > 0.99, "the library now splits such words itself"
 
 
 def test_chunks_of_a_long_text_fit(backend: SentenceTransformersModel) -> None:
@@ -151,20 +151,20 @@ def test_out_of_memory_halves_the_batch_until_it_fits(
 ) -> None:
     texts = [f"entry number {n}" for n in range(64)]
     expected = backend.embed(texts)
-    watched, limit = backend._run_model, 5
+    run, limit = backend._run_model, 5
 
-    def scarce(part: list[str], input: Any) -> Any:  # noqa: A002
+    def limited(part: list[str], input: Any) -> Any:  # noqa: A002
         if len(part) > limit:
             forward.append(-len(part))
             raise torch.OutOfMemoryError("tried to allocate")
-        return watched(part, input)
+        return run(part, input)
 
-    monkeypatch.setattr(backend, "_run_model", scarce)
+    monkeypatch.setattr(backend, "_run_model", limited)
     forward.clear()
     assert np.allclose(backend.embed(texts), expected, atol=1e-5)
     assert min(forward) < -limit
     assert sum(size for size in forward if size > 0) == 64
-    # What was learnt is kept for the rest of the call: not every batch is tried in vain.
+    # The reduced size is kept for the rest of the call: few batches fail.
     assert sum(size < 0 for size in forward) <= 6
 
 
@@ -173,12 +173,12 @@ def test_out_of_memory_error_has_the_index_of_the_text(
 ) -> None:
     run = backend._run_model
 
-    def scarce(part: list[str], input: Any) -> Any:  # noqa: A002
+    def limited(part: list[str], input: Any) -> Any:  # noqa: A002
         if "huge" in part:
             raise torch.OutOfMemoryError
         return run(part, input)
 
-    monkeypatch.setattr(backend, "_run_model", scarce)
+    monkeypatch.setattr(backend, "_run_model", limited)
     with pytest.raises(OutOfMemory) as caught:
         backend.embed(["a", "huge", "b"])
     assert caught.value.indices == (1,)
@@ -189,12 +189,12 @@ def test_model_error_has_the_index_and_no_content_of_the_text(
 ) -> None:
     run = backend._run_model
 
-    def poisoned(part: list[str], input: Any) -> Any:  # noqa: A002
+    def failing(part: list[str], input: Any) -> Any:  # noqa: A002
         if "sekrit" in part:
             raise ValueError(part)
         return run(part, input)
 
-    monkeypatch.setattr(backend, "_run_model", poisoned)
+    monkeypatch.setattr(backend, "_run_model", failing)
     with pytest.raises(InferenceFailed) as caught:
         backend.embed(["a", "b", "sekrit", "c"])
     assert caught.value.indices == (2,)
@@ -222,12 +222,12 @@ def test_nan_row_and_wrong_dimension_are_detected(
 ) -> None:
     run = backend._run_model
 
-    def spoiled(part: list[str], input: Any) -> Any:  # noqa: A002
+    def with_nan(part: list[str], input: Any) -> Any:  # noqa: A002
         vectors = run(part, input).copy()
-        vectors[[place for place, text in enumerate(part) if text == "nan"], 5] = np.nan
+        vectors[[index for index, text in enumerate(part) if text == "nan"], 5] = np.nan
         return vectors
 
-    monkeypatch.setattr(backend, "_run_model", spoiled)
+    monkeypatch.setattr(backend, "_run_model", with_nan)
     vectors = backend.embed(["a", "nan", "b"])
     assert invalid_rows(vectors, 3, 384) == [1]
     monkeypatch.setattr(backend, "_run_model", lambda part, input: run(part, input)[:, :100])  # noqa: A006
@@ -249,12 +249,12 @@ def test_urgent_text_waits_for_at_most_one_bulk_batch(
     started = threading.Event()
     run = backend._run_model
 
-    def noted(part: list[str], input: Any) -> Any:  # noqa: A002
+    def recording(part: list[str], input: Any) -> Any:  # noqa: A002
         order.append("urgent" if part == ["urgent"] else "bulk")
         started.set()
         return run(part, input)
 
-    monkeypatch.setattr(backend, "_run_model", noted)
+    monkeypatch.setattr(backend, "_run_model", recording)
     bulk = threading.Thread(target=backend.embed, args=(["word " * 200] * 16,))
     bulk.start()
     assert started.wait(30)
@@ -284,7 +284,7 @@ def test_unavailable_device_raises_device_missing(device: str) -> None:
     if (kind == "cuda" and torch.cuda.is_available() and device == "cuda") or (
         kind == "mps" and torch.backends.mps.is_available()
     ):
-        pytest.skip("it is here")
+        pytest.skip("the device is available")
     with pytest.raises(DeviceMissing, match="VESTRY_DEVICE"):
         choose_device(torch, device)
 
