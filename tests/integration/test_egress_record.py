@@ -1,4 +1,4 @@
-"""What leaves for a cloud is on record first; the record takes nothing private and gives nothing up."""
+"""Egress records: committed before the request, refused for private jobs, never changed or removed."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def pool(clean: DevStack) -> Iterator[ConnectionPool[Any]]:
 
 
 def job(root: psycopg.Connection[Any], privacy: str, pool: str, state: str = "running") -> UUID:
-    made = uuid4()
+    job_id = uuid4()
     root.execute(
         """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, state, lease_id,
                                     finished_at)
            VALUES (%s, 'generation', 'ann', %s, 'bulk', %s, %s, %s, %s)""",
-        [made, privacy, pool, state, uuid4() if state == "running" else None,
+        [job_id, privacy, pool, state, uuid4() if state == "running" else None,
          "now" if state == "cancelled" else None],
     )  # fmt: skip
-    return made
+    return job_id
 
 
 def records(root: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
@@ -64,16 +64,16 @@ def records(root: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
 
 
 def test_egress_of_a_running_shareable_job_is_recorded(root: Any, cloud: Any) -> None:
-    mine = job(root, "shareable", "cloud")
-    cloud.execute(RECORD, [[mine]])
-    assert records(root) == [("shareable", "cloud", "openai", 10, [mine])]
+    running_job = job(root, "shareable", "cloud")
+    cloud.execute(RECORD, [[running_job]])
+    assert records(root) == [("shareable", "cloud", "openai", 10, [running_job])]
 
 
 def test_egress_of_any_other_job_is_refused(root: Any, cloud: Any) -> None:
-    mine = job(root, "shareable", "cloud")
+    running_job = job(root, "shareable", "cloud")
     for jobs, code in (
         ([job(root, "private", "gpu")], "VY007"),
-        ([mine, job(root, "private", "gpu")], "VY007"),
+        ([running_job, job(root, "private", "gpu")], "VY007"),
         ([job(root, "shareable", "gpu")], "VY007"),
         ([uuid4()], "VY007"),
         ([], "VY007"),
@@ -110,17 +110,17 @@ def test_no_role_changes_or_removes_a_record(
                 conn.execute(statement)
             except (psycopg.errors.InsufficientPrivilege, psycopg.errors.CheckViolation):
                 refused = True
-            # The schema's owner is let through to no row at all.
+            # For the schema's owner row security hides every row, without an error.
             assert refused or role == SCHEMA_OWNER
     assert records(root) == before
 
 
 @contextmanager
-def server(answer: Callable[[], None]) -> Iterator[str]:
+def server(on_request: Callable[[], None]) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            answer()
+            on_request()
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -142,24 +142,24 @@ def test_record_is_committed_before_the_request_arrives(
     clean: DevStack, root: Any, pool: ConnectionPool[Any]
 ) -> None:
     seen: list[list[tuple[Any, ...]]] = []
-    mine, other = job(root, "shareable", "cloud"), job(root, "private", "gpu")
+    running_job, other = job(root, "shareable", "cloud"), job(root, "private", "gpu")
     with server(lambda: seen.append(records(root))) as url:
         config = BackendConfig("openai", "cloud", url=url, egress=recorder(pool))
         with httpx2_client(config) as client:
-            with on_behalf_of([mine]):
+            with on_behalf_of([running_job]):
                 client.post(f"{url}/v1", content=b"x" * 1000)
             for jobs in ([other], [uuid4()]):
                 with on_behalf_of(jobs), pytest.raises(NotRecorded):
                     client.post(f"{url}/v1", content=b"private")
             cancelled = job(root, "shareable", "cloud", "cancelled")
             with on_behalf_of([cancelled]), pytest.raises(CallCancelled):
-                client.post(f"{url}/v1", content=b"nobody's")
+                client.post(f"{url}/v1", content=b"cancelled")
             pool.close()
-            with on_behalf_of([mine]), pytest.raises(NotRecorded):
+            with on_behalf_of([running_job]), pytest.raises(NotRecorded):
                 client.post(f"{url}/v1", content=b"x")
     assert len(seen) == 1
     ((_, _, backend, size, jobs),) = seen[0]
-    assert (backend, jobs) == ("openai", [mine])
+    assert (backend, jobs) == ("openai", [running_job])
     assert 1000 < size < 2000
     del clean
 
@@ -192,11 +192,11 @@ def test_report_totals_requests_and_is_clean_without_private_egress(
     for jobs in ([first], [first, second], [second]):
         cloud.execute(RECORD, [jobs])
     receipt(root, first, "shareable")
-    found = report(clean)
-    assert found.clean
-    (departures,) = found.egress
-    assert (departures.requests, departures.jobs, departures.bytes) == (3, 2, 30)
-    assert (departures.privacy, departures.backend, departures.locality) == (
+    summary = report(clean)
+    assert summary.clean
+    (egress,) = summary.egress
+    assert (egress.requests, egress.jobs, egress.bytes) == (3, 2, 30)
+    assert (egress.privacy, egress.backend, egress.locality) == (
         "shareable", "openai", "cloud",
     )  # fmt: skip
     with psycopg.connect(clean.database_url("vestry_operator")) as conn:

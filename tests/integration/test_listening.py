@@ -22,8 +22,7 @@ from workers.stack.background import BackgroundStack
 from workers.stack.postgres import SUPERUSER, PostgresServer
 
 PROMPT_S = 3.0
-"""A prompt round trip takes some 10 ms; this is for a machine that is busy with other tests. Otherwise
-it takes POLL_S."""
+"""Bound of a prompt round trip: 10 ms on an idle machine, more beside other tests, far below POLL_S."""
 POLL_S = 30
 WORKER = "private-interactive-gpu"
 TRIES = 5
@@ -80,7 +79,7 @@ def submit(vestry: Vestry, conn: Any) -> JobRef:
     )
 
 
-def took(admin: Any, job: JobRef) -> tuple[float, bool]:
+def seconds_and_hinted(admin: Any, job: JobRef) -> tuple[float, bool]:
     """Seconds from enqueue to end, by the database's clock; whether a hint was given."""
     row = admin.execute(
         """SELECT extract(epoch FROM finished_at - created_at)::float8, hinted_at IS NOT NULL
@@ -90,16 +89,16 @@ def took(admin: Any, job: JobRef) -> tuple[float, bool]:
     return row[0], row[1]
 
 
-@pytest.mark.parametrize("away", [("dispatcher",), ("valkey",), ("dispatcher", "valkey")])
+@pytest.mark.parametrize("names", [("dispatcher",), ("valkey",), ("dispatcher", "valkey")])
 def test_job_runs_promptly_without_broker_or_dispatcher(
-    up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any, away: tuple[str, ...]
+    up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any, names: tuple[str, ...]
 ) -> None:
     times = []
-    with stopped(up, *away):
+    with stopped(up, *names):
         for _ in range(TRIES):
             job = submit(vestry, conn)
             vestry.wait(job, timeout=20)
-            times.append(took(admin, job)[0])
+            times.append(seconds_and_hinted(admin, job)[0])
     assert median(times) < PROMPT_S
 
 
@@ -122,7 +121,7 @@ def test_worker_without_its_listen_connection_gets_a_hint(
         disconnect_listener(admin)
         job = submit(vestry, conn)
         vestry.wait(job, timeout=20)
-        seconds, hinted = took(admin, job)
+        seconds, hinted = seconds_and_hinted(admin, job)
         if hinted:  # else the listener reconnected before the job was committed
             times.append(seconds)
         if len(times) == TRIES:
@@ -140,4 +139,4 @@ def test_reconnected_listener_claims_missed_jobs(
         begun = time.monotonic()
         vestry.wait(job, timeout=20)
     assert time.monotonic() - begun < POLL_S / 3
-    assert not took(admin, job)[1]
+    assert not seconds_and_hinted(admin, job)[1]

@@ -1,4 +1,4 @@
-"""The claim query is flat: same plan and as many pages at a large backlog as at a small one."""
+"""The claim query has the same plan and reads as many pages at a large backlog as at a small one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_claim_is_one_index_scan_at_200_times_the_backlog(clean: DevStack, admin
 
 
 def test_wrong_statistics_change_no_plan(clean: DevStack, admin: Any) -> None:
-    """Statistics of a table that was empty when it was analysed, and of one that has emptied since."""
+    """With statistics of an empty table that was filled, and of a full table that was emptied."""
     admin.execute("ALTER TABLE vestry.jobs SET (autovacuum_enabled = false)")
     try:
         admin.execute("VACUUM ANALYZE vestry.jobs")
@@ -153,7 +153,7 @@ def test_mark_advances_and_late_commits_are_found(
 
 
 def test_mark_lags_one_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a job of a transaction that began before the last full scan is still found."""
+    """A job of a transaction that began before the last full scan is still found."""
     clock = [1000.0]
     monkeypatch.setattr("models.claims.time.monotonic", lambda: clock[0])
     mark = LowWaterMark()
@@ -170,7 +170,7 @@ def test_mark_lags_one_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None
     assert mark.start() == 150
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING
-    # However long the scan took, the next full scan is not put off beyond the limit.
+    # Even after a long scan the next full scan is due within FULL_SCAN_LATEST_S.
     mark.update(mark.start(), virtual_time=400, first=None, took_s=60.0)
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING
