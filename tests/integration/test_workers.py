@@ -1,6 +1,6 @@
-"""The whole stack with real worker processes: drained, crashed, overtaken, on time.
+"""Jobs on a stack with real worker processes: success, failure, crash, drain, cancellation, schedules.
 
-The `echo` backend stands in for a model: only a fake can crash, hang or refuse on request.
+The `echo` backend replaces a model: only a fake crashes, hangs or refuses on request.
 """
 
 from __future__ import annotations
@@ -84,21 +84,21 @@ def test_failing_job_is_retried_and_then_dead(vestry: Vestry, conn: Any) -> None
 
 def test_job_that_crashes_its_process_is_dead_and_no_other_is(vestry: Vestry, conn: Any) -> None:
     vestry.pause_lane("private.bulk.gpu")
-    innocents = [submit(vestry, conn, f"text {n}", latency="bulk") for n in range(5)]
+    others = [submit(vestry, conn, f"text {n}", latency="bulk") for n in range(5)]
     poison = submit(vestry, conn, "echo!exit", latency="bulk")
-    innocents += [submit(vestry, conn, f"more {n}", latency="bulk") for n in range(5)]
+    others += [submit(vestry, conn, f"more {n}", latency="bulk") for n in range(5)]
     vestry.resume_lane("private.bulk.gpu")
     with pytest.raises(JobFailed) as failed:
         vestry.wait(poison, timeout=BULK_S)
     assert failed.value.code == "crashed"
-    for job in innocents:
+    for job in others:
         vestry.wait(job, timeout=BULK_S)
 
 
 def test_queued_and_running_jobs_are_cancelled(vestry: Vestry, conn: Any) -> None:
     running = submit(vestry, conn, "echo!sleep=4")
     eventually(lambda: state(vestry, running) == "running")
-    later = submit(vestry, conn, "x", run_at=_in(60))
+    later = submit(vestry, conn, "x", run_at=from_now(60))
     assert set(vestry.cancel([running, later]).values()) == {"cancelled"}
     assert state(vestry, running) == state(vestry, later) == "cancelled"
 
@@ -113,12 +113,12 @@ def test_queued_and_running_jobs_are_cancelled(vestry: Vestry, conn: Any) -> Non
 
 
 def test_queued_job_past_its_deadline_expires(vestry: Vestry, conn: Any) -> None:
-    job = submit(vestry, conn, "x", run_at=_in(60), deadline=_in(0.5))
+    job = submit(vestry, conn, "x", run_at=from_now(60), deadline=from_now(0.5))
     eventually(lambda: state(vestry, job) == "expired")
 
 
 def test_scheduled_job_runs_at_its_time(vestry: Vestry, conn: Any) -> None:
-    job = submit(vestry, conn, "x", run_at=_in(1.0))
+    job = submit(vestry, conn, "x", run_at=from_now(1.0))
     vestry.wait(job, timeout=BULK_S)
     early = "SELECT started_at < run_at FROM vestry.jobs WHERE id = %s"
     assert conn.execute(early, [job.id]).fetchone() == (False,)
@@ -164,13 +164,13 @@ def test_drain_releases_jobs_without_costing_an_attempt(
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
     eventually(lambda: state(vestry, job) == "queued")
-    suspicion = "SELECT crashes, quarantined FROM vestry.jobs WHERE id = %s"
-    assert conn.execute(suspicion, [job.id]).fetchone() == (0, False), "its lease ran out"
+    crashes = "SELECT crashes, quarantined FROM vestry.jobs WHERE id = %s"
+    assert conn.execute(crashes, [job.id]).fetchone() == (0, False), "the lease expired"
     vestry.wait(job, timeout=BULK_S)
     assert vestry.status(job).attempt == 1
 
 
-def _in(seconds: float) -> dt.datetime:
+def from_now(seconds: float) -> dt.datetime:
     return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
 
 
@@ -183,4 +183,4 @@ def test_query_is_embedded_while_all_generation_slots_are_busy(vestry: Vestry, c
     took_s = time.monotonic() - begun
     assert [state(vestry, job) for job in slow].count("running") == SLOTS
     vestry.cancel(slow)
-    assert took_s < 10.0, "it waited for a slot that generation holds"
+    assert took_s < 10.0, "the query waited for a slot that generation holds"
