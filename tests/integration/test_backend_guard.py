@@ -162,7 +162,7 @@ def test_local_servers_have_a_breaker_per_address(
     for _ in range(3):
         one.after_call(LOCAL, BackendUnavailable())
     assert one.health() == {"ollama": "backend_unavailable"}
-    assert tone.health() == {}
+    assert other.health() == {}
     assert breaker_key(LOCAL) == "ollama at 127.0.0.1:11434"
 
 

@@ -28,12 +28,6 @@ RECORD = "SELECT vestry.record_egress_v1('openai', 10, %s::uuid[])"
 
 
 @pytest.fixture
-def root(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
 def cloud(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(clean.database_url("vestry_cloud"), autocommit=True) as conn:
         yield conn
@@ -45,9 +39,9 @@ def pool(clean: DevStack) -> Iterator[ConnectionPool[Any]]:
         yield pool
 
 
-def job(root: psycopg.Connection[Any], privacy: str, pool: str, state: str = "running") -> UUID:
+def job(admin: psycopg.Connection[Any], privacy: str, pool: str, state: str = "running") -> UUID:
     job_id = uuid4()
-    root.execute(
+    admin.execute(
         """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, state, lease_id,
                                     finished_at)
            VALUES (%s, 'generation', 'ann', %s, 'bulk', %s, %s, %s, %s)""",
@@ -57,47 +51,47 @@ def job(root: psycopg.Connection[Any], privacy: str, pool: str, state: str = "ru
     return job_id
 
 
-def records(root: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
-    return root.execute(
+def records(admin: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+    return admin.execute(
         "SELECT privacy, locality, backend, bytes, job_ids FROM vestry.egress ORDER BY id"
     ).fetchall()
 
 
-def test_egress_of_a_running_shareable_job_is_recorded(root: Any, cloud: Any) -> None:
-    running_job = job(root, "shareable", "cloud")
+def test_egress_of_a_running_shareable_job_is_recorded(admin: Any, cloud: Any) -> None:
+    running_job = job(admin, "shareable", "cloud")
     cloud.execute(RECORD, [[running_job]])
-    assert records(root) == [("shareable", "cloud", "openai", 10, [running_job])]
+    assert records(admin) == [("shareable", "cloud", "openai", 10, [running_job])]
 
 
-def test_egress_of_any_other_job_is_refused(root: Any, cloud: Any) -> None:
-    running_job = job(root, "shareable", "cloud")
+def test_egress_of_any_other_job_is_refused(admin: Any, cloud: Any) -> None:
+    running_job = job(admin, "shareable", "cloud")
     for jobs, code in (
-        ([job(root, "private", "gpu")], "VY007"),
-        ([running_job, job(root, "private", "gpu")], "VY007"),
-        ([job(root, "shareable", "gpu")], "VY007"),
+        ([job(admin, "private", "gpu")], "VY007"),
+        ([running_job, job(admin, "private", "gpu")], "VY007"),
+        ([job(admin, "shareable", "gpu")], "VY007"),
         ([uuid4()], "VY007"),
         ([], "VY007"),
-        ([job(root, "shareable", "cloud", "cancelled")], "VY008"),
+        ([job(admin, "shareable", "cloud", "cancelled")], "VY008"),
     ):
         with pytest.raises(psycopg.Error) as caught:
             cloud.execute(RECORD, [jobs])
         assert caught.value.sqlstate == code
-    assert records(root) == []
+    assert records(admin) == []
 
 
-def test_batch_with_one_cancelled_job_is_recorded(root: Any, cloud: Any) -> None:
+def test_batch_with_one_cancelled_job_is_recorded(admin: Any, cloud: Any) -> None:
     cloud.execute(
-        RECORD, [[job(root, "shareable", "cloud"), job(root, "shareable", "cloud", "cancelled")]]
+        RECORD, [[job(admin, "shareable", "cloud"), job(admin, "shareable", "cloud", "cancelled")]]
     )
-    assert len(records(root)) == 1
+    assert len(records(admin)) == 1
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_changes_or_removes_a_record(
-    clean: DevStack, root: Any, cloud: Any, role: str
+    clean: DevStack, admin: Any, cloud: Any, role: str
 ) -> None:
-    cloud.execute(RECORD, [[job(root, "shareable", "cloud")]])
-    before = records(root)
+    cloud.execute(RECORD, [[job(admin, "shareable", "cloud")]])
+    before = records(admin)
     with psycopg.connect(clean.database_url(role), autocommit=True) as conn:
         for statement in (
             "UPDATE vestry.egress SET bytes = 0",
@@ -112,7 +106,7 @@ def test_no_role_changes_or_removes_a_record(
                 refused = True
             # For the schema's owner row security hides every row, without an error.
             assert refused or role == SCHEMA_OWNER
-    assert records(root) == before
+    assert records(admin) == before
 
 
 @contextmanager
@@ -139,11 +133,11 @@ def server(on_request: Callable[[], None]) -> Iterator[str]:
 
 
 def test_record_is_committed_before_the_request_arrives(
-    clean: DevStack, root: Any, pool: ConnectionPool[Any]
+    clean: DevStack, admin: Any, pool: ConnectionPool[Any]
 ) -> None:
     seen: list[list[tuple[Any, ...]]] = []
-    running_job, other = job(root, "shareable", "cloud"), job(root, "private", "gpu")
-    with server(lambda: seen.append(records(root))) as url:
+    running_job, other = job(admin, "shareable", "cloud"), job(admin, "private", "gpu")
+    with server(lambda: seen.append(records(admin))) as url:
         config = BackendConfig("openai", "cloud", url=url, egress=recorder(pool))
         with httpx2_client(config) as client:
             with on_behalf_of([running_job]):
@@ -151,7 +145,7 @@ def test_record_is_committed_before_the_request_arrives(
             for jobs in ([other], [uuid4()]):
                 with on_behalf_of(jobs), pytest.raises(NotRecorded):
                     client.post(f"{url}/v1", content=b"private")
-            cancelled = job(root, "shareable", "cloud", "cancelled")
+            cancelled = job(admin, "shareable", "cloud", "cancelled")
             with on_behalf_of([cancelled]), pytest.raises(CallCancelled):
                 client.post(f"{url}/v1", content=b"cancelled")
             pool.close()
@@ -175,8 +169,8 @@ def report(clean: DevStack) -> audit.AuditReport:
         return audit.report(conn, LONG_AGO, dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1))
 
 
-def receipt(root: Any, job_id: UUID, privacy: str) -> None:
-    root.execute(
+def receipt(admin: Any, job_id: UUID, privacy: str) -> None:
+    admin.execute(
         """INSERT INTO vestry.receipts (job_id, lease_id, privacy, attempt, outcome, served_backend,
                                         locality)
            VALUES (%s, gen_random_uuid(), %s, 1, 'succeeded', 'openai', 'cloud')""",
@@ -185,13 +179,13 @@ def receipt(root: Any, job_id: UUID, privacy: str) -> None:
 
 
 def test_report_totals_requests_and_is_clean_without_private_egress(
-    clean: DevStack, root: Any, cloud: Any
+    clean: DevStack, admin: Any, cloud: Any
 ) -> None:
     assert report(clean).clean
-    first, second = job(root, "shareable", "cloud"), job(root, "shareable", "cloud")
+    first, second = job(admin, "shareable", "cloud"), job(admin, "shareable", "cloud")
     for jobs in ([first], [first, second], [second]):
         cloud.execute(RECORD, [jobs])
-    receipt(root, first, "shareable")
+    receipt(admin, first, "shareable")
     summary = report(clean)
     assert summary.clean
     (egress,) = summary.egress
@@ -204,13 +198,13 @@ def test_report_totals_requests_and_is_clean_without_private_egress(
     assert (before.egress, before.private_requests, before.clean) == ((), 0, True)
 
 
-def test_report_counts_a_call_without_a_record(clean: DevStack, root: Any) -> None:
-    receipt(root, job(root, "shareable", "cloud"), "shareable")
+def test_report_counts_a_call_without_a_record(clean: DevStack, admin: Any) -> None:
+    receipt(admin, job(admin, "shareable", "cloud"), "shareable")
     assert (report(clean).unrecorded, report(clean).clean) == (1, False)
 
 
-def test_report_counts_a_private_receipt_of_a_cloud(clean: DevStack, root: Any) -> None:
-    receipt(root, job(root, "private", "gpu"), "private")
+def test_report_counts_a_private_receipt_of_a_cloud(clean: DevStack, admin: Any) -> None:
+    receipt(admin, job(admin, "private", "gpu"), "private")
     assert (report(clean).private_receipts, report(clean).clean) == (1, False)
 
 

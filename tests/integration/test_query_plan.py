@@ -23,7 +23,7 @@ from workers.stack.dev_stack import DevStack
 
 LANE = "private.bulk.gpu"
 LIMIT = 64
-TERMS = LeasePolicy(worker="test", privacy="private", lease_s=60, max_run_s=600)
+POLICY = LeasePolicy(worker="test", privacy="private", lease_s=60, max_run_s=600)
 
 
 def fill(conn: Any, count: int, first_tag: int = 0, *, analyze: bool = True) -> None:
@@ -56,12 +56,6 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 def pages(plan: dict[str, Any]) -> int:
     return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
-
-
-@pytest.fixture
-def admin(clean: DevStack) -> Any:
-    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
-        yield conn
 
 
 def test_claim_is_one_index_scan_at_200_times_the_backlog(clean: DevStack, admin: Any) -> None:
@@ -133,7 +127,7 @@ def test_mark_advances_and_late_commits_are_found(
 
         def claim_once() -> list[int]:
             marks = {"embedding": mark}
-            lease = claims.claim(conn, TERMS, LANE, ["embedding"], limit=100, marks=marks)
+            lease = claims.claim(conn, POLICY, LANE, ["embedding"], limit=100, marks=marks)
             return [0] * len(lease.jobs) if lease else []
 
         for _ in range(4):

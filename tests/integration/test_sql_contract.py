@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -52,18 +51,6 @@ def document_enqueue(conn: Any, hashes: list[bytes]) -> UUID:
         },
     )  # fmt: skip
     return job
-
-
-@pytest.fixture
-def producer(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True) as conn:
-        yield conn
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_job_exists_if_and_only_if_the_transaction_commits(
     lost = vestry.enqueue(conn, HELLO, owner="alice", privacy=privacy, idempotency_key="k")
     assert count(root, "jobs") == 0
     conn.rollback()
-    # Then no row is left
+    # Then no table has a row
     for table in ("jobs", f"{privacy}_payloads", "owner_keys", "owners", "idempotency_keys"):
         assert count(root, table) == 0
     with pytest.raises(UnknownJob):
@@ -74,9 +74,9 @@ def test_callers_cursor_and_row_factories_have_no_effect(vestry: Vestry, clean: 
         cursor_factory=psycopg.ClientCursor,
         prepare_threshold=None,
         autocommit=True,
-    ) as odd:
-        job = vestry.enqueue(odd, HELLO, owner="alice", privacy="private")
-        many = vestry.enqueue_many(odd, [HELLO], owner="alice", privacy="private")
+    ) as configured:
+        job = vestry.enqueue(configured, HELLO, owner="alice", privacy="private")
+        many = vestry.enqueue_many(configured, [HELLO], owner="alice", privacy="private")
     assert [one.state for one in vestry.statuses([job, *many])] == ["queued", "queued"]
 
 

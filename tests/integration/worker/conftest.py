@@ -27,18 +27,6 @@ def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
-def control(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def admin(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
 def proxy(clean: DevStack) -> Iterator[Proxy]:
     """A proxy in front of Postgres."""
     with Proxy(clean.postgres.port) as running:

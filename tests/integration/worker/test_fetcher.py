@@ -22,7 +22,7 @@ from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.interactive.gpu"
 DONE = Succeeded({"vectors": [[1.0]], "space": "s"})
-TERMS = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
+POLICY = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
 
 
 def submit(conn: Any, kind: str, count: int = 1, model: str | None = None) -> list[UUID]:
@@ -115,16 +115,16 @@ def test_claim_skips_a_locked_job_and_takes_one_of_another_kind(clean: DevStack,
     kinds = ["embedding", "rerank"]
     url = clean.database_url("vestry_shareable")
     with psycopg.connect(url) as one, psycopg.connect(url) as other:
-        claimed = claims.claim(one, TERMS, LANE, kinds)
+        claimed = claims.claim(one, POLICY, LANE, kinds)
         assert claimed is not None
         assert [job.id for job in claimed.jobs] == [first]
         assert claimed.more
-        skipping = claims.claim(other, TERMS, LANE, kinds)
+        skipping = claims.claim(other, POLICY, LANE, kinds)
         assert skipping is not None
         assert [job.id for job in skipping.jobs] == [second]
         one.commit()
         other.commit()
-        assert claims.claim(one, TERMS, LANE, kinds) is None
+        assert claims.claim(one, POLICY, LANE, kinds) is None
 
 
 def test_claim_takes_the_head_of_all_queues_within_the_budget_of_its_kind(
@@ -135,7 +135,7 @@ def test_claim_takes_the_head_of_all_queues_within_the_budget_of_its_kind(
     kinds, budgets = ["embedding", "rerank"], {"embedding": 1, "rerank": 2}
     with psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True) as worker:
         claimed = []
-        while lease := claims.claim(worker, TERMS, LANE, kinds, budgets=budgets):
+        while lease := claims.claim(worker, POLICY, LANE, kinds, budgets=budgets):
             claimed.append(([job.id for job in lease.jobs], lease.more))
     singles = [([job], True) for job in embeddings[:2]] + [([embeddings[2]], False)]
     assert claimed == [(reranks[:2], True), (reranks[2:], True), *singles]
