@@ -80,7 +80,7 @@ def submit(vestry: Vestry, conn: Any) -> JobRef:
 
 
 def seconds_and_hinted(admin: Any, job: JobRef) -> tuple[float, bool]:
-    """Seconds from enqueue to end, by the database's clock; whether a hint was given."""
+    """Seconds from enqueue to end, by the database's clock; whether the job had a hint."""
     row = admin.execute(
         """SELECT extract(epoch FROM finished_at - created_at)::float8, hinted_at IS NOT NULL
            FROM vestry.jobs WHERE id = %s AND state = 'succeeded'""",

@@ -316,7 +316,7 @@ def test_identity_detects_a_reused_pid() -> None:
     assert not replace(identity, boot="another").alive()
 
 
-@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere start times depend on the wall clock")
+@pytest.mark.skipif(not psutil.LINUX, reason="other systems' start times depend on the wall clock")
 def test_identity_is_valid_after_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = Identity.of(os.getpid())
     booted, started = psutil.boot_time(), psutil.Process().create_time()

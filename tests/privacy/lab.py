@@ -1,7 +1,7 @@
 """The six walls of docs/privacy.md, with a switch for each, and ways to leak a private text.
 
-Each way is a plausible mistake, made with the real components. A wall is switched off by a mistake: a
-dropped constraint, an additional grant, a key ring passed to the wrong process.
+Each way is a plausible mistake, made with the real components. Each wall is switched off by a typical
+mistake: a dropped constraint, an additional grant, a key ring passed to the wrong process.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""`vestry up` with observers: a broker user with all permissions, statistics of every statement, and a
-write-ahead log without compression, in which tokens could not be found.
+"""`vestry up` with observers: a broker user with all permissions and statistics of every statement.
+
+The write-ahead log is not compressed, since a search does not find tokens in compressed pages.
 """
 
 from __future__ import annotations

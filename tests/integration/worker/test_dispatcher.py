@@ -150,8 +150,8 @@ def test_interactive_job_claimed_within_its_head_start_gets_no_hint(
         submit(clean, "interactive")
         time.sleep(0.3)
         with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
-            terms = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
-            assert claims.claim(worker, terms, FIRST, ["embedding"])
+            policy = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
+            assert claims.claim(worker, policy, FIRST, ["embedding"])
         time.sleep(3.2)
         assert hints(broker, FIRST) == 0
         assert hinted(clean) == [None]

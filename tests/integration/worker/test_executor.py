@@ -63,9 +63,9 @@ def test_hint_for_a_lane_that_is_not_served_is_ignored(
     with runtime(clean, succeed_all) as worker:
         assert worker.on_hint("shareable.interactive.gpu", "embedding", job) is None
         assert state_and_attempt(conn, job) == ("queued", 0)
-        (served,) = submit(vestry, conn, "y")
-        assert worker.on_hint(LANE, "embedding", served) is not None
-    assert state_and_attempt(conn, served) == ("succeeded", 1)
+        (hinted,) = submit(vestry, conn, "y")
+        assert worker.on_hint(LANE, "embedding", hinted) is not None
+    assert state_and_attempt(conn, hinted) == ("succeeded", 1)
 
 
 def test_batch_claimed_while_draining_is_released_unrun(

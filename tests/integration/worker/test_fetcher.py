@@ -144,15 +144,15 @@ def test_claim_takes_the_head_of_all_queues_within_the_budget_of_its_kind(
 def test_kind_without_a_handler_stays_queued_and_delays_no_other(
     clean: DevStack, conn: Any
 ) -> None:
-    unknown = submit(conn, "generation", 2)
+    unsupported = submit(conn, "generation", 2)
     with runtime(clean, {"embedding": succeed}, lanes=(LANE,), poll_s=0.05) as worker:
         worker.start()
-        assert worker.on_hint(LANE, "generation", unknown[0]) is None
-        known = submit(conn, "embedding", 5)
-        eventually(lambda: done(conn, known))
+        assert worker.on_hint(LANE, "generation", unsupported[0]) is None
+        supported = submit(conn, "embedding", 5)
+        eventually(lambda: done(conn, supported))
         time.sleep(0.5)
     rows = conn.execute(
         "SELECT DISTINCT state, attempt, quarantined FROM vestry.jobs WHERE id = ANY (%s)",
-        [unknown],
+        [unsupported],
     ).fetchall()
     assert rows == [("queued", 0, False)]

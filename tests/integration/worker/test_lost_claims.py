@@ -92,8 +92,8 @@ def test_release_reverts_the_crash_of_a_rescued_exclusive_claim_once(
     unconfirmed, url = UnconfirmedClaims(60), clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True) as heartbeat:
         with psycopg.connect(url) as lost:
-            terms = LeasePolicy("lost", "shareable", 0.001, 600)
-            lease = claims.claim(lost, terms, LANE, ["embedding"], quarantined=True)
+            policy = LeasePolicy("lost", "shareable", 0.001, 600)
+            lease = claims.claim(lost, policy, LANE, ["embedding"], quarantined=True)
         assert lease is not None
         eventually(lambda: transitions.rescue(control).quarantined == 1)
         assert crashes(control) == 1

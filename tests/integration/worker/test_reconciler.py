@@ -67,8 +67,8 @@ def test_pruning_that_waits_for_a_lock_does_not_prevent_rescue(
         with running_loop(clean, instance.run, stop):
             eventually(lambda: holding.execute(waits).fetchone() == (1,))
             with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
-                terms = LeasePolicy("test", "shareable", 0.001, 600)
-                assert claims.claim(worker, terms, LANE, ["embedding"])
+                policy = LeasePolicy("test", "shareable", 0.001, 600)
+                assert claims.claim(worker, policy, LANE, ["embedding"])
             eventually(lambda: state_and_attempt(conn, job)[0] == "queued")
 
 
@@ -97,8 +97,8 @@ def test_locked_job_does_not_prevent_the_rescue_of_others(
     jobs = submit(vestry, conn, *"abcd")
     with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
         for _ in range(2):
-            terms = LeasePolicy("test", "shareable", 0.001, 600)
-            assert claims.claim(worker, terms, LANE, ["embedding"], limit=2)
+            policy = LeasePolicy("test", "shareable", 0.001, 600)
+            assert claims.claim(worker, policy, LANE, ["embedding"], limit=2)
     control.execute("SET lock_timeout = '10s'")
     leases = "SELECT count(*) FROM vestry.leases"
     with psycopg.connect(clean.superuser_url) as holding:
