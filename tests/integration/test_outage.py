@@ -99,6 +99,21 @@ def breakers(up: BackgroundStack) -> dict[str, str]:
     return {one["backend"]: one["breaker"] for one in json.loads(done.stdout)["backends"]}
 
 
+def close_breakers(up: BackgroundStack) -> bool:
+    """Delete the state of all breakers. Returns whether none is left."""
+    with psycopg.connect(PostgresServer(Home(up.home)).url(SUPERUSER), autocommit=True) as root:
+        root.execute("DELETE FROM vestry.backend_health")
+    return not breakers(up)
+
+
+@pytest.fixture(autouse=True)
+def closed_breakers(up: BackgroundStack) -> Iterator[None]:
+    """Closed breakers before and after each test: the tests run in any order."""
+    eventually(lambda: close_breakers(up))
+    yield
+    eventually(lambda: close_breakers(up))
+
+
 @pytest.mark.timeout(900)
 def test_jobs_degrade_or_wait_during_an_outage_and_return_after_it(
     up: BackgroundStack, vestry: Vestry, conn: psycopg.Connection[Any], cloud: FaultServer
@@ -150,15 +165,9 @@ def test_jobs_degrade_or_wait_during_an_outage_and_return_after_it(
     ],
     ids=["an empty response", "a rejected key", "no such model"],
 )
-def test_failed_cloud_response_degrades_the_job_after_one_call(  # noqa: PLR0917 - pytest's, by name
-    up: BackgroundStack, vestry: Vestry, conn: Any, cloud: FaultServer, fault: Fault, reason: str
+def test_failed_cloud_response_degrades_the_job_after_one_call(
+    vestry: Vestry, conn: Any, cloud: FaultServer, fault: Fault, reason: str
 ) -> None:
-    def all_closed() -> bool:
-        with psycopg.connect(PostgresServer(Home(up.home)).url(SUPERUSER), autocommit=True) as root:
-            root.execute("DELETE FROM vestry.backend_health")
-        return not breakers(up)
-
-    eventually(all_closed)
     before = len(cloud.calls("/chat/completions"))
     cloud.fault = fault
     job = request(vestry, conn, "Hello?")
@@ -167,7 +176,6 @@ def test_failed_cloud_response_degrades_the_job_after_one_call(  # noqa: PLR0917
     receipt = vestry.receipts(job)[-1]
     assert (receipt.locality, receipt.degraded, receipt.reason) == ("local", True, reason)
     assert len(cloud.calls("/chat/completions")) == before + 1
-    eventually(all_closed)
 
 
 def test_rate_limited_cloud_is_not_called_before_its_retry_after(
