@@ -1,4 +1,4 @@
-"""Fixtures of tests over a whole stack."""
+"""Fixtures: a declared stack with its clients, and logins to the shared servers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from tests.stacks import POOL
 from vestry import Vestry
 from workers.stack.background import BackgroundStack
+from workers.stack.dev_stack import DevStack
 
 
 @pytest.fixture(scope="module")
@@ -31,4 +32,32 @@ def vestry(up: BackgroundStack) -> Iterator[Vestry]:
 @pytest.fixture
 def conn(up: BackgroundStack) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(up.client["database_url"], autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def producer(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    """A producer's login to the shared servers."""
+    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    """A shareable worker's login to the shared servers."""
+    with psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def control(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    """The dispatcher's and reconciler's login to the shared servers."""
+    with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def admin(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
+    """The superuser's login to the shared servers."""
+    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         yield conn

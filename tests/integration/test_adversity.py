@@ -1,4 +1,4 @@
-"""What must not stop a lane: foreign keys, open transactions, unknown kinds, jobs that never end."""
+"""Conditions that must not stop a lane: foreign keys, open transactions, jobs that never end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def submit(vestry: Vestry, conn: Any, text: str, owner: str = "ann") -> JobRef:
     return vestry.enqueue(conn, Embedding(texts=[text]), owner=owner, privacy="private")
 
 
-def test_a_job_sealed_with_a_foreign_key_fails_alone(
+def test_job_sealed_with_a_foreign_key_fails_and_no_other_does(
     up: BackgroundStack, vestry: Vestry, conn: Any, tmp_path: Path
 ) -> None:
     foreign = KeyRing.generate(tmp_path / "foreign.json")
@@ -46,10 +46,10 @@ def test_a_job_sealed_with_a_foreign_key_fails_alone(
     with pytest.raises(JobFailed) as failed:
         vestry.result(bad)
     assert failed.value.code == "unsealable"
-    vestry.wait(submit(vestry, conn, "the feeders still live"), timeout=90)
+    vestry.wait(submit(vestry, conn, "after the failed job"), timeout=90)
 
 
-def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
+def test_open_transaction_on_a_document_delays_its_job_and_no_other(
     up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
     def index(connection: Any, id_: str, text: str) -> JobRef:
@@ -76,10 +76,10 @@ def test_an_open_transaction_on_a_document_delays_its_job_and_no_other(
     row = conn.execute(
         "SELECT attempt, crashes, quarantined FROM vestry.jobs WHERE id = %s", [first.id]
     ).fetchone()
-    assert row == (1, 0, False), "nobody's fault: no attempt spent, no suspicion"
+    assert row == (1, 0, False), "a lock wait costs no attempt and no crash"
 
 
-def test_a_job_that_never_ends_costs_its_process_and_dies(
+def test_hung_job_times_out_and_its_process_is_restarted(
     up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
     pid = up.pid("private-bulk-gpu")

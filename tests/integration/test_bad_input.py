@@ -1,4 +1,4 @@
-"""Bad jobs, messages and times get one clear error, lose nothing and spoil no neighbour."""
+"""Invalid jobs, forged hints and clock changes: one clear error each, and no other job is affected."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from workers.stack.valkey import ValkeyServer
 pytestmark = pytest.mark.stack(ECHO)
 
 LONG = "x" * 3000
-"""More than the model reads."""
+"""Longer than the model's input limit."""
 
 
 # -- the library and the workers -------------------------------------------------------------------
 
 
-def texts(*given: str, **options: Any) -> Embedding:
-    return Embedding(texts=list(given), **options)
+def texts(*values: str, **options: Any) -> Embedding:
+    return Embedding(texts=list(values), **options)
 
 
 BAD_JOBS: dict[str, tuple[Any, str, str]] = {
@@ -55,29 +55,29 @@ BAD_JOBS: dict[str, tuple[Any, str, str]] = {
     "lone surrogate": (RawPayload(b'{"texts": ["\\ud800"]}'), "bad_payload", "text 0"),
     "no text": (RawPayload(b'{"texts": [1]}'), "bad_payload", "text 0"),
     "odd input": (RawPayload(b'{"texts": ["a"], "input": "x"}'), "bad_payload", "input"),
-    "documents nobody enqueued": (
+    "documents without references": (
         RawPayload(b'{"documents": [{"text": "a"}], "source": "s"}'), "bad_payload", "documents",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_bad_jobs_get_their_error_and_spoil_no_neighbour(
+def test_bad_jobs_fail_with_their_error_and_no_neighbour_fails(
     vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     lane = f"{privacy}.bulk.gpu"
-    where: dict[str, Any] = {"owner": "ann", "privacy": privacy}
+    common: dict[str, Any] = {"owner": "ann", "privacy": privacy}
     vestry.pause_lane(lane)
     good, bad = [], {}
     for name, (job, _, _) in BAD_JOBS.items():
-        good.append(vestry.enqueue(conn, texts(f"beside {name}"), **where))
-        bad[name] = vestry.enqueue(conn, job, **where)
+        good.append(vestry.enqueue(conn, texts(f"beside {name}"), **common))
+        bad[name] = vestry.enqueue(conn, job, **common)
     vestry.resume_lane(lane)
 
-    for name, (_, code, says) in BAD_JOBS.items():
+    for name, (_, code, part) in BAD_JOBS.items():
         with pytest.raises(JobFailed) as failed:
             vestry.wait(bad[name], timeout=BULK_S)
-        assert (failed.value.code, says in failed.value.message) == (code, True), failed.value
+        assert (failed.value.code, part in failed.value.message) == (code, True), failed.value
         assert vestry.status(bad[name]).state == "dead"
     for job in good:
         result = vestry.wait(job, timeout=BULK_S)
@@ -87,7 +87,7 @@ def test_bad_jobs_get_their_error_and_spoil_no_neighbour(
 
 
 @pytest.mark.parametrize("fault", ["nan", "wrong-dimension", "zero", "bad-request"])
-def test_a_bad_document_is_named_and_its_neighbours_are_indexed(
+def test_bad_document_is_reported_and_its_neighbours_are_indexed(
     vestry: Vestry, conn: Any, fault: str
 ) -> None:
     documents = [Document("good", id="0"), Document(f"echo!{fault}", id="1"),
@@ -102,7 +102,7 @@ def test_a_bad_document_is_named_and_its_neighbours_are_indexed(
     assert {hit.document for hit in hits} == {"0", "2"}
 
 
-def test_one_bad_job_of_many_is_named_and_nothing_is_enqueued(vestry: Vestry, conn: Any) -> None:
+def test_one_bad_job_of_many_is_reported_and_none_is_enqueued(vestry: Vestry, conn: Any) -> None:
     def jobs() -> Iterator[Embedding]:
         yield texts("a")
         yield texts("b", "\x00")
@@ -120,9 +120,9 @@ def test_one_bad_job_of_many_is_named_and_nothing_is_enqueued(vestry: Vestry, co
 def test_privacy_has_no_default(vestry: Vestry, conn: Any) -> None:
     with pytest.raises(TypeError, match="privacy"):
         vestry.enqueue(conn, texts("a"), owner="ann")  # type: ignore[call-arg]
-    for given in (None, "", "Private", "public"):
+    for privacy in (None, "", "Private", "public"):
         with pytest.raises(InvalidInput) as refused:
-            vestry.enqueue(conn, texts("a"), owner="ann", privacy=given)  # type: ignore[arg-type]
+            vestry.enqueue(conn, texts("a"), owner="ann", privacy=privacy)  # type: ignore[arg-type]
         assert refused.value.field == "privacy"
 
 
@@ -136,19 +136,19 @@ ENQUEUE = """SELECT * FROM vestry.enqueue_jobs_v1(
 """The SQL contract, as a producer without the library would call it."""
 
 
-def call(conn: Any, **given: Any) -> list[UUID]:
-    content = given.get("sealed") or given.get("texts") or [None]
+def call(conn: Any, **arguments: Any) -> list[UUID]:
+    content = arguments.get("sealed") or arguments.get("texts") or [None]
     ids = [uuid7() for _ in content]
     conn.execute(
         ENQUEUE,
         {"owner": "raw", "ids": ids, "n": [len(ids)], "key": None, "sealed": None, "texts": None}
-        | given,
+        | arguments,
     )
     return ids
 
 
 def key_of(conn: Any, owner: str) -> UUID:
-    """The id of an owner's data key, as a producer sees it: of the owner that it names."""
+    """The id of an owner's data key, read with a producer's login in the owner's context."""
     with conn.transaction():
         conn.execute("SELECT set_config('vestry.owners', (ARRAY[%s::text])::text, true)", [owner])
         query = "SELECT key_id FROM vestry.owner_keys WHERE owner = %s"
@@ -157,9 +157,7 @@ def key_of(conn: Any, owner: str) -> UUID:
     return key
 
 
-def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
-    vestry: Vestry, conn: Any
-) -> None:
+def test_unsealed_private_payload_is_refused_with_the_whole_call(vestry: Vestry, conn: Any) -> None:
     owner = "refused"
     vestry.wait(vestry.enqueue(conn, texts("a"), owner=owner, privacy="private"), timeout=BULK_S)
     key = key_of(conn, owner)
@@ -174,16 +172,16 @@ def test_an_unsealed_private_payload_is_refused_with_all_that_came_with_it(
         "another key": {"key": uuid4(), "sealed": [header + bytes(60)]},
         "nothing": {"key": key, "sealed": None},
     }
-    for name, given in refused.items():
+    for name, arguments in refused.items():
         with pytest.raises(psycopg.Error) as error:
-            call(conn, owner=owner, **given)
+            call(conn, owner=owner, **arguments)
         assert error.value.sqlstate == "VY002", name
         assert "clear" not in str(error.value)
     stored = conn.execute("SELECT count(*) FROM vestry.jobs WHERE owner = %s", [owner]).fetchone()
     assert stored == (1,)
 
 
-def test_what_only_looks_sealed_fails_alone(vestry: Vestry, conn: Any) -> None:
+def test_forged_payload_fails_and_its_neighbour_succeeds(vestry: Vestry, conn: Any) -> None:
     good = vestry.enqueue(conn, texts("a"), owner="raw", privacy="private")
     key = key_of(conn, "raw")
     (forged,) = call(conn, key=key, sealed=[b"\x01" + key.bytes + bytes(60)])
@@ -196,8 +194,8 @@ def test_what_only_looks_sealed_fails_alone(vestry: Vestry, conn: Any) -> None:
 # -- messages --------------------------------------------------------------------------------------
 
 
-def message(lane: str, job: object, **over: Any) -> str:
-    """A hint as Celery writes it, or something like it."""
+def message(lane: str, job: object, **replaced: Any) -> str:
+    """A hint as Celery writes it, with some fields replaced."""
     name = str(job)
     body = base64.b64encode(json.dumps([[name], {}, {}]).encode()).decode()
     return json.dumps(
@@ -213,7 +211,7 @@ def message(lane: str, job: object, **over: Any) -> str:
                 "delivery_tag": str(uuid4()),
             },
         }
-        | over
+        | replaced
     )
 
 
@@ -223,10 +221,10 @@ def test_forged_messages_end_no_worker(up: BackgroundStack, vestry: Vestry, conn
     other = vestry.enqueue(
         conn, texts("of the other class"), owner="ann", privacy="shareable", run_at=later
     )
-    unready = vestry.enqueue(
+    not_due = vestry.enqueue(
         conn, texts("not yet"), owner="ann", privacy="private", latency="interactive", run_at=later
     )
-    odd: dict[str, str | bytes] = {
+    messages: dict[str, str | bytes] = {
         "not JSON": "garbage{",
         "not text": b"\xff\xfe\x00\x80",
         "a registered type with nonsense": '{"__type__": "uuid", "__value__": {"hex": "no"}}',
@@ -236,19 +234,19 @@ def test_forged_messages_end_no_worker(up: BackgroundStack, vestry: Vestry, conn
         "no headers": message(lane, uuid4(), headers=None),
         "headers of another shape": message(lane, uuid4(), headers=[1]),
         "another task": message(lane, uuid4(), headers={"task": "os.system", "id": str(uuid4())}),
-        "an id that is none": message(lane, "rm -rf /"),
-        "a body that is no base64": message(lane, uuid4(), body="%%%%%"),
-        "a body that is no JSON": message(lane, uuid4(), body="e3t7"),
+        "an invalid id": message(lane, "rm -rf /"),
+        "a body that is not base64": message(lane, uuid4(), body="%%%%%"),
+        "a body that is not JSON": message(lane, uuid4(), body="e3t7"),
         "a body of another shape": message(lane, uuid4(), body="Nw=="),
         "pickle": message(lane, uuid4(), **{"content-type": "application/x-python-serialize"}),
         "an unknown job": message(lane, uuid4()),
         "a job of the other class": message(lane, other.id),
-        "a job whose time has not come": message(lane, unready.id),
+        "a job that is not due": message(lane, not_due.id),
     }
     worker = up.pid("private-interactive-gpu")
     server = ValkeyServer(Home(up.home))
     with redis.Redis.from_url(server.url("private")) as broker:
-        for name, content in odd.items():
+        for name, content in messages.items():
             broker.lpush(key_prefix("private") + lane, content)
             job = vestry.enqueue(
                 conn, texts(name), owner="ann", privacy="private", latency="interactive"
@@ -256,11 +254,11 @@ def test_forged_messages_end_no_worker(up: BackgroundStack, vestry: Vestry, conn
             vestry.wait(job, timeout=BULK_S)
             until = time.monotonic() + 10
             while broker.llen(key_prefix("private") + lane):
-                assert time.monotonic() < until, f"{name}: it stays in the queue"
+                assert time.monotonic() < until, f"{name}: the message stays in the queue"
                 time.sleep(0.02)
     assert up.pid("private-interactive-gpu") == worker
-    assert vestry.status(other).state == vestry.status(unready).state == "queued"
-    vestry.cancel([other, unready])
+    assert vestry.status(other).state == vestry.status(not_due).state == "queued"
+    vestry.cancel([other, not_due])
 
 
 # -- the clock -------------------------------------------------------------------------------------
@@ -268,44 +266,44 @@ def test_forged_messages_end_no_worker(up: BackgroundStack, vestry: Vestry, conn
 
 @contextmanager
 def clock_set_back(up: BackgroundStack) -> Iterator[None]:
-    """Every time that comes from the database is an hour earlier."""
+    """Set the database's clock an hour back."""
     replace = """CREATE OR REPLACE FUNCTION vestry.clock() RETURNS timestamptz
       LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog AS 'SELECT {}'"""
     url = PostgresServer(Home(up.home)).url(SUPERUSER)
     with psycopg.connect(url, autocommit=True) as admin:
         admin.execute(replace.format("clock_timestamp() - interval ''1 hour''"))
         try:
-            told = admin.execute("SELECT now() - vestry.clock() > interval '59 min'").fetchone()
-            assert told == (True,)
+            row = admin.execute("SELECT now() - vestry.clock() > interval '59 min'").fetchone()
+            assert row == (True,)
             yield
         finally:
             admin.execute(replace.format("clock_timestamp()"))
 
 
-def test_a_clock_set_back_and_put_right_loses_and_repeats_nothing(
+def test_clock_set_back_and_forward_loses_and_repeats_no_job(
     up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
-    where: dict[str, Any] = {"owner": "clock", "privacy": "private"}
+    common: dict[str, Any] = {"owner": "clock", "privacy": "private"}
 
     def index(n: int) -> JobRef:
         entry = Document(f"entry {n} echo!sleep=0.05", id=str(n))
-        return vestry.enqueue(conn, Embedding(documents=[entry], source="s"), **where)
+        return vestry.enqueue(conn, Embedding(documents=[entry], source="s"), **common)
 
     def running(job: JobRef) -> bool:
         return vestry.status(job).state == "running"
 
     before = [index(n) for n in range(20)]
-    across = vestry.enqueue(conn, texts("echo!sleep=3"), latency="interactive", **where)
+    across = vestry.enqueue(conn, texts("echo!sleep=3"), latency="interactive", **common)
     eventually(lambda: running(across))
     with clock_set_back(up):
         during = [index(n) for n in range(20, 40)]
-        failing = vestry.enqueue(conn, texts("echo!nan"), latency="interactive", **where)
+        failing = vestry.enqueue(conn, texts("echo!nan"), latency="interactive", **common)
         for job in (across, *before, *during):
             vestry.wait(job, timeout=BULK_S)
         with pytest.raises(JobFailed) as failed:
             vestry.wait(failing, timeout=BULK_S)
         assert failed.value.code == "bad_vector"
-        again = vestry.enqueue(conn, texts("echo!sleep=3"), latency="interactive", **where)
+        again = vestry.enqueue(conn, texts("echo!sleep=3"), latency="interactive", **common)
         eventually(lambda: running(again))
     after = [index(n) for n in range(40, 50)]
     for job in (again, *after):
@@ -313,10 +311,10 @@ def test_a_clock_set_back_and_put_right_loses_and_repeats_nothing(
 
     jobs = [across, again, *before, *during, *after]
     assert {status.state for status in vestry.statuses(jobs)} == {"succeeded"}
-    doubled = conn.execute(
+    duplicates = conn.execute(
         """SELECT job_id FROM vestry.receipts WHERE job_id = ANY (%s) AND outcome = 'succeeded'
            GROUP BY job_id HAVING count(*) > 1""", [[job.id for job in jobs]]
     ).fetchall()  # fmt: skip
-    assert doubled == []
-    hits = vestry.search("entry", limit=100, **where)
+    assert duplicates == []
+    hits = vestry.search("entry", limit=100, **common)
     assert sorted(int(hit.document) for hit in hits) == list(range(50))

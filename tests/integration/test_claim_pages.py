@@ -1,4 +1,4 @@
-"""A claim reads a few pages, whatever the table's statistics say."""
+"""A claim reads few pages, even with wrong table statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKLOG = 20_000
 
 @pytest.fixture
 def backlog(clean: DevStack) -> Iterator[UUID]:
-    """A queue that was filled after the table was analysed; its last job's id."""
+    """Fill a queue after the table was analysed. Yields the last job's id."""
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute("ALTER TABLE vestry.jobs SET (autovacuum_enabled = false)")
         try:
@@ -66,7 +66,7 @@ def claimed(conn: Any, kinds: list[str], hint: UUID | None = None) -> tuple[int,
 
 
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
-def test_a_hinted_claim_fetches_its_job_by_id(clean: DevStack, backlog: UUID, plans: str) -> None:
+def test_hinted_claim_fetches_its_job_by_id(clean: DevStack, backlog: UUID, plans: str) -> None:
     options = f"{PLANNER_OPTIONS} -c plan_cache_mode={plans}"
     with psycopg.connect(clean.database_url("vestry_private"), options=options) as conn:
         rows, pages, plan = claimed(conn, ["embedding"], backlog)
@@ -74,7 +74,7 @@ def test_a_hinted_claim_fetches_its_job_by_id(clean: DevStack, backlog: UUID, pl
     assert pages < 400, plan
 
 
-def test_a_claim_of_many_kinds_reads_no_more_than_the_heads(clean: DevStack, backlog: UUID) -> None:
+def test_claim_of_many_kinds_reads_the_heads_of_queues_only(clean: DevStack, backlog: UUID) -> None:
     """Nor does a claim of the last job of a kind scan the queue of another kind."""
     with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
         admin.execute("UPDATE vestry.jobs SET kind = 'rerank' WHERE id = %s", [backlog])

@@ -71,7 +71,7 @@ class Site:
             "VESTRY_NICE": "0",
         }
         variables |= {name: value for name, value in changed.items() if name in variables}
-        # The model is no part of a command, and takes long to load.
+        # The model takes long to load and is not part of a command.
         return {**base_environment(), **variables, "VESTRY_EMBEDDING_BACKEND": "echo"}
 
     def command(self, service: str) -> list[str]:

@@ -41,7 +41,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def fresh_home() -> Iterator[Path]:
-    """A home in which no database was made."""
+    """A home without a database."""
     with temporary_home() as path:
         yield path
 
@@ -174,21 +174,21 @@ def test_lock_file_with_the_pid_of_another_process_is_removed(home: Path) -> Non
         insert(stack, "kept")
     lock = home / "postgres" / "data" / "postmaster.pid"
     status = (home / "postgres" / "data").stat()
-    stranger = subprocess.Popen(
+    unrelated = subprocess.Popen(
         ["sleep", "60"],
         **({"user": status.st_uid, "group": status.st_gid} if os.geteuid() == 0 else {}),  # type: ignore[call-overload]
     )
     try:
-        lock.write_text(f"{stranger.pid}\n{lock.parent}\n1\n5432\n\n127.0.0.1\n\nready   \n")
+        lock.write_text(f"{unrelated.pid}\n{lock.parent}\n1\n5432\n\n127.0.0.1\n\nready   \n")
         os.chown(lock, status.st_uid, status.st_gid)
 
         with DevStack(home) as stack:
             assert words(stack) == ["kept"]
 
-        assert stranger.poll() is None
+        assert unrelated.poll() is None
     finally:
-        stranger.kill()
-        stranger.wait()
+        unrelated.kill()
+        unrelated.wait()
 
 
 def test_killed_valkey_restarts_empty(home: Path) -> None:
@@ -260,7 +260,7 @@ def test_data_without_its_password_is_refused_and_kept(home: Path) -> None:
         assert words(stack) == ["kept"]
 
 
-def test_secrets_are_readable_by_their_owner_alone(stack: DevStack) -> None:
+def test_secrets_are_readable_by_their_owner_only(stack: DevStack) -> None:
     # Other accounts traverse `run`, each to its process directory.
     traversable = 0o711 if os.geteuid() == 0 else 0o700
     for name, mode in (("secrets", 0o700), ("logs", 0o700), ("run", traversable)):
@@ -304,7 +304,7 @@ def test_broker_user_has_no_access_to_the_other_class(
     with redis.Redis.from_url(clean.broker_url(user)) as broker:
         assert broker.lpush(f"{key_prefix(user)}lane", "id") == 1
         assert broker.publish(f"{key_prefix(user)}/0.celeryev/x", "e") == 0
-        for attempt in (
+        for operation in (
             lambda: broker.lpush(f"{key_prefix(other)}lane", "id"),
             lambda: broker.llen(f"{key_prefix(other)}lane"),
             lambda: broker.publish(f"{key_prefix(other)}/0.celeryev/x", "e"),
@@ -316,7 +316,7 @@ def test_broker_user_has_no_access_to_the_other_class(
             broker.keys,
         ):
             with pytest.raises(NoPermissionError):
-                attempt()
+                operation()
         with pytest.raises(redis.ResponseError, match="ACL failure"):
             broker.eval(f"return redis.call('llen', '{key_prefix(other)}lane')", 0)
 
@@ -326,15 +326,15 @@ def test_dispatcher_pushes_hints_and_reads_none(clean: DevStack) -> None:
         for privacy in PRIVACIES:
             assert broker.lpush(f"{key_prefix(privacy)}lane", "id") == 1
             assert broker.llen(f"{key_prefix(privacy)}lane") == 1
-            for attempt in (
+            for operation in (
                 lambda p=privacy: broker.rpop(f"{key_prefix(p)}lane"),
                 lambda p=privacy: broker.lrange(f"{key_prefix(p)}lane", 0, -1),
                 lambda p=privacy: broker.delete(f"{key_prefix(p)}lane"),
                 lambda p=privacy: broker.sadd(f"{key_prefix(p)}lane2", "x"),
-                lambda: broker.lpush("elsewhere", "id"),
+                lambda: broker.lpush("other", "id"),
             ):
                 with pytest.raises(NoPermissionError):
-                    attempt()
+                    operation()
 
 
 def test_broker_requires_a_password(stack: DevStack) -> None:
@@ -357,15 +357,15 @@ for _ in range(2):
 """
 
 
-def python_for(account: pwd.struct_passwd, place: Path) -> list[str]:
+def python_for(account: pwd.struct_passwd, directory: Path) -> list[str]:
     """A command that runs Python with these packages under another account."""
-    # Before 3.11.3 redis needs a backport of asyncio's timeout, which this Python has not installed.
-    (place / "async_timeout.py").write_text("from asyncio import timeout\n")
-    packages = f"{Path(psycopg.__file__).parent.parent}:{place}"
+    # Before 3.11.3 redis needs a backport of asyncio's timeout, which is not installed here.
+    (directory / "async_timeout.py").write_text("from asyncio import timeout\n")
+    packages = f"{Path(psycopg.__file__).parent.parent}:{directory}"
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for python in (sys.executable, f"/usr/bin/{name}", f"/usr/local/bin/{name}"):
         argv = ["/usr/bin/env", f"PYTHONPATH={packages}", python]
-        tried = subprocess.run(
+        result = subprocess.run(
             [*argv, "-c", "import psycopg, psutil, redis, sqlalchemy"],
             user=account.pw_uid,
             group=account.pw_gid,
@@ -374,7 +374,7 @@ def python_for(account: pwd.struct_passwd, place: Path) -> list[str]:
             stderr=subprocess.DEVNULL,
             check=False,
         )
-        if tried.returncode == 0:
+        if result.returncode == 0:
             return argv
     pytest.skip(f"{account.pw_name} can reach no {name} with the packages of this one")
 

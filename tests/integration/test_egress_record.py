@@ -1,4 +1,4 @@
-"""What leaves for a cloud is on record first; the record takes nothing private and gives nothing up."""
+"""Egress records: committed before the request, refused for private jobs, never changed or removed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,6 @@ RECORD = "SELECT vestry.record_egress_v1('openai', 10, %s::uuid[])"
 
 
 @pytest.fixture
-def root(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
 def cloud(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(clean.database_url("vestry_cloud"), autocommit=True) as conn:
         yield conn
@@ -45,59 +39,59 @@ def pool(clean: DevStack) -> Iterator[ConnectionPool[Any]]:
         yield pool
 
 
-def job(root: psycopg.Connection[Any], privacy: str, pool: str, state: str = "running") -> UUID:
-    made = uuid4()
-    root.execute(
+def job(admin: psycopg.Connection[Any], privacy: str, pool: str, state: str = "running") -> UUID:
+    job_id = uuid4()
+    admin.execute(
         """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool, state, lease_id,
                                     finished_at)
            VALUES (%s, 'generation', 'ann', %s, 'bulk', %s, %s, %s, %s)""",
-        [made, privacy, pool, state, uuid4() if state == "running" else None,
+        [job_id, privacy, pool, state, uuid4() if state == "running" else None,
          "now" if state == "cancelled" else None],
     )  # fmt: skip
-    return made
+    return job_id
 
 
-def records(root: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
-    return root.execute(
+def records(admin: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+    return admin.execute(
         "SELECT privacy, locality, backend, bytes, job_ids FROM vestry.egress ORDER BY id"
     ).fetchall()
 
 
-def test_a_request_for_a_running_shareable_job_is_taken(root: Any, cloud: Any) -> None:
-    mine = job(root, "shareable", "cloud")
-    cloud.execute(RECORD, [[mine]])
-    assert records(root) == [("shareable", "cloud", "openai", 10, [mine])]
+def test_egress_of_a_running_shareable_job_is_recorded(admin: Any, cloud: Any) -> None:
+    running_job = job(admin, "shareable", "cloud")
+    cloud.execute(RECORD, [[running_job]])
+    assert records(admin) == [("shareable", "cloud", "openai", 10, [running_job])]
 
 
-def test_nothing_else_is(root: Any, cloud: Any) -> None:
-    mine = job(root, "shareable", "cloud")
+def test_egress_of_any_other_job_is_refused(admin: Any, cloud: Any) -> None:
+    running_job = job(admin, "shareable", "cloud")
     for jobs, code in (
-        ([job(root, "private", "gpu")], "VY007"),
-        ([mine, job(root, "private", "gpu")], "VY007"),
-        ([job(root, "shareable", "gpu")], "VY007"),
+        ([job(admin, "private", "gpu")], "VY007"),
+        ([running_job, job(admin, "private", "gpu")], "VY007"),
+        ([job(admin, "shareable", "gpu")], "VY007"),
         ([uuid4()], "VY007"),
         ([], "VY007"),
-        ([job(root, "shareable", "cloud", "cancelled")], "VY008"),
+        ([job(admin, "shareable", "cloud", "cancelled")], "VY008"),
     ):
         with pytest.raises(psycopg.Error) as caught:
             cloud.execute(RECORD, [jobs])
         assert caught.value.sqlstate == code
-    assert records(root) == []
+    assert records(admin) == []
 
 
-def test_a_batch_of_which_one_was_cancelled_goes_on(root: Any, cloud: Any) -> None:
+def test_batch_with_one_cancelled_job_is_recorded(admin: Any, cloud: Any) -> None:
     cloud.execute(
-        RECORD, [[job(root, "shareable", "cloud"), job(root, "shareable", "cloud", "cancelled")]]
+        RECORD, [[job(admin, "shareable", "cloud"), job(admin, "shareable", "cloud", "cancelled")]]
     )
-    assert len(records(root)) == 1
+    assert len(records(admin)) == 1
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_changes_or_removes_a_record(
-    clean: DevStack, root: Any, cloud: Any, role: str
+    clean: DevStack, admin: Any, cloud: Any, role: str
 ) -> None:
-    cloud.execute(RECORD, [[job(root, "shareable", "cloud")]])
-    before = records(root)
+    cloud.execute(RECORD, [[job(admin, "shareable", "cloud")]])
+    before = records(admin)
     with psycopg.connect(clean.database_url(role), autocommit=True) as conn:
         for statement in (
             "UPDATE vestry.egress SET bytes = 0",
@@ -110,17 +104,17 @@ def test_no_role_changes_or_removes_a_record(
                 conn.execute(statement)
             except (psycopg.errors.InsufficientPrivilege, psycopg.errors.CheckViolation):
                 refused = True
-            # The schema's owner is let through to no row at all.
+            # For the schema's owner row security hides every row, without an error.
             assert refused or role == SCHEMA_OWNER
-    assert records(root) == before
+    assert records(admin) == before
 
 
 @contextmanager
-def server(answer: Callable[[], None]) -> Iterator[str]:
+def server(on_request: Callable[[], None]) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            answer()
+            on_request()
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -138,33 +132,33 @@ def server(answer: Callable[[], None]) -> Iterator[str]:
             thread.join()
 
 
-def test_the_record_is_committed_before_the_request_arrives(
-    clean: DevStack, root: Any, pool: ConnectionPool[Any]
+def test_record_is_committed_before_the_request_arrives(
+    clean: DevStack, admin: Any, pool: ConnectionPool[Any]
 ) -> None:
     seen: list[list[tuple[Any, ...]]] = []
-    mine, other = job(root, "shareable", "cloud"), job(root, "private", "gpu")
-    with server(lambda: seen.append(records(root))) as url:
+    running_job, other = job(admin, "shareable", "cloud"), job(admin, "private", "gpu")
+    with server(lambda: seen.append(records(admin))) as url:
         config = BackendConfig("openai", "cloud", url=url, egress=recorder(pool))
         with httpx2_client(config) as client:
-            with on_behalf_of([mine]):
+            with on_behalf_of([running_job]):
                 client.post(f"{url}/v1", content=b"x" * 1000)
             for jobs in ([other], [uuid4()]):
                 with on_behalf_of(jobs), pytest.raises(NotRecorded):
                     client.post(f"{url}/v1", content=b"private")
-            cancelled = job(root, "shareable", "cloud", "cancelled")
+            cancelled = job(admin, "shareable", "cloud", "cancelled")
             with on_behalf_of([cancelled]), pytest.raises(CallCancelled):
-                client.post(f"{url}/v1", content=b"nobody's")
+                client.post(f"{url}/v1", content=b"cancelled")
             pool.close()
-            with on_behalf_of([mine]), pytest.raises(NotRecorded):
+            with on_behalf_of([running_job]), pytest.raises(NotRecorded):
                 client.post(f"{url}/v1", content=b"x")
     assert len(seen) == 1
     ((_, _, backend, size, jobs),) = seen[0]
-    assert (backend, jobs) == ("openai", [mine])
+    assert (backend, jobs) == ("openai", [running_job])
     assert 1000 < size < 2000
     del clean
 
 
-def test_what_the_database_says_stays_out_of_the_error(pool: ConnectionPool[Any]) -> None:
+def test_database_error_is_not_chained_to_the_refusal(pool: ConnectionPool[Any]) -> None:
     with pytest.raises(NotRecorded) as caught:
         recorder(pool)("openai", 1, [uuid4()])
     assert caught.value.__suppress_context__
@@ -175,8 +169,8 @@ def report(clean: DevStack) -> audit.AuditReport:
         return audit.report(conn, LONG_AGO, dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1))
 
 
-def receipt(root: Any, job_id: UUID, privacy: str) -> None:
-    root.execute(
+def receipt(admin: Any, job_id: UUID, privacy: str) -> None:
+    admin.execute(
         """INSERT INTO vestry.receipts (job_id, lease_id, privacy, attempt, outcome, served_backend,
                                         locality)
            VALUES (%s, gen_random_uuid(), %s, 1, 'succeeded', 'openai', 'cloud')""",
@@ -184,19 +178,19 @@ def receipt(root: Any, job_id: UUID, privacy: str) -> None:
     )
 
 
-def test_the_report_adds_up_and_says_that_nothing_private_left(
-    clean: DevStack, root: Any, cloud: Any
+def test_report_totals_requests_and_is_clean_without_private_egress(
+    clean: DevStack, admin: Any, cloud: Any
 ) -> None:
     assert report(clean).clean
-    first, second = job(root, "shareable", "cloud"), job(root, "shareable", "cloud")
+    first, second = job(admin, "shareable", "cloud"), job(admin, "shareable", "cloud")
     for jobs in ([first], [first, second], [second]):
         cloud.execute(RECORD, [jobs])
-    receipt(root, first, "shareable")
-    found = report(clean)
-    assert found.clean
-    (departures,) = found.egress
-    assert (departures.requests, departures.jobs, departures.bytes) == (3, 2, 30)
-    assert (departures.privacy, departures.backend, departures.locality) == (
+    receipt(admin, first, "shareable")
+    summary = report(clean)
+    assert summary.clean
+    (egress,) = summary.egress
+    assert (egress.requests, egress.jobs, egress.bytes) == (3, 2, 30)
+    assert (egress.privacy, egress.backend, egress.locality) == (
         "shareable", "openai", "cloud",
     )  # fmt: skip
     with psycopg.connect(clean.database_url("vestry_operator")) as conn:
@@ -204,13 +198,13 @@ def test_the_report_adds_up_and_says_that_nothing_private_left(
     assert (before.egress, before.private_requests, before.clean) == ((), 0, True)
 
 
-def test_the_report_tells_of_a_call_without_a_record(clean: DevStack, root: Any) -> None:
-    receipt(root, job(root, "shareable", "cloud"), "shareable")
+def test_report_counts_a_call_without_a_record(clean: DevStack, admin: Any) -> None:
+    receipt(admin, job(admin, "shareable", "cloud"), "shareable")
     assert (report(clean).unrecorded, report(clean).clean) == (1, False)
 
 
-def test_the_report_tells_of_a_private_job_that_says_it_left(clean: DevStack, root: Any) -> None:
-    receipt(root, job(root, "private", "gpu"), "private")
+def test_report_counts_a_private_receipt_of_a_cloud(clean: DevStack, admin: Any) -> None:
+    receipt(admin, job(admin, "private", "gpu"), "private")
     assert (report(clean).private_receipts, report(clean).clean) == (1, False)
 
 
@@ -221,7 +215,7 @@ def test_the_report_tells_of_a_private_job_that_says_it_left(clean: DevStack, ro
      "ALTER TABLE vestry.egress NO FORCE ROW LEVEL SECURITY",
      "CREATE POLICY sweeping ON vestry.egress FOR DELETE TO vestry_owner USING (true)"],
 )  # fmt: skip
-def test_the_report_tells_of_a_record_that_is_not_guarded(clean: DevStack, tampering: str) -> None:
+def test_report_detects_a_record_that_is_not_guarded(clean: DevStack, tampering: str) -> None:
     with psycopg.connect(clean.superuser_url) as conn:
         conn.execute(tampering)
         assert not audit.report(conn, LONG_AGO, dt.datetime.now(dt.UTC)).clean

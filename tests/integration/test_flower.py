@@ -53,7 +53,7 @@ def is_running(vestry: Vestry, job: JobRef) -> bool:
     return vestry.status(job).state == "running"
 
 
-def shows_the_id_alone(task: dict[str, Any], job: JobRef) -> None:
+def assert_only_id_shown(task: dict[str, Any], job: JobRef) -> None:
     assert task["name"] == "embedding"
     assert task["uuid"] == str(job.id)
     assert [part for part in (task["args"] or "").split("'") if part.strip("()[],")] == [
@@ -84,7 +84,7 @@ def test_succeeded_job_is_a_success(
     job = submit(vestry, conn, privacy, "to Ophir")
     vestry.wait(job, timeout=60)
     task = shown(flower, job, "SUCCESS")
-    shows_the_id_alone(task, job)
+    assert_only_id_shown(task, job)
     assert task["routing_key"] == f"{privacy}.interactive.gpu"
     assert task["worker"].startswith(f"{privacy}-interactive-gpu@")
 
@@ -94,7 +94,7 @@ def test_running_job_is_started(
 ) -> None:
     job = submit(vestry, conn, privacy, "echo!sleep=15")
     eventually(partial(is_running, vestry, job))
-    shows_the_id_alone(shown(flower, job, "STARTED", within=14), job)
+    assert_only_id_shown(shown(flower, job, "STARTED", within=14), job)
     vestry.wait(job, timeout=60)
     shown(flower, job, "SUCCESS")
 
@@ -103,12 +103,12 @@ def test_dead_job_is_a_failure_with_its_code_alone(
     flower: FlowerClient, vestry: Vestry, conn: Any, privacy: str
 ) -> None:
     immediate = submit(vestry, conn, privacy, "echo!bad-request")
-    in_the_end = submit(vestry, conn, privacy, "echo!unavailable", max_attempts=3)
-    for job, code in ((immediate, "bad_request"), (in_the_end, "backend_unavailable")):
+    retried = submit(vestry, conn, privacy, "echo!unavailable", max_attempts=3)
+    for job, code in ((immediate, "bad_request"), (retried, "backend_unavailable")):
         task = shown(flower, job, "FAILURE")
         assert vestry.status(job).state == "dead"
         assert code in task["exception"]
-        shows_the_id_alone(task, job)
+        assert_only_id_shown(task, job)
 
 
 def test_job_that_waits_for_its_next_attempt_is_a_retry(
@@ -118,7 +118,7 @@ def test_job_that_waits_for_its_next_attempt_is_a_retry(
     task = shown(flower, job, "RETRY")
     assert vestry.status(job).state == "queued"
     assert "rate_limited" in task["exception"]
-    shows_the_id_alone(task, job)
+    assert_only_id_shown(task, job)
     vestry.cancel(job)
 
 
@@ -128,7 +128,7 @@ def test_cancelled_job_is_revoked(
     job = submit(vestry, conn, privacy, "echo!sleep=5")
     eventually(partial(is_running, vestry, job))
     vestry.cancel(job)
-    shows_the_id_alone(shown(flower, job, "REVOKED"), job)
+    assert_only_id_shown(shown(flower, job, "REVOKED"), job)
 
 
 def test_jobs_added_to_a_hinted_batch_are_shown(
@@ -142,8 +142,8 @@ def test_jobs_added_to_a_hinted_batch_are_shown(
     vestry.resume_lane(lane)
     for job in good:
         vestry.wait(job, timeout=60)
-        shows_the_id_alone(shown(flower, job, "SUCCESS"), job)
-    shows_the_id_alone(shown(flower, bad, "FAILURE"), bad)
+        assert_only_id_shown(shown(flower, job, "SUCCESS"), job)
+    assert_only_id_shown(shown(flower, bad, "FAILURE"), bad)
 
 
 def test_jobs_fetched_without_a_hint_are_shown(
@@ -163,8 +163,8 @@ def test_jobs_fetched_without_a_hint_are_shown(
                 eventually(partial(is_running, vestry, job))
                 vestry.cancel(job)
             task = shown(flower, job, state)
-            shows_the_id_alone(task, job)
-            assert task["sent"] is None, "it had a hint"
+            assert_only_id_shown(task, job)
+            assert task["sent"] is None, "the job had a hint"
             if state == "SUCCESS":
                 assert 0.2 <= task["runtime"] < 15
             vestry.cancel(job)
@@ -177,7 +177,7 @@ def test_worker_pages_show_the_lanes(flower: FlowerClient, privacy: str) -> None
              for latency in ("interactive", "bulk")}  # fmt: skip
 
     def complete() -> dict[str, dict[str, Any]]:
-        # Flower inspects each property in turn: a busy worker may have answered some of them.
+        # Flower inspects the properties one by one: a busy worker may have answered some of them.
         nodes = flower.workers().items()
         return {node: info for node, info in nodes if {"stats", "active_queues"} <= info.keys()}
 
@@ -198,7 +198,7 @@ def test_worker_pages_show_the_lanes(flower: FlowerClient, privacy: str) -> None
     assert all(node in listed for node in workers)
 
 
-def test_killed_flower_is_restarted_alone_and_finds_the_workers_again(
+def test_killed_flower_is_restarted_alone_and_lists_the_workers_again(
     up: BackgroundStack, flower: FlowerClient, privacy: str
 ) -> None:
     def pids() -> dict[str, int | None]:
@@ -226,7 +226,7 @@ def test_no_content_of_a_document_is_shown(
     )
     vestry.wait(job, timeout=60)
     vestry.search(f"{WORD} with apes", owner="ann", privacy=privacy)
-    shows_the_id_alone(shown(flower, job, "SUCCESS"), job)
+    assert_only_id_shown(shown(flower, job, "SUCCESS"), job)
     pages = ["/api/tasks", "/tasks", "/api/workers", "/workers", "/", f"/task/{job.id}"]
     assert not [path for path in pages if WORD in flower.get(path)[1]]
     assert {task["name"] for task in flower.tasks().values()} <= {"embedding", "generation"}

@@ -24,7 +24,7 @@ from vestry.errors import JobCancelled
 
 pytestmark = pytest.mark.stack(ECHO)
 
-TEXT = "the tide went out before anybody woke"
+TEXT = "the tide went out before dawn"
 
 
 def indexing(name: str) -> Embedding:
@@ -34,12 +34,12 @@ def indexing(name: str) -> Embedding:
 def enqueue(
     vestry: Vestry, conn: psycopg.Connection[Any], job: Any, privacy: str = "private", **more: Any
 ) -> JobRef:
-    given = {"owner": "flora", "privacy": privacy, "latency": "interactive"} | more
-    return vestry.enqueue(conn, job, **given)
+    options = {"owner": "flora", "privacy": privacy, "latency": "interactive"} | more
+    return vestry.enqueue(conn, job, **options)
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_upstream_is_the_text_of_the_nearest_job_before_that_has_one(
+def test_upstream_is_the_text_of_the_nearest_ancestor_with_text(
     vestry: Vestry, conn: psycopg.Connection[Any], privacy: str
 ) -> None:
     owner = f"nearest-{privacy}"
@@ -50,13 +50,13 @@ def test_upstream_is_the_text_of_the_nearest_job_before_that_has_one(
     result = vestry.wait(answer, timeout=60)
     assert result.text == TEXT
     assert vestry.wait(index, timeout=60).embedded == 1
-    hits = vestry.search("anybody woke", owner=owner, privacy=privacy, own_sources=["flows"])
+    hits = vestry.search("before dawn", owner=owner, privacy=privacy, own_sources=["flows"])
     assert (hits[0].document, hits[0].text) == (f"scan-{privacy}", TEXT)
     for job in (first, index, answer):
         status = vestry.status(job)
         assert (status.privacy, status.owner, status.latency) == (privacy, owner, "interactive")
         assert status.root == first.id
-    assert [found.job for found in vestry.flow(answer)] == [first.id, index.id, answer.id]
+    assert [status.job for status in vestry.flow(answer)] == [first.id, index.id, answer.id]
 
 
 def test_followers_wait_and_exist_only_if_the_transaction_commits(
@@ -71,7 +71,7 @@ def test_followers_wait_and_exist_only_if_the_transaction_commits(
 
 
 @pytest.mark.parametrize("state", ["dead", "cancelled"])
-def test_a_failed_job_ends_its_followers(
+def test_failed_job_ends_its_followers(
     vestry: Vestry, conn: psycopg.Connection[Any], state: str
 ) -> None:
     fault = "echo!bad-request" if state == "dead" else "echo!sleep=30"
@@ -82,10 +82,10 @@ def test_a_failed_job_ends_its_followers(
         assert vestry.cancel(job) == {job.id: "cancelled"}
     with pytest.raises(JobFailed):
         vestry.wait(job, timeout=60)
-    below = [job.then[0], *job.then[0].then]
-    assert {found.state for found in vestry.statuses(below)} == {state}
+    followers = [job.then[0], *job.then[0].then]
+    assert {status.state for status in vestry.statuses(followers)} == {state}
     with pytest.raises(JobCancelled if state == "cancelled" else JobFailed) as failed:
-        vestry.wait(below[-1], timeout=60)
+        vestry.wait(followers[-1], timeout=60)
     assert failed.value.code == ("cancelled" if state == "cancelled" else "parent_failed")
 
 
@@ -98,12 +98,12 @@ def test_cancelling_a_finished_first_job_cancels_its_unfinished_followers(
     assert vestry.status(job.then[0]).state == "cancelled"
 
 
-def test_the_same_key_is_the_same_flow(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
-    asked = Flow(
+def test_repeated_key_returns_the_same_flow(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
+    flow = Flow(
         Generation(TEXT), [indexing("keyed"), Flow(Generation(UPSTREAM), [Generation(UPSTREAM)])]
     )
-    first = enqueue(vestry, conn, asked, idempotency_key="flow-1")
-    again = enqueue(vestry, conn, asked, idempotency_key="flow-1")
+    first = enqueue(vestry, conn, flow, idempotency_key="flow-1")
+    again = enqueue(vestry, conn, flow, idempotency_key="flow-1")
 
     def ids(job: JobRef) -> list[Any]:
         return [job.id, *map(ids, job.then)]
@@ -114,7 +114,7 @@ def test_the_same_key_is_the_same_flow(vestry: Vestry, conn: psycopg.Connection[
     assert vestry.wait(first.then[0], timeout=60).embedded == 1
 
 
-def test_a_result_without_text_fails_its_follower(
+def test_result_without_text_fails_its_follower(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation(UPSTREAM)])
@@ -123,11 +123,11 @@ def test_a_result_without_text_fails_its_follower(
     assert failed.value.code == "no_upstream_text"
 
 
-def test_a_follower_without_upstream_needs_no_text(
+def test_follower_without_upstream_needs_no_text(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
-    job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation("of my own")])
-    assert "of my own" in vestry.wait(job.then[0], timeout=60).text
+    job = enqueue(vestry, conn, Embedding(texts=["only a vector"]), then=[Generation("own prompt")])
+    assert "own prompt" in vestry.wait(job.then[0], timeout=60).text
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,6 @@ def test_invalid_flows_are_refused_at_enqueue(
         enqueue(vestry, conn, job)
 
 
-def test_an_upstream_document_needs_an_id() -> None:
+def test_upstream_document_requires_an_id() -> None:
     with pytest.raises(InvalidInput, match="UPSTREAM"):
         Embedding(documents=[Document(UPSTREAM)], source="flows")

@@ -1,4 +1,4 @@
-"""Erasure of an owner: everything is deleted, and nothing is stored again, whatever runs meanwhile."""
+"""Erasure of an owner: everything is deleted, and concurrent transactions store nothing again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DOCUMENTS = Embedding(documents=[Document("one", id="1"), Document("two", id="2"
 
 @dataclass(frozen=True)
 class Site:
-    """A producer and an operator on the tests' own servers."""
+    """A producer and an operator on the shared servers."""
 
     stack: DevStack
     vestry: Vestry
@@ -39,29 +39,29 @@ class Site:
 
 @pytest.fixture
 def site(clean: DevStack) -> Iterator[Site]:
-    logins = [clean.database_url(f"vestry_{role}") for role in ("producer", "operator")]
-    with ExitStack() as opened:
-        vestry = opened.enter_context(Vestry(logins[0], clean.keyring))
+    urls = [clean.database_url(f"vestry_{role}") for role in ("producer", "operator")]
+    with ExitStack() as resources:
+        vestry = resources.enter_context(Vestry(urls[0], clean.keyring))
         conns = [
-            opened.enter_context(psycopg.connect(url, autocommit=True))
-            for url in (*logins, clean.superuser_url)
+            resources.enter_context(psycopg.connect(url, autocommit=True))
+            for url in (*urls, clean.superuser_url)
         ]
         yield Site(clean, vestry, *conns)
 
 
 def fill(site: Site, owner: str) -> dict[str, UUID]:
-    """One row of everything, in both privacy classes."""
+    """Store rows in each table, in both privacy classes. Returns the jobs by name."""
     ring, jobs = KeyRing.load(site.stack.keyring), {}
     site.root.execute(
         "SELECT vestry.ensure_space_v1('s.1', 'm', 'r', 3, '', '', true, 'fp32', 'test')"
     )
     for privacy in ("private", "shareable"):
-        terms: Any = {"owner": owner, "privacy": privacy}
+        common: Any = {"owner": owner, "privacy": privacy}
         jobs[f"{privacy} queued"] = site.vestry.enqueue(
-            site.conn, HELLO, idempotency_key="k", **terms
+            site.conn, HELLO, idempotency_key="k", **common
         ).id
-        jobs[f"{privacy} indexing"] = site.vestry.enqueue(site.conn, DOCUMENTS, **terms).id
-        done = jobs[f"{privacy} done"] = site.vestry.enqueue(site.conn, HELLO, **terms).id
+        jobs[f"{privacy} indexing"] = site.vestry.enqueue(site.conn, DOCUMENTS, **common).id
+        done = jobs[f"{privacy} done"] = site.vestry.enqueue(site.conn, HELLO, **common).id
         succeed(site.root, ring, done, {"vectors": [[1, 2, 3]], "space": "s.1"})
         key = site.root.execute("SELECT key_id FROM vestry.owner_keys WHERE owner = %s", [owner])
         sealed = (key.fetchone()[0], b"\x01sealed") if privacy == "private" else ("a file",)
@@ -85,7 +85,7 @@ def fill(site: Site, owner: str) -> dict[str, UUID]:
     return jobs
 
 
-def left(root: Any, owner: str) -> dict[str, int]:
+def rows_of(root: Any, owner: str) -> dict[str, int]:
     tables = [*CONTENT, "owner_keys", "idempotency_keys"]
     counts = {
         table: root.execute(
@@ -97,8 +97,8 @@ def left(root: Any, owner: str) -> dict[str, int]:
 
 
 def claim(conn: psycopg.Connection[Any], privacy: str) -> Lease:
-    terms = LeasePolicy(worker="w", privacy=privacy, lease_s=60, max_run_s=60)
-    lease = claims.claim(conn, terms, f"{privacy}.bulk.gpu", ["embedding"])
+    policy = LeasePolicy(worker="w", privacy=privacy, lease_s=60, max_run_s=60)
+    lease = claims.claim(conn, policy, f"{privacy}.bulk.gpu", ["embedding"])
     conn.commit()
     assert lease is not None
     return lease
@@ -107,11 +107,11 @@ def claim(conn: psycopg.Connection[Any], privacy: str) -> Lease:
 def test_erasure_deletes_all_of_the_owner_and_nothing_of_others(site: Site) -> None:
     jobs = fill(site, "ann")
     fill(site, "bob")
-    before = left(site.root, "bob")
+    before = rows_of(site.root, "bob")
     assert set(before) == {*CONTENT, "owner_keys", "idempotency_keys"}
     done = forget(site.operator, "ann")
-    assert left(site.root, "ann") == {}
-    assert left(site.root, "bob") == before
+    assert rows_of(site.root, "ann") == {}
+    assert rows_of(site.root, "bob") == before
     assert done.gone == {
         "keys": 1, "documents": 4, "chunks": 4, "vectors": 4, "payloads": 4, "results": 2,
         "files": 2, "idempotency_keys": 2,
@@ -133,20 +133,20 @@ def test_nothing_is_enqueued_for_a_forgotten_owner(site: Site) -> None:
                     client.enqueue(site.conn, HELLO, owner="ann", privacy=privacy)
         with pytest.raises(OwnerForgotten):
             late.search("what", owner="ann", privacy="private")
-    assert left(site.root, "ann") == {}
+    assert rows_of(site.root, "ann") == {}
     again = forget(site.operator, "ann")
     assert not any(again.gone.values())
 
 
-def test_an_unknown_owner_cannot_be_forgotten(site: Site) -> None:
+def test_unknown_owner_cannot_be_forgotten(site: Site) -> None:
     with pytest.raises(UnknownOwner):
         forget(site.operator, "stranger")
     assert count(site.root, "owners") == 0
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_a_running_attempt_cannot_finish_after_the_tombstone(site: Site, privacy: str) -> None:
-    """With the tombstone alone, before any job is cancelled; other owners' jobs of the batch finish."""
+def test_running_attempt_cannot_finish_after_the_tombstone(site: Site, privacy: str) -> None:
+    """The tombstone suffices, before any job is cancelled; other owners' jobs of the batch finish."""
     for owner in ("ann", "bob"):
         site.vestry.enqueue(site.conn, HELLO, owner=owner, privacy=privacy)
     with psycopg.connect(site.stack.database_url(f"vestry_{privacy}")) as worker:
@@ -175,15 +175,15 @@ def test_erasure_waits_for_a_producers_open_transaction(site: Site, level: str) 
         eventually(lambda: is_waiting(site.root))
         slow.commit()
     forgetting.join()
-    assert left(site.root, "ann") == {}
+    assert rows_of(site.root, "ann") == {}
     assert site.root.execute("SELECT DISTINCT state FROM vestry.jobs").fetchall() == [
         ("cancelled",)
     ]
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_transaction_with_an_old_snapshot_stores_nothing(site: Site, level: str) -> None:
-    """It cannot see the tombstone, and erasure does not wait for one that has stored nothing."""
+def test_transaction_with_an_old_snapshot_stores_nothing(site: Site, level: str) -> None:
+    """The transaction cannot see the tombstone, and erasure does not wait for one without writes."""
     job = site.vestry.enqueue(site.conn, HELLO, owner="ann", privacy="shareable")
     store = "SELECT vestry.store_blobs_v1('ann', 'shareable', NULL, ARRAY[%s], '{f}', '{0}', '{x}')"
     with psycopg.connect(site.stack.database_url("vestry_producer")) as old:
@@ -194,7 +194,7 @@ def test_a_transaction_with_an_old_snapshot_stores_nothing(site: Site, level: st
             old.execute(store, [job.id])
         with pytest.raises(Exception, match="40001"):
             site.vestry.enqueue(old, HELLO, owner="ann", privacy="shareable")
-    assert left(site.root, "ann") == {}
+    assert rows_of(site.root, "ann") == {}
 
 
 def is_waiting(root: Any) -> bool:
@@ -202,7 +202,7 @@ def is_waiting(root: Any) -> bool:
     return bool(row[0])
 
 
-def test_the_last_backup_date_follows_from_the_retention(site: Site) -> None:
+def test_backup_expiry_is_derived_from_the_retention(site: Site) -> None:
     site.vestry.enqueue(site.conn, HELLO, owner="ann", privacy="shareable")
     done = forget(site.operator, "ann")
     assert backups_until(None, done.forgotten_at) is None

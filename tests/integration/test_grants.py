@@ -1,4 +1,4 @@
-"""Every grant and policy of every role: one too many or too few fails here."""
+"""Every grant and policy of every role: an additional or a missing one fails a test."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ CALLS: Mapping[str, set[str]] = {
     "upstream_v1": WORKERS,
     "reroute_jobs_v1": {"vestry_shareable", "vestry_cloud"},
     "move_jobs_v1": {"vestry_control"},
-    **{f"backend_{what}_v1": WORKERS for what in ("failed", "succeeded", "released", "probe")},
+    **{f"backend_{event}_v1": WORKERS for event in ("failed", "succeeded", "released", "probe")},
     "breakers_v1": set(ROLES) - {"vestry_owner", "vestry_operator"},
     "acquire_permit_v1": WORKERS,
     "ensure_owner_key_v1": {"vestry_producer"},
@@ -139,14 +139,14 @@ def test_roles_have_these_grants_and_no_other(root: psycopg.Connection[Any]) -> 
            GROUP BY grantee, relname"""
     ).fetchall()
     names = dict(root.execute("SELECT oid, rolname FROM pg_roles").fetchall())
-    found: dict[str, dict[str, set[str]]] = {}
+    granted: dict[str, dict[str, set[str]]] = {}
     for grantee, table, rights in rows:
-        found.setdefault(names.get(grantee, "PUBLIC"), {})[table] = set(rights)
-    for role in found.keys() | GRANTS.keys():
+        granted.setdefault(names.get(grantee, "PUBLIC"), {})[table] = set(rights)
+    for role in granted.keys() | GRANTS.keys():
         expected = dict(GRANTS.get(role, {}))
         if role in GRANTS:
             expected["alembic_version"] = {"SELECT"}
-        assert found.get(role, {}) == expected, role
+        assert granted.get(role, {}) == expected, role
 
 
 def test_functions_are_executable_by_these_roles_and_no_other(
@@ -159,10 +159,10 @@ def test_functions_are_executable_by_these_roles_and_no_other(
            LEFT JOIN pg_roles r ON r.oid = a.grantee
            WHERE p.pronamespace = 'vestry'::regnamespace AND a.grantee IS NOT NULL"""
     ).fetchall()
-    found: dict[str, set[str]] = {name: set() for name in CALLS}
+    executable: dict[str, set[str]] = {name: set() for name in CALLS}
     for name, role in rows:
-        found.setdefault(name, set()).add(role)
-    assert found == CALLS
+        executable.setdefault(name, set()).add(role)
+    assert executable == CALLS
 
 
 def test_no_role_is_a_member_of_another(root: psycopg.Connection[Any]) -> None:
@@ -171,11 +171,11 @@ def test_no_role_is_a_member_of_another(root: psycopg.Connection[Any]) -> None:
            WHERE member::regrole::text LIKE 'vestry%'"""
     ).fetchall()
     assert members == []
-    mighty = root.execute(
+    privileged = root.execute(
         """SELECT rolname FROM pg_roles WHERE rolname LIKE 'vestry%'
            AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication)"""
     ).fetchall()
-    assert mighty == []
+    assert privileged == []
 
 
 def test_row_security_is_forced_on_every_table_with_owners(
@@ -206,8 +206,8 @@ def policies() -> Policies:
         for role in ("vestry_owner", "vestry_control", "vestry_producer", "vestry_monitor"):
             expected[table, role] = ("true", "true", "ALL")
         for role in WORKERS:
-            mine = "private" if role == "vestry_private" else "shareable"
-            own = f"(privacy = '{mine}'::text)"
+            privacy = "private" if role == "vestry_private" else "shareable"
+            own = f"(privacy = '{privacy}'::text)"
             expected[table, role] = (own, own, "ALL")
     for table in ("owners", "owner_keys", "idempotency_keys"):
         expected[table, "vestry_owner"] = ("true", "true", "ALL")
@@ -258,7 +258,7 @@ def test_policies_are_these_and_no_other(root: psycopg.Connection[Any]) -> None:
         ("jobs", "vestry_cloud", "(pool = 'cloud'::text)", None, "RESTRICTIVE"),
         ("leases", "vestry_cloud", "(lane ~~ '%.cloud'::text)", None, "RESTRICTIVE"),
     ]
-    # The record of egress can be appended to and read, by its table's owner too, and nothing else.
+    # Egress records can only be appended and read, by the owner of the table too.
     record = {row[5] for row in rows if row[:2] == ("egress", "vestry_owner")}
     assert record == {"SELECT", "INSERT"}
     permissive = [

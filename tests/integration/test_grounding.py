@@ -1,6 +1,6 @@
-"""Grounded answers through real workers: whose passages they rest on, and whose they never may.
+"""Grounded answers through real workers: which passages they may and may not use.
 
-The echo backend repeats what it is asked, passages included: so it shows what a model was shown.
+The echo backend repeats its prompt with the passages, so the result shows the model's input.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def indexed(up: BackgroundStack, vestry: Vestry) -> None:
 def ask(
     vestry: Vestry, conn: Any, owner: str, privacy: str = "private", **grounding: Any
 ) -> GenerationResult:
-    asked = Generation("the river?", max_tokens=500, grounding=Grounding(**grounding))
-    job = vestry.enqueue(conn, asked, owner=owner, privacy=privacy, latency="interactive")
+    request = Generation("the river?", max_tokens=500, grounding=Grounding(**grounding))
+    job = vestry.enqueue(conn, request, owner=owner, privacy=privacy, latency="interactive")
     result = vestry.wait(job, 20)
     assert isinstance(result, GenerationResult)
     return result
@@ -57,7 +57,7 @@ def cited(result: GenerationResult) -> set[tuple[str, str, str]]:
     return {(c.owner, c.source, c.document) for c in result.citations}
 
 
-def test_a_private_answer_rests_on_all_of_the_owner_s_and_nobody_else_s(
+def test_private_answer_cites_all_sources_of_its_owner_only(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     result = ask(vestry, conn, "grace")
@@ -67,7 +67,7 @@ def test_a_private_answer_rests_on_all_of_the_owner_s_and_nobody_else_s(
     assert cited(ask(vestry, conn, "boaz")) == {("boaz", "diary", "d1")}
 
 
-def test_shareable_sources_are_there_for_whoever_names_them(
+def test_shareable_source_is_cited_by_any_owner_that_names_it(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     result = ask(vestry, conn, "grace", sources=["psalms"], own_sources=["diary"])
@@ -77,7 +77,7 @@ def test_shareable_sources_are_there_for_whoever_names_them(
     }
 
 
-def test_a_shareable_answer_is_shown_nothing_private(
+def test_shareable_answer_gets_no_private_passage(
     vestry: Vestry, conn: psycopg.Connection[Any]
 ) -> None:
     result = ask(vestry, conn, "grace", "shareable", sources=["psalms"])
@@ -86,20 +86,22 @@ def test_a_shareable_answer_is_shown_nothing_private(
 
 
 @pytest.mark.parametrize("named", [{"own_sources": ["diary"]}, {"sources": ["psalms", "diary"]}])
-def test_a_shareable_job_that_names_a_private_source_is_refused_at_enqueue(
+def test_shareable_job_that_names_a_private_source_is_refused_at_enqueue(
     vestry: Vestry, conn: psycopg.Connection[Any], named: dict[str, list[str]]
 ) -> None:
-    asked = Generation("the river?", grounding=Grounding(**named))
+    request = Generation("the river?", grounding=Grounding(**named))
     with conn.transaction():
         with pytest.raises(InvalidInput, match="source diary is private"):
-            vestry.enqueue(conn, asked, owner="grace", privacy="shareable")
+            vestry.enqueue(conn, request, owner="grace", privacy="shareable")
         row = conn.execute("SELECT 1").fetchone()
         assert row == (1,), "the transaction is usable"
-    # Nobody's secret to others: of this owner there is no such source.
-    vestry.enqueue(conn, asked, owner="zoe", privacy="shareable")
+    # Another owner without such a source gets no error, which would reveal it.
+    vestry.enqueue(conn, request, owner="zoe", privacy="shareable")
 
 
-def test_nothing_indexed_is_a_clear_end(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
+def test_answer_without_passages_fails_with_no_passages(
+    vestry: Vestry, conn: psycopg.Connection[Any]
+) -> None:
     with pytest.raises(JobFailed) as failed:
-        ask(vestry, conn, "nobody")
+        ask(vestry, conn, "unknown")
     assert failed.value.code == "no_passages"

@@ -22,8 +22,7 @@ from workers.stack.background import BackgroundStack
 from workers.stack.postgres import SUPERUSER, PostgresServer
 
 PROMPT_S = 3.0
-"""A prompt round trip takes some 10 ms; this is for a machine that is busy with other tests. Otherwise
-it takes POLL_S."""
+"""Bound of a prompt round trip: 10 ms on an idle machine, more beside other tests, far below POLL_S."""
 POLL_S = 30
 WORKER = "private-interactive-gpu"
 TRIES = 5
@@ -80,8 +79,8 @@ def submit(vestry: Vestry, conn: Any) -> JobRef:
     )
 
 
-def took(admin: Any, job: JobRef) -> tuple[float, bool]:
-    """Seconds from enqueue to end, by the database's clock; whether a hint was given."""
+def seconds_and_hinted(admin: Any, job: JobRef) -> tuple[float, bool]:
+    """Seconds from enqueue to end, by the database's clock; whether the job had a hint."""
     row = admin.execute(
         """SELECT extract(epoch FROM finished_at - created_at)::float8, hinted_at IS NOT NULL
            FROM vestry.jobs WHERE id = %s AND state = 'succeeded'""",
@@ -90,20 +89,20 @@ def took(admin: Any, job: JobRef) -> tuple[float, bool]:
     return row[0], row[1]
 
 
-@pytest.mark.parametrize("away", [("dispatcher",), ("valkey",), ("dispatcher", "valkey")])
-def test_a_job_runs_at_once_without_broker_or_dispatcher(
-    up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any, away: tuple[str, ...]
+@pytest.mark.parametrize("names", [("dispatcher",), ("valkey",), ("dispatcher", "valkey")])
+def test_job_runs_promptly_without_broker_or_dispatcher(
+    up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any, names: tuple[str, ...]
 ) -> None:
     times = []
-    with stopped(up, *away):
+    with stopped(up, *names):
         for _ in range(TRIES):
             job = submit(vestry, conn)
             vestry.wait(job, timeout=20)
-            times.append(took(admin, job)[0])
+            times.append(seconds_and_hinted(admin, job)[0])
     assert median(times) < PROMPT_S
 
 
-def test_a_burst_runs_at_once(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
+def test_burst_of_jobs_runs_promptly(up: BackgroundStack, vestry: Vestry, conn: Any) -> None:
     with stopped(up, "dispatcher"):
         # In one transaction, which is one notification; then in one transaction each.
         with conn.transaction():
@@ -113,7 +112,7 @@ def test_a_burst_runs_at_once(up: BackgroundStack, vestry: Vestry, conn: Any) ->
             vestry.wait(job, timeout=20)
 
 
-def test_a_worker_without_its_listen_connection_gets_a_hint(
+def test_worker_without_its_listen_connection_gets_a_hint(
     vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     times = []
@@ -122,7 +121,7 @@ def test_a_worker_without_its_listen_connection_gets_a_hint(
         disconnect_listener(admin)
         job = submit(vestry, conn)
         vestry.wait(job, timeout=20)
-        seconds, hinted = took(admin, job)
+        seconds, hinted = seconds_and_hinted(admin, job)
         if hinted:  # else the listener reconnected before the job was committed
             times.append(seconds)
         if len(times) == TRIES:
@@ -131,7 +130,7 @@ def test_a_worker_without_its_listen_connection_gets_a_hint(
     assert median(times) < PROMPT_S
 
 
-def test_a_reconnected_listener_claims_what_it_missed(
+def test_reconnected_listener_claims_missed_jobs(
     up: BackgroundStack, vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     with stopped(up, "dispatcher"):
@@ -140,4 +139,4 @@ def test_a_reconnected_listener_claims_what_it_missed(
         begun = time.monotonic()
         vestry.wait(job, timeout=20)
     assert time.monotonic() - begun < POLL_S / 3
-    assert not took(admin, job)[1]
+    assert not seconds_and_hinted(admin, job)[1]

@@ -1,4 +1,4 @@
-"""The llama.cpp server as the stack runs it: its API, its log, its end, its place in a stack."""
+"""The llama.cpp server as the stack runs it: API, log, shutdown, logins and keys."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from workers.stack.supervisor import http_ready
 NEEDLE = "quartzite marmalade"
 
 
-def ask(
+def send(
     llama: Llama, path: str, body: bytes | None = None, key: str | None = None
 ) -> tuple[int, str]:
     request = urllib.request.Request(  # noqa: S310 - loopback
@@ -39,23 +39,23 @@ def ask(
         headers={"Authorization": f"Bearer {key or llama.key}", "Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - loopback
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - loopback
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 
 
 def chat(llama: Llama, **more: Any) -> tuple[int, str]:
     body = {"messages": [{"role": "user", "content": NEEDLE}], "max_tokens": 4}
-    return ask(llama, "/v1/chat/completions", json.dumps(body | more).encode())
+    return send(llama, "/v1/chat/completions", json.dumps(body | more).encode())
 
 
 def test_server_requires_its_key(llama: Llama) -> None:
     status, text = chat(llama)
     assert status == 200
     assert json.loads(text)["model"] == "SmolLM2-135M-Instruct"
-    assert ask(llama, "/v1/chat/completions", b"{}", "another key")[0] == 401
-    assert ask(llama, "/metrics", None, "another key")[0] == 401
+    assert send(llama, "/v1/chat/completions", b"{}", "another key")[0] == 401
+    assert send(llama, "/metrics", None, "another key")[0] == 401
     (listening,) = [
         c for c in psutil.Process(llama.process.pid).net_connections() if c.status == "LISTEN"
     ]
@@ -68,13 +68,13 @@ def test_server_requires_its_key(llama: Llama) -> None:
 def test_no_endpoint_shows_the_requests_of_others(llama: Llama) -> None:
     chat(llama)
     for path in ("/slots", "/slots/0", "/"):
-        status, text = ask(llama, path)
+        status, text = send(llama, path)
         assert status >= 400
         assert NEEDLE not in text
-    assert ask(llama, "/slots/0?action=save", b'{"filename": "x"}')[0] >= 400
-    assert ask(llama, "/props", b'{"any": "change"}')[0] >= 400
+    assert send(llama, "/slots/0?action=save", b'{"filename": "x"}')[0] >= 400
+    assert send(llama, "/props", b'{"any": "change"}')[0] >= 400
     for path in ("/props", "/metrics", "/v1/models", "/health"):
-        status, text = ask(llama, path)
+        status, text = send(llama, path)
         assert status == 200
         assert NEEDLE not in text
 
@@ -84,7 +84,7 @@ def test_no_content_of_a_request_is_logged(llama: Llama) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": NEEDLE}}}
     assert chat(llama, response_format=schema)[0] == 400
     assert chat(llama, grammar=f'root ::= "{NEEDLE}')[0] == 400
-    assert ask(llama, "/v1/chat/completions", f'{{"{NEEDLE}'.encode())[0] == 400
+    assert send(llama, "/v1/chat/completions", f'{{"{NEEDLE}'.encode())[0] == 400
     assert chat(llama, messages=[{"role": "user", "content": f"{NEEDLE} " * 2000}])[0] == 400
     assert chat(llama)[0] == 200
     log = llama.log.read_text()
@@ -93,12 +93,12 @@ def test_no_content_of_a_request_is_logged(llama: Llama) -> None:
     assert stat.S_IMODE(llama.log.stat().st_mode) == 0o600
 
 
-def test_server_ends_at_once_during_a_request() -> None:
+def test_server_ends_promptly_during_a_request() -> None:
     with llama_server() as llama:
         body = json.dumps({"messages": [{"role": "user", "content": "A long story."}],
                            "max_tokens": 900, "stream": True}).encode()  # fmt: skip
-        at = llama.url.removeprefix("http://").split(":")
-        with socket.create_connection((at[0], int(at[1])), 10) as caller:
+        host, port = llama.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 10) as caller:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {llama.key}"
             head += f"\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             caller.sendall(head.encode() + body)
@@ -166,7 +166,7 @@ STACK = (
 
 
 @pytest.mark.slow
-def test_stack_runs_servers_without_logins_and_gives_keys_to_their_callers_alone(
+def test_stack_runs_servers_without_logins_and_gives_keys_to_their_callers_only(
     tmp_path: Path,
 ) -> None:
     key = tmp_path / "openai.key"

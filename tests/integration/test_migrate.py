@@ -83,7 +83,7 @@ def test_bootstrap_logs_no_password(stack: DevStack) -> None:
         psycopg.connect(stack.database_url(role)).close()
 
 
-def test_a_missing_password_is_one_clear_line(database: str, secrets: Path) -> None:
+def test_missing_password_is_one_clear_line(database: str, secrets: Path) -> None:
     (secrets / PRODUCER).unlink()
     done = migrate(VESTRY_ADMIN_URL=database, VESTRY_ROLE_SECRETS=str(secrets))
     assert done.returncode == 1
@@ -104,7 +104,7 @@ def test_a_missing_password_is_one_clear_line(database: str, secrets: Path) -> N
         ),
     ],
 )
-def test_a_database_that_cannot_be_migrated_is_refused_with_one_sentence(
+def test_unsupported_database_is_refused_with_one_line(
     database: str, secrets: Path, change: str, sentence: str
 ) -> None:
     settings = {"VESTRY_ADMIN_URL": database, "VESTRY_ROLE_SECRETS": str(secrets)}
@@ -117,6 +117,6 @@ def test_a_database_that_cannot_be_migrated_is_refused_with_one_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_missing_setting_is_one_clear_line() -> None:
+def test_missing_setting_is_one_clear_line() -> None:
     done = migrate()
     assert (done.returncode, done.stderr) == (1, "migrate: VESTRY_ADMIN_URL is not set\n")

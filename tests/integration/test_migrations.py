@@ -1,4 +1,4 @@
-"""The migrated schema is the declared one, and migrations run both ways with data present."""
+"""The migrated schema equals the declared one, and migrations run both ways with data present."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def differences(url: str) -> list[Any]:
                 ),
             },
         )
-        found = compare_metadata(context, metadata)
+        result = compare_metadata(context, metadata)
     engine.dispose()
     # Comments are in the database only: `\d+` shows them.
     changes = [
-        change for entry in found for change in (entry if isinstance(entry, list) else [entry])
+        change for entry in result for change in (entry if isinstance(entry, list) else [entry])
     ]
     return [change for change in changes if not change[0].endswith("_comment")]
 
 
-def test_the_migrated_schema_is_the_declared_one(clean: DevStack) -> None:
+def test_migrated_schema_equals_the_declared_one(clean: DevStack) -> None:
     assert differences(owner_url(clean)) == []
 
 
-def test_an_undeclared_column_is_a_difference(clean: DevStack) -> None:
+def test_undeclared_column_is_a_difference(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute("ALTER TABLE vestry.jobs ADD COLUMN stray integer")
         try:
@@ -98,7 +98,7 @@ def test_downgrade_and_upgrade_with_data(clean: DevStack) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.permutations(State, 2)))
-def test_the_database_allows_exactly_the_transitions_declared(
+def test_database_allows_exactly_the_declared_transitions(
     clean: DevStack, before: State, after: State
 ) -> None:
     columns = {
@@ -119,12 +119,12 @@ def test_the_database_allows_exactly_the_transitions_declared(
              "now" if before in TERMINAL else None],
         )  # fmt: skip
         conn.execute("SET session_replication_role = origin")
-        move = f"UPDATE vestry.jobs SET state = '{after}', {columns[after]} WHERE id = '{job}'"
+        update = f"UPDATE vestry.jobs SET state = '{after}', {columns[after]} WHERE id = '{job}'"
         if (before, after) in TRANSITIONS:
-            conn.execute(move)
+            conn.execute(update)
         else:
             with pytest.raises(psycopg.Error) as refused:
-                conn.execute(move)
+                conn.execute(update)
             assert refused.value.sqlstate == "VY005"
 
 
@@ -149,9 +149,7 @@ def test_everything_in_the_schema_belongs_to_its_owner_role(clean: DevStack) -> 
 @pytest.mark.parametrize(
     "table", ["payloads", "results", "blobs", "documents", "chunks", "embeddings"]
 )
-def test_private_content_is_denied_to_every_other_role(
-    clean: DevStack, role: str, table: str
-) -> None:
+def test_private_content_is_denied_to_other_roles(clean: DevStack, role: str, table: str) -> None:
     column = {"chunks": "text", "embeddings": "vector", "documents": "detail"}.get(table, "body")
     with (
         psycopg.connect(clean.database_url(role)) as conn,
@@ -160,7 +158,7 @@ def test_private_content_is_denied_to_every_other_role(
         conn.execute(f"SELECT {column} FROM vestry.private_{table}")
 
 
-def test_a_private_worker_sees_only_the_owners_that_it_names(clean: DevStack) -> None:
+def test_private_worker_sees_only_the_owners_that_it_names(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         for owner in ("ann", "bob"):
             conn.execute(
@@ -169,16 +167,16 @@ def test_a_private_worker_sees_only_the_owners_that_it_names(clean: DevStack) ->
                 [owner],
             )
     with psycopg.connect(clean.database_url("vestry_private")) as conn:
-        seen = "SELECT owner FROM vestry.private_results"
-        assert conn.execute(seen).fetchall() == []
+        query = "SELECT owner FROM vestry.private_results"
+        assert conn.execute(query).fetchall() == []
         conn.execute("SELECT set_config('vestry.owners', '{bob}', true)")
-        assert conn.execute(seen).fetchall() == [("bob",)]
+        assert conn.execute(query).fetchall() == [("bob",)]
         conn.commit()
         # The setting is an empty string now, not NULL: no rows, and no error.
-        assert conn.execute(seen).fetchall() == []
+        assert conn.execute(query).fetchall() == []
 
 
-def test_the_job_tables_show_each_class_its_own(clean: DevStack) -> None:
+def test_jobs_table_shows_each_role_its_own_jobs(clean: DevStack) -> None:
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute(
             text(
@@ -188,13 +186,13 @@ def test_the_job_tables_show_each_class_its_own(clean: DevStack) -> None:
                      v(p, o)"""
             ).text
         )
-    seen = {}
+    visible = {}
     for role in ("private", "shareable", "cloud"):
         with psycopg.connect(clean.database_url(f"vestry_{role}")) as conn:
-            seen[role] = sorted(
+            visible[role] = sorted(
                 row[0] for row in conn.execute("SELECT privacy || '.' || pool FROM vestry.jobs")
             )
-    assert seen == {
+    assert visible == {
         "private": ["private.gpu"],
         "shareable": ["shareable.cloud", "shareable.gpu"],
         "cloud": ["shareable.cloud"],

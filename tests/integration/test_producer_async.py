@@ -10,7 +10,9 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from tests.producing import HELLO
 
+from tests import producing
 from vestry import (
     AsyncVestry,
     Embedding,
@@ -23,8 +25,6 @@ from vestry import (
     WaitTimeout,
 )
 from workers.stack.dev_stack import DevStack
-
-HELLO = Embedding(texts=["hello"])
 
 
 class Producer:
@@ -45,8 +45,7 @@ class Producer:
 
 def count(stack: DevStack, table: str) -> int:
     with psycopg.connect(stack.superuser_url) as root:
-        row = root.execute(f"SELECT count(*) FROM vestry.{table}").fetchone()  # type: ignore[call-overload]
-    return int(row[0])
+        return producing.count(root, table)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -54,7 +53,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_a_job_exists_if_and_only_if_the_transaction_commits(clean: DevStack, privacy: str) -> None:
+def test_job_exists_if_and_only_if_the_transaction_commits(clean: DevStack, privacy: str) -> None:
     async def work() -> None:
         async with Producer(clean) as (client, conn):
             lost = await client.enqueue(conn, HELLO, owner="alice", privacy=privacy)
@@ -70,7 +69,7 @@ def test_a_job_exists_if_and_only_if_the_transaction_commits(clean: DevStack, pr
     run(work())
 
 
-def test_many_from_an_asynchronous_source_are_all_or_none(clean: DevStack) -> None:
+def test_enqueue_many_from_an_asynchronous_source_is_atomic(clean: DevStack) -> None:
     async def jobs(upto: int) -> AsyncIterator[Embedding]:
         for number in range(upto):
             await asyncio.sleep(0)
@@ -84,10 +83,10 @@ def test_many_from_an_asynchronous_source_are_all_or_none(clean: DevStack) -> No
                 await client.enqueue_many(
                     conn, jobs(1201), owner="a", privacy="private", idempotency_keys=keys
                 )
-            made = await client.enqueue_many(conn, jobs(1500), owner="a", privacy="private")
+            refs = await client.enqueue_many(conn, jobs(1500), owner="a", privacy="private")
             await client.enqueue_many(conn, [HELLO] * 3, owner="a", privacy="private")
             await conn.commit()
-            assert len({job.id for job in made}) == 1500
+            assert len({job.id for job in refs}) == 1500
 
     run(work())
     assert count(clean, "jobs") == 1 + 1500 + 3
@@ -132,7 +131,7 @@ def test_invalid_calls_raise(clean: DevStack) -> None:
                 await client.enqueue(conn, HELLO, owner="a", privacy="public")
             assert caught.value.field == "privacy"
             with pytest.raises(UnknownLane):
-                await client.pause_lane("nowhere")
+                await client.pause_lane("unknown")
             with pytest.raises(UnknownJob):
                 await client.wait(uuid4(), timeout=1)
             await client.pause_lane("private.bulk.gpu")
@@ -144,7 +143,7 @@ def test_invalid_calls_raise(clean: DevStack) -> None:
     run(work())
 
 
-def test_a_job_is_enqueued_by_an_asynchronous_sqlalchemy_session_and_connection(
+def test_job_is_enqueued_by_an_asynchronous_sqlalchemy_session_and_connection(
     clean: DevStack,
 ) -> None:
     pytest.importorskip("greenlet", reason="SQLAlchemy's asyncio needs sqlalchemy[asyncio]")

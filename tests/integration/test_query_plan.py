@@ -1,4 +1,4 @@
-"""The claim query is flat: same plan and as many pages at a large backlog as at a small one."""
+"""The claim query has the same plan and reads as many pages at a large backlog as at a small one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workers.stack.dev_stack import DevStack
 
 LANE = "private.bulk.gpu"
 LIMIT = 64
-TERMS = LeasePolicy(worker="test", privacy="private", lease_s=60, max_run_s=600)
+POLICY = LeasePolicy(worker="test", privacy="private", lease_s=60, max_run_s=600)
 
 
 def fill(conn: Any, count: int, first_tag: int = 0, *, analyze: bool = True) -> None:
@@ -58,15 +58,7 @@ def pages(plan: dict[str, Any]) -> int:
     return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
 
 
-@pytest.fixture
-def admin(clean: DevStack) -> Any:
-    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
-        yield conn
-
-
-def test_one_index_scan_and_no_more_pages_at_200_times_the_backlog(
-    clean: DevStack, admin: Any
-) -> None:
+def test_claim_is_one_index_scan_at_200_times_the_backlog(clean: DevStack, admin: Any) -> None:
     fill(admin, 1_000)
     small = explain(clean)
     fill(admin, 199_000, 1_000)
@@ -81,7 +73,7 @@ def test_one_index_scan_and_no_more_pages_at_200_times_the_backlog(
 
 
 def test_wrong_statistics_change_no_plan(clean: DevStack, admin: Any) -> None:
-    """Statistics of a table that was empty when it was analysed, and of one that has emptied since."""
+    """With statistics of an empty table that was filled, and of a full table that was emptied."""
     admin.execute("ALTER TABLE vestry.jobs SET (autovacuum_enabled = false)")
     try:
         admin.execute("VACUUM ANALYZE vestry.jobs")
@@ -107,7 +99,7 @@ def test_every_connection_that_claims_has_the_planner_options(clean: DevStack) -
                 assert conn.execute(f"SHOW {name}").fetchone() == ("off",)
 
 
-def test_the_mark_keeps_it_flat_under_a_held_snapshot(clean: DevStack, admin: Any) -> None:
+def test_mark_keeps_the_claim_flat_under_a_held_snapshot(clean: DevStack, admin: Any) -> None:
     fill(admin, 60_000)
     with psycopg.connect(clean.superuser_url) as holder:
         holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -123,7 +115,7 @@ def test_the_mark_keeps_it_flat_under_a_held_snapshot(clean: DevStack, admin: An
     assert from_the_mark <= fresh * 2 + 20
 
 
-def test_the_mark_advances_and_late_commits_are_found(
+def test_mark_advances_and_late_commits_are_found(
     clean: DevStack, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(admin, 1_000)
@@ -135,7 +127,7 @@ def test_the_mark_advances_and_late_commits_are_found(
 
         def claim_once() -> list[int]:
             marks = {"embedding": mark}
-            lease = claims.claim(conn, TERMS, LANE, ["embedding"], limit=100, marks=marks)
+            lease = claims.claim(conn, POLICY, LANE, ["embedding"], limit=100, marks=marks)
             return [0] * len(lease.jobs) if lease else []
 
         for _ in range(4):
@@ -154,8 +146,8 @@ def test_the_mark_advances_and_late_commits_are_found(
         assert len(claim_once()) == 1
 
 
-def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a job of a transaction that began before the last full scan is still found."""
+def test_mark_lags_one_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of a transaction that began before the last full scan is still found."""
     clock = [1000.0]
     monkeypatch.setattr("models.claims.time.monotonic", lambda: clock[0])
     mark = LowWaterMark()
@@ -172,7 +164,7 @@ def test_the_mark_lags_a_full_scan_behind(monkeypatch: pytest.MonkeyPatch) -> No
     assert mark.start() == 150
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING
-    # However long the scan took, the next full scan is not put off beyond the limit.
+    # Even after a long scan the next full scan is due within FULL_SCAN_LATEST_S.
     mark.update(mark.start(), virtual_time=400, first=None, took_s=60.0)
     clock[0] += FULL_SCAN_LATEST_S
     assert mark.start() == BEGINNING

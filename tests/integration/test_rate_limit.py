@@ -1,4 +1,4 @@
-"""Sixty requests in a window, kept to by eight worker processes and used, by the server's clock."""
+"""Eight worker processes share a limit of 60 requests a window, measured by the server's clock."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from workers.stack.process import Command, base_environment, spawn, stop
 
 LIMIT = 60
 WINDOW_S = 10.0
-"""In place of a minute: what is tested does not depend on its length."""
+"""Instead of a minute: the test does not depend on the length."""
 WASTED_S = 60 / 0.9 - 60
-"""At most this much longer than a window, which of a minute uses 90 %."""
+"""Maximum excess over the window: 66.7 s for a minute's limit means that 90 % of it is used."""
 WORKERS = 8
 JOBS = 72
 
@@ -50,9 +50,9 @@ def processes(stack: DevStack, cloud: FaultServer, directory: Path) -> Iterator[
         "VESTRY_DATABASE_URL": stack.database_url("vestry_control"),
         "VESTRY_BROKER_URL": stack.broker_url("dispatcher"),
     }
-    wanted = [("workers.dispatcher", dispatcher), *[("workers.worker", worker)] * WORKERS]
+    specs = [("workers.dispatcher", dispatcher), *[("workers.worker", worker)] * WORKERS]
     with ExitStack() as running:
-        for number, (module, own) in enumerate(wanted):
+        for number, (module, own) in enumerate(specs):
             command = Command(
                 argv=[sys.executable, "-m", module],
                 log=directory / f"{number}.log",
@@ -64,27 +64,25 @@ def processes(stack: DevStack, cloud: FaultServer, directory: Path) -> Iterator[
 
 
 @pytest.mark.slow
-def test_eight_workers_keep_to_a_limit_and_use_it(clean: DevStack) -> None:
+def test_eight_workers_observe_and_use_a_rate_limit(clean: DevStack) -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
-        FaultServer(
-            key=KEY
-        ) as cloud,  # canned answers: what is looked at is when they are asked for
+        FaultServer(key=KEY) as cloud,  # canned responses: only the request times matter
         Vestry(clean.database_url(), clean.keyring) as vestry,
         psycopg.connect(clean.database_url(), autocommit=True) as conn,
         processes(clean, cloud, Path(directory)),
     ):
         route = "SELECT FROM vestry.routes WHERE pool = 'cloud'"
         eventually(lambda: bool(conn.execute(route).fetchall()), within=60)
-        # Of this model and no other: else what finds no turn would be answered at home.
-        asked = [Generation(f"Hello, {n}.", model="gpt-4o-mini") for n in range(JOBS)]
-        jobs = vestry.enqueue_many(conn, asked, owner="o", privacy="shareable")
+        # A named model: other jobs without a permit would be rerouted to local models.
+        requests = [Generation(f"Hello, {n}.", model="gpt-4o-mini") for n in range(JOBS)]
+        jobs = vestry.enqueue_many(conn, requests, owner="o", privacy="shareable")
         for job in jobs:
             vestry.wait(job, timeout=120)
         receipts = [vestry.receipts(job) for job in jobs]
     times = sorted(request.at for request in cloud.calls("/chat/completions"))
-    assert len(times) == JOBS, "each job was asked for once"
-    assert {found[-1].locality for found in receipts} == {"cloud"}
-    crowded = [later - earlier for earlier, later in zip(times, times[LIMIT:], strict=False)]
-    assert min(crowded) >= WINDOW_S
+    assert len(times) == JOBS, "each job has one request"
+    assert {attempts[-1].locality for attempts in receipts} == {"cloud"}
+    spans = [later - earlier for earlier, later in zip(times, times[LIMIT:], strict=False)]
+    assert min(spans) >= WINDOW_S
     assert times[LIMIT] - times[0] <= WINDOW_S + WASTED_S, "too little of the limit was used"

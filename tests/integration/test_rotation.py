@@ -24,7 +24,7 @@ OWNERS = [f"owner-{number}" for number in range(7)]
 
 @dataclass(frozen=True)
 class Site:
-    """A producer and an operator, with a key ring of the test's own."""
+    """A producer and an operator, with a separate key ring."""
 
     stack: DevStack
     vestry: Vestry
@@ -42,12 +42,12 @@ class Site:
 def site(clean: DevStack, tmp_path: Path) -> Iterator[Site]:
     path = tmp_path / "ring.json"
     KeyRing.generate(path)
-    logins = [clean.database_url(f"vestry_{role}") for role in ("producer", "operator")]
-    with ExitStack() as opened:
-        vestry = opened.enter_context(Vestry(logins[0], path))
+    urls = [clean.database_url(f"vestry_{role}") for role in ("producer", "operator")]
+    with ExitStack() as resources:
+        vestry = resources.enter_context(Vestry(urls[0], path))
         conns = [
-            opened.enter_context(psycopg.connect(url, autocommit=True))
-            for url in (*logins, clean.superuser_url)
+            resources.enter_context(psycopg.connect(url, autocommit=True))
+            for url in (*urls, clean.superuser_url)
         ]
         yield Site(clean, vestry, *conns, path)
 
@@ -57,7 +57,7 @@ def enqueue(vestry: Vestry, conn: psycopg.Connection[Any], *owners: str) -> None
         vestry.enqueue(conn, HELLO, owner=owner, privacy="private")
 
 
-def opened(root: psycopg.Connection[Any], path: Path) -> int:
+def openable_payloads(root: psycopg.Connection[Any], path: Path) -> int:
     """Number of payloads that open with the ring in the file."""
     ring = KeyRing.load(path)
     rows = root.execute(
@@ -75,16 +75,16 @@ def wrapping(root: psycopg.Connection[Any]) -> dict[str, int]:
     )
 
 
-def test_every_data_key_is_rewrapped_and_opens_what_it_sealed(site: Site) -> None:
+def test_rewrapped_data_keys_open_earlier_content(site: Site) -> None:
     enqueue(site.vestry, site.conn, *OWNERS)
     old = KeyRing.load(site.path).current
-    # A reader that was opened before
+    # A ring loaded before the rotation
     early = KeyRing.load(site.path)
     done = key_rotation.rotate(site.operator, site.source)
     assert (done.rewrapped, done.not_rewrapped, done.new_key) == (len(OWNERS), 0, True)
     assert wrapping(site.root) == {done.current: len(OWNERS)}
     assert done.current != old
-    assert opened(site.root, site.path) == len(OWNERS)
+    assert openable_payloads(site.root, site.path) == len(OWNERS)
     row = site.root.execute(
         "SELECT key_id, wrapped, kek_id FROM vestry.owner_keys LIMIT 1"
     ).fetchone()
@@ -95,7 +95,7 @@ def test_every_data_key_is_rewrapped_and_opens_what_it_sealed(site: Site) -> Non
     assert wrapping(site.root) == {done.current: len(OWNERS) + 1}
 
 
-def test_an_interrupted_rotation_is_resumed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_rotation_is_resumed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     enqueue(site.vestry, site.conn, *OWNERS)
     monkeypatch.setattr(key_rotation, "PAGE", 3)
     store, pages = key_rotation._store, []
@@ -111,7 +111,7 @@ def test_an_interrupted_rotation_is_resumed(site: Site, monkeypatch: pytest.Monk
         with pytest.raises(KeyboardInterrupt):
             key_rotation.rotate(site.operator, site.source)
     assert len(wrapping(site.root)) == 2
-    assert opened(site.root, site.path) == len(OWNERS)
+    assert openable_payloads(site.root, site.path) == len(OWNERS)
     current = KeyRing.load(site.path).current
     done = key_rotation.rotate(site.operator, site.source)
     assert (done.current, done.new_key, done.rewrapped) == (current, False, len(OWNERS) - 3)
@@ -119,7 +119,7 @@ def test_an_interrupted_rotation_is_resumed(site: Site, monkeypatch: pytest.Monk
     assert len(KeyRing.load(site.path).key_ids) == 2
 
 
-def test_a_rotation_uses_a_key_distributed_before(site: Site) -> None:
+def test_rotation_uses_a_key_distributed_before(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     before = KeyRing.load(site.path).current
     key = key_rotation.add(site.source)
@@ -131,7 +131,7 @@ def test_a_rotation_uses_a_key_distributed_before(site: Site) -> None:
     assert (listed[key].wraps, listed[key].current) == (1, True)
 
 
-def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
+def test_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
     enqueue(site.vestry, site.conn, *OWNERS)
     old = KeyRing.load(site.path).current
     assert key_rotation.retire(site.operator, site.source) == []
@@ -143,7 +143,7 @@ def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
     current = key_rotation.rotate(site.operator, site.source).current
     assert key_rotation.retire(site.operator, site.source) == [old]
     assert KeyRing.load(site.path).key_ids == (current,)
-    assert opened(site.root, site.path) == len(OWNERS)
+    assert openable_payloads(site.root, site.path) == len(OWNERS)
     # A producer with an old ring can no longer wrap with it.
     with (
         Vestry(site.stack.database_url("vestry_producer"), stale) as late,
@@ -153,7 +153,7 @@ def test_a_key_is_retired_once_it_wraps_nothing(site: Site) -> None:
     assert wrapping(site.root) == {current: len(OWNERS)}
 
 
-def test_a_key_that_wraps_data_keys_is_not_retired(site: Site) -> None:
+def test_key_that_wraps_data_keys_is_not_retired(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     old = KeyRing.load(site.path).current
     key_rotation.rotate(site.operator, site.source)
@@ -185,7 +185,7 @@ def test_data_keys_of_missing_keys_are_counted(site: Site) -> None:
     assert (done.rewrapped, done.not_rewrapped) == (1, 1)
 
 
-def test_the_ring_of_a_command_is_rotated_at_its_source(site: Site) -> None:
+def test_ring_of_a_command_is_rotated_at_its_source(site: Site) -> None:
     enqueue(site.vestry, site.conn, "ann")
     command = KeyCommand(f"cat {site.path}")
     assert key_rotation.rotate(site.operator, command).rewrapped == 0

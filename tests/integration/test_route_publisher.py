@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from models import backend_health
+from tests.waiting import eventually
 from vestry import Embedding, Flow, Generation, Ocr, Vestry
 from workers import route_publisher
 from workers.dispatcher import Dispatcher
@@ -17,7 +18,7 @@ from workers.route_publisher import RoutePublisher
 from workers.settings import Settings
 from workers.stack.dev_stack import DevStack
 
-FAILS = {"threshold": 1, "cooldown_s": 60.0, "max_cooldown_s": 60.0, "retry_after_s": None}
+FAILURE = {"threshold": 1, "cooldown_s": 60.0, "max_cooldown_s": 60.0, "retry_after_s": None}
 
 
 @pytest.fixture
@@ -49,9 +50,9 @@ def lanes(conn: psycopg.Connection[Any]) -> dict[str, int]:
 
 
 def enqueue(clean: DevStack, conn: Any, job: Any, **more: Any) -> Any:
-    given = {"owner": "o", "privacy": "shareable"} | more
+    options = {"owner": "o", "privacy": "shareable"} | more
     with Vestry(clean.database_url(), clean.keyring) as vestry:
-        return vestry.enqueue(conn, job, **given)
+        return vestry.enqueue(conn, job, **options)
 
 
 @pytest.mark.usefixtures("publisher")
@@ -92,10 +93,10 @@ def test_queued_jobs_move_when_a_cloud_becomes_unavailable_and_back(
         vestry.enqueue_many(conn, [Generation("p", model="gpt-4o-mini")] * 2, **common)
     assert lanes(conn) == {"shareable.bulk.cloud": 16}
     for backend in ("openai", "anthropic"):
-        backend_health.record_failure(worker, backend, "backend_unavailable", **FAILS)
+        backend_health.record_failure(worker, backend, "backend_unavailable", **FAILURE)
     routes.refresh(control)
     routes.refresh(control)
-    # Jobs that only the cloud can do wait there, and those that name a model of it.
+    # Jobs that only a cloud serves, or that name a cloud model, stay in the cloud lane.
     assert lanes(conn) == {"shareable.bulk.gpu": 10, "shareable.bulk.cloud": 6}
     for backend in ("openai", "anthropic"):
         backend_health.record_success(worker, backend)
@@ -128,8 +129,8 @@ def test_child_job_gets_the_lane_of_its_route_when_it_is_released(
     routes, control = publisher
     job = enqueue(clean, conn, Flow(Ocr(b"%PDF-1.4 x"), [Generation("then")]))
     with psycopg.connect(clean.superuser_url, autocommit=True) as root:
-        backend_health.record_failure(worker, "openai", "x", **FAILS)
-        backend_health.record_failure(worker, "anthropic", "x", **FAILS)
+        backend_health.record_failure(worker, "openai", "x", **FAILURE)
+        backend_health.record_failure(worker, "anthropic", "x", **FAILURE)
         routes.refresh(control)
         root.execute(
             "UPDATE vestry.jobs SET state = 'running', start_tag = NULL, lease_id = gen_random_uuid()"
@@ -158,12 +159,8 @@ def test_dispatcher_publishes_routes(clean: DevStack, conn: psycopg.Connection[A
         running = threading.Thread(target=dispatcher.run, args=(control,))
         running.start()
         try:
-            for _ in range(100):
-                rows = conn.execute("SELECT FROM vestry.routes WHERE pool = 'cloud'").fetchall()
-                if rows:
-                    break
-                stop.wait(0.1)
+            query = "SELECT FROM vestry.routes WHERE pool = 'cloud'"
+            eventually(lambda: conn.execute(query).fetchall(), within=10)
         finally:
             stop.set()
             running.join(10)
-    assert rows

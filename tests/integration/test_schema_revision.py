@@ -22,7 +22,7 @@ OLDER = "0000_older"
 
 @pytest.fixture
 def outdated(clean: DevStack) -> Iterator[DevStack]:
-    """The stack with a schema that says that it is of an older revision."""
+    """The stack with a schema marked as an older revision."""
     change = "UPDATE vestry.alembic_version SET version_num = %s"
     with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
         conn.execute(change, [OLDER])
@@ -73,7 +73,7 @@ def test_doctor_refuses_an_older_pgvector(clean: DevStack) -> None:
         ("worker", SHAREABLE_WORKER, "shareable"),
     ],
 )
-def test_a_process_refuses_an_older_revision_with_one_sentence(
+def test_process_refuses_an_older_revision_with_one_line(
     outdated: DevStack, tmp_path: Path, process: str, role: str, user: str
 ) -> None:
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Search against real pgvector: recall, isolation of owners, and queries that leave nothing behind."""
+"""Search against real pgvector: recall, isolation of owners, and deletion of queries."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from vestry.search import vector_search
 from workers.stack.dev_stack import DevStack
 
 ROWS = 10_000
-"""A tenth of `make bench`'s library, searched with thresholds at a tenth of theirs."""
+"""A tenth of `make bench`'s rows; the search thresholds are scaled to match."""
 
 
 @pytest.fixture(scope="module")
 def library() -> Iterator[Library]:
-    """In servers of its own: other tests here empty the tables of theirs."""
+    """A library in separate servers: other tests empty the tables of the shared ones."""
     with pytest.MonkeyPatch.context() as patch:
         for threshold in ("EXACT_ROWS", "EXACT_FILTERED_ROWS"):
             scaled = getattr(vector_search, threshold) * ROWS // search.ROWS
@@ -61,11 +61,11 @@ def vestry(library: Library) -> Iterator[Vestry]:
 def test_recall_for_an_owner_of_one_percent(
     library: Library, vestry: Vestry, privacy: str, owner: str, record_property: Any
 ) -> None:
-    # Given one owner's thousand documents among a hundred thousand, when the owner searches
-    found, seconds = library.search(vestry, owner=owner, privacy=privacy)
+    # Given an owner with one percent of the documents, when the owner searches
+    results, seconds = library.search(vestry, owner=owner, privacy=privacy)
     # Then the ten nearest are found, best first, with text and scores
-    assert library.recall(found, library.owners == 7) >= 0.99
-    for query, hits in enumerate(found):
+    assert library.recall(results, library.owners == 7) >= 0.99
+    for query, hits in enumerate(results):
         assert len(hits) == 10
         assert {hit.owner for hit in hits} == {owner}
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
@@ -74,51 +74,51 @@ def test_recall_for_an_owner_of_one_percent(
             float(library.vectors[best] @ library.queries[query]), abs=2e-3
         )
     if privacy == "private":
-        assert found[0][0].text == f"text {found[0][0].document}"
-        assert found[0][0].date == "1660"
+        assert results[0][0].text == f"text {results[0][0].document}"
+        assert results[0][0].date == "1660"
     record_property("seconds_a_search", fmean(seconds))
     assert fmean(seconds) < 0.5
 
 
 @pytest.mark.parametrize("source", ["small", "middle"])
-def test_a_shareable_source_among_others_is_searched_exactly(
+def test_shareable_source_among_others_is_searched_exactly(
     library: Library, vestry: Vestry, source: str
 ) -> None:
-    found, _ = library.search(vestry, owner="stranger", privacy="shareable", sources=[source])
-    assert library.recall(found, library.sources == source) >= 0.99
-    assert {hit.source for hits in found for hit in hits} == {source}
+    results, _ = library.search(vestry, owner="stranger", privacy="shareable", sources=[source])
+    assert library.recall(results, library.sources == source) >= 0.99
+    assert {hit.source for hits in results for hit in hits} == {source}
 
 
-def test_a_source_that_is_most_of_a_space_is_searched_through_its_index(
+def test_source_with_most_of_a_space_is_searched_by_index(
     library: Library, vestry: Vestry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a selection too large to compare row by row
     chosen = (library.sources == "big") & (np.arange(ROWS) < library.large_rows)
     assert chosen.sum() > vector_search.EXACT_ROWS
-    how: dict[str, Any] = {"owner": "stranger", "privacy": "shareable", "sources": ["big"]}
+    options: dict[str, Any] = {"owner": "stranger", "privacy": "shareable", "sources": ["big"]}
     # When it is searched, then the index is used, with high recall
     plans = spy_on_plans(monkeypatch)
-    found, _ = library.search(vestry, space=LARGE_SPACE, **how)
+    results, _ = library.search(vestry, space=LARGE_SPACE, **options)
     assert sum("_hnsw" in plan for plan in plans) == QUERIES
-    assert library.recall(found, chosen) >= 0.95
+    assert library.recall(results, chosen) >= 0.95
     # And an exact search does not use it
     plans.clear()
-    library.search(vestry, space=LARGE_SPACE, **{**how, "sources": ["small"]})
+    library.search(vestry, space=LARGE_SPACE, **{**options, "sources": ["small"]})
     assert plans
     assert not any("_hnsw" in plan for plan in plans)
 
 
 def spy_on_plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The plan of every comparison from now on."""
+    """Record the plan of every vector comparison from now on."""
     plans: list[str] = []
-    carry_out = operations.execute
+    execute = operations.execute
 
-    def run(conn: psycopg.Connection[Any], work: Any) -> Any:
+    def run(conn: psycopg.Connection[Any], operation: Any) -> Any:
         def explained() -> Any:
             rows: Any = None
             while True:
                 try:
-                    query = work.send(rows)
+                    query = operation.send(rows)
                 except StopIteration as end:
                     return end.value
                 text = query.text if isinstance(query.text, str) else query.text.as_string()
@@ -127,7 +127,7 @@ def spy_on_plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                     plans.append(str(plan))
                 rows = yield query
 
-        return carry_out(conn, explained())
+        return execute(conn, explained())
 
     monkeypatch.setattr(client, "execute", run)
     return plans
@@ -136,7 +136,7 @@ def spy_on_plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_own_sources_and_shared_ones_are_searched_together(
     library: Library, vestry: Vestry
 ) -> None:
-    found, _ = library.search(
+    results, _ = library.search(
         vestry,
         owner="owner-3",
         privacy="private",
@@ -144,17 +144,17 @@ def test_own_sources_and_shared_ones_are_searched_together(
         sources=["small"],
         limit=10,
     )
-    mine = (library.owners == 3) & (library.sources == "big")
-    assert library.recall(found, mine | (library.sources == "small")) >= 0.99
-    kinds = {(hit.owner == "owner-3", hit.source) for hits in found for hit in hits}
-    assert kinds == {(True, "big"), (False, "small")}
+    own = (library.owners == 3) & (library.sources == "big")
+    assert library.recall(results, own | (library.sources == "small")) >= 0.99
+    origins = {(hit.owner == "owner-3", hit.source) for hits in results for hit in hits}
+    assert origins == {(True, "big"), (False, "small")}
 
 
 def test_another_owners_private_rows_are_never_seen(library: Library, vestry: Vestry) -> None:
     for owner in ("owner-8", "stranger", "owner-7' OR true --", "{owner-7,owner-8}"):
-        found, _ = library.search(vestry, owner=owner, privacy="private")
-        assert {hit.owner for hits in found for hit in hits} <= {owner}
-        assert bool(found[0]) is (owner == "owner-8")
+        results, _ = library.search(vestry, owner=owner, privacy="private")
+        assert {hit.owner for hits in results for hit in hits} <= {owner}
+        assert bool(results[0]) is (owner == "owner-8")
     # Nor by the producer's login without an owner context, or with another one
     url = library.stack.database_url("vestry_producer")
     for table in ("embeddings", "chunks", "documents"):
@@ -168,13 +168,13 @@ def test_another_owners_private_rows_are_never_seen(library: Library, vestry: Ve
 
 @pytest.mark.slow
 def test_invalid_searches_raise(library: Library, vestry: Vestry) -> None:
-    right = library.queries[0].tolist()
+    valid = library.queries[0].tolist()
     common: dict[str, Any] = {"owner": "owner-1", "privacy": "private"}
     with pytest.raises(UnknownSpace):
-        vestry.search_by_vector(right, space="elsewhere", **common)
+        vestry.search_by_vector(valid, space="unknown", **common)
     with pytest.raises(UnknownSpace):
-        vestry.search("x", space="elsewhere", **common)
-    wrong_vectors = (right[:-1], [float("nan")] * DIM, [float("inf"), *right[1:]], [])
+        vestry.search("x", space="unknown", **common)
+    wrong_vectors = (valid[:-1], [float("nan")] * DIM, [float("inf"), *valid[1:]], [])
     for vector in wrong_vectors:
         with pytest.raises(InvalidInput) as caught:
             vestry.search_by_vector(vector, space=SPACE, **common)
@@ -187,18 +187,18 @@ def test_invalid_searches_raise(library: Library, vestry: Vestry) -> None:
         ("privacy", {"privacy": None}),
         ("owner", {"owner": ""}),
     ]
-    for field, given in wrong:
+    for field, changed in wrong:
         with pytest.raises(InvalidInput) as caught:
-            vestry.search_by_vector(right, space=SPACE, **{**common, **given})
+            vestry.search_by_vector(valid, space=SPACE, **{**common, **changed})
         assert caught.value.field == field
     with pytest.raises(InvalidInput) as caught:
         vestry.search(" ", **common)
     assert caught.value.field == "query"
 
 
-def test_the_query_is_embedded_by_a_private_job_that_keeps_nothing(clean: DevStack) -> None:
+def test_query_is_embedded_by_a_private_job_whose_content_is_deleted(clean: DevStack) -> None:
     # Given a worker that embeds the query
-    ring, asked = KeyRing.load(clean.keyring), []
+    ring, requests = KeyRing.load(clean.keyring), []
     with psycopg.connect(clean.superuser_url, autocommit=True) as root:
         root.execute(ENSURE_SPACE, ["tiny", 2])
 
@@ -213,11 +213,11 @@ def test_the_query_is_embedded_by_a_private_job_that_keeps_nothing(clean: DevSta
                 ).fetchone()
             job, lane, owner, body, key_id, wrapped, kek_id, ttl = row
             key = ring.unwrap(owner, key_id, wrapped, kek_id)
-            asked.append((lane, ttl, json.loads(key.open(PAYLOAD, job, body))))
-            answer = key.seal(RESULT, job, b'{"vectors": [[1, 0]], "space": "tiny"}')
+            requests.append((lane, ttl, json.loads(key.open(PAYLOAD, job, body))))
+            result = key.seal(RESULT, job, b'{"vectors": [[1, 0]], "space": "tiny"}')
             root.execute(
                 "INSERT INTO vestry.private_results VALUES (%s, %s, %s, %s, now())",
-                [job, owner, key_id, answer],
+                [job, owner, key_id, result],
             )
             root.execute("DELETE FROM vestry.private_payloads")
             root.execute(
@@ -238,14 +238,14 @@ def test_the_query_is_embedded_by_a_private_job_that_keeps_nothing(clean: DevSta
         # Then the query ran in the private interactive lane, and its text and vector are deleted
         assert len(hits) == 0
         assert (hits.space, hits.degraded) == ("tiny", False)
-        lane, ttl, payload = asked[0]
+        lane, ttl, payload = requests[0]
         assert (lane, ttl) == ("private.interactive.gpu", 60)
         assert payload == {"texts": ["secret words"], "input": "query"}
         with psycopg.connect(clean.superuser_url) as root:
             for table in ("private_results", "private_payloads"):
                 rows = root.execute(f"SELECT count(*) FROM vestry.{table}").fetchone()  # type: ignore[call-overload]
                 assert rows == (0,), table
-        # And when no worker answers, the job is cancelled
+        # And when no worker runs, the job is cancelled
         with pytest.raises(WaitTimeout):
             producer.search("more secret words", owner="alice", privacy="private", timeout=0.3)
         with psycopg.connect(clean.superuser_url) as root:

@@ -1,4 +1,4 @@
-"""Search with a reranker against real tables: the routes that enable it, and what is deleted after."""
+"""Search with a reranker against real tables: the routes that enable it, and deletion of content."""
 
 from __future__ import annotations
 
@@ -64,26 +64,26 @@ def publish(stack: DevStack, *routes: tuple[str, str, str]) -> None:
 
 
 @contextmanager
-def answering(stack: DevStack, answers: dict[str, Any]) -> Iterator[list[tuple[str, Any]]]:
-    """A fake worker: answers shareable jobs by their kind, and records them."""
-    asked: list[tuple[str, Any]] = []
-    over = threading.Event()
+def fake_worker(stack: DevStack, results: dict[str, Any]) -> Iterator[list[tuple[str, Any]]]:
+    """Finish shareable jobs with a result by their kind; yields the recorded jobs."""
+    jobs: list[tuple[str, Any]] = []
+    stop = threading.Event()
 
     def work() -> None:
         with psycopg.connect(stack.superuser_url, autocommit=True) as root:
-            while not over.wait(0.005):
+            while not stop.wait(0.005):
                 row = root.execute(
                     """SELECT id, kind, body FROM vestry.jobs
                        JOIN vestry.shareable_payloads ON job_id = id WHERE state = 'queued'"""
                 ).fetchone()
-                if row is None or row[1] not in answers:
+                if row is None or row[1] not in results:
                     continue
                 job, kind, body = row
-                asked.append((kind, json.loads(body)))
+                jobs.append((kind, json.loads(body)))
                 root.execute(
                     "INSERT INTO vestry.shareable_results (job_id, owner, body, expires_at) "
                     "VALUES (%s, 'ann', %s, now())",
-                    [job, json.dumps(answers[kind])],
+                    [job, json.dumps(results[kind])],
                 )
                 root.execute("DELETE FROM vestry.shareable_payloads WHERE job_id = %s", [job])
                 root.execute(
@@ -101,9 +101,9 @@ def answering(stack: DevStack, answers: dict[str, Any]) -> Iterator[list[tuple[s
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        yield asked
+        yield jobs
     finally:
-        over.set()
+        stop.set()
         worker.join()
 
 
@@ -114,9 +114,9 @@ RANKING = {
 SEARCH: dict[str, Any] = {"owner": "ann", "privacy": "shareable", "timeout": 20}
 
 
-def searched(stack: DevStack, **how: Any) -> Hits:
+def search(stack: DevStack, **options: Any) -> Hits:
     with Vestry(stack.database_url("vestry_producer"), stack.keyring) as vestry:
-        return vestry.search("q", **SEARCH | how)
+        return vestry.search("q", **SEARCH | options)
 
 
 def documents(hits: Hits) -> list[str]:
@@ -124,7 +124,7 @@ def documents(hits: Hits) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("routes", "wanted"),
+    ("routes", "enabled"),
     [
         ([], False),
         ([("rerank", "shareable", "cross-encoder")], True),
@@ -134,8 +134,8 @@ def documents(hits: Hits) -> list[str]:
         ([("rerank", "shareable", "other"), ("embedding", "shareable", "other")], False),
     ],
 )
-def test_a_published_route_to_a_reranker_enables_reranking(
-    library: DevStack, routes: list[tuple[str, str, str]], wanted: bool
+def test_published_route_to_a_reranker_enables_reranking(
+    library: DevStack, routes: list[tuple[str, str, str]], enabled: bool
 ) -> None:
     publish(library, *routes)
     request = SearchRequest("ann", "shareable", limit=1)
@@ -147,50 +147,50 @@ def test_a_published_route_to_a_reranker_enables_reranking(
             )
 
     hits, to_rerank = find(None)
-    assert to_rerank is wanted
+    assert to_rerank is enabled
     # More hits than the limit, for the reranker to choose from.
-    assert len(hits) == (3 if wanted else 1)
+    assert len(hits) == (3 if enabled else 1)
     assert [find(rerank)[1] for rerank in (True, False)] == [True, False]
 
 
 def test_both_clients_have_their_hits_reranked_and_nothing_is_kept(library: DevStack) -> None:
     publish(library, ("rerank", "shareable", "cross-encoder"))
-    with answering(library, {"embedding": EMBEDDED, "rerank": RANKING}) as asked:
-        hits = searched(library, limit=2)
+    with fake_worker(library, {"embedding": EMBEDDED, "rerank": RANKING}) as jobs:
+        hits = search(library, limit=2)
         assert documents(hits) == ["far", "near"]
         assert [hit.rerank_score for hit in hits] == [8.5, 1]
         assert hits[0].score == pytest.approx(0, abs=1e-3)
         assert (hits.reranked, hits.degraded) == (True, False)
         assert hits.rerank_s > 0
-        assert asked[1] == (
+        assert jobs[1] == (
             "rerank",
             {"query": "q", "passages": list(TEXTS.values()), "limit": None},
         )
 
-        async def search() -> Hits:
+        async def search_asynchronously() -> Hits:
             url, ring = library.database_url("vestry_producer"), library.keyring
             async with AsyncVestry(url, ring) as vestry:
                 return await vestry.search("q", **SEARCH)
 
-        assert documents(asyncio.run(search())) == ["far", "near", "middle"]
-        assert documents(searched(library, rerank=False)) == ["near", "middle", "far"]
+        assert documents(asyncio.run(search_asynchronously())) == ["far", "near", "middle"]
+        assert documents(search(library, rerank=False)) == ["near", "middle", "far"]
     with psycopg.connect(library.superuser_url) as root:
         for table in ("shareable_results", "shareable_payloads"):
             assert root.execute(f"SELECT count(*) FROM vestry.{table}").fetchone() == (0,)  # type: ignore[call-overload]
 
 
-def test_a_slow_reranker_degrades_the_search_and_its_job_is_cancelled(
+def test_slow_reranker_degrades_the_search_and_its_job_is_cancelled(
     library: DevStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "RERANK_TIMEOUT_S", 0.3)
-    with answering(library, {"embedding": EMBEDDED}):
+    with fake_worker(library, {"embedding": EMBEDDED}):
         began = time.monotonic()
-        hits = searched(library, rerank=True)
+        hits = search(library, rerank=True)
     assert documents(hits) == ["near", "middle", "far"]
     assert (hits.degraded, hits.reason) == (True, pipeline.RERANKER_TOO_SLOW)
     assert time.monotonic() - began < 9
     with psycopg.connect(library.superuser_url) as root:
         states = dict(root.execute("SELECT kind, state FROM vestry.jobs").fetchall())
-        left = root.execute("SELECT count(*) FROM vestry.shareable_payloads").fetchone()
+        payloads = root.execute("SELECT count(*) FROM vestry.shareable_payloads").fetchone()
     assert states == {"embedding": "succeeded", "rerank": "cancelled"}
-    assert left == (0,)
+    assert payloads == (0,)

@@ -1,4 +1,4 @@
-"""The real model, on this machine's processor."""
+"""The sentence-transformers backend with the real model, on the CPU."""
 
 from __future__ import annotations
 
@@ -46,29 +46,29 @@ SENTENCES = [
 @pytest.fixture(scope="module")
 def backend() -> SentenceTransformersModel:
     before = dict(os.environ)
-    made = SentenceTransformersModel(device="cpu", threads=2)
+    model = SentenceTransformersModel(device="cpu", threads=2)
     os.environ.clear()
     os.environ.update(before)
-    return made
+    return model
 
 
 @pytest.fixture
 def forward(
     backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[int]]:
-    """Sizes of the batches that reach the model; tests replace `Model.fault`."""
+    """Sizes of the batches that reach the model."""
     sizes: list[int] = []
     run = backend._run_model
 
-    def watched(texts: list[str], input: Any) -> Any:  # noqa: A002
+    def recording(texts: list[str], input: Any) -> Any:  # noqa: A002
         sizes.append(len(texts))
         return run(texts, input)
 
-    monkeypatch.setattr(backend, "_run_model", watched)
+    monkeypatch.setattr(backend, "_run_model", recording)
     return sizes
 
 
-def test_the_space_is_named_after_what_decides_the_vectors(
+def test_space_name_has_model_revision_dimension_and_precision(
     backend: SentenceTransformersModel,
 ) -> None:
     space = backend.space
@@ -99,7 +99,7 @@ def test_vectors_are_those_of_the_library_itself(backend: SentenceTransformersMo
     assert np.allclose(backend.embed(texts), expected, atol=1e-5)
 
 
-def test_a_vector_does_not_depend_on_order_batch_or_threads(
+def test_vector_does_not_depend_on_order_batch_or_threads(
     backend: SentenceTransformersModel,
 ) -> None:
     texts = [f"{sentence} {'again ' * n}" for n, sentence in enumerate(SENTENCES * 20)]
@@ -114,24 +114,24 @@ def test_a_vector_does_not_depend_on_order_batch_or_threads(
         backend._device_thread.run(lambda: torch.set_num_threads(2))
 
 
-def test_nothing_is_ever_cut_off(backend: SentenceTransformersModel) -> None:
+def test_overlong_texts_are_refused_not_truncated(backend: SentenceTransformersModel) -> None:
     fits, over = "word " * 254, "word " * 255
     assert backend.count_tokens([fits, over]) == [256, 257]
     with pytest.raises(TooLong) as caught:
         backend.embed(["short", over, fits, over])
     assert caught.value.indices == (1, 3)
-    # The last word of a text that just fits still counts.
+    # The last word of a text of exactly the limit has an effect.
     a, b = backend.embed([fits, "word " * 253 + "rain"])
     assert not np.allclose(a, b, atol=1e-4)
 
 
-def test_a_word_too_long_for_the_tokenizer_is_still_read(
+def test_word_too_long_for_the_tokenizer_is_embedded(
     backend: SentenceTransformersModel,
 ) -> None:
     first, second = backend.embed(["sunshine" * 20, "mortgage" * 20])
     assert first @ second < 0.9
     plain = backend._model.encode(["sunshine" * 20, "mortgage" * 20], normalize_embeddings=True)
-    assert plain[0] @ plain[1] > 0.99, "the library now reads such words itself"
+    assert plain[0] @ plain[1] > 0.99, "the library now splits such words itself"
 
 
 def test_chunks_of_a_long_text_fit(backend: SentenceTransformersModel) -> None:
@@ -141,7 +141,7 @@ def test_chunks_of_a_long_text_fit(backend: SentenceTransformersModel) -> None:
     assert backend.embed([span.text for span in spans]).shape == (len(spans), 384)
 
 
-def test_no_text_no_vector(backend: SentenceTransformersModel) -> None:
+def test_empty_batch_has_no_vectors(backend: SentenceTransformersModel) -> None:
     assert backend.embed([]).shape == (0, 384)
     assert backend.count_tokens([]) == []
 
@@ -151,50 +151,50 @@ def test_out_of_memory_halves_the_batch_until_it_fits(
 ) -> None:
     texts = [f"entry number {n}" for n in range(64)]
     expected = backend.embed(texts)
-    watched, limit = backend._run_model, 5
+    run, limit = backend._run_model, 5
 
-    def scarce(part: list[str], input: Any) -> Any:  # noqa: A002
+    def limited(part: list[str], input: Any) -> Any:  # noqa: A002
         if len(part) > limit:
             forward.append(-len(part))
             raise torch.OutOfMemoryError("tried to allocate")
-        return watched(part, input)
+        return run(part, input)
 
-    monkeypatch.setattr(backend, "_run_model", scarce)
+    monkeypatch.setattr(backend, "_run_model", limited)
     forward.clear()
     assert np.allclose(backend.embed(texts), expected, atol=1e-5)
     assert min(forward) < -limit
     assert sum(size for size in forward if size > 0) == 64
-    # What was learnt is kept for the rest of the call: not every batch is tried in vain.
+    # The reduced size is kept for the rest of the call: few batches fail.
     assert sum(size < 0 for size in forward) <= 6
 
 
-def test_one_text_too_big_for_the_device_is_named(
+def test_out_of_memory_error_has_the_index_of_the_text(
     backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = backend._run_model
 
-    def scarce(part: list[str], input: Any) -> Any:  # noqa: A002
+    def limited(part: list[str], input: Any) -> Any:  # noqa: A002
         if "huge" in part:
             raise torch.OutOfMemoryError
         return run(part, input)
 
-    monkeypatch.setattr(backend, "_run_model", scarce)
+    monkeypatch.setattr(backend, "_run_model", limited)
     with pytest.raises(OutOfMemory) as caught:
         backend.embed(["a", "huge", "b"])
     assert caught.value.indices == (1,)
 
 
-def test_an_error_of_the_model_names_the_text_and_shows_nothing_of_it(
+def test_model_error_has_the_index_and_no_content_of_the_text(
     backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = backend._run_model
 
-    def poisoned(part: list[str], input: Any) -> Any:  # noqa: A002
+    def failing(part: list[str], input: Any) -> Any:  # noqa: A002
         if "sekrit" in part:
             raise ValueError(part)
         return run(part, input)
 
-    monkeypatch.setattr(backend, "_run_model", poisoned)
+    monkeypatch.setattr(backend, "_run_model", failing)
     with pytest.raises(InferenceFailed) as caught:
         backend.embed(["a", "b", "sekrit", "c"])
     assert caught.value.indices == (2,)
@@ -202,7 +202,7 @@ def test_an_error_of_the_model_names_the_text_and_shows_nothing_of_it(
     assert backend.embed(["a"]).shape == (1, 384)
 
 
-def test_a_lost_device_is_unavailable_at_once(
+def test_lost_device_is_unavailable_without_a_retry(
     backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -217,17 +217,17 @@ def test_a_lost_device_is_unavailable_at_once(
     assert len(calls) == 1
 
 
-def test_vectors_that_are_not_finite_or_of_another_dimension(
+def test_nan_row_and_wrong_dimension_are_detected(
     backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = backend._run_model
 
-    def spoiled(part: list[str], input: Any) -> Any:  # noqa: A002
+    def with_nan(part: list[str], input: Any) -> Any:  # noqa: A002
         vectors = run(part, input).copy()
-        vectors[[place for place, text in enumerate(part) if text == "nan"], 5] = np.nan
+        vectors[[index for index, text in enumerate(part) if text == "nan"], 5] = np.nan
         return vectors
 
-    monkeypatch.setattr(backend, "_run_model", spoiled)
+    monkeypatch.setattr(backend, "_run_model", with_nan)
     vectors = backend.embed(["a", "nan", "b"])
     assert invalid_rows(vectors, 3, 384) == [1]
     monkeypatch.setattr(backend, "_run_model", lambda part, input: run(part, input)[:, :100])  # noqa: A006
@@ -235,26 +235,26 @@ def test_vectors_that_are_not_finite_or_of_another_dimension(
         backend.embed(["a", "b"])
 
 
-def test_half_a_surrogate_pair_is_refused(backend: SentenceTransformersModel) -> None:
+def test_lone_surrogate_is_refused(backend: SentenceTransformersModel) -> None:
     with pytest.raises(BadRequest) as caught:
         backend.embed(["fine", "sekrit \ud800"])
     assert caught.value.indices == (1,)
     assert "sekrit" not in str(caught.value)
 
 
-def test_an_urgent_text_waits_for_one_batch_of_bulk_at_most(
+def test_urgent_text_waits_for_at_most_one_bulk_batch(
     backend: SentenceTransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     started = threading.Event()
     run = backend._run_model
 
-    def noted(part: list[str], input: Any) -> Any:  # noqa: A002
+    def recording(part: list[str], input: Any) -> Any:  # noqa: A002
         order.append("urgent" if part == ["urgent"] else "bulk")
         started.set()
         return run(part, input)
 
-    monkeypatch.setattr(backend, "_run_model", noted)
+    monkeypatch.setattr(backend, "_run_model", recording)
     bulk = threading.Thread(target=backend.embed, args=(["word " * 200] * 16,))
     bulk.start()
     assert started.wait(30)
@@ -265,7 +265,7 @@ def test_an_urgent_text_waits_for_one_batch_of_bulk_at_most(
     assert order[-1] == "bulk"
 
 
-def test_the_device_thread_computes_with_the_threads_that_were_set(
+def test_device_thread_uses_the_configured_thread_count(
     backend: SentenceTransformersModel,
 ) -> None:
     assert backend.threads == 2
@@ -279,24 +279,24 @@ def test_warm_up_runs(backend: SentenceTransformersModel, forward: list[int]) ->
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "tpu", "cuda:99", "cpu:1"])
-def test_a_device_that_is_not_here_is_missing(device: str) -> None:
+def test_unavailable_device_raises_device_missing(device: str) -> None:
     kind = device.partition(":")[0]
     if (kind == "cuda" and torch.cuda.is_available() and device == "cuda") or (
         kind == "mps" and torch.backends.mps.is_available()
     ):
-        pytest.skip("it is here")
+        pytest.skip("the device is available")
     with pytest.raises(DeviceMissing, match="VESTRY_DEVICE"):
         choose_device(torch, device)
 
 
-def test_a_damaged_model_is_one_clear_error(tmp_path: Path) -> None:
+def test_damaged_model_raises_model_missing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "modules.json").write_text("[{")
     with pytest.raises(ModelMissing, match="cannot be loaded"):
         SentenceTransformersModel(str(tmp_path), device="cpu")
 
 
-def test_nothing_is_printed_or_logged_of_a_text() -> None:
+def test_texts_are_neither_printed_nor_logged() -> None:
     code = (
         "import logging, sys; logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)\n"
         "from inference.backends.sentence_transformers_local import SentenceTransformersModel\n"

@@ -20,12 +20,12 @@ from workers.stack.commands import report_orphans
 from workers.stack.dev_stack import DevStack
 from workers.stack.server_dir import ServerDir, orphans, remove
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has system directories")
 
 
 @pytest.fixture
 def closed() -> Iterator[Path]:
-    """A directory that root alone can enter; homes in it are removed with their system directories."""
+    """A directory that only root can enter; homes in it are removed with their system directories."""
     with temporary_home() as path:
         copy_cluster(path / "stack")
         yield path
@@ -34,7 +34,7 @@ def closed() -> Iterator[Path]:
 
 
 def run(home: Path, word: str = "") -> tuple[Path, list[str]]:
-    """Start the servers, insert a word, stop them; their directory, and the words there were before."""
+    """Start the servers, insert a word, stop them. Returns their directory and the earlier words."""
     with DevStack(home) as stack, psycopg.connect(stack.superuser_url) as conn:
         assert psutil.Process(stack.processes[0][0].pid).uids().real != 0
         conn.execute("CREATE TABLE IF NOT EXISTS public.kept (word text)")
@@ -84,7 +84,7 @@ def test_new_home_at_the_path_of_a_removed_one_is_empty_and_the_orphan_is_report
     closed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = closed / "stack"
-    directory, _ = run(home, "left")
+    directory, _ = run(home, "kept")
     shutil.rmtree(home)
     assert orphans()[directory] == str(home)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -44,26 +43,14 @@ def document_enqueue(conn: Any, hashes: list[bytes]) -> UUID:
         """SELECT * FROM vestry.enqueue_jobs_v1(
              'ann', 'shareable', 'bulk', p_ids => ARRAY[%(job)s::uuid], p_kinds => '{embedding}',
              p_pools => '{gpu}', p_costs => '{1}', p_keep_payload => '{t}', p_result_ttl_s => '{60}',
-             p_texts => '{x}', p_doc_jobs => %(ones)s::int[], p_doc_ordinals => %(places)s::int[],
+             p_texts => '{x}', p_doc_jobs => %(ones)s::int[], p_doc_ordinals => %(ordinals)s::int[],
              p_doc_sources => %(sources)s::text[], p_doc_hashes => %(hashes)s::bytea[])""",
         {
-            "job": job, "ones": [1] * len(hashes), "places": list(range(len(hashes))),
+            "job": job, "ones": [1] * len(hashes), "ordinals": list(range(len(hashes))),
             "sources": ["diary"] * len(hashes), "hashes": hashes,
         },
     )  # fmt: skip
     return job
-
-
-@pytest.fixture
-def producer(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def worker(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True) as conn:
-        yield conn
 
 
 @pytest.mark.parametrize(
@@ -81,21 +68,21 @@ def test_enqueue_refuses_arrays_that_do_not_match(
     with pytest.raises(psycopg.Error) as refused:
         enqueue(producer, **changed)
     assert refused.value.sqlstate == "VY003"
-    counted = producer.execute("SELECT count(*) FROM vestry.jobs").fetchone()
-    assert counted == (0,)
+    row = producer.execute("SELECT count(*) FROM vestry.jobs").fetchone()
+    assert row == (0,)
     assert [row[2] for row in enqueue(producer)] == ["created", "created"]
 
 
-def test_a_document_deleted_while_its_chunks_are_stored_has_none(
+def test_document_deleted_while_its_chunks_are_stored_has_none(
     clean: DevStack, producer: psycopg.Connection[Any], worker: psycopg.Connection[Any]
 ) -> None:
-    row = worker.execute(SPACE).fetchone()
-    assert row is not None
+    space = worker.execute(SPACE).fetchone()
+    assert space is not None
     document_enqueue(producer, [b"d"])
-    found = producer.execute("SELECT id, generation FROM vestry.shareable_documents").fetchone()
-    assert found is not None
+    document = producer.execute("SELECT id, generation FROM vestry.shareable_documents").fetchone()
+    assert document is not None
     chunk = ChunkRow(0, 0, 6, b"hash", "secret", "[1,0,0]")
-    write = DocumentWrite(*found, "ann", "diary", row[0], b"h", {"id": "d"}, [chunk])
+    write = DocumentWrite(*document, "ann", "diary", space[0], b"h", {"id": "d"}, [chunk])
     deleted: list[Any] = []
 
     def delete() -> None:
@@ -108,7 +95,7 @@ def test_a_document_deleted_while_its_chunks_are_stored_has_none(
 
     thread = threading.Thread(target=delete)
     with worker.transaction():
-        assert documents.lock_current(worker, "shareable", [found]) == {found}
+        assert documents.lock_current(worker, "shareable", [document]) == {document}
         thread.start()
         with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
             waiting = "SELECT FROM pg_locks WHERE NOT granted"
@@ -116,11 +103,11 @@ def test_a_document_deleted_while_its_chunks_are_stored_has_none(
         documents.store(worker, ShareableContent(), [write])
     thread.join(10)
     assert deleted == [(1,)]
-    left = producer.execute(
+    counts = producer.execute(
         """SELECT (SELECT count(*) FROM vestry.shareable_chunks),
                   (SELECT count(*) FROM vestry.shareable_embeddings)"""
     ).fetchone()
-    assert left == (0, 0)
+    assert counts == (0, 0)
 
 
 def test_finish_and_enqueue_lock_documents_in_one_order(
@@ -130,24 +117,24 @@ def test_finish_and_enqueue_lock_documents_in_one_order(
     hashes = [bytes([255 - n]) for n in range(40)]
     for one in hashes:
         document_enqueue(producer, [one])
-    wanted = producer.execute("SELECT id, generation FROM vestry.shareable_documents").fetchall()
-    faults: list[str] = []
+    rows = producer.execute("SELECT id, generation FROM vestry.shareable_documents").fetchall()
+    errors: list[str] = []
 
-    def again() -> None:
+    def enqueue_repeatedly() -> None:
         with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as other:
             for _ in range(30):
                 try:
                     document_enqueue(other, hashes)
                 except psycopg.Error as error:
-                    faults.append(str(error.sqlstate))
+                    errors.append(str(error.sqlstate))
 
-    thread = threading.Thread(target=again)
+    thread = threading.Thread(target=enqueue_repeatedly)
     thread.start()
     while thread.is_alive():
         try:
             with worker.transaction():
-                documents.lock_current(worker, "shareable", wanted)
+                documents.lock_current(worker, "shareable", rows)
         except psycopg.Error as error:
-            faults.append(str(error.sqlstate))
+            errors.append(str(error.sqlstate))
     thread.join()
-    assert faults == []
+    assert errors == []

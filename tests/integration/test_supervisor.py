@@ -87,7 +87,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.fixture
 def start(home: Home) -> Iterator[Starter]:
-    """Start PROGRAM over some processes."""
+    """Starts PROGRAM with some processes."""
     started: list[subprocess.Popen[str]] = []
 
     def run(
@@ -190,7 +190,7 @@ def test_killed_process_is_restarted(home: Home, start: Starter, number: signal.
 
 
 def test_process_that_is_not_ready_in_time_is_restarted(home: Home, start: Starter) -> None:
-    # It hangs at its second start, not at its third.
+    # The process hangs at its second start, not at its third.
     mark = str(home.path / "mark")
     code = (
         f"marks = Path({mark!r}); seen = marks.read_text() if marks.exists() else ''; "
@@ -283,17 +283,17 @@ def test_next_start_ends_the_orphans_of_a_killed_supervisor_and_guardian(
 
 def test_other_process_with_a_recorded_pid_is_not_ended(home: Home, start: Starter) -> None:
     home.create()
-    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    unrelated = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        recorded = {"pid": stranger.pid, "started": time.time() - 500, "kill_signal": 9}
+        recorded = {"pid": unrelated.pid, "started": time.time() - 500, "kill_signal": 9}
         home.state.write_text(json.dumps({"processes": [{"identity": recorded}, {"name": "torn"}]}))
 
         start()
 
-        assert stranger.poll() is None
+        assert unrelated.poll() is None
     finally:
-        stranger.kill()
-        stranger.wait()
+        unrelated.kill()
+        unrelated.wait()
 
 
 def test_home_in_use_is_refused(home: Home, start: Starter) -> None:

@@ -1,4 +1,4 @@
-"""The real readers: Tesseract, pdfium and Pillow in the children that a worker has."""
+"""OCR with real Tesseract, pdfium and Pillow, in the child processes of a worker."""
 
 from __future__ import annotations
 
@@ -39,41 +39,42 @@ from tests.page_files import (
 CATALOGUE = load()
 GOLD = (SAMPLES / "phototest.gold.txt").read_text(encoding="utf-8")
 TOO_LARGE = ("a side", " wide", "canvas", "400 km")
-"""In the names of the hostile files that are to be refused for their size, not for what is missing."""
+"""Parts of names of hostile files that must be refused for their size, not for missing data."""
 LINES = (
     "Blessed are the poor in spirit,", "for theirs is the kingdom of heaven.",
     "Blessed are they that mourn,", "for they shall be comforted.",
 )  # fmt: skip
 
 
-def backend(scratch: Path, **options: object) -> TesseractBackend:
-    usual: dict[str, object] = {"processes": 2, "page_s": 60}
-    return connect(BackendConfig("tesseract", "local", temp_dir=scratch, options=usual | options))
+def backend(temp_dir: Path, **options: object) -> TesseractBackend:
+    defaults: dict[str, object] = {"processes": 2, "page_s": 60}
+    config = BackendConfig("tesseract", "local", temp_dir=temp_dir, options=defaults | options)
+    return connect(config)
 
 
 @pytest.fixture(scope="module")
 def tesseract(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TesseractBackend]:
-    root = tmp_path_factory.mktemp("tesseract") / "scratch"
-    made = backend(root)
-    yield made
-    left = [path for path in root.rglob("*") if path.is_file() and path.suffix == ""]
-    made.close()
-    assert left == [], "files were left while it ran"
+    root = tmp_path_factory.mktemp("tesseract") / "temp"
+    running = backend(root)
+    yield running
+    files = [path for path in root.rglob("*") if path.is_file() and path.suffix == ""]
+    running.close()
+    assert files == [], "the running backend kept temporary files"
     assert not root.exists()
 
 
 @pytest.fixture(scope="module")
 def model(tesseract: TesseractBackend) -> TesseractModel:
-    made = tesseract.load(CATALOGUE.model("tesseract"))
-    made.warm_up()
-    return made
+    loaded = tesseract.load(CATALOGUE.model("tesseract"))
+    loaded.warm_up()
+    return loaded
 
 
 def sample(name: str) -> bytes:
     return (SAMPLES / name).read_bytes()
 
 
-def test_a_page_is_read_as_its_gold_text_says(model: TesseractModel) -> None:
+def test_page_text_matches_its_gold_text(model: TesseractModel) -> None:
     result = model.read(sample("phototest.tif"), OcrRequest(word_boxes=True))
     [page] = result.pages
     assert accuracy(page.text, GOLD) >= 0.99
@@ -91,7 +92,7 @@ def test_a_page_is_read_as_its_gold_text_says(model: TesseractModel) -> None:
     json.dumps(result.to_json(), allow_nan=False)
 
 
-def test_a_page_on_its_side_is_turned_and_its_boxes_turned_back(model: TesseractModel) -> None:
+def test_sideways_page_is_rotated_and_its_boxes_are_mapped_back(model: TesseractModel) -> None:
     result = model.read(sample("phototestrot.tif"), OcrRequest(word_boxes=True))
     [page] = result.pages
     assert accuracy(page.text, GOLD) >= 0.97
@@ -104,17 +105,17 @@ def test_a_page_on_its_side_is_turned_and_its_boxes_turned_back(model: Tesseract
 
 
 @pytest.mark.parametrize("degrees", [180, 12, -6])
-def test_a_page_that_lies_otherwise_is_put_right(model: TesseractModel, degrees: int) -> None:
+def test_inverted_or_skewed_page_is_straightened(model: TesseractModel, degrees: int) -> None:
     with Image.open(SAMPLES / "phototest.tif") as image:
         page = image.convert("L").resize((1280, 960))
-    turned = page.rotate(degrees, expand=True, fillcolor=255, resample=Image.Resampling.BICUBIC)
-    [read] = model.read(encoded(turned, "PNG", dpi=(400, 400)), OcrRequest()).pages
+    rotated = page.rotate(degrees, expand=True, fillcolor=255, resample=Image.Resampling.BICUBIC)
+    [read] = model.read(encoded(rotated, "PNG", dpi=(400, 400)), OcrRequest()).pages
     assert accuracy(read.text, GOLD) >= 0.97
     assert read.rotation == (180 if degrees == 180 else 0)
     assert read.skew == pytest.approx(0 if degrees == 180 else degrees, abs=0.5)
 
 
-def test_a_page_in_the_shade_is_read_to_its_dark_end(model: TesseractModel) -> None:
+def test_unevenly_lit_page_is_read_completely(model: TesseractModel) -> None:
     with Image.open(SAMPLES / "phototest.tif") as image:
         page = image.convert("L").resize((1280, 960))
     shade = Image.linear_gradient("L").rotate(90).resize(page.size)
@@ -126,27 +127,27 @@ def test_a_page_in_the_shade_is_read_to_its_dark_end(model: TesseractModel) -> N
     assert accuracy(read.text, GOLD) >= 0.97
 
 
-def test_a_mixed_pdf_of_twenty_pages_comes_back_in_order(model: TesseractModel) -> None:
+def test_mixed_pdf_of_twenty_pages_is_returned_in_order(model: TesseractModel) -> None:
     pages: list[Page] = []
     expected: list[tuple[str, str, int]] = []
     for number in range(1, 21):
         title = f"Chapter {number} of twenty"
         scan = drawn(title, *LINES, size=(800, 1100), height=32)
-        turned = 0
+        rotation = 0
         if number == 9:
-            page, turned = scanned_page(scan.rotate(90, expand=True), dpi=200), 90
+            page, rotation = scanned_page(scan.rotate(90, expand=True), dpi=200), 90
         elif number == 14:
-            page, turned = scanned_page(scan, rotate=180, dpi=200), 180
+            page, rotation = scanned_page(scan, rotate=180, dpi=200), 180
         elif number % 4 == 0:
             page = scanned_page(scan, invisible=["wrong", "guess"], dpi=200)
         elif number % 4 == 1:
             page = scanned_page(scan, dpi=200)
         elif number % 4 == 2:
-            page, turned = text_page(title, *LINES, rotate=90), 270
+            page, rotation = text_page(title, *LINES, rotate=90), 270
         else:
             page = text_page(title, *LINES)
         pages.append(page)
-        expected.append((title, "text-layer" if page.image is None else "ocr", turned))
+        expected.append((title, "text-layer" if page.image is None else "ocr", rotation))
     result = model.read(pdf(*pages), OcrRequest(dpi=200))
     assert [page.page for page in result.pages] == list(range(1, 21))
     assert [
@@ -157,7 +158,7 @@ def test_a_mixed_pdf_of_twenty_pages_comes_back_in_order(model: TesseractModel) 
     assert result.page_count == 20
 
 
-def test_every_page_of_a_tiff_is_read_and_a_range_if_asked(model: TesseractModel) -> None:
+def test_tiff_pages_are_read_all_or_by_range(model: TesseractModel) -> None:
     pages = [drawn(f"Page number {n}", size=(700, 300)) for n in range(1, 5)]
     tiff = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
     result = model.read(tiff, OcrRequest(pages=(2, 9)))
@@ -169,7 +170,7 @@ def test_every_page_of_a_tiff_is_read_and_a_range_if_asked(model: TesseractModel
         model.read(tiff, OcrRequest(pages=(5, 6)))
 
 
-def test_a_bad_page_is_reported_and_the_others_are_kept(model: TesseractModel) -> None:
+def test_bad_page_is_reported_and_the_others_are_kept(model: TesseractModel) -> None:
     pages = [text_page("first"), Page(b"", size=(2_000_000_000, 99)), Page(b""), text_page("last")]
     result = model.read(pdf(*pages), OcrRequest())
     assert [page.error and page.error[0] for page in result.pages] == [
@@ -180,7 +181,7 @@ def test_a_bad_page_is_reported_and_the_others_are_kept(model: TesseractModel) -
     assert (blank.text, blank.confidence, blank.error) == ("", None, None)
 
 
-def test_hostile_files_each_have_one_clear_error_and_no_child_dies(
+def test_hostile_files_have_one_clear_error_each_and_kill_no_child(
     tesseract: TesseractBackend, model: TesseractModel
 ) -> None:
     model.warm_up()
@@ -194,22 +195,22 @@ def test_hostile_files_each_have_one_clear_error_and_no_child_dies(
         try:
             result = model.read(content, OcrRequest(word_boxes=True))
         except InferenceError as error:
-            told = [(error.code, str(error), isinstance(error, BadRequest), error.retryable)]
+            errors = [(error.code, str(error), isinstance(error, BadRequest), error.retryable)]
         else:
-            told = [(*(page.error or ("no error", "")), True, False) for page in result.pages]
-        for code, message, ours, retryable in told:
-            assert (ours, retryable) == (True, False), name
+            errors = [(*(page.error or ("no error", "")), True, False) for page in result.pages]
+        for code, message, bad_request, retryable in errors:
+            assert (bad_request, retryable) == (True, False), name
             assert code not in {"no error", "reader_crashed", "time_limit"}, name
             assert message, name
             if any(size in name for size in TOO_LARGE):
                 assert code in {"file_too_large", "page_too_large"}, name
             assert MARK not in message, name
         slowest = max(slowest, time.monotonic() - began)
-    assert before <= {child.pid for child in children._idle}, "a file took a child with it"
+    assert before <= {child.pid for child in children._idle}, "a file killed a child process"
     assert slowest < 10
 
 
-def test_what_is_wrong_with_a_file_is_told_by_type(
+def test_file_errors_have_their_own_types(
     tesseract: TesseractBackend, model: TesseractModel
 ) -> None:
     with pytest.raises(EncryptedFile, match="password"):
@@ -229,59 +230,59 @@ def test_what_is_wrong_with_a_file_is_told_by_type(
     small._backend.close()
 
 
-def test_pages_that_a_documents_time_does_not_reach_say_so(tmp_path: Path) -> None:
-    made = backend(tmp_path / "scratch", processes=1, document_s=0.001)
-    result = made.load(CATALOGUE.model("tesseract")).read(
+def test_pages_beyond_the_document_time_limit_have_an_error(tmp_path: Path) -> None:
+    limited = backend(tmp_path / "temp", processes=1, document_s=0.001)
+    result = limited.load(CATALOGUE.model("tesseract")).read(
         pdf(text_page("a"), text_page("b")), OcrRequest()
     )
     assert [page.error and page.error[0] for page in result.pages] == ["document_time_limit"] * 2
-    made.close()
+    limited.close()
 
 
-def test_a_model_of_ones_own_drops_in(tmp_path: Path) -> None:
+def test_custom_traineddata_is_loaded_as_a_model(tmp_path: Path) -> None:
     finetuned = CATALOGUE.model("tesseract-finetuned")
-    made = backend(tmp_path / "scratch")
+    shipped = backend(tmp_path / "temp")
     with pytest.raises(ModelMissing, match="VESTRY_TESSDATA"):
-        made.load(finetuned)
+        shipped.load(finetuned)
     own = tmp_path / "tessdata"
     own.mkdir()
-    # Any traineddata will do for the way there: German's stands for the one fine-tuned on old print.
+    # German traineddata replaces a fine-tuned one: any traineddata takes the same path.
     shutil.copy(tessdata.find().files["deu"], own / "finetuned.traineddata")
-    made = backend(tmp_path / "scratch", tessdata=str(own))
-    model = made.load(finetuned)
+    custom = backend(tmp_path / "temp", tessdata=str(own))
+    model = custom.load(finetuned)
     model.warm_up()
     [page] = model.read(sample("phototest.tif"), OcrRequest()).pages
     assert accuracy(page.text, GOLD) > 0.9
-    assert made.probe().models == frozenset({"eng", "deu", "finetuned"})
-    assert "5." in made.probe().detail
-    both = made.load(CATALOGUE.model("tesseract"))
+    assert custom.probe().models == frozenset({"eng", "deu", "finetuned"})
+    assert "5." in custom.probe().detail
+    both = custom.load(CATALOGUE.model("tesseract"))
     [page] = both.read(sample("phototest.tif"), OcrRequest(languages=("eng", "finetuned"))).pages
     assert accuracy(page.text, GOLD) > 0.97
-    made.close()
+    custom.close()
 
 
-def test_data_that_tesseract_cannot_use_is_found_out_when_it_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "finetuned.traineddata").write_bytes(b"not what it says")
-    made = backend(tmp_path / "scratch", tessdata=str(tmp_path))
+def test_invalid_traineddata_fails_at_load(tmp_path: Path) -> None:
+    (tmp_path / "finetuned.traineddata").write_bytes(b"no traineddata")
+    invalid = backend(tmp_path / "temp", tessdata=str(tmp_path))
     with pytest.raises(ModelMissing, match="cannot read its language data"):
-        made.load(CATALOGUE.model("tesseract-finetuned")).warm_up()
-    made.close()
+        invalid.load(CATALOGUE.model("tesseract-finetuned")).warm_up()
+    invalid.close()
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"languges": "eng"}, "unknown option languges"),
         ({"pages": "many"}, "wrong type"),
         ({"pages": 0}, "greater than 0"),
     ],
 )
-def test_options_are_checked_when_the_backend_is_made(
-    options: dict[str, object], told: str, tmp_path: Path
+def test_invalid_options_fail_at_construction(
+    options: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelMissing, match=told):
+    with pytest.raises(ModelMissing, match=message):
         backend(tmp_path, **options)
     with pytest.raises(ModelMissing, match="VESTRY_TESSDATA"):
-        backend(tmp_path, tessdata=tmp_path / "nowhere").load(CATALOGUE.model("tesseract"))
+        backend(tmp_path, tessdata=tmp_path / "missing").load(CATALOGUE.model("tesseract"))
     languages = backend(tmp_path, languages="deu+eng").load(CATALOGUE.model("tesseract"))
     assert languages._languages == ("deu", "eng")

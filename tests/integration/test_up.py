@@ -34,7 +34,7 @@ from workers.stack.supervisor import StartError
 ECHO = {"VESTRY_EMBEDDING_BACKEND": "echo"}
 CONTROL = ("dispatcher", "reconciler")
 START_S = 150.0
-"""Timeout of a start or an end beside other tests."""
+"""Timeout of a start or a stop beside other tests."""
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_inherited_settings_exist_and_have_no_secret() -> None:
     assert not [name for name in TUNABLES if "KEY" in name or "PASSWORD" in name]
 
 
-def test_downloads_are_permitted_by_a_zero_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_are_permitted_by_a_zero_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, passed in (("0", {"HF_HUB_OFFLINE": "0"}), ("1", {}), ("", {}), ("no", {})):
         monkeypatch.setenv("HF_HUB_OFFLINE", value)
         monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
@@ -221,9 +221,7 @@ def test_permission_to_download_reaches_every_process(
 
 
 @pytest.mark.slow
-def test_each_process_has_its_own_secrets_alone(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_process_has_its_own_secrets_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for planted in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "VESTRY_DATABASE_URL", "PYTHONPATH"):
         monkeypatch.setenv(planted, "planted" if planted != "PYTHONPATH" else "")
     monkeypatch.setenv("VESTRY_LOG_LEVEL", "DEBUG")
@@ -271,8 +269,8 @@ def test_each_process_has_its_own_secrets_alone(
     assert {name for name, value in nice.items() if value == 19} == {
         name for name in processes if "-bulk-" in name
     }
-    served = [lane for p in processes.values() for lane in p["lanes"]]
-    assert sorted(served) == sorted(lane for lanes in workers for lane in lanes)
+    lanes = [lane for p in processes.values() for lane in p["lanes"]]
+    assert sorted(lanes) == sorted(lane for lanes in workers for lane in lanes)
 
 
 def check_flower(flower: dict[str, Any]) -> None:
@@ -318,7 +316,7 @@ def test_identity_detects_a_reused_pid() -> None:
     assert not replace(identity, boot="another").alive()
 
 
-@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere start times depend on the wall clock")
+@pytest.mark.skipif(not psutil.LINUX, reason="other systems' start times depend on the wall clock")
 def test_identity_is_valid_after_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = Identity.of(os.getpid())
     booted, started = psutil.boot_time(), psutil.Process().create_time()

@@ -1,6 +1,6 @@
-"""The whole stack with real worker processes: drained, crashed, overtaken, on time.
+"""Jobs on a stack with real worker processes: success, failure, crash, drain, cancellation, schedules.
 
-The `echo` backend stands in for a model: only a fake can crash, hang or refuse on request.
+The `echo` backend replaces a model: only a fake crashes, hangs or refuses on request.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def state(vestry: Vestry, job: JobRef) -> str:
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
 @pytest.mark.parametrize("latency", ["interactive", "bulk"])
-def test_a_job_of_each_lane_comes_back(
-    vestry: Vestry, conn: Any, privacy: str, latency: str
-) -> None:
+def test_job_of_each_lane_succeeds(vestry: Vestry, conn: Any, privacy: str, latency: str) -> None:
     job = submit(vestry, conn, "one text", "another", privacy=privacy, latency=latency)
     result = vestry.wait(job, timeout=BULK_S)
     assert isinstance(result, EmbeddingResult)
@@ -48,9 +46,7 @@ def test_a_job_of_each_lane_comes_back(
     assert (status.state, status.attempt) == ("succeeded", 1)
 
 
-def test_documents_are_found_by_their_owner_alone_and_gone_when_deleted(
-    vestry: Vestry, conn: Any
-) -> None:
+def test_documents_are_found_by_their_owner_only_until_deleted(vestry: Vestry, conn: Any) -> None:
     entry = Document("We walked along the river to the fair.", id="a1", date="1660-05-01")
     job = vestry.enqueue(
         conn, Embedding(documents=[entry], source="diary"), owner="walter", privacy="private"
@@ -74,7 +70,7 @@ def test_documents_are_found_by_their_owner_alone_and_gone_when_deleted(
     assert not list(vestry.search("river fair", owner="walter", privacy="private"))
 
 
-def test_a_failing_job_is_retried_and_then_dead(vestry: Vestry, conn: Any) -> None:
+def test_failing_job_is_retried_and_then_dead(vestry: Vestry, conn: Any) -> None:
     job = submit(vestry, conn, "echo!unavailable", max_attempts=3)
     with pytest.raises(JobFailed) as failed:
         vestry.wait(job, timeout=BULK_S)
@@ -86,23 +82,23 @@ def test_a_failing_job_is_retried_and_then_dead(vestry: Vestry, conn: Any) -> No
     assert [o[0] for o in outcomes] == ["retry", "retry", "dead"]
 
 
-def test_a_job_that_crashes_its_process_dies_alone(vestry: Vestry, conn: Any) -> None:
+def test_job_that_crashes_its_process_is_dead_and_no_other_is(vestry: Vestry, conn: Any) -> None:
     vestry.pause_lane("private.bulk.gpu")
-    innocents = [submit(vestry, conn, f"text {n}", latency="bulk") for n in range(5)]
+    others = [submit(vestry, conn, f"text {n}", latency="bulk") for n in range(5)]
     poison = submit(vestry, conn, "echo!exit", latency="bulk")
-    innocents += [submit(vestry, conn, f"more {n}", latency="bulk") for n in range(5)]
+    others += [submit(vestry, conn, f"more {n}", latency="bulk") for n in range(5)]
     vestry.resume_lane("private.bulk.gpu")
     with pytest.raises(JobFailed) as failed:
         vestry.wait(poison, timeout=BULK_S)
     assert failed.value.code == "crashed"
-    for job in innocents:
+    for job in others:
         vestry.wait(job, timeout=BULK_S)
 
 
-def test_cancelling_queued_and_running_jobs(vestry: Vestry, conn: Any) -> None:
+def test_queued_and_running_jobs_are_cancelled(vestry: Vestry, conn: Any) -> None:
     running = submit(vestry, conn, "echo!sleep=4")
     eventually(lambda: state(vestry, running) == "running")
-    later = submit(vestry, conn, "x", run_at=_in(60))
+    later = submit(vestry, conn, "x", run_at=from_now(60))
     assert set(vestry.cancel([running, later]).values()) == {"cancelled"}
     assert state(vestry, running) == state(vestry, later) == "cancelled"
 
@@ -116,19 +112,19 @@ def test_cancelling_queued_and_running_jobs(vestry: Vestry, conn: Any) -> None:
     assert state(vestry, running) == "cancelled"
 
 
-def test_a_deadline_passes(vestry: Vestry, conn: Any) -> None:
-    job = submit(vestry, conn, "x", run_at=_in(60), deadline=_in(0.5))
+def test_queued_job_past_its_deadline_expires(vestry: Vestry, conn: Any) -> None:
+    job = submit(vestry, conn, "x", run_at=from_now(60), deadline=from_now(0.5))
     eventually(lambda: state(vestry, job) == "expired")
 
 
-def test_a_scheduled_job_runs_when_its_time_has_come(vestry: Vestry, conn: Any) -> None:
-    job = submit(vestry, conn, "x", run_at=_in(1.0))
+def test_scheduled_job_runs_at_its_time(vestry: Vestry, conn: Any) -> None:
+    job = submit(vestry, conn, "x", run_at=from_now(1.0))
     vestry.wait(job, timeout=BULK_S)
     early = "SELECT started_at < run_at FROM vestry.jobs WHERE id = %s"
     assert conn.execute(early, [job.id]).fetchone() == (False,)
 
 
-def test_a_document_deleted_while_it_is_embedded_stays_deleted(vestry: Vestry, conn: Any) -> None:
+def test_document_deleted_while_it_is_embedded_stays_deleted(vestry: Vestry, conn: Any) -> None:
     job = vestry.enqueue(
         conn,
         Embedding(documents=[Document("echo!sleep=5 meadow", id="gone")], source="diary"),
@@ -141,7 +137,7 @@ def test_a_document_deleted_while_it_is_embedded_stays_deleted(vestry: Vestry, c
     assert not list(vestry.search("meadow", owner="dan", privacy="private"))
 
 
-def test_a_newer_version_wins_over_one_being_embedded(vestry: Vestry, conn: Any) -> None:
+def test_newer_version_wins_over_one_being_embedded(vestry: Vestry, conn: Any) -> None:
     def enqueue(text: str) -> JobRef:
         return vestry.enqueue(
             conn,
@@ -159,7 +155,7 @@ def test_a_newer_version_wins_over_one_being_embedded(vestry: Vestry, conn: Any)
     assert [h.text for h in hits] == ["the new version"]
 
 
-def test_draining_a_worker_hands_its_jobs_back_and_costs_no_attempt(
+def test_drain_releases_jobs_without_costing_an_attempt(
     up: BackgroundStack, vestry: Vestry, conn: Any
 ) -> None:
     job = submit(vestry, conn, "echo!sleep=8")
@@ -168,19 +164,17 @@ def test_draining_a_worker_hands_its_jobs_back_and_costs_no_attempt(
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
     eventually(lambda: state(vestry, job) == "queued")
-    suspicion = "SELECT crashes, quarantined FROM vestry.jobs WHERE id = %s"
-    assert conn.execute(suspicion, [job.id]).fetchone() == (0, False), "its lease ran out"
+    crashes = "SELECT crashes, quarantined FROM vestry.jobs WHERE id = %s"
+    assert conn.execute(crashes, [job.id]).fetchone() == (0, False), "the lease expired"
     vestry.wait(job, timeout=BULK_S)
     assert vestry.status(job).attempt == 1
 
 
-def _in(seconds: float) -> dt.datetime:
+def from_now(seconds: float) -> dt.datetime:
     return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
 
 
-def test_a_query_is_embedded_while_every_generation_slot_of_its_process_is_busy(
-    vestry: Vestry, conn: Any
-) -> None:
+def test_query_is_embedded_while_all_generation_slots_are_busy(vestry: Vestry, conn: Any) -> None:
     common = {"owner": "busy", "privacy": "private", "latency": "interactive"}
     slow = [vestry.enqueue(conn, Generation("echo!sleep=20 on"), **common) for _ in range(6)]
     eventually(lambda: [state(vestry, job) for job in slow].count("running") == SLOTS)
@@ -189,4 +183,4 @@ def test_a_query_is_embedded_while_every_generation_slot_of_its_process_is_busy(
     took_s = time.monotonic() - begun
     assert [state(vestry, job) for job in slow].count("running") == SLOTS
     vestry.cancel(slow)
-    assert took_s < 10.0, "it waited for a slot that generation holds"
+    assert took_s < 10.0, "the query waited for a slot that generation holds"

@@ -1,8 +1,10 @@
-"""A cloud worker that was taken over: its logins, secrets and account, and attempts made with them."""
+"""A compromised cloud worker: its logins, secrets and account, and the attempts made with them."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from typing import Any
 import psycopg
 import redis
 
-from tests.privacy.places import Stack
+from tests.privacy.locations import Stack
 from workers.home import Home, read_json
 from workers.stack.accounts import RECORD, ROLES
 from workers.stack.process import Account
@@ -24,7 +26,7 @@ PREFIX = "vestry.private."
 
 @dataclass
 class Adversary:
-    """The worker's means.
+    """The worker's stack, logins and account.
 
     Attributes:
         stack: its stack.
@@ -72,7 +74,7 @@ class Adversary:
 
 
 def rows(query: str, *, owners: bool = False, role: str = "vestry_cloud") -> Attempt:
-    """The result of a query; with `owners` every owner is named in its context."""
+    """The result of a query; with `owners`, its context names every owner."""
 
     def attempt(adversary: Adversary) -> Any:
         with adversary.sql(role) as conn:
@@ -133,12 +135,9 @@ def forged(lane: str, kind: str = "embedding", routing_key: str = "") -> Attempt
     """A forged hint of the private job, in a queue that the cloud worker reads."""
 
     def attempt(adversary: Adversary) -> Any:
-        import json  # noqa: PLC0415 - for this alone
-        from base64 import b64encode  # noqa: PLC0415
-
         name = str(adversary.job)
         message = {
-            "body": b64encode(json.dumps([[name], {}, {}]).encode()).decode(),
+            "body": base64.b64encode(json.dumps([[name], {}, {}]).encode()).decode(),
             "content-encoding": "utf-8",
             "content-type": "application/json",
             "headers": {"task": kind, "id": name, "lang": "py", "root_id": name, "argsrepr": "x"},
@@ -158,9 +157,9 @@ def read(*paths: str) -> Attempt:
     """The files of these patterns, relative to the stack's home."""
 
     def attempt(adversary: Adversary) -> bytes:
-        places = " ".join(p if p.startswith("/") else f"{adversary.home.path}/{p}" for p in paths)
+        targets = " ".join(p if p.startswith("/") else f"{adversary.home.path}/{p}" for p in paths)
         return adversary.shell(
-            f"cat {places}; ls -la {places}; find {places} -type f -exec cat {{}} +"
+            f"cat {targets}; ls -la {targets}; find {targets} -type f -exec cat {{}} +"
         )
 
     return attempt
@@ -193,7 +192,7 @@ def signalled(name: str) -> Attempt:
     )
 
 
-def imposed(adversary: Adversary) -> bytes:
+def linked(adversary: Adversary) -> bytes:
     """Links in its process directory, for the supervisor to follow when it writes there again."""
     directory = f"{adversary.home.run}/shareable-cloud"
     adversary.shell(
@@ -237,13 +236,13 @@ SQL: dict[str, Attempt] = {
     "a job of its own with a private payload": rows(
         """INSERT INTO vestry.jobs (id, kind, owner, privacy, latency, pool)
            VALUES (:job, 'embedding', 'x', 'shareable', 'bulk', 'cloud')"""),
-    "a payload where a private job's was": rows(
+    "a new payload for a private job": rows(
         "INSERT INTO vestry.private_payloads VALUES (:job, 'x', :job, 'x') RETURNING *"),
     "rerouting a private job": rows(
         "SELECT vestry.reroute_jobs_v1(gen_random_uuid(), ARRAY[:job]::uuid[], ARRAY['cloud'], "
         "ARRAY[NULL]::jsonb[]);;"
         "SELECT * FROM vestry.jobs WHERE id = :job"),
-    "a record of a private job's departure": rows(
+    "an egress record for a private job": rows(
         "SELECT vestry.record_egress_v1('openai', 1, ARRAY[:job]::uuid[])"),
     "locking private rows": rows("SELECT vestry.lock_roots_v1(ARRAY[:job]::uuid[])"),
     "enqueueing as a producer": rows(
@@ -262,38 +261,38 @@ SQL: dict[str, Attempt] = {
     "row security off": rows("SET row_security = off;;SELECT * FROM vestry.jobs"),
     "a grant to itself": rows("GRANT vestry_private TO vestry_cloud"),
     "a table's grant to itself": rows("GRANT SELECT ON vestry.private_payloads TO vestry_cloud"),
-    "no more row security": rows("ALTER TABLE vestry.jobs DISABLE ROW LEVEL SECURITY"),
-    "a definer's function in the schema": rows(
+    "disabling a table's row security": rows("ALTER TABLE vestry.jobs DISABLE ROW LEVEL SECURITY"),
+    "a definer function in the schema": rows(
         """CREATE FUNCTION vestry.steal() RETURNS SETOF vestry.private_payloads LANGUAGE sql
            SECURITY DEFINER AS 'SELECT * FROM vestry.private_payloads'"""),
-    "a table in the way of a definer's function": rows(
+    "a table that shadows one of a definer function": rows(
         """CREATE TEMP TABLE jobs (id uuid, privacy text, pool text, state text);;
            INSERT INTO pg_temp.jobs VALUES (:job, 'shareable', 'cloud', 'running');;
            SELECT vestry.record_egress_v1('openai', 1, ARRAY[:job]::uuid[])"""),
-    "a function in the way of a definer's": rows(
+    "a function that shadows one of a definer function": rows(
         """CREATE FUNCTION pg_temp.cardinality(anyarray) RETURNS integer LANGUAGE sql AS 'SELECT 1';;
            SET search_path = pg_temp, vestry;;
            SELECT vestry.record_egress_v1('openai', 1, ARRAY[:job]::uuid[])"""),
-    "a view with its maker's rights": rows(
+    "a view with its creator's rights": rows(
         "CREATE TEMP VIEW v AS SELECT * FROM vestry.private_results;;SELECT * FROM v"),
-    "a function that tells of rows it is shown": rows(
+    "a function that reports rows during a scan": rows(
         """CREATE FUNCTION pg_temp.show(text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001
            AS $$ BEGIN RAISE NOTICE '%', $1; RETURN true; END $$;;
            SELECT id FROM vestry.jobs WHERE pg_temp.show(owner || coalesce(error_message, ''))"""),
-    "others' statements": rows("SELECT query FROM pg_stat_activity"),
+    "statements of other sessions": rows("SELECT query FROM pg_stat_activity"),
     "counted statements": rows("SELECT query FROM pg_stat_statements"),
     "statistics of columns": rows("SELECT * FROM pg_stats WHERE tablename LIKE 'private%'"),
     "raw statistics": rows("SELECT * FROM pg_statistic"),
-    "a file of the server's": rows("SELECT pg_read_file('postgresql.conf')"),
-    "a directory of the server's": rows("SELECT pg_ls_dir('.')"),
-    "a program of the server's": rows(
+    "a file of the server": rows("SELECT pg_read_file('postgresql.conf')"),
+    "a directory of the server": rows("SELECT pg_ls_dir('.')"),
+    "a program run by the server": rows(
         "CREATE TEMP TABLE t (x text);;COPY t FROM PROGRAM 'cat /etc/passwd';;SELECT * FROM t"),
     "a file copied in": rows(
         "CREATE TEMP TABLE t (x text);;COPY t FROM '/etc/passwd';;SELECT * FROM t"),
     "large objects": rows("SELECT * FROM pg_largeobject"),
     "an extension that reads pages": rows("CREATE EXTENSION pageinspect"),
     "passwords": rows("SELECT rolname, rolpassword FROM pg_authid"),
-    "a private table's size and places": rows(
+    "row positions of a private table": rows(
         "SELECT ctid, xmin FROM vestry.private_payloads"),
     "a plan of a query it may not run": rows("EXPLAIN ANALYZE SELECT * FROM vestry.private_results"),
     "the channels": notifications,
@@ -301,7 +300,7 @@ SQL: dict[str, Attempt] = {
 
 BROKER: dict[str, Attempt] = {
     "all keys": command("KEYS", "*"),
-    "all keys, by turns": command("SCAN", "0", "COUNT", "1000"),
+    "all keys, by SCAN": command("SCAN", "0", "COUNT", "1000"),
     "private queues": lambda a: [a.broker().lrange(f"{PREFIX}private.{x}.gpu", 0, -1)
                                  for x in ("bulk", "interactive")],
     "a hint taken from a private queue": command("RPOP", f"{PREFIX}private.bulk.gpu"),
@@ -318,9 +317,9 @@ BROKER: dict[str, Attempt] = {
     "clients": command("CLIENT", "LIST"),
     "slow commands": command("SLOWLOG", "GET"),
     "users": command("ACL", "LIST"),
-    "a user more": command("ACL", "SETUSER", "eve", "on", "nopass", "~*", "+@all"),
+    "a new user": command("ACL", "SETUSER", "eve", "on", "nopass", "~*", "+@all"),
     "settings": command("CONFIG", "GET", "*"),
-    "settings of its own": command("CONFIG", "SET", "dir", "/tmp"),  # noqa: S108
+    "changed settings": command("CONFIG", "SET", "dir", "/tmp"),  # noqa: S108
     "a replica of its own": command("REPLICAOF", "127.0.0.1", "1"),
     "a module": command("MODULE", "LOAD", "/tmp/x.so"),  # noqa: S108
     "a dump": command("DUMP", f"{PREFIX}private.bulk.gpu"),
@@ -339,33 +338,33 @@ BROKER: dict[str, Attempt] = {
 
 ACCOUNT: dict[str, Attempt] = {
     "the key ring": read("keyring.json"),
-    "everybody's secrets": read("secrets", "secrets/*"),
+    "all secrets": read("secrets", "secrets/*"),
     "the client's file": read("client.json"),
-    "private workers' rooms": read("run/private-*", "run/private-*/*"),
-    "the shareable workers' rooms": read("run/shareable-*-gpu", "run/shareable-*-gpu/*"),
-    "the dispatcher's room": read("run/dispatcher", "run/dispatcher/*"),
-    "Flower's rooms": read("run/flower-*", "run/flower-*/*"),
+    "private workers' process directories": read("run/private-*", "run/private-*/*"),
+    "the shareable workers' process directories": read("run/shareable-*-gpu", "run/shareable-*-gpu/*"),
+    "the dispatcher's process directory": read("run/dispatcher", "run/dispatcher/*"),
+    "Flower's process directories": read("run/flower-*", "run/flower-*/*"),
     "logs": read("logs", "logs/*"),
     "the database's files": read("postgres", "postgres/data/base", "/var/lib/vestry-*"),
     "the broker's files": read("valkey", "valkey/*"),
     "temporary files of others": read("/dev/shm/vestry-*", "run/private-bulk-cpu/vestry-*"),  # noqa: S108
-    "where memory would be dumped": read("core", "run/core*", "/core*", "/var/crash", "core*"),
+    "core dumps": read("core", "run/core*", "/core*", "/var/crash", "core*"),
     **{f"{name}'s environment": of_process(name, "environ", "cmdline", "auxv", "stack", "io")
        for name in ("private-bulk-gpu", "private-bulk-cpu", "shareable-bulk-gpu")},
     **{f"{name}'s memory": memory_of(name) for name in ("private-bulk-gpu", "private-bulk-cpu")},
     "a private worker's descriptors": of_process("private-bulk-gpu", "fd/*", "fdinfo/*"),
     "the supervisor's descriptors": of_process("supervisor", "fd/*", "environ", "maps"),
-    "a private worker's end, for its core": signalled("private-bulk-gpu"),
+    "killing a private worker for its core dump": signalled("private-bulk-gpu"),
     "the broker's memory": memory_of("valkey"),
     "the database's memory": memory_of("postgres"),
-    "links for root to follow": imposed,
-    "others' code and settings changed": changed_code,
+    "links for root to follow": linked,
+    "changed code and settings of other processes": changed_code,
     "becoming root": lambda a: a.shell("su -c 'cat /proc/1/environ' root </dev/null; sudo -n id"),
 }  # fmt: skip
 
 
 def done_within(attempt: Attempt, adversary: Adversary) -> tuple[Any, str]:
-    """What an attempt came to: what it got, and how it was refused."""
+    """Make an attempt. Returns its result, and the name of the error that refused it."""
     try:
         return attempt(adversary), ""
     except (psycopg.Error, redis.RedisError) as error:

@@ -14,9 +14,9 @@ from inference.catalogue.loader import SHIPPED
 from tests.cluster_template import migrated_home
 from tests.faultserver import FaultServer
 from tests.privacy import kinds
+from tests.privacy.locations import Stack
 from tests.privacy.needles import Marker
 from tests.privacy.observed_up import start_observed
-from tests.privacy.places import Stack
 from tests.privacy.scenario import Scenario
 from tests.privacy.watch import Watch
 from tests.run_dir import timed_start
@@ -37,18 +37,20 @@ class Canary:
     private: Scenario
     shareable: Scenario
     seen: dict[str, list[tuple[str, bytes]]]
-    """The contents of each place once the jobs had ended."""
+    """The contents of each location after the jobs ended."""
+    keyring: bytes
+    """The key ring at that time; a later test may rotate it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedStack:
-    """The declaration of the canary's stack, shared by the modules that look at it."""
+    """The declaration of the canary's stack, shared by the modules that test it."""
 
     name: str = "canary"
 
     @contextmanager
     def start(self) -> Iterator[Canary]:
-        """Start the stack, run every job on it, and read every place once."""
+        """Start the stack, run every job on it, and read every location once."""
         with migrated_home() as home, FaultServer(key=CLOUD_KEY) as cloud:
             settings = _settings(home, cloud)
             with start_observed(home, settings) as up:
@@ -67,9 +69,10 @@ class ObservedStack:
                         _run(up, private, shareable)
                     with stack.superuser() as admin:
                         admin.execute("ANALYZE")  # its statistics quote values
-                    with timed_start("the canary's first look"):
-                        seen = {name: list(read()) for name, read in stack.places().items()}
-                    yield Canary(up, stack, private, shareable, seen)
+                    with timed_start("the canary's first reading"):
+                        seen = {name: list(read()) for name, read in stack.locations().items()}
+                    ring = stack.home.keyring.read_bytes()
+                    yield Canary(up, stack, private, shareable, seen, ring)
                     assert not watch.errors, watch.errors
 
 
@@ -85,14 +88,14 @@ def canary() -> Canary:
 
 def _settings(home: Path, cloud: FaultServer) -> dict[str, str]:
     """The echo backend, an unreachable local server, and a cloud that records requests."""
-    described, key = home / "catalogue.yaml", home / "cloud.key"
-    described.write_text(kinds.catalogue(SHIPPED.read_text(encoding="utf-8")), encoding="utf-8")
+    catalogue, key = home / "catalogue.yaml", home / "cloud.key"
+    catalogue.write_text(kinds.catalogue(SHIPPED.read_text(encoding="utf-8")), encoding="utf-8")
     write_private(key, CLOUD_KEY)
     return ECHO_SETTINGS | {
         "VESTRY_LOG_LEVEL": "DEBUG",
         "VESTRY_LLAMA": "off",
         "VESTRY_OLLAMA": "off",
-        "VESTRY_CATALOGUE": str(described),
+        "VESTRY_CATALOGUE": str(catalogue),
         "VESTRY_BACKENDS": f"openai={cloud.url}/v1",
         "VESTRY_BACKEND_KEYS": f"openai={key}",
     }

@@ -1,4 +1,4 @@
-"""Jobs of the kinds besides embedding, with a token in every private field."""
+"""Jobs of all kinds except embedding, with a token in every private field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from PIL import PngImagePlugin
 
 from tests.page_files import drawn, pdf, scanned_page, text_page
-from tests.privacy.scenario import SOURCE, TIMEOUT_S, Scenario
+from tests.privacy.scenario import SOURCE, Scenario
 from vestry import (
     UPSTREAM,
     Classification,
@@ -70,7 +70,7 @@ def rerank(scenario: Scenario, name: str, fault: str = "") -> Rerank:
     return Rerank(text(f"{name}, query", fault), [text(f"{name}, passage"), text(f"{name}, other")])
 
 
-def generation(scenario: Scenario, name: str, fault: str = "", **given: Any) -> Generation:
+def generation(scenario: Scenario, name: str, fault: str = "", **options: Any) -> Generation:
     text, token = scenario.text, scenario.token
     messages = [
         Message("system", text(f"{name}, system")),
@@ -78,7 +78,7 @@ def generation(scenario: Scenario, name: str, fault: str = "", **given: Any) -> 
         Message("assistant", text(f"{name}, answer")),
         Message("user", text(f"{name}, message", fault)),
     ]
-    return Generation(messages=messages, stop=[token(f"{name}, stop")], max_tokens=60, **given)
+    return Generation(messages=messages, stop=[token(f"{name}, stop")], max_tokens=60, **options)
 
 
 def grounded(scenario: Scenario) -> None:
@@ -91,14 +91,11 @@ def grounded(scenario: Scenario) -> None:
 
 
 def kill_a_reader(scenario: Scenario, up: BackgroundStack) -> None:
-    """Kill a worker that reads pages; another one reads them."""
+    """Kill a worker during OCR; its successor finishes the job."""
     pages = [scanned_page(drawn(scenario.token(f"scan {n}"), *["filler"] * 12)) for n in range(3)]
     job = scenario.submit("killed", Ocr(pdf(*pages)), "succeeded", latency="bulk")
-    until = time.monotonic() + TIMEOUT_S
-    while scenario.vestry.status(job).state == "queued":
-        assert time.monotonic() < until, "the job does not start"
-        time.sleep(0.01)
-    time.sleep(0.3)  # it begins to read; nothing shows that from outside
+    scenario.wait_running(job)
+    time.sleep(0.3)  # until OCR begins, which is not observable from outside
     pid = up.pid(f"{scenario.privacy}-bulk-cpu")
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -112,7 +109,7 @@ def _all_ends(scenario: Scenario, kind: Any) -> None:
         f"{name} in bulk", kind(scenario, f"{name} in bulk"), "succeeded", latency="bulk"
     )
     if scenario.privacy != "private":
-        return  # faults are those of the local fake
+        return  # only the local echo backend has faults
     for fault in FAULTS:
         about = f"{name} {fault}"
         scenario.submit(about, kind(scenario, about, f"echo!{fault}"), "dead", max_attempts=2)
@@ -152,7 +149,7 @@ def _files(scenario: Scenario) -> None:
 
 
 def _png(scenario: Scenario) -> bytes:
-    """A picture with words, and with words in its metadata."""
+    """An image with words, and with words in its metadata."""
     info, out = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add_text(scenario.token("PNG, field"), scenario.token("PNG, text"))
     info.add_text("Comment", scenario.token("PNG, compressed"), zip=True)

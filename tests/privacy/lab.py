@@ -1,7 +1,7 @@
-"""The six walls of docs/privacy.md, each of which can be switched off, and ways to leak a private text.
+"""The six walls of docs/privacy.md, with a switch for each, and ways to leak a private text.
 
-Each way is a plausible mistake, made with the real parts. A wall is switched off as a mistake would do
-it: a constraint dropped, a grant too many, a key ring given to the wrong process.
+Each way is a plausible mistake, made with the real components. Each wall is switched off by a typical
+mistake: a dropped constraint, an additional grant, a key ring passed to the wrong process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from workers.stack import valkey
 from workers.stack.dev_stack import DevStack
 
 OUTSIDE: Final = "127.0.0.2"
-"""An address outside: in these tests 127.0.0.1 alone counts as the loopback interface."""
+"""An external address: in these tests only 127.0.0.1 counts as loopback."""
 QUEUE: Final = "vestry.private.private.bulk.gpu"
 SENDING: Final = """
 import sys, urllib.request
@@ -78,7 +78,7 @@ DROP POLICY off_jobs ON vestry.jobs;"""
 
 
 class Endpoint(http.server.ThreadingHTTPServer):
-    """A cloud, outside; records every byte that it receives."""
+    """A cloud at an external address; records every byte that it receives."""
 
     daemon_threads = True
 
@@ -110,7 +110,7 @@ class Lab:
     """One private job, and the walls between it and a cloud.
 
     Attributes:
-        stack: servers, with a broker user `observer` that may do everything.
+        stack: servers, with a broker user `observer` that has all permissions.
         endpoint: the cloud.
         job: the private job's id; its text is `text`.
         off: the walls that are switched off.
@@ -127,9 +127,9 @@ class Lab:
     def __post_init__(self) -> None:
         url = self.stack.database_url("vestry_producer")
         with Vestry(url, self.stack.keyring) as vestry, psycopg.connect(url) as conn:
-            asked = Generation(prompt=self.text)
+            request = Generation(prompt=self.text)
             self.job = vestry.enqueue(
-                conn, asked, owner="ann", privacy="private", quality="best"
+                conn, request, owner="ann", privacy="private", quality="best"
             ).id
             conn.commit()
 
@@ -180,7 +180,7 @@ class Lab:
         return wall not in self.off
 
     def content_as(self, role: str) -> bytes:
-        """The job's payload as a login reads it; opened, if the key ring is available."""
+        """The job's payload as a login reads it; opened without the keys wall."""
         content = self._content_as(role)
         if role == "vestry_cloud":
             self.seen += content
@@ -204,9 +204,9 @@ class Lab:
 
     def send_from_private_worker(self, url: str, body: bytes) -> None:
         """A plain request from a private worker's network."""
-        walled = ["unshare", "-n"] if self.on(Wall.NETWORK) else []
+        isolation = ["unshare", "-n"] if self.on(Wall.NETWORK) else []
         subprocess.run(
-            [*walled, sys.executable, "-c", SENDING, url], input=body, check=False,
+            [*isolation, sys.executable, "-c", SENDING, url], input=body, check=False,
             stderr=subprocess.DEVNULL, timeout=20,
         )  # fmt: skip
 
@@ -240,7 +240,7 @@ def misrouted(lab: Lab) -> None:
 
 
 def called_directly(lab: Lab) -> None:
-    """Code in a private worker calls a cloud by itself, with a key from the environment."""
+    """Code in a private worker calls a cloud directly, with a key from the environment."""
     if lab.on(Wall.PROCESS):
         environment = {"OPENAI_API_KEY": "x"}
         preflight.check_private_worker(
@@ -250,7 +250,7 @@ def called_directly(lab: Lab) -> None:
 
 
 def called_through_a_backend(lab: Lab) -> None:
-    """The same through a cloud backend, for which a private worker has no recorder."""
+    """Code in a private worker calls a cloud backend, for which it has no egress recorder."""
     record = None if lab.on(Wall.PROCESS) else _unrecorded
     config = BackendConfig("openai", "cloud", url=lab.endpoint.url, egress=record)
     with httpx2_client(config) as client, on_behalf_of([lab.job]):
@@ -272,15 +272,15 @@ def local_name_resolves_outside(lab: Lab) -> None:
 
 
 def sent_in_message(lab: Lab) -> None:
-    """The dispatcher puts what it can read into a message, and a cloud worker reads the queue."""
+    """The dispatcher puts readable content into a message, and a cloud worker reads the queue."""
     try:
         content = lab.content_as("vestry_control")
     except psycopg.Error:
         content = b""
     app = make_app(lab.stack.broker_url("dispatcher"), "private")
-    more = () if lab.on(Wall.BROKER) else (content.decode("latin-1"),)
-    app.send_task("generation", args=(str(lab.job), *more), queue="private.bulk.gpu", retry=False,
-                  argsrepr=repr(more), kwargsrepr="{}")  # fmt: skip
+    extra = () if lab.on(Wall.BROKER) else (content.decode("latin-1"),)
+    app.send_task("generation", args=(str(lab.job), *extra), queue="private.bulk.gpu", retry=False,
+                  argsrepr=repr(extra), kwargsrepr="{}")  # fmt: skip
     with redis.Redis.from_url(lab.stack.broker_url("cloud")) as broker:
         lab.seen += b"".join(broker.lrange(QUEUE, 0, -1))  # type: ignore[arg-type, union-attr]
 
@@ -304,7 +304,7 @@ def _unrecorded(*_: object) -> None:
 
 
 class ObservedValkey(valkey.ValkeyServer):
-    """A broker with a user that may do everything."""
+    """A broker with a user that has all permissions."""
 
     extra_users = MappingProxyType({"observer": "~* &* +@all"})
 
@@ -317,7 +317,7 @@ class ObservedStack(DevStack):
 
 @contextlib.contextmanager
 def laboratory(home: Path, text: str) -> Iterator[Lab]:
-    """A stack of its own, so that its walls can be taken down."""
+    """A separate stack, whose walls can be switched off."""
     loopback = local_network.LOOPBACK
     local_network.LOOPBACK = (local_network.ipaddress.IPv4Network("127.0.0.1/32"),)  # type: ignore[misc]
     try:
@@ -331,8 +331,8 @@ def laboratory(home: Path, text: str) -> Iterator[Lab]:
         local_network.LOOPBACK = loopback  # type: ignore[misc]
 
 
-def may_make_networks() -> bool:
-    """Whether this account may put a process into a network of its own."""
+def may_create_networks() -> bool:
+    """Whether this account may create network namespaces."""
     if os.geteuid() != 0:
         return False
     done = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False)
@@ -343,4 +343,4 @@ EXPECTED: Final = (
     psycopg.Error, redis.RedisError, httpx2.HTTPError, InferenceError,
     preflight.PrivacyPreflightError, Stopped,
 )  # fmt: skip
-"""The errors by which walls stop an attempt."""
+"""The errors of attempts that a wall stops."""

@@ -1,7 +1,7 @@
-"""Random tokens, and every disguise in which they are searched for.
+"""Random tokens, and every encoding in which they are searched for.
 
-All tokens of one `Marker` begin with the same random text, so that one search finds any of them, cut
-short or not, however many there are.
+All tokens of one `Marker` begin with the same random text: one search finds any of them, truncated or
+not.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 
 ALPHABET = string.ascii_lowercase + string.digits
 LENGTH = 20
-"""Characters of a marker: 103 bits, so that no base64 of it comes about by chance."""
+"""Characters of a marker: 103 bits, so that no base64 of it occurs by chance."""
 CHARACTERS = ("utf-8", "utf-16-le", "utf-16-be")
 COMPRESSED = ("gzip", "zlib")
-MOST = 1 << 20
-_COMPRESSED = (b"\x1f\x8b\x08", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
-"""How gzip and zlib (at each of its levels) begin."""
+MAX_INFLATED_BYTES = 1 << 20
+_HEADERS = (b"\x1f\x8b\x08", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+"""Headers of gzip, and of zlib at each level."""
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Marker:
     """The beginning of a family of tokens.
 
     Attributes:
-        text: what they begin with.
+        text: the common beginning of the tokens.
         tokens: each token's field, by token.
     """
 
@@ -38,85 +38,87 @@ class Marker:
     tokens: dict[str, str] = field(default_factory=dict)
 
     def token(self, name: str) -> str:
-        """A new token for a field of this name."""
+        """A new token for a named field."""
         token = self.text + _random(8)
         self.tokens[token] = name
         return token
 
     def needles(self) -> dict[str, bytes]:
-        """The bytes to search for, by disguise."""
-        return dict(disguises(self.text))
+        """The bytes to search for, by encoding."""
+        return dict(encodings(self.text))
 
     def fields_in(self, content: bytes) -> list[str]:
-        """The names of the fields whose tokens a content holds, where they are whole."""
+        """The names of the fields whose complete tokens are in a content."""
         return sorted(
             {
                 name
                 for token, name in self.tokens.items()
-                if any(needle in content for _, needle in disguises(token))
+                if any(needle in content for _, needle in encodings(token))
             }
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A leak."""
+    """A token found where it must not be."""
 
-    place: str
+    location: str
     where: str
-    disguise: str
+    encoding: str
     fields: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (
-            f"{self.place}: {self.where}: {', '.join(self.fields) or 'a part'} as {self.disguise}"
-        )
+        return f"{self.location}: {self.where}: {', '.join(self.fields) or 'a part'} as {self.encoding}"
 
 
-def search(place: str, contents: Iterable[tuple[str, bytes]], marker: Marker) -> Iterator[Hit]:
-    """Search a place's contents for a marker's tokens, compressed or not."""
-    # Some disguises of plain letters are equal: each form is searched for once.
-    needles = {needle: disguise for disguise, needle in marker.needles().items()}
+def search(location: str, contents: Iterable[tuple[str, bytes]], marker: Marker) -> Iterator[Hit]:
+    """Search a location's contents for a marker's tokens, compressed or not."""
+    # Some encodings of plain letters are equal: each is searched for once.
+    needles = {needle: encoding for encoding, needle in marker.needles().items()}
     for where, content in contents:
-        for form, plain in (("", content), *(("compressed ", part) for part in inflated(content))):
-            for needle, disguise in needles.items():
+        for prefix, plain in (
+            ("", content),
+            *(("compressed ", part) for part in inflated(content)),
+        ):
+            for needle, encoding in needles.items():
                 if needle in plain:
                     fields = tuple(marker.fields_in(plain))
-                    yield Hit(place, where, form + disguise, fields)
+                    yield Hit(location, where, prefix + encoding, fields)
 
 
 def detector(markers: Mapping[str, Marker]) -> Callable[[bytes], set[str]]:
-    """A function that returns the disguises in a content; each has a marker of its own."""
-    plain = {d: dict(disguises(m.text))[d] for d, m in markers.items() if d not in COMPRESSED}
-    packed = {d: m.text.encode() for d, m in markers.items() if d in COMPRESSED}
+    """A function that returns the encodings in a content; each encoding has its own marker."""
+    plain = {e: dict(encodings(m.text))[e] for e, m in markers.items() if e not in COMPRESSED}
+    packed = {e: m.text.encode() for e, m in markers.items() if e in COMPRESSED}
 
     def seen(content: bytes) -> set[str]:
-        disguises_seen = {d for d, needle in plain.items() if needle in content}
+        encodings_seen = {e for e, needle in plain.items() if needle in content}
         if packed:
             for part in inflated(content):
-                disguises_seen |= {
-                    disguise for disguise, needle in packed.items() if needle in part
+                encodings_seen |= {
+                    encoding for encoding, needle in packed.items() if needle in part
                 }
-        return disguises_seen
+        return encodings_seen
 
     return seen
 
 
 def inflated(content: bytes) -> Iterator[bytes]:
     """Every gzip or zlib stream in a content, decompressed; at most 1 MiB each."""
-    view = memoryview(content)  # random bytes hold many headers: nothing is copied
-    for header in _COMPRESSED:
+    view = memoryview(content)  # no copies: random bytes contain many headers
+    for header in _HEADERS:
         start = content.find(header)
         while start >= 0:
-            # 47: either header, whichever it is.
+            # 47: gzip or zlib header, detected automatically.
             stream = zlib.decompressobj(47)
             with contextlib.suppress(zlib.error):
-                if plain := stream.decompress(view[start : start + MOST], MOST):
+                part = view[start : start + MAX_INFLATED_BYTES]
+                if plain := stream.decompress(part, MAX_INFLATED_BYTES):
                     yield plain
             start = content.find(header, start + 1)
 
 
-def disguises(text: str) -> Iterator[tuple[str, bytes]]:
+def encodings(text: str) -> Iterator[tuple[str, bytes]]:
     """Every form in which `text` (lower-case letters and digits) is searched for, with its name."""
     yield "upper case", text.upper().encode()
     yield "percent-encoding", "".join(f"%{ord(letter):02x}" for letter in text).encode()
@@ -124,11 +126,11 @@ def disguises(text: str) -> Iterator[tuple[str, bytes]]:
     yield "JSON escapes", "".join(f"\\u{ord(letter):04x}" for letter in text).encode()
     yield "JSON ESCAPES", "".join(f"\\u{ord(letter):04X}" for letter in text).encode()
     for characters in CHARACTERS:
-        yield from disguises_of(characters, text.encode(characters))
+        yield from byte_encodings(characters, text.encode(characters))
 
 
-def disguises_of(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Bytes as they are, in hex, and in base64 at any place of a longer text."""
+def byte_encodings(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Bytes as they are, in hex, and in base64 at any offset in a longer text."""
     yield name, data
     yield f"hex of {name}", data.hex().encode()
     yield f"HEX of {name}", data.hex().upper().encode()
@@ -140,10 +142,10 @@ def disguises_of(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"url base64+{shift} of {name}", core.translate(bytes.maketrans(b"+/", b"-_"))
 
 
-def spellings(text: str) -> Mapping[str, bytes]:
-    """Complete texts as a leak would write them, by disguise; made without `disguises`.
+def leaked_forms(text: str) -> Mapping[str, bytes]:
+    """A text as a leak would write it, by encoding; independent of `encodings`.
 
-    For base64 the text stands inside a longer one, as in a message's body.
+    For base64 the text is inside a longer one, as in a message's body.
     """
     forms = {
         "upper case": text.upper().encode(),
@@ -166,9 +168,9 @@ def spellings(text: str) -> Mapping[str, bytes]:
     return forms
 
 
-def is_text(spelling: bytes) -> bool:
-    """Whether a spelling can stand where only text can: raw UTF-16 has NUL bytes, for one."""
-    return b"\0" not in spelling and spelling.isascii()
+def is_text(form: bytes) -> bool:
+    """Whether a form can be stored as text; raw UTF-16, for example, has NUL bytes."""
+    return b"\0" not in form and form.isascii()
 
 
 def _random(length: int) -> str:

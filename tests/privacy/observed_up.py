@@ -1,5 +1,6 @@
-"""`vestry up` with observers: a broker user with all permissions, statistics of every statement, and a
-write-ahead log without compression, which would hide tokens.
+"""`vestry up` with observers: a broker user with all permissions and statistics of every statement.
+
+The write-ahead log is not compressed, since a search does not find tokens in compressed pages.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def _add_observers() -> None:
         "track_activity_query_size": "65536",
         "wal_compression": "off",
         "fsync": "off",
-        # All of it is read several times.
+        # Small: the whole log is read several times.
         "min_wal_size": "32MB",
         "max_wal_size": "64MB",
     }

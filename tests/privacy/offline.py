@@ -1,8 +1,8 @@
-"""The demonstration of `make run`, and beside it every kind of private job, on the real models.
+"""The demonstration of `make run` and every kind of private job, on the real models.
 
-Run inside a network namespace it brings up the loopback interface, and nothing else is there. Prints
-one JSON document: the demonstration's output, the result of each job, and what happens to a connection
-to another machine.
+In a network namespace the script brings up the loopback interface, which is the only one. Prints one
+JSON document: the demonstration's output, the result of each job, and the error of a connection to
+another machine.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ IFF_UP = 1
 
 
 def loopback_up() -> None:
-    """Bring the one interface of a new namespace up."""
-    with socket.socket() as any_socket:
+    """Bring up the only interface of a new namespace."""
+    with socket.socket() as control:
         request = struct.pack("16sH14x", b"lo", IFF_UP)
-        fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
+        fcntl.ioctl(control, SIOCSIFFLAGS, request)
 
 
 def outside() -> str:
@@ -60,7 +60,7 @@ def jobs() -> dict[str, Any]:
 
 
 def run_jobs(up: BackgroundStack) -> dict[str, Any]:
-    """Do every kind of private job on a running stack."""
+    """Run every kind of private job on a running stack."""
     url, ring = up.client["database_url"], up.client["keyring"]
     with Vestry(url, ring) as vestry, psycopg.connect(url, autocommit=True) as conn:
         enqueued = {
@@ -103,7 +103,7 @@ def main() -> None:
             report |= run_jobs(up)
             report["demo"], _ = demo.communicate(timeout=2 * TIMEOUT_S)
         except BaseException:
-            demo.terminate()  # it stops its stack
+            demo.terminate()  # stops its stack
             raise
     report["status"] = demo.returncode
     sys.stdout.write(json.dumps(report) + "\n")

@@ -44,7 +44,7 @@ class Scenario:
     errors: list[str]
     jobs: list[tuple[str, JobRef, str]] = field(default_factory=list)
     running: list[JobRef] = field(default_factory=list)
-    """Jobs that are cancelled once they run."""
+    """Jobs to cancel while they run."""
 
     @property
     def owner(self) -> str:
@@ -65,7 +65,7 @@ class Scenario:
         return f"Up and walked {self.token(name)} to the office. {fault}".strip()
 
     def document(self, name: str, text: str = "", **fields: Any) -> Document:
-        given = {
+        defaults = {
             "text": f"{text} {self.text(f'{name}, text')}".strip(),
             "id": self.token(f"{name}, id"),
             "date": f"1660 {self.token(f'{name}, date')}",
@@ -73,7 +73,7 @@ class Scenario:
                 self.token(f"{name}, metadata key"): [self.token(f"{name}, metadata value")]
             },
         }
-        return Document(**(given | fields))
+        return Document(**(defaults | fields))
 
     def enqueue(self) -> None:
         """Enqueue every job but the one that crashes a worker."""
@@ -84,13 +84,13 @@ class Scenario:
         self._refused()
 
     def crash(self) -> None:
-        """Enqueue a job that ends its process twice; last, since it delays others."""
+        """Enqueue a job that crashes its process twice; last, since it delays other jobs."""
         self.submit("crash", _embedding(self.text("crash", "echo!exit")), "dead", latency="bulk")
 
     def stop_running(self) -> None:
         """Cancel jobs while they run."""
         for job in self.running:
-            self._once_running(job)
+            self.wait_running(job)
             self.vestry.cancel([job])
 
     def search(self) -> None:
@@ -121,9 +121,16 @@ class Scenario:
             with self.record_errors():
                 self.vestry.result(reference)
 
+    def wait_running(self, job: JobRef) -> None:
+        """Wait until a job is no longer queued."""
+        until = time.monotonic() + TIMEOUT_S
+        while self.vestry.status(job).state == "queued":
+            assert time.monotonic() < until, "the job does not start"
+            time.sleep(0.01)
+
     @contextmanager
     def record_errors(self) -> Iterator[None]:
-        """Keep the traceback of an error, which a producer might log."""
+        """Record the traceback of an error, as a producer might log it."""
         try:
             yield
         except (VestryError, JobFailed):
@@ -163,11 +170,11 @@ class Scenario:
         index("all fail", "dead", self.document("nan", "echo!nan"))
         old = self.document("overtaken", "echo!sleep=3")
         overtaken = index("overtaken", "superseded", old)
-        self._once_running(overtaken)
+        self.wait_running(overtaken)
         index("overtaking", "succeeded", self.document("overtaking", id=old.id))
         gone = self.document("deleted", "echo!sleep=3")
         deleted = index("deleted", "superseded", gone)
-        self._once_running(deleted)
+        self.wait_running(deleted)
         assert gone.id is not None
         self.vestry.delete_documents(
             self.conn, owner=self.owner, privacy=self.privacy, source=SOURCE, ids=[gone.id]
@@ -183,7 +190,7 @@ class Scenario:
         )
         self.submit("expired", _embedding(self.text("expired")), "expired", run_at=later,
                     deadline=soon)  # fmt: skip
-        self._once_running(running)
+        self.wait_running(running)
         self.vestry.cancel([waiting, running])
 
     def _malformed(self) -> None:
@@ -231,18 +238,12 @@ class Scenario:
             else:
                 raise AssertionError("an unsealed private payload was accepted")
 
-    def _once_running(self, job: JobRef) -> None:
-        until = time.monotonic() + TIMEOUT_S
-        while self.vestry.status(job).state == "queued":
-            assert time.monotonic() < until, "the job does not start"
-            time.sleep(0.02)
-
 
 UNSEALED = """SELECT * FROM vestry.enqueue_jobs_v1(
   'owner-private', 'private', 'bulk', p_ids => ARRAY[gen_random_uuid()],
   p_kinds => ARRAY['embedding'], p_pools => ARRAY['gpu'], p_costs => ARRAY[1],
   p_keep_payload => ARRAY[true], p_result_ttl_s => ARRAY[60], p_texts => %s::text[])"""
-"""A private job in the clear, by a producer that does not use the library."""
+"""An unsealed private job, by a producer without the library."""
 
 
 def _embedding(*texts: str) -> Embedding:

@@ -1,4 +1,4 @@
-"""A cloud worker that was taken over obtains no private byte."""
+"""A compromised cloud worker obtains no private byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.privacy.adversary import ACCOUNT, BROKER, SQL, Adversary, done_within
 from tests.privacy.conftest import CANARY, Canary
-from tests.privacy.needles import disguises, disguises_of, inflated
+from tests.privacy.needles import byte_encodings, encodings, inflated
 
 ATTEMPTS = {**SQL, **BROKER, **ACCOUNT}
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "privacy.md"
@@ -34,10 +34,10 @@ def adversary(canary: Canary) -> Adversary:
 @pytest.fixture(scope="module")
 def needles(canary: Canary) -> set[bytes]:
     """Bytes that no attempt may return: private tokens, sealed content, keys, others' passwords."""
-    secrets = {needle for _, needle in disguises(canary.private.marker.text)}
+    secrets = {needle for _, needle in encodings(canary.private.marker.text)}
     home = canary.stack.home
     for key in json.loads(home.keyring.read_text())["keys"].values():
-        secrets |= {needle for _, needle in disguises_of("key", base64.b64decode(key))}
+        secrets |= {needle for _, needle in byte_encodings("key", base64.b64decode(key))}
         secrets.add(key.encode())
     for path in home.secrets.glob("*.password"):
         if "cloud" not in path.name:
@@ -52,15 +52,15 @@ def needles(canary: Canary) -> set[bytes]:
     return secrets
 
 
-def obtained(result: Any) -> bytes:
+def as_bytes(result: Any) -> bytes:
     """The whole result of an attempt, as bytes."""
     match result:
         case bytes() | bytearray() | memoryview():
             return bytes(result)
         case dict():
-            return b"\n".join(obtained(pair) for pair in result.items())
+            return b"\n".join(as_bytes(pair) for pair in result.items())
         case list() | tuple() | set():
-            return b"\n".join(obtained(item) for item in result)
+            return b"\n".join(as_bytes(item) for item in result)
         case _:
             return str(result).encode("utf-8", "surrogateescape")
 
@@ -75,10 +75,10 @@ def test_attempt_obtains_no_private_byte(
     adversary: Adversary, needles: set[bytes], name: str
 ) -> None:
     if name in ACCOUNT and os.geteuid() != 0:
-        pytest.skip("only as root have the processes accounts of their own")
+        pytest.skip("processes have separate accounts only under root")
     result, _ = done_within(ATTEMPTS[name], adversary)
-    content_obtained = obtained(result)
-    for content in (content_obtained, *inflated(content_obtained)):
+    plain = as_bytes(result)
+    for content in (plain, *inflated(plain)):
         assert not [needle for needle in needles if needle in content], name
 
 
@@ -87,7 +87,7 @@ def test_needles_are_found_where_they_are_readable(canary: Canary, needles: set[
     with canary.stack.superuser() as conn:
         rows = conn.execute("SELECT body FROM vestry.private_results").fetchall()
         keys = conn.execute("SELECT wrapped FROM vestry.owner_keys").fetchall()
-    for content in (obtained(rows), obtained(keys), canary.stack.home.keyring.read_bytes()):
+    for content in (as_bytes(rows), as_bytes(keys), canary.stack.home.keyring.read_bytes()):
         assert [needle for needle in needles if needle in content]
 
 

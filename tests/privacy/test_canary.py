@@ -1,6 +1,6 @@
-"""Random tokens in every private field: none may be found anywhere that is not sealed.
+"""Random tokens in every private field: none may be found in any location that is not sealed.
 
-For every place it is first shown that a token would be found there in every disguise.
+A positive control first finds a planted token in each location and each encoding.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ import pytest
 
 from models.bootstrap import PRIVATE_WORKER, ROLES
 from tests.privacy.conftest import CANARY, Canary
-from tests.privacy.needles import Hit, Marker, detector, disguises_of, is_text, search, spellings
-from tests.privacy.places import Contents
+from tests.privacy.locations import Contents
+from tests.privacy.needles import (
+    Hit,
+    Marker,
+    byte_encodings,
+    detector,
+    is_text,
+    leaked_forms,
+    search,
+)
 from tests.waiting import eventually
 from vestry import Embedding
 from workers.app import make_app
@@ -34,61 +42,65 @@ BROKER = ["broker keys", "broker traffic", "broker memory"]
 FLOWERS = ["flower of private", "flower of shareable"]
 CONTENT_FREE = [*BROKER, *FLOWERS, "logs", "statements", "notices", "processes",
                 "producers' errors", "temporary files"]  # fmt: skip
-"""Places where shareable content must not be either."""
+"""Locations that must not have shareable content either."""
 EVERYWHERE = [*CONTENT_FREE, *DUMPS, "directory", "cloud endpoint"]
 
 
 def leaks(seen: Mapping[str, Contents], names: list[str], marker: Marker) -> list[Hit]:
-    """Every token found in the named places."""
+    """Every token found in the named locations."""
     return [hit for name in names if name in seen for hit in search(name, seen[name], marker)]
 
 
-def test_list_of_places_is_complete(canary: Canary) -> None:
+def test_list_of_locations_is_complete(canary: Canary) -> None:
     assert set(canary.seen) | {"broker memory"} == set(EVERYWHERE)
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_planted_tokens_are_found_in_each_place_in_every_disguise(
+def test_planted_tokens_are_found_in_each_location_in_every_encoding(
     canary: Canary, name: str
 ) -> None:
     if name not in canary.seen:
         pytest.skip("this system does not allow reading another process's memory")
-    markers = {disguise: Marker() for disguise in spellings("")}
-    planted = {d: spellings(marker.text)[d] for d, marker in markers.items()}
+    markers = {encoding: Marker() for encoding in leaked_forms("")}
+    planted = {
+        encoding: leaked_forms(marker.text)[encoding] for encoding, marker in markers.items()
+    }
     if name in [*DUMPS, *FLOWERS, "statements", "notices", "processes", "producers' errors"]:
-        # Text cannot hold raw UTF-16; binary columns have a test of their own.
-        planted = {d: spelling for d, spelling in planted.items() if is_text(spelling)}
+        # Text cannot contain raw UTF-16; binary columns have a separate test.
+        planted = {encoding: form for encoding, form in planted.items() if is_text(form)}
     with PLANTS[name](canary, planted):
-        seen = detector({disguise: markers[disguise] for disguise in planted})
-        found = set().union(*(seen(content) for _, content in canary.stack.places()[name]()))
-    assert found == set(planted)
+        seen = detector({encoding: markers[encoding] for encoding in planted})
+        detected = set().union(*(seen(content) for _, content in canary.stack.locations()[name]()))
+    assert detected == set(planted)
 
 
-def test_planted_bytes_in_a_column_are_found_in_every_disguise(canary: Canary) -> None:
-    markers = {disguise: Marker() for disguise in spellings("")}
-    planted = {d: spellings(marker.text)[d] for d, marker in markers.items()}
+def test_planted_bytes_in_a_column_are_found_in_every_encoding(canary: Canary) -> None:
+    markers = {encoding: Marker() for encoding in leaked_forms("")}
+    planted = {
+        encoding: leaked_forms(marker.text)[encoding] for encoding, marker in markers.items()
+    }
     insert = """INSERT INTO vestry.private_results (job_id, owner, key_id, body, expires_at)
                 VALUES (%s, %s, gen_random_uuid(), %s, 'infinity')"""
     with canary.stack.superuser() as conn:
         jobs = [uuid.uuid4() for _ in planted]
-        for job, spelling in zip(jobs, planted.values(), strict=True):
-            conn.execute(insert, [job, canary.private.owner, spelling])
-        contents = list(canary.stack.places()["dump by vestry_producer"]())
+        for job, form in zip(jobs, planted.values(), strict=True):
+            conn.execute(insert, [job, canary.private.owner, form])
+        contents = list(canary.stack.locations()["dump by vestry_producer"]())
         conn.execute("DELETE FROM vestry.private_results WHERE job_id = ANY (%s)", [jobs])
     seen = detector(markers)
     assert set().union(*(seen(content) for _, content in contents)) == set(planted)
 
 
-# A cloud worker sees the jobs of its own lanes alone, and those have none.
+# A cloud worker sees only the jobs of its own lanes, and there are none.
 SHOWING_JOBS = ["broker traffic", *FLOWERS, *DUMPS, "logs", "notices"]
 SHOWING_JOBS.remove("dump by vestry_cloud")
 SHOWING_HINTS = {"broker traffic", "logs"}
-"""They show a job by its hint, which an idle interactive worker does not need."""
+"""They show a job only by its hint, which an idle interactive worker does not need."""
 
 
 @pytest.mark.parametrize("name", SHOWING_JOBS)
-def test_each_place_shows_the_jobs_that_ran(canary: Canary, name: str) -> None:
-    """So each place was read at the right time: a job's id may be everywhere."""
+def test_each_location_shows_the_jobs_that_ran(canary: Canary, name: str) -> None:
+    """Each location was read after the jobs ran: a job's id is allowed everywhere."""
     scenario = canary.shareable if name in {"flower of shareable", "dump by vestry_shareable"} else (
         canary.private
     )  # fmt: skip
@@ -108,7 +120,7 @@ def test_private_content_is_found_nowhere(canary: Canary) -> None:
 
 
 def test_cloud_was_called_for_shareable_jobs_and_each_call_is_recorded(canary: Canary) -> None:
-    """So private content at the endpoint would have been found."""
+    """Private content at the endpoint would therefore be found."""
     assert leaks(canary.seen, ["cloud endpoint"], canary.shareable.marker)
     with canary.stack.superuser() as conn:
         recorded = conn.execute("SELECT count(*) FROM vestry.egress").fetchone()
@@ -120,20 +132,20 @@ def test_cloud_was_called_for_shareable_jobs_and_each_call_is_recorded(canary: C
     assert {row[1:] for row in jobs} == {("shareable", "cloud")}
 
 
-def test_degraded_jobs_are_marked_so(canary: Canary) -> None:
+def test_degraded_jobs_are_marked(canary: Canary) -> None:
     for about, job, _ in canary.private.jobs:
         degraded = canary.private.vestry.status(job).degraded
         assert degraded == (about.endswith("degraded") or about == "grounded"), about
 
 
-def test_shareable_content_is_in_its_tables_alone(canary: Canary) -> None:
+def test_shareable_content_is_in_its_tables_only(canary: Canary) -> None:
     assert not leaks(canary.seen, CONTENT_FREE, canary.shareable.marker)
     stored = leaks(canary.seen, ["dump by vestry_producer"], canary.shareable.marker)
     assert stored, "the scenario planted nothing"
 
 
 def test_text_that_was_not_kept_is_not_in_the_tables(canary: Canary) -> None:
-    """It can be searched for where nothing is sealed."""
+    """Searched for in shareable tables, which are not sealed."""
     hits = leaks(canary.seen, DUMPS, canary.shareable.marker)
     stored = {name for hit in hits for name in hit.fields}
     assert {"shareable: entry, text", "shareable: not kept, id"} <= stored
@@ -154,8 +166,8 @@ def test_sealed_text_that_was_not_kept_is_deleted(canary: Canary) -> None:
     assert texts == (1, 0)
 
 
-def test_key_ring_is_passed_to_private_workers_alone(canary: Canary) -> None:
-    """By a descriptor; no process gets the file's name."""
+def test_key_ring_is_passed_to_private_workers_only(canary: Canary) -> None:
+    """By a descriptor: no process gets the path of the file."""
     seen = {
         process["name"]: b"\n".join(content)
         for process in canary.up.state()["processes"]
@@ -173,18 +185,17 @@ def test_key_ring_is_passed_to_private_workers_alone(canary: Canary) -> None:
     assert not [name for name, content in seen.items() if ring in content]
 
 
-def test_key_ring_is_in_its_file_alone(canary: Canary) -> None:
-    ring = canary.stack.home.keyring
-    keys = json.loads(ring.read_text(encoding="utf-8"))["keys"]
+def test_key_ring_is_in_its_file_only(canary: Canary) -> None:
+    keys = json.loads(canary.keyring)["keys"]
     key = base64.b64decode(next(iter(keys.values())))
-    needles = {needle for _, needle in disguises_of("the key", key)}
-    places = {
+    needles = {needle for _, needle in byte_encodings("the key", key)}
+    locations = {
         (name, where)
         for name, contents in canary.seen.items()
         for where, content in contents
         if any(needle in content for needle in needles)
     }
-    assert places == {("directory", ring.name)}
+    assert locations == {("directory", canary.stack.home.keyring.name)}
 
 
 def test_planted_leaks_are_reported(canary: Canary) -> None:
@@ -202,13 +213,15 @@ def test_planted_leaks_are_reported(canary: Canary) -> None:
             token = leak.token("argument")
             events.send("task-received", uuid=str(uuid.uuid4()), name="embedding", args=token)
         broker.set("vestry.private.careless", leak.token("kept"))
-        for place in ("broker traffic", "flower of private"):
-            read = stack.places()[place]
-            eventually(lambda read=read, at=place: bool(leaks({at: list(read())}, [at], leak)))
-        seen = {name: list(read()) for name, read in stack.places().items()}
+        for location in ("broker traffic", "flower of private"):
+            read = stack.locations()[location]
+            eventually(
+                lambda read=read, name=location: bool(leaks({name: list(read())}, [name], leak))
+            )
+        seen = {name: list(read()) for name, read in stack.locations().items()}
         hits = leaks(seen, EVERYWHERE, leak)
         broker.delete("vestry.private.careless")
-    assert {hit.place for hit in hits} >= {
+    assert {hit.location for hit in hits} >= {
         "dump by vestry_shareable", "dump by vestry_owner", "logs", "directory", "broker keys",
         "broker traffic", "flower of private",
     }  # fmt: skip
@@ -243,7 +256,7 @@ def in_logs(canary: Canary, planted: Planted) -> Iterator[None]:
 @contextmanager
 def in_directory(canary: Canary, planted: Planted) -> Iterator[None]:
     path = canary.stack.home.run / "control.bin"
-    # Across the border of two chunks that are read.
+    # Across the boundary of two chunks that are read.
     path.write_bytes(bytes(8 * 1024 * 1024 - 500) + b"\n".join(planted.values()))
     yield
     path.unlink()
@@ -270,11 +283,11 @@ def at_endpoint(canary: Canary, planted: Planted) -> Iterator[None]:
 @contextmanager
 def in_statements(canary: Canary, planted: Planted) -> Iterator[None]:
     with canary.stack.superuser() as conn:
-        for spelling in map(bytes.decode, planted.values()):
-            # A session shows its last statement for as long as it is idle.
-            conn.execute(f"SELECT 1 /* {spelling} */")
+        for form in map(bytes.decode, planted.values()):
+            # An idle session shows its last statement.
+            conn.execute(f"SELECT 1 /* {form} */")
             eventually(
-                lambda needle=spelling: any(
+                lambda needle=form: any(
                     needle in seen for seen in list(canary.stack.watch.statements)
                 )
             )
@@ -284,21 +297,21 @@ def in_statements(canary: Canary, planted: Planted) -> Iterator[None]:
 @contextmanager
 def in_notices(canary: Canary, planted: Planted) -> Iterator[None]:
     with canary.stack.superuser() as conn:
-        for spelling in planted.values():
-            conn.execute("SELECT pg_notify('vestry_done', %s)", [spelling.decode()])
-    payloads = {f"vestry_done {spelling.decode()}" for spelling in planted.values()}
+        for form in planted.values():
+            conn.execute("SELECT pg_notify('vestry_done', %s)", [form.decode()])
+    payloads = {f"vestry_done {form.decode()}" for form in planted.values()}
     eventually(lambda: payloads <= set(canary.stack.watch.notices))
     yield
 
 
 @contextmanager
 def in_processes(_: Canary, planted: Planted) -> Iterator[None]:
-    spelt = [spelling.decode() for spelling in planted.values()]
-    half = len(spelt) // 2
-    environment = {f"CONTROL_{n}": value for n, value in enumerate(spelt[half:])}
+    forms = [form.decode() for form in planted.values()]
+    half = len(forms) // 2
+    environment = {f"CONTROL_{n}": value for n, value in enumerate(forms[half:])}
     script = "import sys; print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
-        [sys.executable, "-c", script, *spelt[:half]],
+        [sys.executable, "-c", script, *forms[:half]],
         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -309,7 +322,7 @@ def in_processes(_: Canary, planted: Planted) -> Iterator[None]:
 
 @contextmanager
 def in_errors(canary: Canary, planted: Planted) -> Iterator[None]:
-    canary.stack.errors += [spelling.decode("latin-1") for spelling in planted.values()]
+    canary.stack.errors += [form.decode("latin-1") for form in planted.values()]
     yield
     del canary.stack.errors[-len(planted) :]
 
@@ -322,8 +335,8 @@ def in_tables(canary: Canary, planted: Planted) -> Iterator[None]:
       VALUES (%s, 'embedding', 'x', 'shareable', 'bulk', 'cloud', 'dead', now(), %s)"""
     with canary.stack.superuser() as conn:
         jobs = [uuid.uuid4() for _ in planted]
-        for job, spelling in zip(jobs, planted.values(), strict=True):
-            conn.execute(insert, [job, spelling.decode()])
+        for job, form in zip(jobs, planted.values(), strict=True):
+            conn.execute(insert, [job, form.decode()])
         yield
         conn.execute("DELETE FROM vestry.jobs WHERE id = ANY (%s)", [jobs])
 
@@ -334,10 +347,10 @@ def in_flower(privacy: str) -> Callable[[Canary, Planted], AbstractContextManage
         app = make_app(ValkeyServer(canary.stack.home).url(privacy), privacy)
         last = str(uuid.uuid4())
         with app.events.default_dispatcher(hostname="control") as events:
-            for spelling in planted.values():
+            for form in planted.values():
                 last = str(uuid.uuid4())
-                events.send("task-received", uuid=last, name="control", args=spelling.decode())
-        read = canary.stack.places()[f"flower of {privacy}"]
+                events.send("task-received", uuid=last, name="control", args=form.decode())
+        read = canary.stack.locations()[f"flower of {privacy}"]
         eventually(lambda: any(last.encode() in content for _, content in read()))
         yield
 

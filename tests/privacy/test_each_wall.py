@@ -10,14 +10,12 @@ from contextlib import suppress
 import pytest
 
 from tests.cluster_template import migrated_home
-from tests.privacy.lab import EXPECTED, WAYS, Lab, Wall, laboratory, may_make_networks
+from tests.privacy.lab import EXPECTED, WAYS, Lab, Wall, laboratory, may_create_networks
 from tests.privacy.needles import Marker
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not may_make_networks(), reason="only root puts a process into a network of its own"
-    ),
+    pytest.mark.skipif(not may_create_networks(), reason="only root may create network namespaces"),
 ]
 
 ALL = frozenset(Wall)
@@ -29,7 +27,7 @@ STOPS = {
     Wall.BROKER: {"sent_in_message"},
     Wall.NETWORK: {"called_directly", "called_through_a_backend", "local_name_resolves_outside"},
 }
-"""The ways that each wall alone stops, as docs/privacy.md says."""
+"""The ways that each wall stops by itself, by docs/privacy.md."""
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +41,15 @@ def lab(marker: Marker) -> Iterator[Lab]:
         yield lab
 
 
-def escaped(lab: Lab, marker: Marker, off: frozenset[Wall], *, role: bool = True) -> set[str]:
-    """The ways by which the text reached the cloud's endpoint or, with `role`, its logins."""
+def leaking(lab: Lab, marker: Marker, off: frozenset[Wall], *, logins: bool = True) -> set[str]:
+    """The ways by which the text reached the cloud's endpoint or, with `logins`, its logins."""
     leaks = set()
     for name, way in WAYS.items():
         with lab.without(off):
             with suppress(*EXPECTED):
                 way(lab)
             received = bytes(lab.endpoint.received)
-            if role:
+            if logins:
                 received += bytes(lab.seen) + _message_bodies(bytes(lab.seen))
         if any(needle in received for needle in marker.needles().values()):
             leaks.add(name)
@@ -65,27 +63,27 @@ def _message_bodies(seen: bytes) -> bytes:
 
 
 def test_without_walls_every_way_leaks(lab: Lab, marker: Marker) -> None:
-    """So the walls are what stops them in the other tests."""
-    assert escaped(lab, marker, ALL) == set(WAYS)
+    """Therefore in the other tests the walls stop them."""
+    assert leaking(lab, marker, ALL) == set(WAYS)
 
 
 def test_with_all_walls_no_way_leaks(lab: Lab, marker: Marker) -> None:
-    assert escaped(lab, marker, frozenset()) == set()
+    assert leaking(lab, marker, frozenset()) == set()
 
 
 @pytest.mark.parametrize("wall", Wall)
 def test_without_one_wall_no_way_leaks(lab: Lab, marker: Marker, wall: Wall) -> None:
-    assert escaped(lab, marker, frozenset({wall})) == set()
+    assert leaking(lab, marker, frozenset({wall})) == set()
 
 
 @pytest.mark.parametrize("wall", Wall)
 def test_one_wall_alone_stops_the_documented_ways(lab: Lab, marker: Marker, wall: Wall) -> None:
-    assert set(WAYS) - escaped(lab, marker, ALL - {wall}) == STOPS[wall]
+    assert set(WAYS) - leaking(lab, marker, ALL - {wall}) == STOPS[wall]
 
 
 def test_egress_without_a_record_is_refused_even_for_a_cloud_worker(
     lab: Lab, marker: Marker
 ) -> None:
-    """The process wall alone: a cloud worker cannot send a text that it should never have read."""
-    assert "misrouted" not in escaped(lab, marker, ALL - {Wall.PROCESS}, role=False)
-    assert "misrouted" in escaped(lab, marker, ALL, role=False)
+    """The process wall alone: a cloud worker cannot send a private text, even after reading it."""
+    assert "misrouted" not in leaking(lab, marker, ALL - {Wall.PROCESS}, logins=False)
+    assert "misrouted" in leaking(lab, marker, ALL, logins=False)

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 SOURCE = "letters"
 JOBS = 24
 DOCUMENTS = 4
-"""In a job; each takes 50 ms."""
+"""Documents of a job; each takes 50 ms."""
 
 
 @pytest.fixture
@@ -68,21 +68,23 @@ def wait_for_all(vestry: Vestry, jobs: list[JobRef]) -> list[str]:
     return states_of(vestry, jobs)
 
 
-def test_rotation_during_an_index(canary: Canary, vestry: Vestry, conn: Any, operator: Any) -> None:
+def test_index_completes_during_a_key_rotation(
+    canary: Canary, vestry: Vestry, conn: Any, operator: Any
+) -> None:
     ring = KeyFile(canary.stack.home.keyring)
     jobs = index(vestry, conn, "rotating")
     eventually(lambda: "running" in states_of(vestry, jobs))
     done = rotate(operator, ring)
     assert done.not_rewrapped == 0
-    left = {"queued", "running"} & set(states_of(vestry, jobs))
-    assert left, "the index was over before the rotation"
-    # Meanwhile a new owner, whose key only the new key wraps.
+    unfinished = {"queued", "running"} & set(states_of(vestry, jobs))
+    assert unfinished, "the index ended before the rotation"
+    # A new owner during the index, whose data key only the new key wraps.
     new = index(vestry, conn, "after the rotation")
     assert set(wait_for_all(vestry, jobs + new)) == {"succeeded"}
     keys = {status.key: status.wraps for status in statuses(operator, ring)}
     assert {key for key, wraps in keys.items() if wraps} == {done.current}
     assert retire(operator, ring) == [key for key in keys if key != done.current]
-    # Content sealed before, during and after opens with the new ring alone, here and in workers.
+    # Content sealed before, during and after the rotation opens with the new ring only.
     for owner in ("rotating", "after the rotation", canary.private.owner):
         hits = vestry.search("a letter", owner=owner, privacy="private", timeout=TIMEOUT_S)
         assert hits
@@ -102,7 +104,7 @@ def rows_of(canary: Canary, owner: str) -> dict[str, int]:
     return {table: row[0] for table, row in counts.items() if row and row[0]}
 
 
-def test_owner_is_forgotten_during_an_index(
+def test_owner_is_erased_during_an_index(
     canary: Canary, vestry: Vestry, conn: Any, operator: Any
 ) -> None:
     jobs = index(vestry, conn, "forgotten")
@@ -125,7 +127,7 @@ def test_owner_is_forgotten_during_an_index(
     assert rows_of(canary, "forgotten") == {}
     ended = dict(zip([*jobs, interactive], states_of(vestry, [*jobs, interactive]), strict=True))
     assert set(ended.values()) == {"succeeded", "cancelled"}
-    # No job that ran when the tombstone was set finished after it.
+    # No job that ran when the tombstone was set succeeded after it.
     with canary.stack.superuser() as root:
         late = root.execute(
             """SELECT count(*) FROM vestry.jobs j JOIN vestry.owners o USING (owner)
@@ -133,7 +135,7 @@ def test_owner_is_forgotten_during_an_index(
                  AND j.finished_at > o.forgotten_at"""
         ).fetchone()
     assert late == (0,)
-    # Long enough for results that were being computed to be refused.
+    # Long enough for running jobs to be refused at their end.
     time.sleep(2.5)
     assert rows_of(canary, "forgotten") == {}
     assert (

@@ -1,4 +1,4 @@
-"""Flower and remote control: read-only, and for those with the password."""
+"""Flower and remote control: read-only, and only with the password."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers.stack.valkey import PRIVACIES, ValkeyServer
 pytestmark = [pytest.mark.slow, pytest.mark.stack(CANARY)]
 
 OPEN = {"/metrics", "/healthcheck", "/logout", "/static/css/flower.css", "/favicon.ico"}
-"""Paths that Flower cannot protect: they show names of workers and kinds at most."""
+"""Paths that Flower cannot protect: they show at most names of workers and kinds."""
 WORKER = ("pool/restart", "pool/grow", "pool/shrink", "pool/autoscale", "shutdown",
           "queue/add-consumer", "queue/cancel-consumer")  # fmt: skip
 TASK = ("apply", "async-apply", "send-task", "abort", "timeout", "rate-limit", "revoke")
@@ -41,7 +41,7 @@ def flower(canary: Canary, request: pytest.FixtureRequest) -> FlowerClient:
     return FlowerClient(canary.stack.client["flower"][request.param])
 
 
-def test_every_path_that_flower_can_protect_needs_the_password(
+def test_every_protectable_path_of_flower_requires_the_password(
     flower: FlowerClient,
 ) -> None:
     statuses = {path: flower.get(path, user=None)[0] for path in paths()}
@@ -66,15 +66,15 @@ def post(flower: FlowerClient, path: str) -> int:
     pair = f"{flower.user}:{flower.password}".encode()
     request.add_header("Authorization", f"Basic {base64.b64encode(pair).decode()}")
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-            return int(answer.status)
+        with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
 
 
 def test_flower_listens_on_loopback(canary: Canary) -> None:
-    for described in canary.stack.client["flower"].values():
-        port = int(described["url"].rpartition(":")[2])
+    for flower in canary.stack.client["flower"].values():
+        port = int(flower["url"].rpartition(":")[2])
         listening = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()
         addresses = {line.split()[1] for line in listening if line.split()[3] == "0A"}
         assert [a for a in addresses if a.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
@@ -85,8 +85,8 @@ def control(canary: Canary, user: str) -> Any:
     return make_app(ValkeyServer(canary.stack.home).url(user), privacy).control
 
 
-def answering(control: Any, expected: int) -> set[str]:
-    """Names of workers that answer a ping; repeated until enough have, since busy ones are slow."""
+def responding(control: Any, expected: int) -> set[str]:
+    """Names of workers that respond to a ping; repeated, since busy workers are slow."""
     names: set[str] = set()
 
     def enough() -> bool:
@@ -94,13 +94,13 @@ def answering(control: Any, expected: int) -> set[str]:
         return len(names) >= expected
 
     eventually(enough)
-    enough()
+    enough()  # once more, to detect surplus workers
     return names
 
 
-def test_private_worker_answers_inspection_and_refuses_commands(canary: Canary) -> None:
+def test_private_worker_responds_to_inspection_and_refuses_commands(canary: Canary) -> None:
     panel = control(canary, "private")
-    assert len(answering(panel, 4)) == 4
+    assert len(responding(panel, 4)) == 4
     for command in ("add_consumer", "shutdown", "pool_grow", "rate_limit", "revoke", "terminate"):
         assert command not in READ_ONLY_PANEL
         arguments = {"queue": "shareable.bulk.cloud"} if command == "add_consumer" else {}
@@ -113,13 +113,13 @@ def test_private_worker_answers_inspection_and_refuses_commands(canary: Canary) 
         return bool(queues)
 
     eventually(inspected)
-    assert {queue["name"].split(".")[0] for found in queues.values() for queue in found} == {
+    assert {queue["name"].split(".")[0] for active in queues.values() for queue in active} == {
         "private"
     }
 
 
 def test_cloud_worker_receives_no_commands(canary: Canary) -> None:
-    names = answering(control(canary, "shareable"), 4)
+    names = responding(control(canary, "shareable"), 4)
     assert len(names) == 4
     assert not [name for name in names if "cloud" in name]
 
@@ -130,5 +130,5 @@ def test_private_workers_write_no_core_dumps(canary: Canary) -> None:
             limits = Path(f"/proc/{process['pid']}/limits").read_text(encoding="ascii")
             line = next(line for line in limits.splitlines() if line.startswith("Max core"))
             assert line.split()[4:6] == ["0", "0"]
-            # Root owns it in any case: no other account can read it.
+            # Owned by root: no other account can read it.
             assert Path(f"/proc/{process['pid']}/environ").stat().st_uid == 0

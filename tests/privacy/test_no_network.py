@@ -1,4 +1,4 @@
-"""`make run` and every kind of private job need no network: under root they have none."""
+"""`make run` and every kind of private job need no network; under root the test isolates them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.privacy.lab import may_make_networks
+from tests.privacy.lab import may_create_networks
 from tests.temp_stack_dir import temporary_home
 from workers.home import CHECKOUT
 
@@ -23,7 +23,7 @@ SHOWN = (
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_demo_and_every_private_kind_run_on_real_models_with_loopback_only() -> None:
-    isolated = may_make_networks()
+    isolated = may_create_networks()
     command = [sys.executable, "-m", "tests.privacy.offline"]
     with temporary_home() as home:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Records what passes while jobs run: broker traffic, statements, notices, processes."""
+"""Observers during jobs: broker traffic, statements, notices, processes, names of temporary files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
 
 
 def everything_below(root: Path) -> Iterator[Path]:
-    """Every path below a directory, though its owner removes some meanwhile."""
+    """Every path below a directory, tolerating concurrent removal."""
     for at, directories, names in os.walk(root):
         yield from (Path(at, name) for name in (*directories, *names))
 
 
 class Watch:
-    """Observes a stack, as a context manager, on threads of its own."""
+    """Observes a stack on background threads, as a context manager."""
 
     def __init__(self, home: Home, supervisor: int) -> None:
         self._home = home
@@ -79,11 +79,11 @@ class Watch:
         password = self._home.password(f"valkey.{OBSERVER}")
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
             connection.sendall(f"AUTH {OBSERVER} {password}\r\nMONITOR\r\n".encode())
-            answer = b""
-            while answer.count(b"+OK\r\n") < 2:
-                answer += (part := connection.recv(4096))
+            reply = b""
+            while reply.count(b"+OK\r\n") < 2:
+                reply += (part := connection.recv(4096))
                 assert part
-                assert b"-" not in answer[:1], answer
+                assert b"-" not in reply[:1], reply
             begun.set()
             connection.settimeout(0.2)
             while not self._stop.is_set():
@@ -120,8 +120,8 @@ class Watch:
     def _temporary(self, begun: threading.Event) -> None:
         """Record the names of temporary files, which exist only briefly."""
         while not self._stop.is_set():
-            for place in self._home.run.glob("*/vestry-*"):
-                self.names.update(map(str, everything_below(place)))
+            for directory in self._home.run.glob("*/vestry-*"):
+                self.names.update(map(str, everything_below(directory)))
             begun.set()
             self._stop.wait(0.02)
 

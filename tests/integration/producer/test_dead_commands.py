@@ -44,7 +44,7 @@ def command(
 
 @pytest.fixture
 def jobs(vestry: Vestry, conn: psycopg.Connection[Any], root: Root) -> list[UUID]:
-    """Dead jobs: two of ann out of attempts, one of ben poison."""
+    """Dead jobs: two of ann out of attempts, one of ben with reason poison."""
     refs = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="private")
     refs += vestry.enqueue_many(conn, [HELLO], owner="ben", privacy="shareable")
     conn.commit()

@@ -19,7 +19,7 @@ from workers.stack.dev_stack import DevStack
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_the_same_key_and_content_is_the_same_job(
+def test_repeated_key_and_content_return_the_same_job(
     vestry: Vestry,
     conn: psycopg.Connection[Any],
     root: psycopg.Connection[Any],
@@ -35,14 +35,14 @@ def test_the_same_key_and_content_is_the_same_job(
     assert count(root, "jobs") == 1
     generations = root.execute(f"SELECT DISTINCT generation FROM vestry.{privacy}_documents")
     assert generations.fetchall() == [(1,)]
-    # Keys are separate per owner and per privacy class.
+    # Each owner and each privacy class has separate keys.
     other = {"private": "shareable", "shareable": "private"}[privacy]
     assert vestry.enqueue(conn, job, owner="bob", privacy=privacy, idempotency_key="k").created
     assert vestry.enqueue(conn, job, owner="alice", privacy=other, idempotency_key="k").created
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_the_same_key_with_other_content_conflicts_and_leaves_the_transaction_usable(
+def test_repeated_key_with_other_content_conflicts_and_keeps_the_transaction(
     vestry: Vestry,
     conn: psycopg.Connection[Any],
     root: psycopg.Connection[Any],
@@ -80,25 +80,19 @@ def test_the_same_key_with_other_content_conflicts_and_leaves_the_transaction_us
     assert count(root, "jobs") == count(root, "idempotency_keys") == 2
 
 
-def test_two_transactions_with_the_same_key_create_one_job(
+def test_transactions_with_the_same_key_create_one_job(
     vestry: Vestry, clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
     url = clean.database_url("vestry_producer")
-    vestry_conn = psycopg.connect(url)
-    vestry.enqueue(vestry_conn, HELLO, owner="alice", privacy="private")
-    vestry_conn.commit()
+    conn = psycopg.connect(url)
+    vestry.enqueue(conn, HELLO, owner="alice", privacy="private")
+    conn.commit()
     second: list[Any] = []
-
-    def late() -> None:
-        with psycopg.connect(url) as mine:
-            second.append(
-                vestry.enqueue(mine, HELLO, owner="alice", privacy="private", idempotency_key="k")
-            )
 
     for ending in ("rollback", "commit"):
         # Given a transaction that used the key and is still open
         first = vestry.enqueue(
-            vestry_conn, HELLO, owner="alice", privacy="private", idempotency_key=f"k{ending}"
+            conn, HELLO, owner="alice", privacy="private", idempotency_key=f"k{ending}"
         )
         thread = threading.Thread(
             target=lambda ending=ending: second.append(
@@ -107,17 +101,17 @@ def test_two_transactions_with_the_same_key_create_one_job(
         )
         thread.start()
         thread.join(0.5)
-        # Then a second transaction waits for it
+        # Then a second transaction waits for the first
         assert thread.is_alive()
-        getattr(vestry_conn, ending)()
+        getattr(conn, ending)()
         thread.join(10)
-        # And its job exists if and only if the first was rolled back
+        # And creates a job if and only if the first is rolled back
         assert second[-1].created is (ending == "rollback")
         assert (second[-1].id == first.id) is (ending == "commit")
-    vestry_conn.close()
+    conn.close()
     assert count(root, "jobs") == 3
 
 
 def enqueue_and_commit(vestry: Vestry, url: str, key: str) -> Any:
-    with psycopg.connect(url) as mine:
-        return vestry.enqueue(mine, HELLO, owner="alice", privacy="private", idempotency_key=key)
+    with psycopg.connect(url) as conn:
+        return vestry.enqueue(conn, HELLO, owner="alice", privacy="private", idempotency_key=key)

@@ -1,4 +1,4 @@
-"""Owner keys of private payloads, and what is refused without them."""
+"""Owner keys of private payloads, and refusals without them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_private_content_is_stored_sealed_and_opens_with_the_ring(
         key.open(PAYLOAD, uuid4(), body)
 
 
-def test_a_rolled_back_key_is_never_used_again(
+def test_rolled_back_key_is_never_used_again(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     # Given a key created in a transaction, and in a savepoint, that rolled back
@@ -61,27 +61,27 @@ def test_a_rolled_back_key_is_never_used_again(
     assert list(vestry._keys._cache) == ["alice"]
 
 
-def test_two_producers_agree_on_a_new_owners_key(
+def test_concurrent_producers_agree_on_a_new_owners_key(
     clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
-    url, barrier, faults = clean.database_url("vestry_producer"), threading.Barrier(4), []
+    url, barrier, errors = clean.database_url("vestry_producer"), threading.Barrier(4), []
 
     def produce() -> None:
-        with Vestry(url, clean.keyring) as client, psycopg.connect(url) as mine:
+        with Vestry(url, clean.keyring) as client, psycopg.connect(url) as conn:
             barrier.wait()
             try:
                 for number in range(20):
-                    client.enqueue(mine, HELLO, owner=f"owner-{number}", privacy="private")
-                    mine.commit()
+                    client.enqueue(conn, HELLO, owner=f"owner-{number}", privacy="private")
+                    conn.commit()
             except Exception as error:
-                faults.append(error)
+                errors.append(error)
 
     threads = [threading.Thread(target=produce) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert faults == []
+    assert errors == []
     assert count(root, "jobs") == 80
     assert count(root, "owner_keys") == 20
     mismatched = root.execute(
@@ -91,7 +91,7 @@ def test_two_producers_agree_on_a_new_owners_key(
     assert mismatched == (0,)
 
 
-def test_a_key_deleted_from_the_database_is_read_again(
+def test_key_deleted_from_the_database_is_read_again(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     for _ in range(2):
@@ -118,7 +118,7 @@ def test_without_a_key_ring_only_shareable_jobs_are_enqueued(
         conn.commit()
 
 
-def call_function(conn: psycopg.Connection[Any], **given: Any) -> None:
+def call_function(conn: psycopg.Connection[Any], **changed: Any) -> None:
     arguments: dict[str, Any] = {
         "p_owner": "alice", "p_privacy": "private", "p_latency": "bulk", "p_tasks": None,
         "p_quality": "adequate", "p_tier": None, "p_run_at": None, "p_deadline": None,
@@ -127,12 +127,12 @@ def call_function(conn: psycopg.Connection[Any], **given: Any) -> None:
         "p_key_hashes": None, "p_content_hashes": None, "p_key_id": None, "p_sealed": None,
         "p_texts": None, "p_doc_jobs": None, "p_doc_ordinals": None, "p_doc_sources": None,
         "p_doc_hashes": None,
-    } | given  # fmt: skip
+    } | changed  # fmt: skip
     call = ", ".join(f"{name} => %({name})s" for name in arguments)
     conn.execute(f"SELECT * FROM vestry.enqueue_jobs_v1({call})", arguments)  # type: ignore[call-overload]
 
 
-def test_the_database_itself_refuses_an_unsealed_private_payload(
+def test_database_refuses_an_unsealed_private_payload(
     vestry: Vestry,
     conn: psycopg.Connection[Any],
     root: psycopg.Connection[Any],
@@ -159,16 +159,16 @@ def test_the_database_itself_refuses_an_unsealed_private_payload(
         ({"p_sealed": [sealed], "p_key_id": alice, "p_privacy": None}, "VY003"),
         ({"p_sealed": [sealed], "p_key_id": alice, "p_pools": ["cloud"]}, "VY003"),
     ]
-    for given, sqlstate in refused:
+    for changed, sqlstate in refused:
         with pytest.raises(psycopg.Error) as caught, conn.transaction():
-            call_function(conn, **given)
-        assert caught.value.sqlstate == sqlstate, given
+            call_function(conn, **changed)
+        assert caught.value.sqlstate == sqlstate, changed
     call_function(conn, p_sealed=[sealed], p_key_id=alice)
     conn.commit()
     assert count(root, "jobs") == 3
 
 
-def test_a_forgotten_owner_is_refused(
+def test_forgotten_owner_is_refused(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     root.execute("INSERT INTO vestry.owners (owner, forgotten_at) VALUES ('gone', now())")

@@ -33,7 +33,7 @@ def test_one_invalid_job_of_many_enqueues_none(
     assert count(root, "jobs") == 0
 
 
-def test_the_same_document_in_two_jobs_of_a_call_goes_into_two_batches(
+def test_repeated_document_in_a_call_goes_into_separate_batches(
     vestry: Vestry, conn: psycopg.Connection[Any], root: psycopg.Connection[Any]
 ) -> None:
     jobs = [
@@ -44,7 +44,7 @@ def test_the_same_document_in_two_jobs_of_a_call_goes_into_two_batches(
     rows = root.execute(
         "SELECT job_id, generation FROM vestry.job_documents ORDER BY generation"
     ).fetchall()
-    assert rows == [(job.id, place) for place, job in enumerate(references, 1)]
+    assert rows == [(job.id, generation) for generation, job in enumerate(references, 1)]
 
 
 MANY = """
@@ -52,7 +52,7 @@ import os, pathlib, re, resource, psycopg
 from vestry import Embedding, Vestry
 with Vestry() as vestry, psycopg.connect(os.environ["VESTRY_DATABASE_URL"]) as conn:
     jobs = (Embedding(texts=[f"line {n} " + "words " * 40]) for n in range(100_000))
-    made = vestry.enqueue_many(conn, jobs, owner="alice", privacy="private")
+    refs = vestry.enqueue_many(conn, jobs, owner="alice", privacy="private")
     conn.commit()
 # Where there is /proc: getrusage also counts what the parent held when it forked this process.
 status = pathlib.Path("/proc/self/status")
@@ -60,12 +60,12 @@ if status.exists():
     peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024
 else:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(len(made), peak)
+print(len(refs), peak)
 """
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_jobs_fit_in_a_small_producer(
+def test_hundred_thousand_jobs_fit_in_a_small_producer(
     clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
     done = subprocess.run(
@@ -81,10 +81,10 @@ def test_a_hundred_thousand_jobs_fit_in_a_small_producer(
         check=True,
         timeout=400,
     )
-    made, peak = map(int, done.stdout.split())
-    assert made == count(root, "jobs") == 100_000
+    enqueued, peak = map(int, done.stdout.split())
+    assert enqueued == count(root, "jobs") == 100_000
     assert 20_000_000 < peak < 300_000_000
-    turns = root.execute(
+    start_tags = root.execute(
         "SELECT count(DISTINCT start_tag), min(start_tag), max(start_tag) FROM vestry.jobs"
     ).fetchone()
-    assert turns == (100_000, 0, 99_999)
+    assert start_tags == (100_000, 0, 99_999)

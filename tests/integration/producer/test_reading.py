@@ -45,11 +45,11 @@ def test_wait_returns_the_result_on_notification(
     conn.commit()
     with pytest.raises(NotFinished):
         vestry.result(job)
-    keyring, answered = KeyRing.load(clean.keyring), [0.0]
+    keyring, finished_at = KeyRing.load(clean.keyring), [0.0]
 
     def work() -> None:
-        time.sleep(1.0)  # the waiting call has read once, and polls no more
-        answered[0] = time.monotonic()
+        time.sleep(1.0)  # by now the waiting call has read the state and does not poll again
+        finished_at[0] = time.monotonic()
         succeed(root, keyring, job.id, {"vectors": [[1, 2]], "space": "s"})
 
     worker = threading.Thread(target=work)
@@ -57,11 +57,11 @@ def test_wait_returns_the_result_on_notification(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vestry.client.POLL_S", 30.0)
         result = vestry.wait(job, timeout=20)
-    late = time.monotonic() - answered[0]
+    delay_s = time.monotonic() - finished_at[0]
     worker.join()
     assert result == EmbeddingResult(((1.0, 2.0),), "s")
     assert vestry.result_json(str(job.id)) == {"vectors": [[1, 2]], "space": "s"}
-    assert late < 8
+    assert delay_s < 8
     root.execute(f"DELETE FROM vestry.{privacy}_results")
     with pytest.raises(ResultGone):
         vestry.result(job)
@@ -93,11 +93,11 @@ def test_wait_times_out_and_raises_by_final_state(
 
 
 def test_unknown_jobs_and_lanes_raise(vestry: Vestry, conn: psycopg.Connection[Any]) -> None:
-    for ask in (vestry.status, vestry.result, vestry.wait, vestry.cancel):
+    for method in (vestry.status, vestry.result, vestry.wait, vestry.cancel):
         with pytest.raises(UnknownJob):
-            ask(uuid4())
+            method(uuid4())
         with pytest.raises(InvalidInput):
-            ask("not-an-id")
+            method("not-an-id")
     with pytest.raises(UnknownLane):
         vestry.pause_lane("private.bulk.cloud")
     removed = vestry.delete_documents(
@@ -146,13 +146,13 @@ def test_documents_are_deleted_by_id_and_by_content(
     assert delete("alice", "diary", "x", "x", entry, "unknown") == 2
     assert delete("alice", "diary", "x") == 0
     conn.commit()
-    left = root.execute(
+    rows = root.execute(
         f"SELECT generation, deleted FROM vestry.{privacy}_documents ORDER BY 1"
     ).fetchall()
-    assert left == [(1, False), (2, True), (2, True)]
+    assert rows == [(1, False), (2, True), (2, True)]
 
 
-def test_an_unreachable_database_raises_unavailable() -> None:
+def test_unreachable_database_raises_unavailable() -> None:
     with Vestry("postgresql://stranger:hunter2@127.0.0.1:1/none?connect_timeout=1") as client:
         client._pool.timeout = 1.0
         with pytest.raises(Unavailable) as caught:
@@ -195,8 +195,8 @@ def test_settings_come_from_the_environment_or_the_embedded_stack(
     (tmp_path / "client.json").write_text(
         json.dumps({"database_url": url, "keyring": str(clean.keyring)})
     )
-    with Vestry() as client, psycopg.connect(url) as mine:
-        client.enqueue(mine, HELLO, owner="alice", privacy="private")
+    with Vestry() as client, psycopg.connect(url) as conn:
+        client.enqueue(conn, HELLO, owner="alice", privacy="private")
         assert len(client.lanes()) == 10
     # The environment takes precedence, and a password may be in a separate file.
     parts = psycopg.conninfo.conninfo_to_dict(url)

@@ -60,7 +60,7 @@ SAME = """SELECT kind, task, quality, tier, model, owner, privacy, latency, pool
 
 
 @PRIVACIES
-def test_a_replay_is_a_new_job_with_all_that_the_old_one_had(
+def test_replay_is_a_new_job_with_the_fields_of_the_old_one(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack, privacy: str
 ) -> None:
     job = vestry.enqueue(
@@ -94,42 +94,42 @@ def test_a_replay_is_a_new_job_with_all_that_the_old_one_had(
     assert vestry.status(job).state == "dead"
 
 
-def test_a_job_is_replayed_once(
+def test_job_is_replayed_once(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     jobs = vestry.enqueue_many(conn, [HELLO] * 5, owner="ann", privacy="private")
     conn.commit()
     for job in jobs:
         kill(root, job.id)
-    made: list[list[Any]] = []
+    results: list[list[Any]] = []
 
-    def ask() -> None:
+    def replay() -> None:
         with Vestry(clean.database_url("vestry_producer"), clean.keyring) as other:
-            made.append(other.replay(jobs))
+            results.append(other.replay(jobs))
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=replay) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({tuple(ref.id for ref in refs) for refs in made}) == 1
-    assert sum(ref.created for refs in made for ref in refs) == len(jobs)
+    assert len({tuple(ref.id for ref in refs) for refs in results}) == 1
+    assert sum(ref.created for refs in results for ref in refs) == len(jobs)
     assert count(root, "jobs") == 2 * len(jobs)
     # A replay that dies can be replayed too.
-    again = made[0][0]
+    again = results[0][0]
     kill(root, again.id)
     assert vestry.replay(again).created
     assert not vestry.replay(jobs[0]).created
 
 
 @PRIVACIES
-def test_the_idempotency_key_belongs_to_the_replay(
+def test_idempotency_key_belongs_to_the_replay(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, privacy: str
 ) -> None:
     def enqueue() -> Any:
-        made = vestry.enqueue(conn, HELLO, owner="ann", privacy=privacy, idempotency_key="k")
+        job = vestry.enqueue(conn, HELLO, owner="ann", privacy=privacy, idempotency_key="k")
         conn.commit()
-        return made
+        return job
 
     job = enqueue()
     kill(root, job.id)
@@ -140,18 +140,18 @@ def test_the_idempotency_key_belongs_to_the_replay(
 
 
 @PRIVACIES
-def test_a_replay_indexes_the_documents_of_the_old_job(
+def test_replay_indexes_the_documents_of_the_old_job(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, privacy: str
 ) -> None:
     def index(text: str) -> Any:
-        made = vestry.enqueue(
+        job = vestry.enqueue(
             conn,
             Embedding(documents=[Document(text, id="d")], source="s"),
             owner="ann",
             privacy=privacy,
         )
         conn.commit()
-        return made
+        return job
 
     first = index("old")
     index("new")
@@ -190,7 +190,7 @@ def test_one_job_that_cannot_be_replayed_raises_and_replays_none(
 
 
 def flow(root: Root, stack: DevStack, privacy: str) -> list[UUID]:
-    """A job, its follower, and the follower of that."""
+    """A chain of three jobs: each follows the one before."""
     ids = sorted(uuid7() for _ in range(3))
     sealed = texts = key_id = None
     if privacy == "private":
@@ -213,7 +213,7 @@ def flow(root: Root, stack: DevStack, privacy: str) -> list[UUID]:
     return ids
 
 
-def story(root: Root, job: UUID) -> tuple[Any, ...]:
+def flow_fields(root: Root, job: UUID) -> tuple[Any, ...]:
     row = root.execute(
         "SELECT state, parent_id, root_id, error_code FROM vestry.jobs WHERE id = %s", [job]
     ).fetchone()
@@ -222,15 +222,15 @@ def story(root: Root, job: UUID) -> tuple[Any, ...]:
 
 
 @PRIVACIES
-def test_jobs_that_died_waiting_are_replayed_too(
+def test_jobs_that_died_waiting_are_replayed(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack, privacy: str
 ) -> None:
     vestry.enqueue(conn, HELLO, owner="ann", privacy=privacy)
     conn.commit()
     head, middle, tail = flow(root, clean, privacy)
-    assert story(root, tail) == ("waiting", middle, head, None)
+    assert flow_fields(root, tail) == ("waiting", middle, head, None)
     kill(root, head)
-    assert story(root, tail) == ("dead", middle, head, "parent_failed")
+    assert flow_fields(root, tail) == ("dead", middle, head, "parent_failed")
     with pytest.raises(InvalidInput, match="replayed with that one"):
         vestry.replay(middle)
     new = vestry.replay(head)
@@ -238,24 +238,24 @@ def test_jobs_that_died_waiting_are_replayed_too(
         root.execute("SELECT replay_of, id FROM vestry.jobs WHERE replay_of IS NOT NULL")
     )
     assert replays[head] == new.id
-    assert story(root, new.id) == ("queued", None, new.id, None)
-    assert story(root, replays[middle]) == ("waiting", new.id, new.id, None)
-    assert story(root, replays[tail]) == ("waiting", replays[middle], new.id, None)
+    assert flow_fields(root, new.id) == ("queued", None, new.id, None)
+    assert flow_fields(root, replays[middle]) == ("waiting", new.id, new.id, None)
+    assert flow_fields(root, replays[tail]) == ("waiting", replays[middle], new.id, None)
     assert payload(root, clean, replays[tail], privacy) == {"texts": ["x"]}
     end(root, new.id, "succeeded")
-    assert story(root, replays[middle])[0] == "queued"
+    assert flow_fields(root, replays[middle])[0] == "queued"
     assert vestry.replay(middle).id == replays[middle]
-    # Now it ends alone, and its follower with it; its parent stays as it is.
+    # The replayed follower fails and ends its own follower; its parent is unchanged.
     kill(root, replays[middle])
     third = vestry.replay(replays[middle])
-    assert story(root, third.id) == ("queued", new.id, new.id, None)
+    assert flow_fields(root, third.id) == ("queued", new.id, new.id, None)
     assert count(root, "jobs") == 9
 
 
-def test_what_follows_a_replay_that_failed_runs_after_the_one_that_did_not(
+def test_follower_of_a_failed_replay_gets_the_succeeded_parent(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
-    """Waiting for a parent that has ended, it would wait for ever."""
+    """A follower of a parent that has ended would wait for ever."""
     head, middle, tail = flow(root, clean, "shareable")
     for job in (head, middle, tail):
         root.execute("UPDATE vestry.jobs SET started_at = now() WHERE id = %s", [job])
@@ -275,11 +275,11 @@ def test_what_follows_a_replay_that_failed_runs_after_the_one_that_did_not(
         new[row[0]] = row[1:]
     conn.commit()
     assert new[head] == (again, "existing")
-    assert story(root, new[middle][0]) == ("queued", head, head, None)
-    assert story(root, new[tail][0]) == ("waiting", new[middle][0], head, None)
+    assert flow_fields(root, new[middle][0]) == ("queued", head, head, None)
+    assert flow_fields(root, new[tail][0]) == ("waiting", new[middle][0], head, None)
 
 
-def test_the_asynchronous_client_replays_too(
+def test_asynchronous_client_replays(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root, clean: DevStack
 ) -> None:
     one, other = vestry.enqueue_many(conn, [HELLO] * 2, owner="ann", privacy="private")
@@ -300,7 +300,7 @@ def test_the_asynchronous_client_replays_too(
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
-def test_the_sql_function_validates_its_arguments(
+def test_sql_function_validates_its_arguments(
     vestry: Vestry, conn: psycopg.Connection[Any], root: Root
 ) -> None:
     ann = vestry.enqueue(conn, HELLO, owner="ann", privacy="private")

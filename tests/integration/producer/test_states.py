@@ -1,4 +1,4 @@
-"""The checks of the database are held against the library's `State`."""
+"""The checks of the database name the states of the library's `State`."""
 
 from __future__ import annotations
 

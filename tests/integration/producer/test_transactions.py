@@ -19,7 +19,7 @@ from workers.stack.dev_stack import DevStack
 
 
 @pytest.mark.parametrize("privacy", ["private", "shareable"])
-def test_a_job_exists_if_and_only_if_the_transaction_commits(
+def test_job_exists_if_and_only_if_the_transaction_commits(
     vestry: Vestry,
     conn: psycopg.Connection[Any],
     root: psycopg.Connection[Any],
@@ -29,7 +29,7 @@ def test_a_job_exists_if_and_only_if_the_transaction_commits(
     lost = vestry.enqueue(conn, HELLO, owner="alice", privacy=privacy, idempotency_key="k")
     assert count(root, "jobs") == 0
     conn.rollback()
-    # Then no row is left
+    # Then no table has a row
     for table in ("jobs", f"{privacy}_payloads", "owner_keys", "owners", "idempotency_keys"):
         assert count(root, table) == 0
     with pytest.raises(UnknownJob):
@@ -46,7 +46,7 @@ def test_a_job_exists_if_and_only_if_the_transaction_commits(
     )
 
 
-def test_a_job_is_enqueued_by_a_sqlalchemy_session_and_connection(
+def test_job_is_enqueued_by_a_sqlalchemy_session_and_connection(
     vestry: Vestry, clean: DevStack, root: psycopg.Connection[Any]
 ) -> None:
     url = clean.database_url("vestry_producer").replace("postgresql:", "postgresql+psycopg:", 1)
@@ -67,22 +67,20 @@ def test_a_job_is_enqueued_by_a_sqlalchemy_session_and_connection(
     assert count(root, "jobs") == 4
 
 
-def test_the_callers_cursor_and_row_factories_have_no_effect(
-    vestry: Vestry, clean: DevStack
-) -> None:
+def test_callers_cursor_and_row_factories_have_no_effect(vestry: Vestry, clean: DevStack) -> None:
     with psycopg.connect(
         clean.database_url("vestry_producer"),
         row_factory=psycopg.rows.dict_row,
         cursor_factory=psycopg.ClientCursor,
         prepare_threshold=None,
         autocommit=True,
-    ) as odd:
-        job = vestry.enqueue(odd, HELLO, owner="alice", privacy="private")
-        many = vestry.enqueue_many(odd, [HELLO], owner="alice", privacy="private")
+    ) as configured:
+        job = vestry.enqueue(configured, HELLO, owner="alice", privacy="private")
+        many = vestry.enqueue_many(configured, [HELLO], owner="alice", privacy="private")
     assert [one.state for one in vestry.statuses([job, *many])] == ["queued", "queued"]
 
 
-def test_an_object_that_is_no_connection_is_refused(vestry: Vestry) -> None:
+def test_object_that_is_no_connection_is_refused(vestry: Vestry) -> None:
     for wrong in (None, object(), "postgresql://"):
         with pytest.raises(InvalidInput) as caught:
             vestry.enqueue(wrong, HELLO, owner="alice", privacy="private")

@@ -1,4 +1,4 @@
-"""Fixtures for tests of single duties of a worker: database logins, with no process of the system."""
+"""Fixtures for tests of a worker's parts: database logins, and a proxy in front of Postgres."""
 
 from __future__ import annotations
 
@@ -27,18 +27,6 @@ def conn(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
-def control(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def admin(clean: DevStack) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
 def proxy(clean: DevStack) -> Iterator[Proxy]:
     """A proxy in front of Postgres."""
     with Proxy(clean.postgres.port) as running:
@@ -47,5 +35,5 @@ def proxy(clean: DevStack) -> Iterator[Proxy]:
 
 @pytest.fixture
 def through_proxy(proxy: Proxy) -> Callable[[str], str]:
-    """Turns a database URL into one that leads through the proxy."""
+    """Converts a database URL to one through the proxy."""
     return lambda url: make_conninfo(**(conninfo_to_dict(url) | {"port": str(proxy.port)}))

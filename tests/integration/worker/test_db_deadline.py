@@ -1,4 +1,4 @@
-"""Deadlines of waits for the database: on connections that are never answered, every wait ends."""
+"""Deadlines of database waits: a wait on an unanswered connection ends."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_worker_on_half_open_connections_recovers(
             end.socket.close()
 
 
-def test_advisory_lock_of_a_silent_reconciler_passes_to_another(
+def test_advisory_lock_of_an_unresponsive_reconciler_passes_to_another(
     clean: DevStack, proxy: Proxy, through_proxy: Through, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "IDLE_SESSION_TIMEOUT_S", 1.0)
@@ -85,16 +85,16 @@ def test_advisory_lock_of_a_silent_reconciler_passes_to_another(
         return thread
 
     url = clean.database_url("vestry_control")
-    silent, stop = threading.Event(), threading.Event()
-    first = reconcile(through_proxy(url), "silent", silent)
-    eventually(lambda: leaders == ["silent"], within=30)
+    unresponsive, stop = threading.Event(), threading.Event()
+    first = reconcile(through_proxy(url), "first", unresponsive)
+    eventually(lambda: leaders == ["first"], within=30)
     proxy.mode = Mode.HELD
     second = reconcile(url, "next", stop)
     try:
         eventually(lambda: leaders[-1] == "next", within=30)
         assert leaders.count("next") == 1
     finally:
-        silent.set()
+        unresponsive.set()
         stop.set()
         proxy.mode = Mode.CUT
         first.join(10)

@@ -141,7 +141,7 @@ def ready(stack: DevStack) -> bool:
     return len(rows) == len(LANES)
 
 
-def test_interactive_job_that_a_worker_claims_at_once_gets_no_hint(
+def test_interactive_job_claimed_within_its_head_start_gets_no_hint(
     clean: DevStack, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "HEAD_START_S", 3.0)
@@ -150,8 +150,8 @@ def test_interactive_job_that_a_worker_claims_at_once_gets_no_hint(
         submit(clean, "interactive")
         time.sleep(0.3)
         with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
-            terms = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
-            assert claims.claim(worker, terms, FIRST, ["embedding"])
+            policy = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
+            assert claims.claim(worker, policy, FIRST, ["embedding"])
         time.sleep(3.2)
         assert hints(broker, FIRST) == 0
         assert hinted(clean) == [None]
@@ -161,10 +161,10 @@ def test_interactive_job_that_a_worker_claims_at_once_gets_no_hint(
         assert hinted(clean)[1] < 3.0  # type: ignore[operator]
 
 
-def test_interactive_job_that_no_worker_claims_gets_its_hint_after_its_head_start(
+def test_unclaimed_interactive_job_gets_a_hint_after_its_head_start(
     clean: DevStack, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without the help of a tick.
+    # No tick within the test.
     monkeypatch.setattr(dispatcher, "TICK_S", 12.0)
     monkeypatch.setattr(dispatcher, "HEAD_START_S", 0.3)
     with dispatching(clean):
@@ -188,7 +188,7 @@ def test_interactive_job_that_no_worker_claims_gets_its_hint_after_its_head_star
     ],
 )
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_unavailable_broker_pauses_every_lane_and_a_refusal_one(
+def test_unavailable_broker_pauses_every_lane_and_a_refused_command_one(
     clean: DevStack, error: Exception, paused: set[str], wrapped: bool
 ) -> None:
     dispatcher = Dispatcher(Settings(broker_url=clean.broker_url("dispatcher")), threading.Event())

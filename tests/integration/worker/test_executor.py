@@ -63,9 +63,9 @@ def test_hint_for_a_lane_that_is_not_served_is_ignored(
     with runtime(clean, succeed_all) as worker:
         assert worker.on_hint("shareable.interactive.gpu", "embedding", job) is None
         assert state_and_attempt(conn, job) == ("queued", 0)
-        (served,) = submit(vestry, conn, "y")
-        assert worker.on_hint(LANE, "embedding", served) is not None
-    assert state_and_attempt(conn, served) == ("succeeded", 1)
+        (hinted,) = submit(vestry, conn, "y")
+        assert worker.on_hint(LANE, "embedding", hinted) is not None
+    assert state_and_attempt(conn, hinted) == ("succeeded", 1)
 
 
 def test_batch_claimed_while_draining_is_released_unrun(
@@ -94,13 +94,13 @@ def run_once(stack: DevStack, handler: Handler) -> None:
 def test_handler_that_raises_fails_one_job_and_no_other_of_its_batch(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
-    def touchy(batch: Sequence[Job], _: Context) -> list[Outcome]:
+    def failing(batch: Sequence[Job], _: Context) -> list[Outcome]:
         if any(text_of(job) == "bad" for job in batch):
             raise ZeroDivisionError
         return [VECTORS for _ in batch]
 
     before, bad, after = submit(vestry, conn, "before", "bad", "after", max_attempts=1)
-    run_once(clean, touchy)
+    run_once(clean, failing)
     assert state_and_attempt(conn, before) == state_and_attempt(conn, after) == ("succeeded", 1)
     assert state_and_attempt(conn, bad) == ("dead", 1)
 
@@ -116,11 +116,11 @@ def test_handler_that_returns_too_few_outcomes_is_run_job_by_job(
 def test_result_that_cannot_be_stored_fails_no_other_job_of_its_batch(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
-    def odd(batch: Sequence[Job], _: Context) -> list[Outcome]:
+    def handle(batch: Sequence[Job], _: Context) -> list[Outcome]:
         (ref,) = next(job.documents for job in batch if job.documents)
-        nowhere = IndexDocument(ref.document_id, ref.generation, "s", 999, b"", {}, [], True)
+        unstorable = IndexDocument(ref.document_id, ref.generation, "s", 999, b"", {}, [], True)
         count = {"documents": 1, "embedded": 1, "unchanged": 0, "superseded": 0, "chunks": 0}
-        return [Succeeded(count, (nowhere,)) if job.documents else VECTORS for job in batch]
+        return [Succeeded(count, (unstorable,)) if job.documents else VECTORS for job in batch]
 
     before, after = submit(vestry, conn, "before", "after")
     (bad,) = vestry.enqueue_many(
@@ -129,7 +129,7 @@ def test_result_that_cannot_be_stored_fails_no_other_job_of_its_batch(
         owner="ann",
         privacy="shareable",
     )
-    run_once(clean, odd)
+    run_once(clean, handle)
     assert state_and_attempt(conn, before) == state_and_attempt(conn, after) == ("succeeded", 1)
     assert vestry.status(bad).error is not None
     assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]
@@ -158,12 +158,12 @@ def test_finish_is_repeated_after_a_transaction_timeout(
 def test_result_that_cannot_be_encoded_fails_no_other_job_of_its_batch(
     clean: DevStack, vestry: Vestry, conn: Any
 ) -> None:
-    def odd(batch: Sequence[Job], _: Context) -> list[Outcome]:
-        half = Succeeded({"vectors": [[1.0]], "space": "\ud800"})
-        return [half if text_of(job) == "bad" else VECTORS for job in batch]
+    def handle(batch: Sequence[Job], _: Context) -> list[Outcome]:
+        unencodable = Succeeded({"vectors": [[1.0]], "space": "\ud800"})
+        return [unencodable if text_of(job) == "bad" else VECTORS for job in batch]
 
     good, bad = submit(vestry, conn, "good", "bad")
-    run_once(clean, odd)
+    run_once(clean, handle)
     assert state_and_attempt(conn, good) == ("succeeded", 1)
     assert vestry.status(bad).error is not None
     assert vestry.status(bad).error[0] == "not_storable"  # type: ignore[index]

@@ -22,7 +22,7 @@ from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.interactive.gpu"
 DONE = Succeeded({"vectors": [[1.0]], "space": "s"})
-TERMS = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
+POLICY = LeasePolicy("test", "shareable", lease_s=60, max_run_s=600)
 
 
 def submit(conn: Any, kind: str, count: int = 1, model: str | None = None) -> list[UUID]:
@@ -46,13 +46,13 @@ def done(conn: Any, ids: Sequence[UUID]) -> bool:
     return bool(row[0] == len(ids))
 
 
-def at_once(batch: Sequence[Job], _: Context) -> list[Outcome]:
+def succeed(batch: Sequence[Job], _: Context) -> list[Outcome]:
     return [DONE for _ in batch]
 
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_each_notification_has_its_job_fetched(clean: DevStack, conn: Any, slots: int) -> None:
-    handlers = {"embedding": at_once, "rerank": at_once}
+    handlers = {"embedding": succeed, "rerank": succeed}
     with runtime(clean, handlers, lanes=(LANE,), slots=slots, poll_s=600) as worker:
         worker.start()
         jobs = []
@@ -92,7 +92,7 @@ def test_long_batches_of_one_kind_leave_the_slots_of_another(clean: DevStack, co
         release.wait(120)
         return [DONE for _ in batch]
 
-    handlers = {"embedding": at_once, "generation": long}
+    handlers = {"embedding": succeed, "generation": long}
     with runtime(clean, handlers, lanes=(LANE,), poll_s=600) as worker:
         try:
             worker.start()
@@ -115,16 +115,16 @@ def test_claim_skips_a_locked_job_and_takes_one_of_another_kind(clean: DevStack,
     kinds = ["embedding", "rerank"]
     url = clean.database_url("vestry_shareable")
     with psycopg.connect(url) as one, psycopg.connect(url) as other:
-        taken = claims.claim(one, TERMS, LANE, kinds)
-        assert taken is not None
-        assert [job.id for job in taken.jobs] == [first]
-        assert taken.more
-        beside = claims.claim(other, TERMS, LANE, kinds)
-        assert beside is not None
-        assert [job.id for job in beside.jobs] == [second]
+        claimed = claims.claim(one, POLICY, LANE, kinds)
+        assert claimed is not None
+        assert [job.id for job in claimed.jobs] == [first]
+        assert claimed.more
+        skipping = claims.claim(other, POLICY, LANE, kinds)
+        assert skipping is not None
+        assert [job.id for job in skipping.jobs] == [second]
         one.commit()
         other.commit()
-        assert claims.claim(one, TERMS, LANE, kinds) is None
+        assert claims.claim(one, POLICY, LANE, kinds) is None
 
 
 def test_claim_takes_the_head_of_all_queues_within_the_budget_of_its_kind(
@@ -134,25 +134,25 @@ def test_claim_takes_the_head_of_all_queues_within_the_budget_of_its_kind(
     embeddings = submit(conn, "embedding", 3)
     kinds, budgets = ["embedding", "rerank"], {"embedding": 1, "rerank": 2}
     with psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True) as worker:
-        taken = []
-        while lease := claims.claim(worker, TERMS, LANE, kinds, budgets=budgets):
-            taken.append(([job.id for job in lease.jobs], lease.more))
+        claimed = []
+        while lease := claims.claim(worker, POLICY, LANE, kinds, budgets=budgets):
+            claimed.append(([job.id for job in lease.jobs], lease.more))
     singles = [([job], True) for job in embeddings[:2]] + [([embeddings[2]], False)]
-    assert taken == [(reranks[:2], True), (reranks[2:], True), *singles]
+    assert claimed == [(reranks[:2], True), (reranks[2:], True), *singles]
 
 
 def test_kind_without_a_handler_stays_queued_and_delays_no_other(
     clean: DevStack, conn: Any
 ) -> None:
-    unknown = submit(conn, "generation", 2)
-    with runtime(clean, {"embedding": at_once}, lanes=(LANE,), poll_s=0.05) as worker:
+    unsupported = submit(conn, "generation", 2)
+    with runtime(clean, {"embedding": succeed}, lanes=(LANE,), poll_s=0.05) as worker:
         worker.start()
-        assert worker.on_hint(LANE, "generation", unknown[0]) is None
-        known = submit(conn, "embedding", 5)
-        eventually(lambda: done(conn, known))
+        assert worker.on_hint(LANE, "generation", unsupported[0]) is None
+        supported = submit(conn, "embedding", 5)
+        eventually(lambda: done(conn, supported))
         time.sleep(0.5)
     rows = conn.execute(
         "SELECT DISTINCT state, attempt, quarantined FROM vestry.jobs WHERE id = ANY (%s)",
-        [unknown],
+        [unsupported],
     ).fetchall()
     assert rows == [("queued", 0, False)]

@@ -63,8 +63,8 @@ def test_success_deletes_the_payload_and_texts_that_are_not_kept(
         effect = IndexDocument(document, generation, "s", space, b"", {}, [chunk], keep_text)
         count = {"documents": 1, "embedded": 1, "unchanged": 0, "superseded": 0, "chunks": 1}
         with psycopg.connect(clean.database_url(f"vestry_{privacy}")) as worker:
-            terms = LeasePolicy("test", privacy, 60, 600)
-            lease = claims.claim(worker, terms, f"{privacy}.bulk.gpu", ["embedding"])
+            policy = LeasePolicy("test", privacy, 60, 600)
+            lease = claims.claim(worker, policy, f"{privacy}.bulk.gpu", ["embedding"])
             assert lease is not None
             finished = write_outcomes(
                 worker, content, lease, {job: Succeeded(count, (effect,))}, backoff_cap_s=1
@@ -92,8 +92,8 @@ def test_failure_deletes_the_payload_of_a_dead_interactive_job_alone(  # noqa: P
     query = Embedding(texts=["x"], keep_text=False)
     job = vestry.enqueue(conn, query, owner="ann", privacy="private", latency=latency).id
     with psycopg.connect(clean.database_url("vestry_private")) as worker:
-        terms = LeasePolicy("test", "private", 60, 600)
-        lease = claims.claim(worker, terms, f"private.{latency}.gpu", ["embedding"])
+        policy = LeasePolicy("test", "private", 60, 600)
+        lease = claims.claim(worker, policy, f"private.{latency}.gpu", ["embedding"])
         assert lease is not None
         content = PrivateContent(KeyRing.load(clean.keyring))
         write_outcomes(worker, content, lease, {job: outcome}, backoff_cap_s=1)

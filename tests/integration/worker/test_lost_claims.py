@@ -1,4 +1,4 @@
-"""Lost claims: a claim whose COMMIT answer was lost is released; nothing ran, nothing is counted."""
+"""Lost claims: a claim whose COMMIT result is unknown is released, and costs no attempt."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_lost_claim_is_released_before_next_claim(
         assert state_and_attempt(conn, job) == ("running", 1)
         batch = worker.executor.claim(LANE, ["embedding"])
         assert batch is not None
-        # The lost lease is gone: its expiry cannot count as a crash.
+        # The lost lease is deleted: its expiry cannot count as a crash.
         assert leases(control) == [batch.lease.id]
         assert state_and_attempt(conn, job) == ("running", 1)
         worker.executor.run(batch)
@@ -92,12 +92,12 @@ def test_release_reverts_the_crash_of_a_rescued_exclusive_claim_once(
     unconfirmed, url = UnconfirmedClaims(60), clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True) as heartbeat:
         with psycopg.connect(url) as lost:
-            terms = LeasePolicy("lost", "shareable", 0.001, 600)
-            lease = claims.claim(lost, terms, LANE, ["embedding"], quarantined=True)
+            policy = LeasePolicy("lost", "shareable", 0.001, 600)
+            lease = claims.claim(lost, policy, LANE, ["embedding"], quarantined=True)
         assert lease is not None
         eventually(lambda: transitions.rescue(control).quarantined == 1)
         assert crashes(control) == 1
-        # One from before that claim.
+        # One crash is older than that claim.
         control.execute("UPDATE vestry.jobs SET crashes = 2")
         for _ in range(2):
             unconfirmed.add(lease)
@@ -147,7 +147,7 @@ def test_locked_job_delays_the_release_of_no_other(
     clean: DevStack, vestry: Vestry, conn: Any, admin: Any
 ) -> None:
     jobs = submit(vestry, conn, "a", "b")
-    # Expired leases: a locked one is still not forgotten.
+    # The leases have expired: a locked claim is kept in spite of that.
     unconfirmed, url = UnconfirmedClaims(0), clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True) as heartbeat:
         for job in jobs:

@@ -29,9 +29,9 @@ def test_leases_get_a_grace_of_one_lease_after_an_outage_of_the_database(
     up_s = admin.execute(
         "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8"
     ).fetchone()[0]
-    # If the database has been up for longer than a lease, the grace is over.
+    # The database has been up for longer than a lease: the grace is over.
     assert Reconciler(Settings(lease_s=up_s, heartbeat_s=0.01), stop)._grace(control) == 0
-    # Else its remainder is left.
+    # Otherwise the remainder of the grace applies.
     longer = Settings(lease_s=up_s + 1000)
     assert 900 < Reconciler(longer, stop)._grace(control) <= 1000
 
@@ -41,12 +41,12 @@ def test_leases_get_a_grace_of_one_lease_after_an_outage_of_the_database(
             worker, LeasePolicy("test", "shareable", 0.001, 600), LANE, ["embedding"]
         )
     settings = Settings(lease_s=4.0, heartbeat_s=0.1, poll_s=0.05)
-    made = Reconciler(settings, stop)
+    instance = Reconciler(settings, stop)
     time.sleep(max(0.0, settings.lease_s + 0.5 - up_s))
-    assert made._grace(control) == 0
+    assert instance._grace(control) == 0
     # As after a reconnection.
     begun = time.monotonic()
-    with running_loop(clean, made.run, stop):
+    with running_loop(clean, instance.run, stop):
         time.sleep(0.6)
         assert [state_and_attempt(conn, job)[0] for job in jobs] == ["running"] * 2
         eventually(lambda: state_and_attempt(conn, jobs[0])[0] == "queued", within=30)
@@ -59,16 +59,16 @@ def test_pruning_that_waits_for_a_lock_does_not_prevent_rescue(
     monkeypatch.setattr(reconciler, "PRUNE_EVERY_S", 0.0)
     stop = threading.Event()
     job = submit(vestry, conn, "a")[0]
-    made = Reconciler(Settings(lease_s=0.5, heartbeat_s=0.1, poll_s=0.05), stop)
+    instance = Reconciler(Settings(lease_s=0.5, heartbeat_s=0.1, poll_s=0.05), stop)
 
     with psycopg.connect(clean.superuser_url) as holding:
         holding.execute("LOCK TABLE vestry.private_results IN ACCESS EXCLUSIVE MODE")
         waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        with running_loop(clean, made.run, stop):
+        with running_loop(clean, instance.run, stop):
             eventually(lambda: holding.execute(waits).fetchone() == (1,))
             with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
-                terms = LeasePolicy("test", "shareable", 0.001, 600)
-                assert claims.claim(worker, terms, LANE, ["embedding"])
+                policy = LeasePolicy("test", "shareable", 0.001, 600)
+                assert claims.claim(worker, policy, LANE, ["embedding"])
             eventually(lambda: state_and_attempt(conn, job)[0] == "queued")
 
 
@@ -97,8 +97,8 @@ def test_locked_job_does_not_prevent_the_rescue_of_others(
     jobs = submit(vestry, conn, *"abcd")
     with psycopg.connect(clean.database_url("vestry_shareable")) as worker:
         for _ in range(2):
-            terms = LeasePolicy("test", "shareable", 0.001, 600)
-            assert claims.claim(worker, terms, LANE, ["embedding"], limit=2)
+            policy = LeasePolicy("test", "shareable", 0.001, 600)
+            assert claims.claim(worker, policy, LANE, ["embedding"], limit=2)
     control.execute("SET lock_timeout = '10s'")
     leases = "SELECT count(*) FROM vestry.leases"
     with psycopg.connect(clean.superuser_url) as holding:

@@ -61,7 +61,7 @@ def test_idle_worker_beside_a_runnable_job_ends(
 @pytest.mark.parametrize(
     "reason", ["holds a lease", "makes progress", "job locked", "lane paused", "job not due"]
 )
-def test_worker_with_a_reason_to_be_idle_goes_on(  # noqa: PLR0917 - pytest's, by name
+def test_worker_with_a_reason_to_be_idle_keeps_running(  # noqa: PLR0917 - pytest's, by name
     clean: DevStack, vestry: Vestry, conn: Any, heartbeat: FakeHeartbeat, watchdog: StallWatchdog,
     exit_codes: list[int], reason: str,
 ) -> None:  # fmt: skip

@@ -44,7 +44,7 @@ def test_worker_waits_for_its_database_and_ends_if_it_cannot_start(
     finally:
         worker.kill()
         worker.wait()
-    # Celery alone would log the failed start, and go on.
+    # Celery by itself would log the failed start and keep running.
     with psycopg.connect(clean.superuser_url, autocommit=True) as admin:
         revoke = "EXECUTE ON FUNCTION vestry.ensure_space_v1 {} vestry_shareable"
         admin.execute("REVOKE " + revoke.format("FROM"))

@@ -1,4 +1,4 @@
-"""Breakers, rate limits and spending, shared over Postgres by gates that know nothing of each other."""
+"""Circuit breakers, rate limits and spending, shared by separate backend guards through Postgres."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from inference.errors import (
     RateLimited,
     TooLong,
 )
-from inference.routing import backend_guard as gate_module
+from inference.routing import backend_guard
 from inference.routing.backend_guard import BackendGuard, BreakerSettings, breaker_key
 from models import backend_health
 from workers.stack.dev_stack import DevStack
@@ -39,22 +39,22 @@ def connect(clean: DevStack) -> Callable[[], AbstractContextManager[psycopg.Conn
     url = clean.database_url("vestry_shareable")
 
     @contextmanager
-    def made() -> Iterator[psycopg.Connection[Any]]:
+    def connection() -> Iterator[psycopg.Connection[Any]]:
         with psycopg.connect(url) as conn:
             yield conn
 
-    return made
+    return connection
 
 
 @pytest.fixture
-def gates(connect: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[BackendGuard, BackendGuard]:
-    monkeypatch.setattr(gate_module, "STATE_TTL_S", 0.0)
+def guards(connect: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[BackendGuard, BackendGuard]:
+    monkeypatch.setattr(backend_guard, "STATE_TTL_S", 0.0)
     return BackendGuard(connect, CATALOGUE, LIMITS), BackendGuard(connect, CATALOGUE, LIMITS)
 
 
-def open_it(gate: BackendGuard) -> None:
+def open_breaker(guard: BackendGuard) -> None:
     for _ in range(LIMITS.failures):
-        gate.after_call(CLOUD, BackendUnavailable())
+        guard.after_call(CLOUD, BackendUnavailable())
 
 
 def pass_time(clean: DevStack, seconds: float) -> None:
@@ -65,10 +65,10 @@ def pass_time(clean: DevStack, seconds: float) -> None:
         )
 
 
-def test_the_third_failure_of_anybody_s_opens_it_for_everybody(
-    gates: tuple[BackendGuard, BackendGuard],
+def test_third_failure_across_guards_opens_the_breaker_for_all(
+    guards: tuple[BackendGuard, BackendGuard],
 ) -> None:
-    one, other = gates
+    one, other = guards
     one.after_call(CLOUD, BackendUnavailable())
     other.after_call(CLOUD, BackendUnavailable())
     assert one.health() == {}
@@ -77,8 +77,10 @@ def test_the_third_failure_of_anybody_s_opens_it_for_everybody(
     assert 15 < one.wait_s(CLOUD) <= 20.5
 
 
-def test_an_answer_between_starts_the_count_again(gates: tuple[BackendGuard, BackendGuard]) -> None:
-    one, other = gates
+def test_response_between_failures_resets_the_count(
+    guards: tuple[BackendGuard, BackendGuard],
+) -> None:
+    one, other = guards
     for error in (
         BackendUnavailable(),
         BackendUnavailable(),
@@ -92,15 +94,15 @@ def test_an_answer_between_starts_the_count_again(gates: tuple[BackendGuard, Bac
         assert other.health() == {}
 
 
-def test_half_open_lets_one_through_and_its_answer_closes_it(
-    clean: DevStack, gates: tuple[BackendGuard, BackendGuard]
+def test_half_open_breaker_admits_one_probe_and_its_response_closes_it(
+    clean: DevStack, guards: tuple[BackendGuard, BackendGuard]
 ) -> None:
-    one, other = gates
-    open_it(one)
+    one, other = guards
+    open_breaker(one)
     pass_time(clean, 20.5)
     assert one.health() == {}
     assert one.unhealthy() == {"openai": "backend_unavailable"}, (
-        "a line of jobs does not follow yet"
+        "queued jobs are not moved back yet"
     )
     one.before_call(CLOUD)
     assert other.health() == {"openai": "backend_unavailable"}
@@ -112,11 +114,11 @@ def test_half_open_lets_one_through_and_its_answer_closes_it(
 
 
 @pytest.mark.parametrize("error", [CallCancelled(), TooLong()])
-def test_a_probe_that_never_reached_it_tells_nothing_and_the_next_may_try(
-    clean: DevStack, gates: tuple[BackendGuard, BackendGuard], error: InferenceError
+def test_probe_without_a_call_is_inconclusive_and_another_is_admitted(
+    clean: DevStack, guards: tuple[BackendGuard, BackendGuard], error: InferenceError
 ) -> None:
-    one, other = gates
-    open_it(one)
+    one, other = guards
+    open_breaker(one)
     pass_time(clean, 20.5)
     assert one.before_call(CLOUD)
     one.after_call(CLOUD, error)
@@ -124,11 +126,11 @@ def test_a_probe_that_never_reached_it_tells_nothing_and_the_next_may_try(
     assert other.before_call(CLOUD)
 
 
-def test_a_probe_that_fails_opens_it_for_twice_as_long(
-    clean: DevStack, gates: tuple[BackendGuard, BackendGuard]
+def test_failed_probe_doubles_the_cooldown(
+    clean: DevStack, guards: tuple[BackendGuard, BackendGuard]
 ) -> None:
-    one, other = gates
-    open_it(one)
+    one, other = guards
+    open_breaker(one)
     pass_time(clean, 20.5)
     one.before_call(CLOUD)
     one.after_call(CLOUD, BackendUnavailable())
@@ -138,47 +140,47 @@ def test_a_probe_that_fails_opens_it_for_twice_as_long(
     assert other.health() == {}
 
 
-def test_a_backend_that_says_when_is_left_alone_until_then(
-    gates: tuple[BackendGuard, BackendGuard],
+def test_retry_after_opens_the_breaker_until_then(
+    guards: tuple[BackendGuard, BackendGuard],
 ) -> None:
-    one, other = gates
+    one, other = guards
     one.after_call(CLOUD, RateLimited(retry_after=20))
     assert other.health() == {"openai": "rate_limited"}
     assert 10 < other.wait_s(CLOUD) < 22
     one.after_call(CLOUD, RateLimited(retry_after=5))
-    assert other.wait_s(CLOUD) > 9, "a shorter word does not undo a longer one"
+    assert other.wait_s(CLOUD) > 9, "a shorter Retry-After does not shorten a longer one"
     one.after_call(CLOUD, RateLimited(retry_after=10**9))
     assert other.wait_s(CLOUD) < 62
 
 
-def test_servers_of_our_own_are_known_by_their_address(
-    gates: tuple[BackendGuard, BackendGuard], connect: Any
+def test_local_servers_have_a_breaker_per_address(
+    guards: tuple[BackendGuard, BackendGuard], connect: Any
 ) -> None:
-    del gates
-    elsewhere = CATALOGUE.only({"ollama": "http://127.0.0.1:9999"})
-    here, there = BackendGuard(connect, CATALOGUE, LIMITS), BackendGuard(connect, elsewhere, LIMITS)
+    del guards
+    moved = CATALOGUE.only({"ollama": "http://127.0.0.1:9999"})
+    one, other = BackendGuard(connect, CATALOGUE, LIMITS), BackendGuard(connect, moved, LIMITS)
     for _ in range(3):
-        here.after_call(LOCAL, BackendUnavailable())
-    assert here.health() == {"ollama": "backend_unavailable"}
-    assert there.health() == {}
+        one.after_call(LOCAL, BackendUnavailable())
+    assert one.health() == {"ollama": "backend_unavailable"}
+    assert other.health() == {}
     assert breaker_key(LOCAL) == "ollama at 127.0.0.1:11434"
 
 
-def test_what_runs_in_the_process_has_no_breaker(gates: tuple[BackendGuard, BackendGuard]) -> None:
-    one, _ = gates
+def test_in_process_backend_has_no_breaker(guards: tuple[BackendGuard, BackendGuard]) -> None:
+    one, _ = guards
     for _ in range(5):
         one.after_call(CATALOGUE.backend("tesseract"), BackendUnavailable())
     assert one.health() == {}
 
 
-def test_a_limit_holds_over_threads_and_is_used(connect: Any) -> None:
+def test_rate_limit_is_observed_and_used_across_threads(connect: Any) -> None:
     limited = CLOUD.model_copy(update={"requests_per_minute": 600, "rate_window_s": 1.0})
     calls: list[float] = []
 
     def work() -> None:
-        gate = BackendGuard(connect, CATALOGUE, LIMITS)
+        guard = BackendGuard(connect, CATALOGUE, LIMITS)
         while len(calls) < 31:
-            gate.acquire_permit(limited)
+            guard.acquire_permit(limited)
             calls.append(time.monotonic())
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -187,27 +189,27 @@ def test_a_limit_holds_over_threads_and_is_used(connect: Any) -> None:
     for thread in threads:
         thread.join()
     calls.sort()
-    crowded = [b - a for a, b in zip(calls, calls[10:], strict=False)]
-    assert min(crowded) >= 1.0
+    spans = [b - a for a, b in zip(calls, calls[10:], strict=False)]
+    assert min(spans) >= 1.0
     # Three windows of 2.5 s, slack included, and a third as much again for a busy machine.
     assert calls[30] - calls[0] < 10
 
 
-def test_a_turn_that_is_far_off_is_refused_and_said(connect: Any) -> None:
-    gate = BackendGuard(connect, CATALOGUE, LIMITS)
+def test_distant_permit_is_refused_with_its_delay(connect: Any) -> None:
+    guard = BackendGuard(connect, CATALOGUE, LIMITS)
     limited = CLOUD.model_copy(update={"requests_per_minute": 1})
-    gate.acquire_permit(limited)
+    guard.acquire_permit(limited)
     with pytest.raises(LocalRateLimit) as caught:
-        gate.acquire_permit(limited)
+        guard.acquire_permit(limited)
     assert caught.value.retry_after is not None
     assert 50 < caught.value.retry_after < 62
-    gate.after_call(limited, caught.value)
-    assert gate.health() == {}, "our own limit says nothing of the server"
+    guard.after_call(limited, caught.value)
+    assert guard.health() == {}, "a local rate limit is no failure of the backend"
 
 
-def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:
-    gate = BackendGuard(connect, CATALOGUE, LIMITS, budget=Decimal("0.01"))
-    assert not gate.budget().used_up
+def test_spending_is_summed_and_limited_by_the_budget(connect: Any) -> None:
+    guard = BackendGuard(connect, CATALOGUE, LIMITS, budget=Decimal("0.01"))
+    assert not guard.budget().used_up
     with connect() as conn:
         conn.execute(
             """INSERT INTO vestry.spending (day, backend, calls, cost)
@@ -219,28 +221,28 @@ def test_spending_is_added_up_and_ends_at_the_budget(connect: Any) -> None:
     assert BackendGuard(connect, CATALOGUE, LIMITS, budget=Decimal("0.01")).budget().used_up
 
 
-def test_while_the_database_is_away_what_was_known_goes_on(
+def test_last_known_state_is_used_while_the_database_is_unavailable(
     connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate_module, "STATE_TTL_S", 0.0)
-    away = False
+    monkeypatch.setattr(backend_guard, "STATE_TTL_S", 0.0)
+    available = True
 
     @contextmanager
-    def now_and_then() -> Iterator[psycopg.Connection[Any]]:
-        if away:
+    def unreliable() -> Iterator[psycopg.Connection[Any]]:
+        if not available:
             raise psycopg.OperationalError
         with connect() as conn:
             yield conn
 
-    gate = BackendGuard(now_and_then, CATALOGUE, LIMITS, Decimal(5))
-    open_it(gate)
-    known = gate.health()
-    away = True
-    assert gate.health() == known == {"openai": "backend_unavailable"}
-    assert gate.budget().limit == Decimal(5)
+    guard = BackendGuard(unreliable, CATALOGUE, LIMITS, Decimal(5))
+    open_breaker(guard)
+    last_known = guard.health()
+    available = False
+    assert guard.health() == last_known == {"openai": "backend_unavailable"}
+    assert guard.budget().limit == Decimal(5)
     with pytest.raises(ProbeInProgress):
-        gate.before_call(CLOUD)
+        guard.before_call(CLOUD)
     with pytest.raises(LocalRateLimit):
-        gate.acquire_permit(CLOUD.model_copy(update={"requests_per_minute": 10}))
+        guard.acquire_permit(CLOUD.model_copy(update={"requests_per_minute": 10}))
     for error in (None, BackendUnavailable(), CallCancelled()):
-        gate.after_call(CLOUD, error)
+        guard.after_call(CLOUD, error)

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-import pytest
 
 from models import claims, transitions
 from models.claims import Lease, LeasePolicy
@@ -20,7 +19,9 @@ from workers.execution.finish import write_outcomes
 from workers.stack.dev_stack import DevStack
 
 LANE = "shareable.bulk.gpu"
-TERMS = LeasePolicy(worker="test", privacy="shareable", lease_s=60, max_run_s=600)
+POLICY = LeasePolicy(worker="test", privacy="shareable", lease_s=60, max_run_s=600)
+SHORT = LeasePolicy(worker="test", privacy="shareable", lease_s=0.001, max_run_s=600)
+DONE = Succeeded({"vectors": [], "space": "s"})
 
 
 def enqueue(
@@ -40,28 +41,11 @@ def enqueue(
     return ids
 
 
-@pytest.fixture
-def producer(clean: DevStack) -> Any:
-    with psycopg.connect(clean.database_url("vestry_producer"), autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def worker(clean: DevStack) -> Any:
-    with psycopg.connect(clean.database_url("vestry_shareable"), autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def admin(clean: DevStack) -> Any:
-    with psycopg.connect(clean.superuser_url, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def control(clean: DevStack) -> Any:
-    with psycopg.connect(clean.database_url("vestry_control"), autocommit=True) as conn:
-        yield conn
+def claim(worker: Any, policy: LeasePolicy = POLICY, **options: Any) -> Lease:
+    with worker.transaction():
+        lease = claims.claim(worker, policy, LANE, ["embedding"], **options)
+    assert lease is not None
+    return lease
 
 
 def states(conn: Any, ids: list[UUID]) -> list[str]:
@@ -69,13 +53,11 @@ def states(conn: Any, ids: list[UUID]) -> list[str]:
     return [row[0] for row in rows]
 
 
-def test_a_claimed_batch_finishes_once(producer: Any, worker: Any) -> None:
+def test_claimed_batch_finishes_once(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 3)
-    with worker.transaction():
-        lease = claims.claim(worker, TERMS, LANE, ["embedding"])
-    assert lease is not None
+    lease = claim(worker)
     assert [job.id for job in lease.jobs] == ids
-    assert claims.claim(worker, TERMS, LANE, ["embedding"]) is None
+    assert claims.claim(worker, POLICY, LANE, ["embedding"]) is None
 
     outcomes = {i: Succeeded({"vectors": [[1.0]], "space": "s"}) for i in ids[:2]}
     outcomes[ids[2]] = Failed("broken", "it broke", retryable=False)  # type: ignore[assignment]
@@ -91,59 +73,52 @@ def test_a_claimed_batch_finishes_once(producer: Any, worker: Any) -> None:
     assert [row[0] for row in outcome] == ["succeeded", "succeeded", "dead"]
 
 
-def test_owners_take_turns(producer: Any, worker: Any) -> None:
+def test_claim_alternates_between_owners(producer: Any, worker: Any) -> None:
     enqueue(producer, "many", 1000)
     enqueue(producer, "few", 5)
-    with worker.transaction():
-        lease = claims.claim(worker, TERMS, LANE, ["embedding"], limit=12)
-    assert lease is not None
+    lease = claim(worker, limit=12)
     assert sum(job.owner == "few" for job in lease.jobs) == 5
 
 
-def test_a_hint_is_first_and_the_line_tops_up(producer: Any, worker: Any) -> None:
+def test_hinted_job_is_claimed_first_and_the_queue_fills_the_batch(
+    producer: Any, worker: Any
+) -> None:
     ids = enqueue(producer, "ann", 10)
-    with worker.transaction():
-        lease = claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[7], limit=3)
-    assert lease is not None
+    lease = claim(worker, hint=ids[7], limit=3)
     assert {job.id for job in lease.jobs} == {ids[7], ids[0], ids[1]}
     with worker.transaction():
-        assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[7]) is None
+        assert claims.claim(worker, POLICY, LANE, ["embedding"], hint=ids[7]) is None
 
 
-def test_a_paused_lane_gives_nothing(producer: Any, worker: Any) -> None:
+def test_paused_lane_has_no_claims(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 2)
     producer.execute("SELECT vestry.pause_lane_v1(%s, true)", [LANE])
     with worker.transaction():
-        assert claims.claim(worker, TERMS, LANE, ["embedding"]) is None
-        assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[0]) is None
+        assert claims.claim(worker, POLICY, LANE, ["embedding"]) is None
+        assert claims.claim(worker, POLICY, LANE, ["embedding"], hint=ids[0]) is None
     producer.execute("SELECT vestry.pause_lane_v1(%s, false)", [LANE])
     with worker.transaction():
-        assert claims.claim(worker, TERMS, LANE, ["embedding"]) is not None
+        assert claims.claim(worker, POLICY, LANE, ["embedding"]) is not None
 
 
-def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
+def test_lost_batch_is_quarantined_and_a_second_exclusive_crash_is_dead(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 2)
-    short = LeasePolicy(worker="test", privacy="shareable", lease_s=0.001, max_run_s=600)
-    with worker.transaction():
-        lease = claims.claim(worker, short, LANE, ["embedding"])
-    assert lease is not None
+    lease = claim(worker, SHORT)
     with control.transaction():
         assert transitions.rescue(control).quarantined == 2
     with worker.transaction():
-        assert claims.claim(worker, short, LANE, ["embedding"]) is None
+        assert claims.claim(worker, SHORT, LANE, ["embedding"]) is None
     with worker.transaction():
         done = write_outcomes(
-            worker, ShareableContent(), lease, {ids[0]: Succeeded({"vectors": [], "space": "s"})},
+            worker, ShareableContent(), lease, {ids[0]: DONE},
             backoff_cap_s=1,
         )  # fmt: skip
     assert done.states == {ids[0]: "refused"}
     for expected in (1, 0):
-        with worker.transaction():
-            alone = claims.claim(worker, short, LANE, ["embedding"], quarantined=True)
-        assert alone is not None
-        assert alone.jobs[0].id == ids[0]
+        exclusive = claim(worker, SHORT, quarantined=True)
+        assert exclusive.jobs[0].id == ids[0]
         with control.transaction():
             assert transitions.rescue(control).quarantined == expected
         worker.execute("UPDATE vestry.jobs SET start_tag = start_tag + 1 WHERE id = %s", [ids[1]])
@@ -154,13 +129,11 @@ def test_a_lost_batch_becomes_suspects_and_a_lone_crasher_dies(
     assert attempts == (0,)
 
 
-def test_a_retry_waits_and_is_admitted_to_the_front(
+def test_retry_waits_and_is_scheduled_at_the_front(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 5)
-    with worker.transaction():
-        lease = claims.claim(worker, TERMS, LANE, ["embedding"], limit=1)
-    assert lease is not None
+    lease = claim(worker, limit=1)
     with worker.transaction():
         write_outcomes(
             worker, ShareableContent(), lease,
@@ -170,18 +143,14 @@ def test_a_retry_waits_and_is_admitted_to_the_front(
     producer.execute("SELECT pg_sleep(0.05)")
     with control.transaction():
         assert transitions.schedule_due(control) == [LANE]
-    with worker.transaction():
-        again = claims.claim(worker, TERMS, LANE, ["embedding"], limit=1)
-    assert again is not None
+    again = claim(worker, limit=1)
     assert again.jobs[0].id == ids[0]
     assert again.jobs[0].attempt == 2
 
 
-def test_handing_back_costs_no_attempt(producer: Any, worker: Any) -> None:
+def test_release_costs_no_attempt(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 2)
-    with worker.transaction():
-        lease = claims.claim(worker, TERMS, LANE, ["embedding"])
-    assert lease is not None
+    lease = claim(worker)
     with worker.transaction():
         assert transitions.release(worker, lease.id) == 2
     rows = producer.execute("SELECT attempt, state FROM vestry.jobs").fetchall()
@@ -191,53 +160,40 @@ def test_handing_back_costs_no_attempt(producer: Any, worker: Any) -> None:
 
 def test_cancelling_a_running_job_fences_its_worker(producer: Any, worker: Any) -> None:
     ids = enqueue(producer, "ann", 1)
-    with worker.transaction():
-        lease = claims.claim(worker, TERMS, LANE, ["embedding"])
-    assert lease is not None
+    lease = claim(worker)
     producer.execute("SELECT vestry.cancel_jobs_v1(%s)", [ids])
     assert claims.extend(worker, [lease.id], 60) == frozenset()
     with worker.transaction():
         done = write_outcomes(
-            worker, ShareableContent(), lease, {ids[0]: Succeeded({"vectors": [], "space": "s"})},
+            worker, ShareableContent(), lease, {ids[0]: DONE},
             backoff_cap_s=1,
         )  # fmt: skip
     assert done.states == {ids[0]: "refused"}
     assert states(producer, ids) == ["cancelled"]
 
 
-SHORT = LeasePolicy(worker="test", privacy="shareable", lease_s=0.001, max_run_s=600)
-DONE = Succeeded({"vectors": [], "space": "s"})
-
-
-def claimed(worker: Any, terms: LeasePolicy = TERMS, **how: Any) -> Lease:
-    with worker.transaction():
-        lease = claims.claim(worker, terms, LANE, ["embedding"], **how)
-    assert lease is not None
-    return lease
-
-
-def test_who_lost_a_lease_can_do_nothing_to_the_attempt_after_it(
+def test_expired_lease_cannot_change_the_next_attempt(
     producer: Any, worker: Any, control: Any
 ) -> None:
-    # Given an attempt whose lease ran out, and the same job running again elsewhere
+    # Given an attempt whose lease expired, and a second attempt of the same job
     (job,) = enqueue(producer, "ann", 1)
-    late = claimed(worker, SHORT)
+    late = claim(worker, SHORT)
     transitions.rescue(control)
-    now = claimed(worker, quarantined=True)
-    # When the first one hands back, settles or finishes after all
+    now = claim(worker, quarantined=True)
+    # When the first attempt releases, settles or finishes the job
     with worker.transaction():
         assert transitions.release(worker, late.id) == 0
         transitions.settle(worker, late.id, [Settlement(job, State.SUCCEEDED)])
     with worker.transaction():
         done = write_outcomes(worker, ShareableContent(), late, {job: DONE}, backoff_cap_s=1)
-    # Then the job still runs under its new token, and finishes once
+    # Then the job still runs under its new lease, and finishes once
     assert done.states == {job: "refused"}
     running = producer.execute("SELECT state, lease_id, attempt FROM vestry.jobs").fetchall()
     assert running == [("running", now.id, 1)]
     assert producer.execute("SELECT count(*) FROM vestry.receipts").fetchone() == (1,)
     with worker.transaction():
         write_outcomes(worker, ShareableContent(), now, {job: DONE}, backoff_cap_s=1)
-    # And the receipt of the lost attempt is what that attempt said itself
+    # And the receipt of the lost attempt is the one that it wrote itself
     kept = producer.execute("SELECT lease_id, outcome FROM vestry.receipts").fetchall()
     assert set(kept) == {(late.id, "refused"), (now.id, "succeeded")}
 
@@ -249,65 +205,63 @@ def test_claims_at_the_same_time_share_no_job_and_wait_for_none(
     url = clean.database_url("vestry_shareable")
     with psycopg.connect(url, autocommit=True, options="-c lock_timeout=500") as other:
         with worker.transaction():
-            first = claims.claim(worker, TERMS, LANE, ["embedding"], limit=3)
+            first = claims.claim(worker, POLICY, LANE, ["embedding"], limit=3)
             with other.transaction():
-                taken = claims.claim(other, TERMS, LANE, ["embedding"], hint=ids[0])
-                second = claims.claim(other, TERMS, LANE, ["embedding"], limit=3)
+                taken = claims.claim(other, POLICY, LANE, ["embedding"], hint=ids[0])
+                second = claims.claim(other, POLICY, LANE, ["embedding"], limit=3)
         assert taken is None
         assert first is not None
         assert second is not None
         assert [job.id for job in (*first.jobs, *second.jobs)] == ids
 
 
-def test_an_owner_who_enqueues_one_by_one_stands_in_line_like_one_with_many(
-    producer: Any, worker: Any
-) -> None:
+def test_owner_enqueueing_one_by_one_has_the_same_share(producer: Any, worker: Any) -> None:
     for _ in range(20):
         enqueue(producer, "often", 1)
     (once,) = enqueue(producer, "once", 1)
-    assert once in {job.id for job in claimed(worker, limit=3).jobs}
+    assert once in {job.id for job in claim(worker, limit=3).jobs}
 
 
-def test_large_jobs_take_larger_turns(producer: Any, worker: Any) -> None:
+def test_costly_jobs_get_fewer_claims(producer: Any, worker: Any) -> None:
     enqueue(producer, "heavy", 10, cost=10)
     enqueue(producer, "light", 20)
-    owners = [job.owner for job in claimed(worker, limit=22).jobs]
+    owners = [job.owner for job in claim(worker, limit=22).jobs]
     assert owners.count("light") >= 18
 
 
-def test_work_already_done_gives_no_owner_a_place_behind(producer: Any, worker: Any) -> None:
-    # Given an owner of whom much was run while others waited for nothing
+def test_past_claims_do_not_delay_an_owner(producer: Any, worker: Any) -> None:
+    # Given an owner with many claimed jobs, and no other owner
     enqueue(producer, "early", 100)
-    claimed(worker, limit=90)
-    # When another comes, then both go on from here
+    claim(worker, limit=90)
+    # When a second owner enqueues, then both get equal shares
     enqueue(producer, "late", 10)
-    owners = [job.owner for job in claimed(worker, limit=12).jobs]
+    owners = [job.owner for job in claim(worker, limit=12).jobs]
     assert 5 <= owners.count("late") <= 7
 
 
-def test_a_scheduled_job_stands_behind_its_owners_others(
+def test_scheduled_job_is_queued_behind_its_owners_others(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 5)
     control.execute("UPDATE vestry.jobs SET start_tag = NULL WHERE id = %s", [ids[0]])
     transitions.schedule_due(control)
-    assert [job.id for job in claimed(worker, limit=4).jobs] == ids[1:]
-    assert [job.id for job in claimed(worker).jobs] == ids[:1]
+    assert [job.id for job in claim(worker, limit=4).jobs] == ids[1:]
+    assert [job.id for job in claim(worker).jobs] == ids[:1]
 
 
-def test_a_job_past_its_deadline_is_not_begun(admin: Any, producer: Any, worker: Any) -> None:
+def test_job_past_its_deadline_is_not_claimed(admin: Any, producer: Any, worker: Any) -> None:
     late, good = enqueue(producer, "ann", 2)
     admin.execute("UPDATE vestry.jobs SET deadline = vestry.clock() WHERE id = %s", [late])
     with worker.transaction():
-        assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=late) is None
-    assert [job.id for job in claimed(worker).jobs] == [good]
+        assert claims.claim(worker, POLICY, LANE, ["embedding"], hint=late) is None
+    assert [job.id for job in claim(worker).jobs] == [good]
 
 
-def test_a_running_job_past_its_deadline_ends_and_its_worker_is_fenced(
+def test_running_job_past_its_deadline_ends_and_its_worker_is_fenced(
     admin: Any, producer: Any, worker: Any, control: Any
 ) -> None:
     (job,) = enqueue(producer, "ann", 1)
-    lease = claimed(worker)
+    lease = claim(worker)
     assert transitions.expire(control) == 0
     admin.execute("UPDATE vestry.jobs SET deadline = vestry.clock()")
     assert transitions.expire(control) == 1
@@ -317,46 +271,46 @@ def test_a_running_job_past_its_deadline_ends_and_its_worker_is_fenced(
     assert states(producer, [job]) == ["expired"]
 
 
-def test_suspects_are_claimed_one_at_a_time_and_a_retry_leaves_them_suspect(
+def test_quarantined_jobs_are_claimed_singly_and_stay_quarantined_after_a_retry(
     producer: Any, worker: Any, control: Any
 ) -> None:
     ids = enqueue(producer, "ann", 3)
-    claimed(worker, SHORT)
+    claim(worker, SHORT)
     assert transitions.rescue(control).quarantined == 3
     with worker.transaction():
-        # No hint gets a suspect either: it must be alone.
-        assert claims.claim(worker, TERMS, LANE, ["embedding"], hint=ids[0]) is None
-    lease = claimed(worker, quarantined=True)
+        # A hint claims no quarantined job either: it needs an exclusive lease.
+        assert claims.claim(worker, POLICY, LANE, ["embedding"], hint=ids[0]) is None
+    lease = claim(worker, quarantined=True)
     (job,) = lease.jobs
     again = Failed("later", "later", retryable=True, retry_after=0.0)
     with worker.transaction():
         write_outcomes(worker, ShareableContent(), lease, {job.id: again}, backoff_cap_s=0)
     transitions.schedule_due(control)
     with worker.transaction():
-        assert claims.claim(worker, TERMS, LANE, ["embedding"]) is None
+        assert claims.claim(worker, POLICY, LANE, ["embedding"]) is None
 
 
-def test_a_heartbeat_extends_what_nobody_took_back_but_not_past_the_longest_run(
+def test_heartbeat_extends_unrescued_leases_up_to_the_longest_run(
     admin: Any, producer: Any, worker: Any, control: Any
 ) -> None:
     enqueue(producer, "ann", 3)
-    late = claimed(worker, SHORT, limit=1)
-    brief = claimed(worker, LeasePolicy("test", "shareable", lease_s=60, max_run_s=5), limit=1)
-    over = claimed(worker, LeasePolicy("test", "shareable", lease_s=60, max_run_s=0), limit=1)
+    late = claim(worker, SHORT, limit=1)
+    brief = claim(worker, LeasePolicy("test", "shareable", lease_s=60, max_run_s=5), limit=1)
+    over = claim(worker, LeasePolicy("test", "shareable", lease_s=60, max_run_s=0), limit=1)
     claims.extend(worker, [late.id, brief.id, over.id], 600)
-    left = dict(
+    remaining_s = dict(
         admin.execute(
             "SELECT id, extract(epoch FROM expires_at - vestry.clock())::float8 FROM vestry.leases"
         ).fetchall()
     )
-    assert left[late.id] > 500
-    assert 0 < left[brief.id] <= 5
-    assert left[over.id] < 0
+    assert remaining_s[late.id] > 500
+    assert 0 < remaining_s[brief.id] <= 5
+    assert remaining_s[over.id] < 0
     assert transitions.rescue(control).quarantined == 1
     assert claims.extend(worker, [over.id], 600) == frozenset()
 
 
-def test_a_conflicting_key_enqueues_nothing_of_the_call(admin: Any, producer: Any) -> None:
+def test_conflicting_key_enqueues_nothing_of_the_call(admin: Any, producer: Any) -> None:
     def call(*jobs: tuple[str, str], owner: str = "ann") -> list[tuple[int, str]]:
         ids = [uuid7() for _ in jobs]
         return producer.execute(

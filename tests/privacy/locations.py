@@ -1,4 +1,4 @@
-"""Places in which private content must never be; each is read as bytes."""
+"""Locations that must never have private content, each read as bytes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from workers.stack.postgres import SUPERUSER, PostgresServer
 from workers.stack.valkey import PRIVACIES, ValkeyServer
 
 Contents = Iterable[tuple[str, bytes]]
-Place = Callable[[], Contents]
+Location = Callable[[], Contents]
 
 STEP = 8 * 1024 * 1024
 OVERLAP = 4096
-"""Bytes that are read twice, so that no token is cut in two."""
+"""Bytes that are read twice, so that no token is split between two reads."""
 
 SERVER_MEMORY = (
     "CLIENT LIST", "ACL LOG", "SLOWLOG GET -1", "PUBSUB CHANNELS",
     "COMMANDLOG GET -1 large-request", "COMMANDLOG GET -1 large-reply",
 )  # fmt: skip
-"""Commands that show what the broker keeps of commands and clients besides the keys."""
+"""Commands that show the broker's records of commands and clients."""
 
 RELATIONS = """
 SELECT n.nspname, c.relname, array_agg(a.attname ORDER BY a.attnum)
@@ -53,7 +53,7 @@ GROUP BY 1, 2 ORDER BY 1, 2"""
 
 @dataclass(slots=True)
 class Stack:
-    """The stack that the places belong to."""
+    """The stack whose locations are read."""
 
     home: Home
     watch: Watch
@@ -80,9 +80,9 @@ class Stack:
         with self.superuser() as conn:
             return [row[0] for row in conn.execute("SELECT owner FROM vestry.owners")]
 
-    def places(self) -> Mapping[str, Place]:
-        """All places, by name."""
-        places: dict[str, Place] = {
+    def locations(self) -> Mapping[str, Location]:
+        """All locations, by name."""
+        locations: dict[str, Location] = {
             "broker keys": lambda: broker_keys(self.observer()),
             "broker traffic": lambda: [("all commands", self.watch.traffic())],
             "logs": lambda: files([self.home.logs]),
@@ -96,15 +96,15 @@ class Stack:
             "temporary files": lambda: temporary(self),
             "cloud endpoint": lambda: endpoint(self.cloud),
         }
-        del places[f"dump by {PRIVATE_WORKER}"]
-        # Where the system allows it: traffic and keys hold the same, without freed memory.
+        del locations[f"dump by {PRIVATE_WORKER}"]
+        # Only if the system allows it. Traffic and keys have the same content, without freed memory.
         if can_trace(self.home):
-            places["broker memory"] = lambda: memory(broker_pid(self.home))
-        return places
+            locations["broker memory"] = lambda: memory(broker_pid(self.home))
+        return locations
 
 
 def broker_keys(client: Any) -> Contents:
-    """Every key with its value, and what the server keeps of its clients."""
+    """Every key with its value, and the server's records of its clients."""
     read: dict[bytes, Callable[[bytes], Any]] = {
         b"string": client.get,
         b"list": lambda key: client.lrange(key, 0, -1),
@@ -149,7 +149,7 @@ def memory(pid: int) -> Contents:
                 continue
             start, end = (int(edge, 16) for edge in match.groups())
             for at in range(start, end, STEP):
-                # A region may have been freed meanwhile, or never been backed.
+                # A region may be freed or not backed by memory.
                 with contextlib.suppress(OSError, ValueError, OverflowError):
                     space.seek(at)
                     yield "memory", space.read(min(STEP + OVERLAP, end - at))
@@ -175,16 +175,16 @@ def directory(stack: Stack) -> Contents:
     """The stack's directory and, if it is separate, that of its servers, after a checkpoint."""
     with stack.superuser() as conn:
         conn.execute("CHECKPOINT")
-    place = read_json(stack.home.path / "servers.json").get("place")
-    return files([stack.home.path, *([Path(place)] if place else [])])
+    servers = stack.postgres.directory.path.parent
+    return files({stack.home.path: None, servers: None})
 
 
 def temporary(stack: Stack) -> Contents:
-    """Temporary files, and the names of all temporary files that workers have had."""
+    """Temporary files, and the recorded names of workers' temporary files."""
     yield "names", "\n".join(stack.watch.names).encode("utf-8", "surrogateescape")
-    places = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - only read
-    found = [p for place in places for p in place.glob("vestry-[0-9]*")]
-    yield from files([*found, *stack.home.run.glob("*")])
+    parents = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - only read
+    directories = [path for parent in parents for path in parent.glob("vestry-[0-9]*")]
+    yield from files([*directories, *stack.home.run.glob("*")])
 
 
 def endpoint(cloud: FaultServer) -> Contents:
@@ -197,7 +197,7 @@ def endpoint(cloud: FaultServer) -> Contents:
 def dump(stack: Stack, role: str) -> Contents:
     """Everything that a login can read, as text and binary, with every owner in its context."""
     owners = stack.owners()
-    # A producer may name one owner only.
+    # A producer may name only one owner.
     contexts = [[owner] for owner in owners] if role == PRODUCER else [owners]
     with psycopg.connect(stack.postgres.url(role), autocommit=True) as conn:
         for named in contexts:
@@ -240,7 +240,7 @@ def flower(described: dict[str, str]) -> Contents:
              *(f"/task/{name}" for name in list(tasks)[:20]),
              *(f"/worker/{name}" for name in workers)]  # fmt: skip
     yield "all tasks", json.dumps(tasks, ensure_ascii=False).encode()
-    # Unescaped: JSON writes backslashes twice.
+    # Unescaped: JSON doubles backslashes.
     yield "all words", b"\n".join(word.encode() for word in _words(tasks))
     for path in paths:
         yield path, client.get(path)[1].encode()
@@ -259,7 +259,7 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def processes(watch: Watch) -> Contents:
-    """Arguments and environments: of the stack's processes as recorded, of all others as they are."""
+    """Arguments and environments: recorded ones of the stack, present ones of all other processes."""
     for name, seen in list(watch.processes.items()):
         yield name, b"\n".join(seen)
     for process in psutil.process_iter():
