@@ -49,7 +49,7 @@ BAD_JOBS: dict[str, tuple[Any, str, str]] = {
     "unknown model": (texts("a", model="none"), "unknown_model", "echo"),
     "not JSON": (RawPayload(b"{'a'"), "bad_payload", "JSON object"),
     "not an object": (RawPayload(b'["a"]'), "bad_payload", "JSON object"),
-    "neither": (RawPayload(b"{}"), "bad_payload", "texts and documents"),
+    "neither": (RawPayload(b"{}"), "bad_payload", "texts or documents"),
     "empty text": (RawPayload(b'{"texts": ["a", " "]}'), "bad_payload", "text 1"),
     "NUL": (RawPayload(b'{"texts": ["\\u0000"]}'), "bad_payload", "text 0"),
     "lone surrogate": (RawPayload(b'{"texts": ["\\ud800"]}'), "bad_payload", "text 0"),

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.producing import HELLO
+from tests.producer_helpers import HELLO
 
 from tests import producing
 from vestry import (
