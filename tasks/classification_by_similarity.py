@@ -23,14 +23,7 @@ import numpy as np
 from inference.errors import InferenceError
 from inference.protocol import EmbeddingModel
 from tasks.classification_payload import LabelPlan, LabelSpec
-from tasks.label_scoring import (
-    DESCRIPTION_WEIGHT,
-    NAME_WEIGHT,
-    LabelSet,
-    label_texts,
-)
-from tasks.protocol import Context, Failed, cancelled_outcome, failure_of
-from tasks.vector_pool import (
+from tasks.embedding_batch import (
     Chunkers,
     EmbeddingBatch,
     LongTextEmbedder,
@@ -39,6 +32,13 @@ from tasks.vector_pool import (
     tokens_of,
     vector_of,
 )
+from tasks.label_scoring import (
+    DESCRIPTION_WEIGHT,
+    NAME_WEIGHT,
+    LabelSet,
+    label_texts,
+)
+from tasks.protocol import Context, Failed, cancelled_outcome, failure_of
 
 LABEL_SET: Final = "label-set"
 """Digest purpose of a set of labels."""

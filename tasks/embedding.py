@@ -13,6 +13,7 @@ from inference.protocol import EmbeddingModel, InputType, SpaceSpec
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, RoutedResult, Router
 from tasks.chunking import CHUNKING_VERSION, Chunker, Span
+from tasks.embedding_batch import EmbeddingBatch, PendingVector
 from tasks.protocol import (
     BadPayload,
     Chunk,
@@ -29,7 +30,6 @@ from tasks.protocol import (
     outcome_of_error,
     served_of,
 )
-from tasks.vector_pool import EmbeddingBatch, PendingVector
 from vestry.db.receipts import Served
 from vestry.lanes import Latency
 

@@ -12,6 +12,14 @@ from inference.protocol import EmbeddingModel
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, Router
+from tasks.embedding_batch import (
+    Chunkers,
+    EmbeddingBatch,
+    LongTextEmbedder,
+    PendingVector,
+    error_of,
+    tokens_of,
+)
 from tasks.protocol import (
     BadPayload,
     Context,
@@ -22,14 +30,6 @@ from tasks.protocol import (
     outcome_of_error,
     served_of,
     text_of,
-)
-from tasks.vector_pool import (
-    Chunkers,
-    EmbeddingBatch,
-    LongTextEmbedder,
-    PendingVector,
-    error_of,
-    tokens_of,
 )
 from vestry.lanes import Latency
 
