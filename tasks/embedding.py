@@ -133,7 +133,7 @@ class EmbeddingHandler:
         meanwhile is left out of later calls of the backend.
         """
         plans = [self._plan(job) for job in batch]
-        pool = EmbeddingBatch()
+        embeddings = EmbeddingBatch()
         outcomes: dict[int, Outcome] = {}
         for position, plan in enumerate(plans):
             if isinstance(plan, Failed):
@@ -142,16 +142,16 @@ class EmbeddingHandler:
                 outcomes[position] = cancelled_outcome()
             else:
                 try:
-                    self._collect(plan, pool, context)
+                    self._collect(plan, embeddings, context)
                 except InferenceError as error:
                     outcomes[position] = _failed(error, None, self._served(0))
-        pool.embed(
+        embeddings.embed(
             self._backend,
             context.cancellation.is_lost,
             urgent=any(job.latency == Latency.INTERACTIVE for job in batch),
         )
-        if self._remote and pool.backend_error is not None:
-            raise pool.backend_error
+        if self._remote and embeddings.backend_error is not None:
+            raise embeddings.backend_error
         for position, plan in enumerate(plans):
             if position not in outcomes and not isinstance(plan, Failed):
                 outcomes[position] = self._outcome(plan)
@@ -171,13 +171,13 @@ class EmbeddingHandler:
             return Failed("bad_payload", str(error))
 
     def _collect(
-        self, plan: TextsPlan | DocumentsPlan, pool: EmbeddingBatch, context: Context
+        self, plan: TextsPlan | DocumentsPlan, embeddings: EmbeddingBatch, context: Context
     ) -> None:
-        """Add a job's texts to the pool."""
+        """Request the vectors of a job's texts."""
         if isinstance(plan, TextsPlan):
             tokens = self._backend.count_tokens(plan.texts, plan.input)
             plan.vectors = [
-                pool.request(plan.job.id, text, count, plan.input)
+                embeddings.request(plan.job.id, text, count, plan.input)
                 for text, count in zip(plan.texts, tokens, strict=True)
             ]
             return
@@ -193,10 +193,10 @@ class EmbeddingHandler:
                 )
                 if not document.unchanged:
                     changed.append(document)
-        self._chunk(plan.job.id, changed, pool)
+        self._chunk(plan.job.id, changed, embeddings)
 
     def _chunk(
-        self, job_id: UUID, documents: Sequence[PlannedDocument], pool: EmbeddingBatch
+        self, job_id: UUID, documents: Sequence[PlannedDocument], embeddings: EmbeddingBatch
     ) -> None:
         for document, spans in zip(documents, self._split(documents), strict=True):
             if isinstance(spans, InferenceError):
@@ -204,7 +204,7 @@ class EmbeddingHandler:
                 document.error = (spans.code, str(spans))
             else:
                 document.chunks = [
-                    (span, pool.request(job_id, span.text, span.tokens, "document"))
+                    (span, embeddings.request(job_id, span.text, span.tokens, "document"))
                     for span in spans
                 ]
 

@@ -98,21 +98,21 @@ class RerankHandler:
         self, model: EmbeddingModel, plan: RerankPlan, context: Context, *, urgent: bool
     ) -> Scored:
         """Cosine similarity of the query to each passage, to the best piece of a long one."""
-        pool, texts = EmbeddingBatch(), LongTextEmbedder(self._chunkers.of(model))
+        embeddings, texts = EmbeddingBatch(), LongTextEmbedder(self._chunkers.of(model))
         job = plan.job.id
         (tokens,) = model.count_tokens([plan.query], "query")
         if tokens > model.max_tokens:
             raise TooLong("the query is longer than the model reads; nothing was truncated")
-        query = pool.request(job, plan.query, tokens, "query")
+        query = embeddings.request(job, plan.query, tokens, "query")
         passages: list[list[PendingVector]] = []
         for index, passage in enumerate(plan.passages):
             try:
-                passages.append(texts.request(pool, job, passage))
+                passages.append(texts.request(embeddings, job, passage))
             except InferenceError as error:
                 raise _at(error, index) from None
-        pool.embed(model, context.cancellation.is_lost, urgent=urgent)
-        if pool.backend_error is not None:
-            raise pool.backend_error
+        embeddings.embed(model, context.cancellation.is_lost, urgent=urgent)
+        if embeddings.backend_error is not None:
+            raise embeddings.backend_error
         if query.error is not None:
             raise _at(query.error)
         scores = [_nearest(query, pieces, index) for index, pieces in enumerate(passages)]
