@@ -63,7 +63,7 @@ class RoutedEmbedding:
 
         def call(model: EmbeddingModel, candidate: Candidate) -> Sequence[Outcome]:
             handler = self.handler(candidate, model)
-            return handler([replace(job, model=None) for job in batch], context)
+            return handler(batch, context)
 
         try:
             result = self._router.serve(replace(batch[0].routing_request, model=name), call)
@@ -132,7 +132,7 @@ class EmbeddingHandler:
         All texts of all jobs are embedded together, each distinct one once. A job that is cancelled
         meanwhile is left out of later calls of the backend.
         """
-        plans = [self._plan(job) for job in batch]
+        plans = [_plan_or_failure(job) for job in batch]
         embeddings = EmbeddingBatch()
         outcomes: dict[int, Outcome] = {}
         for position, plan in enumerate(plans):
@@ -156,19 +156,6 @@ class EmbeddingHandler:
             if position not in outcomes and not isinstance(plan, Failed):
                 outcomes[position] = self._outcome(plan)
         return [outcomes[position] for position in range(len(batch))]
-
-    def _plan(self, job: Job) -> TextsPlan | DocumentsPlan | Failed:
-        space = self._backend.space
-        if job.model is not None and job.model not in {space.model, space.name}:
-            # The requested name is the caller's text and stays out of the message.
-            return Failed(
-                "unknown_model",
-                f"the job's model is unknown; models of this lane: {space.model} (space {space.name})",
-            )
-        try:
-            return plan_of(job)
-        except BadPayload as error:
-            return Failed("bad_payload", str(error))
 
     def _collect(
         self, plan: TextsPlan | DocumentsPlan, embeddings: EmbeddingBatch, context: Context
@@ -385,6 +372,13 @@ def plan_of(job: Job) -> TextsPlan | DocumentsPlan:
         raise BadPayload("the number of documents differs from that at enqueue")
     planned = [_document(value, ref) for value, ref in zip(documents, job.documents, strict=True)]
     return DocumentsPlan(job, source, keep_text, planned)
+
+
+def _plan_or_failure(job: Job) -> TextsPlan | DocumentsPlan | Failed:
+    try:
+        return plan_of(job)
+    except BadPayload as error:
+        return Failed("bad_payload", str(error))
 
 
 def content_of(document: PlannedDocument, source: str, *, keep_text: bool) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from inference.errors import BackendUnavailable
-from tasks.embedding import EmbeddingHandler, plan_of
+from tasks.embedding import EmbeddingHandler, RoutedEmbedding, plan_of
 from tasks.protocol import (
     ConfirmDocument,
     Context,
@@ -24,7 +24,7 @@ from tasks.protocol import (
     Succeeded,
 )
 from tests.faulty_echo import FaultyEchoModel
-from tests.handler_fakes import CancelledJobs, RecordingModel
+from tests.handler_fakes import CancelledJobs, RecordingModel, router
 
 SPACE_ID = 17
 SECRET = "sekrit-token"
@@ -316,17 +316,15 @@ def test_invalid_payload_fails_alone(payload: Any) -> None:
 
 
 def test_unknown_model_fails_and_known_model_is_named() -> None:
-    space = FaultyEchoModel().space
-    outcomes = run(
-        FaultyEchoModel(),
-        texts_job("a", model=SECRET),
-        texts_job("a", model="echo"),
-        texts_job("a", model=space.name),
-    )
-    assert failed(outcomes[0]).code == "unknown_model"
-    assert space.name in failed(outcomes[0]).message
-    succeeded(outcomes[1])
-    succeeded(outcomes[2])
+    model = FaultyEchoModel()
+    routed = router("embedding", {"echo": model})
+    handler = RoutedEmbedding(routed, lambda _: SPACE_ID, "echo")
+    for name in (None, "echo", model.space.name):
+        (outcome,) = handler([texts_job("a", model=name)], context_of())
+        succeeded(outcome)
+    outcomes = handler([texts_job("a", model=SECRET), texts_job("b", model=SECRET)], context_of())
+    assert [failed(outcome).code for outcome in outcomes] == ["unknown_model", "unknown_model"]
+    assert model.space.name in failed(outcomes[0]).message
 
 
 def test_cancelled_job_is_not_embedded() -> None:
