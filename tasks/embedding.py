@@ -27,6 +27,7 @@ from tasks.protocol import (
     Rerouted,
     Succeeded,
     cancelled_outcome,
+    failure_of,
     outcome_of_error,
     served_of,
 )
@@ -388,19 +389,12 @@ def content_of(document: PlannedDocument, source: str, *, keep_text: bool) -> by
 
 
 def _failed(error: InferenceError, subject: str | None, served: Served) -> Failed:
-    """A backend's error as a job's failure."""
-    message = str(error)
-    if subject is not None:
-        message = f"{subject}: {message}"
-        if error.code == "too_long":
-            message = f"{message.rstrip('.')}; submit it as documents= to have it cut into chunks"
-    return Failed(
-        error.code,
-        message,
-        retryable=error.retryable,
-        retry_after=error.retry_after,
-        served=served,
-    )
+    """A model's error as a job's failure, with a hint if a text is too long."""
+    failed = replace(failure_of(error, subject), served=served)
+    if subject is None or error.code != "too_long":
+        return failed
+    message = f"{failed.message.rstrip('.')}; submit it as documents= to have it cut into chunks"
+    return replace(failed, message=message)
 
 
 def _texts_plan(job: Job, texts: Any) -> TextsPlan:
