@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from inference.errors import BadVectors, InferenceError, NoAdequateModel
@@ -19,7 +19,6 @@ from tasks.protocol import (
     Chunk,
     ConfirmDocument,
     Context,
-    DocumentRef,
     Failed,
     IndexDocument,
     Job,
@@ -33,6 +32,9 @@ from tasks.protocol import (
 )
 from vestry.db.receipts import Served
 from vestry.lanes import Latency
+
+if TYPE_CHECKING:
+    from models.documents import DocumentState
 
 DECIMALS: Final = 8
 """Of a vector's numbers in JSON: float32 has 24 bits, about 7 significant digits."""
@@ -176,8 +178,8 @@ class EmbeddingHandler:
                 content = content_of(document, plan.source, keep_text=plan.keep_text)
                 document.content_hash = digest("document", content)
                 document.unchanged = (
-                    document.ref.indexed_hash == document.content_hash
-                    and document.ref.indexed_space == self._backend.space.name
+                    document.state.indexed_hash == document.content_hash
+                    and document.state.indexed_space == self._backend.space.name
                 )
                 if not document.unchanged:
                     changed.append(document)
@@ -261,7 +263,7 @@ class PlannedDocument:
         cause: the backend's error, if that is the reason.
     """
 
-    ref: DocumentRef
+    state: DocumentState
     detail: dict[str, Any] = field(repr=False)
     text: str = field(repr=False)
     content_hash: bytes = b""
@@ -289,8 +291,8 @@ class PlannedDocument:
             vector = pending.vector.tolist()
             chunks.append(Chunk(ordinal, span.start, span.end, span.text, vector))
         return IndexDocument(
-            document_id=self.ref.document_id,
-            generation=self.ref.generation,
+            document_id=self.state.document_id,
+            generation=self.state.generation,
             source=source,
             space_id=space_id,
             content_hash=self.content_hash,
@@ -322,7 +324,9 @@ class DocumentsPlan:
                 code, message = document.error
                 failures.append({"index": index, "code": code, "message": message})
             elif document.unchanged:
-                effects.append(ConfirmDocument(document.ref.document_id, document.ref.generation))
+                effects.append(
+                    ConfirmDocument(document.state.document_id, document.state.generation)
+                )
             elif not document.superseded:
                 effects.append(document.effect(self.source, space_id, keep_text=self.keep_text))
         if failures and len(failures) == len(self.documents):
@@ -371,7 +375,9 @@ def plan_of(job: Job) -> TextsPlan | DocumentsPlan:
         raise BadPayload("documents is not a list with at least one entry")
     if len(documents) != len(job.documents):
         raise BadPayload("the number of documents differs from that at enqueue")
-    planned = [_document(value, ref) for value, ref in zip(documents, job.documents, strict=True)]
+    planned = [
+        _document(value, state) for value, state in zip(documents, job.documents, strict=True)
+    ]
     return DocumentsPlan(job, source, keep_text, planned)
 
 
@@ -413,13 +419,15 @@ def _texts_plan(job: Job, texts: Any) -> TextsPlan:
             raise BadPayload("input is neither document nor query")
 
 
-def _document(value: Any, ref: DocumentRef) -> PlannedDocument:
+def _document(value: Any, state: DocumentState) -> PlannedDocument:
     if not isinstance(value, Mapping):
-        return PlannedDocument(ref, {}, "", error=("bad_document", "it is not an object"))
+        return PlannedDocument(state, {}, "", error=("bad_document", "it is not an object"))
     detail = {name: value.get(name) for name in ("id", "date", "metadata")}
     error = _text_error(value.get("text")) or _detail_error(detail)
     text = "" if error else str(value["text"])
-    return PlannedDocument(ref, detail, text, superseded=not (error or ref.current), error=error)
+    return PlannedDocument(
+        state, detail, text, superseded=not (error or state.current), error=error
+    )
 
 
 def _detail_error(detail: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -18,7 +18,6 @@ from models.content import Content
 from models.documents import DocumentState
 from tasks.protocol import (
     Context,
-    DocumentRef,
     Failed,
     Handler,
     Job,
@@ -232,16 +231,7 @@ class Executor:
             tier=row.tier,
             blobs=blobs,
             tried_models=row.tried_models or {},
-            documents=tuple(
-                DocumentRef(
-                    document_id=s.document_id,
-                    generation=s.generation,
-                    indexed_hash=s.indexed_hash,
-                    indexed_space=s.indexed_space,
-                    current=s.current,
-                )
-                for s in batch.states.get(row.id, ())
-            ),
+            documents=tuple(batch.states.get(row.id, ())),
         )
 
 
