@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from inference.errors import CallCancelled, InferenceError, TooLong
-from inference.protocol import EmbeddingModel
+from inference.protocol import EmbeddingModel, RerankModel
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, Router
@@ -84,15 +84,21 @@ class RerankHandler:
         return Succeeded({"ranking": ranking}, served=served_of(result, result.value.input_tokens))
 
     def _score(
-        self, plan: RerankPlan, context: Context, model: Any, candidate: Candidate
+        self,
+        plan: RerankPlan,
+        context: Context,
+        model: RerankModel | EmbeddingModel,
+        candidate: Candidate,
     ) -> Scored:
         """Score by a reranker, or by similarity if the model is an embedding model."""
         urgent = plan.job.latency == Latency.INTERACTIVE
         if context.cancellation.is_lost(plan.job.id):
             raise CallCancelled
         if "embedding" in candidate.model.kinds:
-            return self._by_similarity(model, plan, context, urgent=urgent)
-        return Scored(model.rerank(plan.query, plan.passages, urgent=urgent))
+            embedding = cast("EmbeddingModel", model)
+            return self._by_similarity(embedding, plan, context, urgent=urgent)
+        reranker = cast("RerankModel", model)
+        return Scored(reranker.rerank(plan.query, plan.passages, urgent=urgent))
 
     def _by_similarity(
         self, model: EmbeddingModel, plan: RerankPlan, context: Context, *, urgent: bool
