@@ -63,7 +63,6 @@ class Job:
     owner: str
     privacy: str
     latency: str
-    attempt: int
     model: str | None
     payload: Mapping[str, Any] = field(repr=False)
     documents: tuple[DocumentState, ...] = ()

@@ -41,7 +41,7 @@ def context_of(*cancelled: UUID) -> Context:
 def job(payload: Any, *states: DocumentState, owner: str = "alice", **more: Any) -> Job:
     fields: dict[str, Any] = {
         "id": uuid4(), "kind": "embedding", "task": None, "owner": owner, "privacy": "private",
-        "latency": "bulk", "attempt": 1, "model": None, "payload": payload, "documents": states,
+        "latency": "bulk", "model": None, "payload": payload, "documents": states,
     }  # fmt: skip
     return Job(**fields | more)
 

@@ -61,7 +61,7 @@ def job(payload: dict[str, Any] | None = None, blobs: Any = None, **more: Any) -
     prepared = Ocr(PNG).prepare(plain_digest)
     fields: dict[str, Any] = {
         "id": uuid4(), "kind": "ocr", "task": None, "owner": "alice", "privacy": "private",
-        "latency": "bulk", "attempt": 1, "model": None,
+        "latency": "bulk", "model": None,
         "payload": json.loads(prepared.payload) | (payload or {}),
         "blobs": prepared.blobs if blobs is None else blobs,
     }  # fmt: skip

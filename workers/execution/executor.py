@@ -224,7 +224,6 @@ class Executor:
             owner=row.owner,
             privacy=self.content.privacy,
             latency=row.latency,
-            attempt=row.attempt,
             model=row.model,
             payload=payload,
             quality=row.quality,
