@@ -1,6 +1,6 @@
 """The contract between the worker and the handlers of the kinds. No Celery, no SQL.
 
-A handler is a function `run(batch, context) -> outcomes`, one outcome per job, in the batch's order. It
+A handler is a callable `(batch, context) -> outcomes`, one outcome per job, in the batch's order. It
 must not raise for one faulty job: that job gets `Failed`, the others their results. An exception counts
 as a fault of the whole batch, which is then bisected until the faulty job is isolated.
 """
