@@ -104,9 +104,9 @@ class SimilarityClassifier:
 
         Args:
             model: computes the vectors.
-            options: of its catalogue entry.
+            options: options of the model's catalogue entry.
             plans: with at least one label each.
-            context: of the batch.
+            context: the batch's services.
             urgent: as in `EmbeddingModel.embed`.
 
         Raises:
@@ -214,7 +214,7 @@ class LabelSetCache:
     Args:
         most: largest number of prototypes over all sets.
         idle_s: seconds without use, after which a set is dropped.
-        clock: in seconds.
+        clock: returns a time in seconds.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class RoutedEmbedding:
     All jobs of a batch request the same model: the claim selects by model.
 
     Args:
-        router: of this process.
+        router: this process's Router.
         spaces: declares a space once its model is loaded.
         default: the model for jobs that name none.
     """

@@ -128,7 +128,7 @@ class LongTextEmbedder:
     """Requests the vectors of whole texts; each distinct text is chunked once. For one batch.
 
     Args:
-        chunker: of the model.
+        chunker: the model's chunker.
     """
 
     def __init__(self, chunker: Chunker) -> None:

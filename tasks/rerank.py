@@ -58,7 +58,7 @@ class RerankHandler:
     """Runs rerank jobs, one after the other. Safe to call from several threads.
 
     Args:
-        router: of this process.
+        router: this process's Router.
     """
 
     def __init__(self, router: Router) -> None:

@@ -67,7 +67,7 @@ class Executor:
         pool: database connections.
         content: how the privacy class stores content.
         handlers: kind to handler.
-        policy: of its leases.
+        policy: the policy of its leases.
         heartbeat: extends the claimed leases.
         finisher: commits outcomes.
         passage_search: finds the passages that answers are grounded in.
