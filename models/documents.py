@@ -31,7 +31,9 @@ class DocumentState:
 
     Attributes:
         generation: the generation that the job was enqueued for.
-        current: the document still has that generation.
+        current: False if a later generation exists: the embedding would be discarded.
+        indexed_hash: content hash of the stored chunks; None if there are none.
+        indexed_space: their embedding space.
     """
 
     document_id: UUID

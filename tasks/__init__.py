@@ -1,1 +1,1 @@
-"""Handlers of jobs: one module per kind, plain functions, no Celery."""
+"""Handlers of jobs: one module per kind, plain callables, no Celery."""

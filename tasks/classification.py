@@ -45,7 +45,7 @@ class ClassificationHandler:
     """Runs batches of classification jobs. Safe to call from several threads.
 
     Args:
-        router: of this process.
+        router: this process's Router.
     """
 
     def __init__(self, router: Router) -> None:

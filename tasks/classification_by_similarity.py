@@ -23,14 +23,7 @@ import numpy as np
 from inference.errors import InferenceError
 from inference.protocol import EmbeddingModel
 from tasks.classification_payload import LabelPlan, LabelSpec
-from tasks.label_scoring import (
-    DESCRIPTION_WEIGHT,
-    NAME_WEIGHT,
-    LabelSet,
-    label_texts,
-)
-from tasks.protocol import Context, Failed, cancelled_outcome, failure_of
-from tasks.vector_pool import (
+from tasks.embedding_batch import (
     Chunkers,
     EmbeddingBatch,
     LongTextEmbedder,
@@ -39,6 +32,13 @@ from tasks.vector_pool import (
     tokens_of,
     vector_of,
 )
+from tasks.label_scoring import (
+    DESCRIPTION_WEIGHT,
+    NAME_WEIGHT,
+    LabelSet,
+    label_texts,
+)
+from tasks.protocol import Context, Failed, cancelled_outcome, failure_of
 
 LABEL_SET: Final = "label-set"
 """Digest purpose of a set of labels."""
@@ -104,15 +104,15 @@ class SimilarityClassifier:
 
         Args:
             model: computes the vectors.
-            options: of its catalogue entry.
+            options: options of the model's catalogue entry.
             plans: with at least one label each.
-            context: of the batch.
+            context: the batch's services.
             urgent: as in `EmbeddingModel.embed`.
 
         Raises:
             InferenceError: the model cannot be called; no single text is at fault.
         """
-        pool, texts = EmbeddingBatch(), LongTextEmbedder(self._chunkers.of(model))
+        embeddings, texts = EmbeddingBatch(), LongTextEmbedder(self._chunkers.of(model))
         requests: list[_Request] = []
         outcomes: dict[UUID, Classified | Failed] = {}
         for plan in plans:
@@ -120,14 +120,14 @@ class SimilarityClassifier:
                 outcomes[plan.job.id] = cancelled_outcome()
                 continue
             try:
-                requests.append(self._request(plan, model, pool, texts, context))
+                requests.append(self._request(plan, model, embeddings, texts, context))
             except InferenceError as error:
                 if not error.per_text:
                     raise
                 outcomes[plan.job.id] = failure_of(error)
-        pool.embed(model, context.cancellation.is_lost, urgent=urgent)
-        if pool.backend_error is not None:
-            raise pool.backend_error
+        embeddings.embed(model, context.cancellation.is_lost, urgent=urgent)
+        if embeddings.backend_error is not None:
+            raise embeddings.backend_error
         for request in requests:
             outcomes[request.plan.job.id] = self._outcome(request, model, options)
         return outcomes
@@ -136,24 +136,26 @@ class SimilarityClassifier:
         self,
         plan: LabelPlan,
         model: EmbeddingModel,
-        pool: EmbeddingBatch,
+        embeddings: EmbeddingBatch,
         texts: LongTextEmbedder,
         context: Context,
     ) -> _Request:
-        """Add a job's text to the pool, and its labels unless their set is cached."""
+        """Request the vectors of a job's text, and of its labels unless their set is cached."""
         digest = context.digest[plan.job.owner]
         key = digest(LABEL_SET, _canonical(plan.labels, model.space.name))
         job = plan.job.id
-        request = _Request(plan, key, texts.request(pool, job, plan.text), self._sets.get(key))
+        request = _Request(
+            plan, key, texts.request(embeddings, job, plan.text), self._sets.get(key)
+        )
         if request.cached is None:
             request.labels = [
                 _Label(
                     [
-                        texts.request(pool, job, text)
+                        texts.request(embeddings, job, text)
                         for text in label_texts(label.name, label.description)
                     ],
                     NAME_WEIGHT if label.description is None else DESCRIPTION_WEIGHT,
-                    [texts.request(pool, job, example) for example in label.examples],
+                    [texts.request(embeddings, job, example) for example in label.examples],
                 )
                 for label in plan.labels
             ]
@@ -212,7 +214,7 @@ class LabelSetCache:
     Args:
         most: largest number of prototypes over all sets.
         idle_s: seconds without use, after which a set is dropped.
-        clock: in seconds.
+        clock: returns a time in seconds.
     """
 
     def __init__(

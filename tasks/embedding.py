@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from inference.errors import BadVectors, InferenceError, NoAdequateModel
@@ -13,12 +13,12 @@ from inference.protocol import EmbeddingModel, InputType, SpaceSpec
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, RoutedResult, Router
 from tasks.chunking import CHUNKING_VERSION, Chunker, Span
+from tasks.embedding_batch import EmbeddingBatch, PendingVector
 from tasks.protocol import (
     BadPayload,
     Chunk,
     ConfirmDocument,
     Context,
-    DocumentRef,
     Failed,
     IndexDocument,
     Job,
@@ -26,12 +26,15 @@ from tasks.protocol import (
     Rerouted,
     Succeeded,
     cancelled_outcome,
+    failure_of,
     outcome_of_error,
     served_of,
 )
-from tasks.vector_pool import EmbeddingBatch, PendingVector
 from vestry.db.receipts import Served
 from vestry.lanes import Latency
+
+if TYPE_CHECKING:
+    from models.documents import DocumentState
 
 DECIMALS: Final = 8
 """Of a vector's numbers in JSON: float32 has 24 bits, about 7 significant digits."""
@@ -46,7 +49,7 @@ class RoutedEmbedding:
     All jobs of a batch request the same model: the claim selects by model.
 
     Args:
-        router: of this process.
+        router: this process's Router.
         spaces: declares a space once its model is loaded.
         default: the model for jobs that name none.
     """
@@ -63,7 +66,7 @@ class RoutedEmbedding:
 
         def call(model: EmbeddingModel, candidate: Candidate) -> Sequence[Outcome]:
             handler = self.handler(candidate, model)
-            return handler([replace(job, model=None) for job in batch], context)
+            return handler(batch, context)
 
         try:
             result = self._router.serve(replace(batch[0].routing_request, model=name), call)
@@ -132,8 +135,8 @@ class EmbeddingHandler:
         All texts of all jobs are embedded together, each distinct one once. A job that is cancelled
         meanwhile is left out of later calls of the backend.
         """
-        plans = [self._plan(job) for job in batch]
-        pool = EmbeddingBatch()
+        plans = [_plan_or_failure(job) for job in batch]
+        embeddings = EmbeddingBatch()
         outcomes: dict[int, Outcome] = {}
         for position, plan in enumerate(plans):
             if isinstance(plan, Failed):
@@ -142,42 +145,29 @@ class EmbeddingHandler:
                 outcomes[position] = cancelled_outcome()
             else:
                 try:
-                    self._collect(plan, pool, context)
+                    self._collect(plan, embeddings, context)
                 except InferenceError as error:
                     outcomes[position] = _failed(error, None, self._served(0))
-        pool.embed(
+        embeddings.embed(
             self._backend,
             context.cancellation.is_lost,
             urgent=any(job.latency == Latency.INTERACTIVE for job in batch),
         )
-        if self._remote and pool.backend_error is not None:
-            raise pool.backend_error
+        if self._remote and embeddings.backend_error is not None:
+            raise embeddings.backend_error
         for position, plan in enumerate(plans):
             if position not in outcomes and not isinstance(plan, Failed):
                 outcomes[position] = self._outcome(plan)
         return [outcomes[position] for position in range(len(batch))]
 
-    def _plan(self, job: Job) -> TextsPlan | DocumentsPlan | Failed:
-        space = self._backend.space
-        if job.model is not None and job.model not in {space.model, space.name}:
-            # The requested name is the caller's text and stays out of the message.
-            return Failed(
-                "unknown_model",
-                f"the job's model is unknown; models of this lane: {space.model} (space {space.name})",
-            )
-        try:
-            return plan_of(job)
-        except BadPayload as error:
-            return Failed("bad_payload", str(error))
-
     def _collect(
-        self, plan: TextsPlan | DocumentsPlan, pool: EmbeddingBatch, context: Context
+        self, plan: TextsPlan | DocumentsPlan, embeddings: EmbeddingBatch, context: Context
     ) -> None:
-        """Add a job's texts to the pool."""
+        """Request the vectors of a job's texts."""
         if isinstance(plan, TextsPlan):
             tokens = self._backend.count_tokens(plan.texts, plan.input)
             plan.vectors = [
-                pool.request(plan.job.id, text, count, plan.input)
+                embeddings.request(plan.job.id, text, count, plan.input)
                 for text, count in zip(plan.texts, tokens, strict=True)
             ]
             return
@@ -188,15 +178,15 @@ class EmbeddingHandler:
                 content = content_of(document, plan.source, keep_text=plan.keep_text)
                 document.content_hash = digest("document", content)
                 document.unchanged = (
-                    document.ref.indexed_hash == document.content_hash
-                    and document.ref.indexed_space == self._backend.space.name
+                    document.state.indexed_hash == document.content_hash
+                    and document.state.indexed_space == self._backend.space.name
                 )
                 if not document.unchanged:
                     changed.append(document)
-        self._chunk(plan.job.id, changed, pool)
+        self._chunk(plan.job.id, changed, embeddings)
 
     def _chunk(
-        self, job_id: UUID, documents: Sequence[PlannedDocument], pool: EmbeddingBatch
+        self, job_id: UUID, documents: Sequence[PlannedDocument], embeddings: EmbeddingBatch
     ) -> None:
         for document, spans in zip(documents, self._split(documents), strict=True):
             if isinstance(spans, InferenceError):
@@ -204,7 +194,7 @@ class EmbeddingHandler:
                 document.error = (spans.code, str(spans))
             else:
                 document.chunks = [
-                    (span, pool.request(job_id, span.text, span.tokens, "document"))
+                    (span, embeddings.request(job_id, span.text, span.tokens, "document"))
                     for span in spans
                 ]
 
@@ -273,7 +263,7 @@ class PlannedDocument:
         cause: the backend's error, if that is the reason.
     """
 
-    ref: DocumentRef
+    state: DocumentState
     detail: dict[str, Any] = field(repr=False)
     text: str = field(repr=False)
     content_hash: bytes = b""
@@ -301,8 +291,8 @@ class PlannedDocument:
             vector = pending.vector.tolist()
             chunks.append(Chunk(ordinal, span.start, span.end, span.text, vector))
         return IndexDocument(
-            document_id=self.ref.document_id,
-            generation=self.ref.generation,
+            document_id=self.state.document_id,
+            generation=self.state.generation,
             source=source,
             space_id=space_id,
             content_hash=self.content_hash,
@@ -334,7 +324,9 @@ class DocumentsPlan:
                 code, message = document.error
                 failures.append({"index": index, "code": code, "message": message})
             elif document.unchanged:
-                effects.append(ConfirmDocument(document.ref.document_id, document.ref.generation))
+                effects.append(
+                    ConfirmDocument(document.state.document_id, document.state.generation)
+                )
             elif not document.superseded:
                 effects.append(document.effect(self.source, space_id, keep_text=self.keep_text))
         if failures and len(failures) == len(self.documents):
@@ -383,8 +375,17 @@ def plan_of(job: Job) -> TextsPlan | DocumentsPlan:
         raise BadPayload("documents is not a list with at least one entry")
     if len(documents) != len(job.documents):
         raise BadPayload("the number of documents differs from that at enqueue")
-    planned = [_document(value, ref) for value, ref in zip(documents, job.documents, strict=True)]
+    planned = [
+        _document(value, state) for value, state in zip(documents, job.documents, strict=True)
+    ]
     return DocumentsPlan(job, source, keep_text, planned)
+
+
+def _plan_or_failure(job: Job) -> TextsPlan | DocumentsPlan | Failed:
+    try:
+        return plan_of(job)
+    except BadPayload as error:
+        return Failed("bad_payload", str(error))
 
 
 def content_of(document: PlannedDocument, source: str, *, keep_text: bool) -> bytes:
@@ -394,19 +395,12 @@ def content_of(document: PlannedDocument, source: str, *, keep_text: bool) -> by
 
 
 def _failed(error: InferenceError, subject: str | None, served: Served) -> Failed:
-    """A backend's error as a job's failure."""
-    message = str(error)
-    if subject is not None:
-        message = f"{subject}: {message}"
-        if error.code == "too_long":
-            message = f"{message.rstrip('.')}; submit it as documents= to have it cut into chunks"
-    return Failed(
-        error.code,
-        message,
-        retryable=error.retryable,
-        retry_after=error.retry_after,
-        served=served,
-    )
+    """A model's error as a job's failure, with a hint if a text is too long."""
+    failed = replace(failure_of(error, subject), served=served)
+    if subject is None or error.code != "too_long":
+        return failed
+    message = f"{failed.message.rstrip('.')}; submit it as documents= to have it cut into chunks"
+    return replace(failed, message=message)
 
 
 def _texts_plan(job: Job, texts: Any) -> TextsPlan:
@@ -425,13 +419,15 @@ def _texts_plan(job: Job, texts: Any) -> TextsPlan:
             raise BadPayload("input is neither document nor query")
 
 
-def _document(value: Any, ref: DocumentRef) -> PlannedDocument:
+def _document(value: Any, state: DocumentState) -> PlannedDocument:
     if not isinstance(value, Mapping):
-        return PlannedDocument(ref, {}, "", error=("bad_document", "it is not an object"))
+        return PlannedDocument(state, {}, "", error=("bad_document", "it is not an object"))
     detail = {name: value.get(name) for name in ("id", "date", "metadata")}
     error = _text_error(value.get("text")) or _detail_error(detail)
     text = "" if error else str(value["text"])
-    return PlannedDocument(ref, detail, text, superseded=not (error or ref.current), error=error)
+    return PlannedDocument(
+        state, detail, text, superseded=not (error or state.current), error=error
+    )
 
 
 def _detail_error(detail: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -1,6 +1,6 @@
 """The contract between the worker and the handlers of the kinds. No Celery, no SQL.
 
-A handler is a function `run(batch, context) -> outcomes`, one outcome per job, in the batch's order. It
+A handler is a callable `(batch, context) -> outcomes`, one outcome per job, in the batch's order. It
 must not raise for one faulty job: that job gets `Failed`, the others their results. An exception counts
 as a fault of the whole batch, which is then bisected until the faulty job is isolated.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from inference.errors import InferenceError, NoBackendAvailable
@@ -20,6 +20,9 @@ from vestry.db.receipts import Served
 from vestry.jobs.base import Digest
 from vestry.jobs.generation import Grounding
 from vestry.lanes import Kind, Pool
+
+if TYPE_CHECKING:
+    from models.documents import DocumentState
 
 
 class BadPayload(Exception):
@@ -44,28 +47,12 @@ def text_of(name: str, value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentRef:
-    """The document of a job's `ordinal`-th input, at the generation the job was enqueued for.
-
-    Attributes:
-        indexed_hash: content hash of the stored chunks, read after the claim; None if there are none.
-        indexed_space: their embedding space.
-        current: False if a later generation exists: the embedding would be discarded.
-    """
-
-    document_id: UUID
-    generation: int
-    indexed_hash: bytes | None
-    indexed_space: str | None
-    current: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """One claimed job with its payload opened.
 
     Attributes:
         payload: the JSON object that the producer library wrote; its keys depend on the kind.
+        documents: the document of each input, in order, as read after the claim.
         blobs: files of the job by name, opened.
         tried_models: models that this attempt tried in another pool, with why they did not serve.
     """
@@ -76,10 +63,9 @@ class Job:
     owner: str
     privacy: str
     latency: str
-    attempt: int
     model: str | None
     payload: Mapping[str, Any] = field(repr=False)
-    documents: tuple[DocumentRef, ...] = ()
+    documents: tuple[DocumentState, ...] = ()
     quality: str = "adequate"
     tier: str | None = None
     blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)

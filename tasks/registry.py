@@ -12,27 +12,26 @@ from tasks.generation import GenerationHandler
 from tasks.ocr import OcrHandler
 from tasks.protocol import Handler
 from tasks.rerank import RerankHandler
-from vestry.lanes import Kind, Pool
+from vestry.lanes import KINDS, Kind, Pool
 
 
 def handlers(
     router: Router, pool: Pool, spaces: Spaces, embedding: str | None
 ) -> Mapping[Kind, Handler]:
-    """Kind to handler, for the kinds that a pool runs.
+    """Kind to handler, for the kinds that a pool runs; the cloud pool runs those of the GPU pool.
 
     Args:
-        router: of this process.
-        pool: of the process's lanes.
+        router: this process's Router.
+        pool: the pool of this process's lanes.
         spaces: declares embedding spaces.
         embedding: embedding model for jobs that name none.
     """
-    if pool is Pool.CPU:
-        return MappingProxyType({"ocr": OcrHandler(router)})
-    return MappingProxyType(
-        {
-            "embedding": RoutedEmbedding(router, spaces, embedding),
-            "classification": ClassificationHandler(router),
-            "rerank": RerankHandler(router),
-            "generation": GenerationHandler(router),
-        }
-    )
+    every: dict[Kind, Handler] = {
+        "embedding": RoutedEmbedding(router, spaces, embedding),
+        "classification": ClassificationHandler(router),
+        "rerank": RerankHandler(router),
+        "generation": GenerationHandler(router),
+        "ocr": OcrHandler(router),
+    }
+    local = Pool.GPU if pool is Pool.CLOUD else pool
+    return MappingProxyType({kind: every[kind] for kind in every if KINDS[kind] is local})

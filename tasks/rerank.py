@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from inference.errors import CallCancelled, InferenceError, TooLong
-from inference.protocol import EmbeddingModel
+from inference.protocol import EmbeddingModel, RerankModel
 from inference.remote.egress import on_behalf_of
 from inference.routing.policy import Candidate
 from inference.routing.router import RerouteRequired, Router
+from tasks.embedding_batch import (
+    Chunkers,
+    EmbeddingBatch,
+    LongTextEmbedder,
+    PendingVector,
+    error_of,
+    tokens_of,
+)
 from tasks.protocol import (
     BadPayload,
     Context,
@@ -22,14 +30,6 @@ from tasks.protocol import (
     outcome_of_error,
     served_of,
     text_of,
-)
-from tasks.vector_pool import (
-    Chunkers,
-    EmbeddingBatch,
-    LongTextEmbedder,
-    PendingVector,
-    error_of,
-    tokens_of,
 )
 from vestry.lanes import Latency
 
@@ -58,7 +58,7 @@ class RerankHandler:
     """Runs rerank jobs, one after the other. Safe to call from several threads.
 
     Args:
-        router: of this process.
+        router: this process's Router.
     """
 
     def __init__(self, router: Router) -> None:
@@ -84,35 +84,41 @@ class RerankHandler:
         return Succeeded({"ranking": ranking}, served=served_of(result, result.value.input_tokens))
 
     def _score(
-        self, plan: RerankPlan, context: Context, model: Any, candidate: Candidate
+        self,
+        plan: RerankPlan,
+        context: Context,
+        model: RerankModel | EmbeddingModel,
+        candidate: Candidate,
     ) -> Scored:
         """Score by a reranker, or by similarity if the model is an embedding model."""
         urgent = plan.job.latency == Latency.INTERACTIVE
         if context.cancellation.is_lost(plan.job.id):
             raise CallCancelled
         if "embedding" in candidate.model.kinds:
-            return self._by_similarity(model, plan, context, urgent=urgent)
-        return Scored(model.rerank(plan.query, plan.passages, urgent=urgent))
+            embedding = cast("EmbeddingModel", model)
+            return self._by_similarity(embedding, plan, context, urgent=urgent)
+        reranker = cast("RerankModel", model)
+        return Scored(reranker.rerank(plan.query, plan.passages, urgent=urgent))
 
     def _by_similarity(
         self, model: EmbeddingModel, plan: RerankPlan, context: Context, *, urgent: bool
     ) -> Scored:
         """Cosine similarity of the query to each passage, to the best piece of a long one."""
-        pool, texts = EmbeddingBatch(), LongTextEmbedder(self._chunkers.of(model))
+        embeddings, texts = EmbeddingBatch(), LongTextEmbedder(self._chunkers.of(model))
         job = plan.job.id
         (tokens,) = model.count_tokens([plan.query], "query")
         if tokens > model.max_tokens:
             raise TooLong("the query is longer than the model reads; nothing was truncated")
-        query = pool.request(job, plan.query, tokens, "query")
+        query = embeddings.request(job, plan.query, tokens, "query")
         passages: list[list[PendingVector]] = []
         for index, passage in enumerate(plan.passages):
             try:
-                passages.append(texts.request(pool, job, passage))
+                passages.append(texts.request(embeddings, job, passage))
             except InferenceError as error:
                 raise _at(error, index) from None
-        pool.embed(model, context.cancellation.is_lost, urgent=urgent)
-        if pool.backend_error is not None:
-            raise pool.backend_error
+        embeddings.embed(model, context.cancellation.is_lost, urgent=urgent)
+        if embeddings.backend_error is not None:
+            raise embeddings.backend_error
         if query.error is not None:
             raise _at(query.error)
         scores = [_nearest(query, pieces, index) for index, pieces in enumerate(passages)]

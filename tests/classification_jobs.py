@@ -39,7 +39,7 @@ def job(text: str, labels: Sequence[Any] = TOPICS, *, task: str | None = None, *
     prepared = Classification(text, labels=labels, **options).prepare(plain_digest)
     fields: dict[str, Any] = {
         "id": uuid4(), "kind": "classification", "task": task, "owner": "alice",
-        "privacy": "shareable", "latency": "bulk", "attempt": 1, "model": None,
+        "privacy": "shareable", "latency": "bulk", "model": None,
         "payload": json.loads(prepared.payload),
     }  # fmt: skip
     return Job(**fields | more)

@@ -153,6 +153,14 @@ class FakePassageSearch:
         pass
 
 
+class LoadedModels(ModelRegistry):
+    """A registry of models that are already loaded, by name."""
+
+    def __init__(self, catalogue: Catalogue, models: Mapping[str, Any]) -> None:
+        super().__init__(catalogue, lambda entry: BackendConfig(entry.name, entry.locality))
+        self._models.update(models)
+
+
 def router(
     kind: Kind,
     models: Mapping[str, Any],
@@ -196,9 +204,7 @@ def router(
         ),
         policy=(Rule(prefer=("local", "cloud")),),
     )
-    registry = ModelRegistry(catalogue, lambda entry: BackendConfig(entry.name, entry.locality))
-    for name, model in models.items():
-        registry.register(name, model)
+    registry = LoadedModels(catalogue, models)
     return Router(RoutingPolicy(catalogue), Pool.GPU, registry, guard or FakeGuard())
 
 

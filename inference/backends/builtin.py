@@ -65,7 +65,10 @@ class BuiltinBackend:
         """
         factory = _CLASSIFIERS.get(model.served_name)
         if factory is None:
-            raise ModelMissing(f"there is no built-in classifier {model.served_name!r}")
+            raise ModelMissing(
+                f"there is no built-in classifier {model.served_name!r}; choose one of: "
+                f"{', '.join(sorted(_CLASSIFIERS))}"
+            )
         return factory()
 
     def probe(self) -> BackendProbe:

@@ -72,20 +72,26 @@ class TesseractOptions:
         """
         options = dict(config.options)
         fields: dict[str, Any] = {"page_s": config.timeout_s}
+        defaults = dataclasses.asdict(OcrLimits())
+        tessdata = options.pop("tessdata", None)
+        option = "languages"
         try:
-            languages = language_names(options.pop("languages", None) or DEFAULT_LANGUAGES)
-            tessdata = options.pop("tessdata", None)
-            processes = int(options.pop("processes", None) or config.threads or default_threads())
-            for name, default in dataclasses.asdict(OcrLimits()).items():
-                if name in options:
-                    fields[name] = type(default)(options.pop(name))
-            limits = OcrLimits(**fields)
+            languages = language_names(options.pop(option, None) or DEFAULT_LANGUAGES)
+            option = "processes"
+            processes = int(options.pop(option, None) or config.threads or default_threads())
+            for option in [name for name in defaults if name in options]:
+                fields[option] = type(defaults[option])(options.pop(option))
         except (TypeError, ValueError):
             raise ModelMissing(
-                f"backend {config.name}: an option's value has the wrong type; see docs/ocr.md"
+                f"backend {config.name}: the value of option {option} has the wrong type; "
+                "see docs/ocr.md"
             ) from None
+        limits = OcrLimits(**fields)
         if options:
-            raise ModelMissing(f"backend {config.name}: unknown option {min(options)}")
+            valid = ", ".join(["languages", "tessdata", "processes", *defaults])
+            raise ModelMissing(
+                f"backend {config.name}: unknown option {min(options)}; the options are {valid}"
+            )
         if min(processes, *dataclasses.astuple(limits)) <= 0:
             raise ModelMissing(
                 f"backend {config.name}: limits and processes must be greater than 0"

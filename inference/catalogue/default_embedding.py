@@ -19,7 +19,7 @@ def choose(catalogue: Catalogue, backend: str, model: str) -> Catalogue:
     Args:
         catalogue: as declared in the file.
         backend: VESTRY_EMBEDDING_BACKEND: `sentence-transformers`, `echo`, or the dotted name of a
-            runtime module that replaces the echo backend's.
+            runtime module used in place of the echo backend.
         model: VESTRY_EMBEDDING_MODEL: a catalogue's name, a directory or a hub name; empty for the
             first embedding model of the catalogue.
 

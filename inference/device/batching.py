@@ -81,7 +81,7 @@ class DeviceBatches:
 
     Args:
         torch: the module; passed in, since importing it takes seconds.
-        thread: of the device.
+        thread: the device's thread.
         budget: most padded tokens in a batch; a single text may exceed it.
     """
 
@@ -99,7 +99,7 @@ class DeviceBatches:
         call that are larger than a half of it; a batch for which the model raises is halved too.
 
         Args:
-            tokens: of each text.
+            tokens: number of tokens of each text.
             forward: computes the texts of some indices; called on the device's thread.
             urgent: of an interactive job; runs before work that is not urgent, at the next batch.
 
@@ -160,7 +160,7 @@ def sub_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
     A batch is padded to its longest text: its cost is the longest text times the number of texts.
 
     Args:
-        tokens: of each text.
+        tokens: number of tokens of each text.
         budget: most padded tokens in a batch; a single text may exceed it.
 
     Returns:

@@ -29,7 +29,7 @@ def text_layer_is_usable(text: str, image_share: float, visible: float) -> bool:
     """Whether to use a text layer as the text of its page.
 
     Args:
-        text: of the layer.
+        text: the layer's text.
         image_share: share of the page's area under images, 0 to 1.
         visible: share of the layer's characters that are painted, 0 to 1.
     """

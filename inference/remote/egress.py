@@ -107,7 +107,9 @@ class EgressTransport:
         try:
             self._record(self._backend, _size(request), jobs)
         except Exception as error:  # of any kind: without a record nothing is sent
-            log.warning("request to a cloud not sent (%s while recording)", type(error).__name__)
+            log.warning(
+                "request to a cloud not sent (egress record failed: %s)", type(error).__name__
+            )
             if isinstance(error, InferenceError):
                 raise  # through the SDK, which wraps it: see `send_refused_reason`
             raise self._httpx.ConnectError("the request is not recorded") from None

@@ -40,8 +40,8 @@ class RemoteEmbedding(ABC):
     """See `inference.protocol.EmbeddingModel`. Token counts are estimates.
 
     Args:
-        entry: of the model, with its dimension.
-        config: of its backend.
+        entry: the model's catalogue entry, with its dimension.
+        config: the configuration of its backend.
     """
 
     tokenizer: Any | None = None

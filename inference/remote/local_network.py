@@ -101,7 +101,10 @@ def check_url(url: str, allowed: Iterable[Network] = ()) -> None:
     try:
         addresses(host, port or 0, allowed)
     except OSError:
-        raise NotLocal(f"{host} cannot be resolved, so it does not count as local") from None
+        raise NotLocal(
+            f"{host} cannot be resolved, so it does not count as local; correct the name, or use an "
+            "IP address"
+        ) from None
 
 
 def is_own(url: str, allowed: Iterable[Network] = ()) -> bool:

@@ -55,7 +55,7 @@ def finish_response(
     """Validate an answer whose stream has ended.
 
     Args:
-        request: of the call.
+        request: the call's request.
         text: the whole answer.
         reason: why it ended; None if the server sent none.
         input_tokens: of the prompt, if reported.

@@ -62,10 +62,6 @@ class ModelRegistry:
                 self._models[entry.name] = model
             return model
 
-    def register(self, name: str, model: ServedModel) -> None:
-        """Add a model that is already loaded."""
-        self._models[name] = model
-
     def close(self) -> None:
         """Close every backend. Safe to repeat."""
         with self._lock:

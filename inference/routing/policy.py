@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Final
 
 from inference.catalogue.schema import BackendEntry, Catalogue, Locality, ModelEntry
-from vestry.lanes import Kind, Pool, Privacy
+from vestry.lanes import KINDS, Kind, Pool, Privacy
 
 OVER_BUDGET: Final = "over_budget"
 
@@ -163,11 +163,9 @@ class RoutingPolicy:
         return next(rule.prefer for rule in self.catalogue.policy if rule.when.matches(**fields))
 
 
-def pool_of(kind: str, backend: BackendEntry) -> Pool:
+def pool_of(kind: Kind, backend: BackendEntry) -> Pool:
     """The pool whose workers call a backend for a kind."""
-    if backend.locality == "cloud":
-        return Pool.CLOUD
-    return Pool.CPU if kind == "ocr" else Pool.GPU
+    return Pool.CLOUD if backend.locality == "cloud" else KINDS[kind]
 
 
 def _reason(candidate: Candidate, health: Health, budget: Budget) -> str | None:

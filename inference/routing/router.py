@@ -123,7 +123,7 @@ class Router:
 
     Args:
         policy: the models that may serve a request.
-        pool: of this process.
+        pool: this process's pool.
         registry: the loaded models.
         guard: health of the backends.
     """

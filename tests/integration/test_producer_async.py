@@ -10,9 +10,9 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.producer_helpers import HELLO
 
 from tests import producing
+from tests.producer_helpers import HELLO
 from vestry import (
     AsyncVestry,
     Embedding,

@@ -272,8 +272,8 @@ def test_invalid_traineddata_fails_at_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"languges": "eng"}, "unknown option languges"),
-        ({"pages": "many"}, "wrong type"),
+        ({"languges": "eng"}, "unknown option languges; the options are languages,"),
+        ({"pages": "many"}, "option pages has the wrong type"),
         ({"pages": 0}, "greater than 0"),
     ],
 )

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from inference.errors import BackendUnavailable
-from tasks.embedding import EmbeddingHandler, plan_of
+from models.documents import DocumentState
+from tasks.embedding import EmbeddingHandler, RoutedEmbedding, plan_of
 from tasks.protocol import (
     ConfirmDocument,
     Context,
-    DocumentRef,
     Failed,
     IndexDocument,
     Job,
@@ -24,7 +24,7 @@ from tasks.protocol import (
     Succeeded,
 )
 from tests.faulty_echo import FaultyEchoModel
-from tests.handler_fakes import CancelledJobs, RecordingModel
+from tests.handler_fakes import CancelledJobs, RecordingModel, router
 
 SPACE_ID = 17
 SECRET = "sekrit-token"
@@ -38,31 +38,31 @@ def context_of(*cancelled: UUID) -> Context:
     return Context(CancelledJobs(*cancelled), {"alice": digest, "bob": digest})
 
 
-def job(payload: Any, *refs: DocumentRef, owner: str = "alice", **more: Any) -> Job:
+def job(payload: Any, *states: DocumentState, owner: str = "alice", **more: Any) -> Job:
     fields: dict[str, Any] = {
         "id": uuid4(), "kind": "embedding", "task": None, "owner": owner, "privacy": "private",
-        "latency": "bulk", "attempt": 1, "model": None, "payload": payload, "documents": refs,
+        "latency": "bulk", "model": None, "payload": payload, "documents": states,
     }  # fmt: skip
     return Job(**fields | more)
 
 
-def ref(
+def state(
     indexed_hash: bytes | None = None, indexed_space: str | None = None, *, current: bool = True
-) -> DocumentRef:
-    return DocumentRef(uuid4(), 3, indexed_hash, indexed_space, current)
+) -> DocumentState:
+    return DocumentState(uuid4(), 3, current, indexed_hash, indexed_space)
 
 
 def texts_job(*texts: str, **more: Any) -> Job:
     return job({"texts": list(texts), "input": more.pop("input", "document")}, **more)
 
 
-def documents_job(*texts: Any, refs: Sequence[DocumentRef] = (), **more: Any) -> Job:
+def documents_job(*texts: Any, states: Sequence[DocumentState] = (), **more: Any) -> Job:
     documents = [
         text if isinstance(text, dict) else {"text": text, "id": str(index), "date": None}
         for index, text in enumerate(texts)
     ]
     payload = {"documents": documents, "source": "diary", "keep_text": more.pop("keep_text", True)}
-    return job(payload, *(refs or [ref() for _ in texts]), **more)
+    return job(payload, *(states or [state() for _ in texts]), **more)
 
 
 def run(backend: FaultyEchoModel, *jobs: Job, context: Context | None = None) -> list[Outcome]:
@@ -151,8 +151,8 @@ def test_unchanged_document_is_confirmed_and_not_embedded() -> None:
     (first,) = run(backend, documents_job("entry"))
     (effect,) = indexed(first)
     backend.calls.clear()
-    stored = ref(effect.content_hash, backend.space.name)
-    (again,) = run(backend, documents_job("entry", refs=[stored]))
+    stored = state(effect.content_hash, backend.space.name)
+    (again,) = run(backend, documents_job("entry", states=[stored]))
     assert backend.embedded == []
     assert succeeded(again).effects == (ConfirmDocument(stored.document_id, 3),)
     assert succeeded(again).result["unchanged"] == 1
@@ -170,8 +170,8 @@ def test_document_with_a_changed_field_is_indexed_again(change: dict[str, Any]) 
     backend = RecordingModel()
     document = {"text": "entry", "id": "0", "date": None, "metadata": None}
     (first,) = run(backend, documents_job(document))
-    stored = ref(indexed(first)[0].content_hash, backend.space.name)
-    (again,) = run(backend, documents_job(document | change, refs=[stored]))
+    stored = state(indexed(first)[0].content_hash, backend.space.name)
+    (again,) = run(backend, documents_job(document | change, states=[stored]))
     assert len(indexed(again)) == 1
 
 
@@ -179,16 +179,16 @@ def test_change_of_keep_text_or_space_indexes_again() -> None:
     backend = RecordingModel()
     (first,) = run(backend, documents_job("entry"))
     content_hash = indexed(first)[0].content_hash
-    same, other = ref(content_hash, backend.space.name), ref(content_hash, "other.space")
-    (outcome,) = run(backend, documents_job("entry", refs=[same], keep_text=False))
+    same, other = state(content_hash, backend.space.name), state(content_hash, "other.space")
+    (outcome,) = run(backend, documents_job("entry", states=[same], keep_text=False))
     assert [effect.keep_text for effect in indexed(outcome)] == [False]
-    (outcome,) = run(backend, documents_job("entry", refs=[other]))
+    (outcome,) = run(backend, documents_job("entry", states=[other]))
     assert len(indexed(outcome)) == 1
 
 
 def test_superseded_document_is_not_embedded() -> None:
     backend = RecordingModel()
-    (outcome,) = run(backend, documents_job("old", "new", refs=[ref(current=False), ref()]))
+    (outcome,) = run(backend, documents_job("old", "new", states=[state(current=False), state()]))
     assert backend.embedded == ["new"]
     assert succeeded(outcome).result["superseded"] == 1
     assert len(succeeded(outcome).effects) == 1
@@ -218,7 +218,7 @@ def test_invalid_document_fails_alone(bad: Any, code: str) -> None:
     outcomes = run(
         FaultyEchoModel(),
         documents_job("before"),
-        job(payload, *[ref() for _ in texts]),
+        job(payload, *[state() for _ in texts]),
         texts_job("after"),
     )
     result = succeeded(outcomes[1]).result
@@ -316,17 +316,15 @@ def test_invalid_payload_fails_alone(payload: Any) -> None:
 
 
 def test_unknown_model_fails_and_known_model_is_named() -> None:
-    space = FaultyEchoModel().space
-    outcomes = run(
-        FaultyEchoModel(),
-        texts_job("a", model=SECRET),
-        texts_job("a", model="echo"),
-        texts_job("a", model=space.name),
-    )
-    assert failed(outcomes[0]).code == "unknown_model"
-    assert space.name in failed(outcomes[0]).message
-    succeeded(outcomes[1])
-    succeeded(outcomes[2])
+    model = FaultyEchoModel()
+    routed = router("embedding", {"echo": model})
+    handler = RoutedEmbedding(routed, lambda _: SPACE_ID, "echo")
+    for name in (None, "echo", model.space.name):
+        (outcome,) = handler([texts_job("a", model=name)], context_of())
+        succeeded(outcome)
+    outcomes = handler([texts_job("a", model=SECRET), texts_job("b", model=SECRET)], context_of())
+    assert [failed(outcome).code for outcome in outcomes] == ["unknown_model", "unknown_model"]
+    assert model.space.name in failed(outcomes[0]).message
 
 
 def test_cancelled_job_is_not_embedded() -> None:

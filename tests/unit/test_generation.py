@@ -38,7 +38,7 @@ def job(request: Generation | dict[str, Any], **more: Any) -> Job:
     )
     fields: dict[str, Any] = {
         "id": uuid4(), "kind": "generation", "task": None, "owner": "ann", "privacy": "private",
-        "latency": "bulk", "attempt": 1, "model": None, "payload": payload,
+        "latency": "bulk", "model": None, "payload": payload,
     }  # fmt: skip
     return Job(**fields | more)
 

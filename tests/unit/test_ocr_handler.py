@@ -19,12 +19,11 @@ from inference.errors import (
 )
 from inference.ocr.protocol import OcrRequest
 from inference.protocol import Cancelled
-from inference.routing.model_registry import ModelRegistry, configuration
 from inference.routing.policy import RoutingPolicy
 from inference.routing.router import Router
 from tasks.ocr import OcrHandler
 from tasks.protocol import Context, Failed, Job, Outcome, Rerouted, Succeeded
-from tests.handler_fakes import CancelledJobs, FakeGuard
+from tests.handler_fakes import CancelledJobs, FakeGuard, LoadedModels
 from vestry.crypto.envelope import plain_digest
 from vestry.jobs.ocr import Ocr, OcrPage, OcrResult
 from vestry.lanes import Pool
@@ -61,7 +60,7 @@ def job(payload: dict[str, Any] | None = None, blobs: Any = None, **more: Any) -
     prepared = Ocr(PNG).prepare(plain_digest)
     fields: dict[str, Any] = {
         "id": uuid4(), "kind": "ocr", "task": None, "owner": "alice", "privacy": "private",
-        "latency": "bulk", "attempt": 1, "model": None,
+        "latency": "bulk", "model": None,
         "payload": json.loads(prepared.payload) | (payload or {}),
         "blobs": prepared.blobs if blobs is None else blobs,
     }  # fmt: skip
@@ -76,9 +75,7 @@ def run(
     cancelled_jobs: Sequence[UUID] = (),
 ) -> list[Outcome]:
     catalogue = load().only({"tesseract": None})
-    registry = ModelRegistry(catalogue, configuration({}, {}))
-    for entry in catalogue.models:
-        registry.register(entry.name, model)
+    registry = LoadedModels(catalogue, {entry.name: model for entry in catalogue.models})
     router = Router(RoutingPolicy(catalogue), pool, registry, guard or FakeGuard())
     outcomes = list(OcrHandler(router)(jobs, Context(CancelledJobs(*cancelled_jobs))))
     assert len(outcomes) == len(jobs)

@@ -40,7 +40,7 @@ def test_search_without_database_spends_no_attempt() -> None:
     model: Any = object()
     job = Job(
         id=uuid4(), kind="generation", task=None, owner="ann", privacy="private",
-        latency="interactive", attempt=1, model=None, payload={},
+        latency="interactive", model=None, payload={},
     )  # fmt: skip
     search = DatabasePassageSearch(pool, registry, model, OwnerKeys(None), 1.0)
     with pytest.raises(NoBackendAvailable) as caught:

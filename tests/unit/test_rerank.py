@@ -53,7 +53,7 @@ def job(query: str, *passages: Any, limit: int | None = None, **more: Any) -> Jo
     prepared = Rerank(query, passages or PASSAGES, limit).prepare(plain_digest)
     fields: dict[str, Any] = {
         "id": uuid4(), "kind": "rerank", "task": None, "owner": "alice", "privacy": "shareable",
-        "latency": "bulk", "attempt": 1, "model": None, "payload": json.loads(prepared.payload),
+        "latency": "bulk", "model": None, "payload": json.loads(prepared.payload),
     }  # fmt: skip
     return Job(**fields | more)
 

@@ -18,7 +18,6 @@ from models.content import Content
 from models.documents import DocumentState
 from tasks.protocol import (
     Context,
-    DocumentRef,
     Failed,
     Handler,
     Job,
@@ -68,7 +67,7 @@ class Executor:
         pool: database connections.
         content: how the privacy class stores content.
         handlers: kind to handler.
-        policy: of its leases.
+        policy: the policy of its leases.
         heartbeat: extends the claimed leases.
         finisher: commits outcomes.
         passage_search: finds the passages that answers are grounded in.
@@ -225,23 +224,13 @@ class Executor:
             owner=row.owner,
             privacy=self.content.privacy,
             latency=row.latency,
-            attempt=row.attempt,
             model=row.model,
             payload=payload,
             quality=row.quality,
             tier=row.tier,
             blobs=blobs,
             tried_models=row.tried_models or {},
-            documents=tuple(
-                DocumentRef(
-                    document_id=s.document_id,
-                    generation=s.generation,
-                    indexed_hash=s.indexed_hash,
-                    indexed_space=s.indexed_space,
-                    current=s.current,
-                )
-                for s in batch.states.get(row.id, ())
-            ),
+            documents=tuple(batch.states.get(row.id, ())),
         )
 
 

@@ -33,7 +33,7 @@ class StallWatchdog:
 
     Args:
         connect: opens an autocommit connection.
-        lanes: of the worker.
+        lanes: the worker's lanes.
         kinds: that it has handlers for.
         heartbeat: holds the worker's leases; its rounds are watched too.
         stall_timeout_s: how long a runnable job may wait while the worker is idle.

@@ -128,14 +128,14 @@ class LongTextEmbedder:
     """Requests the vectors of whole texts; each distinct text is chunked once. For one batch.
 
     Args:
-        chunker: of the model.
+        chunker: the model's chunker.
     """
 
     def __init__(self, chunker: Chunker) -> None:
         self._chunker = chunker
         self._spans: dict[str, list[Span]] = {}
 
-    def request(self, pool: EmbeddingBatch, job_id: UUID, text: str) -> list[PendingVector]:
+    def request(self, embeddings: EmbeddingBatch, job_id: UUID, text: str) -> list[PendingVector]:
         """Request the vectors of a text's pieces.
 
         Raises:
@@ -147,7 +147,7 @@ class LongTextEmbedder:
             self._spans[text] = spans
         if not spans:
             raise BadRequest("a text is only white space")
-        return [pool.request(job_id, span.text, span.tokens, "document") for span in spans]
+        return [embeddings.request(job_id, span.text, span.tokens, "document") for span in spans]
 
 
 class Chunkers:
