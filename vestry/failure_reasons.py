@@ -75,6 +75,7 @@ REASONS: Final[Mapping[str, Reason]] = {
     "handler_error": Reason.OUT_OF_ATTEMPTS,
     "abandoned": Reason.OUT_OF_ATTEMPTS,
     "documents_locked": Reason.OUT_OF_ATTEMPTS,
+    "not_recorded": Reason.OUT_OF_ATTEMPTS,
     "no_adequate_model": Reason.NO_MODEL,
     "unknown_model": Reason.NO_MODEL,
     "model_missing": Reason.NO_MODEL,
