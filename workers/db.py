@@ -24,7 +24,7 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from models.claims import PLANNER_OPTIONS
-from vestry.db.schema import read_revision, revision_fault
+from vestry.db.schema_revision import read_revision, revision_fault
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]

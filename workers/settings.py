@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from inference.remote.local_network import Network, networks
 from vestry.crypto.keyring import COMMAND, DESCRIPTOR, FILE
 from vestry.lanes import LANES, Pool
-from workers.environment import parse_pairs, reject_renamed
+from workers.setting_names import parse_pairs, reject_renamed
 
 
 class Settings(BaseSettings):
