@@ -116,8 +116,11 @@ class JobFetcher:
             with self._run_lock.shared():
                 return self._claim_and_run(lane, kind, hint=job_id)
         except psycopg.Error as error:
-            # Not the job's fault: a fetch thread claims it, or the reconciler requeues it.
-            log.warning("hinted job not run (%s); it stays queued", type(error).__name__)
+            # Not the jobs' fault: a fetch thread claims them, or the reconciler rescues them.
+            log.warning(
+                "hinted batch failed (%s); its jobs stay queued or are rescued",
+                type(error).__name__,
+            )
             return None
         finally:
             self._release(lane, [kind])
