@@ -154,11 +154,6 @@ class Settings(BaseSettings):
             DESCRIPTOR: "" if self.keyring_fd is None else str(self.keyring_fd),
         }
 
-    @property
-    def key_prefix(self) -> str:
-        """Broker key prefix of the privacy class."""
-        return key_prefix(self.privacy or "shareable")
-
 
 def key_prefix(privacy: str) -> str:
     """Prefix of every broker key of one privacy class; the class's broker user may use no other."""
