@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from vestry.cli.errors import CommandError, ExitCode, failure_from
+from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
 from workers.home import Home, HomeInUseError, default_home
 from workers.setting_names import parse_pair
@@ -27,7 +28,6 @@ HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Data directory; VESTRY_HOME or .vestry/ by default."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def register(app: typer.Typer) -> None:
