@@ -1,4 +1,6 @@
-"""The only Python that changes a job's state. Enqueue, cancel, replay and flows are SQL functions.
+"""Changes of a job's state: with `claims.claim`, the only ones in Python.
+
+Enqueue, cancel, replay and flows are SQL functions.
 
 | from | to | here |
 |---|---|---|
