@@ -23,7 +23,7 @@ class Reason(StrEnum):
     BAD_INPUT = "bad_input"
     """Its input cannot be processed."""
     BAD_OUTPUT = "bad_output"
-    """Its output is malformed, or cannot be stored."""
+    """The model's output is malformed, or cannot be stored."""
     OUT_OF_ATTEMPTS = "out_of_attempts"
     """Every attempt failed with an error that may be temporary."""
     NO_MODEL = "no_model"
