@@ -23,7 +23,7 @@ from benchmarks.options import Options
 from benchmarks.report import BenchmarkResult, median_ratio
 from vestry import Embedding
 from workers.settings import Settings
-from workers.stack.processes import BULK_NICE
+from workers.stack.embedded_stack import BULK_NICE
 from workers.worker import SPARE_THREADS
 
 LANE = "private.bulk.gpu"

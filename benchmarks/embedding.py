@@ -18,7 +18,7 @@ from benchmarks.options import Options
 from benchmarks.report import BenchmarkResult, median_ratio
 from inference.device.threads import default_threads
 from vestry import Document, Embedding
-from workers.stack.processes import BULK_NICE
+from workers.stack.embedded_stack import BULK_NICE
 
 AIM = 0.90
 TEXTS = 2_000

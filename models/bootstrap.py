@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
-from vestry.db.schema import SchemaError, pgvector_fault, read_revision
+from vestry.db.schema_revision import SchemaError, pgvector_fault, read_revision
 
 # The Postgres roles, one per class of process. Their grants are in the migrations.
 

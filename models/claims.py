@@ -141,20 +141,20 @@ class LowWaterMark:
 
 def ready_jobs_sql(
     *,
+    condition: str,
     quarantined: bool = False,
     kind: str = "%(kind)s",
     mark: str = "%(mark)s",
-    condition: str = "coalesce(j.model, '') = coalesce(%(model)s, '')",
 ) -> str:
     """SQL that selects and locks `id, start_tag, cost` of up to %(limit)s ready jobs of a queue.
 
-    Parameters of the statement: lane, kind, model (None: the kind's default), mark, limit.
+    Parameters of the statement: lane, kind, mark, limit, and those of `condition`.
 
     Args:
+        condition: on a job `j`.
         quarantined: quarantined jobs instead of the others.
         kind: an expression instead of the parameter.
         mark: the same.
-        condition: instead of the comparison of models.
     """
     return QUERIES["ready_jobs"].format(
         quarantined=_is_quarantined(quarantined), kind=kind, mark=mark, condition=condition

@@ -21,7 +21,7 @@ from vestry.errors import UnknownKey, VestryError
 Connection = psycopg.Connection[Any]
 
 _NO_KEY: Final = (
-    "The owner has no data key in this database: its content was never stored, or was erased."
+    "the owner has no data key in this database: its content was never stored, or was erased"
 )
 
 
@@ -114,7 +114,7 @@ class ShareableContent:
 
 
 class PrivateContent:
-    """Content for the platform's own machines: sealed under a key per owner.
+    """Content for the operator's own machines: sealed under a key per owner.
 
     Attributes:
         keys: the process's cache of owner keys.

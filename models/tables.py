@@ -325,16 +325,16 @@ def _content(name: str, privacy: str, *, nullable: bool = False) -> list[Column[
     return [Column(name, Text, nullable=nullable)]
 
 
-def _content_tables(privacy: str) -> dict[str, Table]:
-    """The six content tables of a privacy class."""
-    payloads = Table(
+def _content_tables(privacy: str) -> None:
+    """Declare the six content tables of a privacy class."""
+    Table(
         f"{privacy}_payloads",
         metadata,
         Column("job_id", Uuid, primary_key=True),
         Column("owner", Text, nullable=False),
         *_content("body", privacy),
     )
-    results = Table(
+    Table(
         f"{privacy}_results",
         metadata,
         Column("job_id", Uuid, primary_key=True),
@@ -344,7 +344,7 @@ def _content_tables(privacy: str) -> dict[str, Table]:
         Index(f"{privacy}_results_expiry", "expires_at"),
     )
     key = [Column("key_id", Uuid, nullable=False)] if privacy == "private" else []
-    blobs = Table(
+    Table(
         f"{privacy}_blobs",
         metadata,
         Column("job_id", Uuid, primary_key=True),
@@ -400,8 +400,7 @@ def _content_tables(privacy: str) -> dict[str, Table]:
     )
     if privacy == "shareable":
         Index("shareable_embeddings_source", embeddings.c.source, embeddings.c.space_id)
-    return {t.name: t for t in (payloads, results, blobs, documents, chunks, embeddings)}
 
 
-CONTENT: Final = _content_tables("private") | _content_tables("shareable")
-"""The content tables by name."""
+_content_tables("private")
+_content_tables("shareable")

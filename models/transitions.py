@@ -1,4 +1,6 @@
-"""The only Python that changes a job's state. Enqueue, cancel, replay and flows are SQL functions.
+"""Changes of a job's state: with `claims.claim`, the only ones in Python.
+
+Enqueue, cancel, replay and flows are SQL functions.
 
 | from | to | here |
 |---|---|---|
@@ -160,15 +162,14 @@ def drop_if_empty(conn: Connection, token: UUID) -> None:
     )
 
 
-def release(conn: Connection, token: UUID, job_ids: Sequence[UUID] | None = None) -> int:
-    """Return jobs to the front of their queue; the attempt is not counted.
+def release(conn: Connection, token: UUID) -> int:
+    """Return the jobs of a lease to the front of their queue; the attempt is not counted.
 
     For drain, outages and unconfirmed claims, which the jobs did not cause.
 
     Args:
         conn: a connection in a transaction.
         token: the lease.
-        job_ids: which jobs; None for all that the lease holds.
 
     Returns:
         How many jobs were released.
@@ -178,13 +179,12 @@ def release(conn: Connection, token: UUID, job_ids: Sequence[UUID] | None = None
         """WITH held AS MATERIALIZED (
              SELECT id FROM vestry.jobs
              WHERE lease_id = %(token)s AND state = 'running'
-               AND (%(ids)s::uuid[] IS NULL OR id = ANY (%(ids)s))
              ORDER BY id FOR UPDATE)
            UPDATE vestry.jobs j
            SET state = 'queued', lease_id = NULL, attempt = j.attempt - 1, hinted_at = NULL,
                start_tag = (SELECT l.virtual_time FROM vestry.lanes l WHERE l.lane = j.lane)
            FROM held WHERE j.id = held.id""",
-        {"token": token, "ids": None if job_ids is None else list(job_ids)},
+        {"token": token},
     )
     drop_if_empty(conn, token)
     return cursor.rowcount

@@ -23,7 +23,7 @@ class Reason(StrEnum):
     BAD_INPUT = "bad_input"
     """Its input cannot be processed."""
     BAD_OUTPUT = "bad_output"
-    """Its output is malformed, or cannot be stored."""
+    """The model's output is malformed, or cannot be stored."""
     OUT_OF_ATTEMPTS = "out_of_attempts"
     """Every attempt failed with an error that may be temporary."""
     NO_MODEL = "no_model"
@@ -75,6 +75,7 @@ REASONS: Final[Mapping[str, Reason]] = {
     "handler_error": Reason.OUT_OF_ATTEMPTS,
     "abandoned": Reason.OUT_OF_ATTEMPTS,
     "documents_locked": Reason.OUT_OF_ATTEMPTS,
+    "not_recorded": Reason.OUT_OF_ATTEMPTS,
     "no_adequate_model": Reason.NO_MODEL,
     "unknown_model": Reason.NO_MODEL,
     "model_missing": Reason.NO_MODEL,

@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool
 
 from models.claims import PLANNER_OPTIONS
-from vestry.db.schema import read_revision, revision_fault
+from vestry.db.schema_revision import read_revision, revision_fault
 from workers.settings import Settings
 
 Connection = psycopg.Connection[Any]
@@ -120,7 +120,7 @@ def wait_for_database(pool: ConnectionPool[Connection]) -> None:
             with pool.connection() as conn:
                 check_schema(conn)
                 return
-        except (PoolTimeout, psycopg.OperationalError) as error:
+        except psycopg.OperationalError as error:
             log.warning("waiting for the database (%s)", type(error).__name__)
         except SystemExit:
             pool.close()

@@ -60,7 +60,7 @@ def own_process() -> None:
         if issubclass(kind, (KeyboardInterrupt, SystemExit)):
             sys.__excepthook__(kind, error or kind(), trace)
             return
-        log.error("%s at %s", kind.__name__, _innermost_line(trace))
+        log.error("uncaught %s at %s", kind.__name__, _innermost_line(trace))
 
     sys.excepthook = uncaught
     threading.excepthook = lambda args: uncaught(args.exc_type, args.exc_value, args.exc_traceback)

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
 from models.bootstrap import ROLES, SCHEMA_OWNER, bootstrap, migrate
-from vestry.db.schema import SchemaError
+from vestry.db.schema_revision import SchemaError
 
 
 class MissingSettingError(RuntimeError):

@@ -85,14 +85,18 @@ class Reconciler:
     def _try(self, conn: Connection, duty: Callable[[Connection], object]) -> bool:
         """Run a duty; postpone it if a lock or a busy server delays it for too long.
 
-        The connection is kept: a new one would give every lease its grace again, so that a pruning
-        that always times out would stop all rescue.
+        A new connection starts the grace period again; a pruning that times out each round would then
+        block rescue.
         """
         try:
             with deadline(conn, LOOP_DEADLINE_S):
                 duty(conn)
         except RETRYABLE_ERRORS as error:
-            log.warning("%s postponed (%s)", duty.__name__.strip("_"), type(error).__name__)
+            log.warning(
+                "reconciler: %s postponed (%s); next round retries",
+                duty.__name__.strip("_"),
+                type(error).__name__,
+            )
             return False
         return True
 

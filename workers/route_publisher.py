@@ -18,8 +18,7 @@ import psycopg
 from inference.catalogue.schema import Catalogue
 from inference.routing.backend_guard import BackendGuard
 from inference.routing.policy import Budget, Health, RoutingPolicy, RoutingRequest
-from models import backend_health
-from models.backend_health import Route
+from models.routes import QUEUE_START, MovePosition, Route, move_jobs, publish
 from vestry.lanes import KINDS, LANES, Latency, Pool, Privacy
 from workers.enabled_backends import breaker_settings, enabled_catalogue
 from workers.settings import Settings
@@ -49,7 +48,7 @@ class RoutePublisher:
         self._settings = settings
         self._last: tuple[Health, bool] | None = None
         self._next = 0.0
-        self._to_move: dict[tuple[str, str], backend_health.MovePosition] = {}
+        self._to_move: dict[tuple[str, str], MovePosition] = {}
 
     def refresh(self, conn: Connection) -> None:
         """Publish the routes if health or budget has changed, checking every REFRESH_EVERY_S.
@@ -72,19 +71,19 @@ class RoutePublisher:
         if current == self._last:
             return
         with conn.transaction():
-            changed = backend_health.publish(conn, list(routes(self._policy, health, budget)))
+            changed = publish(conn, list(routes(self._policy, health, budget)))
         self._last = current
         for kind, privacy, latency in _movable(changed):
             for lane in LANES.values():
                 if (lane.privacy, lane.latency) == (privacy, latency):
-                    self._to_move[lane.name, kind] = backend_health.QUEUE_START
+                    self._to_move[lane.name, kind] = QUEUE_START
 
     def _move(self, conn: Connection) -> None:
         """Move jobs out of lanes that their route no longer names, for at most MOVE_TIME_BUDGET_S."""
         until = time.monotonic() + MOVE_TIME_BUDGET_S
         while self._to_move and time.monotonic() < until:
             (lane, kind), position = next(iter(self._to_move.items()))
-            moved, next_position = backend_health.move_jobs(conn, lane, kind, position)
+            moved, next_position = move_jobs(conn, lane, kind, position)
             if next_position is None:
                 del self._to_move[lane, kind]
             else:

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from inference.remote.local_network import Network, networks
 from vestry.crypto.keyring import COMMAND, DESCRIPTOR, FILE
 from vestry.lanes import LANES, Pool
-from workers.environment import parse_pairs, reject_renamed
+from workers.setting_names import parse_pairs, reject_renamed
 
 
 class Settings(BaseSettings):
@@ -153,11 +153,6 @@ class Settings(BaseSettings):
             COMMAND: self.keyring_command,
             DESCRIPTOR: "" if self.keyring_fd is None else str(self.keyring_fd),
         }
-
-    @property
-    def key_prefix(self) -> str:
-        """Broker key prefix of the privacy class."""
-        return key_prefix(self.privacy or "shareable")
 
 
 def key_prefix(privacy: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any, Final, NoReturn
 from uuid import UUID
 
 import psycopg
-from psycopg_pool import PoolTimeout
 
 from models.claims import Lease
 from models.states import State
@@ -134,7 +133,7 @@ class _WorkerCallbacks:
         if lease.exclusive:
             # Without the database it stays spared, and the batch continues: the laboratory's query
             # must not lose a claim.
-            with suppress(psycopg.Error, PoolTimeout), self._executor.pool.connection() as conn:
+            with suppress(psycopg.Error), self._executor.pool.connection() as conn:
                 row = conn.execute(
                     "SELECT max(crashes) FROM vestry.jobs WHERE lease_id = %s", [lease.id]
                 ).fetchone()

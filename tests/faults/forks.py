@@ -29,7 +29,7 @@ from tests.faults.report import Report
 from tests.faults.servers import JOB_CRASHED_ONCE, UNFINISHED, LabStack, ServerFaults
 from tests.faults.workers import HOUR_S, LEASE_S, LabConfig, Plan, fork
 from vestry import Vestry
-from workers.execution.heartbeat import OVERRUN_EXIT_CODE
+from workers.execution.heartbeat import RESTART_EXIT_CODE
 
 PROGRESS_S: Final = 30.0
 """After the last fault some job must end within each such period, until none is unfinished."""
@@ -337,7 +337,7 @@ class Laboratory:
                 continue
             self._frozen.pop(pid, None)
             self._resumed.discard(pid)
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == OVERRUN_EXIT_CODE:
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == RESTART_EXIT_CODE:
                 self._history.write("gave up", pid=pid)
             del self._children[pid]
             if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:

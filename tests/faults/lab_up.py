@@ -19,7 +19,7 @@ import psutil
 
 from tests.faults.servers import ADMINISTRATOR, OpenValkey
 from workers.home import CHECKOUT, Home, read_json
-from workers.stack import background, processes
+from workers.stack import background, embedded_stack
 from workers.stack import commands as up
 from workers.stack.postgres import PORT_NAME as POSTGRES
 from workers.stack.postgres import SUPERUSER, PostgresServer
@@ -32,7 +32,7 @@ ORPHANS_S: Final = 15.0
 """Within this time after the supervisor was killed all of its processes have ended."""
 
 
-class ProxiedStack(processes.EmbeddedStack):
+class ProxiedStack(embedded_stack.EmbeddedStack):
     """The stack with the proxies' ports for its processes."""
 
     def _database(self, role: str) -> dict[str, str]:
@@ -152,7 +152,7 @@ class LabUp:
 
 def main() -> int:
     """Run the supervisor, with proxied children and a broker that the laboratory may flush."""
-    processes.ValkeyServer = OpenValkey  # type: ignore[misc]
+    embedded_stack.ValkeyServer = OpenValkey  # type: ignore[misc]
     up.EmbeddedStack = ProxiedStack  # type: ignore[misc]
     return up.main()
 

@@ -23,7 +23,6 @@ from uuid import UUID
 
 import psycopg
 import redis
-from psycopg_pool import PoolTimeout
 
 from models.claims import LeasePolicy
 from models.content import Content, PrivateContent, ShareableContent
@@ -115,7 +114,7 @@ def fork(body: Callable[[], None]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         body()
         status = 0
-    except (psycopg.Error, PoolTimeout, redis.RedisError):
+    except (psycopg.Error, redis.RedisError):
         status = 3  # a server is unavailable
     except MemoryError:
         pass  # poison has exhausted the memory
@@ -226,7 +225,7 @@ class Fetcher:
             for lane in self._lanes:
                 try:
                     ran = self._fetch(lane, quarantined=quarantined) or ran
-                except (psycopg.Error, PoolTimeout):
+                except psycopg.Error:
                     time.sleep(0.05)
         return ran
 

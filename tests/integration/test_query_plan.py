@@ -23,6 +23,7 @@ from workers.stack.dev_stack import DevStack
 
 LANE = "private.bulk.gpu"
 LIMIT = 64
+SAME_MODEL = "coalesce(j.model, '') = coalesce(%(model)s, '')"
 POLICY = LeasePolicy(worker="test", privacy="private", lease_s=60, max_run_s=600)
 
 
@@ -41,7 +42,8 @@ def explain(stack: DevStack, mark: int = BEGINNING) -> dict[str, Any]:
     url = stack.database_url("vestry_private")
     with psycopg.connect(url, options=PLANNER_OPTIONS) as conn:
         row = conn.execute(
-            "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + ready_jobs_sql(),
+            "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) "
+            + ready_jobs_sql(condition=SAME_MODEL),
             {"lane": LANE, "kind": "embedding", "model": None, "mark": mark, "limit": LIMIT},
         ).fetchone()
         assert row is not None

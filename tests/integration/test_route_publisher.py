@@ -84,7 +84,7 @@ def test_queued_jobs_move_when_a_cloud_becomes_unavailable_and_back(
     clean: DevStack, conn: psycopg.Connection[Any], worker: Any, publisher: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(backend_health, "MOVE_BATCH_ROWS", 3)
+    monkeypatch.setattr("models.routes.MOVE_BATCH_ROWS", 3)
     routes, control = publisher
     with Vestry(clean.database_url(), clean.keyring) as vestry:
         common: dict[str, Any] = {"owner": "o", "privacy": "shareable"}

@@ -13,7 +13,7 @@ import pytest
 
 from models.bootstrap import CONTROL, SHAREABLE_WORKER
 from vestry.cli.doctor.checks import database
-from vestry.db.schema import SCHEMA_REVISION
+from vestry.db.schema_revision import SCHEMA_REVISION
 from vestry.settings import ClientSettings
 from workers.stack.dev_stack import DevStack
 

@@ -26,8 +26,8 @@ from tests.waiting import eventually
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.settings import Settings
 from workers.stack.background import BackgroundStack, running_in, start_background, sweep
+from workers.stack.embedded_stack import has_accelerator, worker_lanes, worker_name
 from workers.stack.process import Identity, base_environment
-from workers.stack.processes import has_accelerator, worker_lanes, worker_name
 from workers.stack.settings import TUNABLES, inherited_environment
 from workers.stack.supervisor import StartError
 

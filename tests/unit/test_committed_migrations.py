@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic.script import ScriptDirectory
 
 from models.bootstrap import alembic_config
-from vestry.db.schema import SCHEMA_REVISION
+from vestry.db.schema_revision import SCHEMA_REVISION
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 DIGESTS = {

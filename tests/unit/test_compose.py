@@ -20,8 +20,8 @@ from vestry.crypto.keyring import KeyRing
 from vestry.lanes import LANES, Privacy
 from workers import migrate
 from workers.enabled_backends import enabled_catalogue
-from workers.environment import parse_pairs
 from workers.llama_server import LlamaSettings
+from workers.setting_names import parse_pairs
 from workers.settings import Settings
 from workers.stack import compose_secrets, port_forwarder
 from workers.stack.postgres import SETTINGS as EMBEDDED_SETTINGS

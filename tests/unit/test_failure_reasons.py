@@ -9,7 +9,7 @@ from inference import errors
 from vestry.failure_reasons import REASONS, Reason, codes_of, reason_of
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMED = re.compile(r"\bFailed\(\s*\"(\w+)\"")
+NAMED = re.compile(r"\bFailed\(\s*\"(\w+)\"|^    code = \"(\w+)\"$", re.MULTILINE)
 NEVER_DEAD = frozenset({"expired", "cancelled", "superseded"})
 
 
@@ -24,10 +24,10 @@ def test_every_backend_error_has_a_reason() -> None:
 
 def test_every_error_code_of_workers_and_handlers_has_a_reason() -> None:
     named = {
-        code
+        failed or error_class
         for folder in ("tasks", "workers")
         for path in (ROOT / folder).glob("**/*.py")
-        for code in NAMED.findall(path.read_text(encoding="utf-8"))
+        for failed, error_class in NAMED.findall(path.read_text(encoding="utf-8"))
     }
     assert len(named) > 5
     assert named - NEVER_DEAD <= set(REASONS)

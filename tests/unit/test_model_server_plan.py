@@ -12,11 +12,11 @@ import pytest
 
 from inference.remote.local_network import is_own, networks
 from tests.ollama_fake import VERSION, FakeOllama
-from workers.environment import parse_pairs
 from workers.home import Home
 from workers.model_servers import plan
 from workers.model_servers.plan import ModelServers, ollama_version
-from workers.stack.processes import worker_lanes, worker_name
+from workers.setting_names import parse_pairs
+from workers.stack.embedded_stack import worker_lanes, worker_name
 
 INTERACTIVE, BULK = ["private.interactive.gpu"], ["shareable.bulk.gpu"]
 CLOUD = ["shareable.interactive.cloud", "shareable.bulk.cloud"]

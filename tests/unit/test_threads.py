@@ -13,7 +13,7 @@ import pytest
 from inference.device.threads import default_threads, set_threads
 from workers.home import Home
 from workers.stack import server_dir
-from workers.stack.processes import EmbeddedStack, StackOptions
+from workers.stack.embedded_stack import EmbeddedStack, StackOptions
 
 
 def test_threads_are_set_for_libraries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,11 +92,14 @@ def rotate(as_json: JsonOption = False) -> None:
 
 def retire(
     key: Annotated[
-        str | None, typer.Argument(metavar="[KEY]", help="Default: every key that wraps nothing.")
+        str | None,
+        typer.Argument(metavar="[KEY]", help="Default: all that wrap no data key."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove old keys that wrap nothing from the key ring; a retired key is never used again.
+    """Remove from the key ring the old keys that wrap no data key.
+
+    A retired key is never used again.
 
     A backup of the database from before the rotation needs the old key: keep a backup of the key ring
     for as long as you want to restore such backups, and no longer.

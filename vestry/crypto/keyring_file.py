@@ -83,7 +83,7 @@ class KeyFile:
         return False
 
     def read_with(self, kek_id: str) -> RingText:
-        """The ring in the file now."""
+        """Read the file again; the ring may still lack the key."""
         del kek_id
         return self.read()
 

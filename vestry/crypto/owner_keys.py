@@ -77,7 +77,7 @@ class OwnerKeys:
         """
         key = yield from self.find(owner)
         if key is None:
-            raise UnknownKey("The owner has no key: there is no private content to read.")
+            raise UnknownKey("the owner has no data key: there is no private content to read")
         return key
 
     def get(self, owner: str) -> OwnerKey | None:

@@ -1,8 +1,9 @@
 """Task events for Flower: published for jobs that ran without a hint of their own, batched for all.
 
-A job without a hint was added to a hinted batch or fetched. Events of interactive jobs are always
-published, those of bulk jobs up to a rate; above it they are dropped and counted. Postgres, not Flower,
-is the record of jobs.
+A job without a hint was added to a hinted batch or fetched. A hinted job is reported by Celery: its
+task (`celery_integration/tasks.py`) raises an exception for each end but success. Events of interactive
+jobs are always published, those of bulk jobs up to a rate; above it they are dropped and counted.
+Postgres, not Flower, is the record of jobs.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ class TaskEventPublisher:
         self.dropped = 0
         threading.Thread(target=self._run, name="task-events", daemon=True).start()
 
-    def started(self, kind: str, lane: str, job_ids: Iterable[UUID], *, sure: bool) -> None:
-        """Publish that jobs of a kind and lane began. `sure` exempts them from the rate limit."""
+    def started(self, kind: str, lane: str, job_ids: Iterable[UUID], *, always: bool) -> None:
+        """Publish that jobs of a kind and lane began. `always` exempts them from the rate limit."""
         for job_id in job_ids:
-            if not (sure or self._allowed()):
+            if not (always or self._allowed()):
                 self.dropped += 1
                 continue
             self._started[job_id] = time.monotonic()
@@ -70,7 +71,7 @@ class TaskEventPublisher:
             self._put("task-started", name)
 
     def finished(self, kind: str, job_ids: Iterable[UUID], done: Finished) -> None:
-        """Publish how the same jobs ended."""
+        """Publish how the jobs of `started` ended."""
         for job_id in job_ids:
             begun = self._started.pop(job_id, None)
             if begun is None:

@@ -17,7 +17,6 @@ import psycopg
 from celery import Celery
 from celery.exceptions import Ignore, Retry
 from kombu.exceptions import OperationalError
-from psycopg_pool import PoolTimeout
 
 from models.states import State
 from vestry.lanes import KINDS
@@ -66,9 +65,9 @@ def _body(kind: str, fetcher: Callable[[], JobFetcher]) -> Callable[[Any, str], 
         try:
             finished = fetcher().on_hint(lane, kind, job_id)
             ended = fetcher().terminal_state(lane, job_id) if finished is None else None
-        except (psycopg.Error, PoolTimeout) as error:
+        except psycopg.Error as error:
             log.warning("hint dropped (%s); its job stays queued", type(error).__name__)
-            raise JobRetried("database_away") from None
+            raise JobRetried("database_unavailable") from None
         except Exception as error:
             # The boundary: the error's message may quote a payload, and Flower and the log show it.
             log.error("hint failed (%s); its job will be retried", type(error).__name__)  # noqa: TRY400

@@ -106,7 +106,7 @@ class Executor:
         # A claim that takes longer could not be released before its lease expires.
         limit_s = self.policy.lease_s / 2
         if self.heartbeat.unconfirmed.pending(unchecked=True):
-            # If the next batch killed the process, unconfirmed claims would count as crashes.
+            # If the next batch killed the process, jobs of unconfirmed claims would be quarantined.
             with session(self.pool, limit_s) as conn:
                 self.heartbeat.unconfirmed.release(conn)
         lease: Lease | None = None

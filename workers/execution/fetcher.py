@@ -47,12 +47,12 @@ INTERACTIVE_BATCH_S: Final = 0.05
 class JobEvents(Protocol):
     """Receives the start and end of jobs that ran without a hint of their own."""
 
-    def started(self, kind: str, lane: str, job_ids: Iterable[UUID], *, sure: bool) -> None:
-        """Jobs of a kind and lane began. `sure` exempts them from the rate limit of events."""
+    def started(self, kind: str, lane: str, job_ids: Iterable[UUID], *, always: bool) -> None:
+        """Report that jobs of a kind and lane began; `always` exempts them from the rate limit."""
         ...
 
     def finished(self, kind: str, job_ids: Iterable[UUID], done: Finished) -> None:
-        """The same jobs ended."""
+        """Report how the jobs of `started` ended."""
         ...
 
 
@@ -116,8 +116,11 @@ class JobFetcher:
             with self._run_lock.shared():
                 return self._claim_and_run(lane, kind, hint=job_id)
         except psycopg.Error as error:
-            # Not the job's fault: a fetch thread claims it, or the reconciler requeues it.
-            log.warning("hinted job not run (%s); it stays queued", type(error).__name__)
+            # Not the jobs' fault: a fetch thread claims them, or the reconciler rescues them.
+            log.warning(
+                "hinted batch failed (%s); its jobs stay queued or are rescued",
+                type(error).__name__,
+            )
             return None
         finally:
             self._release(lane, [kind])
@@ -287,8 +290,8 @@ class JobFetcher:
         jobs = batch.lease.jobs
         kind = jobs[0].kind
         unhinted = [job.id for job in jobs if job.id != hint]
-        sure = jobs[0].latency == Latency.INTERACTIVE
-        self._events.started(kind, batch.lease.lane, unhinted, sure=sure)
+        always = jobs[0].latency == Latency.INTERACTIVE
+        self._events.started(kind, batch.lease.lane, unhinted, always=always)
         finished = Finished()
         begun = time.monotonic()
         try:

@@ -151,9 +151,9 @@ class Finisher:
         return finished
 
     def _back_off(self, error: psycopg.Error, deadline: float) -> None:
-        log.warning("finish failed (%s); retrying", type(error).__name__)
         if time.monotonic() > deadline:
             raise error
+        log.warning("finish failed (%s); retrying", type(error).__name__)
         time.sleep(RETRY_S)
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 OVERRUN_GRACE_S = 5.0
 """Time that a batch may run beyond `max_run_s` before the process is ended."""
-OVERRUN_EXIT_CODE = 75
+RESTART_EXIT_CODE = 75
 """Exit code of a process that ended itself (EX_TEMPFAIL of sysexits.h); its supervisor restarts it."""
 
 
@@ -146,7 +146,7 @@ class Heartbeat:
             if lease.id not in overrun:
                 with contextlib.suppress(psycopg.Error), conn.transaction():
                     transitions.release(conn, lease.id)
-        os._exit(OVERRUN_EXIT_CODE)
+        os._exit(RESTART_EXIT_CODE)
 
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None

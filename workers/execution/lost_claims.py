@@ -29,7 +29,8 @@ class _UnconfirmedClaim:
 class UnconfirmedClaims:
     """The process's claims whose COMMIT result is unknown. Used by several threads.
 
-    Such a lease would otherwise expire and count as a crash of its jobs, though nothing ran.
+    Such a lease would otherwise expire, though nothing ran: rescue would quarantine its jobs and, if it
+    is exclusive, count a crash.
 
     Args:
         lease_s: duration of a lease.

@@ -82,7 +82,7 @@ class DatabasePassageSearch:
         except UnknownSpace:
             return ()
         except CONNECTION_ERRORS:
-            raise NoBackendAvailable("database_away", retry_after=RETRY_S) from None
+            raise NoBackendAvailable("database_unavailable", retry_after=RETRY_S) from None
         except VestryError:
             raise PassagesUnreadable from None
         return [

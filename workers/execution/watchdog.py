@@ -17,7 +17,7 @@ import psycopg
 
 from models.claims import claimable_heads
 from workers.db import deadline
-from workers.execution.heartbeat import OVERRUN_EXIT_CODE, Heartbeat
+from workers.execution.heartbeat import RESTART_EXIT_CODE, Heartbeat
 
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
@@ -124,4 +124,4 @@ class StallWatchdog:
 
     def _end_process(self, reason: str) -> None:
         log.critical("worker stalled (%s); ending the process", reason)
-        self._end(OVERRUN_EXIT_CODE)
+        self._end(RESTART_EXIT_CODE)

@@ -18,9 +18,9 @@ from inference.catalogue.schema import BackendEntry
 from inference.remote.local_network import is_own, networks
 from vestry.lanes import LANES, Pool, Privacy
 from workers.enabled_backends import check_names, load_catalogue
-from workers.environment import format_pairs, parse_pairs
 from workers.home import Home
 from workers.llama_server import PACKAGED_ALIAS, NoModelError, model_file
+from workers.setting_names import format_pairs, parse_pairs
 
 LLAMA: Final = "llama"
 OLLAMA: Final = "ollama"

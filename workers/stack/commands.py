@@ -11,12 +11,13 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from vestry.cli.errors import CommandError, ExitCode, failure_from
+from vestry.cli.options import JsonOption
 from vestry.cli.output import Output, table
-from workers.environment import parse_pair
 from workers.home import Home, HomeInUseError, default_home
+from workers.setting_names import parse_pair
 from workers.stack.background import BackgroundStack, running_in, start_background, sweep
 from workers.stack.dev_stack import ensure_keyring, prepare_database
-from workers.stack.processes import FLOWER_USER, EmbeddedStack, StackOptions
+from workers.stack.embedded_stack import FLOWER_USER, EmbeddedStack, StackOptions
 from workers.stack.server_dir import orphans
 from workers.stack.settings import check_settings
 from workers.stack.supervisor import StartError, Supervisor
@@ -27,7 +28,6 @@ HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Data directory; VESTRY_HOME or .vestry/ by default."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def register(app: typer.Typer) -> None:

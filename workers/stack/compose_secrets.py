@@ -16,7 +16,7 @@ from pathlib import Path
 from models.bootstrap import ROLES
 from vestry.crypto.keyring import KeyRing
 from workers.home import write_private
-from workers.stack.processes import FLOWER_USER
+from workers.stack.embedded_stack import FLOWER_USER
 from workers.stack.valkey import PRIVACIES, USERS, acl_file, permissions
 
 SUPERUSER_FILE = "postgres"

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from workers.environment import parse_pairs, reject_renamed
+from workers.setting_names import parse_pairs, reject_renamed
 
 VARIABLE: Final = "VESTRY_FORWARD"
 ADDRESS_VARIABLE: Final = "VESTRY_FORWARD_ADDRESS"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from workers.environment import format_pairs, parse_pairs
 from workers.home import Home, write_private
+from workers.setting_names import format_pairs, parse_pairs
 from workers.stack.process import Account
 
 SECRET_FILE_VARS: Final = (

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from workers.environment import reject_renamed
 from workers.model_servers import plan
+from workers.setting_names import reject_renamed
 from workers.stack import accounts
 
 TUNABLES = (

@@ -12,7 +12,7 @@ from tests.in_process_fetcher import LANE
 from tests.job_helpers import submit
 from tests.waiting import eventually
 from vestry import Vestry
-from workers.execution.heartbeat import OVERRUN_EXIT_CODE
+from workers.execution.heartbeat import RESTART_EXIT_CODE
 from workers.execution.watchdog import StallWatchdog
 from workers.stack.dev_stack import DevStack
 
@@ -54,7 +54,7 @@ def test_idle_worker_beside_a_runnable_job_ends(
     watchdog.record_poll()
     assert exit_codes == [], "no job is runnable"
     submit(vestry, conn, "x")
-    eventually(lambda: OVERRUN_EXIT_CODE in exit_codes, within=30)
+    eventually(lambda: RESTART_EXIT_CODE in exit_codes, within=30)
     watchdog.stop()
 
 
@@ -102,4 +102,4 @@ def test_worker_with_a_stopped_thread_ends(
         else:
             watchdog.record_poll()
     watchdog.stop()
-    assert exit_codes[0] == OVERRUN_EXIT_CODE
+    assert exit_codes[0] == RESTART_EXIT_CODE

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from vestry.db.schema import pgvector_fault, read_revision, revision_fault
+from vestry.db.schema_revision import pgvector_fault, read_revision, revision_fault
 from vestry.errors import KeyRingError, VestryError
 from vestry.lanes import LANES
 from vestry.settings import ClientSettings, home, resolve

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from vestry.cli.errors import CommandError
-from workers.environment import RENAMED, format_pairs, parse_pair, parse_pairs, reject_renamed
 from workers.home import CHECKOUT
+from workers.setting_names import RENAMED, format_pairs, parse_pair, parse_pairs, reject_renamed
 from workers.settings import Settings
 from workers.stack import accounts, commands, port_forwarder
 from workers.stack.process import base_environment
