@@ -11,7 +11,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from tests import producing
+from tests import producer_helpers
 from tests.producer_helpers import HELLO
 from vestry import (
     AsyncVestry,
@@ -45,7 +45,7 @@ class Producer:
 
 def count(stack: DevStack, table: str) -> int:
     with psycopg.connect(stack.superuser_url) as root:
-        return producing.count(root, table)
+        return producer_helpers.count(root, table)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
