@@ -82,7 +82,13 @@ class ContentRedactor(logging.Filter):
             name, task_id = (_harmless(record.args.get(key)) for key in ("name", "id"))
             error = record.exc_info[1] if record.exc_info else None
             reason = f" ({error})" if getattr(error, "content_free", False) else ""
-            record.msg, record.args = f"task {name}[{task_id}] ended with an exception{reason}", ()
+            if "return_value" in record.args:
+                outcome = "succeeded"
+            elif record.args.get("description") == "ignored":
+                outcome = "was ignored"  # its job was fetched without this hint, or stopped
+            else:
+                outcome = f"ended with an exception{reason}"
+            record.msg, record.args = f"task {name}[{task_id}] {outcome}", ()
         elif record.name.partition(".")[0] in CARRIERS:
             record.msg, record.args = _formatted(record, _harmless).split("\n", 1)[0], ()
         elif record.name == "py.warnings":

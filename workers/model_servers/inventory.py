@@ -234,7 +234,10 @@ def _model(entry: ModelEntry, backend: BackendState, memory: Memory) -> ModelSta
     probe = backend.probe
     present = None
     if probe is not None and probe.models is not None:
-        present = entry.served_name in probe.models
+        # Tesseract's models are sets of languages; without one of its own, any language serves.
+        languages = entry.options.get("languages", ()) if "ocr" in entry.kinds else None
+        names = [entry.served_name] if languages is None else languages
+        present = probe.models.issuperset(names)
     weights = entry.weight_bytes if backend.entry.locality == "local" else None
     needs = None if weights is None else int(weights * OVERHEAD)
     on_this_machine = backend.entry.url is None or is_own(backend.entry.url)
