@@ -152,3 +152,22 @@ def test_failed_task_is_logged_without_the_message_of_its_error(
     assert SECRET not in output
     assert f"embedding[{JOB}]" in output
     assert ("too_long" in output) is isinstance(error, JobDead)
+
+
+@pytest.mark.parametrize(
+    ("context", "outcome"),
+    [
+        ({"description": "ignored"}, "was ignored"),
+        ({"return_value": SECRET, "runtime": 0.1}, "succeeded"),
+    ],
+)
+def test_ended_task_is_logged_with_its_outcome_only(
+    capsys: pytest.CaptureFixture[str], context: dict[str, object], outcome: str
+) -> None:
+    log_redaction.configure("DEBUG")
+    logging.getLogger("celery.app.trace").info(
+        "Task %(name)s[%(id)s] ended", {"id": JOB, "name": "embedding", **context}
+    )
+    output = capsys.readouterr().err
+    assert f"task embedding[{JOB}] {outcome}" in output
+    assert SECRET not in output

@@ -50,6 +50,13 @@ def model_checks() -> dict[str, Check]:
     return {check.name: check for check in checkout_checks()}
 
 
+def test_tesseract_is_present_with_its_languages(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = models(capsys)
+    assert [rows["tesseract"][name] for name in ("reachable", "present", "ready")] == [True] * 3
+    # Its traineddata is the user's own.
+    assert rows["tesseract-finetuned"]["present"] is False
+
+
 def test_list_shows_present_models_and_how_to_get_others(
     ollama: FakeOllama, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
