@@ -164,8 +164,8 @@ def test_failed_task_is_logged_without_the_message_of_its_error(
 def test_ended_task_is_logged_with_its_outcome_only(
     capsys: pytest.CaptureFixture[str], context: dict[str, object], outcome: str
 ) -> None:
-    log_redaction.configure("DEBUG")
-    logging.getLogger("celery.app.trace").info(
+    log_redaction.configure("INFO")
+    logging.getLogger("celery.app.trace").warning(
         "Task %(name)s[%(id)s] ended", {"id": JOB, "name": "embedding", **context}
     )
     output = capsys.readouterr().err
