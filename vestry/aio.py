@@ -48,7 +48,7 @@ from vestry.search import pipeline, vector_search
 from vestry.search.hits import Hits
 from vestry.search.vector_search import SearchRequest
 from vestry.settings import resolve
-from vestry.validation import PAYLOAD_LIMIT, check_text
+from vestry.validation import PAYLOAD_LIMIT, check_text, check_timeout
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ class AsyncVestry:
                 and the transaction is still usable.
             OwnerForgotten: nothing may be stored for this owner.
         """
-        validated = JobOptions(**options)
+        validated = JobOptions.from_keywords("enqueue", ("then", "idempotency_key"), options)
         root = followed(job, then)
         operation = enqueue_one(root, validated, idempotency_key, self._keys, self._payload_limit)
         caller = await psycopg_connection_async(conn)
@@ -172,7 +172,7 @@ class AsyncVestry:
             IdempotencyConflict: as in `enqueue`.
             OwnerForgotten: nothing may be stored for this owner.
         """
-        validated = JobOptions(**options)
+        validated = JobOptions.from_keywords("enqueue_many", ("idempotency_keys",), options)
         caller = await psycopg_connection_async(conn)
         references: list[JobRef] = []
         keyed = KeyedJobs(jobs, idempotency_keys)
@@ -386,6 +386,7 @@ class AsyncVestry:
         began = time.monotonic()
         request = SearchRequest(owner, privacy, sources, own_sources, limit)
         check_text("query", query)
+        check_timeout(timeout)
         model = None
         if space is not None:
             model = await self._run(lambda: vector_search.embedding_model(space))
@@ -488,6 +489,8 @@ class AsyncVestry:
         read: Callable[[], Awaitable[T]],
     ) -> T:
         """Call `read` until it succeeds: every second, and when the job's end is notified."""
+        if timeout is not None:
+            check_timeout(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         async with self._listener.watch(job_queries.job_id(job)) as wait:
             while True:

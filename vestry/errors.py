@@ -232,6 +232,23 @@ class Unavailable(VestryError):
     default_message = "The database cannot be reached; `vestry doctor` shows the reason."
 
 
+_OTHER_VERSION: Final = (
+    "The database has no schema, table or function of this version (SQLSTATE {}): run "
+    "`python -m workers.migrate`, or, if the database is newer, update this installation."
+)
+_BY_SQLSTATE: Final = {
+    "3F000": _OTHER_VERSION,
+    "42P01": _OTHER_VERSION,
+    "42883": _OTHER_VERSION,
+    "42501": "The database login lacks a permission (SQLSTATE {}): use the login of a producer or, for "
+    "an operator's command, of an operator, or grant the missing role to this one.",
+    "25006": "The database or transaction is read-only (SQLSTATE {}): connect to the primary server, "
+    "not to a standby, and use a transaction that may write.",
+    "22003": "A number is out of the database's range (SQLSTATE {}): use a smaller one.",
+}
+_REFUSED: Final = "The database refused a statement (SQLSTATE {}); see its log."
+
+
 class DatabaseError(VestryError):
     """The database refused a statement.
 
@@ -241,9 +258,8 @@ class DatabaseError(VestryError):
 
     def __init__(self, sqlstate: str | None) -> None:
         self.sqlstate = sqlstate
-        super().__init__(
-            f"The database refused a statement (SQLSTATE {sqlstate or 'unknown'}); see its log."
-        )
+        message = _BY_SQLSTATE.get(sqlstate or "", _REFUSED)
+        super().__init__(message.format(sqlstate or "unknown"))
 
 
 def from_sqlstate(sqlstate: str | None, own_message: str | None = None) -> VestryError:

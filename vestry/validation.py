@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from numbers import Real
 from typing import Final
 
 from vestry.errors import InvalidInput, PayloadTooLarge
@@ -40,6 +42,26 @@ def check_label(name: str, value: object) -> None:
     if not 1 <= len(value) <= _LABEL_MAX or not value.strip():
         raise InvalidInput(name, f"must be 1 to {_LABEL_MAX} characters")
     _check_storable(name, value)
+
+
+def check_integer(name: str, value: object, most: int, noun: str = "a whole number") -> None:
+    """Check a count: an int from 1 to `most`; a bool is none.
+
+    Raises:
+        InvalidInput: names the field.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise InvalidInput(name, f"must be {noun}, 1 to {most}")
+
+
+def check_timeout(value: object) -> None:
+    """Check a timeout: a number of seconds.
+
+    Raises:
+        InvalidInput: it is none; NaN would never end.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
+        raise InvalidInput("timeout", "must be a number of seconds")
 
 
 def check_source(source: object) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from vestry import Vestry
 from vestry.crypto.envelope import OwnerKey, new_dek, plain_digest
 from vestry.db.enqueue import BATCH_JOBS, EnqueueBatch, KeyedJobs
 from vestry.db.operations import uuid7
 from vestry.errors import InvalidInput, PayloadTooLarge
 from vestry.jobs.base import JobOptions
 from vestry.jobs.embedding import Document, Embedding, EmbeddingResult, FailedDocument, IndexResult
+from vestry.jobs.flow import steps_of
 from vestry.jobs.results import parse_result
 from vestry.validation import PAYLOAD_LIMIT
 
@@ -23,6 +27,14 @@ SECRET = "canary-7f3a"
 
 def documents(*items: Any, source: str | None = "diary") -> Embedding:
     return Embedding(documents=list(items), source=source)
+
+
+def unconnected() -> Vestry:
+    return Vestry("postgresql://nowhere.invalid/none")
+
+
+def search(**arguments: Any) -> object:
+    return unconnected().search("query", owner="alice", privacy="private", **arguments)
 
 
 BAD: list[tuple[str, Callable[[], object]]] = [
@@ -70,6 +82,21 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("deadline", lambda: JobOptions("alice", "private", deadline="soon")),  # type: ignore[arg-type]
     ("max_attempts", lambda: JobOptions("alice", "private", max_attempts=0)),
     ("result_ttl_s", lambda: JobOptions("alice", "private", result_ttl_s=0)),
+    ("privacy", lambda: JobOptions("alice", [])),  # type: ignore[arg-type]
+    ("latency", lambda: JobOptions("alice", "private", [])),  # type: ignore[arg-type]
+    ("quality", lambda: JobOptions("alice", "private", quality=[])),  # type: ignore[arg-type]
+    ("max_attempts", lambda: JobOptions("alice", "private", max_attempts="3")),  # type: ignore[arg-type]
+    ("max_attempts", lambda: JobOptions("alice", "private", max_attempts=1.5)),  # type: ignore[arg-type]
+    ("max_attempts", lambda: JobOptions("alice", "private", max_attempts=True)),
+    ("result_ttl_s", lambda: JobOptions("alice", "private", result_ttl_s="3")),  # type: ignore[arg-type]
+    ("result_ttl_s", lambda: JobOptions("alice", "private", result_ttl_s=None)),  # type: ignore[arg-type]
+    ("idempotency_keys", lambda: KeyedJobs([], "a")),
+    ("idempotency_keys", lambda: KeyedJobs([], 5)),  # type: ignore[arg-type]
+    ("job", lambda: steps_of(Embedding, plain_digest)),  # type: ignore[arg-type]
+    ("timeout", lambda: unconnected().wait(uuid4(), "x")),  # type: ignore[arg-type]
+    ("timeout", lambda: unconnected().wait(uuid4(), math.nan)),
+    ("timeout", lambda: search(timeout="x")),
+    ("timeout", lambda: search(timeout=None)),
 ]  # fmt: skip
 
 
@@ -187,3 +214,16 @@ def test_results_are_typed() -> None:
     assert index == IndexResult(2, 3, 3, 0, 0, (FailedDocument(1, "c", "m"),), "s")
     with pytest.raises(InvalidInput):
         parse_result("divination", {})
+
+
+@pytest.mark.parametrize("name", ["enqueue", "enqueue_many"])
+def test_unknown_or_missing_option_names_the_function(name: str) -> None:
+    enqueue = getattr(unconnected(), name)
+    with pytest.raises(
+        TypeError, match=rf"^{name}\(\) .*'ownr'; it takes owner, privacy, .*idempotency"
+    ):
+        enqueue(None, [], ownr="alice", privacy="private")
+    with pytest.raises(TypeError, match=rf"^{name}\(\) requires .* owner$"):
+        enqueue(None, [], privacy="private")
+    with pytest.raises(TypeError, match=rf"^{name}\(\) requires .* owner and privacy$"):
+        enqueue(None, [])

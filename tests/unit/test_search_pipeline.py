@@ -204,6 +204,22 @@ def test_hits_are_a_read_only_sequence() -> None:
         hits.reason = "other"  # type: ignore[misc]
 
 
+def test_hits_are_equal_by_content() -> None:
+    hits = Hits((hit(0), hit(1)), "space")
+    for same in (
+        Hits((hit(0), hit(1)), "space", reason="slow"),
+        [hit(0), hit(1)],
+        (hit(0), hit(1)),
+    ):
+        assert hits == same
+        assert same == hits
+    for other in (Hits((hit(1), hit(0)), "space"), [hit(0)], (), None, "hits"):
+        assert hits != other
+    assert Hits((), "space") == []
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(hits)
+
+
 def test_first_reason_of_degradation_is_kept() -> None:
     hits = Hits((), "space").degrade("first").degrade("second")
     assert (hits.degraded, hits.reason) == (True, "first")

@@ -23,7 +23,7 @@ from vestry.cli.replay import (
     selected_filters,
 )
 from vestry.db.receipts import Receipt
-from vestry.db.replay import PastJob
+from vestry.db.replay import LIMIT_MAX, PastJob
 from vestry.failure_reasons import Reason
 
 CodeOption = Annotated[str | None, typer.Option("--code", help="Only jobs with this error code.")]
@@ -57,7 +57,9 @@ def list_dead(
     replayed: Annotated[
         bool, typer.Option("--replayed", help="Include jobs that were replayed already.")
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Most jobs to list.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=LIMIT_MAX, help="Most jobs to list.")
+    ] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """List dead jobs, latest first."""

@@ -279,6 +279,8 @@ class KeyedJobs:
     """Jobs, each with its idempotency key or None, and the position of the current one."""
 
     def __init__(self, jobs: AsyncJobs, keys: Iterable[str | None] | None = None) -> None:
+        if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable | None):
+            raise InvalidInput("idempotency_keys", "must be a list with one key or None per job")
         self._jobs = jobs
         self._keys = None if keys is None else iter(keys)
         self._index = -1

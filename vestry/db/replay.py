@@ -25,6 +25,8 @@ from vestry.lanes import KINDS, LANES, Privacy
 
 BATCH_JOBS: Final = 32
 """Most jobs replayed in one call, whose payloads are in memory together."""
+LIMIT_MAX: Final = 2**31 - 1
+"""Most jobs listed in one call."""
 
 _FILTER: Final = """ FROM vestry.jobs j WHERE {state}
   AND (%s::text IS NULL OR j.kind = %s) AND (%s::text IS NULL OR j.owner = %s)
@@ -83,7 +85,7 @@ class JobFilter:
         reason: only error codes of this reason.
         since: only jobs that ended at this time or later, or within this duration before now.
         replayed: include jobs that were replayed already.
-        limit: most jobs, the latest ones.
+        limit: most jobs, the latest ones; 1 to LIMIT_MAX.
     """
 
     kind: str | None = None
@@ -104,8 +106,8 @@ class JobFilter:
             raise InvalidInput("reason", f"must be one of {', '.join(Reason)}")
         if isinstance(self.since, dt.datetime) and self.since.utcoffset() is None:
             raise InvalidInput("since", "must be a datetime with a time zone")
-        if self.limit < 1:
-            raise InvalidInput("limit", "must be at least 1")
+        if not isinstance(self.limit, int) or not 1 <= self.limit <= LIMIT_MAX:
+            raise InvalidInput("limit", f"must be 1 to {LIMIT_MAX}")
 
     def query(self, columns: LiteralString, state: LiteralString) -> Query:
         """Select columns of the jobs in a state that pass the filter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import psycopg
@@ -46,15 +47,20 @@ def revision_fault(revision: str | None) -> str | None:
     )
 
 
-def pgvector_fault(release: str | None) -> str | None:
+def pgvector_fault(release: str | None, available: str | None = None) -> str | None:
     """Sentence that says what to do about a missing or old pgvector; None if it is new enough.
 
     Args:
-        release: such as `0.8.3`; None if the extension is not installed.
+        release: such as `0.8.3` or `0.8.3-dev`; None if the database does not have the extension.
+        available: the release that the server can create in it; None if it has none.
     """
     if release is not None and _numbers(release) >= MINIMUM_PGVECTOR:
         return None
     needed = ".".join(map(str, MINIMUM_PGVECTOR))
+    if release is None and available is not None:
+        return pgvector_fault(available) or (
+            "pgvector is not created in this database: run `python -m workers.migrate`"
+        )
     if release is None:
         return f"pgvector is not installed: install {needed} or newer on the database server"
     return (
@@ -64,4 +70,6 @@ def pgvector_fault(release: str | None) -> str | None:
 
 
 def _numbers(release: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in release.split(".") if part.isdigit())
+    """Numbers of a release, without a suffix such as `-dev`."""
+    leading = re.match(r"\d+(?:\.\d+)*", release)
+    return tuple(map(int, leading[0].split("."))) if leading else ()

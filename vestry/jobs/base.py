@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Final, Protocol, Required, TypedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import ClassVar, Final, Protocol, Required, Self, TypedDict
 
 from vestry.errors import InvalidInput
 from vestry.lanes import Kind, Latency, Pool, Privacy
-from vestry.validation import PAYLOAD_LIMIT, check_label
+from vestry.validation import PAYLOAD_LIMIT, check_integer, check_label
 
 
 class _Upstream(str):
@@ -76,14 +76,39 @@ class JobOptions:
     max_attempts: int | None = None
     result_ttl_s: int = RESULT_TTL_S
 
+    @classmethod
+    def from_keywords(cls, function: str, others: Sequence[str], keywords: EnqueueOptions) -> Self:
+        """The options of one call.
+
+        Args:
+            function: name of the called function.
+            others: its keywords that are no options, for the error text.
+            keywords: the options.
+
+        Raises:
+            TypeError: an option is unknown or missing.
+            InvalidInput: a value cannot be used.
+        """
+        names = {option.name: option.default is MISSING for option in fields(cls)}
+        unknown = [name for name in keywords if name not in names]
+        if unknown:
+            allowed = ", ".join([*names, *others])
+            raise TypeError(
+                f"{function}() got an unexpected keyword argument {unknown[0]!r}; it takes {allowed}"
+            )
+        missing = [name for name, required in names.items() if required and name not in keywords]
+        if missing:
+            raise TypeError(f"{function}() requires the keyword argument {' and '.join(missing)}")
+        return cls(**keywords)
+
     def __post_init__(self) -> None:
         check_label("owner", self.owner)
         # Plain strings from here on: psycopg adapts enumerations in its own way.
         object.__setattr__(self, "privacy", privacy_name(self.privacy))
-        if self.latency not in set(Latency):
+        if not isinstance(self.latency, str) or self.latency not in set(Latency):
             raise InvalidInput("latency", "must be interactive or bulk")
         object.__setattr__(self, "latency", Latency(self.latency).value)
-        if self.quality not in {"adequate", "best"}:
+        if not isinstance(self.quality, str) or self.quality not in {"adequate", "best"}:
             raise InvalidInput("quality", "must be adequate or best")
         for name in ("task", "tier"):
             if getattr(self, name) is not None:
@@ -94,10 +119,9 @@ class JobOptions:
                 not isinstance(moment, dt.datetime) or moment.utcoffset() is None
             ):
                 raise InvalidInput(name, "must be a datetime with a time zone")
-        if self.max_attempts is not None and not 1 <= self.max_attempts <= _MAX_ATTEMPTS_LIMIT:
-            raise InvalidInput("max_attempts", f"must be 1 to {_MAX_ATTEMPTS_LIMIT}")
-        if not 0 < self.result_ttl_s < 2**31:
-            raise InvalidInput("result_ttl_s", "must be a positive number of seconds")
+        if self.max_attempts is not None:
+            check_integer("max_attempts", self.max_attempts, _MAX_ATTEMPTS_LIMIT)
+        check_integer("result_ttl_s", self.result_ttl_s, 2**31 - 1, "a whole number of seconds")
 
     @property
     def private(self) -> bool:
@@ -111,7 +135,7 @@ def privacy_name(privacy: object) -> str:
     Raises:
         InvalidInput: it is neither.
     """
-    if privacy not in set(Privacy):
+    if not isinstance(privacy, str) or privacy not in set(Privacy):
         raise InvalidInput("privacy", "must be given: private or shareable")
     return Privacy(str(privacy)).value
 

@@ -97,7 +97,7 @@ def steps_of(
 
 
 def _prepared(job: JobRequest, path: str, digest: Digest, payload_limit: int) -> Prepared:
-    if not callable(getattr(job, "prepare", None)):
+    if isinstance(job, type) or not callable(getattr(job, "prepare", None)):
         raise InvalidInput(path or "job", "must be a job, such as Embedding(texts=[…])")
     try:
         return job.prepare(digest, payload_limit)

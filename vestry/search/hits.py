@@ -40,6 +40,9 @@ class Hit:
 class Hits(Sequence[Hit]):
     """A read-only sequence of hits, nearest first; best first if a reranker ordered them.
 
+    Equal to other `Hits`, or a list or tuple, with the same hits in the same order; the attributes
+    below are not compared. Unhashable, as a list.
+
     Attributes:
         space: name of the embedding space that was searched.
         reason: why the search is degraded, such as `reranker_too_slow`; None if it is not.
@@ -68,6 +71,15 @@ class Hits(Sequence[Hit]):
 
     def __len__(self) -> int:
         return len(self.hits)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Hits):
+            return self.hits == other.hits
+        if isinstance(other, (list, tuple)):
+            return self.hits == tuple(other)
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)

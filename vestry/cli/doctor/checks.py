@@ -120,9 +120,12 @@ def database(client: ClientSettings) -> Iterator[Check]:
 
 
 def _schema(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Check]:
-    row = conn.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
-    release = str(row[0]) if row else None
-    fault = pgvector_fault(release)
+    row = conn.execute(
+        """SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector'),
+                  (SELECT default_version FROM pg_available_extensions WHERE name = 'vector')"""
+    ).fetchone()
+    release, available = (None if value is None else str(value) for value in row or (None, None))
+    fault = pgvector_fault(release, available)
     yield Check("pgvector", fault is None, fault or str(release))
     revision = read_revision(conn)
     fault = revision_fault(revision)
