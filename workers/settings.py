@@ -98,6 +98,20 @@ class Settings(BaseSettings):
         reject_renamed(os.environ)
         return values
 
+    @field_validator(
+        "database_password_file",
+        "broker_password_file",
+        "keyring_file",
+        "ready_file",
+        "temp_dir",
+        "catalogue",
+        "tessdata",
+        mode="before",
+    )
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
     @field_validator("lanes", mode="before")
     @classmethod
     def _split_lanes(cls, value: object) -> object:
