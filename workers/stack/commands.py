@@ -19,7 +19,7 @@ from workers.stack.background import BackgroundStack, running_in, start_backgrou
 from workers.stack.dev_stack import ensure_keyring, prepare_database
 from workers.stack.embedded_stack import FLOWER_USER, EmbeddedStack, StackOptions
 from workers.stack.server_dir import orphans
-from workers.stack.settings import check_settings
+from workers.stack.settings import check_settings, check_tunables, inherited_environment
 from workers.stack.supervisor import StartError, Supervisor
 
 __all__ = ["BackgroundStack", "register", "start_background"]
@@ -172,6 +172,11 @@ def _settings(pairs: list[str]) -> dict[str, str]:
         check_settings(settings)
     except ValueError as error:
         raise CommandError("usage", f"--set: {error}") from None
+    try:
+        check_tunables(inherited_environment() | settings)
+    except ValueError as error:
+        source = "--set" if any(name in str(error) for name in settings) else "environment"
+        raise CommandError("usage", f"{source}: {error}") from None
     return settings
 
 
