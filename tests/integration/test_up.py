@@ -189,7 +189,7 @@ def test_failed_start_gives_its_reason_in_one_line(home: Path) -> None:
             flower=False,
             only=("dispatcher",),
         )
-    with pytest.raises(StartError, match="^--set: VESTRY_LEASE_S: must be greater than 0$"):
+    with pytest.raises(StartError, match=r"^--set: VESTRY_LEASE_S: must be greater than 0$"):
         start_background(home, {"VESTRY_LEASE_S": "-1"}, flower=False, only=("dispatcher",))
     assert running_in(home) is None
     wrong = vestry("up", "--home", str(home), "--set", "OPENAI_API_KEY=x")
