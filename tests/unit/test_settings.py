@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +118,13 @@ def run(module: str, variables: dict[str, str]) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", module], cwd=CHECKOUT, env=base_environment() | variables,
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("below", ["", "home"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_home_that_is_a_file_is_refused(tmp_path: Path, below: str, detach: bool) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(CommandError, match=f"^{re.escape(str(file))} is not a directory") as caught:
+        commands.up(home=file / below, detach=detach)
+    assert caught.value.exit_code == ExitCode.USAGE

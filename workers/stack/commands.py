@@ -67,6 +67,7 @@ def up(
     """Run Postgres, Valkey, dispatcher, workers and Flower; Ctrl-C drains."""
     output = Output(as_json=as_json)
     directory = Home(home or default_home())
+    _check_directory(directory.path)
     values = _settings(settings or []) | ({"VESTRY_OLLAMA": ollama} if ollama else {})
     options = StackOptions(values, flower, tuple(only or ()))
     if detach:
@@ -159,6 +160,12 @@ def report_orphans(output: Output) -> None:
             f"{directory} has the data of the home {home}, which does not exist: "
             "remove it, unless that home will be restored."
         )
+
+
+def _check_directory(path: Path) -> None:
+    existing = next(part for part in (path, *path.parents) if part.exists())
+    if not existing.is_dir():
+        raise CommandError("usage", f"{existing} is not a directory; choose another --home")
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
