@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from models.bootstrap import ROLES
 from vestry.cli.errors import CommandError, ExitCode
 from workers.home import CHECKOUT
 from workers.settings import Settings
@@ -128,3 +129,28 @@ def test_home_that_is_a_file_is_refused(tmp_path: Path, below: str, detach: bool
     with pytest.raises(CommandError, match=f"^{re.escape(str(file))} is not a directory") as caught:
         commands.up(home=file / below, detach=detach)
     assert caught.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("postgresql://a:s3cret@127.0.0.1:1/vestry", "cannot connect to the database"),
+        ("postgresql://a:s3cret@s3cret@127.0.0.1:1/vestry", "cannot connect to the database"),
+        ("postgresql://a:s3cret@[127.0.0.1/vestry", "VESTRY_ADMIN_URL is malformed"),
+        ("postgresql+psycopg://a:s3cret@127.0.0.1/vestry", "VESTRY_ADMIN_URL is malformed"),
+    ],
+)
+@pytest.mark.parametrize("password_file", [True, False])
+def test_migrate_reports_an_unusable_url(
+    tmp_path: Path, url: str, sentence: str, password_file: bool
+) -> None:
+    for name in (*ROLES, "admin"):
+        (tmp_path / name).write_text("s3cret", encoding="utf-8")
+    variables = {"VESTRY_ADMIN_URL": url, "VESTRY_ROLE_SECRETS": str(tmp_path)}
+    if password_file:
+        variables["VESTRY_ADMIN_PASSWORD_FILE"] = str(tmp_path / "admin")
+    done = run("workers.migrate", variables)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"migrate: {sentence}")
+    assert len(done.stderr.splitlines()) == 1
+    assert "s3cret" not in done.stderr
