@@ -21,6 +21,8 @@ from typing import Final, Self
 
 MIN_FREE_BYTES: Final = 512 * 1024 * 1024
 """Bytes that must be free in memory for temporary files to be kept there."""
+ATTEMPTS: Final = 5
+"""Another process that closes may remove the parent while this one starts."""
 
 
 class TempDirError(Exception):
@@ -31,9 +33,9 @@ class TempDir:
     """One process's directory `path` below `parent`, 0700 and empty at first, as a context manager.
 
     Args:
-        parent: created if missing, and made 0700. Other processes of this account may use it too.
+        parent: created 0700 if missing. Other processes of this account may use it too.
         name: of the directory, with a number appended while other processes hold that name. Entries
-            of `parent` that begin with `name` and that no process holds are removed.
+            `name` and `name.<number>` of `parent` that no process holds are removed.
 
     Raises:
         TempDirError: `parent` belongs to another account, others may write to it, or it cannot be
@@ -91,9 +93,18 @@ class TempDir:
 
     def _acquire(self) -> tuple[Path, int]:
         """Create and lock a directory; the first name that no other process holds."""
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(FileNotFoundError):
+                return self._try_acquire()
+        return self._try_acquire()
+
+    def _try_acquire(self) -> tuple[Path, int]:
+        self._parent.parent.mkdir(parents=True, exist_ok=True)
         _make_private(self._parent)
-        for path in self._parent.glob(f"{self._name}*"):
-            _sweep(path)
+        own = re.compile(rf"{re.escape(self._name)}(\.[0-9]+)?")
+        for path in self._parent.iterdir():
+            if own.fullmatch(path.name):
+                _sweep(path)
         for number in itertools.count():
             path = self._parent / (f"{self._name}.{number}" if number else self._name)
             _make_private(path)
@@ -115,13 +126,14 @@ def default_parent() -> Path:
 
 
 def _make_private(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Create a directory 0700, or check one that exists; its mode remains."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise TempDirError(f"{path} is not a directory of this account; set VESTRY_TEMP_DIR to one")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise TempDirError(f"{path} is writable by other accounts; set its mode to 0700")
-    path.chmod(0o700)
 
 
 def _sweep(path: Path) -> None:

@@ -16,7 +16,7 @@ from kombu import Exchange, Queue
 from vestry.lanes import LANES, Pool
 from workers import log_redaction
 from workers.celery_integration import transport, worker_lifecycle
-from workers.settings import Settings, key_prefix
+from workers.settings import key_prefix, read_settings
 
 READ_ONLY_PANEL = frozenset(
     {
@@ -83,7 +83,7 @@ def make_app(broker: str, privacy: str, *, remote_control: bool = True) -> Celer
 
 
 def _from_environment() -> Celery:
-    settings = Settings()
+    settings = read_settings("worker")
     log_redaction.configure(settings.log_level)
     log_redaction.own_process()
     if settings.privacy is None:

@@ -29,7 +29,7 @@ from workers.app import make_app
 from workers.db import LOOP_DEADLINE_S, deadline, run_with_reconnect, stop_on_signals
 from workers.failpoints import failpoint
 from workers.route_publisher import RoutePublisher
-from workers.settings import Settings, key_prefix
+from workers.settings import Settings, key_prefix, read_settings
 
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def _interactive_first(lane: str) -> tuple[bool, str]:
 
 def main() -> None:
     """Dispatch until SIGTERM or SIGINT."""
-    settings = Settings()
+    settings = read_settings("dispatcher", ("database_url", "broker_url"))
     log_redaction.configure(settings.log_level)
     log_redaction.own_process()
     stop = stop_on_signals()

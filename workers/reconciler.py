@@ -18,7 +18,7 @@ from models import retention, transitions
 from workers import failpoints, log_redaction
 from workers.db import LOOP_DEADLINE_S, deadline, run_with_reconnect, stop_on_signals
 from workers.failpoints import failpoint
-from workers.settings import Settings
+from workers.settings import Settings, read_settings
 
 Connection = psycopg.Connection[Any]
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class Reconciler:
 
 def main() -> None:
     """Reconcile until SIGTERM or SIGINT."""
-    settings = Settings()
+    settings = read_settings("reconciler", ("database_url",))
     log_redaction.configure(settings.log_level)
     log_redaction.own_process()
     stop = stop_on_signals()

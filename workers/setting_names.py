@@ -18,14 +18,14 @@ RENAMED: Final = {
 
 
 def reject_renamed(names: Iterable[str]) -> None:
-    """Refuse a former variable name: ignoring it would silently drop its value.
+    """Refuse a former variable name, in any case: ignoring it would silently drop its value.
 
     Raises:
         ValueError: a name has changed; the message has the new one.
     """
-    if former := sorted(RENAMED.keys() & set(names)):
+    if former := sorted(name for name in set(names) if name.upper() in RENAMED):
         raise ValueError(
-            "; ".join(f"{name} was renamed: set {RENAMED[name]} instead" for name in former)
+            "; ".join(f"{name} was renamed: set {RENAMED[name.upper()]} instead" for name in former)
         )
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from inference.remote.local_network import Network, networks
 from vestry.crypto.keyring import COMMAND, DESCRIPTOR, FILE
@@ -98,6 +106,27 @@ class Settings(BaseSettings):
         reject_renamed(os.environ)
         return values
 
+    @field_validator(
+        "database_password_file",
+        "broker_password_file",
+        "keyring_file",
+        "ready_file",
+        "temp_dir",
+        "catalogue",
+        "tessdata",
+        mode="before",
+    )
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("log_level")
+    @classmethod
+    def _check_level(cls, value: str) -> str:
+        if value.upper() not in logging.getLevelNamesMapping():
+            raise ValueError("VESTRY_LOG_LEVEL: must be DEBUG, INFO, WARNING or ERROR")
+        return value
+
     @field_validator("lanes", mode="before")
     @classmethod
     def _split_lanes(cls, value: object) -> object:
@@ -153,6 +182,111 @@ class Settings(BaseSettings):
             COMMAND: self.keyring_command,
             DESCRIPTOR: "" if self.keyring_fd is None else str(self.keyring_fd),
         }
+
+
+class _GivenSettings(Settings):
+    """Settings from arguments only, without the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the base class's parameters
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+_FIELD_RULES: Final = {
+    "backend_keys": "must be NAME=FILE pairs",
+    "embedding_backend": "must be sentence-transformers, echo or the name of a module",
+}
+_TYPE_RULES: Final = {
+    "decimal_parsing": "must be a number",
+    "finite_number": "must be a number",
+    "float_parsing": "must be a number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+}
+"""Pydantic's error type to the rest of the sentence."""
+
+
+def read_settings(process: str, required: tuple[str, ...] = ()) -> Settings:
+    """Read the settings of this process from its environment.
+
+    Args:
+        process: name that begins each sentence.
+        required: fields that may not be empty.
+
+    Raises:
+        SystemExit: with one sentence per fault and status 1; none quotes a URL.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        faults = setting_faults(error)
+    else:
+        missing = [name for name in required if not getattr(settings, name)]
+        faults = [f"VESTRY_{name.upper()} is not set" for name in missing]
+        faults += _connection_faults(settings)
+    if faults:
+        raise SystemExit("\n".join(f"{process}: {fault}" for fault in faults))
+    return settings
+
+
+def check_values(values: Mapping[str, str]) -> list[str]:
+    """One sentence for each fault of VESTRY_ variables, without those of the environment."""
+    fields: dict[str, Any] = {
+        name.removeprefix("VESTRY_").lower(): value for name, value in values.items()
+    }
+    try:
+        _GivenSettings(**fields)
+    except ValidationError as error:
+        return setting_faults(error)
+    return []
+
+
+def setting_faults(error: ValidationError) -> list[str]:
+    """One sentence for each fault, without pydantic's text."""
+    return [_sentence(fault) for fault in error.errors(include_url=False, include_input=False)]
+
+
+def _sentence(fault: Any) -> str:
+    context = fault.get("ctx", {})
+    if fault["type"] == "value_error":  # raised by a validator of this module
+        return " ".join(str(context["error"]).split())
+    field = str(fault["loc"][0])
+    rule = _FIELD_RULES.get(field) or _TYPE_RULES.get(fault["type"], "has no valid value")
+    numbers = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()
+    }
+    return f"VESTRY_{field.upper()}: {rule.format(**numbers)}"
+
+
+def _connection_faults(settings: Settings) -> list[str]:
+    faults = []
+    for name, form in (
+        ("database", "postgresql://USER@HOST/DATABASE"),
+        ("broker", "redis://USER@HOST:PORT/0"),
+    ):
+        try:
+            url = getattr(settings, name)
+            if name == "database":
+                conninfo_to_dict(url)
+            elif url:
+                _ = urlsplit(url).port
+        except OSError:
+            faults.append(f"VESTRY_{name.upper()}_PASSWORD_FILE: the file cannot be read")
+        except (ValueError, psycopg.Error):
+            faults.append(f"VESTRY_{name.upper()}_URL: must be a URL such as {form}")
+    return faults
 
 
 def key_prefix(privacy: str) -> str:

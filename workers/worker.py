@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vestry.lanes import LANES
 from workers.celery_integration import worker_lifecycle
-from workers.settings import Settings
+from workers.settings import Settings, read_settings
 
 SPARE_THREADS = 2
 """Pool threads beyond the slots: a stale hint is dropped without waiting for a running batch."""
@@ -44,7 +44,7 @@ def argv(settings: Settings) -> list[str]:
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
-    settings = Settings()
+    settings = read_settings("worker", ("database_url", "broker_url"))
     arguments = argv(settings)
     worker_lifecycle.set_nice(settings.nice)
     from workers import app  # noqa: PLC0415 - reads the settings on first access

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -115,6 +116,40 @@ def test_unsupported_database_is_refused_with_one_line(
     assert done.returncode == 1
     assert done.stderr.startswith(sentence)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_concurrent_runs_succeed(database: str, secrets: Path) -> None:
+    settings = {"VESTRY_ADMIN_URL": database, "VESTRY_ROLE_SECRETS": str(secrets)}
+    with ThreadPoolExecutor(3) as executor:
+        runs = [executor.submit(migrate, **settings) for _ in range(3)]
+    assert [(run.result().returncode, run.result().stderr) for run in runs] == [(0, "")] * 3
+
+
+def test_operator_errors_are_one_clear_line(stack: DevStack, database: str, secrets: Path) -> None:
+    settings = {"VESTRY_ADMIN_URL": database, "VESTRY_ROLE_SECRETS": str(secrets)}
+    assert migrate(**settings).returncode == 0
+    with psycopg.connect(database) as conn:
+        conn.execute("DROP TABLE vestry.alembic_version")
+    for url, sentence in (
+        (database, "the schema vestry has objects but no table alembic_version"),
+        (make_conninfo(database, password="wr0ng"), "login of VESTRY_ADMIN_URL was refused"),
+        (
+            make_conninfo(database, dbname="absent"),
+            "the database of VESTRY_ADMIN_URL does not exist",
+        ),
+        (
+            make_conninfo(stack.database_url(PRODUCER), dbname=DATABASE),
+            "login of VESTRY_ADMIN_URL may not create roles",
+        ),
+        (
+            make_conninfo(database, options="-c default_transaction_read_only=on"),
+            "the database is read-only",
+        ),
+    ):
+        done = migrate(**settings | {"VESTRY_ADMIN_URL": url})
+        assert done.returncode == 1
+        assert sentence in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_missing_setting_is_one_clear_line() -> None:

@@ -180,6 +180,16 @@ def test_failed_start_gives_its_reason_in_one_line(home: Path) -> None:
     with pytest.raises(StartError, match="no such process: nonsense; there are dispatcher"):
         start_background(home, only=("nonsense",))
     with pytest.raises(StartError, match=r"dispatcher does not start; see .*dispatcher\.log"):
+        start_background(
+            home,
+            {
+                "VESTRY_EMBEDDING_BACKEND": "sentence-transformers",
+                "VESTRY_EMBEDDING_MODEL": "no/such-model",
+            },
+            flower=False,
+            only=("dispatcher",),
+        )
+    with pytest.raises(StartError, match=r"^--set: VESTRY_LEASE_S: must be greater than 0$"):
         start_background(home, {"VESTRY_LEASE_S": "-1"}, flower=False, only=("dispatcher",))
     assert running_in(home) is None
     wrong = vestry("up", "--home", str(home), "--set", "OPENAI_API_KEY=x")
@@ -191,7 +201,7 @@ def test_failed_start_gives_its_reason_in_one_line(home: Path) -> None:
         assert "VESTRY_SLOTS" in wrong.stderr
     for detach in ((), ("--detach",)):
         wrong = vestry("up", "--home", str(home), *detach, VESTRY_WINDOW="8")
-        assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (3, 1)
+        assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (2, 1)
         assert "VESTRY_WINDOW was renamed: set VESTRY_HINTS_PER_SLOT instead" in wrong.stderr
 
 

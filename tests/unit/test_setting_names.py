@@ -63,6 +63,11 @@ def test_every_former_name_is_listed() -> None:
     reject_renamed(["HOME", "VESTRY_SLOTS"])
 
 
+def test_former_name_is_refused_in_lower_case() -> None:
+    with pytest.raises(ValueError, match="vestry_window was renamed: set VESTRY_HINTS_PER_SLOT"):
+        reject_renamed(["vestry_window"])
+
+
 def test_pairs_are_parsed_and_formatted() -> None:
     assert parse_pairs("openai, llama=http://127.0.0.1/v1?a=b  x=") == {
         "openai": "", "llama": "http://127.0.0.1/v1?a=b", "x": "",

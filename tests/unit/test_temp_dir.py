@@ -81,11 +81,12 @@ def test_directory_of_killed_process_is_removed_by_next_start(parent: Path) -> N
     assert list(path.rglob("page"))
     (parent / "w.7").mkdir()
     (parent / "w.7" / "file").write_text("of an earlier process")
-    (parent / "w.tmp").write_text("of an earlier process")
-    (parent / "other").mkdir()
+    kept = {"w.tmp", "w-2", "work", "w.7.txt", "other"}
+    for name in kept:
+        (parent / name).mkdir()
     with TempDir(parent, "w") as temp_dir:
         assert temp_dir.path == path
-        assert {file.name for file in parent.rglob("*")} == {"w", "other"}
+        assert {file.name for file in parent.rglob("*")} == {"w", *kept}
     assert not path.exists()
 
 
@@ -108,3 +109,26 @@ def test_link_or_parent_of_another_account_is_refused(tmp_path: Path) -> None:
         os.chown(tmp_path / "real", 65534, 65534)
         with pytest.raises(TempDirError):
             TempDir(tmp_path / "real", "w")
+
+
+def test_mode_of_an_existing_parent_is_unchanged(parent: Path) -> None:
+    parent.mkdir()
+    parent.chmod(0o755)
+    with TempDir(parent, "w") as temp_dir:
+        assert (mode(parent), mode(temp_dir.path)) == (0o755, 0o700)
+
+
+def test_parent_removed_by_another_process_is_created_again(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+    removals = iter([True, True])
+
+    def racing_mkdir(path: Path, *args: object, **options: object) -> None:
+        if path.parent == parent and next(removals, False):
+            parent.rmdir()
+        mkdir(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", racing_mkdir)
+    with TempDir(parent, "w") as temp_dir:
+        assert (mode(parent), mode(temp_dir.path)) == (0o700, 0o700)

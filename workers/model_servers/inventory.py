@@ -25,7 +25,7 @@ from inference.remote.local_network import is_own
 from inference.routing.model_registry import ModelRegistry, configuration
 from workers.enabled_backends import BackendSettingsError, enabled_backends, load_catalogue
 from workers.home import read_json
-from workers.settings import Settings
+from workers.settings import Settings, setting_faults
 
 MAX_PARALLEL_PROBES: Final = 8
 OVERHEAD: Final = 1.2
@@ -113,11 +113,7 @@ def load_settings() -> tuple[Settings, Catalogue]:
     except BackendSettingsError as error:
         raise InventoryError(str(error)) from None
     except ValidationError as error:
-        faults = [
-            f"VESTRY_{str(fault['loc'][0]).upper()}" if fault["loc"] else fault["msg"]
-            for fault in error.errors()
-        ]
-        raise InventoryError(f"invalid settings, correct them: {', '.join(faults)}") from None
+        raise InventoryError("; ".join(setting_faults(error))) from None
 
 
 def running_stack(home: Path) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from workers.stack.background import BackgroundStack, running_in, start_backgrou
 from workers.stack.dev_stack import ensure_keyring, prepare_database
 from workers.stack.embedded_stack import FLOWER_USER, EmbeddedStack, StackOptions
 from workers.stack.server_dir import orphans
-from workers.stack.settings import check_settings
+from workers.stack.settings import check_settings, check_tunables, inherited_environment
 from workers.stack.supervisor import StartError, Supervisor
 
 __all__ = ["BackgroundStack", "register", "start_background"]
@@ -67,6 +67,7 @@ def up(
     """Run Postgres, Valkey, dispatcher, workers and Flower; Ctrl-C drains."""
     output = Output(as_json=as_json)
     directory = Home(home or default_home())
+    _check_directory(directory.path)
     values = _settings(settings or []) | ({"VESTRY_OLLAMA": ollama} if ollama else {})
     options = StackOptions(values, flower, tuple(only or ()))
     if detach:
@@ -161,6 +162,12 @@ def report_orphans(output: Output) -> None:
         )
 
 
+def _check_directory(path: Path) -> None:
+    existing = next(part for part in (path, *path.parents) if part.exists())
+    if not existing.is_dir():
+        raise CommandError("usage", f"{existing} is not a directory; choose another --home")
+
+
 def _settings(pairs: list[str]) -> dict[str, str]:
     settings = {}
     for pair in pairs:
@@ -172,6 +179,11 @@ def _settings(pairs: list[str]) -> dict[str, str]:
         check_settings(settings)
     except ValueError as error:
         raise CommandError("usage", f"--set: {error}") from None
+    try:
+        check_tunables(inherited_environment() | settings)
+    except ValueError as error:
+        source = "--set" if any(name in str(error) for name in settings) else "environment"
+        raise CommandError("usage", f"{source}: {error}") from None
     return settings
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from workers.model_servers import plan
 from workers.setting_names import reject_renamed
+from workers.settings import check_values
 from workers.stack import accounts
 
 TUNABLES = (
@@ -80,6 +81,17 @@ def check_settings(settings: Mapping[str, str]) -> None:
         raise ValueError(
             f"unknown settings: {', '.join(unknown)}; use one of: {', '.join(sorted(valid))}"
         )
+
+
+def check_tunables(settings: Mapping[str, str]) -> None:
+    """Refuse values that no process accepts, before any starts.
+
+    Raises:
+        ValueError: with one sentence per fault.
+    """
+    given = {name: settings[name] for name in TUNABLES if name in settings}
+    if faults := check_values(given):
+        raise ValueError("; ".join(faults))
 
 
 def inherited_environment() -> dict[str, str]:
