@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
 
 import psutil
@@ -19,9 +20,23 @@ def arguments_and_environments(pids: Iterable[int], required: set[int]) -> list[
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            lines[pid] = " ".join([*process.cmdline(), *process.environ().values()])
+            values = (environment(pid) or {}).values()
+            lines[pid] = " ".join([*process.cmdline(), *values])
     assert required <= lines.keys()
     return list(lines.values())
+
+
+def environment(pid: int) -> dict[str, str] | None:
+    """Environment of a process; None if the process denies its own account access.
+
+    Private workers and their model servers do, and only root can read theirs.
+    """
+    try:
+        return psutil.Process(pid).environ()
+    except psutil.AccessDenied:
+        if os.geteuid() == 0:
+            raise
+        return None
 
 
 def alive(pid: int) -> bool:

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 
 from tests.cluster_template import migrated_home
-from tests.process_env import alive, arguments_and_environments
+from tests.process_env import alive, arguments_and_environments, environment
 from tests.waiting import eventually
 from workers.home import CHECKOUT, Home, HomeInUseError
 from workers.settings import Settings
@@ -239,7 +239,7 @@ def test_each_process_has_its_own_secrets_only(home: Path, monkeypatch: pytest.M
     with start_background(home, ECHO) as running:
         processes = {p["name"]: p for p in running.state()["processes"]}
         environments = {
-            name: psutil.Process(p["pid"]).environ()
+            name: environment(p["pid"])
             for name, p in processes.items()
             if name not in {"postgres", "valkey"}
         }
@@ -255,21 +255,24 @@ def test_each_process_has_its_own_secrets_only(home: Path, monkeypatch: pytest.M
         "dispatcher", "reconciler", "flower-private", "flower-shareable",
         *map(worker_name, workers),
     }  # fmt: skip
-    for name, environment in environments.items():
-        assert "planted" not in environment.values()
-        assert "OPENAI_API_KEY" not in environment
-        assert environment["HF_HUB_OFFLINE"] == "1"
-        assert environment["VESTRY_EMBEDDING_BACKEND"] == "echo"
-        assert environment["VESTRY_LOG_LEVEL"] == "DEBUG"
-        # Only private workers have the key ring, by descriptor.
+    for name, variables in environments.items():
         private_worker = name.startswith("private-")
-        assert ("VESTRY_KEYRING_FD" in environment) == private_worker
-        assert "VESTRY_KEYRING_FILE" not in environment
-        user = environment.get("VESTRY_BROKER_URL", "//none@").split("//")[1].split("@")[0]
+        if variables is None:
+            assert private_worker
+            continue
+        assert "planted" not in variables.values()
+        assert "OPENAI_API_KEY" not in variables
+        assert variables["HF_HUB_OFFLINE"] == "1"
+        assert variables["VESTRY_EMBEDDING_BACKEND"] == "echo"
+        assert variables["VESTRY_LOG_LEVEL"] == "DEBUG"
+        # Only private workers have the key ring, by descriptor.
+        assert ("VESTRY_KEYRING_FD" in variables) == private_worker
+        assert "VESTRY_KEYRING_FILE" not in variables
+        user = variables.get("VESTRY_BROKER_URL", "//none@").split("//")[1].split("@")[0]
         assert user == next(
             (word for word in ("private", "shareable", "dispatcher") if word in name), "none"
         )
-        login = environment.get("VESTRY_DATABASE_URL", "//none@").split("//")[1].split("@")[0]
+        login = variables.get("VESTRY_DATABASE_URL", "//none@").split("//")[1].split("@")[0]
         assert login == (
             "vestry_private" if private_worker
             else "vestry_shareable" if name.startswith("shareable-")

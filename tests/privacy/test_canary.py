@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -174,13 +175,17 @@ def test_key_ring_is_passed_to_private_workers_only(canary: Canary) -> None:
         for name, content in list(canary.stack.watch.processes.items())
         if name.endswith(f" {process['pid']}")
     }
-    holders = {name for name, content in seen.items() if b"VESTRY_KEYRING_FD=" in content}
-    assert holders == {
+    expected = {
         "private-interactive-gpu",
         "private-bulk-gpu",
         "private-interactive-cpu",
         "private-bulk-cpu",
     }
+    if os.geteuid() != 0:
+        # An ordinary account reads a private worker's environment before the worker denies it, or not.
+        expected &= {name for name, content in seen.items() if b"VESTRY_PRIVACY=" in content}
+    holders = {name for name, content in seen.items() if b"VESTRY_KEYRING_FD=" in content}
+    assert holders == expected
     ring = str(canary.stack.home.keyring).encode()
     assert not [name for name, content in seen.items() if ring in content]
 
