@@ -131,9 +131,10 @@ def _common_fault(error: BaseException | None) -> str:
             "the connection to the database failed: check that the server runs and accepts the "
             f"login {SCHEMA_OWNER}, then migrate again"
         )
-    reason = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    reason = " ".join((reason or type(error).__name__).split())
-    return f"the database refused a statement ({reason}): correct this, then migrate again"
+    # The driver's text is not passed on: it may quote a value of a row.
+    code = error.sqlstate if isinstance(error, psycopg.Error) else None
+    reason = f"{type(error).__name__}, SQLSTATE {code or 'none'}"
+    return f"the database refused a statement ({reason}): see its log, then migrate again"
 
 
 def admin_login(environment: Mapping[str, str]) -> str:

@@ -112,7 +112,7 @@ def server_account(data: Path) -> Account:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
             return Account(entry.pw_uid, entry.pw_gid)
-    raise OSError("the servers need an unprivileged account, nobody or daemon: create one")
+    raise OSError("no unprivileged account for the servers: create the account nobody or daemon")
 
 
 def base_environment() -> dict[str, str]:
